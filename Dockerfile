@@ -1,0 +1,28 @@
+# One image for every part: the command is `api`, `worker`, `scheduler` or `migrate`, or any other of `headrace`.
+
+FROM python:3.11-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+# What changes seldom comes first: an edit of the code builds nothing but its own wheel.
+COPY requirements.lock requirements-build.lock ./
+RUN python -m venv /opt/headrace \
+    && /opt/headrace/bin/pip install --no-deps --only-binary :all: --require-hashes -r requirements.lock \
+    && pip install --no-deps --only-binary :all: --require-hashes -r requirements-build.lock
+COPY pyproject.toml LICENSE ./
+COPY headrace headrace
+COPY api api
+COPY worker worker
+COPY migrations migrations
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /opt/headrace/bin/pip install --no-deps /dist/*.whl
+
+FROM python:3.11-slim
+RUN useradd --uid 10001 --create-home headrace
+COPY --from=build /opt/headrace /opt/headrace
+ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1 HEADRACE_HOST=0.0.0.0
+USER headrace
+# A headrace.toml mounted here is found.
+WORKDIR /home/headrace
+EXPOSE 8700
+ENTRYPOINT ["headrace"]
+CMD ["api"]

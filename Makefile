@@ -1,0 +1,70 @@
+# `make` alone lists what it can do. Everything runs in .venv, which the first target that needs it builds.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough; `make PYTHON=/path/to/python …` overrides.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$python && break; done)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+ARGS ?=
+
+# Scripts in a venv hold its absolute path, so the path is part of the stamp: a copied checkout builds its own.
+LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install check format test demo dev bench lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Build .venv: the locked dependencies, each checked against its hash, and the headrace command
+
+$(LOCKED): requirements-dev.lock requirements-build.lock
+	@test -n "$(PYTHON)" || { echo "Headrace needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing the locked dependencies into .venv …"
+	@test -e "$@" || "$(PYTHON)" -m venv --clear "$(VENV)"
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+		-r requirements-dev.lock -r requirements-build.lock
+	@touch "$@"
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch "$@"
+
+check: install ## Lint, format check, strict types, import contracts
+	"$(BIN)/ruff" check
+	"$(BIN)/ruff" format --check
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+
+format: install ## Format, and fix what ruff can fix
+	"$(BIN)/ruff" format
+	"$(BIN)/ruff" check --fix
+
+test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
+	"$(BIN)/python" -m pytest $(ARGS)
+
+demo: install ## Start everything, stream a completion, run a few jobs, show results and usage
+	@exec "$(BIN)/headrace" demo $(ARGS)
+
+dev: install ## Run the whole service on this machine until Ctrl-C
+	@exec "$(BIN)/headrace" dev $(ARGS)
+
+bench: install ## Measure against LiteLLM's proxy, in the same run
+	@exec "$(BIN)/python" -m bench $(ARGS)
+
+COMPILE = "$(BIN)/uv" pip compile --quiet --universal --generate-hashes --no-header $(ARGS)
+lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgrade takes the newest
+	"$(BIN)/python" -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group build --output-file requirements-build.lock
+
+clean: ## Remove .venv and everything else that can be made again
+	rm -rf .venv .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

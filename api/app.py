@@ -1,0 +1,36 @@
+"""The application: every resource under `/api/v1`, as documented, and under `/v1`, as OpenAI's clients assume."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+import headrace
+from api import chat, health, jobs, models, stored
+from api.openapi import describe
+from api.scope import RequestScope, handle_errors
+from api.state import lifespan_of
+from headrace.settings import Settings
+
+_PREFIXES = ("/api/v1", "/v1")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; it connects when it starts."""
+    app = FastAPI(
+        title="Headrace",
+        summary="Completions that do not get lost",
+        version=headrace.__version__,
+        lifespan=lifespan_of(settings),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    for prefix in _PREFIXES:
+        for resource in (chat, stored, jobs, models):
+            app.include_router(resource.router, prefix=prefix, include_in_schema=prefix == _PREFIXES[0])
+    for prefix in ("", *_PREFIXES):
+        app.include_router(health.router, prefix=prefix, include_in_schema=not prefix)
+    handle_errors(app)
+    app.add_middleware(RequestScope)
+    describe(app)
+    return app

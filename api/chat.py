@@ -1,0 +1,213 @@
+"""Chat completions, as OpenAI has them: waited for, streamed, or in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.acceptance import accept, new_job
+from api.authentication import Authenticated
+from api.cancellation import abandon
+from api.job_object import Job, find_job
+from api.scope import read_body
+from api.sse import PING, EventStream, render_event
+from headrace.chat.completion import ChatCompletion
+from headrace.chat.request import ChatRequest, parse_chat_request
+from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
+from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
+from headrace.ids import completion_id
+from headrace.jobs.queries import NewJob
+from headrace.keys.queries import Principal
+from headrace.live import Listener, ListenerClosedError
+
+router = APIRouter(tags=["Chat"])
+
+_DONE = b"data: [DONE]\n\n"
+# Nobody reads it: the client is gone.
+_NOBODY = Response(status_code=499)
+
+
+@router.post(
+    "/chat/completions",
+    summary="Create a chat completion",
+    responses={
+        200: {"model": ChatCompletion, "content": {"text/event-stream": {}}},
+        202: {"model": Job, "description": "With `background`: the job"},
+    },
+)
+async def create_chat_completion(request: Request, principal: Authenticated) -> Response:
+    """Answer with the completion, stream it, or with `background` start a job and return it."""
+    body = await read_body(request)
+    chat = parse_chat_request(body)
+    job = new_job(request, principal, chat, body.decode(), background=bool(chat.background))
+    if job.background:
+        await accept(request, job)
+        return await accepted(request, job)
+    foreground = _Foreground(request, principal, job)
+    return await (foreground.stream(_includes_usage(chat)) if chat.stream else foreground.whole())
+
+
+async def accepted(request: Request, job: NewJob) -> Response:
+    """Return the answer to a job that was accepted to run in the background."""
+    rendered = await find_job(request, job.id, job.account_id)
+    return Response(orjson.dumps(rendered), 202, {"location": f"/api/v1/jobs/{job.id}"}, "application/json")
+
+
+class _Foreground:
+    """A completion whose client waits: if it goes away, so does the job, upstream too."""
+
+    def __init__(self, request: Request, principal: Principal, job: NewJob) -> None:
+        self.request = request
+        self.principal = principal
+        self.job = job
+        self.headers = {"x-headrace-job": job.id}
+
+    async def whole(self) -> Response:
+        """Return the completion once it is there."""
+        async with self._listening() as (_, events):
+            try:
+                async for event in events:
+                    if isinstance(event, Ended):
+                        if event.response is None:
+                            raise stored_error(event.error)
+                        return Response(event.response, 200, self.headers, "application/json")
+            except ListenerClosedError:
+                await self._abandon()
+        return _NOBODY
+
+    async def stream(self, include_usage: bool) -> Response:
+        """Return the stream, once there is a first delta, an error with its own status, or it has taken too long."""
+        stack = contextlib.AsyncExitStack()
+        try:
+            listener, events = await stack.enter_async_context(self._listening())
+            listener.patience_seconds = self.request.state.settings.header_wait_seconds
+            first = await _first(events)
+        except ListenerClosedError:
+            await stack.aclose()
+            await self._abandon()
+            return _NOBODY
+        except BaseException:
+            await stack.aclose()
+            raise
+        listener.patience_seconds = self.request.state.settings.ping_seconds
+        return EventStream(self._chunks(stack, first, events, include_usage), self.headers)
+
+    async def _chunks(
+        self, stack: contextlib.AsyncExitStack, first: Event, events: AsyncIterator[Event], include_usage: bool
+    ) -> AsyncGenerator[list[bytes], None]:
+        async with stack:
+            ended = False
+            chunks = Chunks(self.job.id, self.created, include_usage=include_usage)
+            try:
+                yield chunks.render(first)
+                ended = chunks.over
+                while not ended:
+                    yield chunks.render(await anext(events))
+                    ended = chunks.over
+                ended = not chunks.broken
+            except ListenerClosedError:
+                pass
+            finally:
+                if not ended:
+                    await self._abandon()
+
+    @contextlib.asynccontextmanager
+    async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
+        """Submit the job and follow it, until the client goes away."""
+        state = self.request.state
+        async with state.hub.listen(self.job.id, own=True) as listener:
+            self.created = await accept(self.request, self.job)
+            leaving = asyncio.create_task(close_when_gone(self.request, listener))
+            try:
+                async with aclosing(follow(listener, state.database, replay=False)) as events:
+                    yield listener, events
+            finally:
+                leaving.cancel()
+
+    async def _abandon(self) -> None:
+        # In a task of its own: the client's going must not stop what its going asks for.
+        await asyncio.shield(asyncio.create_task(abandon(self.request, self.job.id, self.principal.account_id)))
+
+
+async def close_when_gone(request: Request, listener: Listener) -> None:
+    """Close the listener when the client goes away; the request's body has been read by then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    listener.close()
+
+
+async def _first(events: AsyncIterator[Event]) -> Event:
+    """Return the first event that a client sees something of, or the first silence; raise the error it ends with."""
+    async for event in events:
+        if isinstance(event, Ended) and event.response is None:
+            raise stored_error(event.error)
+        if isinstance(event, Deltas | Ended | Silence):
+            return event
+    raise AssertionError("a job's events end with its end")
+
+
+class Chunks:
+    """Events of a job as the chunks of one stream: one id and one creation time throughout."""
+
+    def __init__(self, job_id: str, created: int, *, include_usage: bool) -> None:
+        self._about = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'.encode()
+        self._include_usage = include_usage
+        self._head = b"data: " + self._about + (b'"usage":null,' if include_usage else b"")
+        self._begun = False
+        self.over = False
+        self.broken = False
+
+    def render(self, event: Event) -> list[bytes]:
+        """Return what the client is to read of an event."""
+        if isinstance(event, Deltas):
+            self._begun = True
+            head = self._head
+            return [b"%b%b\n\n" % (head, chunk[1:]) for chunk in event.chunks]
+        if isinstance(event, Silence):
+            return [PING]
+        if isinstance(event, Ended):
+            self.over = True
+            if event.response is None:
+                return [error_event(stored_error(event.error))]
+            return [*self._usage(event.response), _DONE]
+        if isinstance(event, Retrying) and self._begun:
+            # What the client has read would come again.
+            self.over = self.broken = True
+            return [error_event(UpstreamError(INTERRUPTED))]
+        return []
+
+    def _usage(self, response: bytes) -> list[bytes]:
+        if not self._include_usage:
+            return []
+        completion = orjson.loads(response)
+        chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
+        return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
+
+
+def error_event(error: HeadraceError) -> bytes:
+    """Return an error as OpenAI puts it into a stream that has begun."""
+    return render_event(orjson.dumps({"error": error.body()}))
+
+
+def _includes_usage(chat: ChatRequest) -> bool:
+    return chat.stream_options is not None and bool(chat.stream_options.include_usage)
+
+
+def stored_error(document: bytes | None) -> HeadraceError:
+    """Return the error that a job ended with, as its row keeps it."""
+    stored = orjson.loads(document or b"{}")
+    error = HeadraceError(
+        stored.get("message"),
+        param=stored.get("param"),
+        code=stored.get("code"),
+        status=stored.get("status"),
+        retry_after=stored.get("retry_after"),
+    )
+    error.type = stored.get("type", error.type)
+    return error

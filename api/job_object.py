@@ -1,0 +1,148 @@
+"""The job object, as every path and event shows it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from headrace.chat.completion import ChatCompletion, CompletionUsage
+from headrace.chat.usage import TokenUsage, render_usage
+from headrace.database import Row
+from headrace.errors import NotFoundError
+from headrace.ids import is_id
+from headrace.jobs import queries
+from headrace.jobs.state import State
+
+
+class JobError(BaseModel):
+    """Why a job has no result."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Job(BaseModel):
+    """A completion job. Times are in Unix seconds."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "job_019aaf5ee3a04b3fb0a1c65d8c2a9be1",
+                "object": "job",
+                "status": "running",
+                "model": "demo",
+                "provider": None,
+                "attempt": 1,
+                "created_at": 1763856000,
+                "started_at": 1763856000,
+                "first_token_at": None,
+                "finished_at": None,
+                "expires_at": 1763942400,
+                "queue_position": None,
+                "service_tier": "default",
+                "background": True,
+                "result": None,
+                "error": None,
+                "usage": None,
+                "cost": None,
+                "metadata": {"customer": "42"},
+                "batch_id": None,
+                "agent_id": None,
+            }
+        }
+    )
+
+    id: str
+    object: Literal["job"]
+    status: State
+    model: str
+    provider: str | None = Field(description="Who answered")
+    attempt: int = Field(description="How often a worker has started it")
+    created_at: int
+    started_at: int | None
+    first_token_at: int | None
+    finished_at: int | None
+    expires_at: int = Field(description="The deadline, which a `timeout` sets")
+    queue_position: int | None = Field(description="Jobs before it in its tier, while it is queued; 1,000 at most")
+    service_tier: Literal["priority", "default", "flex"]
+    background: bool
+    result: ChatCompletion | None
+    error: JobError | None
+    usage: CompletionUsage | None
+    cost: str | None = Field(description="USD, exact; null while unknown or for a model without a price")
+    metadata: dict[str, str] | None
+    batch_id: str | None
+    agent_id: str | None
+
+
+class JobList(BaseModel):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[Job]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def render_job(row: Row) -> dict[str, Any]:
+    """Return the job object of a row of `queries.get_job` or `queries.list_jobs`."""
+    return {
+        "id": row.id,
+        "object": "job",
+        "status": row.state,
+        "model": row.model,
+        "provider": row.provider,
+        "attempt": row.attempt,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "first_token_at": row.first_token_at,
+        "finished_at": row.finished_at,
+        "expires_at": row.deadline_at,
+        "queue_position": row.queue_position,
+        "service_tier": row.tier,
+        "background": row.background,
+        "result": None if row.response is None else orjson.Fragment(row.response),
+        "error": None if row.error is None else _error(row.error),
+        "usage": _usage(row),
+        "cost": None if row.cost is None else f"{row.cost.normalize():f}",
+        "metadata": row.metadata,
+        "batch_id": None,
+        "agent_id": None,
+    }
+
+
+def _error(document: str) -> dict[str, Any]:
+    error = orjson.loads(document)
+    return {name: error[name] for name in JobError.model_fields}
+
+
+def _usage(row: Row) -> dict[str, Any] | None:
+    if row.prompt_tokens is None:
+        return None
+    tokens = TokenUsage(
+        row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.reasoning_tokens, row.estimated
+    )
+    return {**render_usage(tokens), "estimated": tokens.estimated}
+
+
+async def find_job(request: Request, job_id: str, account_id: str) -> dict[str, Any]:
+    """Return the job object of an account's job.
+
+    Raises:
+        NotFoundError: The account has no such job; whether another has is not told.
+    """
+    row = await queries.get_job(request.state.database, job_id, account_id) if is_id(job_id, "job") else None
+    if row is None:
+        raise no_such_job(job_id)
+    return render_job(row)
+
+
+def no_such_job(job_id: str) -> NotFoundError:
+    """Return the answer for an id that the account has no job by."""
+    return NotFoundError(f"No job found with id '{job_id[:100]}'.", param="job_id")

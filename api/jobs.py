@@ -1,0 +1,230 @@
+"""Jobs: submitted, listed, polled, watched, cancelled, erased."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from api.acceptance import accept, new_job
+from api.authentication import Authenticated
+from api.cancellation import cancel_and_wait
+from api.chat import accepted
+from api.job_object import Job, JobList, find_job, no_such_job, render_job
+from api.pages import metadata_filter, render_page
+from api.scope import read_body
+from api.sse import PING, EventStream, render_event
+from headrace.chat.request import JobSubmission
+from headrace.chat.validation import parse_body
+from headrace.errors import HeadraceError, InvalidRequestError
+from headrace.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started, follow, furthest_cursor
+from headrace.ids import completion_id, is_id
+from headrace.jobs import queries
+from headrace.jobs.queries import JobFilter
+from headrace.jobs.state import State
+from headrace.live import ListenerClosedError
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+# A delta that a reader has is in Postgres after one `segment_seconds`; this is several.
+_CHECKS = 6
+_CHECK_SECONDS = 0.2
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")
+
+
+@router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
+async def create_job(request: Request, principal: Authenticated) -> Response:
+    """Start a completion in the background; the same as `background` in a chat completion."""
+    body = await read_body(request)
+    submission = parse_body(JobSubmission, body)
+    if submission.webhook is not None:
+        raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
+    job = new_job(
+        request,
+        principal,
+        submission.request,
+        orjson.dumps(orjson.loads(body)["request"]).decode(),
+        tier=submission.priority,
+        metadata=submission.metadata,
+        timeout=submission.timeout,
+        background=True,
+    )
+    await accept(request, job)
+    return await accepted(request, job)
+
+
+@router.get("", summary="List jobs", responses={200: {"model": JobList}})
+async def list_jobs(
+    request: Request,
+    principal: Authenticated,
+    status: State | None = None,
+    model: str | None = None,
+    created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
+    created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
+    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the account's jobs, newest first; `metadata[key]=value` narrows it further."""
+    if after is not None and not is_id(after, "job"):
+        raise InvalidRequestError("Invalid 'after': it is not the id of a job.", param="after", code="invalid_value")
+    wanted = JobFilter(
+        state=status,
+        model=model,
+        metadata=metadata_filter(request),
+        created_after=_time(created_after),
+        created_before=_time(created_before),
+    )
+    database = request.state.database
+    if after is not None and await queries.get_job(database, after, principal.account_id) is None:
+        raise InvalidRequestError(
+            f"Invalid 'after': no job found with id '{after}'.", param="after", code="invalid_value"
+        )
+    rows = await queries.list_jobs(
+        database, principal.account_id, wanted, after=after, limit=limit + 1, descending=order == "desc"
+    )
+    return render_page([render_job(row) for row in rows], limit=limit)
+
+
+def _time(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@router.get("/{job_id}", summary="Get a job", responses={200: {"model": Job}})
+async def get_job(
+    request: Request,
+    principal: Authenticated,
+    job_id: str,
+    wait: Annotated[float, Query(ge=0, description="Hold the answer until the job ends or so many seconds pass")] = 0,
+) -> Response:
+    """Return a job as it is now, or with `wait` as it is at its end."""
+    job = await find_job(request, job_id, principal.account_id)
+    if wait and not State(job["status"]).is_final:
+        await _wait(request, job_id, min(wait, request.state.settings.wait_limit_seconds))
+        job = await find_job(request, job_id, principal.account_id)
+    return _json(job)
+
+
+async def _wait(request: Request, job_id: str, seconds: float) -> None:
+    state = request.state
+    with contextlib.suppress(TimeoutError):
+        async with (
+            asyncio.timeout(seconds),
+            state.hub.listen(job_id, own=False) as listener,
+            aclosing(follow(listener, state.database)) as events,
+        ):
+            async for event in events:
+                if isinstance(event, Ended):
+                    return
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Watch a job",
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}},
+)
+async def watch_job(
+    request: Request,
+    principal: Authenticated,
+    job_id: str,
+    after: Annotated[
+        str | None, Query(description="An event id: what comes after it. `Last-Event-ID` does the same")
+    ] = None,
+) -> EventStream:
+    """Stream a job's events from its start, or from where a reader was cut off, to its end."""
+    job = await find_job(request, job_id, principal.account_id)
+    cursor, param = START, "after"
+    if after is not None:
+        cursor = Cursor.parse(after, param=param)
+    elif last_event_id := request.headers.get("last-event-id"):
+        param = "Last-Event-ID"
+        cursor = Cursor.parse(last_event_id, param=param)
+    await _check_cursor(request, job, cursor, param=param)
+    return EventStream(
+        _events(request, principal.account_id, job, cursor, from_start=param == "after" and after is None)
+    )
+
+
+async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
+    """Refuse a cursor that no event of the job has; a reader may know of deltas that Postgres is yet to get."""
+    for _ in range(_CHECKS):
+        furthest = await furthest_cursor(request.state.database, job["id"])
+        if cursor <= furthest and (cursor.attempt or cursor == START):
+            return
+        if cursor.attempt != furthest.attempt or cursor.attempt == 0:
+            break
+        await asyncio.sleep(_CHECK_SECONDS)
+    raise InvalidRequestError(f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value")
+
+
+async def _events(
+    request: Request, account_id: str, job: dict[str, Any], cursor: Cursor, *, from_start: bool
+) -> AsyncGenerator[list[bytes], None]:
+    state = request.state
+    job_id = job["id"]
+    if from_start:
+        yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
+    head = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{job["created_at"]},'.encode()
+    async with state.hub.listen(job_id, own=False) as listener:
+        try:
+            async with aclosing(follow(listener, state.database, after=cursor)) as events:
+                async for event in events:
+                    if isinstance(event, Ended):
+                        ended = await find_job(request, job_id, account_id)
+                        name = f"job.{event.state.value}"
+                        yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
+                    else:
+                        yield _render(event, job_id, head)
+        except ListenerClosedError:
+            return
+        except HeadraceError as error:
+            yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
+
+
+def _render(event: Event, job_id: str, head: bytes) -> list[bytes]:
+    if isinstance(event, Deltas):
+        attempt, seq = event.first.attempt, event.first.seq
+        return [
+            b"event: job.delta\nid: %d-%d\ndata: %b%b\n\n" % (attempt, seq + index, head, chunk[1:])
+            for index, chunk in enumerate(event.chunks)
+        ]
+    if isinstance(event, Started):
+        attempt = event.cursor.attempt
+        return [_transition(job_id, State.RUNNING, attempt=attempt, name="job.started", event_id=str(event.cursor))]
+    if isinstance(event, Retrying):
+        # It has no id: what a reader that is cut off here has is still the last delta before.
+        return [_transition(job_id, State.QUEUED, attempt=event.attempt, name="job.retrying", event_id=None)]
+    return [PING] if isinstance(event, Silence) else []
+
+
+def _transition(job_id: str, state: State, *, attempt: int, name: str, event_id: str | None) -> bytes:
+    about = {"id": job_id, "object": "job", "status": state.value, "attempt": attempt}
+    return render_event(orjson.dumps(about), name=name, event_id=event_id)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: {"model": Job}})
+async def cancel_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """Stop a job, its call upstream too. One that has ended already stays as it is."""
+    if not is_id(job_id, "job") or await cancel_and_wait(request, job_id, principal.account_id) is None:
+        raise no_such_job(job_id)
+    return _json(await find_job(request, job_id, principal.account_id))
+
+
+@router.delete("/{job_id}", summary="Erase a job")
+async def delete_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """Stop a job if it has not ended, and erase its content. Its usage stays."""
+    if is_id(job_id, "job"):
+        await cancel_and_wait(request, job_id, principal.account_id)
+        if await queries.delete_job(request.state.database, job_id, principal.account_id):
+            return _json({"id": job_id, "object": "job.deleted", "deleted": True})
+    raise no_such_job(job_id)

@@ -1,0 +1,146 @@
+"""What surrounds every request: its id, its body's limit, and one shape for whatever goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.chat.validation import invalid_request
+from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError, PayloadTooLargeError, UnavailableError
+from headrace.ids import new_id
+from headrace.telemetry import bind
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+
+def render_error(error: HeadraceError) -> Response:
+    """Return an error as OpenAI has it."""
+    headers = {}
+    if error.retry_after is not None or error.status in (429, 503):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if isinstance(error, PayloadTooLargeError):
+        headers["connection"] = "close"  # the rest of the body is not waited for
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        PayloadTooLargeError: It is larger than `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
+        InvalidRequestError: The client broke off.
+    """
+    limit: int = request.state.settings.max_body_bytes
+    too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise InvalidRequestError("The request body was broken off.")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise too_large
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+class RequestScope:
+    """Gives every request an id, which its answer and its log lines carry, and answers what nobody else caught."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _asked_id(scope) or new_id("req")
+        header = (b"x-request-id", request_id.encode())
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        with bind(request=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                log.exception("a request broke: %s %s", scope["method"], scope["path"])
+                if started:
+                    raise
+                await render_error(HeadraceError())(scope, receive, send_with_id)
+
+
+def _asked_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _REQUEST_ID.fullmatch(text) else None
+    return None
+
+
+def _our_error(error: Exception) -> HeadraceError:
+    """Return what a client is told of an error that is not ours."""
+    if isinstance(error, HeadraceError):
+        return error
+    if isinstance(error, ValidationError):
+        return invalid_request(error)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return InvalidRequestError(f"Invalid '{param}': {first['msg']}.", param=param, code="invalid_value")
+    if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFoundError("Unknown request URL.", code="unknown_url")
+        return InvalidRequestError(str(error.detail), status=error.status_code)
+    if isinstance(error, SQLAlchemyError):
+        if isinstance(error, DBAPIError) and not (error.connection_invalidated or _is_away(error)):
+            log.error("a statement failed", exc_info=error)
+            return HeadraceError()
+        log.warning("Postgres is away: %s", error)
+        return UnavailableError()
+    log.error("a request broke", exc_info=error)
+    return HeadraceError()
+
+
+def _is_away(error: DBAPIError) -> bool:
+    # Class 08 and 57P: connection exceptions and a server that shuts down. Without a state nobody answered at all.
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith(("08", "57P", "53"))
+
+
+async def _handle(_: Request, error: Exception) -> Response:
+    return render_error(_our_error(error))
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Answer every kind of error in OpenAI's shape."""
+    handler: Callable[[Request, Exception], Awaitable[Response]] = _handle
+    for kind in (HeadraceError, ValidationError, RequestValidationError, HTTPException, SQLAlchemyError):
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,67 @@
+"""Server-sent events out: https://html.spec.whatwg.org/multipage/server-sent-events.html, read 2026-11.
+
+An event's data is one line, and an event is written whole. What arrives together is written together, in pieces small
+enough to reach a client in one read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+_LARGEST_WRITE = 16 * 1024
+PING = b": ping\n\n"
+
+_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would otherwise gather events
+}
+
+
+def render_event(data: bytes, *, name: str | None = None, event_id: str | None = None) -> bytes:
+    """Return one event; `data` is JSON on one line, and neither name nor id holds a line end."""
+    head = b""
+    if name is not None:
+        head += b"event: " + name.encode() + b"\n"
+    if event_id is not None:
+        head += b"id: " + event_id.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
+
+
+class EventStream(Response):
+    """A response of server-sent events, written as the generator yields lists of them."""
+
+    def __init__(self, events: AsyncGenerator[list[bytes], None], headers: dict[str, str] | None = None) -> None:
+        """Take the events; `headers` are sent besides those of every event stream."""
+        super().__init__(headers={**_HEADERS, **(headers or {})})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
+        """Send the events; the generator is closed whatever happens."""
+        async with contextlib.aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for batch in events:
+                for body in _pieces(batch):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _pieces(events: list[bytes]) -> list[bytes]:
+    joined = b"".join(events)
+    if len(joined) <= _LARGEST_WRITE:
+        return [joined]
+    pieces: list[bytes] = []
+    piece: list[bytes] = []
+    size = 0
+    for event in events:
+        if size + len(event) > _LARGEST_WRITE and piece:
+            pieces.append(b"".join(piece))
+            piece, size = [], 0
+        piece.append(event)
+        size += len(event)
+    return [*pieces, b"".join(piece)]

@@ -1,0 +1,77 @@
+"""What an API process holds, opened once by its lifespan and read through `request.state`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypedDict
+
+from fastapi import FastAPI
+
+from api.authentication import Authenticator
+from headrace import live
+from headrace.catalogue import Catalogue, load_catalogue
+from headrace.database import Database
+from headrace.follow import watch
+from headrace.group_commit import GroupCommit
+from headrace.jobs import queries
+from headrace.jobs.queries import NewJob
+from headrace.keys.queries import ensure_bootstrap_key
+from headrace.live import Hub, Publisher
+from headrace.queue import JobQueue
+from headrace.settings import Settings
+
+
+class State(TypedDict):
+    """The resources of the process."""
+
+    settings: Settings
+    catalogue: Catalogue
+    database: Database
+    authenticator: Authenticator
+    queue: JobQueue
+    publisher: Publisher
+    hub: Hub
+    inserts: GroupCommit[NewJob, int]
+
+
+@contextlib.asynccontextmanager
+async def open_state(settings: Settings) -> AsyncIterator[State]:
+    """Connect, and serve live readers while within."""
+    async with contextlib.AsyncExitStack() as stack:
+        catalogue = load_catalogue(settings.config)
+        database = Database.connect(settings.database_url)
+        stack.push_async_callback(database.close)
+        if settings.bootstrap_key is not None:
+            await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())
+        redis = live.connect(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        queue = JobQueue(settings.redis_url)
+        stack.push_async_callback(queue.close)
+        hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
+
+        async def insert(jobs: Sequence[NewJob]) -> Sequence[int]:
+            return await queries.insert_jobs(database, jobs)
+
+        tasks = [asyncio.create_task(hub.run()), asyncio.create_task(watch(hub, database))]
+        try:
+            yield State(
+                settings=settings,
+                catalogue=catalogue,
+                database=database,
+                authenticator=Authenticator(database),
+                queue=queue,
+                publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
+                hub=hub,
+                inserts=GroupCommit(insert),
+            )
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:
+    """Return the lifespan of an application with these settings."""
+    return lambda _: open_state(settings)

@@ -1,0 +1,164 @@
+"""Stored completions: those of the account's jobs, found again by OpenAI's own paths."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from api.authentication import Authenticated
+from api.chat import Chunks, close_when_gone, error_event, stored_error
+from api.pages import metadata_filter, render_page
+from api.sse import EventStream
+from headrace.chat.completion import ChatCompletion
+from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError
+from headrace.follow import follow
+from headrace.ids import is_id, job_id_of
+from headrace.jobs import queries
+from headrace.jobs.queries import JobFilter
+from headrace.jobs.state import State
+from headrace.live import ListenerClosedError
+
+router = APIRouter(prefix="/chat/completions", tags=["Chat"])
+
+
+class CompletionList(BaseModel):
+    """A page of completions."""
+
+    object: Literal["list"]
+    data: list[ChatCompletion]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class MessageList(BaseModel):
+    """A page of a completion's input messages; each has an `id` besides what was sent."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+_After = Annotated[str | None, Query(description="The last id of the page before")]
+_Limit = Annotated[int, Query(ge=1, le=100)]
+_Order = Literal["asc", "desc"]
+
+
+@router.get("", summary="List stored completions", responses={200: {"model": CompletionList}})
+async def list_completions(
+    request: Request,
+    principal: Authenticated,
+    model: str | None = None,
+    after: _After = None,
+    limit: _Limit = 20,
+    order: _Order = "asc",
+) -> Response:
+    """List the account's completions, oldest first; `metadata[key]=value` narrows it further."""
+    database = request.state.database
+    if after is not None and await _find(request, after, principal.account_id) is None:
+        raise InvalidRequestError("Invalid 'after': there is no such completion.", param="after", code="invalid_value")
+    rows = await queries.list_jobs(
+        database,
+        principal.account_id,
+        JobFilter(state=State.COMPLETED, model=model, metadata=metadata_filter(request)),
+        after=None if after is None else job_id_of(after),
+        limit=limit + 1,
+        descending=order == "desc",
+    )
+    # With its metadata, which is the job's and no part of what the provider answered.
+    page = [{**orjson.loads(row.response), "metadata": row.metadata or {}} for row in rows]
+    return render_page(page, limit=limit)
+
+
+@router.get("/{completion_id}", summary="Get a completion", responses={200: {"model": ChatCompletion}})
+async def get_completion(
+    request: Request, principal: Authenticated, completion_id: str, stream: bool = False
+) -> Response:
+    """Return the completion of a job that has one; with `stream`, attach to it as the first call would have."""
+    row = await _find(request, completion_id, principal.account_id)
+    if row is None:
+        raise _no_such_completion(completion_id)
+    if stream:
+        asked = await _asked(request, completion_id, principal.account_id)
+        include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+        return EventStream(_attached(request, row.id, row.created_at, include_usage=include_usage))
+    if row.error is not None:
+        raise stored_error(row.error.encode())
+    if row.response is None:
+        raise NotFoundError(
+            f"The completion '{completion_id}' is not there yet: its job is {row.state}. Poll GET /jobs/{row.id}.",
+            param="completion_id",
+            code="completion_not_ready",
+        )
+    return Response(row.response, media_type="application/json")
+
+
+@router.get("/{completion_id}/messages", summary="Get a completion's messages", responses={200: {"model": MessageList}})
+async def list_messages(
+    request: Request,
+    principal: Authenticated,
+    completion_id: str,
+    after: _After = None,
+    limit: _Limit = 20,
+    order: _Order = "asc",
+) -> Response:
+    """List the messages that the completion answers."""
+    asked = await _asked(request, completion_id, principal.account_id)
+    messages = [{"id": f"{completion_id}-{index}", **message} for index, message in enumerate(asked["messages"])]
+    if order == "desc":
+        messages.reverse()
+    if after is not None:
+        ids = [message["id"] for message in messages]
+        if after not in ids:
+            raise InvalidRequestError("Invalid 'after': there is no such message.", param="after", code="invalid_value")
+        messages = messages[ids.index(after) + 1 :]
+    return render_page(messages, limit=limit)
+
+
+async def _find(request: Request, completion_id: str, account_id: str) -> Any:
+    job_id = job_id_of(completion_id)
+    if not completion_id.startswith("chatcmpl-") or not is_id(job_id, "job"):
+        return None
+    return await queries.get_job(request.state.database, job_id, account_id)
+
+
+async def _asked(request: Request, completion_id: str, account_id: str) -> dict[str, Any]:
+    stored = await queries.get_request(request.state.database, job_id_of(completion_id), account_id)
+    if stored is None or not completion_id.startswith("chatcmpl-"):
+        raise _no_such_completion(completion_id)
+    asked: dict[str, Any] = orjson.loads(stored)
+    return asked
+
+
+def _no_such_completion(completion_id: str) -> NotFoundError:
+    return NotFoundError(f"No completion found with id '{completion_id[:100]}'.", param="completion_id")
+
+
+async def _attached(
+    request: Request, job_id: str, created: int, *, include_usage: bool
+) -> AsyncGenerator[list[bytes], None]:
+    chunks = Chunks(job_id, created, include_usage=include_usage)
+    state = request.state
+    async with state.hub.listen(job_id, own=False) as listener:
+        leaving = asyncio.create_task(close_when_gone(request, listener))
+        try:
+            async with aclosing(follow(listener, state.database)) as events:
+                async for event in events:
+                    yield chunks.render(event)
+                    if chunks.over:
+                        return
+        except ListenerClosedError:
+            return
+        except HeadraceError as error:
+            yield [error_event(error)]
+        finally:
+            leaving.cancel()

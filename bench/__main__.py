@@ -1,0 +1,121 @@
+"""`python -m bench`: Headrace beside LiteLLM's proxy, and beside no proxy at all, on this machine.
+
+Everything runs on loopback: a fake upstream, one system at a time under load, and the load generator, each in processes
+of its own. The systems take turns within a round and change order between rounds, so that a slow minute of the machine
+is not one system's. A full run takes under ten minutes and writes `bench/results.md`; one that leaves something out or
+is quick only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.report import Report
+from bench.scenarios import SCENARIOS, Measurement, measure, measure_idle
+from bench.subscribers import Subscribers, measure_subscribers
+from bench.systems import SYSTEMS, Headrace, System, Upstream
+
+RESULTS = Path(__file__).resolve().parent / "results.md"
+_SCENARIOS = (*(scenario.name for scenario in SCENARIOS), "idle", "subscribers")
+_IDLE_SECONDS = 5
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headrace beside LiteLLM's proxy.")
+    systems = [system.name for system in SYSTEMS]
+    parser.add_argument("--only", action="append", choices=systems, help="measure this system (repeatable)")
+    parser.add_argument("--scenario", action="append", choices=_SCENARIOS, help="measure this scenario (repeatable)")
+    parser.add_argument("--rounds", type=int, help="rounds to take the medians of (3; with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--subscribers", type=int, default=2000, metavar="N", help="idle subscribers, up to 10000")
+    parser.add_argument("--json", action="store_true", help="print JSON, raw measurements included, for the table")
+    return parser.parse_args()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _stop(signum: int, _frame: object) -> None:
+    sys.exit(128 + signum)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Start what was asked for, measure it in rounds, and stop it, however this ends."""
+    wanted = options.only or [system.name for system in SYSTEMS]
+    scenarios = options.scenario or list(_SCENARIOS)
+    rounds: int = options.rounds or (1 if options.quick else 3)
+    measurements: list[Measurement] = []
+    subscribers: Subscribers | None = None
+    broken: list[str] = []
+
+    @contextmanager
+    def measuring(title: str, system: System) -> Iterator[None]:
+        # Minutes of figures are not thrown away because one of them could not be taken.
+        _say(f"{title}, {system.name}")
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            broken.append(f"{title}, {system.name}: {type(error).__name__}")
+            _say(f"{broken[-1]}: {error}\n{system.tree.log_tail() if system.tree else ''}")
+
+    with ExitStack() as stack:
+        upstream = stack.enter_context(Upstream())
+        systems: list[System] = []
+        for kind in SYSTEMS:
+            if kind.name in wanted:
+                _say(f"starting {kind.name}")
+                systems.append(stack.enter_context(kind(upstream)))
+        for number in range(rounds):
+            turns = systems if number % 2 == 0 else systems[::-1]
+            title = f"round {number + 1} of {rounds}"
+            for scenario in SCENARIOS:
+                for system in turns if scenario.name in scenarios else ():
+                    with measuring(f"{title}, {scenario.title}", system):
+                        measurements.append(measure(scenario, system, number, quick=options.quick))
+            for system in turns:
+                if "idle" in scenarios and system.tree is not None:
+                    with measuring(f"{title}, nothing to do", system):
+                        measurements.append(measure_idle(system, number, _IDLE_SECONDS))
+        for system in systems:
+            if "subscribers" in scenarios and isinstance(system, Headrace):
+                with measuring(f"{options.subscribers} subscribers", system):
+                    subscribers = measure_subscribers(system, options.subscribers)
+        versions = {system.name: system.version for system in systems}
+    return Report(versions, measurements, subscribers, broken, rounds, options.quick)
+
+
+def main() -> int:
+    """Measure, print, and write the page of a full run; 1 if a system did not start or an answer was wrong."""
+    options = _options()
+    # Whatever ends us by a signal unwinds the stack, and so stops what was started.
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _stop)
+    # Ten thousand subscribers are that many descriptors here and in the API, which inherits the limit.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        report = run(options)
+    except RuntimeError as error:
+        _say(str(error))
+        return 1
+    page = report.markdown()
+    print(json.dumps(report.json(), indent=2) if options.json else page, end="" if not options.json else "\n")
+    if options.quick or options.only or options.scenario:
+        _say(f"not a full run: {RESULTS.name} is left as it was")
+    else:
+        RESULTS.write_text(page)
+    for line in (*report.failures, *report.errors):
+        _say(line)
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

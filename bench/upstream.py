@@ -1,0 +1,273 @@
+"""A fake OpenAI upstream that costs next to nothing, so that what is measured is the system in front of it.
+
+It speaks just enough HTTP/1.1 for keep-alive clients, and renders every answer once per model name. The name is the
+script: `fake` answers at once, `fake-s100` says 100 words, and `fake-s100-p20` waits 20 ms between two of them. A
+stream at full speed is one write; each chunk of a paced one is a write of its own. The formats are OpenAI's
+`chat.completion` and `chat.completion.chunk`.
+
+`python -m bench.upstream` prints its port as one line of JSON and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import uvloop
+
+TICK = 0.002
+"""Seconds between two looks at the paced streams: a tenth of the shortest pace that is measured."""
+
+_DEFAULT_CHUNKS = 10
+_MAX_CHUNKS = 100_000
+_MODEL = re.compile(r"fake(?:-s(?P<chunks>\d{1,6}))?(?:-p(?P<pace>\d{1,6}))?")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_ID = "chatcmpl-fake"
+_CREATED = 1_700_000_000
+_PROMPT_TOKENS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a model's name asks for: how many words, and how many milliseconds between two of them (0: none)."""
+
+    chunks: int
+    pace: int
+
+    @classmethod
+    def of(cls, model: str) -> Script | None:
+        """Return the script that `model` names, or None for a name of another kind."""
+        match = _MODEL.fullmatch(model)
+        if match is None:
+            return None
+        return cls(min(int(match["chunks"] or _DEFAULT_CHUNKS), _MAX_CHUNKS), int(match["pace"] or 0))
+
+    def words(self) -> list[str]:
+        """Return what the model says, a word a chunk, each telling its place so that a lost one is noticed."""
+        return [f"tok{index} " for index in range(self.chunks)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reel:
+    """A stream's bytes, rendered once: what opens it, a frame a word, and what ends it."""
+
+    opening: bytes
+    frames: list[bytes]
+    ending: bytes
+    coalesced: bytes
+
+
+def _usage(script: Script) -> dict[str, int]:
+    return {
+        "prompt_tokens": _PROMPT_TOKENS,
+        "completion_tokens": script.chunks,
+        "total_tokens": _PROMPT_TOKENS + script.chunks,
+    }
+
+
+def _http(status: str, body: Any) -> bytes:
+    data = json.dumps(body, separators=(",", ":")).encode()
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@lru_cache(maxsize=64)
+def whole(model: str) -> bytes:
+    """Render the HTTP answer of a request that does not stream."""
+    script = Script.of(model)
+    if script is None:
+        error = {"message": f"no model {model!r}", "type": "invalid_request_error", "param": "model", "code": None}
+        return _http("404 Not Found", {"error": error | {"code": "model_not_found"}})
+    content = "".join(script.words())
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+    return _http(
+        "200 OK",
+        {
+            "id": _ID,
+            "object": "chat.completion",
+            "created": _CREATED,
+            "model": model,
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+            "usage": _usage(script),
+            "service_tier": "default",
+            "system_fingerprint": "fp_fake",
+        },
+    )
+
+
+@lru_cache(maxsize=64)
+def reel(model: str, include_usage: bool) -> Reel | None:
+    """Render the HTTP answer of a request that streams, or None if there is no such model."""
+    script = Script.of(model)
+    if script is None:
+        return None
+
+    def frame(data: bytes) -> bytes:
+        event = b"data: " + data + b"\n\n"
+        return b"%x\r\n%b\r\n" % (len(event), event)
+
+    def chunk(choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+        body: dict[str, Any] = {
+            "id": _ID,
+            "object": "chat.completion.chunk",
+            "created": _CREATED,
+            "model": model,
+            "service_tier": "default",
+            "system_fingerprint": "fp_fake",
+            "choices": choices,
+        }
+        if include_usage:
+            body["usage"] = usage
+        return frame(json.dumps(body, separators=(",", ":")).encode())
+
+    def choice(delta: dict[str, Any], finish_reason: str | None = None) -> list[dict[str, Any]]:
+        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
+
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+    opening = head + chunk(choice({"role": "assistant", "content": "", "refusal": None}))
+    frames = [chunk(choice({"content": word})) for word in script.words()]
+    ending = chunk(choice({}, "stop"))
+    if include_usage:
+        ending += chunk([], _usage(script))
+    ending += frame(b"[DONE]") + b"0\r\n\r\n"
+    return Reel(opening, frames, ending, opening + b"".join(frames) + ending)
+
+
+class PacedStream:
+    """One answer on its way out, a frame at a time."""
+
+    __slots__ = ("connection", "period", "position", "reel")
+
+    def __init__(self, connection: Connection, rendered: Reel, period: int) -> None:
+        """Start at the first word; `period` is in ticks."""
+        self.connection = connection
+        self.reel = rendered
+        self.period = period
+        self.position = 0
+
+    def step(self) -> bool:
+        """Write the next frame, and tell whether there is another."""
+        transport = self.connection.transport
+        if transport is None:
+            return False
+        if self.position < len(self.reel.frames):
+            transport.write(self.reel.frames[self.position])
+            self.position += 1
+            return True
+        transport.write(self.reel.ending)
+        self.connection.finished()
+        return False
+
+
+class Wheel:
+    """Every paced stream on one timer: a timer each would cost the upstream more than writing does."""
+
+    def __init__(self) -> None:
+        self._due: dict[int, list[PacedStream]] = {}
+        self._streams = 0
+        self._done = 0
+
+    def add(self, stream: PacedStream) -> None:
+        """Step `stream` once a period from now on, until it says that it is over."""
+        loop = asyncio.get_running_loop()
+        now = int(loop.time() / TICK)
+        if not self._streams:
+            self._done = now
+            loop.call_at((now + 1) * TICK, self._turn)
+        self._streams += 1
+        self._due.setdefault(max(now, self._done) + stream.period, []).append(stream)
+
+    def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = int(loop.time() / TICK)
+        # A late turn makes up for the ticks it missed, and a stream's next step counts from when this one was due.
+        for tick in range(self._done + 1, now + 1):
+            for stream in self._due.pop(tick, ()):
+                if stream.step():
+                    self._due.setdefault(tick + stream.period, []).append(stream)
+                else:
+                    self._streams -= 1
+        self._done = max(self._done, now)
+        if self._streams:
+            loop.call_at((self._done + 1) * TICK, self._turn)
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: requests in, one answer at a time out."""
+
+    def __init__(self, wheel: Wheel) -> None:
+        """Share `wheel` with every other connection."""
+        self.transport: asyncio.Transport | None = None
+        self._wheel = wheel
+        self._buffer = b""
+        self._streaming = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; uvloop's does not derive from asyncio's, but has its methods."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Let the wheel drop what was still to be said."""
+        self.transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that is whole; keep the rest."""
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
+
+    def finished(self) -> None:
+        """Take the next request, as a paced answer has ended."""
+        self._streaming = False
+        self._advance()
+
+    def _advance(self) -> None:
+        while self.transport is not None and not self._streaming:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            match = _LENGTH.search(self._buffer, 0, end + 2)
+            body_end = end + 4 + (int(match[1]) if match else 0)
+            if len(self._buffer) < body_end:
+                return
+            line, body = self._buffer[: self._buffer.index(b"\r\n")], self._buffer[end + 4 : body_end]
+            self._buffer = self._buffer[body_end:]
+            self._answer(self.transport, line, body)
+
+    def _answer(self, transport: asyncio.Transport, line: bytes, body: bytes) -> None:
+        method, path, _ = line.split(b" ", 2)
+        if method != b"POST" or not path.endswith(b"/chat/completions"):
+            transport.write(_http("200 OK", {"object": "list", "data": []}))
+            return
+        request = json.loads(body)
+        model = request["model"]
+        options = request.get("stream_options") or {}
+        rendered = reel(model, bool(options.get("include_usage"))) if request.get("stream") else None
+        script = Script.of(model)
+        if rendered is None or script is None:
+            transport.write(whole(model))
+        elif not script.pace:
+            transport.write(rendered.coalesced)
+        else:
+            self._streaming = True
+            transport.write(rendered.opening)
+            stream = PacedStream(self, rendered, max(1, round(script.pace / 1000 / TICK)))
+            stream.step()
+            self._wheel.add(stream)
+
+
+async def serve() -> None:
+    """Listen on a free loopback port, print it, and serve until standard input ends."""
+    loop = asyncio.get_running_loop()
+    wheel = Wheel()
+    server = await loop.create_server(lambda: Connection(wheel), "127.0.0.1", 0, backlog=4096)
+    print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())

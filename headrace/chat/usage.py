@@ -1,0 +1,120 @@
+"""Tokens: OpenAI's usage object read, written, and estimated where a provider gives none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["TokenUsage", "estimate_usage", "parse_usage", "render_usage"]
+
+# No call has this many tokens, so a count beyond it is garbage; and the sum of two still fits Postgres's integer.
+_MOST_TOKENS = 1_000_000_000
+
+# For the estimate. In English a token is about four bytes of UTF-8; in other scripts bytes are nearer than characters.
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_MESSAGE = 4  # its role and delimiters
+_TOKENS_PER_REPLY = 3  # the delimiters that prompt the model to answer
+_TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at high detail
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """What one completion used, in tokens.
+
+    `cached_tokens` are part of the prompt's and `reasoning_tokens` part of the completion's. `estimated` means that the
+    provider gave no counts and these are ours.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        """All tokens, as OpenAI adds them up: cached and reasoning tokens are counted once."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+def parse_usage(usage: object) -> TokenUsage | None:
+    """Return OpenAI's usage object `usage` as TokenUsage, or None where it gives no counts that can be believed.
+
+    A count that is left out is 0, OpenAI's default. Details that make no sense are taken for 0; those that exceed the
+    whole they are part of are cut to it.
+    """
+    if not isinstance(usage, Mapping) or not ("prompt_tokens" in usage or "completion_tokens" in usage):
+        return None
+    prompt = _parse_count(usage.get("prompt_tokens", 0))
+    completion = _parse_count(usage.get("completion_tokens", 0))
+    if prompt is None or completion is None:
+        return None
+    cached = _parse_detail(usage.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = _parse_detail(usage.get("completion_tokens_details"), "reasoning_tokens")
+    return TokenUsage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+
+
+def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
+    """Return a rough estimate for the answer `text` to the chat completion `request`, marked as estimated.
+
+    It is about 4 bytes of UTF-8 a token, a few tokens for each message, and a flat rate for each image, recording or
+    file: good to some ten per cent for English prose, less so for code and other scripts. No tokenizer is consulted.
+    """
+    prompt = _TOKENS_PER_REPLY
+    for message in request.get("messages") or ():
+        prompt += _TOKENS_PER_MESSAGE + _estimate_message(message)
+    for parameter in ("tools", "functions", "response_format"):
+        if request.get(parameter):
+            prompt += _estimate_json(request[parameter])
+    return TokenUsage(prompt, _estimate_text(text), estimated=True)
+
+
+def render_usage(usage: TokenUsage) -> dict[str, Any]:
+    """Return `usage` as OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _parse_count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return value
+
+
+def _parse_detail(details: object, key: str) -> int:
+    return (_parse_count(details.get(key)) or 0) if isinstance(details, Mapping) else 0
+
+
+def _estimate_message(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    tokens = 0
+    if isinstance(content, str):
+        tokens = _estimate_text(content)
+    elif isinstance(content, list):
+        tokens = sum(map(_estimate_part, content))
+    for key in ("name", "refusal"):
+        tokens += _estimate_text(message.get(key) or "")
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            tokens += _estimate_json(message[key])
+    return tokens
+
+
+def _estimate_part(part: Mapping[str, Any]) -> int:
+    text = part.get("text", part.get("refusal"))
+    return _estimate_text(text) if isinstance(text, str) else _TOKENS_PER_MEDIUM
+
+
+def _estimate_json(value: object) -> int:
+    return _estimate_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _estimate_text(text: str) -> int:
+    return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)

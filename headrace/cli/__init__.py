@@ -1,0 +1,53 @@
+"""The `headrace` command. A group of commands is a module here, imported only when one of its commands runs."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+from pydantic import ValidationError
+
+from headrace.settings import Settings
+
+_COMMANDS = {
+    "dev": "headrace.cli.dev:dev",
+    "demo": "headrace.cli.demo:demo",
+    "api": "headrace.cli.parts:api",
+    "worker": "headrace.cli.parts:worker",
+    "scheduler": "headrace.cli.parts:scheduler",
+    "migrate": "headrace.cli.parts:migrate",
+    "keys": "headrace.cli.keys:keys",
+    "jobs": "headrace.cli.jobs:jobs",
+    "usage": "headrace.cli.usage:usage",
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        del context
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        del context
+        if name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+def _read_settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Neither the values nor pydantic's links: a value may be a secret.
+        problems = [f"HEADRACE_{problem['loc'][0]}".upper() + f": {problem['msg']}" for problem in error.errors()]
+        raise click.ClickException("; ".join(problems)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headrace", message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Run a durable queue and gateway for chat completions. Start with `headrace dev`."""
+    context.obj = _read_settings()

@@ -1,0 +1,211 @@
+"""`headrace demo`: the service in a scratch directory, and its three uses on the screen."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from headrace.cli.dev import Service, curl_line
+from headrace.embedded import scratch_dir
+from headrace.settings import Settings
+
+_PREFERRED_MODELS = ("gpt-4o-mini", "demo")
+_STREAMED = "In two sentences, what does a headrace do for a water mill?"
+_BACKGROUND = (
+    "Name a river.",
+    "Count to five.",
+    "Which is heavier, water or oil?",
+    "Say hello in French.",
+    "What turns a mill?",
+)
+_MAX_TOKENS = 60  # a demo with a real provider costs a fraction of a cent
+
+
+class _DemoError(click.ClickException):
+    """The service did not do what the demo shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """Headrace's API over plain HTTP, as any program may speak it."""
+
+    address: tuple[str, int]
+    key: str
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the JSON object that a request is answered with."""
+        with self._respond(method, path, body) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+    def events(
+        self, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and the data of each server-sent event as it arrives; one without a name is a `message`."""
+        name = "message"
+        with self._respond(method, path, body) as response:
+            for line in response:
+                field, _, value = line.decode().rstrip("\n").partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data" and value.startswith("{"):  # not `[DONE]`
+                    yield name, json.loads(value)
+                elif not field:
+                    name = "message"
+
+    def _respond(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection(*self.address, timeout=120)
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", "Connection": "close"}
+        connection.request(method, f"/api/v1{path}", None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        if response.status >= http.HTTPStatus.BAD_REQUEST:
+            raise _DemoError(f"{method} {path} was answered with {response.status}: {response.read().decode()}")
+        return response
+
+
+def _request(model: str, prompt: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_completion_tokens": _MAX_TOKENS}
+
+
+def _stream_one(client: _Client, model: str, console: Console) -> None:
+    console.print(Text("\n1. A completion, streamed through the queue", "bold"))
+    console.print(Text(f"{model} ← {_STREAMED}", "dim"), soft_wrap=True)
+    started = time.monotonic()
+    first: float | None = None
+    usage: dict[str, Any] = {}
+    body = {**_request(model, _STREAMED), "stream": True, "stream_options": {"include_usage": True}}
+    for _, chunk in client.events("POST", "/chat/completions", body):
+        if "error" in chunk:
+            raise _DemoError(f"The stream ended with an error: {chunk['error']['message']}")
+        for choice in chunk["choices"]:
+            if text := choice["delta"].get("content"):
+                first = first or time.monotonic()
+                console.print(Text(text, "cyan"), end="", soft_wrap=True)
+        usage = chunk.get("usage") or usage
+    ended = time.monotonic()
+    summary = (
+        f"\n{usage.get('prompt_tokens', 0)} tokens in, {usage.get('completion_tokens', 0)} out, "
+        f"first token after {_span(started, first)}, all after {_span(started, ended)}"
+    )
+    console.print(Text(summary, "dim"), soft_wrap=True)
+
+
+@dataclass(slots=True)
+class _Job:
+    """A background job, as far as its events have told."""
+
+    prompt: str
+    object: dict[str, Any]
+    accepted: float
+    first: float | None = None
+    ended: float | None = None
+
+    def follow(self, client: _Client) -> None:
+        """Read its events to the last, which brings the whole job."""
+        for name, data in client.events("GET", f"/jobs/{self.object['id']}/events"):
+            if name == "job.delta":
+                self.first = self.first or time.monotonic()
+            elif data.get("object") == "job":
+                self.object |= data
+        self.ended = time.monotonic()
+
+
+def _table(jobs: list[_Job]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", expand=True)
+    table.add_column("prompt and result", no_wrap=True, ratio=1)
+    table.add_column("status", no_wrap=True)
+    for heading in ("tokens", "cost, USD", "first", "total"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for job in jobs:
+        usage = job.object.get("usage")
+        status = job.object["status"]
+        table.add_row(
+            Text.assemble(f"{job.prompt}\n", (_answer(job.object), "cyan")),
+            Text(status, {"completed": "green", "failed": "red"}.get(status, "yellow")),
+            f"{usage['prompt_tokens']} → {usage['completion_tokens']}" if usage else "",
+            job.object.get("cost") or "",
+            _span(job.accepted, job.first),
+            _span(job.accepted, job.ended),
+        )
+    return table
+
+
+async def _run_jobs(client: _Client, model: str, console: Console) -> None:
+    console.print(Text(f"\n2. {len(_BACKGROUND)} jobs in the background, followed by their events", "bold"))
+    jobs = []
+    for prompt in _BACKGROUND:
+        body = {"request": _request(model, prompt)}
+        jobs.append(_Job(prompt, await asyncio.to_thread(client.call, "POST", "/jobs", body), time.monotonic()))
+    with Live(console=console, get_renderable=lambda: _table(jobs), refresh_per_second=8, transient=True):
+        await asyncio.gather(*(asyncio.to_thread(job.follow, client) for job in jobs))
+    console.print(_table(jobs))
+    cost = sum(Decimal(job.object["cost"] or 0) for job in jobs)
+    console.print(Text(f"{len(jobs)} jobs cost {cost} USD", "dim"))
+
+
+def _answer(job: dict[str, Any]) -> str:
+    """Return what a job ended with, on one line."""
+    if not job.get("result"):
+        return str((job.get("error") or {}).get("message", ""))
+    return " ".join((job["result"]["choices"][0]["message"]["content"] or "").split())
+
+
+def _span(start: float, end: float | None) -> str:
+    if end is None:
+        return ""
+    return f"{end - start:.2f} s" if end - start >= 1 else f"{(end - start) * 1000:.0f} ms"
+
+
+def _model(names: list[str]) -> str:
+    """Return a cheap model that is there.
+
+    Raises:
+        click.ClickException: `headrace.toml` names none.
+    """
+    if not names:
+        raise click.ClickException("headrace.toml names no model that could be shown: globs alone are not enough.")
+    return next((name for name in _PREFERRED_MODELS if name in names), names[0])
+
+
+async def _show(service: Service, console: Console) -> None:
+    assert service.first_key is not None
+    model = _model(service.models)
+    client = _Client(service.address, service.first_key)
+    # What blocks runs in threads, so that Ctrl-C is heard meanwhile.
+    await asyncio.to_thread(_stream_one, client, model, console)
+    await _run_jobs(client, model, console)
+    console.print(Text("\n3. Now you", "bold"))
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        console.print(Text("While this runs, in another terminal:\n", "dim"))
+        console.print(Text(curl_line(service.base_url, client.key, model)), soft_wrap=True)
+        console.print(Text("\nCtrl-C ends the demo and leaves nothing behind. To keep your data: make dev", "dim"))
+        await asyncio.Event().wait()
+    console.print(
+        Text("Run `make dev` for a service that keeps its data and shows you a key.\n", "dim"), soft_wrap=True
+    )
+
+
+@click.command()
+@click.pass_obj
+def demo(settings: Settings) -> None:
+    """Show what Headrace does, in a scratch directory that is removed afterwards."""
+    console = Console(highlight=False)
+    with scratch_dir() as home:
+        own = {"database_url": "", "redis_url": "", "bootstrap_key": None, "host": "127.0.0.1", "port": 0}
+        quiet = {"log_level": "WARNING"}
+        scratch = settings.model_copy(update={**own, **quiet, "data_dir": home})
+        Service(scratch, console).run(lambda service: _show(service, console))

@@ -1,0 +1,252 @@
+"""`headrace dev`: the whole service on this machine, each part a child process that is restarted when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import click
+import redis
+from rich.console import Console
+from rich.text import Text
+
+from headrace import __version__
+from headrace.catalogue import load_catalogue
+from headrace.cli.parts import listen, plain_errors
+from headrace.database import migrate
+from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedStoreError, EmbeddedValkey
+from headrace.keys.queries import create_first_key
+from headrace.processes import StartError, SupervisedProcess
+from headrace.settings import Settings
+from headrace.telemetry import redact
+
+_READY_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_STORE_POLL_SECONDS = 0.5
+_AFTER_DRAIN_SECONDS = 5.0  # what a part gets beyond its drain time before it is killed
+_COLOURS = {"api": "cyan", "worker": "green", "scheduler": "magenta"}
+
+
+class Service:
+    """Stores, API, worker and scheduler, from their start to their ordered stop. It runs once, in the main thread."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        """Take the settings, and where to say what happens; what the parts print goes to standard error."""
+        self.settings = settings
+        self.first_key: str | None = None
+        self.models: list[str] = []
+        self._console = console
+        self._logs = Console(stderr=True, soft_wrap=True)
+        self._stores: list[EmbeddedStore] = []
+        self._parts: list[SupervisedProcess] = []
+        self._listener: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = False
+        self._stopping = False
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port at which this machine reaches the API."""
+        assert self._listener is not None
+        host, port = self._listener.getsockname()[:2]
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client takes as its `base_url`."""
+        host, port = self.address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line."""
+        self._console.print(Text(text, style), soft_wrap=True)
+
+    def run(self, main: Callable[[Service], Awaitable[None]]) -> None:
+        """Start everything, run `main` until it ends or Ctrl-C, SIGTERM or SIGHUP comes, and stop everything.
+
+        Raises:
+            click.ClickException: Something could not start; the message is for the operator.
+        """
+        for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signal_number) is not signal.SIG_IGN:  # as `nohup` has it
+                signal.signal(signal_number, self._on_signal)
+        with contextlib.ExitStack() as stack, plain_errors():
+            self.models = load_catalogue(self.settings.config).names()
+            self._listener = stack.enter_context(listen(self.settings))
+            try:
+                self._start_stores(stack)
+                asyncio.run(self._supervise(main))
+            except (KeyboardInterrupt, asyncio.CancelledError):
+                pass
+            except StartError as error:
+                raise click.ClickException(str(error)) from error
+            finally:
+                self._stopping = True
+
+    def _on_signal(self, *_: object) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._interrupt)
+        elif not self._stopping:
+            raise KeyboardInterrupt
+
+    def _interrupt(self) -> None:
+        if self._stopping:
+            for part in self._parts:
+                part.kill()
+            return
+        self._stopping = True
+        self.say("Stopping. Running requests may finish; Ctrl-C again stops at once, and loses no accepted job.")
+        assert self._task is not None
+        self._task.cancel()
+
+    def _start_stores(self, stack: contextlib.ExitStack) -> None:
+        home = self.settings.data_dir
+        if not self.settings.database_url:
+            self._stores.append(EmbeddedPostgres(home / "postgres"))
+        if not self.settings.redis_url:
+            self._stores.append(EmbeddedValkey(home / "valkey"))
+        for store in self._stores:
+            self.say(f"Starting {store.name} in {store.data_dir}", "dim")
+            stack.enter_context(store)
+            field = store.variable.lower()
+            self.settings = self.settings.model_copy(update={field: store.url})
+        try:
+            with redis.Redis.from_url(self.settings.redis_url, socket_connect_timeout=5, socket_timeout=5) as client:
+                client.ping()
+        except (redis.RedisError, ValueError) as error:
+            raise click.ClickException(f"Redis at REDIS_URL: {redact(str(error))}") from error
+
+    async def _supervise(self, main: Callable[[Service], Awaitable[None]]) -> None:
+        self._task = asyncio.current_task()
+        # In threads, as both may run an event loop of their own.
+        await asyncio.to_thread(migrate, self.settings.database_url)
+        self.first_key = await asyncio.to_thread(create_first_key, self.settings)
+        self._parts = [self._part(name) for name in _COLOURS]
+        try:
+            async with asyncio.TaskGroup() as group:
+                keepers = [group.create_task(part.keep_running(lambda: self._ready)) for part in self._parts]
+                keepers.append(group.create_task(self._keep_stores()))
+                await self._wait_until_ready()
+                await main(self)
+                for keeper in keepers:
+                    keeper.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._stopping = True
+            await self._stop_parts()
+
+    def _part(self, name: str) -> SupervisedProcess:
+        assert self._listener is not None
+        listener = self._listener.fileno()
+        # -P: a folder named `api` or `worker` where the operator stands must not be taken for ours.
+        command = [sys.executable, "-P", "-m", "headrace", name]
+        return SupervisedProcess(
+            name,
+            [*command, "--fd", str(listener)] if name == "api" else command,
+            environment=_environment(self.settings),
+            on_line=self._log,
+            say=lambda text: self.say(text, "bold yellow"),
+            pass_fds=[listener] if name == "api" else [],
+        )
+
+    def _log(self, name: str, line: str) -> None:
+        if line:
+            self._logs.print(Text.assemble((f"{name:<9} ", _COLOURS[name]), line))
+
+    async def _keep_stores(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_STORE_POLL_SECONDS)
+            for store in self._stores:
+                if store.pid is None:
+                    self.say(f"{store.name} ended; starting it again.", "bold yellow")
+                    with contextlib.suppress(EmbeddedStoreError):  # said again at the next look
+                        store.start()
+
+    async def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while await asyncio.to_thread(_status, self.address, "/readyz") != http.HTTPStatus.OK:
+            if time.monotonic() > deadline:
+                raise StartError(f"The API did not say that it is ready in {_READY_SECONDS:.0f} s.")
+            await asyncio.sleep(_POLL_SECONDS)
+        self._ready = True
+
+    async def _stop_parts(self) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        patience = self.settings.drain_seconds + _AFTER_DRAIN_SECONDS
+        api, *others = self._parts
+        # The API first: its open answers need the worker to finish.
+        await api.stop(patience)
+        await asyncio.gather(*(part.stop(patience) for part in others))
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Return our own environment with what was decided here instead of there."""
+    decided = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "HEADRACE_DATA_DIR": str(settings.data_dir),
+        "HEADRACE_LOG_LEVEL": settings.log_level,
+        "PYTHONUNBUFFERED": "1",
+    }
+    inherited = dict(os.environ)
+    if settings.bootstrap_key is None:
+        inherited.pop("HEADRACE_BOOTSTRAP_KEY", None)
+    return inherited | decided
+
+
+def _status(address: tuple[str, int], path: str) -> int | None:
+    """Return the status of a GET, or None if nobody answers. No proxy that the environment may name is asked."""
+    connection = http.client.HTTPConnection(*address, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def curl_line(base_url: str, key: str, model: str) -> str:
+    """Return a command that streams a completion, to be copied into a shell."""
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return (
+        f"curl -N {base_url}/chat/completions \\\n"
+        f"  -H {shlex.quote(f'Authorization: Bearer {key}')} -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(body)}"
+    )
+
+
+async def _announce(service: Service) -> None:
+    service.say(f"\nHeadrace {__version__} is ready.", "bold green")
+    service.say(f"  base URL   {service.base_url}")
+    service.say(f"  models     {', '.join(service.models) or 'as headrace.toml says'}")
+    if service.first_key is not None:
+        service.say(f"  API key    {service.first_key}   (shown this once; `headrace keys create` makes more)")
+    else:
+        service.say("  API key    as created before; `headrace keys create` makes another")
+    service.say("\nTry it:\n", "bold")
+    model = next(iter(service.models), "MODEL")
+    service.say(curl_line(service.base_url, service.first_key or "YOUR_KEY", model))
+    service.say("\nCtrl-C stops it.\n", "dim")
+    await asyncio.Event().wait()
+
+
+@click.command()
+@click.pass_obj
+def dev(settings: Settings) -> None:
+    """Run the whole service on this machine: stores, API, worker and scheduler.
+
+    Postgres and Valkey are started here unless DATABASE_URL and REDIS_URL name yours.
+    """
+    Service(settings, Console()).run(_announce)

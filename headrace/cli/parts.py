@@ -1,0 +1,120 @@
+"""The parts of the service, one command each: what containers run, and what `headrace dev` starts as children.
+
+The API and the worker are named by import string, as `headrace` imports neither side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from headrace.catalogue import ConfigurationError, load_catalogue
+from headrace.embedded import EmbeddedStoreError, locate
+from headrace.settings import Settings
+from headrace.telemetry import configure_logging, redact
+
+# Proxies keep an idle connection for about 60 s; a server that closes first resets some of their requests.
+_KEEP_ALIVE_SECONDS = 75
+_BACKLOG = 2048
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what an operator can put right (a URL, a port, a file) into one line without a traceback."""
+    from sqlalchemy.exc import ArgumentError, OperationalError
+
+    try:
+        yield
+    except (EmbeddedStoreError, ConfigurationError) as error:
+        raise click.ClickException(str(error)) from error
+    except ArgumentError as error:
+        raise click.ClickException("DATABASE_URL is no URL like postgresql://user:password@host/name.") from error
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise click.ClickException(f"Postgres at DATABASE_URL: {redact(reason)}") from error
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return the socket that the API listens on.
+
+    Raises:
+        click.ClickException: The address is taken, or not this machine's.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. Set HEADRACE_HOST or HEADRACE_PORT."
+        ) from error
+
+
+def _resolve(path: str) -> Callable[..., Any]:
+    module, attribute = path.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+@click.command()
+@click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
+@click.pass_obj
+def api(settings: Settings, fd: int | None) -> None:
+    """Serve the HTTP API."""
+    import uvicorn
+
+    configure_logging(settings.log_level)
+    with plain_errors():
+        load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
+        app = _resolve("api.app:create_app")(locate(settings))
+        listener = listen(settings) if fd is None else socket.socket(fileno=fd)
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(settings.drain_seconds),
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+@click.command()
+@click.pass_obj
+def worker(settings: Settings) -> None:
+    """Run jobs. Start as many as you like."""
+    configure_logging(settings.log_level)
+    with plain_errors():
+        load_catalogue(settings.config)
+        _resolve("worker.main:main")(locate(settings))
+
+
+@click.command()
+@click.pass_obj
+def scheduler(settings: Settings) -> None:
+    """Find lost jobs and wake them, expire late ones. One is enough; several do no harm."""
+    configure_logging(settings.log_level)
+    with plain_errors():
+        _resolve("worker.sweeper:main")(locate(settings))
+
+
+@click.command()
+@click.pass_obj
+def migrate(settings: Settings) -> None:
+    """Bring the database's schema up to date."""
+    from headrace.database import migrate
+
+    configure_logging(settings.log_level)
+    with plain_errors():
+        migrate(locate(settings, redis=False).database_url)

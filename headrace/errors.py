@@ -1,0 +1,191 @@
+"""Everything that can be wrong, as a tree.
+
+* HeadraceError                     500 server_error
+  + InvalidRequestError             400 invalid_request_error
+    - NotFoundError                 404
+    - ModelNotFoundError            404 model_not_found
+    - PayloadTooLargeError          413
+    - ConflictError                 409
+  + AuthenticationError             401 authentication_error
+  + PermissionDeniedError           403 permission_error
+  + RateLimitError                  429 rate_limit_error
+  + UnavailableError                503 service_unavailable
+  + JobCancelledError               499 cancelled
+  + JobExpiredError                 504 timeout
+  + UpstreamError                   502 upstream_error: the provider failed
+    - UpstreamRefusedError          the provider's own 4xx, passed on
+    - UpstreamKeyError              the provider does not take the key that we have for it
+    - UpstreamTimeoutError          504
+    - UpstreamRateLimitError        429
+
+Each class knows its HTTP status, OpenAI's `type` and `code`, and whether trying again can help. The docstring of a
+class is its message where none is given, so it is written for the client. Error objects are OpenAI's:
+`{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+INTERRUPTED = "The answer was interrupted and would have to start over."
+
+
+class HeadraceError(Exception):
+    """The server had an error while processing your request."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Keep what the client is told; `retry_after` is in seconds."""
+        self.message = message or inspect.getdoc(type(self)) or ""
+        self.param = param
+        self.code = code or self.code
+        self.status = status or self.status
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error object, without the `error` key around it."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def document(self) -> dict[str, Any]:
+        """Return what a job's row keeps: the error object, and what an answer needs besides."""
+        return {**self.body(), "status": self.status, "retry_after": self.retry_after}
+
+
+class InvalidRequestError(HeadraceError):
+    """The request is not valid."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFoundError(InvalidRequestError):
+    """There is nothing here by that id."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The model does not exist or you do not have access to it."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class PayloadTooLargeError(InvalidRequestError):
+    """The request body is too large."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class ConflictError(InvalidRequestError):
+    """The request conflicts with the state of what it names."""
+
+    status = 409
+    code = "conflict"
+
+
+class AuthenticationError(HeadraceError):
+    """Incorrect API key provided. Send a valid key as `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(HeadraceError):
+    """This API key may not do that."""
+
+    status = 403
+    type = "permission_error"
+    code = "insufficient_permissions"
+
+
+class RateLimitError(HeadraceError):
+    """Too many requests: try again later."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class UnavailableError(HeadraceError):
+    """The service is not available for the moment: try again shortly."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "service_unavailable"
+    retryable = True
+
+
+class JobCancelledError(HeadraceError):
+    """The job was cancelled."""
+
+    status = 499
+    type = "cancelled"
+    code = "job_cancelled"
+
+
+class JobExpiredError(HeadraceError):
+    """The job did not end before its deadline."""
+
+    status = 504
+    type = "timeout"
+    code = "job_expired"
+
+
+class UpstreamError(HeadraceError):
+    """The model's provider failed to answer."""
+
+    status = 502
+    type = "upstream_error"
+    code: str | None = "upstream_error"
+    retryable = True
+
+
+class UpstreamRefusedError(UpstreamError):
+    """The model's provider refused the request."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+    retryable = False
+
+
+class UpstreamKeyError(UpstreamError):
+    """The model's provider did not accept the credentials that this server has for it."""
+
+    code = "upstream_authentication"
+    retryable = False
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The model's provider did not answer in time."""
+
+    status = 504
+    type = "timeout"
+    code = "upstream_timeout"
+
+
+class UpstreamRateLimitError(UpstreamError):
+    """The model's provider is over its rate limit."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"

@@ -1,0 +1,278 @@
+"""Following one job: replay from Postgres, then live, without a gap and without an event twice.
+
+A reader subscribes first, then replays, then goes live. A jump in the sequence, a lost connection or an overflow sends
+it back to Postgres, which has every delta within a fraction of a second. An event's id is `attempt-seq`: `0-0` is
+`queued`, `n-0` the start of attempt n, `n-1` … its deltas, and the number after the last delta its end. A job that was
+ended from outside, in the queue or under a worker that went away, ends with `n-0` for an attempt n that never was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy.exc import DBAPIError
+
+from headrace.chat.completion import chunks_of
+from headrace.database import Database
+from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.jobs import queries
+from headrace.jobs.state import State
+from headrace.live import Frame, Hub, Listener
+
+log = logging.getLogger(__name__)
+
+# Between two looks for deltas that were missed: they reach Postgres within `segment_seconds`.
+_SEGMENT_WAIT_SECONDS = 0.1
+_DATABASE_WAIT_SECONDS = 0.5
+_CHECK_SECONDS = 2.0
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """The last event that a reader has."""
+
+    attempt: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str, *, param: str) -> Cursor:
+        """Read an event id.
+
+        Raises:
+            InvalidRequestError: It does not have the form of one.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,9})", text)
+        if match is None:
+            raise InvalidRequestError(f"Invalid '{param}': an event id has the form 'attempt-seq'.", param=param)
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.seq}"
+
+
+START = Cursor(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker claimed the job."""
+
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Chunks of the answer, numbered from `first.seq` on: JSON objects without id, object and created."""
+
+    first: Cursor
+    chunks: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """What the reader has of `attempt` is void: the job starts over."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job ended. One of `response`, a chat.completion, and `error` is there, as JSON."""
+
+    cursor: Cursor
+    state: State
+    response: bytes | None
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing happened for the listener's `patience_seconds`."""
+
+
+Event = Started | Deltas | Retrying | Silence | Ended
+
+
+def render_chunk(chunk: dict[str, object]) -> bytes:
+    """Return a chunk as it is stored: one line, without the keys that come from the job."""
+    return orjson.dumps({key: value for key, value in chunk.items() if key not in _FROM_JOB})
+
+
+_FROM_JOB = frozenset({"id", "object", "created"})
+
+
+class _Follower:
+    """Where a reader stands, and what each thing that comes in adds for it."""
+
+    def __init__(self, database: Database, job_id: str, after: Cursor) -> None:
+        self.database = database
+        self.job_id = job_id
+        self.cursor = after
+        self.over = False
+
+    async def replay(self) -> list[Event]:
+        """Return what Postgres has past the cursor."""
+        progress = await queries.read_progress(self.database, self.job_id)
+        if progress is None:
+            raise NotFoundError(f"The job '{self.job_id}' was deleted.")
+        events = self._move_to(progress.attempt)
+        attempt = progress.attempt
+        if _is_whole(progress):
+            chunks = _chunks_of(progress)
+            events += self._deltas(attempt, 1, chunks)
+            return [*events, *self._end(progress, len(chunks))]
+        for first_seq, lines in await queries.read_deltas(self.database, self.job_id, attempt, after=self.cursor.seq):
+            events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
+        if progress.state.is_final:
+            events += self._end(progress, progress.delta_count)
+        return events
+
+    def take_all(self, frames: list[Frame]) -> tuple[list[Event], list[Frame]]:
+        """Return what live frames add, and the rest of them from the first one that something is missing before."""
+        events: list[Event] = []
+        for index, frame in enumerate(frames):
+            if frame.attempt < self.cursor.attempt:
+                continue
+            events += self._move_to(frame.attempt)
+            if frame.kind in ("started", "retrying"):
+                continue
+            if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
+                return events, frames[index:]
+            if frame.kind == "delta":
+                events += self._deltas(frame.attempt, frame.first_seq, frame.lines)
+            else:
+                events.append(self._live_end(frame))
+        return events, []
+
+    def _live_end(self, frame: Frame) -> Ended:
+        state = State(frame.kind)
+        completed = state is State.COMPLETED
+        self.over = True
+        self.cursor = Cursor(frame.attempt, frame.first_seq)
+        return Ended(
+            self.cursor,
+            state,
+            response=frame.lines[0] if completed else None,
+            error=None if completed else frame.lines[0],
+        )
+
+    def _move_to(self, attempt: int) -> list[Event]:
+        if attempt <= self.cursor.attempt:
+            return []
+        void = self.cursor.attempt
+        self.cursor = Cursor(attempt, 0)
+        return [Retrying(void), Started(self.cursor)] if void else [Started(self.cursor)]
+
+    def _deltas(self, attempt: int, first_seq: int, chunks: Sequence[bytes]) -> list[Event]:
+        new = chunks[max(0, self.cursor.seq + 1 - first_seq) :]
+        if not new:
+            return []
+        first = Cursor(attempt, max(first_seq, self.cursor.seq + 1))
+        self.cursor = Cursor(attempt, first_seq + len(chunks) - 1)
+        return [Deltas(first, new)]
+
+    def _end(self, progress: queries.Progress, delta_count: int) -> list[Event]:
+        self.over = True
+        end = _end_of(progress, delta_count)
+        if self.cursor == end:
+            return []  # the reader has it all
+        self.cursor = end
+        response = None if progress.response is None else progress.response.encode()
+        error = None if progress.error is None else progress.error.encode()
+        return [Ended(self.cursor, progress.state, response, error)]
+
+
+def _end_of(progress: queries.Progress, delta_count: int) -> Cursor:
+    """Return the id of the last event: after the deltas, or after anything that readers may have of an attempt."""
+    if progress.in_attempt:
+        return Cursor(progress.attempt, delta_count + 1)
+    return Cursor(progress.attempt + 1, 0)
+
+
+def _is_whole(progress: queries.Progress) -> bool:
+    """Tell whether the job was answered whole, and so has no deltas of its own."""
+    return progress.state is State.COMPLETED and progress.delta_count == 0
+
+
+def _chunks_of(progress: queries.Progress) -> list[bytes]:
+    """Return the chunks that a stream of a whole answer would have had: the same ones whenever they are asked for."""
+    return [render_chunk(chunk) for chunk in chunks_of(orjson.loads(progress.response or "{}"))]
+
+
+async def furthest_cursor(database: Database, job_id: str) -> Cursor:
+    """Return the id of the last event that Postgres has of a job.
+
+    Raises:
+        NotFoundError: The job was deleted.
+    """
+    progress = await queries.read_progress(database, job_id)
+    if progress is None:
+        raise NotFoundError(f"The job '{job_id}' was deleted.")
+    if not progress.state.is_final:
+        positions = await queries.read_positions(database, [job_id])
+        return Cursor(positions[0].attempt, positions[0].last_seq)
+    deltas = len(_chunks_of(progress)) if _is_whole(progress) else progress.delta_count
+    return _end_of(progress, deltas)
+
+
+async def follow(
+    listener: Listener, database: Database, *, after: Cursor = START, replay: bool = True
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of the listener's job past `after`, in order and each once, up to its end.
+
+    Without `replay` it goes live at once: for a job that is only now being submitted. While Postgres is away it waits.
+
+    Raises:
+        NotFoundError: The job was deleted meanwhile.
+        ListenerClosedError: The listener was closed.
+    """
+    follower = _Follower(database, listener.job_id, after)
+    frames = None if replay else await listener.get()
+    while True:
+        events: list[Event]
+        if frames is None:
+            events = await _patiently(follower.replay)
+        elif not frames:
+            events = [Silence()]
+        else:
+            events, missed = follower.take_all(frames)
+            if missed:
+                listener.put_back(missed)
+                await asyncio.sleep(_SEGMENT_WAIT_SECONDS)
+                events += await _patiently(follower.replay)
+        listener.position = (follower.cursor.attempt, follower.cursor.seq)
+        for event in events:
+            yield event
+        if follower.over:
+            return
+        frames = await listener.get()
+
+
+async def _patiently(replay: Callable[[], Awaitable[list[Event]]]) -> list[Event]:
+    while True:
+        try:
+            return await replay()
+        except DBAPIError:
+            log.warning("Postgres is away: a reader waits for it")
+            await asyncio.sleep(_DATABASE_WAIT_SECONDS)
+
+
+async def watch(hub: Hub, database: Database) -> None:
+    """Send readers to Postgres whenever it has more than they do, until cancelled.
+
+    While the live wire works that is rare, so one query for all of them now and then will do; without it, this is how
+    they get their events.
+    """
+    while True:
+        await asyncio.sleep(_CHECK_SECONDS if hub.connected else _POLL_SECONDS)
+        try:
+            for job_id, state, attempt, seq in await queries.read_positions(database, hub.followed):
+                hub.check(job_id, (attempt, seq), ended=State(state).is_final)
+        except DBAPIError as error:
+            log.warning("could not look after readers: %s", error.orig)

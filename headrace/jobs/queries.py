@@ -1,0 +1,591 @@
+"""Every statement on a job, and the only writers of its state.
+
+Each function is one statement and so one transaction. Writes of a worker are fenced: they name the attempt that the
+worker claimed and touch nothing once the job has moved on. Only the database's clock is asked for the time. Statements
+that lock several jobs skip what another has locked, so no two of them can wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from headrace.chat.usage import TokenUsage
+from headrace.database import Database, Row, execute
+from headrace.jobs.state import State
+from headrace.jobs.tables import jobs
+from headrace.usage.tables import usage
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a client asks for, before there is a row."""
+
+    id: str
+    account_id: str
+    key_id: str
+    model: str
+    request: str
+    metadata: str | None
+    tier: str
+    background: bool
+    streamed: bool
+    origin: str | None
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job under this worker's lease, and what it takes to run it."""
+
+    id: str
+    attempt: int
+    account_id: str
+    key_id: str
+    model: str
+    request: str
+    background: bool
+    streamed: bool
+    origin: str | None
+    tier: str
+    route: int
+    retries: int
+    created: int
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Deltas `first_seq` to `last_seq` of an attempt, one a line."""
+
+    job_id: str
+    attempt: int
+    first_seq: int
+    last_seq: int
+    chunks: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpentUsage:
+    """Tokens of one attempt, who answered, and the cost in USD if the model has a price."""
+
+    provider: str
+    tokens: TokenUsage
+    cost: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """The end of an attempt, as the worker that holds it saw it."""
+
+    id: str
+    attempt: int
+    state: State
+    provider: str | None
+    response: str | None
+    error: str | None
+    delta_count: int
+    seconds_since_first_token: float | None
+    segment: Segment | None
+    spent: SpentUsage | None
+
+
+@dataclass(frozen=True, slots=True)
+class MovedJob:
+    """A job that was moved by another than its worker: to wake a worker for, or to tell its readers of its end."""
+
+    id: str
+    tier: str
+    state: State
+    attempt: int
+    origin: str | None
+
+
+_INSERT = """
+INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, deadline_at)
+SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin,
+       now() + timeout * interval '1 second'
+FROM unnest(%(id)s::text[], %(account_id)s::text[], %(key_id)s::text[], %(model)s::text[], %(request)s::text[],
+            %(metadata)s::text[], %(tier)s::text[], %(background)s::bool[], %(streamed)s::bool[], %(origin)s::text[],
+            %(timeout)s::float8[])
+     AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout)
+ON CONFLICT (id) DO UPDATE SET id = excluded.id
+RETURNING id, floor(extract(epoch FROM created_at))::bigint
+"""
+
+
+async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int]:
+    """Accept jobs, all or none: they are safe on disk now. Returns when each was created, in Unix seconds."""
+    rows = await execute(
+        database.durable,
+        _INSERT,
+        {
+            "id": [job.id for job in new],
+            "account_id": [job.account_id for job in new],
+            "key_id": [job.key_id for job in new],
+            "model": [job.model for job in new],
+            "request": [job.request for job in new],
+            "metadata": [job.metadata for job in new],
+            "tier": [job.tier for job in new],
+            "background": [job.background for job in new],
+            "streamed": [job.streamed for job in new],
+            "origin": [job.origin for job in new],
+            "timeout": [job.timeout_seconds for job in new],
+        },
+    )
+    created = {row[0]: row[1] for row in rows}
+    return [created[job.id] for job in new]
+
+
+_CLAIM = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE id = ANY(%(ids)s::text[]) AND state = 'queued' AND scheduled_at <= now() AND deadline_at > now()
+    ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
+                lease_until = now() + %(lease)s * interval '1 second', started_at = coalesce(started_at, now())
+FROM due WHERE jobs.id = due.id
+RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
+          route, retries, floor(extract(epoch FROM created_at))::bigint, extract(epoch FROM deadline_at - now())::float8
+"""
+
+
+async def claim_jobs(
+    database: Database, job_ids: Sequence[str], *, worker: str, lease_seconds: float
+) -> list[ClaimedJob]:
+    """Take those of the jobs that are queued and due: the others are somebody else's, or over."""
+    parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds}
+    return [ClaimedJob(*row) for row in await execute(database.relaxed, _CLAIM, parameters)]
+
+
+_HEARTBEAT = """
+WITH held AS (
+    SELECT * FROM unnest(%(id)s::text[], %(attempt)s::int[]) AS held (id, attempt)
+), mine AS MATERIALIZED (
+    SELECT jobs.id FROM jobs JOIN held USING (id)
+    WHERE jobs.state = 'running' AND jobs.attempt = held.attempt
+    ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
+), extended AS (
+    UPDATE jobs SET lease_until = now() + %(lease)s * interval '1 second' FROM mine WHERE jobs.id = mine.id
+)
+SELECT held.id, held.attempt, coalesce(jobs.attempt <> held.attempt OR jobs.state <> 'running', true) AS lost
+FROM held LEFT JOIN jobs USING (id)
+WHERE jobs.id IS NULL OR jobs.attempt <> held.attempt OR jobs.state <> 'running'
+      OR jobs.cancel_requested_at IS NOT NULL
+"""
+
+
+async def extend_leases(
+    database: Database, held: Sequence[tuple[str, int]], *, lease_seconds: float
+) -> list[tuple[str, int, bool]]:
+    """Extend the leases of `(job_id, attempt)` pairs and return those to stop: lost ones (true), and cancelled ones."""
+    parameters = {
+        "id": [job_id for job_id, _ in held],
+        "attempt": [attempt for _, attempt in held],
+        "lease": lease_seconds,
+    }
+    return [(row[0], row[1], row[2]) for row in await execute(database.relaxed, _HEARTBEAT, parameters)]
+
+
+_SEGMENTS = """
+INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
+SELECT new.id, new.attempt, new.first_seq, new.last_seq, new.chunks
+FROM unnest(%(id)s::text[], %(attempt)s::int[], %(first_seq)s::int[], %(last_seq)s::int[], %(chunks)s::text[])
+     AS new (id, attempt, first_seq, last_seq, chunks)
+JOIN jobs ON jobs.id = new.id
+WHERE jobs.state = 'running' AND jobs.attempt = new.attempt AND jobs.deleted_at IS NULL
+ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
+"""
+
+
+async def append_segments(database: Database, segments: Sequence[Segment]) -> None:
+    """Keep deltas of running attempts. Those of an attempt that was lost meanwhile are dropped."""
+    parameters = {
+        "id": [segment.job_id for segment in segments],
+        "attempt": [segment.attempt for segment in segments],
+        "first_seq": [segment.first_seq for segment in segments],
+        "last_seq": [segment.last_seq for segment in segments],
+        "chunks": [segment.chunks for segment in segments],
+    }
+    await execute(database.relaxed, _SEGMENTS, parameters)
+
+
+# The parts that an ended attempt and one that goes back to the queue share: the last deltas and what was spent.
+_ENDED = """
+WITH ended AS MATERIALIZED (
+    SELECT * FROM unnest(
+        %(id)s::text[], %(attempt)s::int[], %(state)s::text[], %(provider)s::text[], %(response)s::text[],
+        %(error)s::text[], %(delta_count)s::int[], %(first_token)s::float8[],
+        %(first_seq)s::int[], %(last_seq)s::int[], %(chunks)s::text[],
+        %(prompt)s::bigint[], %(completion)s::bigint[], %(cached)s::bigint[], %(reasoning)s::bigint[],
+        %(estimated)s::bool[], %(cost)s::numeric[])
+    AS ended (id, attempt, state, provider, response, error, delta_count, first_token, first_seq, last_seq, chunks,
+              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+), finished AS (
+    UPDATE jobs SET state = ended.state, finished_at = now(), lease_until = NULL, provider = ended.provider,
+                    response = CASE WHEN jobs.deleted_at IS NULL THEN ended.response END, error = ended.error,
+                    delta_count = ended.delta_count,
+                    first_token_at = now() - ended.first_token * interval '1 second'
+    FROM ended
+    WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
+    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.deleted_at
+), kept AS (
+    INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
+    SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
+    WHERE chunks IS NOT NULL AND deleted_at IS NULL
+    ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
+), spent AS (
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
+                       completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+    SELECT id, attempt, false, account_id, key_id, model, provider, prompt_tokens, completion_tokens, cached_tokens,
+           reasoning_tokens, estimated, cost
+    FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
+)
+SELECT id FROM finished
+"""
+
+
+async def finish_jobs(database: Database, ended: Sequence[FinishedJob]) -> list[bool]:
+    """End jobs: state, response, last deltas and usage, all at once. Returns, for each, whether it was still ours."""
+    rows = await execute(database.durable, _ENDED, _ended_columns(ended))
+    finished = {row[0] for row in rows}
+    return [job.id in finished for job in ended]
+
+
+def _ended_columns(ended: Sequence[FinishedJob]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "id": [job.id for job in ended],
+        "attempt": [job.attempt for job in ended],
+        "state": [job.state.value for job in ended],
+        "provider": [job.provider for job in ended],
+        "response": [job.response for job in ended],
+        "error": [job.error for job in ended],
+        "delta_count": [job.delta_count for job in ended],
+        "first_token": [job.seconds_since_first_token for job in ended],
+        "first_seq": [job.segment and job.segment.first_seq for job in ended],
+        "last_seq": [job.segment and job.segment.last_seq for job in ended],
+        "chunks": [job.segment and job.segment.chunks for job in ended],
+    }
+    return {**columns, **_spent_columns([job.spent for job in ended])}
+
+
+def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
+    return {
+        "prompt": [row and row.tokens.prompt_tokens for row in spent],
+        "completion": [row and row.tokens.completion_tokens for row in spent],
+        "cached": [row and row.tokens.cached_tokens for row in spent],
+        "reasoning": [row and row.tokens.reasoning_tokens for row in spent],
+        "estimated": [row and row.tokens.estimated for row in spent],
+        "cost": [row and row.cost for row in spent],
+    }
+
+
+_RETRY = """
+WITH put_back AS (
+    UPDATE jobs SET state = 'queued', lease_until = NULL, worker = NULL, route = %(route)s,
+                    retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
+                    sent_at = now() + %(delay)s * interval '1 second'
+    WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
+    RETURNING id, account_id, key_id, model
+), forgotten AS (
+    DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
+), spent AS (
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
+                       completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+    SELECT id, %(attempt)s, true, account_id, key_id, model, %(provider)s, %(prompt)s::bigint, %(completion)s::bigint,
+           %(cached)s::bigint, %(reasoning)s::bigint, %(estimated)s::bool, %(cost)s::numeric
+    FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
+)
+SELECT id FROM put_back
+"""
+
+
+async def retry_job(
+    database: Database,
+    job_id: str,
+    attempt: int,
+    *,
+    delay_seconds: float,
+    route: int,
+    retries: int,
+    spent: SpentUsage | None = None,
+) -> bool:
+    """Put a running job back in the queue, due in `delay_seconds`; returns whether it was still ours.
+
+    The next attempt takes `route`, on which `retries` have failed by then. What this one spent counts as discarded.
+    """
+    parameters = {
+        "id": job_id,
+        "attempt": attempt,
+        "delay": delay_seconds,
+        "route": route,
+        "retries": retries,
+        "provider": spent and spent.provider,
+        **{name: column[0] for name, column in _spent_columns([spent]).items()},
+    }
+    return bool(await execute(database.durable, _RETRY, parameters))
+
+
+_CANCEL = """
+WITH target AS MATERIALIZED (
+    SELECT id, tier, state, attempt, origin FROM jobs
+    WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL FOR UPDATE
+), changed AS (
+    UPDATE jobs SET
+        cancel_requested_at = coalesce(cancel_requested_at, now()),
+        state = CASE WHEN jobs.state = 'queued' THEN 'cancelled' ELSE jobs.state END,
+        finished_at = CASE WHEN jobs.state = 'queued' THEN now() END,
+        error = CASE WHEN jobs.state = 'queued' THEN %(error)s END
+    FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
+    RETURNING jobs.id, jobs.state
+)
+SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
+FROM target LEFT JOIN changed USING (id)
+"""
+
+
+async def cancel_job(database: Database, job_id: str, account_id: str, *, error: str) -> MovedJob | None:
+    """Cancel a queued job at once, or ask for the cancellation of a running one; one that has ended stays as it is.
+
+    Returns the job as it is then, or None if the account has no such job. `error` is the JSON that the row keeps.
+    """
+    rows = await execute(database.durable, _CANCEL, {"id": job_id, "account_id": account_id, "error": error})
+    return _moved(rows)[0] if rows else None
+
+
+_DELETE = """
+WITH erased AS (
+    UPDATE jobs SET deleted_at = now(), response = NULL, metadata = NULL,
+                    request = CASE WHEN state IN ('queued', 'running') THEN request END
+    WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
+    RETURNING id
+), forgotten AS (
+    DELETE FROM job_deltas USING erased WHERE job_deltas.job_id = erased.id
+)
+SELECT id FROM erased
+"""
+
+
+async def delete_job(database: Database, job_id: str, account_id: str) -> bool:
+    """Erase a job's content; its usage stays. Returns False if the account has no such job."""
+    return bool(await execute(database.durable, _DELETE, {"id": job_id, "account_id": account_id}))
+
+
+_RESCUE = """
+WITH dead AS MATERIALIZED (
+    SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    WHEN lost + 1 >= %(max_lost)s THEN 'failed'
+                    WHEN NOT background AND streamed AND EXISTS (SELECT FROM job_deltas WHERE job_id = jobs.id)
+                         THEN 'interrupted'
+                    ELSE 'queued' END AS fate
+    FROM jobs WHERE state = 'running' AND lease_until < now()
+    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
+                    lost = lost + 1, lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
+                    finished_at = CASE WHEN fate <> 'queued' THEN now() END,
+                    error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
+                                      WHEN 'interrupted' THEN %(interrupted)s END
+    FROM dead WHERE jobs.id = dead.id
+    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin
+), forgotten AS (
+    DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id AND moved.state = 'queued'
+)
+SELECT id, tier, state, attempt, origin FROM moved
+"""
+
+
+async def rescue_jobs(
+    database: Database, *, max_lost: int, cancelled: str, poisonous: str, interrupted: str
+) -> list[MovedJob]:
+    """Take running jobs from workers whose lease ran out: back to the queue, or to an end.
+
+    A job under which `max_lost` workers went away is taken for the cause and fails. One whose client has begun to read
+    fails too, rather than repeat itself. The other arguments are the errors that rows keep, as JSON.
+    """
+    parameters = {"max_lost": max_lost, "cancelled": cancelled, "poisonous": poisonous, "interrupted": interrupted}
+    return _moved(await execute(database.durable, _RESCUE, parameters))
+
+
+_EXPIRE = """
+WITH late AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET state = 'expired', finished_at = now(), error = %(error)s
+FROM late WHERE jobs.id = late.id
+RETURNING jobs.id, tier, state, attempt, origin
+"""
+
+
+async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
+    """End queued jobs whose deadline has passed; a running one is ended by its worker."""
+    return _moved(await execute(database.durable, _EXPIRE, {"error": error}))
+
+
+_RESEND = """
+WITH forgotten AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE state = 'queued' AND tier = ANY(%(tiers)s::text[]) AND scheduled_at <= now()
+          AND sent_at < now() - %(resend)s * interval '1 second'
+    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET sent_at = now() FROM forgotten WHERE jobs.id = forgotten.id
+RETURNING jobs.id, tier, state, attempt, origin
+"""
+
+
+async def resend_jobs(database: Database, *, tiers: Sequence[str], resend_seconds: float) -> list[MovedJob]:
+    """Mark as sent and return due jobs of these tiers that no worker took within `resend_seconds` of a wake-up."""
+    return _moved(await execute(database.relaxed, _RESEND, {"tiers": list(tiers), "resend": resend_seconds}))
+
+
+def _moved(rows: Sequence[Row]) -> list[MovedJob]:
+    return [MovedJob(row.id, row.tier, State(row.state), row.attempt, row.origin) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a job stands, for one who follows its events."""
+
+    state: State
+    attempt: int
+    in_attempt: bool
+    """Whether a worker holds it, or ended it: else it waits, or was ended from outside."""
+    delta_count: int
+    created: int
+    response: str | None
+    error: str | None
+
+
+_PROGRESS = """
+SELECT state, attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM created_at))::bigint, response, error
+FROM jobs WHERE id = %(id)s AND deleted_at IS NULL
+"""
+
+
+async def read_progress(database: Database, job_id: str) -> Progress | None:
+    """Return where a job stands, or None if it was deleted."""
+    rows = await execute(database.relaxed, _PROGRESS, {"id": job_id})
+    return Progress(State(rows[0][0]), *rows[0][1:]) if rows else None
+
+
+_DELTAS = """
+SELECT first_seq, chunks FROM job_deltas
+WHERE job_id = %(id)s AND attempt = %(attempt)s AND last_seq > %(after)s ORDER BY first_seq
+"""
+
+
+async def read_deltas(database: Database, job_id: str, attempt: int, *, after: int) -> list[tuple[int, str]]:
+    """Return what is kept of an attempt's deltas past `after`, as pairs of first sequence number and lines."""
+    rows = await execute(database.relaxed, _DELTAS, {"id": job_id, "attempt": attempt, "after": after})
+    return [(row[0], row[1]) for row in rows]
+
+
+_POSITIONS = """
+SELECT id, state, attempt, coalesce((SELECT max(last_seq) FROM job_deltas AS delta
+                                     WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq
+FROM jobs WHERE id = ANY(%(ids)s::text[])
+"""
+
+
+async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence[Row]:
+    """Return `(job_id, state, attempt, last sequence number kept)` of these jobs."""
+    return await execute(database.relaxed, _POSITIONS, {"ids": list(job_ids)}) if job_ids else []
+
+
+def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger)
+
+
+def _queue_position() -> sa.ColumnElement[Any]:
+    """Return how many jobs of the same tier are before a queued one, counted no further than 1,000."""
+    other = jobs.alias("other")
+    before = (
+        sa.select(other.c.id)
+        .where(other.c.state == State.QUEUED.value, other.c.tier == jobs.c.tier, other.c.id < jobs.c.id)
+        .limit(1000)
+        .correlate(jobs)
+        .subquery()
+    )
+    count = sa.select(sa.func.count()).select_from(before).scalar_subquery()
+    return sa.case((jobs.c.state == State.QUEUED.value, count))
+
+
+_VIEW = sa.select(
+    jobs.c.id,
+    jobs.c.state,
+    jobs.c.model,
+    jobs.c.provider,
+    jobs.c.tier,
+    jobs.c.attempt,
+    *(
+        _epoch(jobs.c[name]).label(name)
+        for name in ("created_at", "started_at", "first_token_at", "finished_at", "deadline_at")
+    ),
+    _queue_position().label("queue_position"),
+    jobs.c.metadata,
+    jobs.c.background,
+    jobs.c.response,
+    jobs.c.error,
+    usage.c.prompt_tokens,
+    usage.c.completion_tokens,
+    usage.c.cached_tokens,
+    usage.c.reasoning_tokens,
+    usage.c.estimated,
+    usage.c.cost,
+).select_from(jobs.outerjoin(usage, sa.and_(usage.c.job_id == jobs.c.id, ~usage.c.discarded)))
+
+
+async def get_job(database: Database, job_id: str, account_id: str) -> Row | None:
+    """Return an account's job with its usage, or None if the account has no such job."""
+    query = _VIEW.where(jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None))
+    rows = await execute(database.relaxed, query)
+    return rows[0] if rows else None
+
+
+async def get_request(database: Database, job_id: str, account_id: str) -> str | None:
+    """Return the chat request of an account's job as it came, or None if the account has no such job."""
+    query = sa.select(jobs.c.request).where(
+        jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None)
+    )
+    rows = await execute(database.relaxed, query)
+    return rows[0][0] if rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """What a list of jobs is narrowed to; None is no condition. Times are of creation."""
+
+    state: State | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+async def list_jobs(
+    database: Database, account_id: str, wanted: JobFilter, *, after: str | None, limit: int, descending: bool
+) -> Sequence[Row]:
+    """Return up to `limit` of an account's jobs past the job `after`, in order of creation."""
+    query = _VIEW.where(jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None))
+    if wanted.state is not None:
+        query = query.where(jobs.c.state == wanted.state.value)
+    if wanted.model is not None:
+        query = query.where(jobs.c.model == wanted.model)
+    if wanted.metadata:
+        query = query.where(jobs.c.metadata.contains(sa.cast(dict(wanted.metadata), JSONB)))
+    if wanted.created_after is not None:
+        query = query.where(jobs.c.created_at > wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(jobs.c.created_at < wanted.created_before)
+    if after is not None:
+        query = query.where(jobs.c.id < after if descending else jobs.c.id > after)
+    query = query.order_by(jobs.c.id.desc() if descending else jobs.c.id).limit(limit)
+    return await execute(database.relaxed, query)

@@ -1,0 +1,48 @@
+"""The states of a job and who moves it from each to the next. Pure: the writes stand in `queries`.
+
+            claim                  finish
+ queued ───────────▶ running ───────────────▶ completed
+   ▲  │                 │ ├─ provider refused ─▶ failed
+   │  └─ cancel ─┐      │ ├─ cancel ───────────▶ cancelled
+   │             ▼      │ └─ deadline ─────────▶ expired
+   │         cancelled  │
+   └──── lease lost, retryable error ────┘   (attempt + 1 at the next claim)
+
+A job whose deadline passes while it is queued expires there, and one that lost too many workers fails there.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a job stands. The value is what `status` says in the API."""
+
+    QUEUED = "queued"
+    """Accepted and waiting. A worker claims it; a cancel or the scheduler (deadline) may end it."""
+    RUNNING = "running"
+    """Under a worker's lease. That worker ends it or puts it back; if the lease runs out, the scheduler does."""
+    COMPLETED = "completed"
+    """Ended with a result. Nobody moves it on."""
+    FAILED = "failed"
+    """Ended with an error. Nobody moves it on."""
+    CANCELLED = "cancelled"
+    """Ended because someone asked. Nobody moves it on."""
+    EXPIRED = "expired"
+    """Ended because its deadline passed. Nobody moves it on."""
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether nobody moves a job on from here."""
+        return self not in (State.QUEUED, State.RUNNING)
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED, State.FAILED}),
+    State.RUNNING: frozenset({State.QUEUED, State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}

@@ -1,0 +1,81 @@
+"""Rows of jobs and of their streamed deltas. The CHECKs keep a row from contradicting itself, whoever writes it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from headrace.tables import instant, metadata
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("key_id", sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="queued"),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, comment="The client's JSON as it came; null once erased"),
+    sa.Column("metadata", JSONB),
+    sa.Column("tier", sa.Text, nullable=False, comment="Which queue wakes a worker for it"),
+    sa.Column("background", sa.Boolean, nullable=False, comment="It runs on when the client that sent it is gone"),
+    sa.Column("streamed", sa.Boolean, nullable=False, comment="The client that sent it reads deltas"),
+    sa.Column("origin", sa.Text, comment="The API process whose client waits for it"),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The fence: raised by each claim"),
+    sa.Column("route", sa.Integer, nullable=False, server_default="0", comment="Which of the model's routes is tried"),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0", comment="Failed attempts on that route"),
+    sa.Column("lost", sa.Integer, nullable=False, server_default="0", comment="Attempts whose worker went away"),
+    sa.Column("worker", sa.Text),
+    sa.Column("provider", sa.Text),
+    sa.Column("delta_count", sa.Integer, nullable=False, server_default="0", comment="Of the last attempt, at its end"),
+    sa.Column("response", sa.Text, comment="A chat.completion, as JSON"),
+    sa.Column("error", sa.Text, comment="OpenAI's error object and its HTTP `status`, as JSON"),
+    instant("created_at", default=True),
+    instant("scheduled_at", default=True),
+    instant("sent_at", default=True),
+    instant("deadline_at", nullable=False),
+    instant("lease_until"),
+    instant("cancel_requested_at"),
+    instant("started_at"),
+    instant("first_token_at"),
+    instant("finished_at"),
+    instant("deleted_at"),
+    sa.CheckConstraint(
+        "state IN ('queued', 'running', 'completed', 'failed', 'cancelled', 'expired')", name="state_known"
+    ),
+    sa.CheckConstraint("tier IN ('priority', 'default', 'flex')", name="tier_known"),
+    sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_of_final"),
+    sa.CheckConstraint(
+        "(state = 'running') = (lease_until IS NOT NULL) AND (state <> 'running' OR worker IS NOT NULL)",
+        name="lease_of_running",
+    ),
+    sa.CheckConstraint(
+        "state NOT IN ('running', 'completed') OR (attempt > 0 AND started_at IS NOT NULL)", name="started_at_of_run"
+    ),
+    sa.CheckConstraint(
+        "CASE state WHEN 'completed' THEN response IS NOT NULL OR deleted_at IS NOT NULL ELSE response IS NULL END",
+        name="response_of_completed",
+    ),
+    sa.CheckConstraint("(state IN ('failed', 'cancelled', 'expired')) = (error IS NOT NULL)", name="error_of_failed"),
+    sa.CheckConstraint("request IS NOT NULL OR deleted_at IS NOT NULL", name="request_until_deleted"),
+    sa.CheckConstraint(
+        "route >= 0 AND retries >= 0 AND lost >= 0 AND delta_count >= 0 AND attempt >= retries + lost",
+        name="counts_add_up",
+    ),
+    sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
+    # The two small sets that are looked through all the time; ended jobs are in neither.
+    sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),
+    sa.Index("ix_jobs_running", "id", postgresql_where=sa.text("state = 'running'")),
+)
+
+job_deltas = sa.Table(
+    "job_deltas",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("first_seq", sa.Integer, nullable=False),
+    sa.Column("last_seq", sa.Integer, nullable=False),
+    sa.Column("chunks", sa.Text, nullable=False, comment="One chunk a line, without id, object and created"),
+    sa.PrimaryKeyConstraint("job_id", "attempt", "first_seq"),
+    sa.CheckConstraint("1 <= first_seq AND first_seq <= last_seq", name="seq_in_order"),
+)

@@ -1,0 +1,34 @@
+"""Rows of accounts and API keys. A key is stored as its SHA-256 alone: 256 random bits need no slower hash."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from headrace.tables import instant, metadata
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    instant("created_at", default=True),
+    sa.CheckConstraint("name <> ''", name="name_not_empty"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("hint", sa.Text, nullable=False, comment="The key's first characters, to tell keys apart in a list"),
+    sa.Column("scopes", ARRAY(sa.Text), nullable=False, server_default="{}"),
+    sa.Column("bootstrap", sa.Boolean, nullable=False, server_default=sa.false()),
+    instant("created_at", default=True),
+    instant("expires_at"),
+    instant("revoked_at"),
+    sa.CheckConstraint("octet_length(hash) = 32", name="hash_is_sha256"),
+    sa.Index("ix_api_keys_account_id_id", "account_id", "id"),
+)

@@ -1,0 +1,101 @@
+"""Every variable that Headrace reads, its unit, and why its default is what it is.
+
+Variables are `HEADRACE_` and the field's name in capitals, but for the two that every host already sets under a name of
+their own: `DATABASE_URL` and `REDIS_URL`. The providers' keys are not here: `headrace.toml` names the variable that
+holds each (`api_key = "env:OPENAI_API_KEY"`), so that no key is ever part of a settings object that could be printed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Return where the embedded stores live when `HEADRACE_DATA_DIR` is not set.
+
+    Root's home is closed to everyone else and Postgres refuses to run as root, so root's stores live under /var/lib.
+    """
+    if os.name == "posix" and os.geteuid() == 0:
+        return Path("/var/lib/headrace")
+    return Path.home() / ".local" / "share" / "headrace"
+
+
+class Settings(BaseSettings):
+    """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True, extra="ignore")
+
+    database_url: str = Field(
+        default="",
+        validation_alias="DATABASE_URL",
+        description="Postgres, as `postgresql://user:password@host:port/database`. Empty: `headrace dev` starts one.",
+    )
+    redis_url: str = Field(
+        default="",
+        validation_alias="REDIS_URL",
+        description="Redis or Valkey, as `redis://host:port/0`. Empty: `headrace dev` starts a Valkey.",
+    )
+    config: Path | None = Field(
+        default=None,
+        description="The model and provider file. Unset: `headrace.toml` in the working directory, else the built-in "
+        "catalogue.",
+    )
+    data_dir: Path = Field(default_factory=default_data_dir, description="Home of the embedded stores.")
+    host: str = Field(default="127.0.0.1", description="Where the API listens. Loopback until you decide otherwise.")
+    port: int = Field(default=8700, ge=0, le=65535, description="The API's port; 0 takes any free one.")
+    bootstrap_key: SecretStr | None = Field(
+        default=None,
+        min_length=20,
+        description="An admin key that exists from the first start, for automation. Changing it revokes the last one.",
+    )
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR, for every process.")
+
+    max_body_bytes: int = Field(
+        default=20 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; more is refused while reading."
+    )
+    job_timeout_seconds: float = Field(
+        default=86_400, gt=0, description="A job's deadline when the request sets no `timeout`: OpenAI's batch window."
+    )
+    header_wait_seconds: float = Field(
+        default=5, ge=0, description="A stream's headers wait this long for a first delta or an error with its status."
+    )
+    ping_seconds: float = Field(
+        default=15, gt=0, description="A comment this often keeps a silent stream open: proxies cut at 60 s."
+    )
+    wait_limit_seconds: float = Field(default=60, gt=0, description="Longest `?wait=`: proxies cut at 60 s.")
+    subscriber_buffer_bytes: int = Field(
+        default=1024 * 1024,
+        ge=4096,
+        description="Live bytes held for one slow reader before it is sent back to replay from Postgres.",
+    )
+
+    worker_slots: int = Field(
+        default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
+    )
+    heartbeat_seconds: float = Field(default=3, gt=0, description="How often a worker extends its leases.")
+    lease_seconds: float = Field(
+        default=10, gt=0, description="A lease nobody extends ends after this: three heartbeats may get lost."
+    )
+    sweep_seconds: float = Field(default=2, gt=0, description="How often the scheduler looks for what was lost.")
+    resend_seconds: float = Field(
+        default=5, gt=0, description="A due job still queued this long after its last wake-up is sent again."
+    )
+    attempts_per_route: int = Field(
+        default=3, ge=1, description="Calls to one route before the next: two retries outlive a provider's hiccup."
+    )
+    max_lost_attempts: int = Field(
+        default=3, ge=1, description="Workers that may die under a job before it is taken for the cause and failed."
+    )
+    drain_seconds: float = Field(
+        default=30, ge=0, description="On SIGTERM a worker lets running jobs finish this long, then hands them back."
+    )
+    segment_seconds: float = Field(
+        default=0.25, gt=0, description="Deltas are written to Postgres this often, many jobs in one statement."
+    )
+    publish_seconds: float = Field(
+        default=0.005, ge=0, description="Deltas that follow each other faster than this are published together."
+    )

@@ -1,0 +1,22 @@
+"""The metadata that every table hangs on, and the names of its constraints."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def instant(name: str, *, default: bool = False, nullable: bool = True) -> sa.Column[object]:
+    """Return a `timestamptz` column; with `default` it is the database's clock at insertion and never null."""
+    if default:
+        return sa.Column(name, sa.TIMESTAMP(timezone=True), server_default=sa.func.now(), nullable=False)
+    return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable)

@@ -1,0 +1,1 @@
+"""The ledger: what each job used and what that cost."""

@@ -1,0 +1,179 @@
+"""API keys: who gets in, who does not, and that nobody learns why."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+import httpx
+import psycopg
+import pytest
+from psycopg.rows import DictRow
+
+from tests.e2e.jobs import chat, eventually, refused, submit
+from tests.provider import Gate, Provider, answer, settled
+from tests.service import BOOTSTRAP_KEY, Service, connect
+
+Database = psycopg.AsyncConnection[DictRow]
+
+
+def unknown_key() -> str:
+    return f"hr_{secrets.token_urlsafe(32)}"
+
+
+@pytest.fixture
+async def expired_key(service: Service, database: Database) -> str:
+    created = service.create_key("expiring")
+    await database.execute("UPDATE api_keys SET expires_at = now() - interval '1 s' WHERE id = %s", [created["id"]])
+    return str(created["key"])
+
+
+@pytest.fixture
+def revoked_key(service: Service) -> str:
+    created = service.create_key("revoked")
+    service.run("keys", "revoke", created["id"])
+    return str(created["key"])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": f"Basic {BOOTSTRAP_KEY}"},
+        {"authorization": BOOTSTRAP_KEY},
+        {"authorization": f"Bearer {BOOTSTRAP_KEY} {BOOTSTRAP_KEY}"},
+        {"authorization": "Bearer x"},
+        {"authorization": "Bearer hr_'; DROP TABLE api_keys; --"},
+        {"authorization": b"Bearer hr_\xff\xfe\xc3\x28"},
+        {"authorization": f"Bearer {'hr_' + 'x' * 7000}"},
+        {"authorization": f"Bearer {BOOTSTRAP_KEY[:-1]}"},
+        {"authorization": f"Bearer {BOOTSTRAP_KEY}x"},
+        {"x-api-key": ""},
+        {"x-api-key": "x"},
+        {"x-api-key": f"Bearer {BOOTSTRAP_KEY}"},
+    ],
+    ids=lambda headers: repr(headers).replace(BOOTSTRAP_KEY, "KEY")[:60],
+)
+async def test_a_missing_or_malformed_key_is_refused(
+    anonymous: httpx.AsyncClient, model: str, headers: dict[str, str]
+) -> None:
+    response = await anonymous.post("/chat/completions", json=chat(model), headers=headers)
+    refused(response, 401, code="invalid_api_key")
+    assert BOOTSTRAP_KEY not in response.text
+
+
+async def test_an_unknown_a_revoked_and_an_expired_key_are_told_the_same(
+    service: Service, model: str, expired_key: str, revoked_key: str
+) -> None:
+    answers = set()
+    for key in (unknown_key(), revoked_key, expired_key):
+        async with connect(service, key) as client:
+            response = await client.post("/chat/completions", json=chat(model))
+        refused(response, 401, code="invalid_api_key")
+        assert key not in response.text
+        headers = {name for name in response.headers if name != "x-request-id"}
+        answers.add((response.text, frozenset(headers)))
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/jobs"),
+        ("POST", "/jobs"),
+        ("GET", "/jobs/job_" + "0" * 32),
+        ("DELETE", "/jobs/job_" + "0" * 32),
+        ("POST", "/jobs/job_" + "0" * 32 + "/cancel"),
+        ("GET", "/jobs/job_" + "0" * 32 + "/events"),
+        ("POST", "/chat/completions"),
+        ("GET", "/chat/completions/chatcmpl-" + "0" * 32),
+        ("GET", "/models"),
+        ("GET", "/models/renamed"),
+    ],
+)
+async def test_every_path_asks_for_a_key(anonymous: httpx.AsyncClient, method: str, path: str) -> None:
+    refused(await anonymous.request(method, path), 401, code="invalid_api_key")
+    wrong = {"authorization": f"Bearer {unknown_key()}"}
+    refused(await anonymous.request(method, path, headers=wrong), 401, code="invalid_api_key")
+
+
+async def test_the_key_is_asked_for_before_the_body_is_read(anonymous: httpx.AsyncClient) -> None:
+    refused(await anonymous.post("/chat/completions", content=b"{not json"), 401)
+    refused(await anonymous.post("/chat/completions", content=b"x" * 1024 * 1024), 401)
+
+
+async def test_a_key_that_is_revoked_stops_working(service: Service) -> None:
+    created = service.create_key("short-lived")
+    async with connect(service, created["key"]) as client:
+        assert (await client.get("/jobs")).status_code == 200
+        service.run("keys", "revoke", created["id"])
+
+        async def refused_now() -> bool:
+            return (await client.get("/jobs")).status_code == 401
+
+        await eventually(refused_now, "the key to be refused")
+
+
+async def test_a_key_that_expires_stops_working(service: Service, database: Database) -> None:
+    created = service.create_key("short-lived")
+    async with connect(service, created["key"]) as client:
+        assert (await client.get("/jobs")).status_code == 200
+        await database.execute("UPDATE api_keys SET expires_at = now() WHERE id = %s", [created["id"]])
+
+        async def refused_now() -> bool:
+            return (await client.get("/jobs")).status_code == 401
+
+        await eventually(refused_now, "the key to be refused")
+
+
+async def test_a_job_whose_key_is_revoked_still_runs_to_its_end(
+    service: Service, provider: Provider, database: Database, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("Done.", hold=gate))
+    created = service.create_key("leaving")
+    async with connect(service, created["key"]) as client:
+        job_id = await submit(client, model)
+        await settled(gate.reached)
+    service.run("keys", "revoke", created["id"])
+    gate.release()
+
+    async def done() -> bool:
+        row = await (await database.execute("SELECT state FROM jobs WHERE id = %s", [job_id])).fetchone()
+        return row is not None and row["state"] == "completed"
+
+    await eventually(done, "the job's end")
+
+
+async def test_the_command_shows_a_key_once_and_the_database_never_has_it(service: Service, database: Database) -> None:
+    created = service.create_key("listed")
+    assert created["key"].startswith("hr_")
+    listed = service.run("keys", "list")
+    assert created["id"] in listed
+    assert created["key"] not in listed
+    assert created["key"] not in service.run("keys", "list", "--json")
+    rows = await (await database.execute("SELECT api_keys::text AS text FROM api_keys")).fetchall()
+    assert rows
+    for row in rows:
+        assert created["key"] not in row["text"]
+        assert BOOTSTRAP_KEY not in row["text"]
+
+
+async def test_two_keys_of_one_account_see_the_same_jobs(service: Service, model: str) -> None:
+    keys = [service.create_key("shared")["key"] for _ in range(2)]
+    async with connect(service, keys[0]) as first, connect(service, keys[1]) as second:
+        job_id = await submit(first, model)
+        assert (await second.get(f"/jobs/{job_id}")).status_code == 200
+
+
+async def test_revoking_a_key_that_is_not_there_fails_plainly(service: Service) -> None:
+    with pytest.raises(AssertionError) as failed:
+        service.run("keys", "revoke", "key_" + "0" * 32)
+    assert "Traceback" not in str(failed.value)
+
+
+async def test_what_create_prints_as_json_is_one_object(service: Service) -> None:
+    printed = service.run("keys", "create", "--account", "scripted", "--json")
+    assert {"id", "key", "account"} <= json.loads(printed).keys()

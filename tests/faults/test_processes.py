@@ -1,0 +1,359 @@
+"""Processes that die or freeze: nothing accepted is lost, nothing counted twice, and readers notice a pause at most."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import psycopg
+import pytest
+from psycopg.rows import DictRow, dict_row
+
+from headrace.queue import JobQueue
+from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, submit
+from tests.e2e.streams import Event, EventStream, outline, text_of
+from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, settled, stream
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service
+
+SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("cluster")
+    with running_service(directory, stores.fresh(), config, environment=SHORT_LEASES) as service:
+        yield service
+
+
+@pytest.fixture
+def cluster(shared_cluster: Service) -> Service:
+    """A service with one worker; a test starts the second when it needs it."""
+    shared_cluster.restore()
+    return shared_cluster
+
+
+@pytest.fixture
+async def cluster_client(cluster: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with connect(cluster, BOOTSTRAP_KEY) as client:
+        yield client
+
+
+@pytest.fixture
+async def rows(cluster: Service) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    async with await psycopg.AsyncConnection.connect(
+        cluster.stores.database_url, autocommit=True, row_factory=dict_row
+    ) as connection:
+        yield connection
+
+
+def slow_words(count: int, seconds: float) -> Behaviour:
+    script: list[object] = [chunk({"role": "assistant", "content": ""})]
+    for number in range(count):
+        script += [chunk(f"w{number} "), seconds]
+    return stream(*script, chunk(finish="stop"), DONE)
+
+
+async def follow(service: Service, job_id: str) -> list[Event]:
+    """Read a job's events to the end, reconnecting by the last id whenever the connection is lost."""
+    events: list[Event] = []
+
+    async def read() -> bool:
+        last = next((event.id for event in reversed(events) if event.id is not None), None)
+        try:
+            async with (
+                connect(service, BOOTSTRAP_KEY) as client,
+                client.stream(
+                    "GET", f"/jobs/{job_id}/events", headers={"last-event-id": last} if last else {}
+                ) as response,
+            ):
+                assert response.status_code < 500, await response.aread()
+                assert response.status_code == 200, await response.aread()
+                async for event in EventStream(response):
+                    events.append(event)  # noqa: PERF401  (what came before a loss counts)
+        except httpx.TransportError:
+            return False
+        return bool(events) and str(events[-1].name).removeprefix("job.") in FINAL
+
+    await eventually(read, f"the last event of {job_id}", patience=60)
+    return events
+
+
+def last_attempt(events: list[Event]) -> list[Event]:
+    """Return the events from the last start on."""
+    starts = [position for position, event in enumerate(events) if event.name == "job.started"]
+    return events[starts[-1] :]
+
+
+def check(events: list[Event], job: dict[str, object]) -> None:
+    """Check that a reader got each event of the last attempt once and in order, and that they fold to the result."""
+    last = last_attempt(events)
+    deltas = [event for event in last if event.name == "job.delta"]
+    assert [event.id for event in deltas] == [f"{job['attempt']}-{number}" for number in range(1, len(deltas) + 1)]
+    assert job["status"] == "completed"
+    assert text_of(event.data for event in deltas) == job["result"]["choices"][0]["message"]["content"]  # type: ignore[index]
+    assert len({event.id for event in events if event.id}) == len([event for event in events if event.id])
+
+
+async def test_a_worker_killed_in_the_middle_of_a_stream_is_replaced_by_another(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    gate = Gate()
+    provider.script(model, stream(chunk({"role": "assistant", "content": "lost "}), gate), slow_words(30, 0.02))
+    job_id = await submit(cluster_client, model)
+    watching = asyncio.create_task(follow(cluster, job_id))
+    await settled(gate.reached)
+    cluster.processes["worker"].kill()
+    cluster.launch("worker-2")
+    job = await completed(cluster_client, job_id)
+    events = await watching
+    assert job["attempt"] == 2
+    assert "job.retrying" in [event.name for event in events]
+    check(events, job)
+    check(await follow(cluster, job_id), job)
+    assert last_attempt(await follow(cluster, job_id)) == last_attempt(events)
+    usage = await (await rows.execute("SELECT * FROM usage WHERE job_id = %s AND NOT discarded", [job_id])).fetchall()
+    assert len(usage) == 1
+    assert len(provider.calls_for(model)) == 2
+
+
+async def test_many_jobs_of_a_worker_that_is_killed_all_end_once(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    provider.always(model, slow_words(20, 0.05))
+    ids = await asyncio.gather(*[submit(cluster_client, model, str(number)) for number in range(40)])
+    await provider.call(model, 20)
+    cluster.processes["worker"].kill()
+    cluster.launch("worker-2")
+    jobs = await asyncio.gather(*[completed(cluster_client, job_id) for job_id in ids])
+    text = "".join(f"w{number} " for number in range(20))
+    assert {job["result"]["choices"][0]["message"]["content"] for job in jobs} == {text}
+    cursor = await rows.execute("SELECT job_id FROM usage WHERE model = %s AND NOT discarded", [model])
+    assert sorted(row["job_id"] for row in await cursor.fetchall()) == sorted(ids)
+
+
+async def test_a_foreground_stream_whose_worker_is_killed_ends_with_an_error_rather_than_repeat_itself(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, stream(chunk({"role": "assistant", "content": "half "}), gate))
+    async with cluster_client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
+        events = EventStream(response)
+        first = (await anext(events)).data
+        cluster.processes["worker"].kill()
+        cluster.launch("worker-2")
+        rest = [event.data for event in await events.rest() if event.data != "[DONE]"]
+    assert [item for item in rest if "error" in item] == rest[-1:]
+    job = await ended(cluster_client, first["id"].replace("chatcmpl-", "job_"))
+    assert job["status"] in {"failed", "cancelled"}
+    assert job["result"] is None
+
+
+async def test_a_request_that_waits_is_answered_by_the_next_worker(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("lost", hold=gate), answer("At last."))
+    request = asyncio.create_task(cluster_client.post("/chat/completions", json=chat(model)))
+    await settled(gate.reached)
+    cluster.processes["worker"].kill()
+    cluster.launch("worker-2")
+    assert (await request).json()["choices"][0]["message"]["content"] == "At last."
+
+
+async def test_a_worker_that_froze_past_its_lease_can_write_nothing_more(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    gate = Gate()
+    provider.script(model, answer("of the frozen one", hold=gate), answer("of the second one"))
+    job_id = await submit(cluster_client, model)
+    await settled(gate.reached)
+    frozen = cluster.processes["worker"]
+    frozen.signal(signal.SIGSTOP)
+    try:
+        cluster.launch("worker-2")
+        job = await completed(cluster_client, job_id)
+        assert job["result"]["choices"][0]["message"]["content"] == "of the second one"
+        gate.release()
+    finally:
+        frozen.signal(signal.SIGCONT)
+    # The thawed worker has something to do again, and so has seen that its lease is gone.
+    cluster.processes["worker-2"].kill()
+    await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
+    assert await get(cluster_client, job_id) == job
+    usage = await (await rows.execute("SELECT * FROM usage WHERE job_id = %s AND NOT discarded", [job_id])).fetchall()
+    assert [row["attempt"] for row in usage] == [2]
+
+
+async def test_a_worker_that_is_asked_to_stop_hands_its_jobs_back(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("lost", hold=gate), answer("At last."))
+    job_id = await submit(cluster_client, model)
+    await settled(gate.reached)
+    cluster.launch("worker-2")
+    assert cluster.processes["worker"].terminate() == 0
+    job = await completed(cluster_client, job_id)
+    assert job["result"]["choices"][0]["message"]["content"] == "At last."
+
+
+async def test_a_reader_reconnects_to_an_api_that_was_killed_and_misses_nothing(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, slow_words(60, 0.05))
+    job_id = await submit(cluster_client, model)
+    watching = asyncio.create_task(follow(cluster, job_id))
+    await provider.call(model)
+    cluster.processes["api"].kill()
+    cluster.launch("api")
+    events = await watching
+    job = await completed(cluster_client, job_id)
+    check(events, job)
+    assert job["attempt"] == 1
+    assert outline(events) == outline(await follow(cluster, job_id))
+
+
+async def test_no_job_of_an_api_that_was_killed_stays_in_limbo(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("Done.", hold=gate))
+    request = asyncio.create_task(cluster_client.post("/chat/completions", json=chat(model)))
+    await settled(gate.reached)
+    cluster.processes["api"].kill()
+    with pytest.raises(httpx.TransportError):
+        await request
+    cluster.launch("api")
+    cluster.wait_until_ready()
+    gate.release()
+    job = await job_of(cluster_client, model)
+    assert (await ended(cluster_client, job["id"]))["status"] in {"completed", "cancelled"}
+
+
+async def test_jobs_that_were_accepted_just_before_the_api_was_killed_run(
+    cluster: Service, cluster_client: httpx.AsyncClient, model: str
+) -> None:
+    accepted: list[str] = []
+
+    async def keep_submitting() -> None:
+        while True:
+            accepted.append(await submit(cluster_client, model))
+
+    submitting = [asyncio.create_task(keep_submitting()) for _ in range(8)]
+
+    async def enough() -> bool:
+        return len(accepted) >= 50
+
+    await eventually(enough, "fifty jobs")
+    cluster.processes["api"].kill()
+    await asyncio.gather(*submitting, return_exceptions=True)
+    cluster.launch("api")
+    cluster.wait_until_ready()
+    for job_id in accepted:
+        await completed(cluster_client, job_id)
+
+
+async def test_a_scheduler_that_was_killed_is_missed_only_until_the_next(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("lost", hold=gate), answer("At last."))
+    job_id = await submit(cluster_client, model)
+    await settled(gate.reached)
+    cluster.processes["scheduler"].kill()
+    cluster.processes["worker"].kill()
+    cluster.launch("worker-2")
+    cluster.launch("scheduler-2")
+    assert (await completed(cluster_client, job_id))["attempt"] == 2
+
+
+async def test_a_wake_up_that_comes_many_times_runs_a_job_once(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("Done.", hold=gate))
+    job_id = await submit(cluster_client, model)
+    await settled(gate.reached)
+    queue = JobQueue(cluster.stores.redis_url)
+    for _ in range(5):
+        queue.wake([job_id, job_id], tier="default")
+    gate.release()
+    job = await completed(cluster_client, job_id)
+    queue.wake([job_id, "job_" + "0" * 32, "nonsense"], tier="default")
+    await queue.close()
+    # The wake-ups before this job's own have been looked at when it is done.
+    await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
+    assert await get(cluster_client, job_id) == job
+    assert job["attempt"] == 1
+    assert len(provider.calls_for(model)) == 1
+
+
+async def test_a_job_that_kills_every_worker_is_given_up(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.always(model, answer(hold=gate))
+    job_id = await submit(cluster_client, model)
+    for attempt in range(1, 4):
+        await provider.call(model, attempt)
+        cluster.processes["worker"].kill()
+        cluster.launch("worker")
+    job = await ended(cluster_client, job_id)
+    assert job["status"] == "failed"
+    assert job["attempt"] == 3
+    await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
+
+
+async def test_a_reader_may_reconnect_to_another_api(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    port = free_port()
+    cluster.launch("api-2", HEADRACE_PORT=str(port))
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}/api/v1", headers=cluster_client.headers, timeout=60, verify=False
+    ) as second:
+
+        async def ready() -> bool:
+            try:
+                return (await second.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(ready, "the second API")
+        provider.script(model, slow_words(40, 0.03))
+        job_id = await submit(cluster_client, model)
+        events: list[Event] = []
+        while not events or events[-1].name != "job.completed":
+            # A few events from the one, then a few from the other.
+            client = second if len(events) % 2 else cluster_client
+            headers = {"last-event-id": str(events[-1].id)} if events else {}
+            async with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+                reader = EventStream(response)
+                async for event in reader:
+                    events.append(event)
+                    if len(events) % 3 == 0:
+                        break
+        job = await completed(second, job_id)
+        check(events, job)
+        assert outline(events) == outline(await follow(cluster, job_id))
+
+
+async def test_an_api_that_is_asked_to_stop_ends_its_streams_and_itself(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, stream(chunk({"role": "assistant", "content": "a"}), gate, chunk(finish="stop"), DONE))
+    job_id = await submit(cluster_client, model)
+    watching = asyncio.create_task(follow(cluster, job_id))
+    await settled(gate.reached)
+    # By itself, that is, and not by the SIGKILL that follows a while later.
+    assert await asyncio.to_thread(cluster.processes["api"].terminate) in {0, -signal.SIGTERM}
+    cluster.launch("api")
+    gate.release()
+    events = await watching
+    check(events, await completed(cluster_client, job_id))

@@ -1,0 +1,355 @@
+"""The real service for tests: API, workers and scheduler as the `headrace` commands start them, on stores given.
+
+Every process writes to a log file of its own, is known by its pid, and is ended by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import psycopg
+from psycopg import sql
+
+from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
+from tests.provider import PATIENCE
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROVIDER_KEY = f"sk-provider-{secrets.token_hex(16)}"
+"""The providers' key. Must never be seen but in the fake provider's ledger."""
+
+BOOTSTRAP_KEY = f"hr_{secrets.token_urlsafe(32)}"
+
+QUICK = {
+    "HEADRACE_HEADER_WAIT_SECONDS": "1",
+    "HEADRACE_PING_SECONDS": "0.5",
+    "HEADRACE_SWEEP_SECONDS": "0.5",
+    "HEADRACE_RESEND_SECONDS": "2",
+    "HEADRACE_DRAIN_SECONDS": "1",
+    "HEADRACE_MAX_BODY_BYTES": str(256 * 1024),
+}
+"""What makes waiting short. Leases and heartbeats keep their defaults, so that a busy machine loses none."""
+
+
+def catalogue(provider_url: str, second_url: str, absent_url: str) -> str:
+    """Return a headrace.toml: one provider that is there, the same under a second name, and one that is not there."""
+    return f"""
+[providers.fake]
+kind = "openai"
+base_url = "{provider_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+timeout = 120
+connect_timeout = 5
+read_timeout = 60
+
+[providers.second]
+kind = "openai"
+base_url = "{second_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+
+[providers.impatient]
+kind = "openai"
+base_url = "{provider_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+timeout = 2
+connect_timeout = 1
+read_timeout = 1
+
+[providers.absent]
+kind = "openai"
+base_url = "{absent_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+connect_timeout = 1
+
+[models."fake*"]
+routes = ["fake/*"]
+input_price = 2.50
+output_price = 10.00
+
+[models."impatient*"]
+routes = ["impatient/*"]
+
+[models."routed*"]
+routes = ["second/*", "fake/*"]
+input_price = 2.50
+output_price = 10.00
+
+[models."renamed"]
+routes = ["fake/upstream-name"]
+
+[models."detour*"]
+routes = ["absent/*", "fake/*"]
+
+[models."absent"]
+routes = ["absent/absent"]
+"""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Any, what: str, patience: float = PATIENCE) -> Any:
+    """Call `condition` until it returns something true, and return that.
+
+    Raises:
+        TimeoutError: it did not within `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still waiting for: {what}")
+        time.sleep(0.05)
+    return result
+
+
+class Process:
+    """One `headrace` command in a process group of its own."""
+
+    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
+        self.name = name
+        self.log = directory / f"{name}.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "headrace", *arguments],
+                env=dict(environment),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process's id, and its group's."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the whole group a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """End the group with SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
+    def terminate(self, patience: float = 15) -> int:
+        """Ask it to end with SIGTERM, see to it after `patience` seconds, and return its exit code."""
+        if self.running:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        self.kill()
+        return self._process.returncode
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where a service's rows and wake-ups are."""
+
+    database_url: str
+    redis_url: str
+    postgres: EmbeddedStore
+    valkey: EmbeddedStore
+
+    def fresh(self) -> Stores:
+        """Return an empty database and an empty keyspace on the same servers."""
+        name = f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return replace(
+            self,
+            database_url=urlunsplit(urlsplit(self.database_url)._replace(path=f"/{name}")),
+            redis_url=f"{self.redis_url.rpartition('/')[0]}/{next(_KEYSPACES)}",
+        )
+
+
+_KEYSPACES = iter(range(1, 16))
+
+
+@contextlib.contextmanager
+def embedded_stores() -> Iterator[Stores]:
+    """Yield stores that forget everything at their end, and so need not wait for the disk."""
+    with (
+        scratch_dir() as directory,
+        EmbeddedPostgres(directory / "postgres", {"fsync": "off", "full_page_writes": "off"}) as postgres,
+        EmbeddedValkey(directory / "valkey", {"databases": "16"}) as valkey,
+    ):
+        yield Stores(postgres.url, valkey.url, postgres, valkey)
+
+
+class Service:
+    """A running service: `base_url` answers, and processes may be killed and started by name."""
+
+    running: list[Service] = []  # noqa: RUF012  (who failed a test wants to see the logs of)
+
+    def __init__(
+        self, directory: Path, stores: Stores, config: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        self.stores = stores
+        self.port = free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self.processes: dict[str, Process] = {}
+        self._marks: dict[Path, int] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "models.toml").write_text(config)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("HEADRACE_") and not name.endswith("_API_KEY")
+        }
+        self._environment = {
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "DATABASE_URL": stores.database_url,
+            "REDIS_URL": stores.redis_url,
+            "HEADRACE_CONFIG": str(directory / "models.toml"),
+            "HEADRACE_DATA_DIR": str(directory / "data"),
+            "HEADRACE_HOST": "127.0.0.1",
+            "HEADRACE_PORT": str(self.port),
+            "HEADRACE_BOOTSTRAP_KEY": BOOTSTRAP_KEY,
+            "TESTS_PROVIDER_KEY": PROVIDER_KEY,
+            **QUICK,
+            **(environment or {}),
+        }
+
+    def run(self, *arguments: str) -> str:
+        """Run a `headrace` command to its end and return what it printed.
+
+        Raises:
+            AssertionError: it failed.
+        """
+        ended = subprocess.run(
+            [sys.executable, "-m", "headrace", *arguments],
+            env=self._environment,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 0, f"headrace {' '.join(arguments)}:\n{ended.stdout}{ended.stderr}"
+        return ended.stdout
+
+    def create_key(self, account: str, *options: str) -> dict[str, Any]:
+        """Create an API key by the operator's command and return what it prints with `--json`."""
+        printed: dict[str, Any] = json.loads(self.run("keys", "create", "--account", account, "--json", *options))
+        return printed
+
+    def launch(self, name: str, **environment: str) -> Process:
+        """Start a part by name: its command is the name up to the first hyphen (`worker-2` is a `headrace worker`)."""
+        process = Process(name, [name.partition("-")[0]], {**self._environment, **environment}, self.directory)
+        self.processes[name] = process
+        return process
+
+    def start(self, *names: str) -> None:
+        """Migrate, start these parts (or one of each), and return when the API is ready for requests."""
+        Service.running.append(self)
+        self.run("migrate")
+        for name in names or ("api", "worker", "scheduler"):
+            self.launch(name)
+        if "api" in self.processes:
+            self.wait_until_ready()
+
+    def restore(self) -> None:
+        """Bring back one of each part, where a test has killed some and started others."""
+        for name, process in list(self.processes.items()):
+            if name.partition("-")[0] != name:
+                process.kill()
+                del self.processes[name]
+            elif not process.running:
+                self.launch(name)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Return when `/readyz` says so.
+
+        Raises:
+            AssertionError: the API ended instead.
+        """
+
+        def ready() -> bool:
+            assert self.processes["api"].running, f"the API ended:\n{self.tail()}"
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{self.base_url}/readyz", verify=False, timeout=5).status_code == 200
+            return False
+
+        until(ready, "readiness")
+
+    def stop(self) -> None:
+        """End every process by its pid, and see that none has logged a key.
+
+        Raises:
+            AssertionError: one has.
+        """
+        Service.running.remove(self)
+        for process in self.processes.values():
+            if process.running:
+                process.signal(signal.SIGTERM)
+        for process in self.processes.values():
+            process.terminate()
+        logs = self.logs()
+        assert PROVIDER_KEY not in logs
+        assert BOOTSTRAP_KEY not in logs
+
+    def logs(self) -> str:
+        """Return everything that every process has printed."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.directory.glob("*.log")))
+
+    def mark(self) -> None:
+        """Let `tail` begin here: what was logged before is another test's."""
+        self._marks = {path: path.stat().st_size for path in self.directory.glob("*.log")}
+
+    def tail(self, lines: int = 60) -> str:
+        """Return the end of what each process has logged since `mark`."""
+        shown = []
+        for path in sorted(self.directory.glob("*.log")):
+            text = path.read_bytes()[self._marks.get(path, 0) :].decode(errors="replace")
+            shown += [f"--- {path.name}", *text.splitlines()[-lines:]]
+        return "\n".join(shown)
+
+
+@contextlib.contextmanager
+def running_service(
+    directory: Path, stores: Stores, config: str, *names: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """Yield a started service and stop it afterwards."""
+    service = Service(directory, stores, config, environment)
+    try:
+        service.start(*names)
+        yield service
+    finally:
+        service.stop()
+
+
+def connect(service: Service, key: str | None) -> httpx.AsyncClient:
+    """Return a client of a service; without a key it sends none."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60, verify=False)

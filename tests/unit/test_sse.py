@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import UpstreamError
+from worker.providers.sse import EventReader
+
+STREAM = b': hello\ndata: {"a":1}\n\nevent: x\nid: 3\ndata: {"b":\ndata: 2}\n\n: only a comment\n\ndata:[DONE]\n\n'
+EVENTS = [b'{"a":1}', b'{"b":\n2}', b"[DONE]"]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+@given(cuts=st.sets(st.integers(0, 2 * len(STREAM)), max_size=30))
+def test_events_are_the_same_however_the_bytes_are_split(line_end: bytes, cuts: set[int]) -> None:
+    stream = STREAM.replace(b"\n", line_end)
+    places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
+    reader = EventReader()
+    pieces = [stream[start:end] for start, end in pairwise(places)]
+    events = [event for piece in pieces for event in reader.feed(piece)]
+    assert events + reader.close() == EVENTS
+
+
+def test_a_last_event_without_a_blank_line_is_read_at_the_close() -> None:
+    reader = EventReader()
+    assert reader.feed(b"data: 1\n\ndata: 2") == [b"1"]
+    assert reader.close() == [b"2"]
+    assert reader.close() == []
+
+
+def test_an_event_without_end_is_refused() -> None:
+    reader = EventReader()
+    for _ in range(16):
+        reader.feed(b"x" * 1024 * 1024)
+    with pytest.raises(UpstreamError):
+        reader.feed(b"x")

@@ -1,0 +1,93 @@
+"""One attempt of one job, in memory: what has come from the provider so far and how much of it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from headrace.catalogue import Route
+from headrace.chat.completion import Fold
+from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
+from headrace.jobs.queries import ClaimedJob, Segment, SpentUsage
+
+
+class Stop(Enum):
+    """Why an attempt is stopped from outside."""
+
+    CANCELLED = auto()
+    """Someone asked for it: the job ends."""
+    LOST = auto()
+    """The lease is another's or the job is over: nothing may be written any more."""
+    DRAINED = auto()
+    """This worker is shutting down: the job goes back to the queue."""
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """State of a job's attempt, from the claim to the write that ends it."""
+
+    job: ClaimedJob
+    request: dict[str, Any]
+    task: asyncio.Task[None]
+    fold: Fold = field(default_factory=Fold)
+    route: Route | None = None
+    secret: str | None = field(default=None, repr=False)
+    asked: bool = False
+    model: str | None = None
+    held: list[dict[str, Any]] = field(default_factory=list)
+    seq: int = 0
+    stop: Stop | None = None
+    ending: bool = False
+    _saved: int = 0
+    _unsaved: list[bytes] = field(default_factory=list)
+    _first_token: float | None = None
+
+    @property
+    def provider(self) -> str | None:
+        """Who was asked, or is about to be."""
+        return None if self.route is None else self.route.provider_name
+
+    def interrupt(self, reason: Stop) -> None:
+        """Stop the call upstream. An attempt whose end is being written goes on: the fence decides."""
+        if self.stop is None and not self.ending:
+            self.stop = reason
+            self.task.cancel()
+
+    def append(self, chunks: list[bytes]) -> None:
+        """Count deltas, which are to be kept from here on."""
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+        self._unsaved += chunks
+        self.seq += len(chunks)
+
+    def segment(self) -> Segment | None:
+        """Return the deltas that are not kept yet, or None if all are."""
+        if not self._unsaved:
+            return None
+        return Segment(self.job.id, self.job.attempt, self._saved + 1, self.seq, b"\n".join(self._unsaved).decode())
+
+    def saved(self, last_seq: int) -> None:
+        """Note that Postgres has the deltas up to this one."""
+        del self._unsaved[: last_seq - self._saved]
+        self._saved = last_seq
+
+    @property
+    def kept(self) -> bool:
+        """Tell whether Postgres has any delta of this attempt."""
+        return self._saved > 0
+
+    def seconds_since_first_token(self) -> float | None:
+        """Return how long ago the first delta came, in seconds."""
+        return None if self._first_token is None else time.monotonic() - self._first_token
+
+    def spent(self, reported: object, text: str | None = None) -> SpentUsage | None:
+        """Return what the attempt used: as reported, else as estimated from its text; None if nobody was asked."""
+        if self.route is None or not self.asked:
+            return None
+        tokens: TokenUsage = parse_usage(reported) or estimate_usage(
+            self.request, self.fold.text if text is None else text
+        )
+        return SpentUsage(self.route.provider_name, tokens, self.route.price.cost(tokens))

@@ -1,0 +1,396 @@
+"""Runs jobs: claims them, calls the provider, passes its deltas on, and writes how each attempt ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from headrace import live
+from headrace.catalogue import Catalogue, Route, load_catalogue
+from headrace.chat.completion import Fold, chunks_of
+from headrace.chat.usage import parse_usage
+from headrace.database import Database
+from headrace.errors import (
+    HeadraceError,
+    JobCancelledError,
+    JobExpiredError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from headrace.follow import render_chunk
+from headrace.group_commit import GroupCommit
+from headrace.ids import completion_id, new_id
+from headrace.jobs import queries
+from headrace.jobs.queries import ClaimedJob, FinishedJob, SpentUsage
+from headrace.jobs.state import State
+from headrace.live import Frame, Publisher
+from headrace.queue import JobQueue
+from headrace.settings import Settings
+from headrace.telemetry import bind
+from worker.attempt import Attempt, Stop
+from worker.deltas import DeltaWriter
+from worker.demo import demo_upstream
+from worker.providers import openai
+from worker.providers.client import Answer, ProviderClient, without_secret
+from worker.providers.sse import EventReader
+from worker.router import next_attempt
+
+log = logging.getLogger(__name__)
+
+_DATABASE_WAIT_SECONDS = 0.5
+
+
+class Executor:
+    """The jobs of one worker process: at most `worker_slots` at a time, all on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        *,
+        database: Database,
+        queue: JobQueue,
+        publisher: Publisher,
+        client: ProviderClient,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._database = database
+        self._queue = queue
+        self._publisher = publisher
+        self._client = client
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
+        self._slots = asyncio.Semaphore(settings.worker_slots)
+        self._gates = {
+            name: asyncio.Semaphore(provider.max_concurrency) for name, provider in catalogue.providers.items()
+        }
+        self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
+        self._claims = GroupCommit(self._claim)
+        self._ends = GroupCommit(self._finish)
+        self._attempts: dict[str, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, settings: Settings) -> AsyncIterator[Executor]:
+        """Give an executor with its connections and housekeeping; leaving drains it."""
+        async with contextlib.AsyncExitStack() as stack:
+            catalogue = await stack.enter_async_context(demo_upstream(load_catalogue(settings.config)))
+            database = Database.connect(settings.database_url)
+            stack.push_async_callback(database.close)
+            redis = live.connect(settings.redis_url)
+            stack.push_async_callback(redis.aclose)
+            queue = JobQueue(settings.redis_url)
+            stack.push_async_callback(queue.close)
+            client = ProviderClient(connections=settings.worker_slots)
+            stack.push_async_callback(client.close)
+            executor = cls(
+                settings,
+                catalogue,
+                database=database,
+                queue=queue,
+                publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
+                client=client,
+            )
+            chores = [executor._deltas.run(), executor._heartbeat(), executor._hear_cancellations(redis)]
+            tasks = [asyncio.create_task(chore) for chore in chores]
+            try:
+                yield executor
+            finally:
+                await executor._drain()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def take(self, job_ids: Sequence[str]) -> None:
+        """Start jobs as slots come free; returns once each has one."""
+        for job_id in job_ids:
+            await self._slots.acquire()
+            task = asyncio.create_task(self._run(job_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    # -- one job ------------------------------------------------------------------------------------------------------
+
+    async def _run(self, job_id: str) -> None:
+        try:
+            with bind(job=job_id):
+                job = await self._claims.submit(job_id)
+                if job is not None:
+                    await self._run_attempt(job)
+        except SQLAlchemyError as error:
+            log.warning("could not claim, the scheduler will send it again: %s", error)
+        finally:
+            self._slots.release()
+
+    async def _run_attempt(self, job: ClaimedJob) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        attempt = Attempt(job, request=orjson.loads(job.request), task=task)
+        self._attempts[job.id] = attempt
+        self._publish(attempt, 0, "started")
+        try:
+            response = await self._answer(attempt)
+        except UpstreamError as error:
+            await self._fail(attempt, without_secret(error, attempt.secret))
+        except TimeoutError:
+            await self._end(attempt, State.EXPIRED, error=JobExpiredError())
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            await self._stopped(attempt)
+        except HeadraceError as error:
+            await self._end(attempt, State.FAILED, error=error)
+        except Exception:
+            log.exception("an attempt broke")
+            await self._end(attempt, State.FAILED, error=HeadraceError())
+        else:
+            await self._end(attempt, State.COMPLETED, response=response)
+        finally:
+            del self._attempts[job.id]
+
+    async def _answer(self, attempt: Attempt) -> dict[str, Any]:
+        """Return the provider's completion, its deltas published on the way.
+
+        Raises:
+            UpstreamError: The provider failed.
+            TimeoutError: The job's deadline passed.
+        """
+        job = attempt.job
+        routes = self._routes(attempt)
+        route = attempt.route = routes[min(job.route, len(routes) - 1)]
+        async with asyncio.timeout(job.seconds_left), self._gates[route.provider_name]:
+            deadline = asyncio.timeout(route.provider.timeout)
+            try:
+                async with deadline:
+                    return await self._call(attempt, route)
+            except TimeoutError:
+                if deadline.expired():
+                    raise UpstreamTimeoutError from None
+                raise
+
+    def _routes(self, attempt: Attempt) -> list[Route]:
+        return self._catalogue.routes(attempt.job.model, attempt.request.get("fallbacks") or ())
+
+    async def _call(self, attempt: Attempt, route: Route) -> dict[str, Any]:
+        job, request = attempt.job, attempt.request
+        # Somebody may come to watch a background job; only audio cannot always be streamed.
+        stream = job.streamed or (job.background and not request.get("audio"))
+        secret = attempt.secret = route.provider.secret()
+        attempt.asked = True
+        async with self._client.call(
+            route.provider,
+            url=openai.render_url(route.provider.base_url, model=route.model, stream=stream),
+            headers=openai.render_headers(secret),
+            body=openai.render_request(request, model=route.model, stream=stream),
+        ) as answer:
+            if stream and answer.is_stream:
+                completion = await self._read_stream(attempt, route, answer)
+            else:
+                completion = openai.parse_completion(await answer.read())
+                if stream:
+                    self._pass_on(attempt, chunks_of(completion))
+        completion |= {"id": completion_id(job.id), "object": "chat.completion", "created": job.created}
+        completion.setdefault("model", route.model)
+        return completion
+
+    async def _read_stream(self, attempt: Attempt, route: Route, answer: Answer) -> dict[str, Any]:
+        job, fold, events = attempt.job, attempt.fold, EventReader()
+        done = False
+        async for piece in answer.pieces():
+            done = self._read_events(attempt, events.feed(piece), route)
+            if done:
+                break
+        done = done or self._read_events(attempt, events.close(), route)
+        if not fold.finished and not (done and fold.started):
+            raise UpstreamError("The model's provider broke off its answer.")
+        self._pass_on(attempt, attempt.held)
+        return fold.completion(id=completion_id(job.id), created=job.created, model=attempt.model or route.model)
+
+    def _read_events(self, attempt: Attempt, events: Sequence[bytes], route: Route) -> bool:
+        """Fold and pass on the chunks of these events; returns whether the stream said that it is over.
+
+        Chunks before the first text are held back for it: an attempt that fails before can be tried again unseen.
+        """
+        chunks = attempt.held
+        done = False
+        for data in events:
+            chunk = openai.parse_event(data)
+            if chunk is None:
+                done = True
+                break
+            attempt.model = chunk.setdefault("model", route.model)
+            attempt.fold.add(chunk)
+            if "usage" in chunk:
+                usage = chunk.pop("usage")
+                if usage is not None and not chunk["choices"]:
+                    continue  # whether the client gets a usage chunk is its own choice
+            chunks.append(chunk)
+        if attempt.fold.started or attempt.fold.finished:
+            attempt.held = []
+            self._pass_on(attempt, chunks)
+        return done
+
+    def _pass_on(self, attempt: Attempt, chunks: Sequence[dict[str, Any]]) -> None:
+        if not chunks:
+            return
+        lines = [render_chunk(chunk) for chunk in chunks]
+        first_seq = attempt.seq + 1
+        attempt.append(lines)
+        self._deltas.touch(attempt)
+        self._publish(attempt, first_seq, "delta", lines)
+
+    def _publish(self, attempt: Attempt, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> None:
+        job = attempt.job
+        self._publisher.publish(Frame(job.id, job.attempt, first_seq, kind, lines), origin=job.origin)
+
+    # -- how an attempt ends ------------------------------------------------------------------------------------------
+
+    async def _fail(self, attempt: Attempt, error: UpstreamError) -> None:
+        """Try again if that can help, and the client has not begun to read what would then come twice."""
+        job = attempt.job
+        log.info("attempt %d at %s failed: %s", job.attempt, attempt.provider, error)
+        again = next_attempt(
+            error,
+            route=job.route,
+            retries=job.retries,
+            routes=len(self._routes(attempt)),
+            attempts_per_route=self._settings.attempts_per_route,
+            seconds_left=job.seconds_left,
+        )
+        if again is None or (attempt.seq and job.streamed and not job.background):
+            await self._end(attempt, State.FAILED, error=error)
+        else:
+            await self._put_back(attempt, route=again.route, retries=again.retries, delay_seconds=again.delay_seconds)
+
+    async def _stopped(self, attempt: Attempt) -> None:
+        if attempt.stop is Stop.CANCELLED:
+            await self._end(attempt, State.CANCELLED, error=JobCancelledError())
+        elif attempt.stop is Stop.DRAINED:
+            await self._put_back(attempt, route=attempt.job.route, retries=attempt.job.retries, delay_seconds=0)
+
+    async def _put_back(self, attempt: Attempt, *, route: int, retries: int, delay_seconds: float) -> None:
+        job = attempt.job
+        attempt.ending = True
+        await self._deltas.settle(attempt)
+        ours = await self._patiently(
+            lambda: queries.retry_job(
+                self._database,
+                job.id,
+                job.attempt,
+                delay_seconds=delay_seconds,
+                route=route,
+                retries=retries,
+                spent=attempt.spent(attempt.fold.usage) if attempt.fold.started else None,
+            )
+        )
+        if ours:
+            self._publish(attempt, 0, "retrying")
+            asyncio.get_running_loop().call_later(delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier))
+
+    async def _end(
+        self,
+        attempt: Attempt,
+        state: State,
+        *,
+        response: dict[str, Any] | None = None,
+        error: HeadraceError | None = None,
+    ) -> None:
+        """Write the end, then tell whoever waits: in this order, so that nobody hears of what may yet be lost."""
+        job = attempt.job
+        attempt.ending = True
+        await self._deltas.settle(attempt)
+        body = orjson.dumps(response if error is None else error.document())
+        finished = FinishedJob(
+            id=job.id,
+            attempt=job.attempt,
+            state=state,
+            provider=attempt.provider,
+            response=body.decode() if error is None else None,
+            error=None if error is None else body.decode(),
+            delta_count=attempt.seq,
+            seconds_since_first_token=attempt.seconds_since_first_token(),
+            segment=attempt.segment(),
+            spent=_spent(attempt, response),
+        )
+        if await self._patiently(lambda: self._ends.submit(finished)):
+            self._publish(attempt, attempt.seq + 1, state.value, [body])
+
+    async def _patiently(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away."""
+        while True:
+            try:
+                return await write()
+            except DBAPIError as error:
+                log.warning("Postgres is away, an attempt's end waits for it: %s", error.orig)
+                await asyncio.sleep(_DATABASE_WAIT_SECONDS)
+
+    async def _claim(self, job_ids: Sequence[str]) -> list[ClaimedJob | None]:
+        jobs = await queries.claim_jobs(
+            self._database, job_ids, worker=self._name, lease_seconds=self._settings.lease_seconds
+        )
+        claimed = {job.id: job for job in jobs}
+        # Of an id that was sent twice, one task runs the job.
+        return [claimed.pop(job_id, None) for job_id in job_ids]
+
+    async def _finish(self, ended: Sequence[FinishedJob]) -> list[bool]:
+        return await queries.finish_jobs(self._database, ended)
+
+    # -- all jobs -----------------------------------------------------------------------------------------------------
+
+    def _interrupt(self, job_id: str, reason: Stop) -> None:
+        attempt = self._attempts.get(job_id)
+        if attempt is not None:
+            attempt.interrupt(reason)
+
+    async def _heartbeat(self) -> None:
+        """Extend every lease, and stop what is not ours any more or was cancelled while Redis was away."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            held = [(attempt.job.id, attempt.job.attempt) for attempt in self._attempts.values()]
+            if not held:
+                continue
+            try:
+                to_stop = await queries.extend_leases(self._database, held, lease_seconds=self._settings.lease_seconds)
+            except SQLAlchemyError as error:
+                log.warning("could not extend leases: %s", error)
+                continue
+            for job_id, number, lost in to_stop:
+                attempt = self._attempts.get(job_id)
+                if attempt is not None and attempt.job.attempt == number:
+                    attempt.interrupt(Stop.LOST if lost else Stop.CANCELLED)
+
+    async def _hear_cancellations(self, redis: Redis) -> None:
+        async for job_id in live.cancelled_jobs(redis):
+            self._interrupt(job_id, Stop.CANCELLED)
+
+    async def _drain(self) -> None:
+        """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
+        if self._tasks:
+            log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
+        for job_id in list(self._attempts):
+            self._interrupt(job_id, Stop.DRAINED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.lease_seconds)
+
+
+def _spent(attempt: Attempt, response: dict[str, Any] | None) -> SpentUsage | None:
+    """Return what the job used in its last attempt: a provider that failed before any text charges nothing."""
+    if response is None:
+        return attempt.spent(attempt.fold.usage) if attempt.fold.started or attempt.stop is not None else None
+    if attempt.fold.started:
+        return attempt.spent(response.get("usage"))
+    whole = Fold()
+    for chunk in chunks_of(response) if parse_usage(response.get("usage")) is None else ():
+        whole.add(chunk)
+    return attempt.spent(response.get("usage"), whole.text)

@@ -1,0 +1,183 @@
+"""The one place that opens HTTP to a provider."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from headrace.catalogue import Provider
+from headrace.errors import (
+    UpstreamError,
+    UpstreamKeyError,
+    UpstreamRateLimitError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+)
+from headrace.telemetry import redact
+from worker.providers import openai
+
+_LARGEST_ANSWER = 64 * 1024 * 1024
+_LARGEST_ERROR = 64 * 1024
+# Statuses that another try may cure, besides 5xx.
+_RETRYABLE = frozenset({408, 409, 425, 429})
+
+
+class ProviderClient:
+    """Connections to every provider, kept alive between calls."""
+
+    def __init__(self, *, connections: int) -> None:
+        """Hold up to `connections` calls open; httpx alone would stop at 100."""
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+        self._http = httpx.AsyncClient(
+            # aiohttp's transport costs a sixth of httpx's own for a request, and of a chunk.
+            transport=AiohttpTransport(limits=limits),
+            headers={"user-agent": "headrace", "accept-encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, provider: Provider, *, url: str, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator[Answer]:
+        """Send a request and give its answer to read; leaving ends the call upstream too.
+
+        Raises:
+            UpstreamError: No answer, or an error status; its class tells which and whether to try again.
+        """
+        request = self._http.build_request(
+            "POST",
+            url,
+            content=body,
+            headers={"content-type": "application/json", **headers},
+            timeout=httpx.Timeout(provider.read_timeout, connect=provider.connect_timeout),
+        )
+        with _translated():
+            response = await self._http.send(request, stream=True)
+        try:
+            if response.status_code != 200:
+                raise await _refusal(response)
+            yield Answer(response)
+        finally:
+            with contextlib.suppress(httpx.HTTPError):
+                await response.aclose()
+
+
+class Answer:
+    """A provider's answer with status 200, yet to be read."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+
+    @property
+    def is_stream(self) -> bool:
+        """Tell whether it comes as server-sent events, whatever was asked for."""
+        return str(self._response.headers.get("content-type", "")).startswith("text/event-stream")
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield bytes as they arrive.
+
+        Raises:
+            UpstreamError: The connection broke, or fell silent for too long.
+        """
+        with _translated():
+            async for piece in self._response.aiter_raw():
+                yield piece
+
+    async def read(self) -> bytes:
+        """Return the whole of it.
+
+        Raises:
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
+        """
+        pieces = []
+        size = 0
+        async for piece in self.pieces():
+            pieces.append(piece)
+            size += len(piece)
+            if size > _LARGEST_ANSWER:
+                raise UpstreamError("The model's provider answered with more than any completion holds.")
+        return b"".join(pieces)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        # The transport calls every lost connection a connect time-out: only its cause tells them apart.
+        if isinstance(error.__cause__, TimeoutError):
+            raise UpstreamTimeoutError from error
+        raise UpstreamError("The connection to the model's provider failed.") from error
+    except httpx.HTTPError as error:
+        raise UpstreamError("The connection to the model's provider failed.") from error
+
+
+async def _refusal(response: httpx.Response) -> UpstreamError:
+    body = b""
+    with contextlib.suppress(UpstreamError), _translated():
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > _LARGEST_ERROR:
+                break
+    error = openai.parse_error(body)
+    status = response.status_code
+    message = _text(error, "message") or f"The model's provider answered with status {status}."
+    code, param = _text(error, "code"), _text(error, "param")
+    retry_after = _retry_after(response.headers)
+    if status in (401, 403):
+        return UpstreamKeyError()
+    if status == 429:
+        return UpstreamRateLimitError(message, code=code, retry_after=retry_after)
+    if status in (408, 504):
+        return UpstreamTimeoutError(retry_after=retry_after)
+    if 400 <= status < 500 and status not in _RETRYABLE:
+        return UpstreamRefusedError(message, param=param, code=code, status=status)
+    return UpstreamError(message, retry_after=retry_after)
+
+
+def _text(error: Mapping[str, Any], name: str) -> str | None:
+    value = error.get(name)
+    return value[:1000] if isinstance(value, str) else None
+
+
+def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
+    """Return what a client may read of a provider's error: without the key that we sent, or what looks like one."""
+
+    def concealed(text: str | None) -> str | None:
+        return None if text is None else redact(text.replace(secret, "***") if secret else text)
+
+    return type(error)(
+        concealed(error.message),
+        param=concealed(error.param),
+        code=concealed(error.code),
+        status=error.status,
+        retry_after=error.retry_after,
+    )
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Return the seconds of a Retry-After header, in either of its forms, or of OpenAI's finer retry-after-ms."""
+    with contextlib.suppress(ValueError):
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1000)
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None
