@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 from fastapi import Request
 
+from headrace.catalogue import Catalogue
 from headrace.chat.request import ChatRequest
 from headrace.errors import InvalidRequestError
 from headrace.ids import new_id
@@ -35,10 +36,19 @@ def new_job(
     if chat.webhook is not None:
         raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
     labels = metadata if metadata is not None else chat.metadata
-    if "\0" in chat.model or any("\0" in key + value for key, value in (labels or {}).items()):
-        raise InvalidRequestError("A model's name and metadata may not contain the character U+0000.")
+    for param, text in (
+        ("model", chat.model),
+        *((f"metadata.{key}", key + value) for key, value in (labels or {}).items()),
+    ):
+        if "\0" in text:
+            raise InvalidRequestError(
+                f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
+            )
     # That each model is served is worth knowing before the job is accepted rather than after.
-    request.state.catalogue.routes(chat.model, chat.fallbacks or ())
+    catalogue: Catalogue = request.state.catalogue
+    catalogue.find(chat.model)
+    for index, fallback in enumerate(chat.fallbacks or ()):
+        catalogue.find(fallback, param=f"fallbacks[{index}]")
     return NewJob(
         id=new_id("job"),
         account_id=principal.account_id,

@@ -24,6 +24,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect would lead to whatever the Host header says
     )
     for prefix in _PREFIXES:
         for resource in (chat, stored, jobs, models):

@@ -16,7 +16,7 @@ from headrace.follow import Ended, follow
 from headrace.jobs import queries
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
-from headrace.live import Frame
+from headrace.live import Frame, ListenerClosedError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> Mov
     async with state.hub.listen(job_id, own=False) as listener:
         job = await cancel(request, job_id, account_id)
         if job is not None and job.state is State.RUNNING:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ListenerClosedError):
                 async with asyncio.timeout(_PATIENCE_SECONDS), aclosing(follow(listener, state.database)) as events:
                     async for event in events:
                         if isinstance(event, Ended):

@@ -18,7 +18,7 @@ from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
 from api.chat import accepted
 from api.job_object import Job, JobList, find_job, no_such_job, render_job
-from api.pages import metadata_filter, render_page
+from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.request import JobSubmission
@@ -68,7 +68,7 @@ async def list_jobs(
     request: Request,
     principal: Authenticated,
     status: State | None = None,
-    model: str | None = None,
+    model: ModelFilter = None,
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     after: Annotated[str | None, Query(description="The last id of the page before")] = None,
@@ -117,7 +117,7 @@ async def get_job(
 
 async def _wait(request: Request, job_id: str, seconds: float) -> None:
     state = request.state
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, ListenerClosedError):
         async with (
             asyncio.timeout(seconds),
             state.hub.listen(job_id, own=False) as listener,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from headrace.errors import InvalidRequestError
+
+# Postgres has no place for U+0000 in a text.
+ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _MOST_METADATA = 16
@@ -38,6 +41,8 @@ def metadata_filter(request: Request) -> dict[str, str]:
     wanted = {
         match[1]: value for name, value in request.query_params.multi_items() if (match := _METADATA.fullmatch(name))
     }
+    if any("\0" in name + value for name, value in wanted.items()):
+        raise InvalidRequestError("Metadata has no character U+0000.", param="metadata", code="invalid_value")
     if len(wanted) > _MOST_METADATA:
         raise InvalidRequestError("At most 16 metadata filters are possible.", param="metadata", code="invalid_value")
     return wanted

@@ -11,7 +11,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -130,9 +130,9 @@ def _our_error(error: Exception) -> HeadraceError:
 
 
 def _is_away(error: DBAPIError) -> bool:
-    # Class 08 and 57P: connection exceptions and a server that shuts down. Without a state nobody answered at all.
+    # Classes 08, 53 and 57P: connections, resources, a server that shuts down. Without a state nobody answered at all.
     state = getattr(error.orig, "sqlstate", None)
-    return state is None or state.startswith(("08", "57P", "53"))
+    return isinstance(error, OperationalError) and (state is None or state.startswith(("08", "53", "57P")))
 
 
 async def _handle(_: Request, error: Exception) -> Response:

@@ -47,7 +47,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())
         redis = live.connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(settings.redis_url)
+        queue = JobQueue(redis)
         stack.push_async_callback(queue.close)
         hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
 
@@ -73,5 +73,12 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
 
 
 def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:
-    """Return the lifespan of an application with these settings."""
-    return lambda _: open_state(settings)
+    """Return the lifespan of an application with these settings; `app.state.end_watching` is for its server's end."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        async with open_state(settings) as state:
+            app.state.end_watching = state["hub"].end_watching
+            yield state
+
+    return lifespan

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.chat import Chunks, close_when_gone, error_event, stored_error
-from api.pages import metadata_filter, render_page
+from api.pages import ModelFilter, metadata_filter, render_page
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
 from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError
@@ -57,7 +57,7 @@ _Order = Literal["asc", "desc"]
 async def list_completions(
     request: Request,
     principal: Authenticated,
-    model: str | None = None,
+    model: ModelFilter = None,
     after: _After = None,
     limit: _Limit = 20,
     order: _Order = "asc",

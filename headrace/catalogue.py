@@ -97,8 +97,8 @@ class Catalogue(BaseModel):
                     )
         return self
 
-    def find(self, name: str) -> Model:
-        """Return the model that a client means by `name`: its own entry, else the first glob that fits.
+    def find(self, name: str, *, param: str = "model") -> Model:
+        """Return the model that a client means by `name`, in `param`: its own entry, else the first glob that fits.
 
         Raises:
             ModelNotFoundError: No entry fits.
@@ -109,7 +109,7 @@ class Catalogue(BaseModel):
             if "*" in pattern and fnmatch.fnmatchcase(name, pattern):
                 return model
         raise ModelNotFoundError(
-            f"The model '{name[:100]}' does not exist or you do not have access to it.", param="model"
+            f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param
         )
 
     def routes(self, name: str, fallbacks: Sequence[str] = ()) -> list[Route]:

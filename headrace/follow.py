@@ -9,13 +9,14 @@ ended from outside, in the queue or under a worker that went away, ends with `n-
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.chat.completion import chunks_of
 from headrace.database import Database
@@ -115,6 +116,7 @@ class _Follower:
         self.job_id = job_id
         self.cursor = after
         self.over = False
+        self.void = False
 
     async def replay(self) -> list[Event]:
         """Return what Postgres has past the cursor."""
@@ -140,7 +142,9 @@ class _Follower:
             if frame.attempt < self.cursor.attempt:
                 continue
             events += self._move_to(frame.attempt)
-            if frame.kind in ("started", "retrying"):
+            if frame.kind == "retrying":
+                events += self._start_over(frame.attempt)
+            if frame.kind in {"started", "retrying"}:
                 continue
             if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
                 return events, frames[index:]
@@ -165,9 +169,17 @@ class _Follower:
     def _move_to(self, attempt: int) -> list[Event]:
         if attempt <= self.cursor.attempt:
             return []
-        void = self.cursor.attempt
+        events = self._start_over(self.cursor.attempt) if self.cursor.attempt else []
+        self.void = False
         self.cursor = Cursor(attempt, 0)
-        return [Retrying(void), Started(self.cursor)] if void else [Started(self.cursor)]
+        return [*events, Started(self.cursor)]
+
+    def _start_over(self, attempt: int) -> list[Event]:
+        """Say once that an attempt is void."""
+        if self.void:
+            return []
+        self.void = True
+        return [Retrying(attempt)]
 
     def _deltas(self, attempt: int, first_seq: int, chunks: Sequence[bytes]) -> list[Event]:
         new = chunks[max(0, self.cursor.seq + 1 - first_seq) :]
@@ -258,8 +270,8 @@ async def _patiently(replay: Callable[[], Awaitable[list[Event]]]) -> list[Event
     while True:
         try:
             return await replay()
-        except DBAPIError:
-            log.warning("Postgres is away: a reader waits for it")
+        except SQLAlchemyError as error:
+            log.warning("a reader waits for Postgres: %s", error)
             await asyncio.sleep(_DATABASE_WAIT_SECONDS)
 
 
@@ -270,9 +282,11 @@ async def watch(hub: Hub, database: Database) -> None:
     they get their events.
     """
     while True:
-        await asyncio.sleep(_CHECK_SECONDS if hub.connected else _POLL_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hub.doubt.wait(), _CHECK_SECONDS if hub.connected else _POLL_SECONDS)
+        hub.doubt.clear()
         try:
             for job_id, state, attempt, seq in await queries.read_positions(database, hub.followed):
                 hub.check(job_id, (attempt, seq), ended=State(state).is_final)
-        except DBAPIError as error:
-            log.warning("could not look after readers: %s", error.orig)
+        except SQLAlchemyError as error:
+            log.warning("could not look after readers: %s", error)

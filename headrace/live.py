@@ -214,9 +214,10 @@ class ListenerClosedError(Exception):
 class Listener:
     """One reader of one job's frames, with a bounded buffer."""
 
-    def __init__(self, job_id: str, *, limit_bytes: int, patience_seconds: float) -> None:
+    def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
         """Hold up to `limit_bytes`; a reader that leaves more unread is told to replay instead."""
         self.job_id = job_id
+        self.own = own
         self.position = (0, 0)
         self.patience_seconds = patience_seconds
         self._limit = limit_bytes
@@ -291,6 +292,8 @@ class Hub:
     def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
         """Readers hold `buffer_bytes` each before they are sent back to Postgres, and hear of silences so long."""
         self.origin = f"headrace:api:{new_id('api')}"
+        self.doubt = asyncio.Event()
+        """Set when the wire was cut and is back: whoever looks after readers has to look now."""
         self._buffer_bytes = buffer_bytes
         self._patience = patience_seconds
         self._subscription = _Subscription(redis)
@@ -312,18 +315,19 @@ class Hub:
         for listener in self._listeners.get(job_id, ()):
             listener.check(position, ended=ended)
 
-    def miss(self) -> None:
-        """Send every reader to Postgres."""
+    def end_watching(self) -> None:
+        """Let go of those who watch: they come back, to another process, and miss nothing."""
         for listeners in self._listeners.values():
             for listener in listeners:
-                listener.miss()
+                if not listener.own:
+                    listener.close()
 
     async def run(self) -> None:
         """Serve readers until cancelled."""
         await self._subscription.subscribe(self.origin)
         async for message in self._subscription.messages():
             if message is None:
-                self.miss()
+                self.doubt.set()
                 continue
             try:
                 for frame in unpack(message):
@@ -335,7 +339,7 @@ class Hub:
     @contextlib.asynccontextmanager
     async def listen(self, job_id: str, *, own: bool) -> AsyncIterator[Listener]:
         """Give a reader its frames from now on. With `own` they come by themselves, as the job names us its origin."""
-        listener = Listener(job_id, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
+        listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
         self._listeners.setdefault(job_id, set()).add(listener)
         try:
             if not own:

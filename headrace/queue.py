@@ -3,20 +3,25 @@
 A message is a wake-up that carries job ids and nothing else: no prompt is ever in Redis. It may be lost or come twice,
 as the row in Postgres decides who runs a job. It is sent once the row is committed; what a failed or lost send leaves
 behind, the scheduler sends again.
+
+Celery writes the messages, but only once a tier, when a process starts: each later one differs in its id and its jobs
+alone. To have Celery write every one costs a thread, as kombu blocks, and ten times the work.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
+import orjson
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Queue
-from kombu.exceptions import OperationalError
-from redis import Redis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
@@ -33,12 +38,14 @@ def queue_name(tier: str) -> str:
     return f"headrace.{tier}"
 
 
-def create_celery(redis_url: str) -> Celery:
+def create_celery(broker_url: str) -> Celery:
     """Return the Celery application. Every option is set on purpose; what is not here is Celery's default."""
-    app = Celery("headrace", broker=redis_url)
+    app = Celery("headrace", broker=broker_url)
     app.conf.update(
+        # Without acknowledgements: the lease in Postgres decides, and the scheduler sends again what was lost. So there
+        # are no visibility time-outs, no list of unacknowledged messages, and three commands less for each.
         task_queues=[
-            Queue(queue_name(tier), routing_key=queue_name(tier))  # type: ignore[no-untyped-call]
+            Queue(queue_name(tier), routing_key=queue_name(tier), no_ack=True)  # type: ignore[no-untyped-call]
             for tier in TIERS
         ],
         task_default_queue=queue_name("default"),
@@ -46,7 +53,7 @@ def create_celery(redis_url: str) -> Celery:
         result_backend=None,
         task_serializer="json",
         accept_content=["json"],
-        task_acks_late=True,  # acknowledged when its jobs have slots, so a backlog stays in Redis
+        task_acks_late=False,
         task_reject_on_worker_lost=False,  # the lease decides, with a limit on attempts
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # fenced writes make a duplicate harmless
@@ -55,13 +62,11 @@ def create_celery(redis_url: str) -> Celery:
         worker_enable_remote_control=False,  # one consumer less, and one way in less
         worker_send_task_events=False,
         task_send_sent_event=False,
-        task_publish_retry=False,  # one try: the scheduler sends again what was lost
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_heartbeat=0,
         broker_transport_options={
             "queue_order_strategy": "priority",
-            "visibility_timeout": 3600,  # a message waits unacknowledged only while every slot is taken
             "socket_timeout": 5,
             "socket_connect_timeout": 1,
             "socket_keepalive": True,
@@ -72,15 +77,36 @@ def create_celery(redis_url: str) -> Celery:
     return app
 
 
-class JobQueue:
-    """Wakes workers. What is waked while one message is on its way goes together into the next."""
+class _Message:
+    """The message of a tier, as Celery writes it, with blanks for the id and the jobs."""
 
-    def __init__(self, redis_url: str) -> None:
-        """Connect at the first send, not here."""
-        self._celery = create_celery(redis_url)
-        self._redis = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=1)
-        # kombu blocks, and its connections are one thread's at a time.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue")
+    def __init__(self, app: Celery, tier: str) -> None:
+        self.key = queue_name(tier)
+        with Connection("memory://") as connection:  # type: ignore[no-untyped-call]
+            blank = app.send_task(
+                RUN_TASK, args=[[]], queue=self.key, connection=connection, argsrepr="", kwargsrepr=""
+            )
+            message = connection.default_channel._get(self.key)  # noqa: SLF001  (what kombu would put into Redis)
+        self._id = str(blank.id)
+        self._body = str(message["body"])
+        self._embed: list[object] = orjson.loads(base64.b64decode(self._body))[1:]
+        self._text = orjson.dumps(message).decode()
+
+    def render(self, job_ids: Sequence[str]) -> str:
+        """Return the message that wakes a worker for these jobs."""
+        body = base64.b64encode(orjson.dumps([[job_ids], *self._embed])).decode()
+        return self._text.replace(self._id, str(uuid.uuid4())).replace(self._body, body)
+
+
+class JobQueue:
+    """Wakes workers. What is waked while one send is under way goes together into the next."""
+
+    def __init__(self, redis: Redis) -> None:
+        """Use a client that gives up soon when Redis is away."""
+        app = create_celery("memory://")
+        self._messages = {tier: _Message(app, tier) for tier in TIERS}
+        app.close()
+        self._redis = redis
         self._pending: dict[str, list[str]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
 
@@ -91,47 +117,32 @@ class JobQueue:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._pending:
                 batch, self._pending = self._pending, defaultdict(list)
-                await loop.run_in_executor(self._thread, self._send, batch)
+                await self._send(batch)
         finally:
             self._task = None
 
-    def _send(self, batch: dict[str, list[str]]) -> None:
-        for tier, job_ids in batch.items():
-            for first in range(0, len(job_ids), _JOBS_A_MESSAGE):
-                self._send_message(tier, job_ids[first : first + _JOBS_A_MESSAGE])
-
-    def _send_message(self, tier: str, job_ids: Sequence[str]) -> None:
+    async def _send(self, batch: dict[str, list[str]]) -> None:
         try:
-            self._celery.send_task(
-                RUN_TASK,
-                args=[job_ids],
-                queue=queue_name(tier),
-                retry=False,
-                ignore_result=True,
-                argsrepr="",
-                kwargsrepr="",
-            )
-        except (OperationalError, RedisError, OSError) as error:
-            log.warning("could not wake a worker for %d jobs, the scheduler will: %s", len(job_ids), error)
+            for tier, job_ids in batch.items():
+                message = self._messages[tier]
+                slices = [job_ids[at : at + _JOBS_A_MESSAGE] for at in range(0, len(job_ids), _JOBS_A_MESSAGE)]
+                # On the left, as kombu does: workers take from the right.
+                await self._redis.lpush(message.key, *map(message.render, slices))
+        except (RedisError, OSError) as error:
+            count = sum(map(len, batch.values()))
+            log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
 
     async def drained_tiers(self) -> list[str]:
-        """Return the tiers whose queue is short, so that what is still queued was lost rather than waits its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._drained_tiers)
-
-    def _drained_tiers(self) -> list[str]:
+        """Return the tiers whose queue is empty, so that what is still queued was lost rather than waits its turn."""
         try:
-            return [tier for tier in TIERS if self._redis.llen(queue_name(tier)) == 0]
+            return [tier for tier in TIERS if not await self._redis.llen(queue_name(tier))]
         except (RedisError, OSError):
             return []
 
     async def close(self) -> None:
-        """Send what is pending, then let go of the connections."""
+        """Send what is pending."""
         if self._task is not None:
             await self._task
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
-        self._celery.close()
-        self._redis.close()

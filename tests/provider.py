@@ -309,6 +309,40 @@ def html(code: int = 200) -> Behaviour:
     return raw(b"<!doctype html><html><body><h1>It works!</h1></body></html>", code=code, content_type="text/html")
 
 
+async def not_http(exchange: Exchange) -> None:
+    """Answer in another protocol."""
+    await exchange.send(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
+    exchange.keep_alive = False
+
+
+async def endless_header(exchange: Exchange) -> None:
+    """Answer with a header field of a megabyte."""
+    await exchange.send(_head(200, {"x-long": "x" * 2**20, "content-length": "0"}))
+    exchange.keep_alive = False
+
+
+async def broken_chunks(exchange: Exchange) -> None:
+    """Answer with a chunked body whose chunks have no lengths."""
+    await exchange.open_stream()
+    await exchange.send(b"not a length\r\n" + sse(chunk("lost")) + b"\r\n")
+    exchange.keep_alive = False
+
+
+async def short_body(exchange: Exchange) -> None:
+    """Promise more bytes than come."""
+    await exchange.send(_head(200, {"content-type": "application/json", "content-length": "5000"}) + b'{"choices": [')
+    exchange.keep_alive = False
+
+
+def redirect(location: str, code: int = 307) -> Behaviour:
+    """Answer that another address would know."""
+
+    async def behave(exchange: Exchange) -> None:
+        await exchange.whole(code, b"", "text/plain", {"location": location})
+
+    return behave
+
+
 async def hang(exchange: Exchange) -> None:
     """Never answer: wait until the client goes away."""
     await asyncio.Event().wait()

@@ -22,9 +22,9 @@ from headrace.catalogue import DEMO_BASE_URL, DEMO_PROVIDER, Catalogue
 
 _SECONDS_A_WORD = 0.03
 _SAYING = (
-    "This answer came from the demo model, through the same path as any other: the API committed your job to Postgres,"
-    " Celery woke a worker over Redis, the worker called this little provider over HTTP, and each word reached you as"
-    " a delta. You said: {said}"
+    "You said: {said} This answer came from the demo model, through the same path as any other: the API committed your"
+    " job to Postgres, Celery woke a worker over Redis, the worker called this little provider over HTTP, and each word"
+    " reached you as a delta."
 )
 
 

@@ -89,7 +89,7 @@ class Executor:
             stack.push_async_callback(database.close)
             redis = live.connect(settings.redis_url)
             stack.push_async_callback(redis.aclose)
-            queue = JobQueue(settings.redis_url)
+            queue = JobQueue(redis)
             stack.push_async_callback(queue.close)
             client = ProviderClient(connections=settings.worker_slots)
             stack.push_async_callback(client.close)
@@ -137,7 +137,8 @@ class Executor:
         assert task is not None
         attempt = Attempt(job, request=orjson.loads(job.request), task=task)
         self._attempts[job.id] = attempt
-        self._publish(attempt, 0, "started")
+        if job.streamed or job.background:  # nobody watches a client that waits for all of it
+            self._publish(attempt, 0, "started")
         try:
             response = await self._answer(attempt)
         except UpstreamError as error:

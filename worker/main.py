@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import AsyncIterator
+
+from celery.exceptions import SecurityWarning
 
 from headrace.queue import RUN_TASK, TIERS, create_celery, queue_name
 from headrace.settings import Settings
@@ -12,7 +15,7 @@ from worker.executor import Executor
 from worker.pool import AsyncioPool
 
 # Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for whoever is free.
-_PREFETCHED_MESSAGES = 32
+_WAITING_MESSAGES = 4
 
 
 class WorkerPool(AsyncioPool):
@@ -35,12 +38,13 @@ async def run(job_ids: list[str]) -> None:
 
 def main(settings: Settings) -> None:
     """Run a worker until it is told to stop."""
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # that it runs as root is its operator's choice
     app = create_celery(settings.redis_url)
     app.conf["headrace_settings"] = settings
     app.task(run, name=RUN_TASK)
     worker = app.Worker(
         pool_cls=WorkerPool,
-        concurrency=_PREFETCHED_MESSAGES,
+        concurrency=_WAITING_MESSAGES,
         loglevel=settings.log_level,
         queues=[queue_name(tier) for tier in TIERS],
         without_gossip=True,  # workers need not know of one another

@@ -1,7 +1,8 @@
 """A Celery pool that runs tasks on an asyncio event loop in a thread: hundreds of calls in flight in one process.
 
-Celery's consumer stays in the main thread; a task's coroutine runs on the loop; what Celery is to be told of it goes
-back through a pipe that its hub watches, so that Celery's state is touched by Celery's thread alone, and at once.
+Celery's consumer stays in the main thread and hands each task's coroutine to the loop; as nothing is acknowledged, that
+is all there is to tell. When the loop has as many tasks as the pool's limit, the consumer waits, and what is in Redis
+stays there for whoever is free.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
 import uvloop
 from celery.concurrency.base import BasePool
+from celery.worker import state
 from kombu.serialization import loads
 
 log = logging.getLogger(__name__)
+
+# Between two looks, while the pool is full, at whether the worker is to stop.
+_PATIENCE_SECONDS = 0.5
 
 
 class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
@@ -36,10 +38,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._thread = threading.Thread(target=self._run_loop, name="asyncio", daemon=True)
         self._ready: Future[None] = Future()
         self._stopping = asyncio.Event()
-        self._done: deque[Callable[[], None]] = deque()
-        self._pipe = os.pipe()
-        os.set_blocking(self._pipe[0], False)
-        os.set_blocking(self._pipe[1], False)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = threading.Semaphore(self.limit)
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -51,30 +51,19 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._thread.start()
         self._ready.result()
 
-    def register_with_event_loop(self, hub: Any) -> None:
-        """Let Celery's hub wake up when a task is done."""
-        hub.add_reader(self._pipe[0], self._report)
-
     def on_apply(
         self, _target: object, args: Any = None, _kwargs: object = None, callback: Any = None, **_: object
     ) -> None:
-        """Run a task's coroutine; Celery acknowledges its message when that is done."""
+        """Start a task's coroutine; wait first while there are too many. A worker that is to stop starts none."""
+        while not self._room.acquire(timeout=_PATIENCE_SECONDS):
+            if state.should_stop is not None or state.should_terminate is not None:
+                return
         name, _task_id, _request, body, content_type, encoding = args
-        task = self.app.tasks[name]
-        arguments, options, _embed = loads(body, content_type, encoding, accept={content_type})  # type: ignore[no-untyped-call]
-
-        async def run() -> None:
-            started = time.monotonic()
-            try:
-                await task.run(*arguments, **options)
-            except Exception:
-                log.exception("a task broke")
-            self._done.append(lambda: callback((0, None, time.monotonic() - started)))
-            # A full pipe already wakes the hub.
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._pipe[1], b"\0")
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
+            body, content_type, encoding, accept={content_type}
+        )
+        self._loop.call_soon_threadsafe(self._start, self.app.tasks[name].run, arguments, options)
+        callback((0, None, 0.0))  # Celery forgets the task; its outcome is none of Celery's business
 
     def on_stop(self) -> None:
         """Leave the lifespan, and with it let running work end, then stop the loop."""
@@ -84,11 +73,16 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     on_terminate = on_stop
 
-    def _report(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._pipe[0], 65536)
-        while self._done:
-            self._done.popleft()()
+    def _start(self, run: Callable[..., Coroutine[Any, Any, None]], args: list[Any], kwargs: dict[str, Any]) -> None:
+        task = self._loop.create_task(run(*args, **kwargs))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task broke", exc_info=error)
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)

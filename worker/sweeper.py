@@ -26,6 +26,8 @@ from headrace.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# A rescued job waits so long for a client that has begun to read it to give it up.
+_RESCUE_SECONDS = 0.5
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x73776565
 
@@ -53,6 +55,7 @@ class Sweeper:
         rescued = await queries.rescue_jobs(
             self._database,
             max_lost=max_lost,
+            delay_seconds=_RESCUE_SECONDS,
             cancelled=_error(JobCancelledError()),
             poisonous=_error(
                 HeadraceError(
@@ -69,7 +72,8 @@ class Sweeper:
         )
         if rescued or expired or lost:
             log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(lost))
-        self._wake([*rescued, *lost])
+        asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)
+        self._wake(lost)
         for job in (*rescued, *expired):
             kind = "retrying" if job.state is State.QUEUED else job.state.value
             self._publisher.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
@@ -100,7 +104,7 @@ async def _schedule(settings: Settings) -> None:
         stack.push_async_callback(database.close)
         redis = live.connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(settings.redis_url)
+        queue = JobQueue(redis)
         stack.push_async_callback(queue.close)
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         sweeper = Sweeper(settings, database, queue, publisher)

@@ -82,12 +82,19 @@ def api(settings: Settings, fd: int | None) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.drain_seconds),
         )
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                app.state.end_watching()
+                await super().shutdown(sockets)
+
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(config).run(sockets=[listener])
 
 
 @click.command()

@@ -389,7 +389,8 @@ WITH dead AS MATERIALIZED (
     ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
-                    lost = lost + 1, lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
+                    lost = lost + 1, lease_until = NULL, worker = NULL,
+                    scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
                     error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
                                       WHEN 'interrupted' THEN %(interrupted)s END
@@ -403,14 +404,21 @@ SELECT id, tier, state, attempt, origin FROM moved
 
 
 async def rescue_jobs(
-    database: Database, *, max_lost: int, cancelled: str, poisonous: str, interrupted: str
+    database: Database, *, max_lost: int, delay_seconds: float, cancelled: str, poisonous: str, interrupted: str
 ) -> list[MovedJob]:
     """Take running jobs from workers whose lease ran out: back to the queue, or to an end.
 
     A job under which `max_lost` workers went away is taken for the cause and fails. One whose client has begun to read
-    fails too, rather than repeat itself. The other arguments are the errors that rows keep, as JSON.
+    fails too, rather than repeat itself. The others are due in `delay_seconds`. `cancelled`, `poisonous` and
+    `interrupted` are the errors that rows keep, as JSON.
     """
-    parameters = {"max_lost": max_lost, "cancelled": cancelled, "poisonous": poisonous, "interrupted": interrupted}
+    parameters = {
+        "max_lost": max_lost,
+        "delay": delay_seconds,
+        "cancelled": cancelled,
+        "poisonous": poisonous,
+        "interrupted": interrupted,
+    }
     return _moved(await execute(database.durable, _RESCUE, parameters))
 
 

@@ -265,6 +265,33 @@ async def test_an_upstream_may_answer_such_characters_too(
     assert (await ended(client, await submit(client, model)))["status"] in {"completed", "failed"}
 
 
+@pytest.mark.parametrize("field", ["model", "metadata"])
+async def test_a_zero_character_where_postgres_cannot_hold_it_is_refused_by_its_field(
+    client: httpx.AsyncClient, model: str, field: str
+) -> None:
+    wrong = {"model": f"{model}\0"} if field == "model" else {"metadata": {"k": "a\0b"}}
+    error = refused(await client.post("/chat/completions", json={**chat(model), **wrong}), 400)
+    assert str(error["param"]).startswith(field)
+
+
+@pytest.mark.parametrize("query", ["model=%00", "metadata[%00]=x", "metadata[a]=%00", "model=%ff", "metadata[a]=%ff"])
+@pytest.mark.parametrize("path", ["/jobs", "/chat/completions"])
+async def test_a_filter_that_nothing_can_match_is_refused_or_finds_nothing(
+    client: httpx.AsyncClient, path: str, query: str
+) -> None:
+    response = await client.get(f"{path}?{query}")
+    if response.status_code != 200:
+        refused(response, 400)
+    else:
+        assert response.json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["/jobs/", "/chat/completions/", "/models/"])
+async def test_a_slash_too_many_leads_to_no_other_host(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path, headers={"host": "evil.example"})
+    assert "evil.example" not in response.headers.get("location", "")
+
+
 async def test_numbers_beyond_every_type_are_refused_or_pass(client: httpx.AsyncClient, model: str) -> None:
     for value in ("1" * 400, "1e999", "-1e999"):
         body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "a"}}], "seed": {value}}}'

@@ -361,6 +361,20 @@ async def test_attaching_to_a_running_completion_gives_all_of_it(
     assert {item["id"] for item in chunks} == {job_id.replace("job_", "chatcmpl-")}
 
 
+async def test_a_background_stream_is_attached_to_as_it_was_asked_for(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, answer("Done.", usage=usage_of(3, 1)))
+    job_id = await submit(client, model, stream=True, stream_options={"include_usage": True})
+    path = f"/chat/completions/{job_id.replace('job_', 'chatcmpl-')}"
+    async with client.stream("GET", path, params={"stream": "true"}) as response:
+        chunks = await chunks_of(response)
+    assert text_of(chunks) == "Done."
+    assert all(item["usage"] is None for item in chunks[:-1])
+    assert chunks[-1]["usage"] == usage_of(3, 1)
+    assert chunks[-1]["choices"] == []
+
+
 async def test_attaching_and_leaving_does_not_cancel(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
     gate = Gate()
     provider.script(model, stream(chunk({"role": "assistant", "content": "a"}), gate, chunk(finish="stop"), DONE))

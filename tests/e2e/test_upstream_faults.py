@@ -18,14 +18,20 @@ from tests.provider import (
     Gate,
     Provider,
     answer,
+    broken_chunks,
     chunk,
     drip,
+    endless_header,
     hang,
     html,
+    not_http,
     raw,
+    redirect,
     settled,
+    short_body,
     sse,
     stream,
+    usage_of,
 )
 
 ERROR = {"error": {"message": "The server is overloaded.", "type": "server_error", "param": None, "code": None}}
@@ -48,6 +54,10 @@ NONSENSE: list[tuple[str, Behaviour]] = [
     ("half a stream before text", stream(chunk({"role": "assistant", "content": ""}))),
     ("reset in a stream before text", stream(chunk({"role": "assistant", "content": ""}), RESET)),
     ("chunks of wrong types", stream({"choices": 3}, {"choices": [{"index": "x", "delta": 4}]}, DONE)),
+    ("not http", not_http),
+    ("an endless header", endless_header),
+    ("a body cut short", short_body),
+    ("no content", raw(b"", code=204)),
     ("no data lines", stream(b": comment\n\nevent: x\n\nretry: 3\n\n")),
 ]
 
@@ -58,6 +68,7 @@ MID_STREAM: list[tuple[str, Sequence[object]]] = [
     ("error event", [ERROR]),
     ("garbage", [b"data: {{{\n\n"]),
     ("html", [b"<html>gateway time-out</html>\n"]),
+    ("a chunk that is no object", [b"data: 7\n\n"]),
     ("cut inside an event", [b'data: {"choices": [{"ind']),
 ]
 
@@ -150,6 +161,16 @@ async def test_an_upstream_that_does_not_come_to_an_end_is_a_504(
         await settled(call.disconnected)
 
 
+async def test_an_upstream_whose_chunked_body_is_broken_is_given_up_in_its_time(
+    client: httpx.AsyncClient, provider: Provider
+) -> None:
+    model = f"impatient-{secrets.token_hex(6)}"
+    provider.always(model, broken_chunks)
+    response = await client.post("/chat/completions", json=chat(model))
+    assert response.status_code in {502, 504}
+    refused(response, response.status_code)
+
+
 async def test_a_stream_that_falls_silent_after_text_is_given_up(client: httpx.AsyncClient, provider: Provider) -> None:
     model = f"impatient-{secrets.token_hex(6)}"
     provider.script(model, stream(chunk({"role": "assistant", "content": "half"}), Gate()))
@@ -157,6 +178,28 @@ async def test_a_stream_that_falls_silent_after_text_is_given_up(client: httpx.A
         events = await EventStream(response).rest()
     assert "error" in [event.data for event in events if event.data != "[DONE]"][-1]
     await settled((await provider.call(model)).disconnected)
+
+
+async def test_our_key_is_not_sent_where_the_upstream_points_to(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.always(model, redirect(f"{provider.url('/elsewhere')}/chat/completions"))
+    refused(await client.post("/chat/completions", json=chat(model)), 502)
+    assert {call.path for call in provider.calls_for(model)} == {"/v1/chat/completions"}
+
+
+async def test_an_upstream_that_answers_whole_though_asked_to_stream_is_understood(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "All at once."}, "finish_reason": "stop"}
+    provider.always(model, raw(json.dumps({"choices": [choice], "usage": usage_of(3, 3)}).encode()))
+    async with client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
+        chunks = await chunks_of(response)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert text_of(chunks) == "All at once."
+    job = await completed(client, await submit(client, model))
+    assert job["result"]["choices"][0]["message"]["content"] == "All at once."
+    assert job["usage"]["total_tokens"] == 6
 
 
 async def test_a_finish_without_done_is_a_whole_answer(

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow, dict_row
 
+from headrace import live
 from headrace.queue import JobQueue
 from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
@@ -279,13 +280,15 @@ async def test_a_wake_up_that_comes_many_times_runs_a_job_once(
     provider.script(model, answer("Done.", hold=gate))
     job_id = await submit(cluster_client, model)
     await settled(gate.reached)
-    queue = JobQueue(cluster.stores.redis_url)
+    redis = live.connect(cluster.stores.redis_url)
+    queue = JobQueue(redis)
     for _ in range(5):
         queue.wake([job_id, job_id], tier="default")
     gate.release()
     job = await completed(cluster_client, job_id)
     queue.wake([job_id, "job_" + "0" * 32, "nonsense"], tier="default")
     await queue.close()
+    await redis.aclose()
     # The wake-ups before this job's own have been looked at when it is done.
     await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
     assert await get(cluster_client, job_id) == job

@@ -33,7 +33,7 @@ def frame(seq: int, size: int = 10) -> Frame:
 
 
 async def test_a_reader_that_overflows_is_sent_to_replay_and_then_goes_on() -> None:
-    listener = Listener("job", limit_bytes=500, patience_seconds=60)
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=60)
     listener.put(frame(1))
     listener.put(frame(2, size=1000))
     assert await listener.get() is None
@@ -42,19 +42,19 @@ async def test_a_reader_that_overflows_is_sent_to_replay_and_then_goes_on() -> N
 
 
 async def test_a_reader_hears_of_silence() -> None:
-    listener = Listener("job", limit_bytes=500, patience_seconds=0.001)
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=0.001)
     assert await listener.get() == []
 
 
 async def test_frames_put_back_come_before_later_ones() -> None:
-    listener = Listener("job", limit_bytes=10_000, patience_seconds=60)
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
     listener.put(frame(3))
     listener.put_back([frame(1), frame(2)])
     assert await listener.get() == [frame(1), frame(2), frame(3)]
 
 
 async def test_closing_wakes_a_reader_that_waits() -> None:
-    listener = Listener("job", limit_bytes=500, patience_seconds=60)
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=60)
     reading = asyncio.create_task(listener.get())
     await asyncio.sleep(0)
     listener.close()
@@ -63,7 +63,7 @@ async def test_closing_wakes_a_reader_that_waits() -> None:
 
 
 async def test_only_a_reader_that_is_behind_with_nothing_to_read_is_sent_to_postgres() -> None:
-    listener = Listener("job", limit_bytes=10_000, patience_seconds=0.001)
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=0.001)
     listener.position = (1, 5)
     listener.check((1, 5), ended=False)
     assert await listener.get() == []

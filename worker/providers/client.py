@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import email.utils
 import math
@@ -9,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
@@ -68,17 +70,19 @@ class ProviderClient:
         try:
             if response.status_code != 200:
                 raise await _refusal(response)
-            yield Answer(response)
+            yield Answer(response, silence_seconds=provider.read_timeout)
         finally:
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
                 await response.aclose()
 
 
 class Answer:
     """A provider's answer with status 200, yet to be read."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, *, silence_seconds: float) -> None:
+        """Wait no longer than `silence_seconds` for the next bytes."""
         self._response = response
+        self._silence = silence_seconds
 
     @property
     def is_stream(self) -> bool:
@@ -91,9 +95,17 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, or fell silent for too long.
         """
-        with _translated():
-            async for piece in self._response.aiter_raw():
-                yield piece
+        loop = asyncio.get_running_loop()
+        try:
+            with _translated():
+                # The transport's own read time-out does not notice every way in which an answer can stop.
+                async with asyncio.timeout(self._silence) as silence:
+                    async for piece in self._response.aiter_raw():
+                        silence.reschedule(None)
+                        yield piece
+                        silence.reschedule(loop.time() + self._silence)
+        except TimeoutError:
+            raise UpstreamTimeoutError from None
 
     async def read(self) -> bytes:
         """Return the whole of it.
@@ -120,7 +132,7 @@ def _translated() -> Iterator[None]:
         if isinstance(error.__cause__, TimeoutError):
             raise UpstreamTimeoutError from error
         raise UpstreamError("The connection to the model's provider failed.") from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, aiohttp.ClientError) as error:  # what is no proper HTTP comes through untranslated
         raise UpstreamError("The connection to the model's provider failed.") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.errors import UpstreamError
 
 # A single event beyond this is no completion chunk any more.
-_LARGEST_EVENT = 16 * 1024 * 1024
+_LARGEST_EVENT = 4 * 1024 * 1024
 
 
 class EventReader:
