@@ -19,6 +19,7 @@ from headrace.jobs import queries
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import ensure_bootstrap_key
 from headrace.live import Hub, Publisher
+from headrace.processes import rest_garbage_collector
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 
@@ -78,6 +79,7 @@ def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAs
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         async with open_state(settings) as state:
+            rest_garbage_collector()
             app.state.end_watching = state["hub"].end_watching
             yield state
 

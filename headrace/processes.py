@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -40,6 +41,16 @@ def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return preexec
+
+
+def rest_garbage_collector() -> None:
+    """Take what a process has loaded so far out of the collector's sight, and have it look more seldom.
+
+    A delta makes some objects and leaves no cycles: to go through all modules again and again took a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class StartError(Exception):

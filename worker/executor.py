@@ -207,10 +207,11 @@ class Executor:
     async def _read_stream(self, attempt: Attempt, route: Route, answer: Answer) -> dict[str, Any]:
         job, fold, events = attempt.job, attempt.fold, EventReader()
         done = False
-        async for piece in answer.pieces():
-            done = self._read_events(attempt, events.feed(piece), route)
-            if done:
-                break
+        async with contextlib.aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                done = self._read_events(attempt, events.feed(piece), route)
+                if done:
+                    break
         done = done or self._read_events(attempt, events.close(), route)
         if not fold.finished and not (done and fold.started):
             raise UpstreamError("The model's provider broke off its answer.")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from celery.exceptions import SecurityWarning
 
+from headrace.processes import rest_garbage_collector
 from headrace.queue import RUN_TASK, TIERS, create_celery, queue_name
 from headrace.settings import Settings
 from worker.executor import Executor
@@ -28,6 +29,7 @@ class WorkerPool(AsyncioPool):
         """Keep the executor while tasks run."""
         async with Executor.running(self.app.conf["headrace_settings"]) as executor:
             WorkerPool.executor = executor
+            rest_garbage_collector()
             yield
 
 

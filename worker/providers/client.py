@@ -7,7 +7,7 @@ import contextlib
 import email.utils
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -27,6 +27,8 @@ from worker.providers import openai
 
 _LARGEST_ANSWER = 64 * 1024 * 1024
 _LARGEST_ERROR = 64 * 1024
+# A timer is set anew no oftener than this, so a silence is noticed up to this much late.
+_COARSENESS_SECONDS = 0.5
 # Statuses that another try may cure, besides 5xx.
 _RETRYABLE = frozenset({408, 409, 425, 429})
 
@@ -63,10 +65,12 @@ class ProviderClient:
             url,
             content=body,
             headers={"content-type": "application/json", **headers},
-            timeout=httpx.Timeout(provider.read_timeout, connect=provider.connect_timeout),
+            # Silence has a timer of ours: the transport's own costs a tenth of a delta, and misses some silences.
+            timeout=httpx.Timeout(None, connect=provider.connect_timeout),
         )
         with _translated():
-            response = await self._http.send(request, stream=True)
+            async with asyncio.timeout(provider.connect_timeout + provider.read_timeout):
+                response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
                 raise await _refusal(response)
@@ -89,23 +93,22 @@ class Answer:
         """Tell whether it comes as server-sent events, whatever was asked for."""
         return str(self._response.headers.get("content-type", "")).startswith("text/event-stream")
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield bytes as they arrive.
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.
 
         Raises:
             UpstreamError: The connection broke, or fell silent for too long.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            with _translated():
-                # The transport's own read time-out does not notice every way in which an answer can stop.
-                async with asyncio.timeout(self._silence) as silence:
-                    async for piece in self._response.aiter_raw():
-                        silence.reschedule(None)
-                        yield piece
-                        silence.reschedule(loop.time() + self._silence)
-        except TimeoutError:
-            raise UpstreamTimeoutError from None
+        now = asyncio.get_running_loop().time
+        patience = self._silence + _COARSENESS_SECONDS
+        with _translated():
+            async with asyncio.timeout(patience) as silence:
+                next_look = now() + _COARSENESS_SECONDS
+                async for piece in self._response.aiter_raw():
+                    if now() > next_look:
+                        silence.reschedule(now() + patience)
+                        next_look = now() + _COARSENESS_SECONDS
+                    yield piece
 
     async def read(self) -> bytes:
         """Return the whole of it.
@@ -115,11 +118,12 @@ class Answer:
         """
         pieces = []
         size = 0
-        async for piece in self.pieces():
-            pieces.append(piece)
-            size += len(piece)
-            if size > _LARGEST_ANSWER:
-                raise UpstreamError("The model's provider answered with more than any completion holds.")
+        async with contextlib.aclosing(self.pieces()) as arriving:
+            async for piece in arriving:
+                pieces.append(piece)
+                size += len(piece)
+                if size > _LARGEST_ANSWER:
+                    raise UpstreamError("The model's provider answered with more than any completion holds.")
         return b"".join(pieces)
 
 
@@ -132,6 +136,8 @@ def _translated() -> Iterator[None]:
         if isinstance(error.__cause__, TimeoutError):
             raise UpstreamTimeoutError from error
         raise UpstreamError("The connection to the model's provider failed.") from error
+    except TimeoutError as error:
+        raise UpstreamTimeoutError from error
     except (httpx.HTTPError, aiohttp.ClientError) as error:  # what is no proper HTTP comes through untranslated
         raise UpstreamError("The connection to the model's provider failed.") from error
 
