@@ -1,4 +1,4 @@
-"""Connections to Postgres: two engines of autocommitted statements, and the schema's migrations.
+"""Connections to Postgres, of autocommitted statements, and the schema's migrations.
 
 Every write of Headrace is one statement, so a transaction is one round trip and there is no session to keep. What must
 not be lost goes through `durable`; what only repeats work when it is lost (claims, heartbeats, delta segments) goes
@@ -7,15 +7,18 @@ through `relaxed`, whose commits do not wait for the disk.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg.rows import namedtuple_row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -39,20 +42,100 @@ def engine_url(database_url: str) -> sa.URL:
     return url.set(drivername="postgresql+psycopg")
 
 
+class Connections:
+    """Autocommitting connections to Postgres: SQLAlchemy's engine, and beside it some for the hot path's plain SQL.
+
+    SQLAlchemy costs a statement three times what psycopg alone does. So a statement that is a text in psycopg's own
+    parameter style goes straight to psycopg, over connections that the engine opened and let go of.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, limit: int) -> None:
+        """Keep up to `limit` connections for plain SQL."""
+        self.engine = engine
+        self._idle: list[_Plain] = []
+        self._room = asyncio.Semaphore(limit)
+
+    async def execute(self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None) -> Sequence[Row]:
+        """Run one statement, once, and return its rows if it has any.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
+        """
+        if not isinstance(statement, str):
+            async with self.engine.connect() as connection:
+                result = await connection.execute(statement, parameters)
+                return result.all() if result.returns_rows else []
+        async with self._room:
+            plain = self._idle.pop() if self._idle else await self._open()
+            try:
+                await plain.cursor.execute(statement, parameters)
+                rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
+            except psycopg.Error as error:
+                dead = plain.connection.closed
+                if dead:
+                    await self._close_idle()  # after a restart of Postgres they are all dead
+                else:
+                    self._idle.append(plain)
+                raise self._translated(error, dead=dead) from error
+            except BaseException:  # cancelled half-way: what comes next on that wire is anybody's guess
+                await plain.connection.close()
+                raise
+            self._idle.append(plain)
+            return rows
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._close_idle()
+        await self.engine.dispose()
+
+    async def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for plain in idle:
+            await plain.connection.close()
+
+    async def _open(self) -> _Plain:
+        try:
+            pooled = await self.engine.raw_connection()
+        except psycopg.Error as error:
+            raise self._translated(error, dead=False) from error
+        connection = cast("psycopg.AsyncConnection[Any]", pooled.driver_connection)
+        pooled.detach()
+        return _Plain(connection, connection.cursor(row_factory=namedtuple_row))
+
+    def _translated(self, error: psycopg.Error, *, dead: bool) -> DBAPIError:
+        """Return an error as SQLAlchemy has it, without parameters."""
+        translated = DBAPIError.instance(
+            None,
+            None,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=dead,
+            dialect=self.engine.dialect,
+        )
+        return cast("DBAPIError", translated)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    connection: psycopg.AsyncConnection[Any]
+    cursor: psycopg.AsyncCursor[Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The two engines of a process."""
+    """The two kinds of connections of a process."""
 
-    durable: AsyncEngine
-    relaxed: AsyncEngine
+    durable: Connections
+    relaxed: Connections
 
     @classmethod
-    def connect(cls, database_url: str, *, connections: int = 16) -> Database:
-        """Return engines that open at most `connections` connections each, when they are first needed."""
+    def connect(cls, database_url: str, *, connections: int = 8) -> Database:
+        """Return connections that are opened when first needed, at most `connections` of each kind and use."""
 
-        def engine(**options: str) -> AsyncEngine:
+        def kind(**options: str) -> Connections:
             settings = " ".join(f"-c {name}={value}" for name, value in options.items())
-            return create_async_engine(
+            engine = create_async_engine(
                 engine_url(database_url),
                 isolation_level="AUTOCOMMIT",
                 hide_parameters=True,  # a prompt has no place in a log
@@ -62,46 +145,36 @@ class Database:
                 pool_use_lifo=True,
                 connect_args={**_CONNECT_ARGS, "options": settings},
             )
+            return Connections(engine, limit=connections)
 
         return cls(
-            durable=engine(statement_timeout="30s"), relaxed=engine(statement_timeout="30s", synchronous_commit="off")
+            durable=kind(statement_timeout="30s"), relaxed=kind(statement_timeout="30s", synchronous_commit="off")
         )
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.durable.dispose()
-        await self.relaxed.dispose()
+        await self.durable.close()
+        await self.relaxed.close()
 
 
 async def execute(
-    engine: AsyncEngine, statement: str | sa.Executable, parameters: Mapping[str, Any] | None = None
+    connections: Connections, statement: str | sa.Executable, parameters: Mapping[str, Any] | None = None
 ) -> Sequence[Row]:
     """Run one statement, SQLAlchemy's or a text in psycopg's parameter style, and return its rows if it has any.
 
-    It is run again, once, when its connection turns out to be dead: after a restart of Postgres every pooled one is. So
-    a statement may have been done before, and each of ours does no harm the second time.
+    It is run again, once, when its connection turns out to be dead: after a restart of Postgres every one is. So a
+    statement may have been done before, and each of ours does no harm the second time.
 
     Raises:
         sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
         sqlalchemy.exc.TimeoutError: Every connection is taken.
     """
     try:
-        return await _execute(engine, statement, parameters)
+        return await connections.execute(statement, parameters)
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-    return await _execute(engine, statement, parameters)
-
-
-async def _execute(
-    engine: AsyncEngine, statement: str | sa.Executable, parameters: Mapping[str, Any] | None
-) -> Sequence[Row]:
-    async with engine.connect() as connection:
-        if isinstance(statement, str):
-            result = await connection.exec_driver_sql(statement, dict(parameters or {}))
-        else:
-            result = await connection.execute(statement, parameters)
-        return result.all() if result.returns_rows else []
+    return await connections.execute(statement, parameters)
 
 
 def _alembic(database_url: str) -> Config:

@@ -32,6 +32,8 @@ _SEGMENT_WAIT_SECONDS = 0.1
 _DATABASE_WAIT_SECONDS = 0.5
 _CHECK_SECONDS = 2.0
 _POLL_SECONDS = 0.25
+# Larger than any sequence number.
+_ALL = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -129,7 +131,8 @@ class _Follower:
             chunks = _chunks_of(progress)
             events += self._deltas(attempt, 1, chunks)
             return [*events, *self._end(progress, len(chunks))]
-        for first_seq, lines in await queries.read_deltas(self.database, self.job_id, attempt, after=self.cursor.seq):
+        past = self.cursor.seq if self.cursor.attempt == attempt else _ALL  # the reader may have an end from outside
+        for first_seq, lines in await queries.read_deltas(self.database, self.job_id, attempt, after=past):
             events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
         if progress.state.is_final:
             events += self._end(progress, progress.delta_count)
@@ -139,6 +142,8 @@ class _Follower:
         """Return what live frames add, and the rest of them from the first one that something is missing before."""
         events: list[Event] = []
         for index, frame in enumerate(frames):
+            if self.over:
+                break
             if frame.attempt < self.cursor.attempt:
                 continue
             events += self._move_to(frame.attempt)
@@ -226,6 +231,9 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
     progress = await queries.read_progress(database, job_id)
     if progress is None:
         raise NotFoundError(f"The job '{job_id}' was deleted.")
+    if not progress.state.is_final and not progress.in_attempt:
+        # Between two attempts: whatever readers have of the first is good, though Postgres has forgotten it.
+        return Cursor(progress.attempt, _ALL) if progress.attempt else START
     if not progress.state.is_final:
         positions = await queries.read_positions(database, [job_id])
         return Cursor(positions[0].attempt, positions[0].last_seq)
@@ -283,7 +291,8 @@ async def watch(hub: Hub, database: Database) -> None:
     """
     while True:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(hub.doubt.wait(), _CHECK_SECONDS if hub.connected else _POLL_SECONDS)
+            async with asyncio.timeout(_CHECK_SECONDS if hub.connected else _POLL_SECONDS):
+                await hub.doubt.wait()
         hub.doubt.clear()
         try:
             for job_id, state, attempt, seq in await queries.read_positions(database, hub.followed):

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,24 +154,36 @@ class _Subscription:
     async def subscribe(self, channel: str) -> None:
         """Subscribe, and wait for Redis to say so; while it is away, return at once."""
         confirmed = self._channels.setdefault(channel, asyncio.Event())
-        if self._pubsub is not None and self.connected and not confirmed.is_set():
-            with contextlib.suppress(*_AWAY):
-                await self._pubsub.subscribe(channel)
-                await asyncio.wait_for(confirmed.wait(), timeout=2)
+        if (pubsub := self._alive()) is not None and not confirmed.is_set():
+            with _lost_meanwhile():
+                await pubsub.subscribe(channel)
+                async with asyncio.timeout(2):
+                    await confirmed.wait()
 
     async def unsubscribe(self, channel: str) -> None:
         self._channels.pop(channel, None)
-        if self._pubsub is not None and self.connected:
-            with contextlib.suppress(*_AWAY):
-                await self._pubsub.unsubscribe(channel)
+        if (pubsub := self._alive()) is not None:
+            with _lost_meanwhile():
+                await pubsub.unsubscribe(channel)
+
+    def _alive(self) -> PubSub | None:
+        """Return the connection, unless it is being lost: redis-py would make it anew, and `messages` never know."""
+        pubsub = self._pubsub
+        connection: Any = pubsub and pubsub.connection
+        return pubsub if self.connected and connection is not None and connection.is_connected else None
 
     async def messages(self) -> AsyncIterator[bytes | None]:
         """Yield what is published; None each time the connection was made anew and something may have been missed."""
         while True:
             try:
                 async with self._redis.pubsub() as self._pubsub:
-                    await self._pubsub.subscribe(*self._channels)
+                    before = set(self._channels)
+                    await self._pubsub.subscribe(*before)
                     self.connected = True
+                    if joined := self._channels.keys() - before:
+                        await self._pubsub.subscribe(*joined)
+                    if gone := before - self._channels.keys():
+                        await self._pubsub.unsubscribe(*gone)
                     yield None
                     while True:
                         message: dict[str, Any] | None = await self._pubsub.get_message(timeout=5)
@@ -181,9 +193,9 @@ class _Subscription:
                             yield message["data"]
                         elif message["type"] == "subscribe":
                             self._confirm(message["channel"].decode())
-            except _AWAY as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, the answer is to connect again
                 if self.connected:
-                    log.warning("lost the live wire: %s", error)
+                    log.warning("lost the live wire: %r", error)
                 self._disconnected()
                 await asyncio.sleep(0.5)
 
@@ -196,6 +208,15 @@ class _Subscription:
         self._pubsub = None
         for confirmed in self._channels.values():
             confirmed.clear()
+
+
+@contextlib.contextmanager
+def _lost_meanwhile() -> Iterator[None]:
+    """Let `messages` deal with a connection that breaks, which then fails in more ways than redis-py has errors for."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        log.debug("the live wire broke under a subscription: %r", error)
 
 
 async def cancelled_jobs(redis: Redis) -> AsyncIterator[str]:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from redis.asyncio import Redis
@@ -45,6 +45,8 @@ from worker.providers.sse import EventReader
 from worker.router import next_attempt
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _DATABASE_WAIT_SECONDS = 0.5
 
@@ -284,7 +286,7 @@ class Executor:
         job = attempt.job
         attempt.ending = True
         await self._deltas.settle(attempt)
-        ours = await self._patiently(
+        state = await self._patiently(
             lambda: queries.retry_job(
                 self._database,
                 job.id,
@@ -292,10 +294,13 @@ class Executor:
                 delay_seconds=delay_seconds,
                 route=route,
                 retries=retries,
+                cancelled=orjson.dumps(JobCancelledError().document()).decode(),
                 spent=attempt.spent(attempt.fold.usage) if attempt.fold.started else None,
             )
         )
-        if ours:
+        if state is State.CANCELLED:
+            self._publish(attempt, 0, state.value)
+        elif state is State.QUEUED:
             self._publish(attempt, 0, "retrying")
             asyncio.get_running_loop().call_later(delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier))
 
@@ -327,7 +332,7 @@ class Executor:
         if await self._patiently(lambda: self._ends.submit(finished)):
             self._publish(attempt, attempt.seq + 1, state.value, [body])
 
-    async def _patiently(self, write: Callable[[], Awaitable[bool]]) -> bool:
+    async def _patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
         """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away."""
         while True:
             try:

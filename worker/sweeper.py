@@ -90,7 +90,7 @@ class Sweeper:
 @contextlib.asynccontextmanager
 async def _leadership(database: Database) -> AsyncIterator[AsyncConnection | None]:
     """Give the connection that holds the lock, or None if another scheduler has it; it goes with the connection."""
-    async with database.relaxed.connect() as connection:
+    async with database.relaxed.engine.connect() as connection:
         leads = (await connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK)))).scalar_one()
         try:
             yield connection if leads else None

@@ -234,6 +234,7 @@ WITH ended AS MATERIALIZED (
               prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
 ), finished AS (
     UPDATE jobs SET state = ended.state, finished_at = now(), lease_until = NULL, provider = ended.provider,
+                    request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END,
                     response = CASE WHEN jobs.deleted_at IS NULL THEN ended.response END, error = ended.error,
                     delta_count = ended.delta_count,
                     first_token_at = now() - ended.first_token * interval '1 second'
@@ -245,6 +246,8 @@ WITH ended AS MATERIALIZED (
     SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
     WHERE chunks IS NOT NULL AND deleted_at IS NULL
     ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
+), erased AS (
+    DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
     INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
                        completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
@@ -293,11 +296,15 @@ def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
 
 _RETRY = """
 WITH put_back AS (
-    UPDATE jobs SET state = 'queued', lease_until = NULL, worker = NULL, route = %(route)s,
+    UPDATE jobs SET state = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
+                    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+                    error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(cancelled)s END,
+                    request = CASE WHEN deleted_at IS NULL THEN request END,
+                    lease_until = NULL, worker = NULL, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
                     sent_at = now() + %(delay)s * interval '1 second'
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING id, account_id, key_id, model
+    RETURNING id, account_id, key_id, model, state
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
@@ -307,7 +314,7 @@ WITH put_back AS (
            %(cached)s::bigint, %(reasoning)s::bigint, %(estimated)s::bool, %(cost)s::numeric
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
 )
-SELECT id FROM put_back
+SELECT state FROM put_back
 """
 
 
@@ -319,11 +326,13 @@ async def retry_job(
     delay_seconds: float,
     route: int,
     retries: int,
+    cancelled: str,
     spent: SpentUsage | None = None,
-) -> bool:
-    """Put a running job back in the queue, due in `delay_seconds`; returns whether it was still ours.
+) -> State | None:
+    """Put a running job back in the queue, due in `delay_seconds`, or end it if somebody has cancelled it.
 
     The next attempt takes `route`, on which `retries` have failed by then. What this one spent counts as discarded.
+    `cancelled` is the error that the row keeps then, as JSON. Returns the job's state, or None if it was not ours.
     """
     parameters = {
         "id": job_id,
@@ -331,10 +340,12 @@ async def retry_job(
         "delay": delay_seconds,
         "route": route,
         "retries": retries,
+        "cancelled": cancelled,
         "provider": spent and spent.provider,
         **{name: column[0] for name, column in _spent_columns([spent]).items()},
     }
-    return bool(await execute(database.durable, _RETRY, parameters))
+    rows = await execute(database.durable, _RETRY, parameters)
+    return State(rows[0].state) if rows else None
 
 
 _CANCEL = """
@@ -370,16 +381,19 @@ WITH erased AS (
                     request = CASE WHEN state IN ('queued', 'running') THEN request END
     WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
     RETURNING id
-), forgotten AS (
-    DELETE FROM job_deltas USING erased WHERE job_deltas.job_id = erased.id
 )
 SELECT id FROM erased
 """
+# By itself and after, so that it sees the deltas of an end that the erasure had to wait for.
+_DELETE_DELTAS = "DELETE FROM job_deltas USING jobs WHERE job_id = %(id)s AND id = job_id AND deleted_at IS NOT NULL"
 
 
 async def delete_job(database: Database, job_id: str, account_id: str) -> bool:
     """Erase a job's content; its usage stays. Returns False if the account has no such job."""
-    return bool(await execute(database.durable, _DELETE, {"id": job_id, "account_id": account_id}))
+    erased = await execute(database.durable, _DELETE, {"id": job_id, "account_id": account_id})
+    if erased:
+        await execute(database.durable, _DELETE_DELTAS, {"id": job_id})
+    return bool(erased)
 
 
 _RESCUE = """
@@ -396,12 +410,14 @@ WITH dead AS MATERIALIZED (
                     lost = lost + 1, lease_until = NULL, worker = NULL,
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
+                    request = CASE WHEN fate = 'queued' OR deleted_at IS NULL THEN request END,
                     error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
                                       WHEN 'interrupted' THEN %(interrupted)s END
     FROM dead WHERE jobs.id = dead.id
-    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin
+    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.deleted_at
 ), forgotten AS (
-    DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id AND moved.state = 'queued'
+    DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
+    AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
 )
 SELECT id, tier, state, attempt, origin FROM moved
 """
@@ -430,7 +446,8 @@ _EXPIRE = """
 WITH late AS MATERIALIZED (
     SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
 )
-UPDATE jobs SET state = 'expired', finished_at = now(), error = %(error)s
+UPDATE jobs SET state = 'expired', finished_at = now(), error = %(error)s,
+                request = CASE WHEN deleted_at IS NULL THEN request END
 FROM late WHERE jobs.id = late.id
 RETURNING jobs.id, tier, state, attempt, origin
 """

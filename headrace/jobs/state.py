@@ -8,7 +8,7 @@
    │         cancelled  │
    └──── lease lost, retryable error ────┘   (attempt + 1 at the next claim)
 
-A job whose deadline passes while it is queued expires there, and one that lost too many workers fails there.
+A job whose deadline passes while it is queued expires there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class State(StrEnum):
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED, State.FAILED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
     State.RUNNING: frozenset({State.QUEUED, State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED}),
     State.COMPLETED: frozenset(),
     State.FAILED: frozenset(),

@@ -1,0 +1,206 @@
+"""`headrace jobs`: any account's jobs, listed, shown and cancelled, straight on the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.table import Column, Table
+
+from headrace.chat.usage import TokenUsage, render_usage
+from headrace.cli.keys import with_database
+from headrace.cli.usage import cell, show
+from headrace.database import Database, Row
+from headrace.embedded import locate
+from headrace.errors import JobCancelledError, NotFoundError
+from headrace.ids import is_id
+from headrace.jobs import queries
+from headrace.jobs.queries import MovedJob
+from headrace.jobs.state import State
+from headrace.settings import Settings
+from headrace.usage.queries import render_cost
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+Result = TypeVar("Result")
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+_ERROR = json.dumps(JobCancelledError().document())
+
+
+@click.group()
+def jobs() -> None:
+    """List, show and cancel jobs of any account."""
+
+
+@jobs.command(name="list")
+@click.option("--account", help="Only this account's jobs.")
+@click.option("--status", "state", type=click.Choice(State, case_sensitive=False), help="Only jobs in this state.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
+@_JSON
+@click.pass_obj
+def list_(settings: Settings, account: str | None, state: State | None, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    rows = with_database(
+        settings, lambda database: queries.list_anyones_jobs(database, account=account, state=state, limit=limit)
+    )
+    if as_json:
+        click.echo(json.dumps([_document(row) for row in rows]))
+        return
+    table = Table(
+        Column("id", no_wrap=True),
+        "account",
+        "model",
+        "status",
+        Column("attempt", justify="right"),
+        Column("created", no_wrap=True),
+        Column("seconds", justify="right"),
+        Column("tokens", justify="right"),
+        Column("cost, USD", justify="right"),
+        box=None,
+        header_style="bold",
+    )
+    for row in rows:
+        table.add_row(
+            row.id,
+            cell(row.account),
+            cell(row.model),
+            row.state,
+            str(row.attempt),
+            _time(row.created_at),
+            "" if row.finished_at is None else str(row.finished_at - row.created_at),
+            "" if row.prompt_tokens is None else f"{row.prompt_tokens + row.completion_tokens:,}",
+            "" if row.cost is None else render_cost(row.cost),
+        )
+    show(table)
+
+
+@jobs.command(name="show")
+@click.argument("job_id")
+@_JSON
+@click.pass_obj
+def show_(settings: Settings, job_id: str, as_json: bool) -> None:
+    """Show a job, with its result or its error."""
+    document = _document(_with_job(settings, job_id, _get))
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    table = Table("", "", box=None, show_header=False)
+    for name, value in document.items():
+        if value is None or name == "object":
+            continue
+        shown = _time(value) if name.endswith("_at") else value
+        if name == "result":
+            shown = "\n".join(_answer(choice["message"]) for choice in value["choices"])
+        elif isinstance(value, dict):
+            shown = json.dumps(value, ensure_ascii=False)
+        table.add_row(name, cell(shown))
+    show(table)
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.pass_obj
+def cancel(settings: Settings, job_id: str) -> None:
+    """Cancel a job: a queued one at once, a running one as soon as its worker hears of it, upstream too."""
+    from headrace.live import Publisher
+
+    async def work(database: Database, job_id: str) -> MovedJob:
+        redis = _connect(locate(settings, redis=False).redis_url)
+        row = await _get(database, job_id)
+        job = await queries.cancel_job(database, job_id, row.account_id, error=_ERROR)
+        if job is None:
+            raise _no_such_job(job_id)
+        if job.state is State.RUNNING and redis is not None:
+            async with redis:
+                await Publisher(redis, interval_seconds=0).cancel(job_id)
+        return job
+
+    job = _with_job(settings, job_id, work)
+    if job.state is State.RUNNING:
+        click.echo(f"{job_id} is running: its worker ends it.")
+    elif job.state is State.CANCELLED:
+        click.echo(f"Cancelled {job_id}.")
+    else:
+        raise click.ClickException(f"{job_id} has ended already: {job.state}.")
+
+
+def _with_job(settings: Settings, job_id: str, work: Callable[[Database, str], Awaitable[Result]]) -> Result:
+    """Do something with a job.
+
+    Raises:
+        click.ClickException: There is no such job.
+    """
+    try:
+        return with_database(settings, lambda database: work(database, job_id))
+    except NotFoundError as error:
+        raise click.ClickException(error.message) from error
+
+
+async def _get(database: Database, job_id: str) -> Row:
+    row = await queries.get_anyones_job(database, job_id) if is_id(job_id, "job") else None
+    if row is None:
+        raise _no_such_job(job_id)
+    return row
+
+
+def _no_such_job(job_id: str) -> NotFoundError:
+    return NotFoundError(f"There is no job {job_id!r}.")
+
+
+def _connect(redis_url: str) -> Redis | None:
+    """Return a client of the live wire, or None where nobody says where it is: workers then hear of it themselves."""
+    from headrace.live import connect
+
+    try:
+        return connect(redis_url) if redis_url else None
+    except ValueError as error:
+        raise click.ClickException("REDIS_URL is no URL like redis://host:6379/0.") from error
+
+
+def _time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _answer(message: dict[str, Any]) -> str:
+    """Return what a message says, and what else it has, such as calls of tools."""
+    text = message.get("content") or ""
+    rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
+    return "\n".join([str(text), *([json.dumps(rest, ensure_ascii=False)] if rest else [])]).strip()
+
+
+def _document(row: Row) -> dict[str, Any]:
+    """Return the job as the API shows it, and whose it is."""
+    return {
+        "id": row.id,
+        "object": "job",
+        "account": row.account,
+        "status": row.state,
+        "model": row.model,
+        "provider": row.provider,
+        "attempt": row.attempt,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "first_token_at": row.first_token_at,
+        "finished_at": row.finished_at,
+        "expires_at": row.deadline_at,
+        "queue_position": row.queue_position,
+        "service_tier": row.tier,
+        "background": row.background,
+        "metadata": row.metadata,
+        "usage": None if row.prompt_tokens is None else _usage(row),
+        "cost": None if row.cost is None else render_cost(row.cost),
+        "error": None if row.error is None else json.loads(row.error),
+        "result": None if row.response is None else json.loads(row.response),
+    }
+
+
+def _usage(row: Row) -> dict[str, Any]:
+    tokens = TokenUsage(
+        row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.reasoning_tokens, row.estimated
+    )
+    return {**render_usage(tokens), "estimated": tokens.estimated}

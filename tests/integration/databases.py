@@ -1,0 +1,45 @@
+"""Databases of their own for tests, on the run's one Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from tests.provider import PATIENCE
+
+Session = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+def create_database(server_url: str, *, template: str | None = None) -> str:
+    """Return the URL of a new database, empty or a copy of the one at `template`, which nobody may be connected to."""
+    name = f"test_{secrets.token_hex(6)}"
+    source = "template1" if template is None else urlsplit(template).path.lstrip("/")
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
+        )
+    return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+def fetch(url: str, query: str) -> Sequence[tuple[Any, ...]]:
+    """Return the rows of one query."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+async def waiting(session: Session) -> None:
+    """Return once a statement of another connection waits for a lock that this session holds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            cursor = await session.execute(
+                "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+            )
+            if await cursor.fetchone() is not None:
+                return
+            await asyncio.sleep(0.01)

@@ -1,0 +1,87 @@
+"""A Celery worker on AsyncioPool, for test_pool: `python -m tests.integration.pool_worker REDIS_URL CONCURRENCY MODE`.
+
+What it does is told in Redis: the list `log`, and the sets `running` and `done` of `pid:name`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+
+from redis.asyncio import Redis
+
+from headrace.queue import create_celery, queue_name
+from worker.pool import AsyncioPool
+
+PARK = "tests.park"
+BREAK = "tests.break"
+
+
+class Pool(AsyncioPool):
+    """Lets parked tasks go when the gate is open, or the worker stops."""
+
+    mode = ""
+    redis: Redis
+    leaving: asyncio.Event
+    tasks: set[asyncio.Future[None]]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Open Redis, and at the end wait for the tasks that run."""
+        Pool.leaving, Pool.tasks = asyncio.Event(), set()
+        async with Redis.from_url(self.app.conf.broker_url, max_connections=1000) as Pool.redis:
+            if Pool.mode == "broken":
+                raise OSError("what the lifespan needs is away")
+            await Pool.redis.rpush("log", "opened")
+            yield
+            Pool.leaving.set()
+            await asyncio.gather(*Pool.tasks)
+            await Pool.redis.rpush("log", "closed")
+
+
+async def park(name: str) -> None:
+    """Wait until the gate is open, or the worker stops."""
+    who = f"{os.getpid()}:{name}"
+    gone = asyncio.get_running_loop().create_future()
+    Pool.tasks.add(gone)
+    await Pool.redis.sadd("running", who)
+    while not await Pool.redis.exists("gate"):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await Pool.leaving.wait()
+                break
+    await Pool.redis.sadd("done", who)
+    gone.set_result(None)
+
+
+async def break_down() -> None:
+    """Raise."""
+    await asyncio.sleep(0)
+    raise RuntimeError("this task is broken")
+
+
+def main(redis_url: str, concurrency: str, mode: str) -> None:
+    """Work until told to stop."""
+    Pool.mode = mode
+    app = create_celery(redis_url)
+    app.task(park, name=PARK)
+    app.task(break_down, name=BREAK)
+    worker = app.Worker(
+        pool_cls=Pool,
+        concurrency=int(concurrency),
+        loglevel="INFO",
+        queues=[queue_name("default")],
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    sys.exit(worker.exitcode)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

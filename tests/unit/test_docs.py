@@ -1,0 +1,75 @@
+"""What the documents promise and code can tell: they name every variable, path and file, and none that is not there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.app import create_app
+from headrace.catalogue import load_catalogue
+from headrace.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MAP = "Map of the code"
+FIXED = [name for name, field in Settings.model_fields.items() if field.default_factory is None]
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def section(page: str, heading: str) -> str:
+    text = (ROOT / page).read_text()
+    _, found, rest = text.partition(f"\n## {heading}\n")
+    assert found, f"{page} has no section {heading!r}"
+    return rest.partition("\n## ")[0]
+
+
+def mapped() -> list[str]:
+    return re.findall(r"^((?:headrace|api|worker|migrations|bench|tests)/\S+)", section("README.md", MAP), re.M)
+
+
+def test_every_variable_is_documented_and_no_other() -> None:
+    fields = Settings.model_fields
+    variables = {str(field.validation_alias or f"HEADRACE_{name.upper()}") for name, field in fields.items()}
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", section("docs/operations.md", "Variables"), re.M))
+    assert documented - {"OPENAI_API_KEY"} == variables
+    named = {name for page in PAGES for name in re.findall(r"\bHEADRACE_[A-Z_]+\b", page.read_text())}
+    assert named <= variables
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_variables_default_is_the_one_documented(name: str) -> None:
+    field = Settings.model_fields[name]
+    variable = str(field.validation_alias or f"HEADRACE_{name.upper()}")
+    row = re.search(rf"^\| `{variable}` \| ([^|]*) \|", section("docs/operations.md", "Variables"), re.M)
+    assert row is not None
+    shown = row[1].strip().strip("`")
+    assert shown == ("" if field.default in (None, "") else f"{field.default}")
+
+
+def test_every_path_is_documented_and_no_other() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    operations = {f"{method.upper()} {path.removeprefix('/api/v1')}" for path in paths for method in paths[path]}
+    documented = re.findall(r"^### `([A-Z]+ \S+)`", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert set(documented) == operations
+
+
+def test_every_file_on_the_map_exists() -> None:
+    assert mapped()
+    assert [path for path in mapped() if not (ROOT / path).is_file()] == []
+
+
+@pytest.mark.parametrize("package", ["headrace", "api", "worker"])
+def test_every_module_is_on_the_map(package: str) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
+    assert modules <= set(mapped())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_leads_somewhere(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()) if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_example_configuration_is_valid() -> None:
+    assert load_catalogue(ROOT / "headrace.example.toml").names()
