@@ -14,7 +14,6 @@ from starlette.responses import Response
 from api.acceptance import accept, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
-from api.job_object import Job, find_job
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
@@ -22,6 +21,7 @@ from headrace.chat.request import ChatRequest, parse_chat_request
 from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
+from headrace.jobs.job_object import Job, find_job
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
 from headrace.live import Listener, ListenerClosedError
@@ -55,7 +55,7 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
 
 async def accepted(request: Request, job: NewJob) -> Response:
     """Return the answer to a job that was accepted to run in the background."""
-    rendered = await find_job(request, job.id, job.account_id)
+    rendered = await find_job(request.state.database, job.id, job.account_id)
     return Response(orjson.dumps(rendered), 202, {"location": f"/api/v1/jobs/{job.id}"}, "application/json")
 
 

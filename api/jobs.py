@@ -17,7 +17,6 @@ from api.acceptance import accept, new_job
 from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
 from api.chat import accepted
-from api.job_object import Job, JobList, find_job, no_such_job, render_job
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
@@ -27,6 +26,7 @@ from headrace.errors import HeadraceError, InvalidRequestError
 from headrace.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started, follow, furthest_cursor
 from headrace.ids import completion_id, is_id
 from headrace.jobs import queries
+from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render_job
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
 from headrace.live import ListenerClosedError
@@ -108,10 +108,10 @@ async def get_job(
     wait: Annotated[float, Query(ge=0, description="Hold the answer until the job ends or so many seconds pass")] = 0,
 ) -> Response:
     """Return a job as it is now, or with `wait` as it is at its end."""
-    job = await find_job(request, job_id, principal.account_id)
+    job = await find_job(request.state.database, job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
         await _wait(request, job_id, min(wait, request.state.settings.wait_limit_seconds))
-        job = await find_job(request, job_id, principal.account_id)
+        job = await find_job(request.state.database, job_id, principal.account_id)
     return _json(job)
 
 
@@ -142,17 +142,13 @@ async def watch_job(
     ] = None,
 ) -> EventStream:
     """Stream a job's events from its start, or from where a reader was cut off, to its end."""
-    job = await find_job(request, job_id, principal.account_id)
-    cursor, param = START, "after"
-    if after is not None:
-        cursor = Cursor.parse(after, param=param)
-    elif last_event_id := request.headers.get("last-event-id"):
-        param = "Last-Event-ID"
-        cursor = Cursor.parse(last_event_id, param=param)
-    await _check_cursor(request, job, cursor, param=param)
-    return EventStream(
-        _events(request, principal.account_id, job, cursor, from_start=param == "after" and after is None)
-    )
+    job = await find_job(request.state.database, job_id, principal.account_id)
+    param = "Last-Event-ID" if after is None else "after"
+    event_id = request.headers.get("last-event-id") if after is None else after
+    cursor = None if event_id is None else Cursor.parse(event_id, param=param)
+    if cursor is not None:
+        await _check_cursor(request, job, cursor, param=param)
+    return EventStream(_events(request, principal.account_id, job, cursor))
 
 
 async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
@@ -168,19 +164,19 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
 
 
 async def _events(
-    request: Request, account_id: str, job: dict[str, Any], cursor: Cursor, *, from_start: bool
+    request: Request, account_id: str, job: dict[str, Any], cursor: Cursor | None
 ) -> AsyncGenerator[list[bytes], None]:
     state = request.state
     job_id = job["id"]
-    if from_start:
+    if cursor is None:
         yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
     head = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{job["created_at"]},'.encode()
     async with state.hub.listen(job_id, own=False) as listener:
         try:
-            async with aclosing(follow(listener, state.database, after=cursor)) as events:
+            async with aclosing(follow(listener, state.database, after=cursor or START)) as events:
                 async for event in events:
                     if isinstance(event, Ended):
-                        ended = await find_job(request, job_id, account_id)
+                        ended = await find_job(request.state.database, job_id, account_id)
                         name = f"job.{event.state.value}"
                         yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
                     else:
@@ -217,7 +213,7 @@ async def cancel_job(request: Request, principal: Authenticated, job_id: str) ->
     """Stop a job, its call upstream too. One that has ended already stays as it is."""
     if not is_id(job_id, "job") or await cancel_and_wait(request, job_id, principal.account_id) is None:
         raise no_such_job(job_id)
-    return _json(await find_job(request, job_id, principal.account_id))
+    return _json(await find_job(request.state.database, job_id, principal.account_id))
 
 
 @router.delete("/{job_id}", summary="Erase a job")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 from rich.table import Column, Table
 
-from headrace.chat.usage import TokenUsage, render_usage
-from headrace.cli.keys import with_database
-from headrace.cli.usage import cell, show
+from headrace.cli.operators import Result, cell, json_option, show, with_database
 from headrace.database import Database, Row
 from headrace.embedded import locate
 from headrace.errors import JobCancelledError, NotFoundError
 from headrace.ids import is_id
 from headrace.jobs import queries
+from headrace.jobs.job_object import no_such_job, render_job
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
 from headrace.settings import Settings
@@ -26,9 +26,6 @@ from headrace.usage.queries import render_cost
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-Result = TypeVar("Result")
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 _ERROR = json.dumps(JobCancelledError().document())
 
 
@@ -41,7 +38,7 @@ def jobs() -> None:
 @click.option("--account", help="Only this account's jobs.")
 @click.option("--status", "state", type=click.Choice(State, case_sensitive=False), help="Only jobs in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
-@_JSON
+@json_option
 @click.pass_obj
 def list_(settings: Settings, account: str | None, state: State | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
@@ -81,7 +78,7 @@ def list_(settings: Settings, account: str | None, state: State | None, limit: i
 
 @jobs.command(name="show")
 @click.argument("job_id")
-@_JSON
+@json_option
 @click.pass_obj
 def show_(settings: Settings, job_id: str, as_json: bool) -> None:
     """Show a job, with its result or its error."""
@@ -114,7 +111,7 @@ def cancel(settings: Settings, job_id: str) -> None:
         row = await _get(database, job_id)
         job = await queries.cancel_job(database, job_id, row.account_id, error=_ERROR)
         if job is None:
-            raise _no_such_job(job_id)
+            raise no_such_job(job_id)
         if job.state is State.RUNNING and redis is not None:
             async with redis:
                 await Publisher(redis, interval_seconds=0).cancel(job_id)
@@ -144,12 +141,8 @@ def _with_job(settings: Settings, job_id: str, work: Callable[[Database, str], A
 async def _get(database: Database, job_id: str) -> Row:
     row = await queries.get_anyones_job(database, job_id) if is_id(job_id, "job") else None
     if row is None:
-        raise _no_such_job(job_id)
+        raise no_such_job(job_id)
     return row
-
-
-def _no_such_job(job_id: str) -> NotFoundError:
-    return NotFoundError(f"There is no job {job_id!r}.")
 
 
 def _connect(redis_url: str) -> Redis | None:
@@ -175,32 +168,4 @@ def _answer(message: dict[str, Any]) -> str:
 
 def _document(row: Row) -> dict[str, Any]:
     """Return the job as the API shows it, and whose it is."""
-    return {
-        "id": row.id,
-        "object": "job",
-        "account": row.account,
-        "status": row.state,
-        "model": row.model,
-        "provider": row.provider,
-        "attempt": row.attempt,
-        "created_at": row.created_at,
-        "started_at": row.started_at,
-        "first_token_at": row.first_token_at,
-        "finished_at": row.finished_at,
-        "expires_at": row.deadline_at,
-        "queue_position": row.queue_position,
-        "service_tier": row.tier,
-        "background": row.background,
-        "metadata": row.metadata,
-        "usage": None if row.prompt_tokens is None else _usage(row),
-        "cost": None if row.cost is None else render_cost(row.cost),
-        "error": None if row.error is None else json.loads(row.error),
-        "result": None if row.response is None else json.loads(row.response),
-    }
-
-
-def _usage(row: Row) -> dict[str, Any]:
-    tokens = TokenUsage(
-        row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.reasoning_tokens, row.estimated
-    )
-    return {**render_usage(tokens), "estimated": tokens.estimated}
+    return {"account": row.account, **orjson.loads(orjson.dumps(render_job(row)))}

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Column, Table
 
-from headrace.cli.parts import plain_errors
-from headrace.database import Database
-from headrace.embedded import locate
+from headrace.cli.operators import cell, json_option, show, with_database
 from headrace.errors import NotFoundError
 from headrace.keys import queries
 from headrace.settings import Settings
-
-Result = TypeVar("Result")
-
-# Where nobody looks, nothing is cut to fit.
-_WIDE = 200
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-
-
-def with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
-    """Do something with the database that the settings name, and disconnect."""
-
-    async def connected() -> Result:
-        database = Database.connect(locate(settings, redis=False).database_url, connections=1)
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    with plain_errors():
-        return asyncio.run(connected())
 
 
 @click.group()
@@ -51,7 +24,7 @@ def keys() -> None:
 @click.option("--name", default="", help="What the key is for.")
 @click.option("--admin", is_flag=True, help="Let the key administer.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Let the key expire after so many days.")
-@_JSON
+@json_option
 @click.pass_obj
 def create(  # noqa: PLR0917  (click passes them by name)
     settings: Settings, account: str, name: str, admin: bool, days: float | None, as_json: bool
@@ -73,7 +46,7 @@ def create(  # noqa: PLR0917  (click passes them by name)
 
 @keys.command(name="list")
 @click.option("--account", help="Only this account's keys.")
-@_JSON
+@json_option
 @click.pass_obj
 def list_(settings: Settings, account: str | None, as_json: bool) -> None:
     """List keys, without the keys themselves."""
@@ -96,8 +69,8 @@ def list_(settings: Settings, account: str | None, as_json: bool) -> None:
         expired = row.expires_at is not None and row.expires_at <= datetime.now(UTC)
         status = "revoked" if row.revoked_at else "expired" if expired else "valid"
         created = f"{row.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(row.id, row.account, row.name, row.hint + "…", " ".join(row.scopes), created, status)
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+        table.add_row(row.id, cell(row.account), cell(row.name), row.hint + "…", " ".join(row.scopes), created, status)
+    show(table)
 
 
 @keys.command()

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from decimal import Decimal
 
 import click
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from headrace.cli.keys import with_database
+from headrace.cli.operators import cell, json_option, show, with_database
 from headrace.settings import Settings
 from headrace.usage.queries import Group, all_usage, render_cost
 
-# Where nobody looks, nothing is cut to fit.
-_WIDE = 200
 _LONGEST_DAYS = 36_500
 _AMOUNTS = {
     "requests": "requests",
@@ -31,18 +26,6 @@ _AMOUNTS = {
     "estimated_requests": "estimated",
     "unpriced_requests": "unpriced",
 }
-
-
-def cell(text: object) -> Text:
-    """Return what somebody else wrote as a table may show it: neither rich's markup nor the terminal's codes work."""
-    return Text(
-        "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
-    )
-
-
-def show(table: Table) -> None:
-    """Print a table, in a terminal as wide as that is."""
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
 
 
 @click.command()
@@ -63,7 +46,7 @@ def show(table: Table) -> None:
     help="What to tell apart; may be given several times.",
 )
 @click.option("--account", help="Only this account's usage.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+@json_option
 @click.pass_obj
 def usage(settings: Settings, days: int, groups: Sequence[Group], account: str | None, as_json: bool) -> None:
     """Show who used what. Costs are in USD."""

@@ -1,20 +1,20 @@
-"""The job object, as every path and event shows it."""
+"""The job object, as every path, event and command shows it."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import orjson
-from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.chat.completion import ChatCompletion, CompletionUsage
 from headrace.chat.usage import TokenUsage, render_usage
-from headrace.database import Row
+from headrace.database import Database, Row
 from headrace.errors import NotFoundError
 from headrace.ids import is_id
 from headrace.jobs import queries
 from headrace.jobs.state import State
+from headrace.usage.queries import render_cost
 
 
 class JobError(BaseModel):
@@ -91,7 +91,7 @@ class JobList(BaseModel):
 
 
 def render_job(row: Row) -> dict[str, Any]:
-    """Return the job object of a row of `queries.get_job` or `queries.list_jobs`."""
+    """Return the job object of a row of the queries that get and list jobs, as orjson renders it."""
     return {
         "id": row.id,
         "object": "job",
@@ -110,7 +110,7 @@ def render_job(row: Row) -> dict[str, Any]:
         "result": None if row.response is None else orjson.Fragment(row.response),
         "error": None if row.error is None else _error(row.error),
         "usage": _usage(row),
-        "cost": None if row.cost is None else f"{row.cost.normalize():f}",
+        "cost": None if row.cost is None else render_cost(row.cost),
         "metadata": row.metadata,
         "batch_id": None,
         "agent_id": None,
@@ -131,13 +131,13 @@ def _usage(row: Row) -> dict[str, Any] | None:
     return {**render_usage(tokens), "estimated": tokens.estimated}
 
 
-async def find_job(request: Request, job_id: str, account_id: str) -> dict[str, Any]:
+async def find_job(database: Database, job_id: str, account_id: str) -> dict[str, Any]:
     """Return the job object of an account's job.
 
     Raises:
         NotFoundError: The account has no such job; whether another has is not told.
     """
-    row = await queries.get_job(request.state.database, job_id, account_id) if is_id(job_id, "job") else None
+    row = await queries.get_job(database, job_id, account_id) if is_id(job_id, "job") else None
     if row is None:
         raise no_such_job(job_id)
     return render_job(row)
