@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
 import orjson
 from fastapi import Request
 
@@ -11,9 +15,19 @@ from headrace.errors import InvalidRequestError
 from headrace.ids import new_id
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
+from headrace.routing import usable_routes
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
+_LONGEST_HEADER = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job to be accepted, and what the headers of its answer say of it."""
+
+    job: NewJob
+    headers: Mapping[str, str]
 
 
 def new_job(
@@ -26,12 +40,12 @@ def new_job(
     metadata: dict[str, str] | None = None,
     timeout: float | None = None,
     background: bool,
-) -> NewJob:
+) -> Submission:
     """Return the job that a chat request asks for. What is given besides wins over what the request says.
 
     Raises:
         ModelNotFoundError: Nobody serves the model, or one of its fallbacks.
-        InvalidRequestError: It asks for what is not there yet.
+        InvalidRequestError: It asks for what is not there yet, or for what no route to the model can honour.
     """
     if chat.webhook is not None:
         raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
@@ -44,13 +58,14 @@ def new_job(
             raise InvalidRequestError(
                 f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
             )
-    # That each model is served is worth knowing before the job is accepted rather than after.
+    job_id = new_id("job")
+    # That somebody can do it is worth knowing before the job is accepted rather than after.
     catalogue: Catalogue = request.state.catalogue
-    catalogue.find(chat.model)
     for index, fallback in enumerate(chat.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
-    return NewJob(
-        id=new_id("job"),
+    first = usable_routes(catalogue, orjson.loads(body), seed=job_id)[0]
+    job = NewJob(
+        id=job_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
         model=chat.model,
@@ -62,6 +77,16 @@ def new_job(
         origin=None if background else request.state.hub.origin,
         timeout_seconds=timeout or chat.timeout or request.state.settings.job_timeout_seconds,
     )
+    return Submission(job, _headers(job_id, first.dropped))
+
+
+def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
+    headers = {"x-headrace-job": job_id}
+    if dropped:
+        # Names are the client's, so they may hold anything; and no client reads more than a few kilobytes of a header.
+        names = ", ".join(quote(name, safe="[].") for name in dropped)
+        headers["x-headrace-dropped-params"] = names[:_LONGEST_HEADER]
+    return headers
 
 
 async def accept(request: Request, job: NewJob) -> int:

@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.acceptance import accept, new_job
+from api.acceptance import Submission, accept, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
 from api.scope import read_body
@@ -22,7 +22,6 @@ from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
-from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
 from headrace.live import Listener, ListenerClosedError
 
@@ -45,28 +44,30 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
     """Answer with the completion, stream it, or with `background` start a job and return it."""
     body = await read_body(request)
     chat = parse_chat_request(body)
-    job = new_job(request, principal, chat, body.decode(), background=bool(chat.background))
-    if job.background:
-        await accept(request, job)
-        return await accepted(request, job)
-    foreground = _Foreground(request, principal, job)
+    submission = new_job(request, principal, chat, body.decode(), background=bool(chat.background))
+    if submission.job.background:
+        return await start(request, submission)
+    foreground = _Foreground(request, principal, submission)
     return await (foreground.stream(_includes_usage(chat)) if chat.stream else foreground.whole())
 
 
-async def accepted(request: Request, job: NewJob) -> Response:
-    """Return the answer to a job that was accepted to run in the background."""
+async def start(request: Request, submission: Submission) -> Response:
+    """Accept a job that runs in the background, and return its answer: the job."""
+    job = submission.job
+    await accept(request, job)
+    headers = {"location": f"/api/v1/jobs/{job.id}", **submission.headers}
     rendered = await find_job(request.state.database, job.id, job.account_id)
-    return Response(orjson.dumps(rendered), 202, {"location": f"/api/v1/jobs/{job.id}"}, "application/json")
+    return Response(orjson.dumps(rendered), 202, headers, "application/json")
 
 
 class _Foreground:
     """A completion whose client waits: if it goes away, so does the job, upstream too."""
 
-    def __init__(self, request: Request, principal: Principal, job: NewJob) -> None:
+    def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
         self.request = request
         self.principal = principal
-        self.job = job
-        self.headers = {"x-headrace-job": job.id}
+        self.job = submission.job
+        self.headers = submission.headers
 
     async def whole(self) -> Response:
         """Return the completion once it is there."""

@@ -13,10 +13,10 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.acceptance import accept, new_job
+from api.acceptance import new_job
 from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
-from api.chat import accepted
+from api.chat import start
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
@@ -59,8 +59,7 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
         timeout=submission.timeout,
         background=True,
     )
-    await accept(request, job)
-    return await accepted(request, job)
+    return await start(request, job)
 
 
 @router.get("", summary="List jobs", responses={200: {"model": JobList}})

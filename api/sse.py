@@ -7,7 +7,7 @@ enough to reach a client in one read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -35,7 +35,7 @@ def render_event(data: bytes, *, name: str | None = None, event_id: str | None =
 class EventStream(Response):
     """A response of server-sent events, written as the generator yields lists of them."""
 
-    def __init__(self, events: AsyncGenerator[list[bytes], None], headers: dict[str, str] | None = None) -> None:
+    def __init__(self, events: AsyncGenerator[list[bytes], None], headers: Mapping[str, str] | None = None) -> None:
         """Take the events; `headers` are sent besides those of every event stream."""
         super().__init__(headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]

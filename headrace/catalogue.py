@@ -32,7 +32,7 @@ class Provider(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["openai"]
+    kind: Literal["openai", "anthropic", "gemini"]
     base_url: Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
     api_key: str | None = Field(default=None, description="`env:NAME`, or the key itself", repr=False)
     max_concurrency: int = Field(default=256, ge=1, description="Requests in flight of one worker")
@@ -67,6 +67,10 @@ class Model(BaseModel):
         return (total + tokens.completion_tokens * self.output_price) / _MILLION
 
 
+Condition = Literal["context_window", "content_filter"]
+"""When a route is tried: only after a route failed because of this."""
+
+
 class Route(BaseModel):
     """One way to a model: the provider, the name by which it knows the model, and whose price is asked for it."""
 
@@ -76,6 +80,8 @@ class Route(BaseModel):
     provider: Provider
     model: str
     price: Model
+    output_limit: int | None = None
+    condition: Condition | None = None
 
 
 class Catalogue(BaseModel):
@@ -85,6 +91,7 @@ class Catalogue(BaseModel):
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     models: Mapping[str, Model] = Field(default_factory=dict)
+    strict_params: bool = False
 
     @model_validator(mode="after")
     def _routes_lead_somewhere(self) -> Catalogue:
@@ -112,7 +119,7 @@ class Catalogue(BaseModel):
             f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param
         )
 
-    def routes(self, name: str, fallbacks: Sequence[str] = ()) -> list[Route]:
+    def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:  # noqa: ARG002
         """Return the ways to a model in the order in which they are tried, then those to its fallbacks.
 
         Raises:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
 from headrace.catalogue import Route
-from headrace.chat.completion import Fold
-from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.jobs.queries import ClaimedJob, Segment, SpentUsage
+from headrace.routing import UsableRoute
+from worker.exchange import Exchange
 
 
 class Stop(Enum):
@@ -32,12 +33,9 @@ class Attempt:
     job: ClaimedJob
     request: dict[str, Any]
     task: asyncio.Task[None]
-    fold: Fold = field(default_factory=Fold)
-    route: Route | None = None
-    secret: str | None = field(default=None, repr=False)
-    asked: bool = False
-    model: str | None = None
-    held: list[dict[str, Any]] = field(default_factory=list)
+    routes: Sequence[UsableRoute] = ()
+    index: int = 0
+    exchange: Exchange | None = None
     seq: int = 0
     stop: Stop | None = None
     ending: bool = False
@@ -46,9 +44,24 @@ class Attempt:
     _first_token: float | None = None
 
     @property
+    def route(self) -> Route | None:
+        """The route that is tried, once it is known."""
+        return self.routes[self.index].route if self.routes else None
+
+    @property
     def provider(self) -> str | None:
         """Who was asked, or is about to be."""
         return None if self.route is None else self.route.provider_name
+
+    @property
+    def secret(self) -> str | None:
+        """The provider's key that was sent, to be kept out of what is told."""
+        return None if self.exchange is None else self.exchange.secret
+
+    @property
+    def started(self) -> bool:
+        """Whether the model has said anything yet."""
+        return self.exchange is not None and self.exchange.started
 
     def interrupt(self, reason: Stop) -> None:
         """Stop the call upstream. An attempt whose end is being written goes on: the fence decides."""
@@ -83,11 +96,9 @@ class Attempt:
         """Return how long ago the first delta came, in seconds."""
         return None if self._first_token is None else time.monotonic() - self._first_token
 
-    def spent(self, reported: object, text: str | None = None) -> SpentUsage | None:
-        """Return what the attempt used: as reported, else as estimated from its text; None if nobody was asked."""
-        if self.route is None or not self.asked:
+    def spent(self) -> SpentUsage | None:
+        """Return what the attempt has used up to now; None if nobody was asked."""
+        if self.route is None or self.exchange is None:
             return None
-        tokens: TokenUsage = parse_usage(reported) or estimate_usage(
-            self.request, self.fold.text if text is None else text
-        )
+        tokens = self.exchange.usage
         return SpentUsage(self.route.provider_name, tokens, self.route.price.cost(tokens))

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -16,39 +17,39 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from headrace import live
 from headrace.catalogue import Catalogue, Route, load_catalogue
-from headrace.chat.completion import Fold, chunks_of
-from headrace.chat.usage import parse_usage
 from headrace.database import Database
 from headrace.errors import (
     HeadraceError,
     JobCancelledError,
     JobExpiredError,
     UpstreamError,
+    UpstreamRefusedError,
     UpstreamTimeoutError,
 )
 from headrace.follow import render_chunk
 from headrace.group_commit import GroupCommit
-from headrace.ids import completion_id, new_id
+from headrace.ids import new_id
 from headrace.jobs import queries
-from headrace.jobs.queries import ClaimedJob, FinishedJob, SpentUsage
+from headrace.jobs.queries import ClaimedJob, FinishedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
+from headrace.routing import usable_routes
 from headrace.settings import Settings
 from headrace.telemetry import bind
 from worker.attempt import Attempt, Stop
 from worker.deltas import DeltaWriter
 from worker.demo import demo_upstream
-from worker.providers import openai
-from worker.providers.client import Answer, ProviderClient, without_secret
-from worker.providers.sse import EventReader
-from worker.router import next_attempt
+from worker.exchange import Exchange
+from worker.providers.client import ProviderClient, without_secret
+from worker.router import Retry, next_attempt
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 _DATABASE_WAIT_SECONDS = 0.5
+_CONTENT_FILTER = "content_filter"
 
 
 class Executor:
@@ -169,84 +170,29 @@ class Executor:
             TimeoutError: The job's deadline passed.
         """
         job = attempt.job
-        routes = self._routes(attempt)
-        route = attempt.route = routes[min(job.route, len(routes) - 1)]
+        attempt.routes = usable_routes(self._catalogue, attempt.request, seed=job.id)
+        attempt.index = min(job.route, len(attempt.routes) - 1)
+        route = attempt.routes[attempt.index].route
         async with asyncio.timeout(job.seconds_left), self._gates[route.provider_name]:
             deadline = asyncio.timeout(route.provider.timeout)
             try:
                 async with deadline:
-                    return await self._call(attempt, route)
+                    attempt.exchange = self._exchange(attempt, route)
+                    completion = await attempt.exchange.complete()
             except TimeoutError:
                 if deadline.expired():
                     raise UpstreamTimeoutError from None
                 raise
-
-    def _routes(self, attempt: Attempt) -> list[Route]:
-        return self._catalogue.routes(attempt.job.model, attempt.request.get("fallbacks") or ())
-
-    async def _call(self, attempt: Attempt, route: Route) -> dict[str, Any]:
-        job, request = attempt.job, attempt.request
-        # Somebody may come to watch a background job; only audio cannot always be streamed.
-        stream = job.streamed or (job.background and not request.get("audio"))
-        secret = attempt.secret = route.provider.secret()
-        attempt.asked = True
-        async with self._client.call(
-            route.provider,
-            url=openai.render_url(route.provider.base_url, model=route.model, stream=stream),
-            headers=openai.render_headers(secret),
-            body=openai.render_request(request, model=route.model, stream=stream),
-        ) as answer:
-            if stream and answer.is_stream:
-                completion = await self._read_stream(attempt, route, answer)
-            else:
-                completion = openai.parse_completion(await answer.read())
-                if stream:
-                    self._pass_on(attempt, chunks_of(completion))
-        completion |= {"id": completion_id(job.id), "object": "chat.completion", "created": job.created}
-        completion.setdefault("model", route.model)
+        if _is_withheld(completion):
+            withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)
+            if self._next(attempt, withheld) is not None:
+                raise withheld
         return completion
 
-    async def _read_stream(self, attempt: Attempt, route: Route, answer: Answer) -> dict[str, Any]:
-        job, fold, events = attempt.job, attempt.fold, EventReader()
-        done = False
-        async with contextlib.aclosing(answer.pieces()) as pieces:
-            async for piece in pieces:
-                done = self._read_events(attempt, events.feed(piece), route)
-                if done:
-                    break
-        done = done or self._read_events(attempt, events.close(), route)
-        if not fold.finished and not (done and fold.started):
-            raise UpstreamError("The model's provider broke off its answer.")
-        self._pass_on(attempt, attempt.held)
-        return fold.completion(id=completion_id(job.id), created=job.created, model=attempt.model or route.model)
-
-    def _read_events(self, attempt: Attempt, events: Sequence[bytes], route: Route) -> bool:
-        """Fold and pass on the chunks of these events; returns whether the stream said that it is over.
-
-        Chunks before the first text are held back for it: an attempt that fails before can be tried again unseen.
-        """
-        chunks = attempt.held
-        done = False
-        for data in events:
-            chunk = openai.parse_event(data)
-            if chunk is None:
-                done = True
-                break
-            attempt.model = chunk.setdefault("model", route.model)
-            attempt.fold.add(chunk)
-            if "usage" in chunk:
-                usage = chunk.pop("usage")
-                if usage is not None and not chunk["choices"]:
-                    continue  # whether the client gets a usage chunk is its own choice
-            chunks.append(chunk)
-        if attempt.fold.started or attempt.fold.finished:
-            attempt.held = []
-            self._pass_on(attempt, chunks)
-        return done
+    def _exchange(self, attempt: Attempt, route: Route) -> Exchange:
+        return Exchange(self._client, attempt.job, route, attempt.request, pass_on=partial(self._pass_on, attempt))
 
     def _pass_on(self, attempt: Attempt, chunks: Sequence[dict[str, Any]]) -> None:
-        if not chunks:
-            return
         lines = [render_chunk(chunk) for chunk in chunks]
         first_seq = attempt.seq + 1
         attempt.append(lines)
@@ -263,18 +209,24 @@ class Executor:
         """Try again if that can help, and the client has not begun to read what would then come twice."""
         job = attempt.job
         log.info("attempt %d at %s failed: %s", job.attempt, attempt.provider, error)
-        again = next_attempt(
-            error,
-            route=job.route,
-            retries=job.retries,
-            routes=len(self._routes(attempt)),
-            attempts_per_route=self._settings.attempts_per_route,
-            seconds_left=job.seconds_left,
-        )
-        if again is None or (attempt.seq and job.streamed and not job.background):
+        again = self._next(attempt, error)
+        if again is None:
             await self._end(attempt, State.FAILED, error=error)
         else:
             await self._put_back(attempt, route=again.route, retries=again.retries, delay_seconds=again.delay_seconds)
+
+    def _next(self, attempt: Attempt, error: UpstreamError) -> Retry | None:
+        job = attempt.job
+        if attempt.seq and job.streamed and not job.background:
+            return None
+        return next_attempt(
+            error,
+            routes=[usable.route for usable in attempt.routes],
+            route=attempt.index,
+            retries=job.retries,
+            attempts_per_route=self._settings.attempts_per_route,
+            seconds_left=job.seconds_left,
+        )
 
     async def _stopped(self, attempt: Attempt) -> None:
         if attempt.stop is Stop.CANCELLED:
@@ -295,7 +247,7 @@ class Executor:
                 route=route,
                 retries=retries,
                 cancelled=orjson.dumps(JobCancelledError().document()).decode(),
-                spent=attempt.spent(attempt.fold.usage) if attempt.fold.started else None,
+                spent=attempt.spent() if attempt.started else None,
             )
         )
         if state is State.CANCELLED:
@@ -327,7 +279,8 @@ class Executor:
             delta_count=attempt.seq,
             seconds_since_first_token=attempt.seconds_since_first_token(),
             segment=attempt.segment(),
-            spent=_spent(attempt, response),
+            # A provider that failed before any text charges nothing.
+            spent=attempt.spent() if attempt.started or attempt.stop is not None else None,
         )
         if await self._patiently(lambda: self._ends.submit(finished)):
             self._publish(attempt, attempt.seq + 1, state.value, [body])
@@ -391,13 +344,7 @@ class Executor:
             await asyncio.wait(self._tasks, timeout=self._settings.lease_seconds)
 
 
-def _spent(attempt: Attempt, response: dict[str, Any] | None) -> SpentUsage | None:
-    """Return what the job used in its last attempt: a provider that failed before any text charges nothing."""
-    if response is None:
-        return attempt.spent(attempt.fold.usage) if attempt.fold.started or attempt.stop is not None else None
-    if attempt.fold.started:
-        return attempt.spent(response.get("usage"))
-    whole = Fold()
-    for chunk in chunks_of(response) if parse_usage(response.get("usage")) is None else ():
-        whole.add(chunk)
-    return attempt.spent(response.get("usage"), whole.text)
+def _is_withheld(completion: Mapping[str, Any]) -> bool:
+    """Tell whether all that the model said was withheld by a content filter."""
+    choices: list[dict[str, Any]] = completion.get("choices") or []
+    return bool(choices) and all(choice.get("finish_reason") == _CONTENT_FILTER for choice in choices)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from headrace.catalogue import Condition, Route
 from headrace.errors import UpstreamError, UpstreamRefusedError
 
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
+
+# The error codes of what a request itself holds, and the routes that may take it nevertheless.
+_CONDITIONS: Mapping[str, Condition] = {
+    "context_length_exceeded": "context_window",
+    "content_filter": "content_filter",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +34,33 @@ def backoff(retries: int) -> float:
 
 
 def next_attempt(
-    error: UpstreamError, *, route: int, retries: int, routes: int, attempts_per_route: int, seconds_left: float
+    error: UpstreamError,
+    *,
+    routes: Sequence[Route],
+    route: int,
+    retries: int,
+    attempts_per_route: int,
+    seconds_left: float,
 ) -> Retry | None:
-    """Return the attempt after one that failed with `error`, or None if the job fails with it.
+    """Return the attempt after one that failed with `error` on `routes[route]`, or None if the job fails with it.
 
-    A provider that asks for more time than the job has is not waited for.
+    A provider that asks for more time than the job has is not waited for. What the caller asked for is tried elsewhere
+    only on the routes that are there for that error: a larger context window, or another idea of what may be said.
     """
+    condition = _CONDITIONS.get(error.code or "")
+    if condition is not None:
+        return _go_on(routes, route, condition)
     if isinstance(error, UpstreamRefusedError):
         return None
     if error.retryable and retries + 1 < attempts_per_route:
         delay = max(backoff(retries), error.retry_after or 0)
         if delay < seconds_left:
             return Retry(route, retries + 1, delay)
-    if route + 1 < routes:
-        return Retry(route + 1, 0, 0)
+    return _go_on(routes, route, routes[route].condition)
+
+
+def _go_on(routes: Sequence[Route], route: int, condition: Condition | None) -> Retry | None:
+    for index in range(route + 1, len(routes)):
+        if routes[index].condition == condition:
+            return Retry(index, 0, 0)
     return None

@@ -29,7 +29,7 @@ __all__ = [
     "parse_chat_request",
 ]
 
-EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks"})
+EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks", "strict_params"})
 """The parameters that are Headrace's and not OpenAI's: removed before a provider sees the request."""
 
 _INT64 = 2**63
@@ -468,7 +468,7 @@ class Moderation(_Open):
 
 
 class ChatRequest(_Open):
-    """The body of `POST /chat/completions`: OpenAI's, and Headrace's four `EXTENSIONS`."""
+    """The body of `POST /chat/completions`: OpenAI's, and Headrace's `EXTENSIONS`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -540,6 +540,9 @@ class ChatRequest(_Open):
     timeout: Timeout | None = Field(default=None, description="The job's deadline, in seconds; a week at most.")
     fallbacks: Annotated[list[ModelName], Field(max_length=8, fail_fast=True)] | None = Field(
         default=None, description="Models to try, in order, when the first one's providers fail."
+    )
+    strict_params: bool | None = Field(
+        default=None, description="Refuse the request where a parameter would be dropped, with a 400 that names it."
     )
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from headrace.errors import (
     UpstreamTimeoutError,
 )
 from headrace.telemetry import redact
-from worker.providers import openai
+from worker.providers.formats import FORMATS, WireFormat
 
 _LARGEST_ANSWER = 64 * 1024 * 1024
 _LARGEST_ERROR = 64 * 1024
@@ -73,7 +73,7 @@ class ProviderClient:
                 response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
-                raise await _refusal(response)
+                raise await _refusal(response, FORMATS[provider.kind])
             yield Answer(response, silence_seconds=provider.read_timeout)
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
@@ -142,18 +142,20 @@ def _translated() -> Iterator[None]:
         raise UpstreamError("The connection to the model's provider failed.") from error
 
 
-async def _refusal(response: httpx.Response) -> UpstreamError:
+async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
     body = b""
     with contextlib.suppress(UpstreamError), _translated():
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > _LARGEST_ERROR:
                 break
-    error = openai.parse_error(body)
+    error = form.parse_error(body)
     status = response.status_code
     message = _text(error, "message") or f"The model's provider answered with status {status}."
     code, param = _text(error, "code"), _text(error, "param")
     retry_after = _retry_after(response.headers)
+    if retry_after is None:
+        retry_after = error.get("retry_after")
     if status in (401, 403):
         return UpstreamKeyError()
     if status == 429:

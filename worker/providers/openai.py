@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -10,6 +10,7 @@ import orjson
 from headrace.chat.request import EXTENSIONS
 from headrace.errors import UpstreamError
 
+MANY_CHOICES = True
 _DONE = b"[DONE]"
 
 
@@ -23,7 +24,13 @@ def render_headers(secret: str | None) -> dict[str, str]:
     return {} if secret is None else {"authorization": f"Bearer {secret}"}
 
 
-def render_request(request: Mapping[str, Any], *, model: str, stream: bool) -> bytes:
+def render_request(
+    request: Mapping[str, Any],
+    *,
+    model: str,
+    stream: bool,
+    output_limit: int | None,  # noqa: ARG001  (OpenAI has its own default)
+) -> bytes:
     """Return the body: the client's request as it came, without what is ours. A stream always reports its usage."""
     body = {name: value for name, value in request.items() if name not in EXTENSIONS}
     body["model"] = model
@@ -49,19 +56,31 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     return answer
 
 
-def parse_event(data: bytes) -> dict[str, Any] | None:
-    """Return the `chat.completion.chunk` of an event; None at the end of the stream.
+def parse_stream() -> StreamParser:
+    """Return the parser of a new stream."""
+    return StreamParser()
 
-    Raises:
-        UpstreamError: It is neither, or it is an error.
-    """
-    if data == _DONE:
-        return None
-    chunk = _parse_object(data)
-    choices = chunk.setdefault("choices", [])
-    if not isinstance(choices, list) or not all(_has(choice, "delta") for choice in choices):
-        raise UpstreamError("The model's provider streamed something that is not a chunk of a chat completion.")
-    return chunk
+
+class StreamParser:
+    """A stream that is OpenAI's already: each event but the last is a chunk."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def parse(self, data: bytes) -> Sequence[dict[str, Any]]:
+        """Return the `chat.completion.chunk` of an event.
+
+        Raises:
+            UpstreamError: It is none, or it is an error.
+        """
+        if data == _DONE:
+            self.done = True
+            return ()
+        chunk = _parse_object(data)
+        choices = chunk.setdefault("choices", [])
+        if not isinstance(choices, list) or not all(_has(choice, "delta") for choice in choices):
+            raise UpstreamError("The model's provider streamed something that is not a chunk of a chat completion.")
+        return (chunk,)
 
 
 def parse_error(body: bytes) -> dict[str, Any]:

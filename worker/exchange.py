@@ -1,0 +1,184 @@
+"""One exchange with a provider: the request out, its answer in, whatever the format, as one completion of OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from headrace.catalogue import Route
+from headrace.chat.completion import Fold, chunks_of
+from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
+from headrace.errors import UpstreamError
+from headrace.ids import completion_id
+from headrace.jobs.queries import ClaimedJob
+from worker.providers.client import Answer, ProviderClient
+from worker.providers.formats import FORMATS, StreamParser
+from worker.providers.sse import EventReader
+
+PassOn = Callable[[Sequence[dict[str, Any]]], None]
+"""Takes the chunks that readers are to see, in order, without id, object and created."""
+
+
+class Exchange:
+    """What was asked of a provider for a job, and what has come of it so far.
+
+    Where a format has one choice an answer, `n` choices are as many calls, whose answers are merged.
+    """
+
+    def __init__(
+        self, client: ProviderClient, job: ClaimedJob, route: Route, request: Mapping[str, Any], *, pass_on: PassOn
+    ) -> None:
+        """Ask nothing yet: that is `complete`."""
+        self.secret = route.provider.secret()
+        self._client = client
+        self._job = job
+        self._route = route
+        self._request = request
+        self._pass_on = pass_on
+        self._format = FORMATS[route.provider.kind]
+        # Somebody may come to watch a background job; only audio cannot always be streamed.
+        self._stream = job.streamed or (job.background and not request.get("audio"))
+        calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
+        self._folds = [Fold() for _ in range(calls)]
+        self._held: list[dict[str, Any]] = []
+        self._model = route.model
+        self._whole: dict[str, Any] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the model has said anything yet."""
+        return self._whole is not None or any(fold.started for fold in self._folds)
+
+    @property
+    def usage(self) -> TokenUsage:
+        """What was used up to now: as the provider reported it, else an estimate from the text."""
+        whole = self._whole
+        reported = _total([fold.usage for fold in self._folds]) if whole is None else whole.get("usage")
+        return parse_usage(reported) or estimate_usage(self._request, self._text())
+
+    async def complete(self) -> dict[str, Any]:
+        """Return the `chat.completion`, once its chunks have been passed on.
+
+        Raises:
+            UpstreamError: The provider failed.
+            InvalidRequestError: The request holds something that the format cannot carry.
+        """
+        if len(self._folds) == 1:
+            completion = await self._call(0)
+        else:
+            completion = await self._call_each()
+        self._let_go()
+        self._whole = completion | {
+            "id": completion_id(self._job.id),
+            "object": "chat.completion",
+            "created": self._job.created,
+            "model": completion.get("model") or self._route.model,
+        }
+        return self._whole
+
+    async def _call_each(self) -> dict[str, Any]:
+        try:
+            async with asyncio.TaskGroup() as calls:
+                tasks = [calls.create_task(self._call(index)) for index in range(len(self._folds))]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        answers = [task.result() for task in tasks]
+        choices = [
+            choice | {"index": index} for index, answer in enumerate(answers) for choice in answer.get("choices") or ()
+        ]
+        return answers[0] | {"choices": choices, "usage": _total([answer.get("usage") for answer in answers])}
+
+    async def _call(self, number: int) -> dict[str, Any]:
+        route, form = self._route, self._format
+        async with self._client.call(
+            route.provider,
+            url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream),
+            headers=form.render_headers(self.secret),
+            body=form.render_request(
+                self._request, model=route.model, stream=self._stream, output_limit=route.output_limit
+            ),
+        ) as answer:
+            if not self._stream:
+                return form.parse_completion(await answer.read())
+            if answer.is_stream:
+                await self._read_stream(number, answer)
+            else:
+                self._take(number, chunks_of(form.parse_completion(await answer.read())))
+        return self._folds[number].completion(
+            id=completion_id(self._job.id), created=self._job.created, model=self._model
+        )
+
+    async def _read_stream(self, number: int, answer: Answer) -> None:
+        parser, events, fold = self._format.parse_stream(), EventReader(), self._folds[number]
+        async with contextlib.aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                self._parse(number, parser, events.feed(piece))
+                if parser.done:
+                    break
+        if not parser.done:
+            self._parse(number, parser, events.close())
+        if not fold.finished and not (parser.done and fold.started):
+            raise UpstreamError("The model's provider broke off its answer.")
+
+    def _parse(self, number: int, parser: StreamParser, events: Sequence[bytes]) -> None:
+        chunks: list[dict[str, Any]] = []
+        for data in events:
+            chunks += parser.parse(data)
+            if parser.done:
+                break
+        self._take(number, chunks)
+
+    def _take(self, number: int, chunks: Sequence[dict[str, Any]]) -> None:
+        """Fold chunks of a call and pass them on.
+
+        Chunks before the first text are held back for it: an attempt that fails before can be tried again unseen.
+        """
+        fold = self._folds[number]
+        for chunk in chunks:
+            if number:
+                for choice in chunk["choices"]:
+                    choice["index"] = number
+            self._model = chunk.setdefault("model", self._route.model)
+            fold.add(chunk)
+            if "usage" in chunk:
+                usage = chunk.pop("usage")
+                if usage is not None and not chunk["choices"]:
+                    continue  # whether the client gets a usage chunk is its own choice
+            self._held.append(chunk)
+        if fold.started or fold.finished:
+            self._let_go()
+
+    def _text(self) -> str:
+        if self._whole is None or any(fold.started for fold in self._folds):
+            return "".join(fold.text for fold in self._folds)
+        fold = Fold()
+        for chunk in chunks_of(self._whole):
+            fold.add(chunk)
+        return fold.text
+
+    def _let_go(self) -> None:
+        if self._held:
+            chunks, self._held = self._held, []
+            self._pass_on(chunks)
+
+
+def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the sum of usage objects, or None where one is missing."""
+    if len(usages) == 1:
+        return usages[0]
+    total: dict[str, Any] = {}
+    for usage in usages:
+        if usage is None:
+            return None
+        _add(total, usage)
+    return total
+
+
+def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
+    for name, value in usage.items():
+        if isinstance(value, Mapping):
+            _add(total.setdefault(name, {}), value)
+        elif type(value) is int:
+            total[name] = total.get(name, 0) + value
