@@ -60,7 +60,7 @@ def new_job(
             )
     job_id = new_id("job")
     # That somebody can do it is worth knowing before the job is accepted rather than after.
-    catalogue: Catalogue = request.state.catalogue
+    catalogue: Catalogue = request.state.catalogue.current
     for index, fallback in enumerate(chat.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
     first = usable_routes(catalogue, orjson.loads(body), seed=job_id)[0]

@@ -39,7 +39,7 @@ def _render(catalogue: Catalogue, name: str) -> dict[str, Any]:
 @router.get("", summary="List models", responses={200: {"model": ModelList}})
 async def list_models(request: Request, _: Authenticated) -> Response:
     """List the catalogue."""
-    catalogue: Catalogue = request.state.catalogue
+    catalogue: Catalogue = request.state.catalogue.current
     models = [_render(catalogue, name) for name in catalogue.names()]
     return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
 
@@ -47,4 +47,4 @@ async def list_models(request: Request, _: Authenticated) -> Response:
 @router.get("/{model:path}", summary="Get a model", responses={200: {"model": ModelObject}})
 async def get_model(request: Request, _: Authenticated, model: str) -> Response:
     """Return one model of the catalogue."""
-    return Response(orjson.dumps(_render(request.state.catalogue, model)), media_type="application/json")
+    return Response(orjson.dumps(_render(request.state.catalogue.current, model)), media_type="application/json")

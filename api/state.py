@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypedDict
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 
 from api.authentication import Authenticator
 from headrace import live
-from headrace.catalogue import Catalogue, load_catalogue
+from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database
 from headrace.follow import watch
 from headrace.group_commit import GroupCommit
@@ -28,7 +29,7 @@ class State(TypedDict):
     """The resources of the process."""
 
     settings: Settings
-    catalogue: Catalogue
+    catalogue: CatalogueFile
     database: Database
     authenticator: Authenticator
     queue: JobQueue
@@ -41,7 +42,7 @@ class State(TypedDict):
 async def open_state(settings: Settings) -> AsyncIterator[State]:
     """Connect, and serve live readers while within."""
     async with contextlib.AsyncExitStack() as stack:
-        catalogue = load_catalogue(settings.config)
+        catalogue = CatalogueFile(settings.config)
         database = Database.connect(settings.database_url)
         stack.push_async_callback(database.close)
         if settings.bootstrap_key is not None:
@@ -55,6 +56,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         async def insert(jobs: Sequence[NewJob]) -> Sequence[int]:
             return await queries.insert_jobs(database, jobs)
 
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         tasks = [asyncio.create_task(hub.run()), asyncio.create_task(watch(hub, database))]
         try:
             yield State(

@@ -28,33 +28,46 @@ _SAYING = (
 )
 
 
-@contextlib.asynccontextmanager
-async def demo_upstream(catalogue: Catalogue) -> AsyncIterator[Catalogue]:
-    """Serve the demo model while within, if the catalogue has it; gives the catalogue with the port filled in."""
-    provider = catalogue.providers.get(DEMO_PROVIDER)
-    if provider is None or provider.base_url != DEMO_BASE_URL:
-        yield catalogue
-        return
-    server = _Server(
-        uvicorn.Config(
-            Starlette(routes=[Route("/v1/chat/completions", _complete, methods=["POST"])]),
-            host="127.0.0.1",
-            port=0,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-        )
-    )
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110  (uvicorn has no event to wait for)
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    here = provider.model_copy(update={"base_url": DEMO_BASE_URL.replace(":0/", f":{port}/")})
-    try:
-        yield catalogue.model_copy(update={"providers": {**catalogue.providers, DEMO_PROVIDER: here}})
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
+class DemoUpstream:
+    """The server of the demo model; it starts when a catalogue first needs it."""
+
+    def __init__(self) -> None:
+        """Serve nothing yet."""
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def place(self, catalogue: Catalogue) -> Catalogue:
+        """Return the catalogue with the demo model's port filled in, if it has the model."""
+        provider = catalogue.providers.get(DEMO_PROVIDER)
+        if provider is None or provider.base_url != DEMO_BASE_URL:
+            return catalogue
+        port = await self._port()
+        here = provider.model_copy(update={"base_url": DEMO_BASE_URL.replace(":0/", f":{port}/")})
+        return catalogue.model_copy(update={"providers": {**catalogue.providers, DEMO_PROVIDER: here}})
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = self._server.force_exit = True
+            await self._serving
+
+    async def _port(self) -> int:
+        if self._server is None:
+            self._server = _Server(
+                uvicorn.Config(
+                    Starlette(routes=[Route("/v1/chat/completions", _complete, methods=["POST"])]),
+                    host="127.0.0.1",
+                    port=0,
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                )
+            )
+            self._serving = asyncio.create_task(self._server.serve())
+        while not self._server.started:  # noqa: ASYNC110  (uvicorn has no event to wait for)
+            await asyncio.sleep(0.01)
+        port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return port
 
 
 class _Server(uvicorn.Server):

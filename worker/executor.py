@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from headrace import live
-from headrace.catalogue import Catalogue, Route, load_catalogue
+from headrace.catalogue import Catalogue, Route
+from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database
 from headrace.errors import (
     HeadraceError,
@@ -39,7 +40,7 @@ from headrace.settings import Settings
 from headrace.telemetry import bind
 from worker.attempt import Attempt, Stop
 from worker.deltas import DeltaWriter
-from worker.demo import demo_upstream
+from worker.demo import DemoUpstream
 from worker.exchange import Exchange
 from worker.providers.client import ProviderClient, without_secret
 from worker.router import Retry, next_attempt
@@ -58,15 +59,19 @@ class Executor:
     def __init__(
         self,
         settings: Settings,
+        file: CatalogueFile,
         catalogue: Catalogue,
         *,
+        demo: DemoUpstream,
         database: Database,
         queue: JobQueue,
         publisher: Publisher,
         client: ProviderClient,
     ) -> None:
         self._settings = settings
+        self._file = file
         self._catalogue = catalogue
+        self._demo = demo
         self._database = database
         self._queue = queue
         self._publisher = publisher
@@ -87,7 +92,9 @@ class Executor:
     async def running(cls, settings: Settings) -> AsyncIterator[Executor]:
         """Give an executor with its connections and housekeeping; leaving drains it."""
         async with contextlib.AsyncExitStack() as stack:
-            catalogue = await stack.enter_async_context(demo_upstream(load_catalogue(settings.config)))
+            demo = DemoUpstream()
+            stack.push_async_callback(demo.close)
+            file = CatalogueFile(settings.config)
             database = Database.connect(settings.database_url)
             stack.push_async_callback(database.close)
             redis = live.connect(settings.redis_url)
@@ -98,7 +105,9 @@ class Executor:
             stack.push_async_callback(client.close)
             executor = cls(
                 settings,
-                catalogue,
+                file,
+                await demo.place(file.current),
+                demo=demo,
                 database=database,
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
@@ -121,6 +130,11 @@ class Executor:
             task = asyncio.create_task(self._run(job_id))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def reload(self) -> None:
+        """Take up a changed configuration, if it is valid; attempts that are under way keep the routes they have."""
+        if self._file.reload():
+            self._catalogue = await self._demo.place(self._file.current)
 
     # -- one job ------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,8 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _resolve(path: str) -> Callable[..., Any]:
+def resolve(path: str) -> Callable[..., Any]:
+    """Return what `module:attribute` names."""
     module, attribute = path.split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return function
@@ -71,7 +72,7 @@ def api(settings: Settings, fd: int | None) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
-        app = _resolve("api.app:create_app")(locate(settings))
+        app = resolve("api.app:create_app")(locate(settings))
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
         config = uvicorn.Config(
             app,
@@ -104,7 +105,7 @@ def worker(settings: Settings) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)
-        _resolve("worker.main:main")(locate(settings))
+        resolve("worker.main:main")(locate(settings))
 
 
 @click.command()
@@ -113,7 +114,7 @@ def scheduler(settings: Settings) -> None:
     """Find lost jobs and wake them, expire late ones. One is enough; several do no harm."""
     configure_logging(settings.log_level)
     with plain_errors():
-        _resolve("worker.sweeper:main")(locate(settings))
+        resolve("worker.sweeper:main")(locate(settings))
 
 
 @click.command()

@@ -1,0 +1,49 @@
+"""`headrace providers`: which providers work."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+
+import click
+from rich.table import Column, Table
+
+from headrace.catalogue import load_catalogue
+from headrace.cli.operators import cell, json_option, show
+from headrace.cli.parts import plain_errors, resolve
+from headrace.settings import Settings
+
+
+@click.group()
+def providers() -> None:
+    """Look at the providers of the configuration."""
+
+
+@providers.command()
+@click.argument("names", nargs=-1)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60, show_default=True, help="Seconds.")
+@json_option
+@click.pass_obj
+def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: bool) -> None:
+    """Call each provider once, or those of these NAMES, and tell what works. Costs a few tokens each.
+
+    Exits with 1 if one of them does not work.
+    """
+    with plain_errors():
+        catalogue = load_catalogue(settings.config)
+    for name in names:
+        if name not in catalogue.providers:
+            raise click.UsageError(f"There is no provider '{name}'; there are: {', '.join(catalogue.providers)}.")
+    checks = asyncio.run(resolve("worker.providers.check:check_providers")(catalogue, names, patience=timeout))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
+    else:
+        table = Table("provider", "format", "model", "result", Column("time", justify="right"), box=None)
+        for result in checks:
+            verdict = f"works, {result.tokens or '?'} tokens" if result.problem is None else result.problem
+            seconds = "" if result.seconds is None else f"{result.seconds:.2f} s"
+            table.add_row(cell(result.provider), result.kind, cell(result.model or ""), cell(verdict), seconds)
+        show(table)
+    sys.exit(any(result.problem is not None for result in checks))

@@ -1,0 +1,94 @@
+"""`headrace providers check`: one call of each provider."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.provider import Provider, status
+from tests.service import PROVIDER_KEY, ROOT
+
+CONFIG = """
+[providers.good]
+kind = "openai"
+base_url = "{url}"
+api_key = "env:CHECKED_KEY"
+
+[providers.refusing]
+kind = "openai"
+base_url = "{url}"
+api_key = "env:CHECKED_KEY"
+
+[providers.absent]
+kind = "openai"
+base_url = "http://127.0.0.1:9/v1"
+
+[providers.unused]
+kind = "openai"
+base_url = "{url}"
+
+[models."checked-good"]
+routes = ["good/checked-good"]
+
+[models."checked-refused"]
+routes = ["refusing/checked-refused"]
+
+[models."checked-absent"]
+routes = ["absent/checked-absent"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, provider: Provider) -> Path:
+    path = tmp_path / "headrace.toml"
+    path.write_text(CONFIG.format(url=provider.url()))
+    return path
+
+
+def check(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "headrace", "providers", "check", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_CONFIG": str(config), "CHECKED_KEY": PROVIDER_KEY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def checked(config: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    return {row["provider"]: row for row in json.loads(check(config, "--json", *arguments).stdout)}
+
+
+def test_each_provider_is_called_once_and_its_problem_told(config: Path, provider: Provider) -> None:
+    provider.script("checked-refused", status(401, {"error": {"message": f"no such key: {PROVIDER_KEY}"}}))
+    rows = checked(config)
+    assert list(rows) == ["good", "refusing", "absent", "unused"]
+    assert rows["good"]["problem"] is None
+    assert rows["good"]["tokens"] > 0
+    assert "credentials" in rows["refusing"]["problem"]
+    assert "127.0.0.1" in rows["absent"]["problem"]
+    assert "no model" in rows["unused"]["problem"]
+    assert len(provider.calls_for("checked-good")) == 1
+
+
+def test_the_exit_code_tells_and_no_key_is_shown(config: Path, provider: Provider) -> None:
+    provider.script("checked-refused", status(400, {"error": {"message": f"bad: {PROVIDER_KEY}"}}))
+    everything = check(config)
+    assert everything.returncode == 1
+    assert "works" in everything.stdout
+    assert PROVIDER_KEY not in everything.stdout + everything.stderr
+    assert check(config, "good").returncode == 0
+
+
+def test_an_unknown_provider_is_a_usage_error(config: Path) -> None:
+    ended = check(config, "nobody")
+    assert ended.returncode == 2
+    assert "nobody" in ended.stderr
+    assert "good" in ended.stderr
