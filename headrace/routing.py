@@ -37,7 +37,7 @@ def usable_routes(catalogue: Catalogue, request: Mapping[str, Any], *, seed: str
     for route in catalogue.routes(request["model"], request.get("fallbacks") or (), seed=seed):
         kind = route.provider.kind
         try:
-            dropped = dropped_parameters(kind, request)
+            dropped = dropped_parameters(kind, route.model, request)
             if strict and dropped:
                 raise unsupported_parameter(dropped[0], kind)
         except InvalidRequestError as error:

@@ -21,7 +21,7 @@ _CHOICE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
 _WHOLE = frozenset({"id", "type", "role", "name", "format"})
 
 # What a model did not write as text, so that no estimate should count it.
-_NOT_WRITTEN = frozenset({"annotations", "data", "encrypted_content", "signature"})
+_NOT_WRITTEN = frozenset({"annotations", "data", "encrypted_content", "extra_content", "signature", "thinking_blocks"})
 
 
 class Fold:

@@ -9,6 +9,8 @@ import pytest
 
 from api.app import create_app
 from headrace.catalogue import load_catalogue
+from headrace.chat.request import EXTENSIONS, ChatRequest
+from headrace.chat.support import HANDLINGS, Kind, render_table
 from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -73,3 +75,12 @@ def test_every_link_inside_leads_somewhere(page: Path) -> None:
 
 def test_the_example_configuration_is_valid() -> None:
     assert load_catalogue(ROOT / "headrace.example.toml").names()
+
+
+def test_the_table_of_parameters_is_the_codes() -> None:
+    assert render_table() in (ROOT / "docs/parameters.md").read_text()
+
+
+@pytest.mark.parametrize("kind", HANDLINGS)
+def test_every_parameter_has_its_handling(kind: Kind) -> None:
+    assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[kind])

@@ -156,7 +156,7 @@ async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
     retry_after = _retry_after(response.headers)
     if retry_after is None:
         retry_after = error.get("retry_after")
-    if status in (401, 403):
+    if status in (401, 403) or code == "invalid_api_key":
         return UpstreamKeyError()
     if status == 429:
         return UpstreamRateLimitError(message, code=code, retry_after=retry_after)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from headrace.chat.support import Kind
-from worker.providers import openai
+from worker.providers import anthropic, gemini, openai
 
 
 class StreamParser(Protocol):
@@ -54,4 +54,4 @@ class WireFormat(Protocol):
         """Return what there is of OpenAI's error object, and `retry_after` in seconds, from an error status's body."""
 
 
-FORMATS: Mapping[Kind, WireFormat] = {"openai": openai}
+FORMATS: Mapping[Kind, WireFormat] = {"openai": openai, "anthropic": anthropic, "gemini": gemini}

@@ -1,0 +1,95 @@
+"""Images, recordings and files inside a request: what a content part of OpenAI's holds, ready for another format."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import mimetypes
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.errors import InvalidRequestError
+
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """Something that is not text: its media type, and either its data in base64 or where it is."""
+
+    media_type: str
+    data: str | None
+    url: str | None = None
+    name: str | None = None
+
+    def text(self, param: str) -> str:
+        """Return data that is text.
+
+        Raises:
+            InvalidRequestError: It is not UTF-8.
+        """
+        try:
+            return base64.b64decode(self.data or "").decode()
+        except UnicodeDecodeError:
+            raise _invalid(param, "it is not text in UTF-8") from None
+
+
+def image_of(part: Mapping[str, Any], param: str) -> Medium:
+    """Return the image of an `image_url` part.
+
+    Raises:
+        InvalidRequestError: Its URL is neither `data:` nor `https:`, or makes no sense; `param` is the part's path.
+    """
+    url: str = part["image_url"]["url"]
+    param = f"{param}.image_url.url"
+    if url.startswith("data:"):
+        return _from_data_url(url, param)
+    if not url.startswith("https://"):
+        raise _invalid(param, "this model's provider takes https: and data: URLs")
+    guessed, _ = mimetypes.guess_type(url.partition("?")[0])
+    return Medium(guessed if guessed is not None and guessed.startswith("image/") else "image/jpeg", None, url)
+
+
+def audio_of(part: Mapping[str, Any], param: str) -> Medium:
+    """Return the recording of an `input_audio` part. Raises InvalidRequestError where it is not base64."""
+    audio = part["input_audio"]
+    return Medium(f"audio/{audio['format']}", _checked(audio["data"], f"{param}.input_audio.data"))
+
+
+def file_of(part: Mapping[str, Any], param: str) -> Medium:
+    """Return the file of a `file` part that has its data: a `data:` URL, or base64, then of the type of its name.
+
+    Raises:
+        InvalidRequestError: It makes no sense.
+    """
+    file = part["file"]
+    data: str = file["file_data"]
+    param, name = f"{param}.file.file_data", file.get("filename")
+    if data.startswith("data:"):
+        medium = _from_data_url(data, param)
+        return Medium(medium.media_type, medium.data, name=name)
+    guessed, _ = mimetypes.guess_type(name or "")
+    return Medium(guessed or "application/pdf", _checked(data, param), name=name)
+
+
+def _from_data_url(url: str, param: str) -> Medium:
+    match = _DATA_URL.match(url)
+    if match is None or match["base64"] is None:
+        raise _invalid(param, "it is not a data: URL in base64")
+    return Medium(match["type"] or "text/plain", _checked(url[match.end() :], param))
+
+
+def _checked(data: str, param: str) -> str:
+    try:
+        base64.b64decode(data, validate=True)
+    except binascii.Error:
+        raise _invalid(param, "it is not base64") from None
+    if not data:
+        raise _invalid(param, "there is nothing in it")
+    return data
+
+
+def _invalid(param: str, problem: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid '{param}': {problem}.", param=param, code="invalid_value")
