@@ -1,4 +1,4 @@
-"""A fake provider: a real HTTP server on loopback that speaks OpenAI's chat completions, and misbehaves as it is told.
+"""A fake provider: a real HTTP server on loopback that speaks all three wire formats, and misbehaves as it is told.
 
 A test scripts what the next calls for a model get (`provider.script("fake-1", status(429), answer("hello"))`), one
 behaviour a call; calls beyond the script get a deterministic answer made of the last message. Every call is kept in a
@@ -21,6 +21,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
+
+from tests import formats
+from tests.formats import PATHS, Said
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -73,6 +76,8 @@ class Call:
     body: Json
     number: int
     """Which call for its model this is, from 1."""
+    kind: str = "openai"
+    """The wire format of the path."""
     arrived_at: float = field(default_factory=time.monotonic)
     disconnected: Future[float] = field(default_factory=Future)
     """Set, to the monotonic time in seconds, when the client goes away before the answer is over."""
@@ -87,7 +92,7 @@ class Call:
     @property
     def streamed(self) -> bool:
         """Tell whether a stream was asked for."""
-        return self.body.get("stream") is True
+        return self.body.get("stream") is True or ":streamGenerateContent" in self.path
 
     @property
     def wants_usage(self) -> bool:
@@ -186,8 +191,9 @@ def _envelope(kind: str) -> Json:
 
 def echo_of(body: Json) -> str:
     """Return the text that an unscripted call is answered with."""
-    messages = body.get("messages") or [{}]
-    content = messages[-1].get("content") if isinstance(messages[-1], dict) else None
+    messages = body.get("messages") or body.get("contents") or [{}]
+    last = messages[-1] if isinstance(messages[-1], dict) else {}
+    content = last.get("content", last.get("parts"))
     if isinstance(content, list):
         content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return f"You said: {content}"
@@ -203,6 +209,8 @@ def answer(
     extra: Json | None = None,
     finish: str = "stop",
     hold: Gate | None = None,
+    thoughts: Sequence[str] = (),
+    calls: Sequence[tuple[str, str, Json]] = (),
 ) -> Behaviour:
     """Answer well, whole or streamed as asked.
 
@@ -215,6 +223,8 @@ def answer(
         extra: Fields beside `choices`, on the whole answer or on every chunk.
         finish: The finish reason.
         hold: Wait here before the first byte of the answer.
+        thoughts: Pieces of reasoning, in formats other than OpenAI's.
+        calls: Tool calls by id, name and arguments, in formats other than OpenAI's.
     """
 
     async def behave(exchange: Exchange) -> None:
@@ -223,6 +233,11 @@ def answer(
         counts = usage or usage_of(len(words(json.dumps(call.body.get("messages")))), len(words(content)))
         if hold is not None:
             await hold.pass_through()
+        if call.kind != "openai":
+            pieces = words(content) if content else []
+            said = Said(call.model, pieces, counts if report_usage else None, finish, thoughts, calls)
+            await _say(exchange, said)
+            return
         if not call.streamed:
             body = {
                 **_envelope("chat.completion"),
@@ -240,20 +255,39 @@ def answer(
             }
             await exchange.json(200, {**body, "usage": counts} if report_usage else body)
             return
-        pieces: list[Json] = [chunk({"role": "assistant", "content": ""}), *map(chunk, words(content))]
+        chunks: list[Json] = [chunk({"role": "assistant", "content": ""}), *map(chunk, words(content))]
         if message or choice:
-            pieces.append(chunk(message or {}))
-            pieces[-1]["choices"][0].update(choice or {})
-        pieces.append(chunk(finish=finish))
+            chunks.append(chunk(message or {}))
+            chunks[-1]["choices"][0].update(choice or {})
+        chunks.append(chunk(finish=finish))
         if report_usage and call.wants_usage:
-            pieces.append(usage_chunk(counts))
+            chunks.append(usage_chunk(counts))
         await exchange.open_stream()
-        for piece in pieces:
+        for piece in chunks:
             await exchange.stream(sse({**piece, "model": call.model, **(extra or {})}))
         await exchange.stream(DONE)
         await exchange.close_stream()
 
     return behave
+
+
+async def _say(exchange: Exchange, said: Said) -> None:
+    """Answer in Anthropic's or Gemini's format."""
+    call = exchange.call
+    refusal = formats.problem(call.kind, call.headers, call.body)
+    if refusal is not None:
+        await exchange.json(400, formats.error(call.kind, 400, refusal))
+        return
+    choices = (call.body.get("generationConfig") or {}).get("candidateCount", 1)
+    if not call.streamed:
+        body = formats.anthropic_whole(said) if call.kind == "anthropic" else formats.gemini_whole(said, choices)
+        await exchange.json(200, body)
+        return
+    events = formats.anthropic_events(said) if call.kind == "anthropic" else formats.gemini_events(said, choices)
+    await exchange.open_stream()
+    for event in events:
+        await exchange.stream(sse(event))
+    await exchange.close_stream()
 
 
 def stream(*script: Json | bytes | float | Gate | object) -> Behaviour:
@@ -283,13 +317,13 @@ def stream(*script: Json | bytes | float | Gate | object) -> Behaviour:
 
 
 def status(code: int, error: Any = None, *, retry_after: float | str | None = None) -> Behaviour:
-    """Answer with a status and OpenAI's error object, or with `error` as the whole body."""
-    body = error
-    if error is None:
-        body = {"error": {"message": f"scripted {code}", "type": "scripted_error", "param": None, "code": None}}
+    """Answer with a status and the format's error object, or with `error` as the whole body."""
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
     async def behave(exchange: Exchange) -> None:
+        body = error
+        if error is None:
+            body = formats.error(exchange.call.kind, code, f"scripted {code}", retry_after=retry_after)
         await exchange.json(code, body, headers)
 
     return behave
@@ -436,11 +470,11 @@ class Provider:
             arrival = self._arrivals[model, number]
         return await settled(arrival)
 
-    def _next(self, path: str, headers: Mapping[str, str], body: Json) -> tuple[Call, Behaviour]:
+    def _next(self, path: str, headers: Mapping[str, str], body: Json, kind: str) -> tuple[Call, Behaviour]:
         with self._lock:
             model = str(body.get("model"))
             self._counts[model] += 1
-            call = Call(path, headers, body, self._counts[model])
+            call = Call(path, headers, body, self._counts[model], kind)
             self.calls.append(call)
             arrival = self._arrivals[model, call.number]
             script = self._scripts[model]
@@ -466,11 +500,17 @@ class Provider:
         method, path, _ = head[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
         body = await _read_body(reader, headers)
-        if method != "POST" or not path.endswith("/chat/completions"):
+        kind, match = next(
+            ((kind, match) for pattern, kind in PATHS.items() if (match := pattern.fullmatch(path))), ("", None)
+        )
+        if method != "POST" or match is None:
             message = {"message": f"no such path: {path}", "type": "invalid_request_error", "param": None, "code": None}
             await Exchange(Call(path, headers, {}, 0), writer).json(404, {"error": message})
             return True
-        call, behaviour = self._next(path, headers, json.loads(body))
+        asked = json.loads(body)
+        if kind == "gemini":
+            asked["model"] = match["model"]
+        call, behaviour = self._next(path, headers, asked, kind)
         exchange = Exchange(call, writer)
 
         # A client that waits for an answer sends nothing: whatever ends this read means that it went away.

@@ -75,10 +75,33 @@ base_url = "{absent_url}"
 api_key = "env:TESTS_PROVIDER_KEY"
 connect_timeout = 1
 
+[providers.claude]
+kind = "anthropic"
+base_url = "{provider_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+
+[providers.google]
+kind = "gemini"
+base_url = "{provider_url}"
+api_key = "env:TESTS_PROVIDER_KEY"
+
 [models."fake*"]
 routes = ["fake/*"]
 input_price = 2.50
 output_price = 10.00
+
+[models."anthropic-*"]
+routes = ["claude/*"]
+input_price = 3.00
+output_price = 15.00
+
+[models."gemini-*"]
+routes = ["google/*"]
+input_price = 0.30
+output_price = 2.50
+
+[models."either-*"]
+routes = ["claude/*", "fake/*"]
 
 [models."impatient*"]
 routes = ["impatient/*"]
