@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import psutil
 
-from bench.scenarios import SCENARIOS, Measurement
+from bench.scenarios import ALL_SCENARIOS, FORMATS, SCENARIOS, Measurement
 from bench.subscribers import Subscribers
 
 Value = Callable[[Measurement], float]
@@ -97,7 +97,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
 }
 
-TITLES = {scenario.name: scenario.title for scenario in SCENARIOS} | {"idle": "nothing to do"}
+TITLES = {scenario.name: scenario.title for scenario in ALL_SCENARIOS} | {"idle": "nothing to do"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,8 @@ class Report:
         ]
         if parts := self._parts():
             lines += ["", "## Where Headrace's CPU goes", "", *parts]
+        if formats := self._formats():
+            lines += ["", "## CPU a delta by wire format", "", *formats]
         if self.subscribers:
             lines += ["", "## Idle subscribers", "", *self.subscribers.markdown()]
         if self.failures:
@@ -219,6 +221,19 @@ class Report:
                 )
                 title = ""
         return lines
+
+    def _formats(self) -> Sequence[str]:
+        row = Row("CPU a delta", lambda m: _per_delta(m.own, m), "µs")
+        lines = ["| Headrace, µs | OpenAI | Anthropic | Gemini | Anthropic / OpenAI | Gemini / OpenAI | goal |"]
+        lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+        for scenario in SCENARIOS:
+            names = (scenario.name, *(f"{scenario.name}-{name}" for name in FORMATS))
+            values = [self.median(name, "headrace", row) for name in names]
+            if not scenario.stream or any(value is None for value in values):
+                continue
+            cells = [_number(value, row) for value in values] + [_ratio(value, values[0]) for value in values[1:]]
+            lines.append(f"| {scenario.title} | {' | '.join(cells)} | ≤ 2 |")
+        return lines if len(lines) > 2 else []
 
     def _parts(self) -> Sequence[str]:
         names: list[str] = []

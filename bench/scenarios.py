@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bench.load import GRACE, Outcome, Plan
 from bench.systems import Cpu, System
@@ -29,6 +29,8 @@ class Scenario:
     warmup: int
     warmup_model: str
     spread: float = 0.0
+    format: str = ""
+    """The wire format of the provider behind Headrace, where it is not OpenAI's: then nobody else is measured."""
 
     def plan(self, system: System, quick: bool) -> Plan:
         """Return the load on `system`; a quick one is a third as long, but never fewer requests than lanes."""
@@ -53,6 +55,21 @@ SCENARIOS = (
     Scenario("burst", "32 streams of 100 chunks at full speed", "fake-s100", True, 32, 320, 9, 32, "fake-s100"),
     Scenario("paced", "200 streams, 20 ms a chunk", "fake-s100-p20", True, 200, 400, 9, 32, "fake-s100", spread=1.0),
 )
+FORMATS = ("anthropic", "gemini")
+FORMAT_SCENARIOS = tuple(
+    replace(
+        scenario,
+        name=f"{scenario.name}-{name}",
+        title=f"{scenario.title}, from {name.capitalize()}",
+        model=scenario.model.replace("fake", name),
+        warmup_model=scenario.warmup_model.replace("fake", name),
+        format=name,
+    )
+    for scenario in SCENARIOS
+    if scenario.stream
+    for name in FORMATS
+)
+ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS)
 
 
 @dataclass(frozen=True, slots=True)

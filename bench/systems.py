@@ -209,15 +209,17 @@ class Headrace(System):
         home = self._home()
         config = home / "headrace.toml"
         config.write_text(
-            "[providers.fake]\n"
-            'kind = "openai"\n'
-            f'base_url = "http://127.0.0.1:{self.upstream.port}/v1"\n'
-            'api_key = "env:BENCH_UPSTREAM_KEY"\n'
-            "max_concurrency = 1024\n"
-            '\n[models."fake*"]\n'
-            'routes = ["fake/fake*"]\n'
-            "input_price = 1.0\n"
-            "output_price = 4.0\n"
+            "".join(
+                f"[providers.{name}]\n"
+                f'kind = "{kind}"\n'
+                f'base_url = "http://127.0.0.1:{self.upstream.port}/v1"\n'
+                'api_key = "env:BENCH_UPSTREAM_KEY"\n'
+                f'\n[models."{name}*"]\n'
+                f'routes = ["{name}/{name}*"]\n'
+                "input_price = 1.0\n"
+                "output_price = 4.0\n\n"
+                for name, kind in (("fake", "openai"), ("anthropic", "anthropic"), ("gemini", "gemini"))
+            )
         )
         env = {
             "HEADRACE_CONFIG": str(config),

@@ -1,9 +1,10 @@
-"""A fake OpenAI upstream that costs next to nothing, so that what is measured is the system in front of it.
+"""A fake upstream of three formats that costs next to nothing: what is measured is the system in front of it.
 
 It speaks just enough HTTP/1.1 for keep-alive clients, and renders every answer once per model name. The name is the
 script: `fake` answers at once, `fake-s100` says 100 words, and `fake-s100-p20` waits 20 ms between two of them. A
 stream at full speed is one write; each chunk of a paced one is a write of its own. The formats are OpenAI's
-`chat.completion` and `chat.completion.chunk`.
+`chat.completion` and `chat.completion.chunk`, and in streams of models named `anthropic…` and `gemini…` those
+providers'.
 
 `python -m bench.upstream` prints its port as one line of JSON and ends when its standard input does.
 """
@@ -25,8 +26,9 @@ TICK = 0.002
 
 _DEFAULT_CHUNKS = 10
 _MAX_CHUNKS = 100_000
-_MODEL = re.compile(r"fake(?:-s(?P<chunks>\d{1,6}))?(?:-p(?P<pace>\d{1,6}))?")
+_MODEL = re.compile(r"(?:fake|anthropic|gemini)(?:-s(?P<chunks>\d{1,6}))?(?:-p(?P<pace>\d{1,6}))?")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_GEMINI_PATH = re.compile(rb"/models/([^/:]+):streamGenerateContent")
 _ID = "chatcmpl-fake"
 _CREATED = 1_700_000_000
 _PROMPT_TOKENS = 9
@@ -100,16 +102,31 @@ def whole(model: str) -> bytes:
     )
 
 
+def _frame(data: bytes) -> bytes:
+    event = b"data: " + data + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return _frame(json.dumps(body, separators=(",", ":")).encode())
+
+
+def _reel(opening: bytes, frames: list[bytes], ending: bytes) -> Reel:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+    opening, ending = head + opening, ending + b"0\r\n\r\n"
+    return Reel(opening, frames, ending, opening + b"".join(frames) + ending)
+
+
 @lru_cache(maxsize=64)
 def reel(model: str, include_usage: bool) -> Reel | None:
     """Render the HTTP answer of a request that streams, or None if there is no such model."""
     script = Script.of(model)
     if script is None:
         return None
-
-    def frame(data: bytes) -> bytes:
-        event = b"data: " + data + b"\n\n"
-        return b"%x\r\n%b\r\n" % (len(event), event)
+    if model.startswith("anthropic"):
+        return _anthropic_reel(model, script)
+    if model.startswith("gemini"):
+        return _gemini_reel(model, script)
 
     def chunk(choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         body: dict[str, Any] = {
@@ -123,19 +140,52 @@ def reel(model: str, include_usage: bool) -> Reel | None:
         }
         if include_usage:
             body["usage"] = usage
-        return frame(json.dumps(body, separators=(",", ":")).encode())
+        return _event(body)
 
     def choice(delta: dict[str, Any], finish_reason: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
 
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-    opening = head + chunk(choice({"role": "assistant", "content": "", "refusal": None}))
-    frames = [chunk(choice({"content": word})) for word in script.words()]
     ending = chunk(choice({}, "stop"))
     if include_usage:
         ending += chunk([], _usage(script))
-    ending += frame(b"[DONE]") + b"0\r\n\r\n"
-    return Reel(opening, frames, ending, opening + b"".join(frames) + ending)
+    return _reel(
+        chunk(choice({"role": "assistant", "content": "", "refusal": None})),
+        [chunk(choice({"content": word})) for word in script.words()],
+        ending + _frame(b"[DONE]"),
+    )
+
+
+def _anthropic_reel(model: str, script: Script) -> Reel:
+    usage = {"input_tokens": _PROMPT_TOKENS, "output_tokens": 1}
+    message = {"id": "msg_fake", "type": "message", "role": "assistant", "model": model, "content": [], "usage": usage}
+    ended = {"stop_reason": "end_turn", "stop_sequence": None}
+    return _reel(
+        _event({"type": "message_start", "message": message})
+        + _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        [
+            _event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}})
+            for word in script.words()
+        ],
+        _event({"type": "content_block_stop", "index": 0})
+        + _event({"type": "message_delta", "delta": ended, "usage": {"output_tokens": script.chunks}})
+        + _event({"type": "message_stop"}),
+    )
+
+
+def _gemini_reel(model: str, script: Script) -> Reel:
+    def event(parts: list[dict[str, str]], tokens: int, **more: str) -> bytes:
+        usage = {"promptTokenCount": _PROMPT_TOKENS, "candidatesTokenCount": tokens}
+        return _event(
+            {
+                "candidates": [{"content": {"parts": parts, "role": "model"}, "index": 0, **more}],
+                "usageMetadata": {**usage, "totalTokenCount": _PROMPT_TOKENS + tokens},
+                "modelVersion": model,
+                "responseId": "fake",
+            }
+        )
+
+    frames = [event([{"text": word}], index + 1) for index, word in enumerate(script.words())]
+    return _reel(b"", frames, event([{"text": ""}], script.chunks, finishReason="STOP"))
 
 
 class PacedStream:
@@ -240,13 +290,15 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, transport: asyncio.Transport, line: bytes, body: bytes) -> None:
         method, path, _ = line.split(b" ", 2)
-        if method != b"POST" or not path.endswith(b"/chat/completions"):
+        gemini = _GEMINI_PATH.search(path)
+        if method != b"POST" or not (gemini or path.endswith((b"/chat/completions", b"/messages"))):
             transport.write(_http("200 OK", {"object": "list", "data": []}))
             return
         request = json.loads(body)
-        model = request["model"]
+        model = gemini[1].decode() if gemini else request["model"]
         options = request.get("stream_options") or {}
-        rendered = reel(model, bool(options.get("include_usage"))) if request.get("stream") else None
+        streams = gemini or request.get("stream")
+        rendered = reel(model, bool(options.get("include_usage"))) if streams else None
         script = Script.of(model)
         if rendered is None or script is None:
             transport.write(whole(model))
