@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+import orjson
+
 from headrace.catalogue import Route
+from headrace.errors import HeadraceError
 from headrace.jobs.queries import ClaimedJob, Segment, SpentUsage
 from headrace.routing import UsableRoute
 from worker.exchange import Exchange
@@ -35,6 +38,7 @@ class Attempt:
     task: asyncio.Task[None]
     routes: Sequence[UsableRoute] = ()
     index: int = 0
+    began: float = field(default_factory=time.monotonic)
     exchange: Exchange | None = None
     seq: int = 0
     stop: Stop | None = None
@@ -102,3 +106,18 @@ class Attempt:
             return None
         tokens = self.exchange.usage
         return SpentUsage(self.route.provider_name, tokens, self.route.price.cost(tokens))
+
+    def record(self, status: str, error: HeadraceError | None = None) -> str:
+        """Return what the job's attempts say of this one, as JSON."""
+        route = self.route
+        return orjson.dumps(
+            {
+                "attempt": self.job.attempt,
+                "status": status,
+                "provider": None if route is None else route.provider_name,
+                "model": None if route is None else route.model,
+                "seconds": round(time.monotonic() - self.began, 3),
+                "error": None if error is None else error.body(),
+                "dropped_params": self.routes[self.index].dropped if self.routes else [],
+            }
+        ).decode()

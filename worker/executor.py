@@ -227,7 +227,7 @@ class Executor:
         if again is None:
             await self._end(attempt, State.FAILED, error=error)
         else:
-            await self._put_back(attempt, route=again.route, retries=again.retries, delay_seconds=again.delay_seconds)
+            await self._put_back(attempt, again, attempt.record("failed", error))
 
     def _next(self, attempt: Attempt, error: UpstreamError) -> Retry | None:
         job = attempt.job
@@ -246,9 +246,10 @@ class Executor:
         if attempt.stop is Stop.CANCELLED:
             await self._end(attempt, State.CANCELLED, error=JobCancelledError())
         elif attempt.stop is Stop.DRAINED:
-            await self._put_back(attempt, route=attempt.job.route, retries=attempt.job.retries, delay_seconds=0)
+            job = attempt.job
+            await self._put_back(attempt, Retry(job.route, job.retries, 0), attempt.record("returned"))
 
-    async def _put_back(self, attempt: Attempt, *, route: int, retries: int, delay_seconds: float) -> None:
+    async def _put_back(self, attempt: Attempt, again: Retry, record: str) -> None:
         job = attempt.job
         attempt.ending = True
         await self._deltas.settle(attempt)
@@ -257,9 +258,10 @@ class Executor:
                 self._database,
                 job.id,
                 job.attempt,
-                delay_seconds=delay_seconds,
-                route=route,
-                retries=retries,
+                delay_seconds=again.delay_seconds,
+                route=again.route,
+                retries=again.retries,
+                record=record,
                 cancelled=orjson.dumps(JobCancelledError().document()).decode(),
                 spent=attempt.spent() if attempt.started else None,
             )
@@ -268,7 +270,9 @@ class Executor:
             self._publish(attempt, 0, state.value)
         elif state is State.QUEUED:
             self._publish(attempt, 0, "retrying")
-            asyncio.get_running_loop().call_later(delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier))
+            asyncio.get_running_loop().call_later(
+                again.delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier)
+            )
 
     async def _end(
         self,
@@ -290,6 +294,7 @@ class Executor:
             provider=attempt.provider,
             response=body.decode() if error is None else None,
             error=None if error is None else body.decode(),
+            record=attempt.record(state.value, error),
             delta_count=attempt.seq,
             seconds_since_first_token=attempt.seconds_since_first_token(),
             segment=attempt.segment(),

@@ -23,8 +23,9 @@ _TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at h
 class TokenUsage:
     """What one completion used, in tokens.
 
-    `cached_tokens` are part of the prompt's and `reasoning_tokens` part of the completion's. `estimated` means that the
-    provider gave no counts and these are ours.
+    `cached_tokens`, read from the provider's cache, and `cache_write_tokens`, written to it, are part of the prompt's,
+    and `reasoning_tokens` part of the completion's. `estimated` means that the provider gave no counts and these are
+    ours.
     """
 
     prompt_tokens: int
@@ -32,6 +33,7 @@ class TokenUsage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -53,7 +55,9 @@ def parse_usage(usage: object) -> TokenUsage | None:
         return None
     cached = _parse_detail(usage.get("prompt_tokens_details"), "cached_tokens")
     reasoning = _parse_detail(usage.get("completion_tokens_details"), "reasoning_tokens")
-    return TokenUsage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+    cached = min(cached, prompt)
+    written = min(_parse_detail(usage.get("prompt_tokens_details"), "cache_write_tokens"), prompt - cached)
+    return TokenUsage(prompt, completion, cached, min(reasoning, completion), cache_write_tokens=written)
 
 
 def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
@@ -77,7 +81,10 @@ def render_usage(usage: TokenUsage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

@@ -26,6 +26,21 @@ class JobError(BaseModel):
     code: str | None
 
 
+class JobAttempt(BaseModel):
+    """One attempt at a job that has ended. Times are in Unix seconds."""
+
+    attempt: int
+    status: Literal["completed", "failed", "cancelled", "expired", "returned", "lost"] = Field(
+        description="`returned` by a worker that was shut down, `lost` with one that died"
+    )
+    provider: str | None
+    model: str | None = Field(description="The provider's name for it")
+    started_at: float | None
+    ended_at: float
+    error: JobError | None
+    dropped_params: list[str] = Field(description="What the provider's format left out of the request")
+
+
 class Job(BaseModel):
     """A completion job. Times are in Unix seconds."""
 
@@ -38,6 +53,7 @@ class Job(BaseModel):
                 "model": "demo",
                 "provider": None,
                 "attempt": 1,
+                "attempts": [],
                 "created_at": 1763856000,
                 "started_at": 1763856000,
                 "first_token_at": None,
@@ -63,6 +79,7 @@ class Job(BaseModel):
     model: str
     provider: str | None = Field(description="Who answered")
     attempt: int = Field(description="How often a worker has started it")
+    attempts: list[JobAttempt] = Field(description="Those that have ended: where, when, and why each failed")
     created_at: int
     started_at: int | None
     first_token_at: int | None
@@ -99,6 +116,7 @@ def render_job(row: Row) -> dict[str, Any]:
         "model": row.model,
         "provider": row.provider,
         "attempt": row.attempt,
+        "attempts": [_attempt(record) for record in row.tried],
         "created_at": row.created_at,
         "started_at": row.started_at,
         "first_token_at": row.first_token_at,
@@ -117,6 +135,20 @@ def render_job(row: Row) -> dict[str, Any]:
     }
 
 
+def _attempt(record: dict[str, Any]) -> dict[str, Any]:
+    ended_at, seconds = record["ended_at"], record.get("seconds")
+    return {
+        "attempt": record["attempt"],
+        "status": record["status"],
+        "provider": record.get("provider"),
+        "model": record.get("model"),
+        "started_at": None if seconds is None else round(ended_at - seconds, 3),
+        "ended_at": round(ended_at, 3),
+        "error": record.get("error"),
+        "dropped_params": record.get("dropped_params", []),
+    }
+
+
 def _error(document: str) -> dict[str, Any]:
     error = orjson.loads(document)
     return {name: error[name] for name in JobError.model_fields}
@@ -126,7 +158,12 @@ def _usage(row: Row) -> dict[str, Any] | None:
     if row.prompt_tokens is None:
         return None
     tokens = TokenUsage(
-        row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.reasoning_tokens, row.estimated
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.cached_tokens,
+        row.reasoning_tokens,
+        row.estimated,
+        row.cache_write_tokens,
     )
     return {**render_usage(tokens), "estimated": tokens.estimated}
 

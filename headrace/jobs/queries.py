@@ -98,6 +98,8 @@ class FinishedJob:
     seconds_since_first_token: float | None
     segment: Segment | None
     spent: SpentUsage | None
+    record: str
+    """What the job's attempts say of this one, as JSON, but for when it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +231,19 @@ WITH ended AS MATERIALIZED (
         %(error)b::text[], %(delta_count)b::int[], %(first_token)b::float8[],
         %(first_seq)b::int[], %(last_seq)b::int[], %(chunks)b::text[],
         %(prompt)b::bigint[], %(completion)b::bigint[], %(cached)b::bigint[], %(reasoning)b::bigint[],
-        %(estimated)b::bool[], %(cost)b::numeric[])
+        %(written)b::bigint[], %(estimated)b::bool[], %(cost)b::numeric[], %(record)b::text[])
     AS ended (id, attempt, state, provider, response, error, delta_count, first_token, first_seq, last_seq, chunks,
-              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost,
+              record)
 ), finished AS (
     UPDATE jobs SET state = ended.state, finished_at = now(), lease_until = NULL, provider = ended.provider,
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END,
                     response = CASE WHEN jobs.deleted_at IS NULL THEN ended.response END, error = ended.error,
                     delta_count = ended.delta_count,
+                    tried = CASE WHEN jobs.deleted_at IS NULL
+                                 THEN jobs.tried || (ended.record::jsonb
+                                                     || jsonb_build_object('ended_at', extract(epoch FROM now())))
+                                 ELSE '[]' END,
                     first_token_at = now() - ended.first_token * interval '1 second'
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
@@ -250,9 +257,9 @@ WITH ended AS MATERIALIZED (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
     INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
-                       completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+                       completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
     SELECT id, attempt, false, account_id, key_id, model, provider, prompt_tokens, completion_tokens, cached_tokens,
-           reasoning_tokens, estimated, cost
+           reasoning_tokens, cache_write_tokens, estimated, cost
     FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
 )
 SELECT id FROM finished
@@ -279,6 +286,7 @@ def _ended_columns(ended: Sequence[FinishedJob]) -> dict[str, list[Any]]:
         "first_seq": [job.segment and job.segment.first_seq for job in ended],
         "last_seq": [job.segment and job.segment.last_seq for job in ended],
         "chunks": [job.segment and job.segment.chunks for job in ended],
+        "record": [job.record for job in ended],
     }
     return {**columns, **_spent_columns([job.spent for job in ended])}
 
@@ -289,6 +297,7 @@ def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
         "completion": [row and row.tokens.completion_tokens for row in spent],
         "cached": [row and row.tokens.cached_tokens for row in spent],
         "reasoning": [row and row.tokens.reasoning_tokens for row in spent],
+        "written": [row and row.tokens.cache_write_tokens for row in spent],
         "estimated": [row and row.tokens.estimated for row in spent],
         "cost": [row and row.cost for row in spent],
     }
@@ -302,16 +311,17 @@ WITH put_back AS (
                     request = CASE WHEN deleted_at IS NULL THEN request END,
                     lease_until = NULL, worker = NULL, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
-                    sent_at = now() + %(delay)s * interval '1 second'
+                    sent_at = now() + %(delay)s * interval '1 second',
+                    tried = tried || (%(record)s::jsonb || jsonb_build_object('ended_at', extract(epoch FROM now())))
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
     RETURNING id, account_id, key_id, model, state
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
     INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
-                       completion_tokens, cached_tokens, reasoning_tokens, estimated, cost)
+                       completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
     SELECT id, %(attempt)s, true, account_id, key_id, model, %(provider)s, %(prompt)s::bigint, %(completion)s::bigint,
-           %(cached)s::bigint, %(reasoning)s::bigint, %(estimated)s::bool, %(cost)s::numeric
+           %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint, %(estimated)s::bool, %(cost)s::numeric
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
 )
 SELECT state FROM put_back
@@ -327,12 +337,14 @@ async def retry_job(
     route: int,
     retries: int,
     cancelled: str,
+    record: str,
     spent: SpentUsage | None = None,
 ) -> State | None:
     """Put a running job back in the queue, due in `delay_seconds`, or end it if somebody has cancelled it.
 
     The next attempt takes `route`, on which `retries` have failed by then. What this one spent counts as discarded.
-    `cancelled` is the error that the row keeps then, as JSON. Returns the job's state, or None if it was not ours.
+    `cancelled` is the error that the row keeps then, and `record` what the job's attempts say of this one, both as
+    JSON. Returns the job's state, or None if it was not ours.
     """
     parameters = {
         "id": job_id,
@@ -341,6 +353,7 @@ async def retry_job(
         "route": route,
         "retries": retries,
         "cancelled": cancelled,
+        "record": record,
         "provider": spent and spent.provider,
         **{name: column[0] for name, column in _spent_columns([spent]).items()},
     }
@@ -377,7 +390,7 @@ async def cancel_job(database: Database, job_id: str, account_id: str, *, error:
 
 _DELETE = """
 WITH erased AS (
-    UPDATE jobs SET deleted_at = now(), response = NULL, metadata = NULL,
+    UPDATE jobs SET deleted_at = now(), response = NULL, metadata = NULL, tried = '[]',
                     request = CASE WHEN state IN ('queued', 'running') THEN request END
     WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
     RETURNING id
@@ -408,6 +421,8 @@ WITH dead AS MATERIALIZED (
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
                     lost = lost + 1, lease_until = NULL, worker = NULL,
+                    tried = tried || jsonb_build_object(
+                        'attempt', attempt, 'status', 'lost', 'ended_at', extract(epoch FROM now())),
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
                     request = CASE WHEN fate = 'queued' OR deleted_at IS NULL THEN request END,
@@ -561,12 +576,14 @@ _VIEW = sa.select(
     _queue_position().label("queue_position"),
     jobs.c.metadata,
     jobs.c.background,
+    jobs.c.tried,
     jobs.c.response,
     jobs.c.error,
     usage.c.prompt_tokens,
     usage.c.completion_tokens,
     usage.c.cached_tokens,
     usage.c.reasoning_tokens,
+    usage.c.cache_write_tokens,
     usage.c.estimated,
     usage.c.cost,
 ).select_from(jobs.outerjoin(usage, sa.and_(usage.c.job_id == jobs.c.id, ~usage.c.discarded)))

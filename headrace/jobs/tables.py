@@ -25,6 +25,13 @@ jobs = sa.Table(
     sa.Column("route", sa.Integer, nullable=False, server_default="0", comment="Which of the model's routes is tried"),
     sa.Column("retries", sa.Integer, nullable=False, server_default="0", comment="Failed attempts on that route"),
     sa.Column("lost", sa.Integer, nullable=False, server_default="0", comment="Attempts whose worker went away"),
+    sa.Column(
+        "tried",
+        JSONB,
+        nullable=False,
+        server_default="[]",
+        comment="An object for each attempt that has ended: when, where and how",
+    ),
     sa.Column("worker", sa.Text),
     sa.Column("provider", sa.Text),
     sa.Column("delta_count", sa.Integer, nullable=False, server_default="0", comment="Of the last attempt, at its end"),
@@ -62,6 +69,7 @@ jobs = sa.Table(
         "route >= 0 AND retries >= 0 AND lost >= 0 AND delta_count >= 0 AND attempt >= retries + lost",
         name="counts_add_up",
     ),
+    sa.CheckConstraint("jsonb_typeof(tried) = 'array'", name="tried_is_list"),
     sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
     # The two small sets that are looked through all the time; ended jobs are in neither.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),

@@ -19,14 +19,15 @@ usage = sa.Table(
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cached_tokens", sa.BigInteger, nullable=False, comment="Part of prompt_tokens"),
+    sa.Column("cache_write_tokens", sa.BigInteger, nullable=False, server_default="0", comment="Part of prompt_tokens"),
     sa.Column("reasoning_tokens", sa.BigInteger, nullable=False, comment="Part of completion_tokens"),
     sa.Column("estimated", sa.Boolean, nullable=False, comment="The provider reported none: counted by us, roughly"),
     sa.Column("cost", sa.Numeric(20, 10), comment="USD; null when the model has no price"),
     instant("created_at", default=True),
     sa.PrimaryKeyConstraint("job_id", "attempt"),
     sa.CheckConstraint(
-        "prompt_tokens >= 0 AND completion_tokens >= 0 AND cached_tokens BETWEEN 0 AND prompt_tokens"
-        " AND reasoning_tokens BETWEEN 0 AND completion_tokens",
+        "prompt_tokens >= 0 AND completion_tokens >= 0 AND reasoning_tokens BETWEEN 0 AND completion_tokens"
+        " AND cached_tokens >= 0 AND cache_write_tokens >= 0 AND cached_tokens + cache_write_tokens <= prompt_tokens",
         name="tokens_add_up",
     ),
     sa.CheckConstraint("cost >= 0", name="cost_not_negative"),

@@ -17,7 +17,7 @@ FINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 
 # The job object of DESIGN.md section 5. `queue_position` is there only while the job is queued.
 FIELDS = frozenset(
-    {"id", "object", "status", "model", "provider", "attempt"}
+    {"id", "object", "status", "model", "provider", "attempt", "attempts"}
     | {"created_at", "started_at", "first_token_at", "finished_at"}
     | {"result", "error", "usage", "cost", "metadata", "batch_id", "agent_id"}
 )

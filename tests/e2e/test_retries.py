@@ -197,3 +197,17 @@ async def test_a_background_job_that_never_succeeds_fails(
     assert job["status"] == "failed"
     assert job["error"].keys() >= {"message", "type", "param", "code"}
     assert job["result"] is None
+
+
+async def test_a_job_tells_its_attempts(client: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"routed-{secrets.token_hex(6)}"
+    provider.script(model, status(500), status(401), answer("From the second route."))
+    job = await completed(client, await submit(client, model))
+    first, second, third = job["attempts"]
+    assert [first["status"], second["status"], third["status"]] == ["failed", "failed", "completed"]
+    assert [first["provider"], second["provider"], third["provider"]] == ["second", "second", "fake"]
+    assert {first["model"], second["model"], third["model"]} == {model}
+    assert "scripted 500" in first["error"]["message"]
+    assert second["error"]["code"] == "upstream_authentication"
+    assert third["error"] is None
+    assert job["created_at"] - 1 < first["started_at"] <= first["ended_at"] <= second["started_at"] < third["ended_at"]

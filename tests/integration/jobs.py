@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -61,8 +62,14 @@ def end_of(job: ClaimedJob, state: State = State.COMPLETED, **changes: Any) -> F
         seconds_since_first_token=None,
         segment=None,
         spent=SPENT if completed else None,
+        record=record_of(job, state.value),
     )
     return replace(ended, **changes)
+
+
+def record_of(job: ClaimedJob, status: str) -> str:
+    """Return what a job's attempts say of this one."""
+    return json.dumps({"attempt": job.attempt, "status": status, "provider": "fake", "model": "m", "seconds": 0.5})
 
 
 def segment(job: ClaimedJob, first_seq: int, last_seq: int) -> Segment:
@@ -121,6 +128,7 @@ class Jobs:
             route=job.route,
             retries=job.retries + 1,
             cancelled='{"why":"cancelled"}',
+            record=record_of(job, "failed"),
             spent=spent,
         )
 

@@ -187,7 +187,7 @@ async def test_an_end_waits_for_whoever_has_the_row_and_then_goes_by_what_it_say
 async def test_a_retry_puts_the_job_back_and_discards_what_the_attempt_made(jobs: Jobs) -> None:
     job = await jobs.run(deltas=3)
     state = await queries.retry_job(
-        jobs.database, job.id, 1, delay_seconds=0, route=1, retries=0, cancelled="{}", spent=SPENT
+        jobs.database, job.id, 1, delay_seconds=0, route=1, retries=0, cancelled="{}", record="{}", spent=SPENT
     )
     assert state is State.QUEUED
     row = await jobs.row(job.id)
@@ -232,3 +232,22 @@ async def test_a_retry_after_someone_cancelled_does_not_run_again(jobs: Jobs) ->
     assert (row.state, row.error) == ("cancelled", '{"why":"cancelled"}')
     assert len(await jobs.ledger(job.id)) == 1, "what it spent is recorded"
     assert await jobs.claim(job.id) == []
+
+
+async def test_a_job_remembers_how_each_attempt_ended(jobs: Jobs) -> None:
+    job = await jobs.run()
+    await jobs.retry(job)
+    [again] = await jobs.claim(job.id)
+    await jobs.lose(again.id)
+    await jobs.rescue()
+    [last] = await jobs.claim(job.id)
+    assert await jobs.finish(end_of(last)) == [True]
+    tried = (await jobs.row(job.id)).tried
+    assert [(record["attempt"], record["status"]) for record in tried] == [
+        (1, "failed"),
+        (2, "lost"),
+        (3, "completed"),
+    ]
+    assert all(record["ended_at"] > 1_700_000_000 for record in tried)
+    assert await jobs.delete(job.id)
+    assert (await jobs.row(job.id)).tried == []
