@@ -6,22 +6,37 @@ from typing import Any, Literal
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
 from headrace.catalogue import CATALOGUE_CREATED, Catalogue
+from headrace.known_models import Ability
 
 router = APIRouter(prefix="/models", tags=["Models"])
 
 
+class Prices(BaseModel):
+    """USD for a million tokens, as strings, for prompts of ordinary length."""
+
+    input: str
+    cached_input: str
+    cache_write: str
+    output: str
+
+
 class ModelObject(BaseModel):
-    """A model, as OpenAI has it."""
+    """A model, as OpenAI has it, and what we know of it besides. Limits are in tokens; null is not known."""
 
     id: str
     object: Literal["model"]
     created: int
-    owned_by: str
+    owned_by: str = Field(description="Who is asked first")
+    providers: list[str] = Field(description="Who is asked, in the order in which they are")
+    context_window: int | None
+    output_limit: int | None
+    abilities: list[Ability]
+    prices: Prices | None
 
 
 class ModelList(BaseModel):
@@ -32,8 +47,19 @@ class ModelList(BaseModel):
 
 
 def _render(catalogue: Catalogue, name: str) -> dict[str, Any]:
-    provider = catalogue.find(name).routes[0].split("/", 1)[0]
-    return {"id": name, "object": "model", "created": CATALOGUE_CREATED, "owned_by": provider}
+    routes = catalogue.routes(name)
+    first, rates = routes[0], routes[0].rates()
+    return {
+        "id": name,
+        "object": "model",
+        "created": CATALOGUE_CREATED,
+        "owned_by": first.provider_name,
+        "providers": list(dict.fromkeys(route.provider_name for route in routes if route.condition is None)),
+        "context_window": first.context_window,
+        "output_limit": first.output_limit,
+        "abilities": list(first.abilities),
+        "prices": None if rates is None else {sort: f"{getattr(rates, sort):f}" for sort in Prices.model_fields},
+    }
 
 
 @router.get("", summary="List models", responses={200: {"model": ModelList}})

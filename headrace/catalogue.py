@@ -7,35 +7,45 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import random
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from headrace import known_models
+from headrace.chat.support import Kind
 from headrace.chat.usage import TokenUsage
+from headrace.configuration import Problem, locate, problems_of
 from headrace.errors import ModelNotFoundError
+from headrace.known_models import Ability, Rates
 
 # Every model in the list has a creation time; ours is the day when the catalogue was made.
 CATALOGUE_CREATED = 1_763_856_000
-_MILLION = 1_000_000
+
+Condition = Literal["context_window", "content_filter"]
+"""When a route is tried: only after a route failed because of this."""
 
 
 class ConfigurationError(Exception):
-    """The configuration file is not valid."""
+    """The configuration file is not valid; the message has a line for each problem, with its place."""
 
 
 class Provider(BaseModel):
-    """Someone who answers completions, and how to reach them. Times are in seconds."""
+    """Someone who answers completions, and how to reach them. Times are in seconds, limits over all workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["openai", "anthropic", "gemini"]
+    kind: Kind
     base_url: Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]
     api_key: str | None = Field(default=None, description="`env:NAME`, or the key itself", repr=False)
-    max_concurrency: int = Field(default=256, ge=1, description="Requests in flight of one worker")
+    max_concurrency: int | None = Field(default=None, ge=1, description="Calls under way")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers")
     timeout: float = Field(default=600, gt=0, description="For a whole call")
     connect_timeout: float = Field(default=10, gt=0)
     read_timeout: float = Field(default=300, gt=0, description="Between bytes: a reasoning model may think for minutes")
@@ -47,41 +57,92 @@ class Provider(BaseModel):
         return self.api_key
 
 
-class Model(BaseModel):
-    """What a client asks for by name. Prices are in USD for a million tokens."""
+RouteName = Annotated[str, StringConstraints(pattern=r"^[^/]+/.+$")]
+"""`provider/model`, by the provider's name in the file and the model's name at the provider."""
+
+
+class WeightedRoute(BaseModel):
+    """A route that gets its share of jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    routes: list[Annotated[str, StringConstraints(pattern=r"^[^/]+/.+$")]] = Field(min_length=1)
+    route: RouteName
+    weight: float = Field(gt=0, description="Twice the weight is tried first twice as often")
+
+
+class Model(BaseModel):
+    """What a client asks for by name. Prices are in USD for a million tokens; known ones stand where left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    routes: list[RouteName | WeightedRoute] = Field(min_length=1)
     input_price: Decimal | None = Field(default=None, ge=0)
     cached_input_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
+    cache_write_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
     output_price: Decimal | None = Field(default=None, ge=0)
+    context_window: int | None = Field(default=None, ge=1, description="Tokens")
+    output_limit: int | None = Field(default=None, ge=1, description="Tokens")
+    abilities: list[Ability] | None = None
+    context_window_fallbacks: list[str] = Field(default=[], description="Models for what is too long for this one")
+    content_filter_fallbacks: list[str] = Field(default=[], description="Models for what this one withholds")
 
-    def cost(self, tokens: TokenUsage) -> Decimal | None:
-        """Return the exact price of these tokens in USD, or None if the model has no price."""
-        if self.input_price is None or self.output_price is None:
-            return None
-        cached_price = self.input_price if self.cached_input_price is None else self.cached_input_price
-        fresh = tokens.prompt_tokens - tokens.cached_tokens
-        total = fresh * self.input_price + tokens.cached_tokens * cached_price
-        return (total + tokens.completion_tokens * self.output_price) / _MILLION
+    def route_names(self, seed: str = "") -> list[str]:
+        """Return the routes in the order in which they are tried: as written, or if any has a weight, as drawn."""
+        if not any(isinstance(route, WeightedRoute) for route in self.routes):
+            return [route for route in self.routes if isinstance(route, str)]
+        draw = random.Random(seed)
+        # Efraimidis and Spirakis: the largest of these is a route's with a probability in proportion to its weight.
+        keyed = [
+            (draw.random() ** (1 / route.weight), route.route)
+            if isinstance(route, WeightedRoute)
+            else (draw.random(), route)
+            for route in self.routes
+        ]
+        return [name for _, name in sorted(keyed, reverse=True)]
 
 
-Condition = Literal["context_window", "content_filter"]
-"""When a route is tried: only after a route failed because of this."""
-
-
-class Route(BaseModel):
-    """One way to a model: the provider, the name by which it knows the model, and whose price is asked for it."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to a model: the provider, the name by which it knows the model, and the entry that leads there."""
 
     provider_name: str
     provider: Provider
     model: str
-    price: Model
-    output_limit: int | None = None
+    entry: Model
     condition: Condition | None = None
+
+    @property
+    def output_limit(self) -> int | None:
+        """How many tokens the model writes at most, if we know."""
+        return self.entry.output_limit or known_models.output_limit(self.model)
+
+    @property
+    def context_window(self) -> int | None:
+        """How many tokens the model reads and writes at most, if we know."""
+        return self.entry.context_window or known_models.find_model(self.provider.base_url, self.model).context_window
+
+    @property
+    def abilities(self) -> Sequence[Ability]:
+        """What the model can do besides writing, as far as we know."""
+        return known_models.abilities(self.model) if self.entry.abilities is None else self.entry.abilities
+
+    def rates(self, prompt_tokens: int = 0) -> Rates | None:
+        """Return the prices with a prompt of this length: the file's, else the known ones; None without either."""
+        entry = self.entry
+        fresh, output = entry.input_price, entry.output_price
+        if fresh is None or output is None:
+            known = known_models.find_model(self.provider.base_url, self.model).rates_for(prompt_tokens)
+            if known is None or (fresh is None and output is None):
+                return known
+            fresh = known.input if fresh is None else fresh
+            output = known.output if output is None else output
+        cached, write = entry.cached_input_price, entry.cache_write_price
+        return Rates(0, fresh, fresh if cached is None else cached, fresh if write is None else write, output)
+
+    def cost(self, tokens: TokenUsage) -> Decimal | None:
+        """Return the exact price of these tokens in USD, or None if the model has no price."""
+        rates = self.rates(tokens.prompt_tokens)
+        return None if rates is None else rates.cost(tokens)
 
 
 class Catalogue(BaseModel):
@@ -89,20 +150,9 @@ class Catalogue(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    strict_params: bool = Field(default=False, description="Refuse what would be dropped for a format")
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     models: Mapping[str, Model] = Field(default_factory=dict)
-    strict_params: bool = False
-
-    @model_validator(mode="after")
-    def _routes_lead_somewhere(self) -> Catalogue:
-        for name, model in self.models.items():
-            for route in model.routes:
-                provider = route.split("/", 1)[0]
-                if provider not in self.providers:
-                    raise ValueError(
-                        f"models.{name!r}: route {route!r} names provider {provider!r}, which is not there"
-                    )
-        return self
 
     def find(self, name: str, *, param: str = "model") -> Model:
         """Return the model that a client means by `name`, in `param`: its own entry, else the first glob that fits.
@@ -119,22 +169,36 @@ class Catalogue(BaseModel):
             f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param
         )
 
-    def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:  # noqa: ARG002
+    def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:
         """Return the ways to a model in the order in which they are tried, then those to its fallbacks.
+
+        Last come those that are for one error only, with their condition. The order of weighted routes is drawn from
+        `seed`.
 
         Raises:
             ModelNotFoundError: One of the names fits no entry.
         """
-        return [self._route(route, asked) for asked in (name, *fallbacks) for route in self.find(asked).routes]
+        names = (name, *fallbacks)
+        routes = [route for asked in names for route in self._routes(asked, seed)]
+        for asked in names:
+            entry = self.find(asked)
+            for model in entry.context_window_fallbacks:
+                routes += self._routes(model, seed, "context_window")
+            for model in entry.content_filter_fallbacks:
+                routes += self._routes(model, seed, "content_filter")
+        return routes
 
-    def _route(self, route: str, asked: str) -> Route:
-        provider, model = route.split("/", 1)
-        return Route(
-            provider_name=provider,
-            provider=self.providers[provider],
-            model=asked if "*" in model else model,
-            price=self.find(asked),
-        )
+    def _routes(self, asked: str, seed: str, condition: Condition | None = None) -> Iterator[Route]:
+        entry = self.find(asked)
+        for name in entry.route_names(seed):
+            provider, model = name.split("/", 1)
+            yield Route(provider, self.providers[provider], asked if "*" in model else model, entry, condition)
+
+    def look_up_prices(self) -> None:
+        """Find the known prices of all models now: the first look reads a large table, which no job should wait for."""
+        for name in self.names():
+            for route in self.routes(name):
+                route.rates()
 
     def names(self) -> list[str]:
         """Return the names that clients can look up; a glob is none."""
@@ -153,27 +217,58 @@ def _demo() -> Catalogue:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _BuiltIn:
+    """A provider that a variable switches on. Models newer than our table are found by `globs`."""
+
+    kind: Kind
+    variable: str
+    base_url: str
+    known_as: Literal["openai", "anthropic", "google"]
+    seeds: Sequence[str]
+    globs: Sequence[str]
+
+    def models(self) -> list[str]:
+        return list(dict.fromkeys((*self.seeds, *known_models.chat_models(self.known_as), *self.globs)))
+
+
+_BUILT_IN = (
+    _BuiltIn(
+        kind="openai",
+        variable="OPENAI_API_KEY",
+        base_url="https://api.openai.com/v1",
+        known_as="openai",
+        seeds=("gpt-4o", "gpt-4o-mini"),
+        globs=("gpt-*", "chatgpt-*", "o1*", "o3*", "o4*"),
+    ),
+    _BuiltIn(
+        kind="anthropic",
+        variable="ANTHROPIC_API_KEY",
+        base_url="https://api.anthropic.com/v1",
+        known_as="anthropic",
+        seeds=("claude-sonnet-4-6",),
+        globs=("claude-*",),
+    ),
+    _BuiltIn(
+        kind="gemini",
+        variable="GEMINI_API_KEY",
+        base_url="https://generativelanguage.googleapis.com/v1beta",
+        known_as="google",
+        seeds=("gemini-1.5-pro",),
+        globs=("gemini-*",),
+    ),
+)
+
+
 def _builtin() -> Catalogue:
-    if not os.environ.get("OPENAI_API_KEY"):
+    there = [built_in for built_in in _BUILT_IN if os.environ.get(built_in.variable)]
+    if not there:
         return _demo()
     return Catalogue(
         providers={
-            "openai": Provider(kind="openai", base_url="https://api.openai.com/v1", api_key="env:OPENAI_API_KEY")
+            one.kind: Provider(kind=one.kind, base_url=one.base_url, api_key=f"env:{one.variable}") for one in there
         },
-        models={
-            "gpt-4o": Model(
-                routes=["openai/gpt-4o"],
-                input_price=Decimal("2.50"),
-                cached_input_price=Decimal("1.25"),
-                output_price=Decimal("10.00"),
-            ),
-            "gpt-4o-mini": Model(
-                routes=["openai/gpt-4o-mini"],
-                input_price=Decimal("0.15"),
-                cached_input_price=Decimal("0.075"),
-                output_price=Decimal("0.60"),
-            ),
-        },
+        models={name: Model(routes=[f"{one.kind}/{name}"]) for one in there for name in one.models()},
     )
 
 
@@ -187,16 +282,64 @@ def load_catalogue(path: Path | None) -> Catalogue:
         path = Path("headrace.toml")
         if not path.exists():
             return _builtin()
+    catalogue, problems = read_catalogue(path)
+    if catalogue is None:
+        raise ConfigurationError("\n".join(problem.render(path) for problem in problems))
+    return catalogue if catalogue.providers else _demo()
+
+
+def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
+    """Return the catalogue of a file, or None if it is not valid, and all that is wrong or doubtful in the file.
+
+    Raises:
+        ConfigurationError: There is no such file, or it cannot be read.
+    """
     try:
-        document = tomllib.loads(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: it is not text in UTF-8") from error
+    try:
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        return None, [Problem.of_toml(error, text)]
     try:
         catalogue = Catalogue.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ConfigurationError(f"{path}: {place}: {first['msg']}") from error
-    return catalogue if catalogue.providers else _demo()
+        return None, locate(text, problems_of(error, Catalogue))
+    problems = locate(text, [*_dead_ends(catalogue), *_doubts(catalogue)])
+    return (None if any(problem.fatal for problem in problems) else catalogue), problems
+
+
+def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
+    """Yield the names that lead nowhere."""
+    for name, model in catalogue.models.items():
+        for index, route in enumerate(model.routes):
+            text = route if isinstance(route, str) else route.route
+            provider = text.split("/", 1)[0]
+            if provider not in catalogue.providers:
+                yield Problem.unknown(
+                    ("models", name, "routes", index), f"route '{text}' names provider", provider, catalogue.providers
+                )
+        for field in ("context_window_fallbacks", "content_filter_fallbacks"):
+            for index, fallback in enumerate(getattr(model, field)):
+                try:
+                    catalogue.find(fallback)
+                except ModelNotFoundError:
+                    yield Problem.unknown(("models", name, field, index), "model", fallback, catalogue.models)
+
+
+def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
+    """Yield what is valid, but hardly meant."""
+    for name, provider in catalogue.providers.items():
+        key = provider.api_key
+        if key is not None and key.startswith("env:") and provider.secret() is None:
+            variable = key.removeprefix("env:")
+            yield Problem(("providers", name, "api_key"), f"the variable {variable} is not set here", fatal=False)
+        elif key is not None and not key.startswith("env:"):
+            told = "the key itself is in the file; `env:NAME` keeps it out"
+            yield Problem(("providers", name, "api_key"), told, fatal=False)
+        routed = {text.split("/", 1)[0] for model in catalogue.models.values() for text in model.route_names()}
+        if name not in routed:
+            yield Problem(("providers", name), "no model is routed to it", fatal=False)

@@ -21,13 +21,16 @@ class CatalogueFile:
         """
         self._path = path
         self.current: Catalogue = load_catalogue(path)
+        self.current.look_up_prices()
 
     def reload(self) -> bool:
         """Take up the file as it is now, or log what is wrong with it, keep what is in use and return False."""
         try:
-            self.current = load_catalogue(self._path)
+            changed = load_catalogue(self._path)
         except ConfigurationError as error:
             log.error("kept the configuration in use: %s", error)  # noqa: TRY400  (the message says it all)
             return False
+        changed.look_up_prices()
+        self.current = changed
         log.info("took up the configuration: %s", ", ".join(self.current.names()))
         return True

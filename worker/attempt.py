@@ -105,7 +105,7 @@ class Attempt:
         if self.route is None or self.exchange is None:
             return None
         tokens = self.exchange.usage
-        return SpentUsage(self.route.provider_name, tokens, self.route.price.cost(tokens))
+        return SpentUsage(self.route.provider_name, tokens, self.route.cost(tokens))
 
     def record(self, status: str, error: HeadraceError | None = None) -> str:
         """Return what the job's attempts say of this one, as JSON."""

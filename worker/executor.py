@@ -79,7 +79,7 @@ class Executor:
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
         self._gates = {
-            name: asyncio.Semaphore(provider.max_concurrency) for name, provider in catalogue.providers.items()
+            name: asyncio.Semaphore(provider.max_concurrency or 256) for name, provider in catalogue.providers.items()
         }
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._claims = GroupCommit(self._claim)

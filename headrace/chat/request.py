@@ -207,6 +207,12 @@ class AudioReference(_Open):
     id: str
 
 
+class ThinkingBlock(_Open):
+    """What a model of Anthropic's thought, signed by it; sent back as it came."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
 class AssistantMessage(_Open):
     """What the model said before."""
 
@@ -217,6 +223,7 @@ class AssistantMessage(_Open):
     audio: AudioReference | None = None
     tool_calls: Annotated[list[_ToolCall], _FAIL_FAST] | None = None
     function_call: FunctionCall | None = None
+    thinking_blocks: Annotated[list[ThinkingBlock], _FAIL_FAST] | None = None
 
     @model_validator(mode="after")
     def _require_content(self) -> Self:
@@ -541,6 +548,7 @@ class ChatRequest(_Open):
     fallbacks: Annotated[list[ModelName], Field(max_length=8, fail_fast=True)] | None = Field(
         default=None, description="Models to try, in order, when the first one's providers fail."
     )
+    thinking: dict[str, Any] | None = Field(default=None, description="Anthropic's own, for its models.")
     strict_params: bool | None = Field(
         default=None, description="Refuse the request where a parameter would be dropped, with a 400 that names it."
     )

@@ -144,6 +144,7 @@ _GEMINI = _OURS | {
     "prompt_cache_key": _dropped("caches by itself"),
     "prompt_cache_retention": _dropped("caches by itself"),
     "prompt_cache_options": _dropped("caches by itself"),
+    "thinking": _dropped("Anthropic's own: use `reasoning_effort`"),
     "top_k": _passed("Gemini's own; `topK`"),
     "safety_settings": _passed("Gemini's own; `safetySettings`"),
 }
@@ -261,8 +262,8 @@ def claude_samples(model: str) -> bool:
 def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
     """Return how a model of Anthropic's is to think about a request; None where it is not asked to, or cannot."""
     own = request.get("thinking")
-    if own is not None:
-        return {"enabled": Thinking.BUDGET, "adaptive": Thinking.ADAPTIVE}.get(own.get("type"))
+    if isinstance(own, Mapping):
+        return {"enabled": Thinking.BUDGET, "adaptive": Thinking.ADAPTIVE}.get(str(own.get("type")))
     if request.get("reasoning_effort") in (None, "none"):
         return None
     choice = request.get("tool_choice")
@@ -274,6 +275,12 @@ def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
     most = request.get("max_completion_tokens") or request.get("max_tokens")
     too_few = most is not None and most <= _LEAST_BUDGET
     return None if forced or too_few or _lost_its_thoughts(request["messages"]) else Thinking.BUDGET
+
+
+def allowed_functions(choice: Mapping[str, Any]) -> set[str]:
+    """Return the names of the functions that a `tool_choice` of `allowed_tools` allows."""
+    functions = (tool.get("function") for tool in choice["allowed_tools"]["tools"])
+    return {str(function.get("name")) for function in functions if isinstance(function, Mapping)}
 
 
 def _lost_its_thoughts(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "keys": "headrace.cli.keys:keys",
     "jobs": "headrace.cli.jobs:jobs",
     "usage": "headrace.cli.usage:usage",
+    "config": "headrace.cli.config:config",
     "providers": "headrace.cli.providers:providers",
 }
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from headrace import errors
 from headrace.chat.completion import ChatCompletion, ChatCompletionChunk, Fold
 from headrace.chat.request import parse_chat_request
-from headrace.errors import UpstreamError
+from headrace.chat.support import dropped_parameters
+from headrace.errors import InvalidRequestError, UpstreamError
 from worker.providers.formats import FORMATS, WireFormat
 from worker.providers.sse import EventReader
 
@@ -186,3 +187,41 @@ def test_a_broken_event_is_an_upstreams_error_and_nothing_else(
         for event in (*events[: events.index(original)], broken):
             for chunk in parser.parse(orjson.dumps(event)):
                 fold.add(chunk)
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+def test_arguments_that_are_too_deep_are_an_upstreams_error(kind: Any) -> None:
+    form, depth = FORMATS[kind], 1000
+    nested = "[" * depth + "]" * depth
+    answers = {
+        "anthropic": '{"model":"m","stop_reason":"tool_use","usage":{},"content":['
+        '{"type":"tool_use","id":"c","name":"f","input":{"a":%s}}]}',
+        "gemini": '{"candidates":[{"finishReason":"STOP","content":{"parts":['
+        '{"functionCall":{"name":"f","args":{"a":%s}}}]}}]}',
+    }
+    with pytest.raises(UpstreamError):
+        form.parse_completion((answers[kind] % nested).encode())
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+@given(odd=JSON)
+def test_what_clients_add_breaks_no_format(kind: Any, odd: Any) -> None:
+    """Fields beyond OpenAI's, of any type: rendered, or refused as the caller's error."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": odd}
+    request = {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": odd}], "cache_control": odd},
+            {"role": "assistant", "tool_calls": [call], "reasoning_content": odd},
+            {"role": "tool", "tool_call_id": "c", "content": "x"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "cache_control": odd}, "cache_control": odd}],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"function": odd}]}},
+        "cache_control": odd,
+        "safety_settings": odd,
+        "top_k": 3,
+    }
+    with contextlib.suppress(InvalidRequestError):
+        parse_chat_request(orjson.dumps(request))
+        dropped_parameters(kind, "m", request)
+        FORMATS[kind].render_request(request, model="m", stream=True, output_limit=None)

@@ -18,11 +18,7 @@ PROVIDER = Provider(kind="openai", base_url="http://127.0.0.1:1/v1")
 
 
 def routes(*conditions: Condition | None) -> list[Route]:
-    price = Model(routes=["p/m"])
-    return [
-        Route(provider_name="p", provider=PROVIDER, model="m", price=price, condition=condition)
-        for condition in conditions
-    ]
+    return [Route("p", PROVIDER, "m", Model(routes=["p/m"]), condition) for condition in conditions]
 
 
 FIRST: dict[str, Any] = {

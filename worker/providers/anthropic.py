@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from headrace.chat.support import Thinking, claude_samples, claude_thinking
+from headrace.chat.support import Thinking, allowed_functions, claude_samples, claude_thinking
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -103,7 +103,7 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
         body["system"] = system
     if stream:
         body["stream"] = True
-    thinking = claude_thinking(model, given)
+    thinking = claude_thinking(model, given | {"max_tokens": most})
     body |= _render_sampling(given, model, thinking) | _render_tools(given)
     body |= _render_effort(given, thinking, most)
     if form.get("type") == "json_schema":
@@ -152,7 +152,7 @@ def _render_tools(given: _Json) -> _Json:
         declared = [{"name": name, "input_schema": {"type": "object"}} for name in called]
         return {"tools": declared, "tool_choice": {"type": "none"}} if declared else {}
     if isinstance(choice, dict) and choice["type"] == "allowed_tools":
-        allowed = {tool.get("function", {}).get("name") for tool in choice["allowed_tools"]["tools"]}
+        allowed = allowed_functions(choice)
         tools = [tool for tool in tools if tool["function"]["name"] in allowed]
         choice = choice["allowed_tools"]["mode"]
     rendered: _Json = {"none": {"type": "none"}, "auto": {"type": "auto"}, "required": {"type": "any"}}.get(
@@ -352,7 +352,7 @@ def parse_completion(body: bytes) -> dict[str, Any]:
         message = _parse_content(answer["content"])
         choice = {"index": 0, "message": message, "logprobs": None, **_finish(answer["stop_reason"])}
         completion = {"model": answer["model"], "choices": [choice], "usage": _usage(answer["usage"])}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise _nonsense() from None
     return completion
 
@@ -444,7 +444,7 @@ class StreamParser:
         try:
             handle = self._events.get(event["type"], self._skip)
             return handle(event)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
             raise _nonsense() from None
 
     @staticmethod

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import orjson
 
 from headrace.chat.completion import Fold
-from headrace.chat.support import gemini_version
+from headrace.chat.support import allowed_functions, gemini_version
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -154,7 +154,7 @@ def _render_tools(given: _Json) -> _Json:
         return {}
     choice = given.get("tool_choice", "auto")
     if isinstance(choice, dict) and choice["type"] == "allowed_tools":
-        allowed = {tool.get("function", {}).get("name") for tool in choice["allowed_tools"]["tools"]}
+        allowed = allowed_functions(choice)
         tools = [tool for tool in tools if tool["function"]["name"] in allowed]
         choice = choice["allowed_tools"]["mode"]
     body: _Json = {"tools": [{"functionDeclarations": [_render_function(tool["function"]) for tool in tools]}]}
@@ -234,11 +234,19 @@ def _render_calls(message: _Json, *, signed: bool) -> list[_Json]:
         function = call["function"]
         rendered = {"name": function["name"], "args": _arguments(function["arguments"]), "id": call["id"]}
         part: _Json = {"functionCall": rendered}
-        signature = ((call.get("extra_content") or {}).get("google") or {}).get("thought_signature")
+        signature = _signature(call)
         if signature or (signed and not index):
             part["thoughtSignature"] = signature or _NO_SIGNATURE
         parts.append(part)
     return parts
+
+
+def _signature(call: _Json) -> str | None:
+    """Return the signature that came with a call, if the client has kept it where it was."""
+    held: Any = call
+    for name in ("extra_content", "google", "thought_signature"):
+        held = held.get(name) if isinstance(held, dict) else None
+    return held if isinstance(held, str) else None
 
 
 def _arguments(text: str) -> _Json:
@@ -307,7 +315,7 @@ class StreamParser:
         answer = _parse_object(data)
         try:
             return self._parse(answer)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
             raise _nonsense() from None
 
     def _parse(self, answer: _Json) -> Sequence[_Json]:

@@ -1,0 +1,180 @@
+"""What is wrong in a configuration file: each problem with its line, in plain words, and with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Place = tuple[str | int, ...]
+"""Where in the document something is: keys, and indexes in lists."""
+
+_TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong, or if it is not `fatal`, doubtful. Lines and columns count from 1."""
+
+    place: Place
+    message: str
+    suggestion: str | None = None
+    fatal: bool = True
+    line: int | None = None
+    column: int | None = None
+
+    @classmethod
+    def of_toml(cls, error: tomllib.TOMLDecodeError, text: str) -> Problem:
+        """Return the problem of a text that is no TOML."""
+        match = _TOML_PLACE.match(str(error))
+        if match is None or match["line"] is None:
+            return cls((), str(error), line=text.rstrip().count("\n") + 1)
+        return cls((), match["what"], line=int(match["line"]), column=int(match["column"]))
+
+    @classmethod
+    def unknown(cls, place: Place, what: str, name: str, known: Iterable[str]) -> Problem:
+        """Return the problem of a name that is not there, with the one that may be meant."""
+        return cls(place, f"{what} '{name}', which is not there", _nearest(name, known))
+
+    @property
+    def path(self) -> str:
+        """Its place in the document, as in `models."gpt-4o".routes[0]`."""
+        text = ""
+        for part in self.place:
+            if isinstance(part, int):
+                text += f"[{part}]"
+            else:
+                bare = re.fullmatch(r"[A-Za-z0-9_-]+", part)
+                text += ("." if text else "") + (part if bare else f'"{part}"')
+        return text
+
+    def render(self, file: Path) -> str:
+        """Return it as a line for an operator."""
+        where = f"{file}:{self.line}" if self.line is not None else str(file)
+        where += f":{self.column}" if self.column is not None else ""
+        told = f"{self.path}: {self.message}" if self.place else self.message
+        warning = "" if self.fatal else "warning: "
+        return f"{where}: {warning}{told}" + (f". Did you mean '{self.suggestion}'?" if self.suggestion else "")
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Return what pydantic found in a document of `model`, in an operator's words."""
+    found = []
+    for problem in error.errors():
+        place = tuple(part for part in problem["loc"] if not _is_branch(part))
+        name = str(place[-1]) if place else ""
+        match problem["type"]:
+            case "extra_forbidden":
+                known = _fields_at(model, place[:-1])
+                told = Problem(place, "there is no such key", _nearest(name, known))
+            case "missing":
+                told = Problem(place[:-1], f"'{name}' is missing")
+            case "string_pattern_mismatch" if name == "base_url":
+                told = Problem(place, f"{problem['input']!r} is no http or https URL")
+            case "string_pattern_mismatch":
+                told = Problem(place, f"{problem['input']!r} is not 'provider/model'")
+            case _:
+                told = Problem(place, problem["msg"].lower() if place else problem["msg"])
+        if told not in found:
+            found.append(told)
+    return found
+
+
+def _is_branch(part: str | int) -> bool:
+    """Tell whether a part of pydantic's place names the branch of a union, and not a key."""
+    return isinstance(part, str) and (part == "WeightedRoute" or part.startswith("constrained-str"))
+
+
+def _fields_at(model: type[BaseModel], place: Place) -> list[str]:
+    """Return the keys that a table of the document may have; nothing for one that we cannot follow."""
+    current: Any = model
+    for part in place:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = None if field is None else field.annotation
+        else:
+            current = next(reversed(get_args(current)), None)
+    for candidate in (current, *get_args(current)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return list(candidate.model_fields)
+    return []
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def locate(text: str, problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems with the lines of a valid TOML text that they stand on, in that order.
+
+    What has no line of its own, such as a key that is missing, or an item of a list, is where the table or the list is.
+    """
+    lines = dict(_keys(text))
+    located = []
+    for problem in problems:
+        place = tuple(part for part in problem.place if isinstance(part, str))
+        while place and place not in lines:
+            place = place[:-1]
+        located.append(replace(problem, line=lines.get(place)))
+    return sorted(located, key=lambda problem: problem.line or 0)
+
+
+_KEY_PART = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+_OPENERS = re.compile(r'"""|\'\'\'|"(?:[^"\\]|\\.)*"|\'[^\']*\'|#.*|[\[\]{}]')
+
+
+def _keys(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the keys and tables of a valid TOML text with their lines; a table comes with the tables that it is in."""
+    table: tuple[str, ...] = ()
+    depth = 0
+    quote: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if depth == 0 and quote is None:
+            stripped = line.strip()
+            if stripped.startswith("["):
+                table = tuple(_key_parts(stripped.strip("[").strip()))
+                for length in range(1, len(table) + 1):
+                    yield table[:length], number
+                continue
+            if stripped and not stripped.startswith("#"):
+                key = (*table, *_key_parts(stripped))
+                for length in range(len(table) + 1, len(key) + 1):
+                    yield key[:length], number
+        quote, depth = _nesting(line, quote, depth)
+
+
+def _key_parts(text: str) -> Iterator[str]:
+    position = 0
+    while match := _KEY_PART.match(text, position):
+        double, single, bare = match.groups()
+        yield tomllib.loads(f'x = "{double}"')["x"] if double is not None else single if single is not None else bare
+        if text[match.end() : match.end() + 1] != ".":
+            return
+        position = match.end() + 1
+
+
+def _nesting(line: str, quote: str | None, depth: int) -> tuple[str | None, int]:
+    """Return which multi-line string is open after a line, and how many brackets are."""
+    position = 0
+    while True:
+        if quote is not None:
+            end = line.find(quote, position)
+            if end < 0:
+                return quote, depth
+            position, quote = end + 3, None
+        match = _OPENERS.search(line, position)
+        if match is None:
+            return None, depth
+        mark, position = match[0], match.end()
+        if mark in ('"""', "'''"):
+            quote = mark
+        elif mark in "[{":
+            depth += 1
+        elif mark in "]}":
+            depth -= 1
