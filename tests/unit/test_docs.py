@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.app import create_app
-from headrace.catalogue import load_catalogue
+from headrace.catalogue import load_catalogue, read_catalogue
 from headrace.chat.request import EXTENSIONS, ChatRequest
 from headrace.chat.support import HANDLINGS, Kind, render_table
 from headrace.settings import Settings
@@ -84,3 +84,19 @@ def test_the_table_of_parameters_is_the_codes() -> None:
 @pytest.mark.parametrize("kind", HANDLINGS)
 def test_every_parameter_has_its_handling(kind: Kind) -> None:
     assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[kind])
+
+
+BLOCKS = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs/providers.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_pages_configurations_are_valid(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(block)
+    catalogue, problems = read_catalogue(path)
+    assert catalogue is not None, problems
+    assert all(catalogue.routes(name) for name in catalogue.names())
+
+
+def test_there_are_as_many_as_there_are_servers() -> None:
+    assert len(BLOCKS) == 7
