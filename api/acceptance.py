@@ -9,10 +9,12 @@ from urllib.parse import quote
 import orjson
 from fastapi import Request
 
+from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue import Catalogue
-from headrace.chat.request import ChatRequest
-from headrace.errors import InvalidRequestError
-from headrace.ids import new_id
+from headrace.chat.request import ChatRequest, parse_chat_request
+from headrace.errors import InvalidRequestError, ModelNotFoundError
+from headrace.ids import is_id, new_id
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
 from headrace.routing import usable_routes
@@ -30,21 +32,23 @@ class Submission:
     headers: Mapping[str, str]
 
 
-def new_job(
+async def new_job(
     request: Request,
     principal: Principal,
     chat: ChatRequest,
-    body: str,
+    body: bytes,
     *,
     tier: str | None = None,
     metadata: dict[str, str] | None = None,
-    timeout: float | None = None,
+    timeout_seconds: float | None = None,
     background: bool,
 ) -> Submission:
-    """Return the job that a chat request asks for. What is given besides wins over what the request says.
+    """Return the job that a chat request asks for, of a model or an agent.
+
+    What is given besides wins over what the request says.
 
     Raises:
-        ModelNotFoundError: Nobody serves the model, or one of its fallbacks.
+        ModelNotFoundError: Nobody serves the model, or one of its fallbacks; or the account has no such agent.
         InvalidRequestError: It asks for what is not there yet, or for what no route to the model can honour.
     """
     if chat.webhook is not None:
@@ -58,26 +62,46 @@ def new_job(
             raise InvalidRequestError(
                 f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
             )
+    asked = orjson.loads(body)
+    agent = None
+    if chat.model.startswith(AGENT_PREFIX):
+        agent = await _agent(request, principal, chat.model)
+        asked = resolve(orjson.loads(agent.definition), asked)
+        body = orjson.dumps(asked)
+        chat = parse_chat_request(body)  # what each may say alone may be wrong together
     job_id = new_id("job")
     # That somebody can do it is worth knowing before the job is accepted rather than after.
     catalogue: Catalogue = request.state.catalogue.current
     for index, fallback in enumerate(chat.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
-    first = usable_routes(catalogue, orjson.loads(body), seed=job_id)[0]
+    first = usable_routes(catalogue, asked, seed=job_id)[0]
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
         model=chat.model,
-        request=body,
+        request=body.decode(),
+        agent_id=None if agent is None else agent.id,
+        agent_version=None if agent is None else agent.version,
         metadata=orjson.dumps(labels).decode() if labels else None,
         tier=tier or _TIERS.get(chat.service_tier or "", "default"),
         background=background,
         streamed=bool(chat.stream) and not background,
         origin=None if background else request.state.hub.origin,
-        timeout_seconds=timeout or chat.timeout or request.state.settings.job_timeout_seconds,
+        timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
     )
     return Submission(job, _headers(job_id, first.dropped))
+
+
+async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
+    agent = None
+    if is_id(agent_id, "agent"):
+        agent = await find_agent(request.state.database, agent_id, principal.account_id)
+    if agent is None:
+        raise ModelNotFoundError(
+            f"The model '{agent_id[:100]}' does not exist or you do not have access to it.", param="model"
+        )
+    return agent
 
 
 def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
     """Answer with the completion, stream it, or with `background` start a job and return it."""
     body = await read_body(request)
     chat = parse_chat_request(body)
-    submission = new_job(request, principal, chat, body.decode(), background=bool(chat.background))
+    submission = await new_job(request, principal, chat, body, background=bool(chat.background))
     if submission.job.background:
         return await start(request, submission)
     foreground = _Foreground(request, principal, submission)

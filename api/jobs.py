@@ -49,14 +49,14 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
     submission = parse_body(JobSubmission, body)
     if submission.webhook is not None:
         raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
-    job = new_job(
+    job = await new_job(
         request,
         principal,
         submission.request,
-        orjson.dumps(orjson.loads(body)["request"]).decode(),
+        orjson.dumps(orjson.loads(body)["request"]),
         tier=submission.priority,
         metadata=submission.metadata,
-        timeout=submission.timeout,
+        timeout_seconds=submission.timeout,
         background=True,
     )
     return await start(request, job)
@@ -68,6 +68,7 @@ async def list_jobs(
     principal: Authenticated,
     status: State | None = None,
     model: ModelFilter = None,
+    agent_id: ModelFilter = None,
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     after: Annotated[str | None, Query(description="The last id of the page before")] = None,
@@ -80,6 +81,7 @@ async def list_jobs(
     wanted = JobFilter(
         state=status,
         model=model,
+        agent_id=agent_id,
         metadata=metadata_filter(request),
         created_after=_time(created_after),
         created_before=_time(created_before),

@@ -10,7 +10,10 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from headrace.agents.queries import AgentVersion, find_agent, list_agents
 from headrace.catalogue import CATALOGUE_CREATED, Catalogue
+from headrace.errors import ModelNotFoundError
+from headrace.ids import is_id
 from headrace.known_models import Ability
 
 router = APIRouter(prefix="/models", tags=["Models"])
@@ -62,15 +65,33 @@ def _render(catalogue: Catalogue, name: str) -> dict[str, Any]:
     }
 
 
+def _render_agent(catalogue: Catalogue, agent: AgentVersion) -> dict[str, Any]:
+    """Return an agent as a model: what its own model can do, if that is still there."""
+    about = {"id": agent.id, "object": "model", "created": agent.created_at, "owned_by": "agent"}
+    try:
+        return _render(catalogue, orjson.loads(agent.definition)["model"]) | about
+    except ModelNotFoundError:
+        nothing: dict[str, Any] = {"context_window": None, "output_limit": None, "prices": None}
+        return about | nothing | {"providers": [], "abilities": []}
+
+
 @router.get("", summary="List models", responses={200: {"model": ModelList}})
-async def list_models(request: Request, _: Authenticated) -> Response:
-    """List the catalogue."""
+async def list_models(request: Request, principal: Authenticated) -> Response:
+    """List the catalogue, and the account's agents."""
     catalogue: Catalogue = request.state.catalogue.current
     models = [_render(catalogue, name) for name in catalogue.names()]
+    models += [
+        _render_agent(catalogue, agent) for agent in await list_agents(request.state.database, principal.account_id)
+    ]
     return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
 
 
 @router.get("/{model:path}", summary="Get a model", responses={200: {"model": ModelObject}})
-async def get_model(request: Request, _: Authenticated, model: str) -> Response:
-    """Return one model of the catalogue."""
-    return Response(orjson.dumps(_render(request.state.catalogue.current, model)), media_type="application/json")
+async def get_model(request: Request, principal: Authenticated, model: str) -> Response:
+    """Return one model of the catalogue, or an agent as the model that it is."""
+    catalogue: Catalogue = request.state.catalogue.current
+    if is_id(model, "agent"):
+        agent = await find_agent(request.state.database, model, principal.account_id)
+        if agent is not None:
+            return Response(orjson.dumps(_render_agent(catalogue, agent)), media_type="application/json")
+    return Response(orjson.dumps(_render(catalogue, model)), media_type="application/json")

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/usage", tags=["Usage"])
 _DEFAULT_SECONDS = 30 * 86_400
 _MOST_BUCKETS = 10_000
 _MOST_ROWS = 10_000
-_GROUPS = {group.value: group for group in (Group.MODEL, Group.PROVIDER, Group.KEY)}
+_GROUPS = {group.value: group for group in (Group.MODEL, Group.PROVIDER, Group.KEY, Group.AGENT)}
 _GROUPED = "There only when asked for by `group_by`"
 
 
@@ -56,6 +56,7 @@ class UsageBucket(BaseModel):
     model: str | None = Field(default=None, description=f"As it was asked for. {_GROUPED}")
     provider: str | None = Field(default=None, description=f"Who answered. {_GROUPED}")
     key: str | None = Field(default=None, description=f"The API key's id. {_GROUPED}")
+    agent: str | None = Field(default=None, description=f"The agent's id. {_GROUPED}")
     requests: int
     prompt_tokens: int
     completion_tokens: int
@@ -88,7 +89,7 @@ async def get_usage(
     end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
     bucket: Annotated[Bucket | None, Query(description="In UTC; without it the whole time is one")] = None,
     group_by: Annotated[
-        str | None, Query(description="What to tell apart: `model`, `provider`, `key`, or several, as in `model,key`")
+        str | None, Query(description="What to tell apart: `model`, `provider`, `key`, `agent`, or several, as in `model,key`")
     ] = None,
 ) -> Response:
     """Add up what the account's jobs used, by the time at which they ended."""

@@ -17,6 +17,7 @@
     - UpstreamKeyError              the provider does not take the key that we have for it
     - UpstreamTimeoutError          504
     - UpstreamRateLimitError        429
+    - UpstreamUnavailableError      503: it kept failing, and is left alone for a while
 
 Each class knows its HTTP status, OpenAI's `type` and `code`, and whether trying again can help. The docstring of a
 class is its message where none is given, so it is written for the client. Error objects are OpenAI's:
@@ -189,3 +190,10 @@ class UpstreamRateLimitError(UpstreamError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class UpstreamUnavailableError(UpstreamError):
+    """The model's provider keeps failing, and is left alone for a while."""
+
+    status = 503
+    code = "upstream_unavailable"

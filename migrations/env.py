@@ -7,6 +7,7 @@ import os
 import sqlalchemy as sa
 from alembic import context
 
+import headrace.agents.tables
 import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables  # noqa: F401  (each import puts its tables into the metadata)

@@ -40,8 +40,9 @@ class Exchange:
         self._format = FORMATS[route.provider.kind]
         # Somebody may come to watch a background job; only audio cannot always be streamed.
         self._stream = job.streamed or (job.background and not request.get("audio"))
-        calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
-        self._folds = [Fold() for _ in range(calls)]
+        self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
+        """How many calls it takes."""
+        self._folds = [Fold() for _ in range(self.calls)]
         self._held: list[dict[str, Any]] = []
         self._model = route.model
         self._whole: dict[str, Any] | None = None

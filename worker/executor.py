@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from headrace import live
-from headrace.catalogue import Catalogue, Route
+from headrace.catalogue import Catalogue
 from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database
 from headrace.errors import (
@@ -35,13 +36,15 @@ from headrace.jobs.queries import ClaimedJob, FinishedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
-from headrace.routing import usable_routes
+from headrace.routing import UsableRoute, usable_routes
 from headrace.settings import Settings
 from headrace.telemetry import bind
 from worker.attempt import Attempt, Stop
+from worker.circuit import Circuits, Rules
 from worker.deltas import DeltaWriter
 from worker.demo import DemoUpstream
 from worker.exchange import Exchange
+from worker.limits import Limits, NotAdmittedError
 from worker.providers.client import ProviderClient, without_secret
 from worker.router import Retry, next_attempt
 
@@ -50,6 +53,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _DATABASE_WAIT_SECONDS = 0.5
+# How long a job that nobody waits for may hold a slot here because its provider's limits are used up.
+_PATIENCE_SECONDS = 5.0
 _CONTENT_FILTER = "content_filter"
 
 
@@ -67,6 +72,8 @@ class Executor:
         queue: JobQueue,
         publisher: Publisher,
         client: ProviderClient,
+        circuits: Circuits,
+        limits: Limits,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -78,9 +85,8 @@ class Executor:
         self._client = client
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
-        self._gates = {
-            name: asyncio.Semaphore(provider.max_concurrency or 256) for name, provider in catalogue.providers.items()
-        }
+        self._circuits = circuits
+        self._limits = limits
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._claims = GroupCommit(self._claim)
         self._ends = GroupCommit(self._finish)
@@ -103,6 +109,9 @@ class Executor:
             stack.push_async_callback(queue.close)
             client = ProviderClient(connections=settings.worker_slots)
             stack.push_async_callback(client.close)
+            circuits = Circuits(redis, rules=Rules(failures=settings.circuit_failures))
+            limits = Limits(redis, lease_seconds=settings.lease_seconds, paused=circuits.paused_seconds)
+            stack.push_async_callback(limits.close)
             executor = cls(
                 settings,
                 file,
@@ -112,8 +121,16 @@ class Executor:
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 client=client,
+                circuits=circuits,
+                limits=limits,
             )
-            chores = [executor._deltas.run(), executor._heartbeat(), executor._hear_cancellations(redis)]
+            chores = [
+                executor._deltas.run(),
+                executor._heartbeat(),
+                executor._hear_cancellations(redis),
+                circuits.run(),
+                limits.run(),
+            ]
             tasks = [asyncio.create_task(chore) for chore in chores]
             try:
                 yield executor
@@ -158,6 +175,9 @@ class Executor:
             self._publish(attempt, 0, "started")
         try:
             response = await self._answer(attempt)
+        except NotAdmittedError as error:
+            # It keeps its place in time, and leaves its slot here to one that need not wait.
+            await self._put_back(attempt, Retry(job.route, job.retries, error.retry_after or 0), None)
         except UpstreamError as error:
             await self._fail(attempt, without_secret(error, attempt.secret))
         except TimeoutError:
@@ -183,28 +203,46 @@ class Executor:
             UpstreamError: The provider failed.
             TimeoutError: The job's deadline passed.
         """
-        job = attempt.job
-        attempt.routes = usable_routes(self._catalogue, attempt.request, seed=job.id)
-        attempt.index = min(job.route, len(attempt.routes) - 1)
+        job, request = attempt.job, attempt.request
+        attempt.routes = usable_routes(self._catalogue, request, seed=job.id)
+        attempt.index = self._choose(attempt.routes, min(job.route, len(attempt.routes) - 1))
         route = attempt.routes[attempt.index].route
-        async with asyncio.timeout(job.seconds_left), self._gates[route.provider_name]:
-            deadline = asyncio.timeout(route.provider.timeout)
+        name, provider = route.provider_name, route.provider
+        exchange = Exchange(self._client, job, route, request, pass_on=partial(self._pass_on, attempt))
+        patience = _PATIENCE_SECONDS if job.background else math.inf
+        async with (
+            asyncio.timeout(job.seconds_left),
+            self._limits.admitted(
+                name, provider, request, calls=exchange.calls, patience_seconds=patience
+            ) as admission,
+            self._circuits.call(name),
+        ):
+            attempt.exchange = exchange
+            deadline = asyncio.timeout(provider.timeout)
             try:
                 async with deadline:
-                    attempt.exchange = self._exchange(attempt, route)
-                    completion = await attempt.exchange.complete()
+                    completion = await exchange.complete()
             except TimeoutError:
                 if deadline.expired():
                     raise UpstreamTimeoutError from None
                 raise
+            finally:
+                if provider.tokens_per_minute is not None:
+                    admission.used(exchange.usage.total_tokens)
         if _is_withheld(completion):
             withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)
             if self._next(attempt, withheld) is not None:
                 raise withheld
         return completion
 
-    def _exchange(self, attempt: Attempt, route: Route) -> Exchange:
-        return Exchange(self._client, attempt.job, route, attempt.request, pass_on=partial(self._pass_on, attempt))
+    def _choose(self, routes: Sequence[UsableRoute], index: int) -> int:
+        """Return the route to try: the one at `index`, or the next of its kind if its provider is left alone."""
+        condition = routes[index].route.condition
+        for at in range(index, len(routes)):
+            route = routes[at].route
+            if route.condition == condition and self._circuits.allows(route.provider_name):
+                return at
+        return index
 
     def _pass_on(self, attempt: Attempt, chunks: Sequence[dict[str, Any]]) -> None:
         lines = [render_chunk(chunk) for chunk in chunks]
@@ -237,7 +275,7 @@ class Executor:
             error,
             routes=[usable.route for usable in attempt.routes],
             route=attempt.index,
-            retries=job.retries,
+            retries=job.retries if attempt.index == job.route else 0,
             attempts_per_route=self._settings.attempts_per_route,
             seconds_left=job.seconds_left,
         )
@@ -249,7 +287,7 @@ class Executor:
             job = attempt.job
             await self._put_back(attempt, Retry(job.route, job.retries, 0), attempt.record("returned"))
 
-    async def _put_back(self, attempt: Attempt, again: Retry, record: str) -> None:
+    async def _put_back(self, attempt: Attempt, again: Retry, record: str | None) -> None:
         job = attempt.job
         attempt.ending = True
         await self._deltas.settle(attempt)

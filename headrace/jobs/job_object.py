@@ -69,6 +69,7 @@ class Job(BaseModel):
                 "metadata": {"customer": "42"},
                 "batch_id": None,
                 "agent_id": None,
+                "agent_version": None,
             }
         }
     )
@@ -95,6 +96,7 @@ class Job(BaseModel):
     metadata: dict[str, str] | None
     batch_id: str | None
     agent_id: str | None
+    agent_version: int | None = Field(description="What the agent was when the job was accepted")
 
 
 class JobList(BaseModel):
@@ -131,7 +133,8 @@ def render_job(row: Row) -> dict[str, Any]:
         "cost": None if row.cost is None else render_cost(row.cost),
         "metadata": row.metadata,
         "batch_id": None,
-        "agent_id": None,
+        "agent_id": row.agent_id,
+        "agent_version": row.agent_version,
     }
 
 

@@ -42,6 +42,8 @@ class NewJob:
     streamed: bool
     origin: str | None
     timeout_seconds: float
+    agent_id: str | None = None
+    agent_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,15 @@ class MovedJob:
 
 
 _INSERT = """
-INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, deadline_at)
-SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin,
-       now() + timeout * interval '1 second'
+INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
+                  agent_version, deadline_at)
+SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin, agent_id,
+       agent_version, now() + timeout * interval '1 second'
 FROM unnest(%(id)b::text[], %(account_id)b::text[], %(key_id)b::text[], %(model)b::text[], %(request)b::text[],
             %(metadata)b::text[], %(tier)b::text[], %(background)b::bool[], %(streamed)b::bool[], %(origin)b::text[],
-            %(timeout)b::float8[])
-     AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout)
+            %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[])
+     AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout, agent_id,
+             agent_version)
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
 """
@@ -143,6 +147,8 @@ async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int
             "streamed": [job.streamed for job in new],
             "origin": [job.origin for job in new],
             "timeout": [job.timeout_seconds for job in new],
+            "agent_id": [job.agent_id for job in new],
+            "agent_version": [job.agent_version for job in new],
         },
     )
     created = {row[0]: row[1] for row in rows}
@@ -247,7 +253,7 @@ WITH ended AS MATERIALIZED (
                     first_token_at = now() - ended.first_token * interval '1 second'
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.deleted_at
+    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.agent_id, jobs.deleted_at
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
     SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
@@ -256,10 +262,10 @@ WITH ended AS MATERIALIZED (
 ), erased AS (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, provider, prompt_tokens,
                        completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
-    SELECT id, attempt, false, account_id, key_id, model, provider, prompt_tokens, completion_tokens, cached_tokens,
-           reasoning_tokens, cache_write_tokens, estimated, cost
+    SELECT id, attempt, false, account_id, key_id, model, agent_id, provider, prompt_tokens, completion_tokens,
+           cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost
     FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
 )
 SELECT id FROM finished
@@ -312,16 +318,19 @@ WITH put_back AS (
                     lease_until = NULL, worker = NULL, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
                     sent_at = now() + %(delay)s * interval '1 second',
-                    tried = tried || (%(record)s::jsonb || jsonb_build_object('ended_at', extract(epoch FROM now())))
+                    tried = CASE WHEN %(record)s::text IS NULL THEN tried
+                                 ELSE tried || (%(record)s::jsonb
+                                                || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING id, account_id, key_id, model, state
+    RETURNING id, account_id, key_id, model, agent_id, state
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, provider, prompt_tokens,
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, provider, prompt_tokens,
                        completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
-    SELECT id, %(attempt)s, true, account_id, key_id, model, %(provider)s, %(prompt)s::bigint, %(completion)s::bigint,
-           %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint, %(estimated)s::bool, %(cost)s::numeric
+    SELECT id, %(attempt)s, true, account_id, key_id, model, agent_id, %(provider)s, %(prompt)s::bigint,
+           %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint, %(estimated)s::bool,
+           %(cost)s::numeric
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
 )
 SELECT state FROM put_back
@@ -337,14 +346,14 @@ async def retry_job(
     route: int,
     retries: int,
     cancelled: str,
-    record: str,
+    record: str | None,
     spent: SpentUsage | None = None,
 ) -> State | None:
     """Put a running job back in the queue, due in `delay_seconds`, or end it if somebody has cancelled it.
 
     The next attempt takes `route`, on which `retries` have failed by then. What this one spent counts as discarded.
-    `cancelled` is the error that the row keeps then, and `record` what the job's attempts say of this one, both as
-    JSON. Returns the job's state, or None if it was not ours.
+    `cancelled` is the error that the row keeps then, and `record` what the job's attempts say of this one if anything,
+    both as JSON. Returns the job's state, or None if it was not ours.
     """
     parameters = {
         "id": job_id,
@@ -566,6 +575,8 @@ _VIEW = sa.select(
     jobs.c.id,
     jobs.c.state,
     jobs.c.model,
+    jobs.c.agent_id,
+    jobs.c.agent_version,
     jobs.c.provider,
     jobs.c.tier,
     jobs.c.attempt,
@@ -611,6 +622,7 @@ class JobFilter:
 
     state: State | None = None
     model: str | None = None
+    agent_id: str | None = None
     metadata: Mapping[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -625,6 +637,8 @@ async def list_jobs(
         query = query.where(jobs.c.state == wanted.state.value)
     if wanted.model is not None:
         query = query.where(jobs.c.model == wanted.model)
+    if wanted.agent_id is not None:
+        query = query.where(jobs.c.agent_id == wanted.agent_id)
     if wanted.metadata:
         query = query.where(jobs.c.metadata.contains(sa.cast(dict(wanted.metadata), JSONB)))
     if wanted.created_after is not None:

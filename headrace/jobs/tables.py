@@ -15,6 +15,8 @@ jobs = sa.Table(
     sa.Column("key_id", sa.ForeignKey("api_keys.id"), nullable=False),
     sa.Column("state", sa.Text, nullable=False, server_default="queued"),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text),
+    sa.Column("agent_version", sa.Integer),
     sa.Column("request", sa.Text, comment="The client's JSON as it came; null once erased"),
     sa.Column("metadata", JSONB),
     sa.Column("tier", sa.Text, nullable=False, comment="Which queue wakes a worker for it"),
@@ -69,6 +71,8 @@ jobs = sa.Table(
         "route >= 0 AND retries >= 0 AND lost >= 0 AND delta_count >= 0 AND attempt >= retries + lost",
         name="counts_add_up",
     ),
+    sa.ForeignKeyConstraint(["agent_id", "agent_version"], ["agent_versions.agent_id", "agent_versions.version"]),
+    sa.CheckConstraint("(agent_id IS NULL) = (agent_version IS NULL)", name="agent_with_version"),
     sa.CheckConstraint("jsonb_typeof(tried) = 'array'", name="tried_is_list"),
     sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
     # The two small sets that are looked through all the time; ended jobs are in neither.

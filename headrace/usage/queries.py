@@ -35,6 +35,7 @@ class Group(StrEnum):
     MODEL = "model"
     PROVIDER = "provider"
     KEY = "key"
+    AGENT = "agent"
     ACCOUNT = "account"
 
 
@@ -42,6 +43,7 @@ _GROUPS: dict[Group, sa.ColumnElement[Any]] = {
     Group.MODEL: usage.c.model,
     Group.PROVIDER: usage.c.provider,
     Group.KEY: usage.c.key_id,
+    Group.AGENT: usage.c.agent_id,
     Group.ACCOUNT: accounts.c.name,
 }
 _COUNTED = ~usage.c.discarded

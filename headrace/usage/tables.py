@@ -15,6 +15,7 @@ usage = sa.Table(
     sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
     sa.Column("key_id", sa.Text),
     sa.Column("model", sa.Text, nullable=False, comment="The model that the client asked for"),
+    sa.Column("agent_id", sa.Text),
     sa.Column("provider", sa.Text, nullable=False),
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),

@@ -110,13 +110,14 @@ async def test_a_finished_job_is_in_it_at_once(account: Account, provider: Provi
     provider.script(model, answer("ok", usage=usage))
     before = int(time.time())
     assert (await account.client.post("/chat/completions", json=chat(model))).status_code == 200
-    (line,) = await account.usage(group_by="model,provider,key")
+    (line,) = await account.usage(group_by="model,provider,key,agent")
     assert line["end_time"] - line["start_time"] == 30 * 86_400
     assert line.pop("start_time") < before < line.pop("end_time")
     assert line == {
         "model": model,
         "provider": "fake",
         "key": account.key_id,
+        "agent": None,
         "requests": 1,
         "prompt_tokens": 100,
         "completion_tokens": 40,
@@ -426,7 +427,7 @@ async def test_the_answer_is_what_the_openapi_document_says(
     await account.spend(time.time())
     (whole,) = await account.usage()
     assert whole.keys() == set(schema["required"])
-    (grouped,) = await account.usage(group_by="model,provider,key")
+    (grouped,) = await account.usage(group_by="model,provider,key,agent")
     assert grouped.keys() == schema["properties"].keys()
     assert schema["example"].keys() <= schema["properties"].keys()
 

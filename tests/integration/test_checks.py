@@ -36,6 +36,8 @@ SOUND = [
     pytest.param("job_deltas", {"first_seq": 1, "last_seq": 1}, id="one delta"),
     pytest.param("usage", COUNTED, id="all cached, all reasoning, no cost"),
     pytest.param("usage", {**COUNTED, "cost": None}, id="no price"),
+    pytest.param("agents", {}, id="agent"),
+    pytest.param("agent_versions", {}, id="an agent's version"),
     pytest.param("api_keys", {}, id="key"),
     pytest.param("accounts", {}, id="account"),
 ]
@@ -75,6 +77,9 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("jobs", "ck_jobs_counts_add_up", {"attempt": 1, "lost": -1}),
     ("jobs", "ck_jobs_counts_add_up", {"delta_count": -1}),
     ("jobs", "ck_jobs_counts_add_up", {"attempt": 2, "retries": 1, "lost": 2}),
+    ("jobs", "ck_jobs_agent_with_version", {"agent_version": 1}),
+    ("agents", "ck_agents_version_from_one", {"version": 0}),
+    ("agent_versions", "ck_agent_versions_version_from_one", {"version": 0}),
     ("jobs", "ck_jobs_tried_is_list", {"tried": "{}"}),
     ("job_deltas", "ck_job_deltas_seq_in_order", {"first_seq": 0, "last_seq": 1}),
     ("job_deltas", "ck_job_deltas_seq_in_order", {"first_seq": 3, "last_seq": 2}),
@@ -122,6 +127,8 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
             "streamed": False,
             "deadline_at": NOW,
         },
+        "agents": {"id": new_id("agent"), "account_id": owner.account_id},
+        "agent_versions": {"version": 1, "definition": "{}"},
         "job_deltas": {"attempt": 1, "first_seq": 1, "last_seq": 1, "chunks": "{}"},
         "usage": {
             "job_id": new_id("job"),
@@ -136,6 +143,8 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
     row = {**base[table], **values}
     if table == "job_deltas":
         row.setdefault("job_id", insert(connection, owner, "jobs", QUEUED)["id"])
+    if table == "agent_versions":
+        row.setdefault("agent_id", insert(connection, owner, "agents", {})["id"])
     statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
         sql.Identifier(table),
         sql.SQL(", ").join(map(sql.Identifier, row)),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
-import math
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +20,7 @@ from headrace.errors import (
     UpstreamTimeoutError,
 )
 from headrace.telemetry import redact
+from worker.cooldown import cooldown_seconds
 from worker.providers.formats import FORMATS, WireFormat
 
 _LARGEST_ANSWER = 64 * 1024 * 1024
@@ -153,7 +151,7 @@ async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
     status = response.status_code
     message = _text(error, "message") or f"The model's provider answered with status {status}."
     code, param = _text(error, "code"), _text(error, "param")
-    retry_after = _retry_after(response.headers)
+    retry_after = cooldown_seconds(response.headers)
     if retry_after is None:
         retry_after = error.get("retry_after")
     if status in (401, 403) or code == "invalid_api_key":
@@ -185,19 +183,3 @@ def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
         status=error.status,
         retry_after=error.retry_after,
     )
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Return the seconds of a Retry-After header, in either of its forms, or of OpenAI's finer retry-after-ms."""
-    with contextlib.suppress(ValueError):
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(0.0, float(milliseconds) / 1000)
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError):
-        seconds = float(value)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None

@@ -1,0 +1,171 @@
+"""Agents: created, read, changed, deleted, and taken for the model that they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field, RootModel
+from starlette.responses import Response
+
+from api.authentication import Authenticated
+from api.pages import render_page
+from api.scope import read_body
+from headrace.agents import queries
+from headrace.agents.persona import AgentDefinition
+from headrace.agents.queries import AgentVersion
+from headrace.catalogue import Catalogue
+from headrace.chat.validation import parse_body
+from headrace.errors import ConflictError, NotFoundError
+from headrace.ids import is_id, new_id
+
+router = APIRouter(prefix="/agents", tags=["Agents"])
+
+
+class Agent(AgentDefinition):
+    """An agent. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["agent"]
+    version: int = Field(description="Raised by each change")
+    created_at: int
+    updated_at: int
+
+
+class AgentList(BaseModel):
+    """A page of agents."""
+
+    object: Literal["list"]
+    data: list[Agent]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class _Changes(RootModel[dict[str, Any]]):
+    """What is to be changed of an agent; the whole is checked once it is."""
+
+
+class DeletedAgent(BaseModel):
+    """That an agent is gone."""
+
+    id: str
+    object: Literal["agent.deleted"]
+    deleted: Literal[True]
+
+
+def _render(agent: AgentVersion) -> dict[str, Any]:
+    definition = orjson.loads(agent.definition)
+    return {
+        "id": agent.id,
+        "object": "agent",
+        "version": agent.version,
+        "created_at": agent.created_at,
+        "updated_at": agent.updated_at,
+        **{name: definition.get(name) for name in AgentDefinition.model_fields},
+    }
+
+
+def _json(document: object) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")
+
+
+def _checked(request: Request, body: bytes) -> str:
+    """Return a definition as it is kept.
+
+    Raises:
+        InvalidRequestError: It is not valid, or its model is not in the catalogue.
+    """
+    definition = parse_body(AgentDefinition, body)
+    definition.check()
+    catalogue: Catalogue = request.state.catalogue.current
+    catalogue.find(definition.model)
+    return orjson.dumps(orjson.loads(body)).decode()
+
+
+async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
+    agent = None
+    if is_id(agent_id, "agent"):
+        agent = await queries.find_agent(request.state.database, agent_id, account_id, version=version)
+    if agent is None:
+        raise no_such_agent(agent_id)
+    return agent
+
+
+def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
+    """Return the answer for an id that the account has no agent by."""
+    return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param=param)
+
+
+@router.post("", summary="Create an agent", responses={200: {"model": Agent}})
+async def create_agent(request: Request, principal: Authenticated) -> Response:
+    """Create an agent, in its version 1."""
+    definition = _checked(request, await read_body(request))
+    agent_id = new_id("agent")
+    await queries.create_agent(request.state.database, agent_id, principal.account_id, definition)
+    return _json(_render(await _find(request, principal.account_id, agent_id)))
+
+
+@router.get("", summary="List agents", responses={200: {"model": AgentList}})
+async def list_agents(
+    request: Request,
+    principal: Authenticated,
+    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the account's agents, newest first."""
+    if after is not None:
+        await _find(request, principal.account_id, after)
+    found = await queries.list_agents(
+        request.state.database, principal.account_id, after=after, limit=limit + 1, descending=order == "desc"
+    )
+    return render_page([_render(agent) for agent in found], limit=limit)
+
+
+@router.get("/{agent_id}", summary="Get an agent", responses={200: {"model": Agent}})
+async def get_agent(
+    request: Request,
+    principal: Authenticated,
+    agent_id: str,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="As it was then")] = None,
+) -> Response:
+    """Return an agent as it is, or as it was in a version."""
+    return _json(_render(await _find(request, principal.account_id, agent_id, version)))
+
+
+@router.get("/{agent_id}/versions", summary="List an agent's versions", responses={200: {"model": AgentList}})
+async def list_versions(
+    request: Request, principal: Authenticated, agent_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> Response:
+    """List an agent's versions, newest first."""
+    await _find(request, principal.account_id, agent_id)
+    found = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit + 1)
+    return render_page([_render(agent) for agent in found], limit=limit)
+
+
+@router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
+@router.patch("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}}, include_in_schema=False)
+async def update_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+    """Change what the body names, and leave the rest; `null` takes a field away. This makes a new version."""
+    body = await read_body(request)
+    current = await _find(request, principal.account_id, agent_id)
+    changes = parse_body(_Changes, body).root
+    definition = orjson.loads(current.definition) | changes
+    kept = _checked(request, orjson.dumps({name: value for name, value in definition.items() if value is not None}))
+    if not await queries.update_agent(
+        request.state.database, agent_id, principal.account_id, version=current.version, definition=kept
+    ):
+        raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
+    return _json(_render(await _find(request, principal.account_id, agent_id)))
+
+
+@router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})
+async def delete_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+    """Delete an agent. What it was asked already runs on, and its jobs keep what they ran with."""
+    if not is_id(agent_id, "agent") or not await queries.delete_agent(
+        request.state.database, agent_id, principal.account_id
+    ):
+        raise no_such_agent(agent_id)
+    return _json({"id": agent_id, "object": "agent.deleted", "deleted": True})

@@ -1,0 +1,1 @@
+"""Agents: a persona and a configured model that answer by one name."""

@@ -1,0 +1,128 @@
+"""What an agent is, and what it makes of a request: the persona and the examples before it, its defaults behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headrace.chat.request import ChatRequest, Message, Metadata, ModelName
+from headrace.chat.validation import invalid_request
+from headrace.errors import InvalidRequestError
+
+AGENT_PREFIX = "agent_"
+"""What the name of a model begins with if it is an agent's id."""
+
+# What is of a call and not of the one who answers it.
+_NOT_DEFAULTS = frozenset({
+    "model", "messages", "stream", "stream_options", "background", "webhook", "timeout", "metadata", "store", "user",
+    "safety_identifier",
+})  # fmt: skip
+# Two names of one thing: a caller's word on either counts.
+_SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+_LONGEST_TEXT = 262_144
+
+_Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+
+
+class AgentDefinition(BaseModel):
+    """An agent as its client describes it."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "Miller",
+                    "bio": ["You have run a water mill for forty years.", "You speak plainly."],
+                    "system_prompt": "Answer in at most three sentences.",
+                    "model": "demo",
+                    "parameters": {"temperature": 0.3, "max_completion_tokens": 300},
+                    "messages": [
+                        {"role": "user", "content": "What is a headrace?"},
+                        {"role": "assistant", "content": "The channel that brings the water to my wheel."},
+                    ],
+                }
+            ]
+        },
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: Annotated[str, Field(max_length=4096)] | None = Field(default=None, description="For you, not it")
+    bio: _Text | Annotated[list[_Text], Field(max_length=256, fail_fast=True)] | None = Field(
+        default=None, description="Who it is: a text, or a list of sentences"
+    )
+    system_prompt: _Text | None = Field(default=None, description="What it shall do, whoever asks")
+    model: ModelName = Field(description="A model of the catalogue, which no agent is")
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="Defaults of a chat completion's parameters; those of the call go before"
+    )
+    messages: Annotated[list[Message], Field(max_length=256, fail_fast=True)] | None = Field(
+        default=None, description="An example conversation, which comes before the caller's"
+    )
+    metadata: Metadata | None = None
+
+    def check(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            InvalidRequestError: The model is an agent, or a default is none that a chat completion takes.
+        """
+        if self.model.startswith(AGENT_PREFIX):
+            raise InvalidRequestError("Invalid 'model': an agent cannot be the model of an agent.", param="model")
+        given = self.parameters or {}
+        for name in given:
+            if name in _NOT_DEFAULTS:
+                param = f"parameters.{name}"
+                raise InvalidRequestError(
+                    f"Invalid '{param}': it belongs to a call.", param=param, code="invalid_value"
+                )
+        request = {"model": self.model, "messages": [{"role": "user", "content": ""}], **given}
+        try:
+            ChatRequest.model_validate_json(orjson.dumps(request))
+        except ValidationError as error:
+            problem = invalid_request(error, request)
+            param = f"parameters.{problem.param}"
+            message = problem.message.replace(f"'{problem.param}'", f"'{param}'")
+            raise InvalidRequestError(message, param=param, code=problem.code) from None
+
+
+def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request to an agent as one to its model.
+
+    `agent` is an AgentDefinition's JSON. The persona is a system message before all others; the caller's own system
+    messages come next, then the agent's examples, then the rest of what the caller says. A parameter of the call goes
+    before the agent's default; `null` is none.
+    """
+    given = {name: value for name, value in request.items() if value is not None}
+    defaults = {
+        name: value
+        for name, value in (agent.get("parameters") or {}).items()
+        if value is not None and _SAME.get(name) not in given
+    }
+    messages = request["messages"]
+    first = next((at for at, message in enumerate(messages) if message["role"] not in ("system", "developer")), None)
+    instructions = messages[:first]
+    persona = [{"role": "system", "content": text}] if (text := _persona(agent)) else []
+    return {
+        **defaults,
+        **given,
+        "model": agent["model"],
+        "messages": [
+            *persona,
+            *instructions,
+            *(agent.get("messages") or ()),
+            *(messages[len(instructions) :]),
+        ],
+    }
+
+
+def _persona(agent: Mapping[str, Any]) -> str:
+    bio: str | Sequence[str] = agent.get("bio") or ()
+    sentences = "\n".join([bio] if isinstance(bio, str) else bio)
+    who = f"You are {agent['name']}." if sentences or agent.get("system_prompt") else ""
+    return "\n\n".join(text for text in ("\n".join(filter(None, (who, sentences))), agent.get("system_prompt")) if text)

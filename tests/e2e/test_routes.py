@@ -1,0 +1,185 @@
+"""Routes under two workers: limits that hold over both, circuits, and routes that are for one error only."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.jobs import chat, completed, eventually, refused, submit
+from tests.provider import Exchange, Gate, Provider, answer, status
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+
+CONFIG = """
+[providers.limited]
+kind = "openai"
+base_url = "{limited}"
+max_concurrency = 3
+
+[providers.slow]
+kind = "anthropic"
+base_url = "{slow}"
+requests_per_minute = 2
+
+[providers.broken]
+kind = "openai"
+base_url = "{broken}"
+
+[providers.sound]
+kind = "openai"
+base_url = "{sound}"
+
+[providers.other]
+kind = "gemini"
+base_url = "{sound}"
+
+[models."limited-*"]
+routes = ["limited/*"]
+
+[models."slow-*"]
+routes = ["slow/*"]
+
+[models."circuit-*"]
+routes = ["broken/*", "sound/*"]
+
+[models."alone-*"]
+routes = ["broken/*"]
+
+[models."small-*"]
+routes = ["sound/*"]
+context_window_fallbacks = ["large"]
+content_filter_fallbacks = ["frank"]
+
+[models.large]
+routes = ["sound/large"]
+
+[models.frank]
+routes = ["other/frank"]
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, stores: Stores, provider: Provider) -> Iterator[Service]:
+    """Two workers, whose circuits open after three failures."""
+    config = CONFIG.format(**{name: provider.url(f"/{name}") for name in ("limited", "slow", "broken", "sound")})
+    with running_service(
+        tmp_path_factory.mktemp("routes"),
+        stores.fresh(),
+        config,
+        "api",
+        "worker",
+        "worker-2",
+        "scheduler",
+        environment={"HEADRACE_CIRCUIT_FAILURES": "3"},
+    ) as service:
+        yield service
+
+
+@pytest.fixture
+async def ours(own: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with connect(own, BOOTSTRAP_KEY) as client:
+        yield client
+
+
+def under_way(provider: Provider, model: str) -> int:
+    return sum(not call.answered.done() for call in provider.calls_for(model))
+
+
+async def test_calls_under_way_are_limited_over_all_workers(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"limited-{secrets.token_hex(6)}"
+    most = 0
+    gates = [Gate() for _ in range(12)]
+
+    def counted(gate: Gate) -> Any:
+        async def behave(exchange: Exchange) -> None:
+            nonlocal most
+            most = max(most, under_way(provider, model))
+            await gate.pass_through()
+            await answer("Through.")(exchange)
+
+        return behave
+
+    provider.script(model, *map(counted, gates))
+    jobs = await asyncio.gather(*(submit(ours, model) for _ in gates))
+
+    async def full() -> bool:
+        return under_way(provider, model) == 3
+
+    for gate in gates:
+        if len(provider.calls_for(model)) < len(gates):
+            await eventually(full, "the limit to be reached")
+        gate.release()
+    for job_id in jobs:
+        job = await completed(ours, job_id)
+        assert len(job["attempts"]) == 1, "waiting is no attempt"
+    assert most == 3
+
+
+async def test_what_waits_for_a_limit_can_be_cancelled(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"slow-{secrets.token_hex(6)}"
+    for _ in range(2):
+        await completed(ours, await submit(ours, model))
+    waiting = await submit(ours, model)
+    assert (await ours.post(f"/jobs/{waiting}/cancel")).is_success
+    job = (await ours.get(f"/jobs/{waiting}", params={"wait": 10})).json()
+    assert job["status"] == "cancelled"
+    assert job["usage"] is None
+    assert len(provider.calls_for(model)) == 2
+
+
+async def test_a_provider_that_keeps_failing_is_left_alone(ours: httpx.AsyncClient, provider: Provider) -> None:
+    failing, sound = f"circuit-{secrets.token_hex(6)}", f"circuit-{secrets.token_hex(6)}"
+    provider.script(failing, *[status(503)] * 3)
+    first = await completed(ours, await submit(ours, failing))
+    assert [attempt["provider"] for attempt in first["attempts"]] == ["broken"] * 3 + ["sound"]
+
+    async def left_alone() -> bool:
+        job = await completed(ours, await submit(ours, sound))
+        return [attempt["provider"] for attempt in job["attempts"]] == ["sound"]
+
+    await eventually(left_alone, "it to be left alone")
+
+    async def called_again() -> bool:
+        return not await left_alone()
+
+    await eventually(called_again, "the circuit to be probed and closed")
+
+
+async def test_a_job_without_another_route_waits_for_it(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"alone-{secrets.token_hex(6)}"
+    provider.script(model, status(503), status(503))
+    assert (await completed(ours, await submit(ours, model)))["provider"] == "broken"
+
+
+def too_long() -> Any:
+    error = {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded", "param": None}
+    return status(400, {"error": error})
+
+
+async def test_what_is_too_long_goes_to_the_larger_window(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"small-{secrets.token_hex(6)}"
+    provider.script(model, too_long())
+    job = await completed(ours, await submit(ours, model))
+    assert [attempt["model"] for attempt in job["attempts"]] == [model, "large"]
+    assert job["attempts"][0]["error"]["code"] == "context_length_exceeded"
+
+
+async def test_what_is_withheld_goes_where_it_is_not(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"small-{secrets.token_hex(6)}"
+    provider.script(model, answer("", finish="content_filter"))
+    response = await ours.post("/chat/completions", json=chat(model))
+    assert response.status_code == 200, response.text
+    (job,) = (await ours.get("/jobs", params={"model": model})).json()["data"]
+    assert [attempt["provider"] for attempt in job["attempts"]] == ["sound", "other"]
+    assert job["attempts"][0]["error"]["code"] == "content_filter"
+
+
+async def test_another_refusal_goes_nowhere(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"small-{secrets.token_hex(6)}"
+    provider.script(model, status(400))
+    refused(await ours.post("/chat/completions", json=chat(model)), 400)
+    assert len(provider.calls_for(model)) == 1
