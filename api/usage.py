@@ -89,7 +89,8 @@ async def get_usage(
     end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
     bucket: Annotated[Bucket | None, Query(description="In UTC; without it the whole time is one")] = None,
     group_by: Annotated[
-        str | None, Query(description="What to tell apart: `model`, `provider`, `key`, `agent`, or several, as in `model,key`")
+        str | None,
+        Query(description="What to tell apart: `model`, `provider`, `key`, `agent`, or several, as in `model,key`"),
     ] = None,
 ) -> Response:
     """Add up what the account's jobs used, by the time at which they ended."""

@@ -27,6 +27,7 @@ from headrace.errors import (
     UpstreamError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
+    UpstreamUnavailableError,
 )
 from headrace.follow import render_chunk
 from headrace.group_commit import GroupCommit
@@ -175,9 +176,11 @@ class Executor:
             self._publish(attempt, 0, "started")
         try:
             response = await self._answer(attempt)
-        except NotAdmittedError as error:
-            # It keeps its place in time, and leaves its slot here to one that need not wait.
-            await self._put_back(attempt, Retry(job.route, job.retries, error.retry_after or 0), None)
+        except (NotAdmittedError, UpstreamUnavailableError) as error:
+            if not job.background:
+                await self._fail(attempt, error)
+            else:  # nobody was asked: that is no attempt, and it leaves its slot to a job that need not wait
+                await self._put_back(attempt, Retry(job.route, job.retries, error.retry_after or 0), None)
         except UpstreamError as error:
             await self._fail(attempt, without_secret(error, attempt.secret))
         except TimeoutError:

@@ -132,27 +132,40 @@ async def test_what_waits_for_a_limit_can_be_cancelled(ours: httpx.AsyncClient, 
 
 
 async def test_a_provider_that_keeps_failing_is_left_alone(ours: httpx.AsyncClient, provider: Provider) -> None:
-    failing, sound = f"circuit-{secrets.token_hex(6)}", f"circuit-{secrets.token_hex(6)}"
-    provider.script(failing, *[status(503)] * 3)
-    first = await completed(ours, await submit(ours, failing))
-    assert [attempt["provider"] for attempt in first["attempts"]] == ["broken"] * 3 + ["sound"]
+    model = f"circuit-{secrets.token_hex(6)}"
+    well = False
+
+    async def behave(exchange: Exchange) -> None:
+        failing = exchange.call.path.startswith("/broken") and not well
+        await (status(503) if failing else answer())(exchange)
+
+    provider.always(model, behave)
+
+    async def tried() -> list[str]:
+        job = await completed(ours, await submit(ours, model))
+        return [attempt["provider"] for attempt in job["attempts"]]
+
+    assert (await tried())[-1] == "sound"
 
     async def left_alone() -> bool:
-        job = await completed(ours, await submit(ours, sound))
-        return [attempt["provider"] for attempt in job["attempts"]] == ["sound"]
+        return await tried() == ["sound"]
 
     await eventually(left_alone, "it to be left alone")
+    well = True
 
     async def called_again() -> bool:
-        return not await left_alone()
+        return await tried() == ["broken"]
 
     await eventually(called_again, "the circuit to be probed and closed")
 
 
 async def test_a_job_without_another_route_waits_for_it(ours: httpx.AsyncClient, provider: Provider) -> None:
     model = f"alone-{secrets.token_hex(6)}"
-    provider.script(model, status(503), status(503))
-    assert (await completed(ours, await submit(ours, model)))["provider"] == "broken"
+    other = f"alone-{secrets.token_hex(6)}"
+    provider.script(other, *[status(503)] * 3)
+    assert (await ours.post("/chat/completions", json=chat(other))).status_code in {502, 503}
+    job = await completed(ours, await submit(ours, model))
+    assert [attempt["status"] for attempt in job["attempts"]] == ["completed"]
 
 
 def too_long() -> Any:

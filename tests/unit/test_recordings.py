@@ -68,7 +68,7 @@ def bare(completion: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_there_are_recordings_of_every_format(kind: str) -> None:
-    least = {"openai": 5, "anthropic": 30, "gemini": 30}
+    least = {"openai": 8, "anthropic": 30, "gemini": 30}
     assert len(list((RECORDINGS / kind).glob("*.json"))) >= least[kind]
 
 
@@ -106,6 +106,7 @@ def test_chunks_are_openais(form: WireFormat, recording: dict[str, Any]) -> None
     seen: set[int] = set()
     calls: dict[int, int] = {}
     for chunk in chunks:
+        assert form is FORMATS["openai"] or not chunk.keys() & {"id", "object", "created"}  # those are the job's
         ChatCompletionChunk.model_validate({**chunk, **ENVELOPE, "object": "chat.completion.chunk"})
         for choice in chunk["choices"]:
             index = choice["index"]
