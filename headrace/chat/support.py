@@ -277,12 +277,6 @@ def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
     return None if forced or too_few or _lost_its_thoughts(request["messages"]) else Thinking.BUDGET
 
 
-def allowed_functions(choice: Mapping[str, Any]) -> set[str]:
-    """Return the names of the functions that a `tool_choice` of `allowed_tools` allows."""
-    functions = (tool.get("function") for tool in choice["allowed_tools"]["tools"])
-    return {str(function.get("name")) for function in functions if isinstance(function, Mapping)}
-
-
 def _lost_its_thoughts(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Tell whether tools have answered a call whose thoughts are gone: the model may not think on from there."""
     for message in reversed(messages):

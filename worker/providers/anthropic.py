@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from headrace.chat.support import Thinking, allowed_functions, claude_samples, claude_thinking
+from headrace.chat.support import Thinking, claude_samples, claude_thinking
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -28,6 +28,7 @@ from headrace.errors import (
 )
 from worker.providers.media import Medium, file_of, image_of
 from worker.providers.skipped import skip
+from worker.providers.tools import offered_tools, parse_arguments
 
 MANY_CHOICES = False
 
@@ -144,21 +145,15 @@ def _render_effort(given: _Json, thinking: Thinking | None, most: int) -> _Json:
 
 
 def _render_tools(given: _Json) -> _Json:
-    tools = given.get("tools") or []
-    choice = given.get("tool_choice", "auto")
-    if not tools:
+    tools, choice = offered_tools(given)
+    if not given.get("tools"):
         # What was called before has to be declared, even if nothing may be called now.
         called = dict.fromkeys(call["function"]["name"] for call in _calls(given["messages"]))
         declared = [{"name": name, "input_schema": {"type": "object"}} for name in called]
         return {"tools": declared, "tool_choice": {"type": "none"}} if declared else {}
-    if isinstance(choice, dict) and choice["type"] == "allowed_tools":
-        allowed = allowed_functions(choice)
-        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
-        choice = choice["allowed_tools"]["mode"]
-    rendered: _Json = {"none": {"type": "none"}, "auto": {"type": "auto"}, "required": {"type": "any"}}.get(
-        choice if isinstance(choice, str) else "", {}
-    )
-    if isinstance(choice, dict):
+    if isinstance(choice, str):
+        rendered: _Json = {"type": "any" if choice == "required" else choice}
+    else:
         rendered = {"type": "tool", "name": choice["function"]["name"]}
     if given.get("parallel_tool_calls") is False and rendered["type"] != "none":
         rendered = {**rendered, "disable_parallel_tool_use": True}
@@ -167,7 +162,7 @@ def _render_tools(given: _Json) -> _Json:
     return body if rendered == {"type": "auto"} else {**body, "tool_choice": rendered}
 
 
-def _render_tool(tool: _Json) -> _Json:
+def _render_tool(tool: Mapping[str, Any]) -> _Json:
     function = tool["function"]
     rendered = {"name": function["name"], "input_schema": {"type": "object", **(function.get("parameters") or {})}}
     if function.get("description"):
@@ -284,7 +279,7 @@ def _render_assistant(message: _Json, param: str) -> list[_Json]:
                 "type": "tool_use",
                 "id": _call_id(call["id"]),
                 "name": function["name"],
-                "input": _arguments(function["arguments"]),
+                "input": parse_arguments(function["arguments"]),
             }
         )
     return blocks
@@ -301,15 +296,6 @@ def _call_id(name: str) -> str:
     if _CALL_ID.fullmatch(name):
         return name
     return f"call_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-
-
-def _arguments(text: str) -> _Json:
-    """Return the object of a call's arguments; what is none, as models err, goes back inside one."""
-    try:
-        arguments = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        arguments = text
-    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
 
 
 _UNSUPPORTED_KEYWORDS = frozenset({

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import orjson
 
 from headrace.chat.completion import Fold
-from headrace.chat.support import allowed_functions, gemini_version
+from headrace.chat.support import gemini_version
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -31,6 +31,7 @@ from headrace.errors import (
 )
 from worker.providers.media import audio_of, file_of, image_of
 from worker.providers.skipped import skip
+from worker.providers.tools import offered_tools, parse_arguments
 
 MANY_CHOICES = True
 
@@ -149,19 +150,14 @@ def _render_config(given: _Json, model: str) -> _Json:
 
 
 def _render_tools(given: _Json) -> _Json:
-    tools = given.get("tools") or []
+    tools, choice = offered_tools(given)
     if not tools:
         return {}
-    choice = given.get("tool_choice", "auto")
-    if isinstance(choice, dict) and choice["type"] == "allowed_tools":
-        allowed = allowed_functions(choice)
-        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
-        choice = choice["allowed_tools"]["mode"]
     body: _Json = {"tools": [{"functionDeclarations": [_render_function(tool["function"]) for tool in tools]}]}
-    if isinstance(choice, dict):
-        config: _Json = {"mode": "ANY", "allowedFunctionNames": [choice["function"]["name"]]}
+    if isinstance(choice, str):
+        config: _Json = {"mode": {"none": "NONE", "required": "ANY"}.get(choice, "AUTO")}
     else:
-        config = {"mode": {"none": "NONE", "required": "ANY"}.get(choice, "AUTO")}
+        config = {"mode": "ANY", "allowedFunctionNames": [choice["function"]["name"]]}
     # What happens anyway is not said.
     return body if config == {"mode": "AUTO"} else {**body, "toolConfig": {"functionCallingConfig": config}}
 
@@ -232,7 +228,7 @@ def _render_calls(message: _Json, *, signed: bool) -> list[_Json]:
     parts = []
     for index, call in enumerate(message.get("tool_calls") or ()):
         function = call["function"]
-        rendered = {"name": function["name"], "args": _arguments(function["arguments"]), "id": call["id"]}
+        rendered = {"name": function["name"], "args": parse_arguments(function["arguments"]), "id": call["id"]}
         part: _Json = {"functionCall": rendered}
         signature = _signature(call)
         if signature or (signed and not index):
@@ -247,15 +243,6 @@ def _signature(call: _Json) -> str | None:
     for name in ("extra_content", "google", "thought_signature"):
         held = held.get(name) if isinstance(held, dict) else None
     return held if isinstance(held, str) else None
-
-
-def _arguments(text: str) -> _Json:
-    """Return the object of a call's arguments; what is none, as models err, goes back inside one."""
-    try:
-        arguments = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        arguments = text
-    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
 
 
 def _render_result(message: _Json, names: Mapping[str, str], param: str) -> _Json:
