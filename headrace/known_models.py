@@ -96,10 +96,10 @@ def _price_above(above: int, price: Any, *, otherwise: Any) -> Decimal:
     return Decimal(getattr(price, "base", price))
 
 
-# Families by the beginning of a name, most particular first: output limit in tokens, and abilities. From
-# https://platform.openai.com/docs/models, https://platform.claude.com/docs/en/about-claude/models/overview and
-# https://ai.google.dev/gemini-api/docs/models, read 2026-11-23. Of models newer than these pages we know that they did
-# not become worse.
+# Families by the beginning of a name, most particular first: output limit in tokens, and abilities. Anthropic's limits
+# are those of https://platform.claude.com/docs/en/models/sonnet-4-6/overview and its like, Gemini 2.0's of
+# https://ai.google.dev/gemini-api/docs/models/gemini-2.0-flash, both read 2026-11-23; the rest is what the providers
+# published with each family, and was not looked up again. Of newer models we take it that they did not become worse.
 _ALL: tuple[Ability, ...] = ("tools", "json_schema", "reasoning", "images", "files")
 _FAMILIES: tuple[tuple[re.Pattern[str], int | None, tuple[Ability, ...]], ...] = tuple(
     (re.compile(pattern), limit, abilities)
@@ -112,7 +112,8 @@ _FAMILIES: tuple[tuple[re.Pattern[str], int | None, tuple[Ability, ...]], ...] =
         (r"claude-3-5", 8_192, ("tools", "images", "files")),
         (r"claude-3-7", 64_000, ("tools", "reasoning", "images", "files")),
         (r"claude-opus-4(-[01]|-2025\d{4})?$", 32_000, ("tools", "reasoning", "images", "files")),
-        (r"claude-[a-z]+-[4-9]", 64_000, _ALL),
+        (r"claude-[a-z]+-4(-[0-5])?(-\d{8})?$", 64_000, _ALL),
+        (r"claude-[a-z]+-[4-9]", 128_000, _ALL),
         (r"gemini-1\.5|gemini-2\.0", 8_192, ("tools", "json_schema", "images", "audio", "files")),
         (r"gemini-[2-9]", 65_536, (*_ALL, "audio")),
     )

@@ -1,6 +1,6 @@
-"""Anthropic's Messages: https://platform.claude.com/docs/en/api/messages and the types of its own Python client.
+"""Anthropic's Messages: https://platform.claude.com/docs/en/api/messages.
 
-Both read 2026-11. Where the two vocabularies differ:
+Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. Where the two vocabularies differ:
 
 * System and developer messages, wherever they stand, become `system`: there is no such turn.
 * Thinking is `reasoning_content`, and with its signature `thinking_blocks`, which go back as they came.

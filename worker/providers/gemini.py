@@ -1,7 +1,7 @@
-"""Google's generateContent: https://ai.google.dev/api/generate-content and the types of its own Python client.
+"""Google's generateContent: https://ai.google.dev/api/generate-content.
 
-Both read 2026-11. A whole answer has the form of a stream's event, so that one parser reads both. Where the
-vocabularies differ:
+Written from the types of Google's own Python client of 2026-08-21, read 2026-11. A whole answer has the form of a
+stream's event, so that one parser reads both. Where the vocabularies differ:
 
 * System and developer messages, wherever they stand, become `systemInstruction`.
 * A result names the function that was called, and not only the call.

@@ -12,7 +12,7 @@ Choice = str | Mapping[str, Any]
 
 
 def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Choice]:
-    """Return the tools that the model may call, only the allowed ones of `allowed_tools`, and which of them it shall."""
+    """Return the tools that the model may call, only the allowed ones of `allowed_tools`, and which it shall."""
     tools: Sequence[Mapping[str, Any]] = request.get("tools") or ()
     choice: Choice = request.get("tool_choice") or "auto"
     if isinstance(choice, str) or choice["type"] != "allowed_tools":
