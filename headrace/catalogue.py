@@ -112,6 +112,11 @@ class Route:
     condition: Condition | None = None
 
     @property
+    def name(self) -> str:
+        """The route as the file writes it: `provider/model`."""
+        return f"{self.provider_name}/{self.model}"
+
+    @property
     def output_limit(self) -> int | None:
         """How many tokens the model writes at most, if we know."""
         return self.entry.output_limit or known_models.output_limit(self.model)

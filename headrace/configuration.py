@@ -75,6 +75,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
                 told = Problem(place, "there is no such key", _nearest(name, known))
             case "missing":
                 told = Problem(place[:-1], f"'{name}' is missing")
+            case "model_type" | "dict_type":
+                told = Problem(place, f"{problem['input']!r} is no table")
             case "string_pattern_mismatch" if name == "base_url":
                 told = Problem(place, f"{problem['input']!r} is no http or https URL")
             case "string_pattern_mismatch":

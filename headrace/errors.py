@@ -17,6 +17,7 @@
     - UpstreamKeyError              the provider does not take the key that we have for it
     - UpstreamTimeoutError          504
     - UpstreamRateLimitError        429
+      + UpstreamBusyError           429, and it was not asked: its limits are used up, or it wants no calls yet
     - UpstreamUnavailableError      503: it kept failing, and is left alone for a while
 
 Each class knows its HTTP status, OpenAI's `type` and `code`, and whether trying again can help. The docstring of a
@@ -190,6 +191,10 @@ class UpstreamRateLimitError(UpstreamError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class UpstreamBusyError(UpstreamRateLimitError):
+    """The model's provider takes no more calls for the moment."""
 
 
 class UpstreamUnavailableError(UpstreamError):

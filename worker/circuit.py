@@ -26,7 +26,7 @@ from typing import Self
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from headrace.errors import UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
+from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -184,15 +184,17 @@ class Circuits:
             until = self._now() + int(min(seconds, self._rules.longest_pause_seconds) * 1000)
             self._change(name, partial(Circuit.paused, until=until))
 
-    def call(self, name: str) -> Call:
+    def call(self, name: str, route: str | None = None) -> Call:
         """Return a context for one call to a provider, which learns from how the call ends.
 
-        Entering raises UpstreamUnavailableError if the circuit is open, and UpstreamRateLimitError if the provider is
-        paused; both say in `retry_after` for how long. A call that ends with an UpstreamError another try may cure is a
-        failure, with any other the provider is well: it answered. A rate limit's `retry_after` pauses it. A call that
-        ends by anything else, as one that is cancelled, tells nothing.
+        `route` is what a rate limit pauses, as such limits are often a model's own; the provider where left out.
+
+        Entering raises UpstreamUnavailableError if the circuit is open, and UpstreamBusyError if the provider or the
+        route is paused; both say in `retry_after` for how long. A call that ends with an UpstreamError that another try
+        may cure is a failure, with any other the provider is well: it answered. A rate limit's `retry_after` pauses the
+        route. A call that ends by anything else, as one that is cancelled, tells nothing.
         """
-        return Call(self, name)
+        return Call(self, name, route or name)
 
     async def run(self) -> None:
         """Share what this worker learns, and learn what others did, until cancelled."""
@@ -225,13 +227,13 @@ class Circuits:
 
         Raises:
             UpstreamUnavailableError: The circuit is open, or is probed by another call.
-            UpstreamRateLimitError: The provider is paused.
+            UpstreamBusyError: The provider is paused.
         """
         for _ in range(_MOST_SWAPS):
             now = self._now()
             circuit = self._troubled.get(name, _HEALTHY)
             if circuit.paused_until > now:
-                raise UpstreamRateLimitError(retry_after=(circuit.paused_until - now) / 1000)
+                raise UpstreamBusyError(retry_after=(circuit.paused_until - now) / 1000)
             if circuit.blocked(now):
                 raise UpstreamUnavailableError(retry_after=self._wait(circuit, now))
             if not circuit.open_until:
@@ -240,8 +242,8 @@ class Circuits:
                 return True
         raise UpstreamUnavailableError(retry_after=self._poll)
 
-    def ended(self, name: str, error: BaseException | None, *, probe: bool) -> None:
-        """Learn from how a call ended."""
+    def ended(self, name: str, error: BaseException | None, *, probe: bool, route: str | None = None) -> None:
+        """Learn from how a call ended; a rate limit pauses the route."""
         if error is not None and not isinstance(error, UpstreamError):
             if probe:
                 self._change(name, Circuit.abandoned)
@@ -254,7 +256,7 @@ class Circuits:
             if circuit is not None and (probe or (circuit.failures and not circuit.open_until)):
                 self._change(name, partial(Circuit.answered, probe=probe))
             if error is not None and error.retry_after and isinstance(error, UpstreamRateLimitError):
-                self.pause(name, error.retry_after)
+                self.pause(route or name, error.retry_after)
 
     # -- the copy, and what is shared ---------------------------------------------------------------------------------
 
@@ -342,12 +344,13 @@ def _fold(circuit: Circuit, now: int, changes: Sequence[_Change]) -> Circuit:
 class Call:
     """One call to a provider, between entering and leaving."""
 
-    __slots__ = ("_circuits", "_name", "_probe", "_told")
+    __slots__ = ("_circuits", "_name", "_probe", "_route", "_told")
 
-    def __init__(self, circuits: Circuits, name: str) -> None:
+    def __init__(self, circuits: Circuits, name: str, route: str) -> None:
         """Ask nothing yet: that is entering."""
         self._circuits = circuits
         self._name = name
+        self._route = route
         self._probe = False
         self._told = False
 
@@ -359,6 +362,8 @@ class Call:
             self._probe = False
 
     async def __aenter__(self) -> Self:
+        if (seconds := self._circuits.paused_seconds(self._route)) > 0:
+            raise UpstreamBusyError(retry_after=seconds)
         if not self._circuits.well(self._name):
             self._probe = await self._circuits.enter(self._name)
         return self
@@ -367,4 +372,4 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None or not (self._told or self._circuits.well(self._name)):
-            self._circuits.ended(self._name, error, probe=self._probe)
+            self._circuits.ended(self._name, error, probe=self._probe, route=self._route)

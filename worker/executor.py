@@ -24,6 +24,7 @@ from headrace.errors import (
     HeadraceError,
     JobCancelledError,
     JobExpiredError,
+    UpstreamBusyError,
     UpstreamError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
@@ -45,7 +46,7 @@ from worker.circuit import Circuits, Rules
 from worker.deltas import DeltaWriter
 from worker.demo import DemoUpstream
 from worker.exchange import Exchange
-from worker.limits import Limits, NotAdmittedError
+from worker.limits import Limits
 from worker.providers.client import ProviderClient, without_secret
 from worker.router import Retry, next_attempt
 
@@ -111,7 +112,7 @@ class Executor:
             client = ProviderClient(connections=settings.worker_slots)
             stack.push_async_callback(client.close)
             circuits = Circuits(redis, rules=Rules(failures=settings.circuit_failures))
-            limits = Limits(redis, lease_seconds=settings.lease_seconds, paused=circuits.paused_seconds)
+            limits = Limits(redis, lease_seconds=settings.lease_seconds)
             stack.push_async_callback(limits.close)
             executor = cls(
                 settings,
@@ -176,7 +177,7 @@ class Executor:
             self._publish(attempt, 0, "started")
         try:
             response = await self._answer(attempt)
-        except (NotAdmittedError, UpstreamUnavailableError) as error:
+        except (UpstreamBusyError, UpstreamUnavailableError) as error:
             if not job.background:
                 await self._fail(attempt, error)
             else:  # nobody was asked: that is no attempt, and it leaves its slot to a job that need not wait
@@ -213,13 +214,14 @@ class Executor:
         name, provider = route.provider_name, route.provider
         exchange = Exchange(self._client, job, route, request, pass_on=partial(self._pass_on, attempt))
         patience = _PATIENCE_SECONDS if job.background else math.inf
-        async with (
-            asyncio.timeout(job.seconds_left),
-            self._limits.admitted(
-                name, provider, request, calls=exchange.calls, patience_seconds=patience
-            ) as admission,
-            self._circuits.call(name),
-        ):
+        async with asyncio.timeout(job.seconds_left), contextlib.AsyncExitStack() as leave:
+            paused = self._circuits.paused_seconds(route.name)
+            if 0 < paused <= patience:
+                await asyncio.sleep(paused)
+            admission = await leave.enter_async_context(
+                self._limits.admitted(name, provider, request, calls=exchange.calls, patience_seconds=patience)
+            )
+            await leave.enter_async_context(self._circuits.call(name, route.name))
             attempt.exchange = exchange
             deadline = asyncio.timeout(provider.timeout)
             try:
@@ -243,7 +245,11 @@ class Executor:
         condition = routes[index].route.condition
         for at in range(index, len(routes)):
             route = routes[at].route
-            if route.condition == condition and self._circuits.allows(route.provider_name):
+            if (
+                route.condition == condition
+                and self._circuits.allows(route.provider_name)
+                and self._circuits.allows(route.name)
+            ):
                 return at
         return index
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from redis.asyncio import Redis
 
 from headrace.chat.usage import estimate_usage
-from headrace.errors import UpstreamRateLimitError
+from headrace.errors import UpstreamBusyError
 from headrace.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -147,10 +147,6 @@ class LimitedProvider(Protocol):
     def requests_per_minute(self) -> int | None: ...  # noqa: D102
     @property
     def tokens_per_minute(self) -> int | None: ...  # noqa: D102
-
-
-class NotAdmittedError(UpstreamRateLimitError):
-    """The model's provider is asked for as much as it may be."""
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> int:
@@ -285,7 +281,7 @@ class Limits:
         """Return a context that is entered when the provider may be called: `calls` times at once, for this request.
 
         Leaving it gives the slots back. Cancelling whoever waits takes nothing. A provider without limits costs
-        nothing. Entering raises NotAdmittedError when it would take, or has taken, longer than `patience_seconds`;
+        nothing. Entering raises UpstreamBusyError when it would take, or has taken, longer than `patience_seconds`;
         `retry_after` tells when to ask again.
         """
         quota = Quota(provider.max_concurrency, provider.requests_per_minute, provider.tokens_per_minute)
@@ -575,7 +571,7 @@ class _Gate:
             return
         for place in self._line:
             if place.deadline <= latest and not place.future.done():
-                place.future.set_exception(NotAdmittedError(retry_after=max(wait, _SOONEST_LOOK_SECONDS)))
+                place.future.set_exception(UpstreamBusyError(retry_after=max(wait, _SOONEST_LOOK_SECONDS)))
                 self._left = self._news = True
         self._soonest_deadline = min(
             (place.deadline for place in self._line if not place.future.done()), default=math.inf

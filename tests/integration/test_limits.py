@@ -19,10 +19,11 @@ from redis.asyncio import Redis
 
 from headrace import live
 from headrace.embedded import EmbeddedValkey
+from headrace.errors import UpstreamBusyError
 from tests.provider import PATIENCE
 from tests.service import free_port
 from worker import limits as module
-from worker.limits import _SLOTS, Decision, Demand, Limits, NotAdmittedError, Quota, Window, _Place, estimate_tokens
+from worker.limits import _SLOTS, Decision, Demand, Limits, Quota, Window, _Place, estimate_tokens
 
 NAME = "openai"
 KEY = f"headrace:limits:{NAME}"
@@ -90,7 +91,7 @@ async def finish(*holders: Holder) -> None:
 
 async def refused(limits: Limits, provider: Provider) -> float:
     """Expect that there is no room, and return when there may be, in seconds."""
-    with pytest.raises(NotAdmittedError) as error:
+    with pytest.raises(UpstreamBusyError) as error:
         async with limits.admitted(NAME, provider, REQUEST, patience_seconds=0):
             pass
     assert error.value.retry_after is not None
@@ -466,7 +467,7 @@ async def test_the_impatient_are_turned_away_when_their_time_is_over(redis: Redi
     provider, limits = Provider(max_concurrency=1), Limits(redis, lease_seconds=LONG)
     holder = await Holder(limits, provider).started()
     patient = Holder(limits, provider)
-    with pytest.raises(NotAdmittedError):
+    with pytest.raises(UpstreamBusyError):
         async with limits.admitted(NAME, provider, REQUEST, patience_seconds=0.05):
             pass
     await finish(holder)
