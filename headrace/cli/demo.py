@@ -19,11 +19,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from headrace.cli.dev import Service, curl_line
+from headrace.cli.dev import Service, cheap_model, curl_line
 from headrace.embedded import scratch_dir
 from headrace.settings import Settings
 
-_PREFERRED_MODELS = ("gpt-4o-mini", "demo")
 _STREAMED = "In two sentences, what does a headrace do for a water mill?"
 _BACKGROUND = (
     "Name a river.",
@@ -170,20 +169,11 @@ def _span(start: float, end: float | None) -> str:
     return f"{end - start:.2f} s" if end - start >= 1 else f"{(end - start) * 1000:.0f} ms"
 
 
-def _model(names: list[str]) -> str:
-    """Return a cheap model that is there.
-
-    Raises:
-        click.ClickException: `headrace.toml` names none.
-    """
-    if not names:
-        raise click.ClickException("headrace.toml names no model that could be shown: globs alone are not enough.")
-    return next((name for name in _PREFERRED_MODELS if name in names), names[0])
-
-
 async def _show(service: Service, console: Console) -> None:
     assert service.first_key is not None
-    model = _model(service.models)
+    model = cheap_model(service.models)
+    if model is None:
+        raise click.ClickException("headrace.toml names no model that could be shown: globs alone are not enough.")
     client = _Client(service.address, service.first_key)
     # What blocks runs in threads, so that Ctrl-C is heard meanwhile.
     await asyncio.to_thread(_stream_one, client, model, console)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 import click
@@ -33,6 +33,8 @@ _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _STORE_POLL_SECONDS = 0.5
 _AFTER_DRAIN_SECONDS = 5.0  # what a part gets beyond its drain time before it is killed
+_CHEAP_MODELS = ("demo", "gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
+_MOST_SHOWN = 8
 _COLOURS = {"api": "cyan", "worker": "green", "scheduler": "magenta"}
 
 
@@ -227,16 +229,26 @@ def curl_line(base_url: str, key: str, model: str) -> str:
     )
 
 
+def cheap_model(names: Sequence[str]) -> str | None:
+    """Return a model to try that costs little, of those that are there."""
+    return next((name for name in _CHEAP_MODELS if name in names), next(iter(names), None))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown, more = names[:_MOST_SHOWN], len(names) - _MOST_SHOWN
+    return (", ".join(shown) + (f" and {more} more" if more > 0 else "")) or "as headrace.toml says"
+
+
 async def _announce(service: Service) -> None:
     service.say(f"\nHeadrace {__version__} is ready.", "bold green")
     service.say(f"  base URL   {service.base_url}")
-    service.say(f"  models     {', '.join(service.models) or 'as headrace.toml says'}")
+    service.say(f"  models     {_listed(service.models)}")
     if service.first_key is not None:
         service.say(f"  API key    {service.first_key}   (shown this once; `headrace keys create` makes more)")
     else:
         service.say("  API key    as created before; `headrace keys create` makes another")
     service.say("\nTry it:\n", "bold")
-    model = next(iter(service.models), "MODEL")
+    model = cheap_model(service.models) or "MODEL"
     service.say(curl_line(service.base_url, service.first_key or "YOUR_KEY", model))
     service.say("\nCtrl-C stops it.\n", "dim")
     await asyncio.Event().wait()
