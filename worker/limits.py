@@ -22,7 +22,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from types import TracebackType
@@ -248,16 +248,10 @@ class Limits:
         redis: Redis,
         *,
         lease_seconds: float,
-        paused: Callable[[str], float] = lambda _: 0.0,
         window_seconds: float = 60.0,
     ) -> None:
-        """Keep this worker's slots for `lease_seconds` after it was heard last.
-
-        `paused` tells for how many seconds a provider, by its name, wants no calls at all. `window_seconds` is what a
-        minute is.
-        """
+        """Keep this worker's slots for `lease_seconds` after it last spoke; `window_seconds` is what a minute is."""
         self._gates: dict[str, _Gate] = {}
-        self._paused = paused
         self._window_seconds = window_seconds
         self._lease_seconds = lease_seconds
         self._worker = new_id("worker")
@@ -310,10 +304,6 @@ class Limits:
         await asyncio.gather(*(gate.close() for gate in self._gates.values()))
 
     # -- for gates ----------------------------------------------------------------------------------------------------
-
-    def paused_seconds(self, name: str) -> float:
-        """Return for how long a provider wants no calls at all."""
-        return self._paused(name)
 
     async def ask(self, name: str, quota: Quota, question: Sequence[int]) -> Decision:
         """Put a gate's question to the script."""
@@ -511,19 +501,17 @@ class _Gate:
         if self._left:
             self._left = False
             self._line = deque(place for place in self._line if not place.future.done())
-        pause = self._limits.paused_seconds(self._name)
-        asking = [] if pause > 0 else list(islice(self._line, _MOST_AT_ONCE))
+        asking = list(islice(self._line, _MOST_AT_ONCE))
         for place in asking:
             place.demand = _at_most(place.demand, self.quota)
         decision = await self._decide(asking)
         for place in asking[: decision.granted]:
             self._line.popleft()
             self._admit(place, decision.slot)
-        if not self._line or (pause <= 0 and decision.granted == len(asking)):
+        if not self._line or decision.granted == len(asking):
             return None
-        wait = max(pause, decision.wait_seconds)
-        self._turn_away(wait)
-        return wait
+        self._turn_away(decision.wait_seconds)
+        return decision.wait_seconds
 
     async def _decide(self, asking: Sequence[_Place]) -> Decision:
         if self._limits.shared:

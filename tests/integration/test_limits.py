@@ -350,18 +350,6 @@ async def test_a_call_beyond_the_whole_limit_takes_all_of_it_rather_than_wait_fo
     await refused(limits, provider)
 
 
-async def test_a_paused_provider_takes_nobody_until_its_time(redis: Redis) -> None:
-    provider, seconds = Provider(max_concurrency=5), 30.0
-    limits = Limits(redis, lease_seconds=LONG, paused=lambda _: seconds)
-    assert await refused(limits, provider) == 30
-    waiter = Holder(limits, provider)
-    assert await refused(limits, provider) == 30
-    assert not waiter.admitted.is_set()
-    seconds = 0
-    await waiter.started()
-    await finish(waiter)
-
-
 ASKED = st.lists(st.builds(Demand, st.integers(1, 3), st.integers(0, 40)), max_size=6)
 
 
