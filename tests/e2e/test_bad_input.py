@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -159,11 +160,20 @@ async def test_a_body_of_the_greatest_size_is_accepted_and_one_byte_more_is_not(
     refused(await client.post("/chat/completions", content=body + b" ", headers=headers), 413)
 
 
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Return all that comes until the connection is closed, or reset because not all was read there."""
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := await reader.read(65536):
+            answer += piece
+    return answer
+
+
 async def exchange(service: Service, head: str, body: list[bytes]) -> tuple[int, bytes]:
     """Send a request piece by piece until it is answered; return how many bytes of body went out, and the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(head.encode())
-    answer = asyncio.create_task(reader.read(65536))
+    answer = asyncio.create_task(read_to_end(reader))
     sent = 0
     try:
         for piece in body:

@@ -18,7 +18,7 @@ def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any
     if isinstance(choice, str) or choice["type"] != "allowed_tools":
         return tools, choice
     functions = (tool.get("function") for tool in choice["allowed_tools"]["tools"])
-    allowed = {function.get("name") for function in functions if isinstance(function, Mapping)}
+    allowed = [function.get("name") for function in functions if isinstance(function, Mapping)]
     return [tool for tool in tools if tool["function"]["name"] in allowed], choice["allowed_tools"]["mode"]
 
 
