@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from typing import Any
 
 import httpx
@@ -160,12 +161,16 @@ async def test_a_body_of_the_greatest_size_is_accepted_and_one_byte_more_is_not(
     refused(await client.post("/chat/completions", content=body + b" ", headers=headers), 413)
 
 
-async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """Return all that comes until the connection is closed, or reset because not all was read there."""
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    """Return an answer with a `content-length`, or what there is of it before the connection ends or is reset."""
     answer = b""
     with contextlib.suppress(ConnectionError):
         while piece := await reader.read(65536):
             answer += piece
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            if length is not None and len(body) >= int(length[1]):
+                break
     return answer
 
 
@@ -173,7 +178,7 @@ async def exchange(service: Service, head: str, body: list[bytes]) -> tuple[int,
     """Send a request piece by piece until it is answered; return how many bytes of body went out, and the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(head.encode())
-    answer = asyncio.create_task(read_to_end(reader))
+    answer = asyncio.create_task(read_answer(reader))
     sent = 0
     try:
         for piece in body:
