@@ -11,13 +11,12 @@ from fastapi import Request
 
 from headrace.agents.persona import AGENT_PREFIX, resolve
 from headrace.agents.queries import AgentVersion, find_agent
-from headrace.catalogue import Catalogue
 from headrace.chat.request import ChatRequest, parse_chat_request
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.ids import is_id, new_id
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
-from headrace.routing import usable_routes
+from headrace.routing import check_servable
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -54,14 +53,6 @@ async def new_job(
     if chat.webhook is not None:
         raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
     labels = metadata if metadata is not None else chat.metadata
-    for param, text in (
-        ("model", chat.model),
-        *((f"metadata.{key}", key + value) for key, value in (labels or {}).items()),
-    ):
-        if "\0" in text:
-            raise InvalidRequestError(
-                f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
-            )
     asked = orjson.loads(body)
     agent = None
     if chat.model.startswith(AGENT_PREFIX):
@@ -70,11 +61,7 @@ async def new_job(
         body = orjson.dumps(asked)
         chat = parse_chat_request(body)  # what each may say alone may be wrong together
     job_id = new_id("job")
-    # That somebody can do it is worth knowing before the job is accepted rather than after.
-    catalogue: Catalogue = request.state.catalogue.current
-    for index, fallback in enumerate(chat.fallbacks or ()):
-        catalogue.find(fallback, param=f"fallbacks[{index}]")
-    first = usable_routes(catalogue, asked, seed=job_id)[0]
+    first = check_servable(request.state.catalogue.current, chat, asked, metadata=labels, seed=job_id)
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,

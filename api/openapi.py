@@ -9,11 +9,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from headrace.batches.request import BatchRequest
 from headrace.chat.request import ChatRequest, JobSubmission
 
 _BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("/api/v1/chat/completions", "post"): ChatRequest,
     ("/api/v1/jobs", "post"): JobSubmission,
+    ("/api/v1/batches", "post"): BatchRequest,
 }
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {

@@ -6,17 +6,24 @@ import os
 import re
 import time
 
-_ID = re.compile(r"[a-z]+_[0-9a-f]{32}")
+_DIGITS = re.compile(r"[0-9a-f]{32}")
 
 
 def new_id(prefix: str) -> str:
-    """Return a fresh id such as `job_019a…`: `prefix`, `_`, then 32 hexadecimal digits that sort by creation time."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    """Return a fresh id such as `job_019a…`: `prefix`, a separator, then 32 hexadecimal digits that sort by age.
+
+    The separator is `_` but for files, which OpenAI writes `file-…`.
+    """
+    return f"{prefix}{_separator(prefix)}{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:
     """Tell whether `text` has the form of an id with this prefix; it says nothing on whether it exists."""
-    return text.startswith(prefix + "_") and _ID.fullmatch(text) is not None
+    return text.startswith(prefix + _separator(prefix)) and _DIGITS.fullmatch(text, len(prefix) + 1) is not None
+
+
+def _separator(prefix: str) -> str:
+    return "-" if prefix == "file" else "_"
 
 
 def completion_id(job_id: str) -> str:
@@ -27,3 +34,13 @@ def completion_id(job_id: str) -> str:
 def job_id_of(completion_id: str) -> str:
     """Return the id of the job that made a completion."""
     return "job_" + completion_id.removeprefix("chatcmpl-")
+
+
+def batch_line_id(job_id: str) -> str:
+    """Return the id of a batch's answer, as its output has it."""
+    return "batch_req_" + job_id.removeprefix("job_")
+
+
+def job_id_of_line(line_id: str) -> str:
+    """Return the id of the job that made a batch's answer."""
+    return "job_" + line_id.removeprefix("batch_req_")

@@ -315,6 +315,8 @@ class Hub:
         self.origin = f"headrace:api:{new_id('api')}"
         self.doubt = asyncio.Event()
         """Set when the wire was cut and is back: whoever looks after readers has to look now."""
+        self.ending = asyncio.Event()
+        """Set when this process is to end, and lets go of those who watch."""
         self._buffer_bytes = buffer_bytes
         self._patience = patience_seconds
         self._subscription = _Subscription(redis)
@@ -338,6 +340,7 @@ class Hub:
 
     def end_watching(self) -> None:
         """Let go of those who watch: they come back, to another process, and miss nothing."""
+        self.ending.set()
         for listeners in self._listeners.values():
             for listener in listeners:
                 if not listener.own:

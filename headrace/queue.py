@@ -27,10 +27,14 @@ from redis.exceptions import RedisError
 log = logging.getLogger(__name__)
 
 RUN_TASK = "headrace.run"
-# In the order in which workers look at them; `service_tier` chooses.
-TIERS = ("priority", "default", "flex")
+RUN_LINES_TASK = "headrace.run_lines"
+# In the order in which workers look at them; `service_tier` chooses, but for lines of batches.
+TIERS = ("priority", "default", "flex", "batch")
+BACKGROUND_TIERS = frozenset({"flex", "batch"})
+"""The tiers of work that nobody waits for."""
 # Enough to make a message cheap for each of its jobs, and little enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
+_LINES_A_MESSAGE = 64
 
 
 def queue_name(tier: str) -> str:
@@ -82,10 +86,10 @@ class _Message:
 
     def __init__(self, app: Celery, tier: str) -> None:
         self.key = queue_name(tier)
+        self.jobs = _LINES_A_MESSAGE if tier == "batch" else _JOBS_A_MESSAGE
+        task = RUN_LINES_TASK if tier == "batch" else RUN_TASK
         with Connection("memory://") as connection:  # type: ignore[no-untyped-call]
-            blank = app.send_task(
-                RUN_TASK, args=[[]], queue=self.key, connection=connection, argsrepr="", kwargsrepr=""
-            )
+            blank = app.send_task(task, args=[[]], queue=self.key, connection=connection, argsrepr="", kwargsrepr="")
             message = connection.default_channel._get(self.key)  # noqa: SLF001  (what kombu would put into Redis)
         self._id = str(blank.id)
         self._body = str(message["body"])
@@ -128,7 +132,7 @@ class JobQueue:
         try:
             for tier, job_ids in batch.items():
                 message = self._messages[tier]
-                slices = [job_ids[at : at + _JOBS_A_MESSAGE] for at in range(0, len(job_ids), _JOBS_A_MESSAGE)]
+                slices = [job_ids[at : at + message.jobs] for at in range(0, len(job_ids), message.jobs)]
                 # On the left, as kombu does: workers take from the right.
                 await self._redis.lpush(message.key, *map(message.render, slices))
         except (RedisError, OSError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.catalogue import Catalogue, Route
+from headrace.chat.request import ChatRequest
 from headrace.chat.support import dropped_parameters, unsupported_parameter
 from headrace.errors import InvalidRequestError
 
@@ -20,6 +21,35 @@ class UsableRoute:
 
     route: Route
     dropped: Sequence[str]
+
+
+def check_servable(
+    catalogue: Catalogue,
+    chat: ChatRequest,
+    request: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None,
+    seed: str,
+) -> UsableRoute:
+    """Return the route that a chat request is to be tried on first; `request` is the same as `chat`, as it came.
+
+    That somebody can do what it asks is worth knowing before a job is accepted rather than after.
+
+    Raises:
+        ModelNotFoundError: Nobody serves the model, or one of its fallbacks.
+        InvalidRequestError: No route to the model can honour it, or it holds what Postgres has no place for.
+    """
+    for param, text in (
+        ("model", chat.model),
+        *((f"metadata.{key}", key + value) for key, value in (metadata or {}).items()),
+    ):
+        if "\0" in text:
+            raise InvalidRequestError(
+                f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
+            )
+    for index, fallback in enumerate(chat.fallbacks or ()):
+        catalogue.find(fallback, param=f"fallbacks[{index}]")
+    return usable_routes(catalogue, request, seed=seed)[0]
 
 
 def usable_routes(catalogue: Catalogue, request: Mapping[str, Any], *, seed: str) -> list[UsableRoute]:

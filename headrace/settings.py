@@ -73,6 +73,17 @@ class Settings(BaseSettings):
         description="Live bytes held for one slow reader before it is sent back to replay from Postgres.",
     )
 
+    max_file_bytes: int = Field(
+        default=512 * 1024 * 1024, ge=1024, description="Largest file that is uploaded, in bytes: OpenAI's limit."
+    )
+    batch_max_lines: int = Field(default=100_000, ge=1, description="Most requests in one batch.")
+    batch_window: int = Field(
+        default=2000,
+        ge=1,
+        description="Lines of batches that are queued or running at one time, over all of them: all that Redis ever "
+        "holds of a batch. More than the slots of all workers, or some are idle.",
+    )
+
     worker_slots: int = Field(
         default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
     )

@@ -38,8 +38,10 @@ class Exchange:
         self._request = request
         self._pass_on = pass_on
         self._format = FORMATS[route.provider.kind]
-        # Somebody may come to watch a background job; only audio cannot always be streamed.
-        self._stream = job.streamed or (job.background and not request.get("audio"))
+        # Somebody may come to watch a background job; only audio cannot always be streamed. A line of a batch is read
+        # when it is there.
+        watched = job.background and job.batch_id is None and not request.get("audio")
+        self._stream = job.streamed or watched
         self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
         """How many calls it takes."""
         self._folds = [Fold() for _ in range(self.calls)]

@@ -76,6 +76,7 @@ class Executor:
         client: ProviderClient,
         circuits: Circuits,
         limits: Limits,
+        line_slots: int,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -87,6 +88,8 @@ class Executor:
         self._client = client
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
+        self._line_slots = asyncio.Semaphore(line_slots)
+        self._waiting_lines: set[str] = set()
         self._circuits = circuits
         self._limits = limits
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
@@ -97,8 +100,11 @@ class Executor:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, settings: Settings) -> AsyncIterator[Executor]:
-        """Give an executor with its connections and housekeeping; leaving drains it."""
+    async def running(cls, settings: Settings, *, line_slots: int) -> AsyncIterator[Executor]:
+        """Give an executor with its connections and housekeeping; leaving drains it.
+
+        Lines of batches take up to `line_slots` of its slots.
+        """
         async with contextlib.AsyncExitStack() as stack:
             demo = DemoUpstream()
             stack.push_async_callback(demo.close)
@@ -125,6 +131,7 @@ class Executor:
                 client=client,
                 circuits=circuits,
                 limits=limits,
+                line_slots=line_slots,
             )
             chores = [
                 executor._deltas.run(),
@@ -145,10 +152,27 @@ class Executor:
     async def take(self, job_ids: Sequence[str]) -> None:
         """Start jobs as slots come free; returns once each has one."""
         for job_id in job_ids:
-            await self._slots.acquire()
-            task = asyncio.create_task(self._run(job_id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            await self._start(job_id)
+
+    async def _start(self, job_id: str) -> asyncio.Task[None]:
+        await self._slots.acquire()
+        task = asyncio.create_task(self._run(job_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def take_lines(self, job_ids: Sequence[str]) -> None:
+        """Start lines of batches as `take` does; lines that wait here already are not taken twice."""
+        fresh = [job_id for job_id in job_ids if job_id not in self._waiting_lines]
+        self._waiting_lines.update(fresh)
+        try:
+            for job_id in fresh:
+                await self._line_slots.acquire()
+                self._waiting_lines.discard(job_id)
+                task = await self._start(job_id)
+                task.add_done_callback(lambda _: self._line_slots.release())
+        finally:
+            self._waiting_lines.difference_update(fresh)
 
     async def reload(self) -> None:
         """Take up a changed configuration, if it is valid; attempts that are under way keep the routes they have."""
@@ -173,7 +197,7 @@ class Executor:
         assert task is not None
         attempt = Attempt(job, request=orjson.loads(job.request), task=task)
         self._attempts[job.id] = attempt
-        if job.streamed or job.background:  # nobody watches a client that waits for all of it
+        if job.streamed or (job.background and job.batch_id is None):  # nobody watches those that are waited for whole
             self._publish(attempt, 0, "started")
         try:
             response = await self._answer(attempt)

@@ -1,26 +1,33 @@
-"""The worker's process: Celery's consumer, with the executor in its pool."""
+"""The worker's process: Celery's consumer, with the executor in its pool.
+
+A worker that serves nothing that a client waits for is a background worker: it steps back for everyone else on its
+machine, and lets a backlog stay in Redis for whoever is free. One that serves both leaves some of its slots to those
+who wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
 
 from headrace.processes import rest_garbage_collector
-from headrace.queue import RUN_TASK, TIERS, create_celery, queue_name
+from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name
 from headrace.settings import Settings
 from worker.executor import Executor
 from worker.pool import AsyncioPool
 
 # Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for whoever is free.
 _WAITING_MESSAGES = 4
+_NICENESS = 10
 
 
 class WorkerPool(AsyncioPool):
@@ -32,7 +39,8 @@ class WorkerPool(AsyncioPool):
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Keep the executor while tasks run."""
-        async with Executor.running(self.app.conf["headrace_settings"]) as executor:
+        conf = self.app.conf
+        async with Executor.running(conf["headrace_settings"], line_slots=conf["headrace_line_slots"]) as executor:
             WorkerPool.executor = executor
             WorkerPool.loop = asyncio.get_running_loop()
             rest_garbage_collector()
@@ -50,6 +58,11 @@ async def run(job_ids: list[str]) -> None:
     await WorkerPool.executor.take(job_ids)
 
 
+async def run_lines(job_ids: list[str]) -> None:
+    """Hand lines of batches to the executor."""
+    await WorkerPool.executor.take_lines(job_ids)
+
+
 def _worker_class(app: Celery) -> Any:
     class Worker(app.Worker):  # type: ignore[misc]  # Celery has no types
         def install_platform_tweaks(self, worker: Any) -> None:
@@ -59,17 +72,26 @@ def _worker_class(app: Celery) -> Any:
     return Worker
 
 
-def main(settings: Settings) -> None:
-    """Run a worker until it is told to stop."""
+def main(settings: Settings, tiers: Sequence[str]) -> None:
+    """Run a worker that serves these tiers until it is told to stop."""
+    slots = settings.worker_slots
+    if set(tiers) <= BACKGROUND_TIERS:
+        os.nice(_NICENESS)
+    else:
+        # The window bounds how many lines wait here; nobody else may wait behind them.
+        WorkerPool.patient = frozenset({RUN_LINES_TASK})
+        slots = max(1, slots * 3 // 4)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # that it runs as root is its operator's choice
     app = create_celery(settings.redis_url)
     app.conf["headrace_settings"] = settings
+    app.conf["headrace_line_slots"] = slots
     app.task(run, name=RUN_TASK)
+    app.task(run_lines, name=RUN_LINES_TASK)
     worker = _worker_class(app)(
         pool_cls=WorkerPool,
         concurrency=_WAITING_MESSAGES,
         loglevel=settings.log_level,
-        queues=[queue_name(tier) for tier in TIERS],
+        queues=[queue_name(tier) for tier in tiers],
         without_gossip=True,  # workers need not know of one another
         without_mingle=True,
         without_heartbeat=True,

@@ -30,6 +30,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
     """Runs tasks that are coroutine functions. A subclass's `lifespan` surrounds them all."""
 
     signal_safe = False
+    patient: frozenset[str] = frozenset()
+    """Tasks that may be many and wait for long: they take no room, so that nothing waits behind them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what Celery gives every pool."""
@@ -55,14 +57,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self, _target: object, args: Any = None, _kwargs: object = None, callback: Any = None, **_: object
     ) -> None:
         """Start a task's coroutine; wait first while there are too many. A worker that is to stop starts none."""
-        while not self._room.acquire(timeout=_PATIENCE_SECONDS):
+        name, _task_id, _request, body, content_type, encoding = args
+        while name not in self.patient and not self._room.acquire(timeout=_PATIENCE_SECONDS):
             if state.should_stop is not None or state.should_terminate is not None:
                 return
-        name, _task_id, _request, body, content_type, encoding = args
         arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
             body, content_type, encoding, accept={content_type}
         )
-        self._loop.call_soon_threadsafe(self._start, self.app.tasks[name].run, arguments, options)
+        self._loop.call_soon_threadsafe(self._start, name, self.app.tasks[name].run, arguments, options)
         callback((0, None, 0.0))  # Celery forgets the task; its outcome is none of Celery's business
 
     def on_stop(self) -> None:
@@ -73,14 +75,17 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     on_terminate = on_stop
 
-    def _start(self, run: Callable[..., Coroutine[Any, Any, None]], args: list[Any], kwargs: dict[str, Any]) -> None:
-        task = self._loop.create_task(run(*args, **kwargs))
+    def _start(
+        self, name: str, run: Callable[..., Coroutine[Any, Any, None]], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        task = self._loop.create_task(run(*args, **kwargs), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._room.release()
+        if task.get_name() not in self.patient:
+            self._room.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task broke", exc_info=error)
 

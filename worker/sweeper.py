@@ -1,4 +1,4 @@
-"""The scheduler's process: looks for what was lost, and wakes it again. Several may run; one acts."""
+"""The scheduler's process: looks for what was lost and wakes it again, and runs batches. Several may run; one acts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import contextlib
 import logging
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 import orjson
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from headrace import live
+from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database
 from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
 from headrace.jobs import queries
@@ -23,6 +25,7 @@ from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
+from worker.batches.runner import BatchRunner
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,17 @@ async def _leadership(database: Database) -> AsyncIterator[AsyncConnection | Non
             await connection.invalidate()
 
 
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do some other work meanwhile, and stop it at the end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def _schedule(settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         database = Database.connect(settings.database_url, connections=4)
@@ -108,13 +122,18 @@ async def _schedule(settings: Settings) -> None:
         stack.push_async_callback(queue.close)
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         sweeper = Sweeper(settings, database, queue, publisher)
+        file = CatalogueFile(settings.config)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
+        batches = BatchRunner(settings, file, database, queue, publisher)
         while True:
             try:
                 async with _leadership(database) as connection:
-                    while connection is not None:
-                        await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
-                        await sweeper.sweep()
-                        await asyncio.sleep(settings.sweep_seconds)
+                    if connection is not None:
+                        async with _beside(batches.run()):
+                            while True:
+                                await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
+                                await sweeper.sweep()
+                                await asyncio.sleep(settings.sweep_seconds)
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 log.warning("Postgres is away: %s", error)
             await asyncio.sleep(settings.sweep_seconds)

@@ -71,17 +71,20 @@ FROM agents JOIN agent_versions ON agent_id = agents.id
 _FIND = (
     _COLUMNS
     + """
-WHERE agents.id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
+WHERE agents.id = %(id)s AND account_id = %(account_id)s AND (deleted_at IS NULL OR %(deleted)s)
       AND agent_versions.version = coalesce(%(version)s::int, agents.version)
 """
 )
 
 
 async def find_agent(
-    database: Database, agent_id: str, account_id: str, *, version: int | None = None
+    database: Database, agent_id: str, account_id: str, *, version: int | None = None, deleted: bool = False
 ) -> AgentVersion | None:
-    """Return an agent as it is, or as it was in `version`; None if the account has no such."""
-    parameters = {"id": agent_id, "account_id": account_id, "version": version}
+    """Return an agent as it is, or as it was in `version`; None if the account has no such.
+
+    With `deleted`, one that was deleted is found too: what was accepted before is still to be run.
+    """
+    parameters = {"id": agent_id, "account_id": account_id, "version": version, "deleted": deleted}
     rows = await execute(database.relaxed, _FIND, parameters)
     return AgentVersion(*rows[0]) if rows else None
 

@@ -35,7 +35,12 @@ _STORE_POLL_SECONDS = 0.5
 _AFTER_DRAIN_SECONDS = 5.0  # what a part gets beyond its drain time before it is killed
 _CHEAP_MODELS = ("demo", "gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
 _MOST_SHOWN = 8
-_COLOURS = {"api": "cyan", "worker": "green", "scheduler": "magenta"}
+_COLOURS = {"api": "cyan", "worker": "green", "batches": "blue", "scheduler": "magenta"}
+# What clients wait for, and what nobody does, in processes of their own: the second steps back for the first.
+_COMMANDS = {
+    "worker": ["worker", "--tier", "priority", "--tier", "default"],
+    "batches": ["worker", "--tier", "flex", "--tier", "batch"],
+}
 
 
 class Service:
@@ -151,7 +156,7 @@ class Service:
         assert self._listener is not None
         listener = self._listener.fileno()
         # -P: a folder named `api` or `worker` where the operator stands must not be taken for ours.
-        command = [sys.executable, "-P", "-m", "headrace", name]
+        command = [sys.executable, "-P", "-m", "headrace", *_COMMANDS.get(name, [name])]
         return SupervisedProcess(
             name,
             [*command, "--fd", str(listener)] if name == "api" else command,

@@ -99,21 +99,31 @@ def api(settings: Settings, fd: int | None) -> None:
 
 
 @click.command()
+@click.option(
+    "--tier",
+    "tiers",
+    type=click.Choice(["priority", "default", "flex", "batch"]),
+    multiple=True,
+    help="Serve this one alone (repeatable). `--tier flex --tier batch` is a worker for what nobody waits for.",
+)
 @click.pass_obj
-def worker(settings: Settings) -> None:
+def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
     """Run jobs. Start as many as you like."""
+    from headrace.queue import TIERS
+
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)
-        resolve("worker.main:main")(locate(settings))
+        resolve("worker.main:main")(locate(settings), [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
 @click.pass_obj
 def scheduler(settings: Settings) -> None:
-    """Find lost jobs and wake them, expire late ones. One is enough; several do no harm."""
+    """Find lost jobs and wake them, expire late ones, run batches. One is enough; several do no harm."""
     configure_logging(settings.log_level)
     with plain_errors():
+        load_catalogue(settings.config)
         resolve("worker.sweeper:main")(locate(settings))
 
 

@@ -68,6 +68,7 @@ class Job(BaseModel):
                 "cost": None,
                 "metadata": {"customer": "42"},
                 "batch_id": None,
+                "custom_id": None,
                 "agent_id": None,
                 "agent_version": None,
             }
@@ -87,7 +88,7 @@ class Job(BaseModel):
     finished_at: int | None
     expires_at: int = Field(description="The deadline, which a `timeout` sets")
     queue_position: int | None = Field(description="Jobs before it in its tier, while it is queued; 1,000 at most")
-    service_tier: Literal["priority", "default", "flex"]
+    service_tier: Literal["priority", "default", "flex", "batch"]
     background: bool
     result: ChatCompletion | None
     error: JobError | None
@@ -95,6 +96,7 @@ class Job(BaseModel):
     cost: str | None = Field(description="USD, exact; null while unknown or for a model without a price")
     metadata: dict[str, str] | None
     batch_id: str | None
+    custom_id: str | None = Field(description="What its batch's input calls it")
     agent_id: str | None
     agent_version: int | None = Field(description="What the agent was when the job was accepted")
 
@@ -132,7 +134,8 @@ def render_job(row: Row) -> dict[str, Any]:
         "usage": _usage(row),
         "cost": None if row.cost is None else render_cost(row.cost),
         "metadata": row.metadata,
-        "batch_id": None,
+        "batch_id": row.batch_id,
+        "custom_id": row.custom_id,
         "agent_id": row.agent_id,
         "agent_version": row.agent_version,
     }

@@ -6,6 +6,9 @@ that lock several jobs skip what another has locked, so no two of them can wait 
 
 Arrays are sent in binary (`%(name)b`): in text, psycopg escapes each item with a regular expression, in Python, which
 took half of a worker's time.
+
+Whatever ends jobs of a batch tallies them for it, and notes in which transaction they ended: `headrace.batches` reads
+both.
 """
 
 from __future__ import annotations
@@ -47,6 +50,21 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class NewLine:
+    """A line of a batch's input that is to become a job."""
+
+    id: str
+    line: int
+    custom_id: str
+    model: str
+    request: str
+    metadata: str | None
+    timeout_seconds: float | None
+    agent_id: str | None
+    agent_version: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedJob:
     """A job under this worker's lease, and what it takes to run it."""
 
@@ -64,6 +82,7 @@ class ClaimedJob:
     retries: int
     created: int
     seconds_left: float
+    batch_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +134,22 @@ class MovedJob:
     origin: str | None
 
 
+_TRANSACTION = "pg_current_xact_id()::text::bigint"
+
+
+def _tallied(moved: str) -> str:
+    """Return the part of a statement that tallies the jobs of batches that it ends without an answer.
+
+    `moved` is its part with the `batch_id` and the new `state` of each job.
+    """
+    return f"""
+), tallied AS (
+    INSERT INTO batch_tallies (batch_id, failed, cancelled)
+    SELECT batch_id, count(*) FILTER (WHERE state <> 'cancelled'), count(*) FILTER (WHERE state = 'cancelled')
+    FROM {moved} WHERE batch_id IS NOT NULL AND state NOT IN ('queued', 'running') GROUP BY batch_id
+)"""
+
+
 _INSERT = """
 INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
                   agent_version, deadline_at)
@@ -155,6 +190,49 @@ async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int
     return [created[job.id] for job in new]
 
 
+_FEED = """
+WITH fed AS (
+    UPDATE batches SET next_offset = %(end)s, next_line = %(next_line)s, fed = fed + %(count)s
+    WHERE id = %(batch_id)s AND state = 'in_progress' AND next_offset = %(start)s AND expires_at > now()
+    RETURNING id AS batch_id, account_id, key_id, expires_at
+)
+INSERT INTO jobs (id, account_id, key_id, batch_id, line, custom_id, model, request, metadata, tier, background,
+                  streamed, agent_id, agent_version, deadline_at)
+SELECT id, account_id, key_id, batch_id, line, custom_id, model, request, metadata::jsonb, 'batch', true,
+       false, agent_id, agent_version, least(expires_at, now() + timeout * interval '1 second')
+FROM fed, unnest(%(id)b::text[], %(line)b::int[], %(custom_id)b::text[], %(model)b::text[], %(request)b::text[],
+                 %(metadata)b::text[], %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[])
+     AS new (id, line, custom_id, model, request, metadata, timeout, agent_id, agent_version)
+RETURNING id
+"""
+
+
+async def feed_lines(
+    database: Database, batch_id: str, lines: Sequence[NewLine], *, start: int, end: int, next_line: int
+) -> bool:
+    """Make jobs of a batch's next lines, which are the bytes from `start` to `end` of its input, all or none.
+
+    Returns False when the batch does not stand at `start` any more, or is fed no more. Losing it only repeats it.
+    """
+    parameters = {
+        "batch_id": batch_id,
+        "start": start,
+        "end": end,
+        "next_line": next_line,
+        "count": len(lines),
+        "id": [line.id for line in lines],
+        "line": [line.line for line in lines],
+        "custom_id": [line.custom_id for line in lines],
+        "model": [line.model for line in lines],
+        "request": [line.request for line in lines],
+        "metadata": [line.metadata for line in lines],
+        "timeout": [line.timeout_seconds for line in lines],
+        "agent_id": [line.agent_id for line in lines],
+        "agent_version": [line.agent_version for line in lines],
+    }
+    return bool(await execute(database.relaxed, _FEED, parameters))
+
+
 _CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM jobs
@@ -165,7 +243,8 @@ UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
                 lease_until = now() + %(lease)s * interval '1 second', started_at = coalesce(started_at, now())
 FROM due WHERE jobs.id = due.id
 RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
-          route, retries, floor(extract(epoch FROM created_at))::bigint, extract(epoch FROM deadline_at - now())::float8
+          route, retries, floor(extract(epoch FROM created_at))::bigint,
+          extract(epoch FROM deadline_at - now())::float8, batch_id
 """
 
 
@@ -229,8 +308,7 @@ async def append_segments(database: Database, segments: Sequence[Segment]) -> No
     await execute(database.relaxed, _SEGMENTS, parameters)
 
 
-# The parts that an ended attempt and one that goes back to the queue share: the last deltas and what was spent.
-_ENDED = """
+_ENDED = f"""
 WITH ended AS MATERIALIZED (
     SELECT * FROM unnest(
         %(id)b::text[], %(attempt)b::int[], %(state)b::text[], %(provider)b::text[], %(response)b::text[],
@@ -242,7 +320,8 @@ WITH ended AS MATERIALIZED (
               prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost,
               record)
 ), finished AS (
-    UPDATE jobs SET state = ended.state, finished_at = now(), lease_until = NULL, provider = ended.provider,
+    UPDATE jobs SET state = ended.state, finished_at = now(), finished_in = {_TRANSACTION},
+                    lease_until = NULL, provider = ended.provider,
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END,
                     response = CASE WHEN jobs.deleted_at IS NULL THEN ended.response END, error = ended.error,
                     delta_count = ended.delta_count,
@@ -253,7 +332,7 @@ WITH ended AS MATERIALIZED (
                     first_token_at = now() - ended.first_token * interval '1 second'
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.agent_id, jobs.deleted_at
+    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.agent_id, jobs.batch_id, jobs.deleted_at
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
     SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
@@ -262,11 +341,21 @@ WITH ended AS MATERIALIZED (
 ), erased AS (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, provider, prompt_tokens,
-                       completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
-    SELECT id, attempt, false, account_id, key_id, model, agent_id, provider, prompt_tokens, completion_tokens,
-           cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, batch_id, provider,
+                       prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
+                       estimated, cost)
+    SELECT id, attempt, false, account_id, key_id, model, agent_id, batch_id, provider, prompt_tokens,
+           completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost
     FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
+), tallied AS (
+    INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
+                               completion_tokens, reasoning_tokens, cost)
+    SELECT batch_id, count(*) FILTER (WHERE state = 'completed'),
+           count(*) FILTER (WHERE state NOT IN ('completed', 'cancelled')),
+           count(*) FILTER (WHERE state = 'cancelled'),
+           coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
+           coalesce(sum(reasoning_tokens), 0), sum(cost)
+    FROM ended JOIN finished USING (id) WHERE batch_id IS NOT NULL GROUP BY batch_id
 )
 SELECT id FROM finished
 """
@@ -309,10 +398,11 @@ def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
     }
 
 
-_RETRY = """
+_RETRY = f"""
 WITH put_back AS (
     UPDATE jobs SET state = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
                     finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+                    finished_in = CASE WHEN cancel_requested_at IS NOT NULL THEN {_TRANSACTION} END,
                     error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(cancelled)s END,
                     request = CASE WHEN deleted_at IS NULL THEN request END,
                     lease_until = NULL, worker = NULL, route = %(route)s,
@@ -322,17 +412,18 @@ WITH put_back AS (
                                  ELSE tried || (%(record)s::jsonb
                                                 || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING id, account_id, key_id, model, agent_id, state
+    RETURNING id, account_id, key_id, model, agent_id, batch_id, state
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, provider, prompt_tokens,
-                       completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost)
-    SELECT id, %(attempt)s, true, account_id, key_id, model, agent_id, %(provider)s, %(prompt)s::bigint,
-           %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint, %(estimated)s::bool,
-           %(cost)s::numeric
+    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, batch_id, provider,
+                       prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
+                       estimated, cost)
+    SELECT id, %(attempt)s, true, account_id, key_id, model, agent_id, batch_id, %(provider)s,
+           %(prompt)s::bigint, %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint,
+           %(estimated)s::bool, %(cost)s::numeric
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
-)
+{_tallied("put_back")}
 SELECT state FROM put_back
 """
 
@@ -370,7 +461,7 @@ async def retry_job(
     return State(rows[0].state) if rows else None
 
 
-_CANCEL = """
+_CANCEL = f"""
 WITH target AS MATERIALIZED (
     SELECT id, tier, state, attempt, origin FROM jobs
     WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL FOR UPDATE
@@ -379,10 +470,11 @@ WITH target AS MATERIALIZED (
         cancel_requested_at = coalesce(cancel_requested_at, now()),
         state = CASE WHEN jobs.state = 'queued' THEN 'cancelled' ELSE jobs.state END,
         finished_at = CASE WHEN jobs.state = 'queued' THEN now() END,
+        finished_in = CASE WHEN jobs.state = 'queued' THEN {_TRANSACTION} END,
         error = CASE WHEN jobs.state = 'queued' THEN %(error)s END
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
-    RETURNING jobs.id, jobs.state
-)
+    RETURNING jobs.id, jobs.batch_id, jobs.state
+{_tallied("changed")}
 SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
 FROM target LEFT JOIN changed USING (id)
 """
@@ -395,6 +487,34 @@ async def cancel_job(database: Database, job_id: str, account_id: str, *, error:
     """
     rows = await execute(database.durable, _CANCEL, {"id": job_id, "account_id": account_id, "error": error})
     return _moved(rows)[0] if rows else None
+
+
+_CANCEL_LINES = f"""
+WITH target AS MATERIALIZED (
+    SELECT id, state FROM jobs
+    WHERE batch_id = %(batch_id)s
+          AND (state = 'queued' OR (state = 'running' AND cancel_requested_at IS NULL))
+    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE jobs SET
+        cancel_requested_at = coalesce(cancel_requested_at, now()),
+        state = CASE WHEN target.state = 'queued' THEN 'cancelled' ELSE target.state END,
+        finished_at = CASE WHEN target.state = 'queued' THEN now() END,
+        finished_in = CASE WHEN target.state = 'queued' THEN {_TRANSACTION} END,
+        error = CASE WHEN target.state = 'queued' THEN %(error)s END
+    FROM target WHERE jobs.id = target.id
+    RETURNING jobs.id, tier, jobs.state, attempt, origin, batch_id
+{_tallied("changed")}
+SELECT id, tier, state, attempt, origin FROM changed
+"""
+
+
+async def cancel_lines(database: Database, batch_id: str, *, error: str) -> list[MovedJob]:
+    """Cancel up to 1,000 jobs of a batch as `cancel_job` does one, and return them as they are then.
+
+    There may be more: none are left when it returns none.
+    """
+    return _moved(await execute(database.durable, _CANCEL_LINES, {"batch_id": batch_id, "error": error}))
 
 
 _DELETE = """
@@ -418,7 +538,7 @@ async def delete_job(database: Database, job_id: str, account_id: str) -> bool:
     return bool(erased)
 
 
-_RESCUE = """
+_RESCUE = f"""
 WITH dead AS MATERIALIZED (
     SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
                     WHEN lost + 1 >= %(max_lost)s THEN 'failed'
@@ -434,15 +554,16 @@ WITH dead AS MATERIALIZED (
                         'attempt', attempt, 'status', 'lost', 'ended_at', extract(epoch FROM now())),
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
+                    finished_in = CASE WHEN fate <> 'queued' THEN {_TRANSACTION} END,
                     request = CASE WHEN fate = 'queued' OR deleted_at IS NULL THEN request END,
                     error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
                                       WHEN 'interrupted' THEN %(interrupted)s END
     FROM dead WHERE jobs.id = dead.id
-    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.deleted_at
+    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id, jobs.deleted_at
 ), forgotten AS (
     DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
     AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
-)
+{_tallied("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 
@@ -466,14 +587,16 @@ async def rescue_jobs(
     return _moved(await execute(database.durable, _RESCUE, parameters))
 
 
-_EXPIRE = """
+_EXPIRE = f"""
 WITH late AS MATERIALIZED (
     SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
-)
-UPDATE jobs SET state = 'expired', finished_at = now(), error = %(error)s,
-                request = CASE WHEN deleted_at IS NULL THEN request END
-FROM late WHERE jobs.id = late.id
-RETURNING jobs.id, tier, state, attempt, origin
+), moved AS (
+    UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {_TRANSACTION}, error = %(error)s,
+                    request = CASE WHEN deleted_at IS NULL THEN request END
+    FROM late WHERE jobs.id = late.id
+    RETURNING jobs.id, tier, state, attempt, origin, batch_id
+{_tallied("moved")}
+SELECT id, tier, state, attempt, origin FROM moved
 """
 
 
@@ -577,6 +700,8 @@ _VIEW = sa.select(
     jobs.c.model,
     jobs.c.agent_id,
     jobs.c.agent_version,
+    jobs.c.batch_id,
+    jobs.c.custom_id,
     jobs.c.provider,
     jobs.c.tier,
     jobs.c.attempt,
@@ -623,6 +748,7 @@ class JobFilter:
     state: State | None = None
     model: str | None = None
     agent_id: str | None = None
+    batch_id: str | None = None
     metadata: Mapping[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -639,6 +765,8 @@ async def list_jobs(
         query = query.where(jobs.c.model == wanted.model)
     if wanted.agent_id is not None:
         query = query.where(jobs.c.agent_id == wanted.agent_id)
+    if wanted.batch_id is not None:
+        query = query.where(jobs.c.batch_id == wanted.batch_id)
     if wanted.metadata:
         query = query.where(jobs.c.metadata.contains(sa.cast(dict(wanted.metadata), JSONB)))
     if wanted.created_after is not None:

@@ -17,6 +17,9 @@ jobs = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("agent_id", sa.Text),
     sa.Column("agent_version", sa.Integer),
+    sa.Column("batch_id", sa.ForeignKey("batches.id")),
+    sa.Column("line", sa.Integer, comment="Of the batch's input, from 1"),
+    sa.Column("custom_id", sa.Text, comment="The name that the batch's client gave it"),
     sa.Column("request", sa.Text, comment="The client's JSON as it came; null once erased"),
     sa.Column("metadata", JSONB),
     sa.Column("tier", sa.Text, nullable=False, comment="Which queue wakes a worker for it"),
@@ -48,11 +51,12 @@ jobs = sa.Table(
     instant("started_at"),
     instant("first_token_at"),
     instant("finished_at"),
+    sa.Column("finished_in", sa.BigInteger, comment="The transaction: no snapshot sees a later one but not this"),
     instant("deleted_at"),
     sa.CheckConstraint(
         "state IN ('queued', 'running', 'completed', 'failed', 'cancelled', 'expired')", name="state_known"
     ),
-    sa.CheckConstraint("tier IN ('priority', 'default', 'flex')", name="tier_known"),
+    sa.CheckConstraint("tier IN ('priority', 'default', 'flex', 'batch')", name="tier_known"),
     sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_of_final"),
     sa.CheckConstraint(
         "(state = 'running') = (lease_until IS NOT NULL) AND (state <> 'running' OR worker IS NOT NULL)",
@@ -74,10 +78,27 @@ jobs = sa.Table(
     sa.ForeignKeyConstraint(["agent_id", "agent_version"], ["agent_versions.agent_id", "agent_versions.version"]),
     sa.CheckConstraint("(agent_id IS NULL) = (agent_version IS NULL)", name="agent_with_version"),
     sa.CheckConstraint("jsonb_typeof(tried) = 'array'", name="tried_is_list"),
+    sa.CheckConstraint(
+        "(batch_id IS NULL) = (line IS NULL) AND (batch_id IS NULL) = (custom_id IS NULL)"
+        " AND (batch_id IS NULL OR background)",
+        name="line_of_batch",
+    ),
+    sa.CheckConstraint("batch_id IS NULL OR (finished_at IS NULL) = (finished_in IS NULL)", name="finished_in_of_line"),
     sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
     # The two small sets that are looked through all the time; ended jobs are in neither.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),
     sa.Index("ix_jobs_running", "id", postgresql_where=sa.text("state = 'running'")),
+    # A batch's lines: in order of the input, and of their ends.
+    sa.Index(
+        "uq_jobs_batch_id_line", "batch_id", "line", unique=True, postgresql_where=sa.text("batch_id IS NOT NULL")
+    ),
+    sa.Index(
+        "ix_jobs_batch_id_finished_in_line",
+        "batch_id",
+        "finished_in",
+        "line",
+        postgresql_where=sa.text("batch_id IS NOT NULL AND finished_in IS NOT NULL"),
+    ),
 )
 
 job_deltas = sa.Table(

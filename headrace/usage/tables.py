@@ -16,6 +16,7 @@ usage = sa.Table(
     sa.Column("key_id", sa.Text),
     sa.Column("model", sa.Text, nullable=False, comment="The model that the client asked for"),
     sa.Column("agent_id", sa.Text),
+    sa.Column("batch_id", sa.Text),
     sa.Column("provider", sa.Text, nullable=False),
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),

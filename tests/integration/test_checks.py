@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
 from tests.integration.jobs import Owner
 
@@ -24,7 +25,19 @@ CANCELLED: Values = {**FAILED, "state": "cancelled"}
 EXPIRED: Values = {**FAILED, "state": "expired"}
 COUNTED: Values = {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 5, "reasoning_tokens": 3, "cost": 0}
 
+LINE: Values = {"batch_id": "batch_1", "line": 1, "custom_id": "a", "tier": "batch"}
+
 SOUND = [
+    pytest.param("jobs", {**LINE, **QUEUED}, id="a batch's line"),
+    pytest.param("jobs", {**LINE, **COMPLETED, "finished_in": 1}, id="a batch's line that has ended"),
+    pytest.param("files", {}, id="a file on its way in"),
+    pytest.param("files", {"bytes": 0}, id="an empty file"),
+    pytest.param("file_chunks", {}, id="a file's chunk"),
+    pytest.param("batches", {}, id="a batch"),
+    pytest.param("batches", {"state": "failed", "failed_at": NOW, "errors": "[]"}, id="an invalid batch"),
+    pytest.param(
+        "batches", {"state": "completed", "completed_at": NOW, "total": 2, "fed": 2, "completed": 2}, id="all"
+    ),
     pytest.param("jobs", QUEUED, id="queued"),
     pytest.param("jobs", RUNNING, id="running"),
     pytest.param("jobs", COMPLETED, id="completed"),
@@ -78,6 +91,23 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("jobs", "ck_jobs_counts_add_up", {"delta_count": -1}),
     ("jobs", "ck_jobs_counts_add_up", {"attempt": 2, "retries": 1, "lost": 2}),
     ("jobs", "ck_jobs_agent_with_version", {"agent_version": 1}),
+    ("jobs", "ck_jobs_line_of_batch", {**LINE, "line": None}),
+    ("jobs", "ck_jobs_line_of_batch", {**LINE, "custom_id": None}),
+    ("jobs", "ck_jobs_line_of_batch", {**LINE, "background": False}),
+    ("jobs", "ck_jobs_finished_in_of_line", {**LINE, "finished_in": 1}),
+    ("jobs", "ck_jobs_finished_in_of_line", {**LINE, **COMPLETED}),
+    ("files", "ck_files_purpose_known", {"purpose": "vision"}),
+    ("files", "ck_files_bytes_not_negative", {"bytes": -1}),
+    ("file_chunks", "ck_file_chunks_data_in_bounds", {"data": b""}),
+    ("file_chunks", "ck_file_chunks_data_in_bounds", {"data": b"x" * (CHUNK_BYTES + 1)}),
+    ("batches", "ck_batches_state_known", {"state": "paused"}),
+    ("batches", "ck_batches_end_has_time", {"state": "completed"}),
+    ("batches", "ck_batches_end_has_time", {"cancelled_at": NOW}),
+    ("batches", "ck_batches_end_has_time", {"state": "failed", "errors": "[]", "expired_at": NOW}),
+    ("batches", "ck_batches_errors_of_failed", {"state": "failed", "failed_at": NOW}),
+    ("batches", "ck_batches_errors_of_failed", {"errors": "[]"}),
+    ("batches", "ck_batches_counts_add_up", {"total": 1, "fed": 2}),
+    ("batches", "ck_batches_counts_add_up", {"total": 2, "fed": 1, "completed": 1, "failed": 1}),
     ("agents", "ck_agents_version_from_one", {"version": 0}),
     ("agent_versions", "ck_agent_versions_version_from_one", {"version": 0}),
     ("jobs", "ck_jobs_tried_is_list", {"tried": "{}"}),
@@ -127,6 +157,17 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
             "streamed": False,
             "deadline_at": NOW,
         },
+        "files": {"id": new_id("file"), "account_id": owner.account_id, "purpose": "batch", "filename": "a.jsonl"},
+        "file_chunks": {"number": 0, "data": b"x"},
+        "batches": {
+            "id": new_id("batch"),
+            "account_id": owner.account_id,
+            "key_id": owner.key_id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "input_file_id": new_id("file"),
+            "expires_at": NOW,
+        },
         "agents": {"id": new_id("agent"), "account_id": owner.account_id},
         "agent_versions": {"version": 1, "definition": "{}"},
         "job_deltas": {"attempt": 1, "first_seq": 1, "last_seq": 1, "chunks": "{}"},
@@ -143,6 +184,10 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
     row = {**base[table], **values}
     if table == "job_deltas":
         row.setdefault("job_id", insert(connection, owner, "jobs", QUEUED)["id"])
+    if table == "file_chunks":
+        row.setdefault("file_id", insert(connection, owner, "files", {})["id"])
+    if row.get("batch_id") == LINE["batch_id"]:
+        insert(connection, owner, "batches", {"id": row["batch_id"]})
     if table == "agent_versions":
         row.setdefault("agent_id", insert(connection, owner, "agents", {})["id"])
     statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(

@@ -10,6 +10,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+import headrace.agents.tables
+import headrace.batches.tables
+import headrace.files.tables
 import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables  # noqa: F401  (each import puts its tables into the metadata)

@@ -12,7 +12,7 @@ from redis import Redis
 
 from headrace import live
 from headrace.embedded import EmbeddedValkey
-from headrace.queue import _JOBS_A_MESSAGE, RUN_TASK, TIERS, JobQueue, queue_name
+from headrace.queue import _JOBS_A_MESSAGE, RUN_LINES_TASK, RUN_TASK, TIERS, JobQueue, queue_name
 from tests.service import free_port
 
 
@@ -23,7 +23,7 @@ def messages(url: str, tier: str) -> list[list[str]]:
     found = []
     seen = set()
     for message in map(json.loads, reversed(raw)):
-        assert message["headers"]["task"] == RUN_TASK
+        assert message["headers"]["task"] == (RUN_LINES_TASK if tier == "batch" else RUN_TASK)
         assert message["headers"]["argsrepr"] == ""
         assert message["headers"]["id"] == message["properties"]["correlation_id"] not in seen
         seen.add(message["headers"]["id"])
@@ -122,7 +122,7 @@ async def test_only_empty_queues_are_drained(queue: JobQueue, valkey: EmbeddedVa
     assert await queue.drained_tiers() == list(TIERS)
     queue.wake(["job_1"], tier="default")
     await settled(queue)
-    assert await queue.drained_tiers() == ["priority", "flex"]
+    assert await queue.drained_tiers() == ["priority", "flex", "batch"]
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
     assert await queue.drained_tiers() == list(TIERS)

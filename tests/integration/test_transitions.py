@@ -274,7 +274,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(job_id=ids)
     def delay_passes(self, job_id: str) -> None:
-        self.run(self.jobs.set(job_id, "scheduled_at = least(scheduled_at, now())"))
+        self.run(self.jobs.set(job_id, "scheduled_at = least(scheduled_at, now()), sent_at = least(sent_at, now())"))
         self.models[job_id].due = True
 
     @rule()

@@ -1,0 +1,210 @@
+"""Batches, as OpenAI has them, and what can be had of one while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from api.authentication import Authenticated
+from api.pages import metadata_filter, render_page
+from api.scope import read_body
+from api.sse import PING, EventStream, render_event
+from headrace.batches import queries
+from headrace.batches.batch_object import (
+    Batch,
+    BatchList,
+    BatchProgress,
+    find_batch,
+    render_batch,
+    render_progress,
+)
+from headrace.batches.lines import ENDPOINT
+from headrace.batches.queries import NewBatch
+from headrace.batches.request import BatchRequest, parse_batch_request
+from headrace.batches.results import render_line
+from headrace.batches.state import BatchState
+from headrace.database import Row
+from headrace.errors import ConflictError, InvalidRequestError
+from headrace.files.file_object import no_such_file
+from headrace.files.queries import FileWriter
+from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
+from headrace.keys.queries import Principal
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/batches", tags=["Batches"])
+
+# Between two looks at a batch for those who watch it.
+_LOOK_SECONDS = 0.5
+_INLINE_SECONDS = 30 * 86_400
+_REFUSED = "Invalid 'after': no line of the batch has the id '{after}'."
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")
+
+
+@router.post("", summary="Create a batch", responses={200: {"model": Batch}})
+async def create_batch(request: Request, principal: Authenticated) -> Response:
+    """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
+    asked = parse_batch_request(await read_body(request))
+    if asked.webhook is not None:
+        raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
+    file_id = asked.input_file_id
+    if file_id is None:
+        file_id = await _store_inline(request, principal, asked.requests or [])
+    batch_id = new_id("batch")
+    accepted = is_id(file_id, "file") and await queries.create_batch(
+        request.state.database, _new_batch(asked, batch_id, file_id, principal)
+    )
+    if not accepted:
+        raise no_such_file(file_id, param="input_file_id")
+    return _json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+
+
+def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
+    for key, value in (asked.metadata or {}).items():
+        if "\0" in key + value:
+            raise InvalidRequestError(
+                "Invalid 'metadata': it has the character U+0000.", param="metadata", code="invalid_value"
+            )
+    return NewBatch(
+        id=batch_id,
+        account_id=principal.account_id,
+        key_id=principal.key_id,
+        endpoint=asked.endpoint,
+        completion_window=asked.completion_window,
+        seconds=asked.window_seconds,
+        input_file_id=file_id,
+        output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
+        metadata=asked.metadata,
+        webhook=asked.webhook,
+    )
+
+
+async def _store_inline(request: Request, principal: Principal, lines: list[dict[str, Any]]) -> str:
+    """Keep the lines of a request as the file that they would have been, and return its id."""
+    writer = FileWriter(request.state.database, account_id=principal.account_id, purpose="batch")
+    for at in range(0, len(lines), 100):
+        await writer.write(
+            b"".join(orjson.dumps({"method": "POST", "url": ENDPOINT} | line) + b"\n" for line in lines[at : at + 100])
+        )
+    await writer.close(filename="requests.jsonl", seconds=_INLINE_SECONDS)
+    return writer.file_id
+
+
+@router.get("", summary="List batches", responses={200: {"model": BatchList}})
+async def list_batches(
+    request: Request,
+    principal: Authenticated,
+    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """List the account's batches, newest first; `metadata[key]=value` narrows it."""
+    if after is not None:
+        await find_batch(request.state.database, after, principal.account_id)
+    rows = await queries.list_batches(
+        request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata_filter(request)
+    )
+    return render_page([render_batch(row) for row in rows], limit=limit)
+
+
+@router.get("/{batch_id}", summary="Get a batch", responses={200: {"model": Batch}})
+async def get_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Return a batch as it is now."""
+    return _json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+
+
+@router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
+async def cancel_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Run no more of a batch, and stop what runs of it. What is done by then is in its output."""
+    if is_id(batch_id, "batch"):
+        await queries.cancel_batch(request.state.database, batch_id, principal.account_id)
+    row = await find_batch(request.state.database, batch_id, principal.account_id)
+    if row.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
+        raise ConflictError(f"Cannot cancel a batch with status '{row.state}'.")
+    return _json(render_batch(row))
+
+
+@router.get("/{batch_id}/results", summary="List a batch's results as they come")
+async def list_results(
+    request: Request,
+    principal: Authenticated,
+    batch_id: str,
+    after: Annotated[str | None, Query(description="The `id` of the last line of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """List the lines that have ended, in the order in which they did, as the output files have them.
+
+    Whoever asks again with `after` gets those that have ended since, each once.
+    """
+    database = request.state.database
+    await find_batch(database, batch_id, principal.account_id)
+    job_id = None
+    if after is not None:
+        job_id = job_id_of_line(after)
+        if not (is_id(after, "batch_req") and await queries.has_line(database, batch_id, job_id)):
+            raise InvalidRequestError(_REFUSED.format(after=after[:100]), param="after", code="invalid_value")
+    rows = await queries.list_ended(database, batch_id, after=job_id, limit=limit + 1)
+    page = rows[:limit]
+    head = {
+        "object": "list",
+        "first_id": batch_line_id(page[0].id) if page else None,
+        "last_id": batch_line_id(page[-1].id) if page else after,
+        "has_more": len(rows) > limit,
+    }
+    body = b'%b,"data":[%b]}' % (orjson.dumps(head)[:-1], b",".join(map(render_line, page)))
+    return Response(body, media_type="application/json")
+
+
+@router.get(
+    "/{batch_id}/events",
+    summary="Watch a batch",
+    responses={200: {"model": BatchProgress, "content": {"text/event-stream": {}}}},
+)
+async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> EventStream:
+    """Stream where a batch stands whenever that has changed, and at its end the batch.
+
+    `Last-Event-ID` says what a reader knows already, so that one who comes back is not told it again.
+    """
+    row = await find_batch(request.state.database, batch_id, principal.account_id)
+    return EventStream(_events(request, principal.account_id, row, request.headers.get("last-event-id")))
+
+
+async def _events(request: Request, account_id: str, row: Row, known: str | None) -> AsyncGenerator[list[bytes], None]:
+    loop = asyncio.get_running_loop()
+    spoke = loop.time()
+    while True:
+        event_id = f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
+        if BatchState(row.state).is_final:
+            name = f"batch.{row.state}"
+            yield [render_event(orjson.dumps(render_batch(row)), name=name, event_id=event_id)]
+            return
+        if event_id != known:
+            known, spoke = event_id, loop.time()
+            yield [render_event(orjson.dumps(render_progress(row)), name="batch.progress", event_id=event_id)]
+        elif loop.time() - spoke > request.state.settings.ping_seconds:
+            spoke = loop.time()
+            yield [PING]
+        if await _is_told_to_end(request.state.hub.ending):
+            return
+        try:
+            row = await find_batch(request.state.database, row.id, account_id)
+        except SQLAlchemyError as error:
+            log.warning("a reader of a batch waits for Postgres: %s", error)
+
+
+async def _is_told_to_end(ending: asyncio.Event) -> bool:
+    """Wait a moment; tell whether this process is to end meanwhile: then its readers come back to another."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_SECONDS):
+            await ending.wait()
+    return ending.is_set()

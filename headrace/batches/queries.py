@@ -1,0 +1,274 @@
+"""Every statement on batches but those that make jobs of their lines and end them, which are in `headrace.jobs`.
+
+Each function is one statement and so one transaction; a move names the state that it moves from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from headrace.batches.lines import LineProblem
+from headrace.batches.state import BatchState
+from headrace.database import Database, Row, execute
+
+_RECENT_SECONDS = 30
+# Tallies younger than this tell the pace.
+_FOLD_SECONDS = 60
+
+_AMOUNTS = (
+    "completed",
+    "failed",
+    "cancelled",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+)
+_FINAL = "('completed', 'failed', 'expired', 'cancelled')"
+_ACTIVE = "('validating', 'in_progress', 'finalizing', 'cancelling')"
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What a client asks for, before there is a row."""
+
+    id: str
+    account_id: str
+    key_id: str
+    endpoint: str
+    completion_window: str
+    seconds: int
+    input_file_id: str
+    output_seconds: int | None
+    metadata: Mapping[str, str] | None
+    webhook: str | None
+
+
+_CREATE = """
+WITH input AS (
+    SELECT id, account_id FROM files
+    WHERE id = %(input_file_id)s AND account_id = %(account_id)s AND bytes IS NOT NULL AND purpose = 'batch'
+          AND (expires_at IS NULL OR expires_at > now())
+    FOR KEY SHARE
+), created AS (
+    INSERT INTO batches (id, account_id, key_id, endpoint, completion_window, input_file_id, output_seconds,
+                         metadata, webhook, expires_at)
+    SELECT %(id)s, account_id, %(key_id)s, %(endpoint)s, %(completion_window)s, id, %(output_seconds)s,
+           %(metadata)s::jsonb, %(webhook)s, now() + %(seconds)s * interval '1 second'
+    FROM input ON CONFLICT (id) DO NOTHING
+)
+SELECT id FROM input
+"""
+
+
+async def create_batch(database: Database, new: NewBatch) -> bool:
+    """Accept a batch: it is safe on disk now. Returns False if its account has no such file for a batch."""
+    parameters = {
+        "id": new.id,
+        "account_id": new.account_id,
+        "key_id": new.key_id,
+        "endpoint": new.endpoint,
+        "completion_window": new.completion_window,
+        "seconds": new.seconds,
+        "input_file_id": new.input_file_id,
+        "output_seconds": new.output_seconds,
+        "metadata": orjson.dumps(new.metadata).decode() if new.metadata else None,
+        "webhook": new.webhook,
+    }
+    return bool(await execute(database.durable, _CREATE, parameters))
+
+
+TIMES = (
+    "created_at",
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+_EPOCHS = ", ".join(f"floor(extract(epoch FROM batches.{name}))::bigint AS {name}" for name in TIMES)
+_SUMS = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in _AMOUNTS)
+_TOTALS = ", ".join(f"(batches.{name} + tally.{name}) AS {name}" for name in _AMOUNTS)
+_VIEW = f"""
+SELECT batches.id, account_id, state, endpoint, completion_window, input_file_id, output_file_id, error_file_id,
+       output_seconds, batches.metadata, webhook, errors, model, agents, total, fed, next_offset, next_line,
+       expires_at <= now() AS overdue, {_EPOCHS},
+       extract(epoch FROM now() - in_progress_at)::float8 AS seconds_running,
+       {_TOTALS}, coalesce(batches.cost + tally.cost, batches.cost, tally.cost) AS cost,
+       recent_lines, recent_tokens, {_RECENT_SECONDS} AS recent_seconds
+FROM batches CROSS JOIN LATERAL (
+    SELECT {_SUMS}, sum(cost) AS cost,
+           coalesce(sum(completed + failed) FILTER (WHERE young), 0)::bigint AS recent_lines,
+           coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE young), 0)::bigint AS recent_tokens
+    FROM (SELECT *, created_at > now() - interval '{_RECENT_SECONDS} seconds' AS young
+          FROM batch_tallies WHERE batch_id = batches.id) AS tallies
+) AS tally
+"""
+_GET = _VIEW + "WHERE batches.id = %(id)s AND account_id = %(account_id)s"
+_LIST = (
+    _VIEW
+    + """
+WHERE account_id = %(account_id)s AND (%(after)s::text IS NULL OR batches.id < %(after)s)
+      AND (%(metadata)s::jsonb IS NULL OR batches.metadata @> %(metadata)s::jsonb)
+ORDER BY batches.id DESC LIMIT %(limit)s
+"""
+)
+_LIST_ACTIVE = _VIEW + f"WHERE state IN {_ACTIVE} ORDER BY batches.id"
+
+
+async def get_batch(database: Database, batch_id: str, account_id: str) -> Row | None:
+    """Return an account's batch with what its lines add up to, or None if the account has no such batch."""
+    rows = await execute(database.relaxed, _GET, {"id": batch_id, "account_id": account_id})
+    return rows[0] if rows else None
+
+
+async def list_batches(
+    database: Database, account_id: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None = None
+) -> Sequence[Row]:
+    """Return up to `limit` of an account's batches, newest first, that are older than `after`."""
+    wanted = orjson.dumps(metadata).decode() if metadata else None
+    parameters = {"account_id": account_id, "after": after, "limit": limit, "metadata": wanted}
+    return await execute(database.relaxed, _LIST, parameters)
+
+
+async def list_active(database: Database) -> Sequence[Row]:
+    """Return every account's batches that have not ended, oldest first."""
+    return await execute(database.relaxed, _LIST_ACTIVE)
+
+
+_MOVE = """
+UPDATE batches SET state = %(to)s,
+    in_progress_at = CASE WHEN %(to)s = 'in_progress' THEN now() ELSE in_progress_at END,
+    finalizing_at = CASE WHEN %(to)s = 'finalizing' THEN now() ELSE finalizing_at END,
+    completed_at = CASE WHEN %(to)s = 'completed' THEN now() END,
+    failed_at = CASE WHEN %(to)s = 'failed' THEN now() END,
+    expired_at = CASE WHEN %(to)s = 'expired' THEN now() END,
+    cancelled_at = CASE WHEN %(to)s = 'cancelled' THEN now() END
+"""
+_START = _MOVE + ", total = %(total)s, model = %(model)s, agents = %(agents)s::jsonb"
+_END = _MOVE + ", output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s"
+_FROM = " WHERE id = %(id)s AND state = %(from)s RETURNING id"
+
+
+async def start_batch(
+    database: Database, batch_id: str, *, total: int, model: str | None, agents: Mapping[str, int]
+) -> bool:
+    """Let the lines of a valid input be run. Returns False if it was cancelled meanwhile."""
+    parameters = {
+        "id": batch_id,
+        "from": BatchState.VALIDATING,
+        "to": BatchState.IN_PROGRESS,
+        "total": total,
+        "model": model,
+        "agents": orjson.dumps(agents).decode() if agents else None,
+    }
+    return bool(await execute(database.durable, _START + _FROM, parameters))
+
+
+async def fail_batch(database: Database, batch_id: str, problems: Sequence[LineProblem]) -> bool:
+    """End a batch whose input is not valid. Returns False if it was cancelled meanwhile."""
+    parameters = {
+        "id": batch_id,
+        "from": BatchState.VALIDATING,
+        "to": BatchState.FAILED,
+        "errors": orjson.dumps([problem.render() for problem in problems]).decode().replace("\\u0000", "\\ufffd"),
+    }
+    return bool(await execute(database.durable, _MOVE + ", errors = %(errors)s::jsonb" + _FROM, parameters))
+
+
+async def finalize_batch(database: Database, batch_id: str) -> bool:
+    """Let the output of a batch be written, all of whose lines have ended. Returns False if it was cancelled."""
+    parameters = {"id": batch_id, "from": BatchState.IN_PROGRESS, "to": BatchState.FINALIZING}
+    return bool(await execute(database.durable, _MOVE + _FROM, parameters))
+
+
+async def end_batch(
+    database: Database,
+    batch_id: str,
+    *,
+    begin: BatchState,
+    end: BatchState,
+    output_file_id: str | None,
+    error_file_id: str | None,
+) -> bool:
+    """Move a batch from `begin` to its `end`, with its files. Returns False if somebody else did."""
+    parameters = {
+        "id": batch_id,
+        "from": begin,
+        "to": end,
+        "output_file_id": output_file_id,
+        "error_file_id": error_file_id,
+    }
+    return bool(await execute(database.durable, _END + _FROM, parameters))
+
+
+_CANCEL = """
+UPDATE batches SET state = 'cancelling', cancelling_at = now()
+WHERE id = %(id)s AND account_id = %(account_id)s AND state IN ('validating', 'in_progress')
+"""
+
+
+async def cancel_batch(database: Database, batch_id: str, account_id: str) -> None:
+    """Let a batch that is not about to end be cancelled; any other stays as it is."""
+    await execute(database.durable, _CANCEL, {"id": batch_id, "account_id": account_id})
+
+
+_FOLD = f"""
+WITH old AS (
+    DELETE FROM batch_tallies USING batches
+    WHERE batches.id = batch_id
+          AND (batch_tallies.created_at < now() - interval '{_FOLD_SECONDS} seconds' OR state IN {_FINAL})
+    RETURNING batch_tallies.*
+), folded AS (
+    SELECT batch_id, {_SUMS}, sum(cost) AS cost FROM old GROUP BY batch_id
+)
+UPDATE batches SET {", ".join(f"{name} = batches.{name} + folded.{name}" for name in _AMOUNTS)},
+                   cost = coalesce(batches.cost + folded.cost, batches.cost, folded.cost)
+FROM folded WHERE batches.id = folded.batch_id
+"""
+
+
+async def fold_tallies(database: Database) -> None:
+    """Add tallies that are no longer news to their batches' rows."""
+    await execute(database.relaxed, _FOLD)
+
+
+_RESULTS = """
+SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= expires_at AS whole_window
+FROM jobs JOIN batches ON batches.id = batch_id
+WHERE batch_id = %(batch_id)s
+"""
+_IN_ORDER_OF_LINES = _RESULTS + " AND line > %(after)s AND finished_in IS NOT NULL ORDER BY line LIMIT %(limit)s"
+# A transaction that has not ended may have begun before one that has. So that a reader who goes on from the last line
+# it has misses none, it sees only what ended before every transaction that has not.
+_IN_ORDER_OF_ENDS = (
+    _RESULTS
+    + """
+AND (finished_in, line) > (SELECT coalesce(max(finished_in), 0), coalesce(max(line), 0) FROM jobs
+                           WHERE id = %(after)s AND batch_id = %(batch_id)s)
+AND finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+ORDER BY finished_in, line LIMIT %(limit)s
+"""
+)
+
+
+async def read_lines(database: Database, batch_id: str, *, after: int, limit: int) -> Sequence[Row]:
+    """Return up to `limit` lines that have ended, in order of the input, past the line numbered `after`."""
+    return await execute(database.relaxed, _IN_ORDER_OF_LINES, {"batch_id": batch_id, "after": after, "limit": limit})
+
+
+async def list_ended(database: Database, batch_id: str, *, after: str | None, limit: int) -> Sequence[Row]:
+    """Return up to `limit` lines that have ended, in order of their ends, past the one whose job is `after`."""
+    return await execute(database.relaxed, _IN_ORDER_OF_ENDS, {"batch_id": batch_id, "after": after, "limit": limit})
+
+
+async def has_line(database: Database, batch_id: str, job_id: str) -> bool:
+    """Tell whether a job is one of a batch's lines."""
+    query = "SELECT id FROM jobs WHERE id = %(id)s AND batch_id = %(batch_id)s"
+    return bool(await execute(database.relaxed, query, {"id": job_id, "batch_id": batch_id}))

@@ -1,0 +1,33 @@
+"""Who gets how much of the window of lines that are under way: accounts share it, then the batches of each. Pure.
+
+It is max-min fair: whoever wants less than an even share gets all it wants, and the others share the rest. So a small
+batch beside a huge one is under way at once, and a lone batch has the whole window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name")
+
+
+def share(amount: int, wanted: Mapping[Name, int]) -> dict[Name, int]:
+    """Return how much of `amount` each gets; at least 1 if it wants any, so that nobody ever waits for ever."""
+    shares: dict[Name, int] = {}
+    left = amount
+    for at, name in enumerate(sorted(wanted, key=lambda name: wanted[name])):
+        even = -(-left // (len(wanted) - at)) if left > 0 else 0
+        shares[name] = min(wanted[name], max(1, even))
+        left -= shares[name]
+    return shares
+
+
+def share_window(window: int, wanted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return how many lines of each batch may be under way. `wanted` is by account, then by batch."""
+    by_account = share(window, {account: sum(batches.values()) for account, batches in wanted.items()})
+    return {
+        batch: lines
+        for account, batches in wanted.items()
+        for batch, lines in share(by_account[account], batches).items()
+    }

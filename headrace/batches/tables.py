@@ -1,0 +1,95 @@
+"""Rows of batches, and of what their jobs add up to.
+
+A statement that ends jobs of a batch adds a tally; nobody updates the batch's row for it, so no two of them wait for
+each other. The scheduler folds tallies that are no longer news into the batch's row: a batch's counts are what its row
+has and what its tallies have, always, as both change in one statement.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from headrace.tables import instant, metadata
+
+
+def _counter(name: str, comment: str | None = None) -> sa.Column[object]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0", comment=comment)
+
+
+def _amounts() -> list[sa.Column[object]]:
+    return [
+        _counter("completed"),
+        _counter("failed", "Expired lines too"),
+        _counter("cancelled"),
+        _counter("prompt_tokens"),
+        _counter("cached_tokens"),
+        _counter("completion_tokens"),
+        _counter("reasoning_tokens"),
+        sa.Column("cost", sa.Numeric(20, 10), comment="USD; null when nothing had a price"),
+    ]
+
+
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("key_id", sa.ForeignKey("api_keys.id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="validating"),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("completion_window", sa.Text, nullable=False),
+    sa.Column("input_file_id", sa.Text, nullable=False),
+    sa.Column("output_file_id", sa.Text),
+    sa.Column("error_file_id", sa.Text),
+    sa.Column("output_seconds", sa.Integer, comment="How long its output files are kept"),
+    sa.Column("metadata", JSONB),
+    sa.Column("webhook", sa.Text),
+    sa.Column("errors", JSONB, comment="What is wrong with the input: OpenAI's error objects with their lines"),
+    sa.Column("model", sa.Text, comment="The one that every line asks for; null where they differ"),
+    sa.Column("agents", JSONB, comment="Which version of each agent its lines run with"),
+    sa.Column("total", sa.Integer, nullable=False, server_default="0", comment="Lines"),
+    sa.Column("fed", sa.Integer, nullable=False, server_default="0", comment="Lines that have become jobs"),
+    sa.Column("next_offset", sa.BigInteger, nullable=False, server_default="0", comment="Of the input, in bytes"),
+    sa.Column("next_line", sa.Integer, nullable=False, server_default="1", comment="The number of the line there"),
+    *_amounts(),
+    instant("created_at", default=True),
+    instant("expires_at", nullable=False),
+    instant("in_progress_at"),
+    instant("finalizing_at"),
+    instant("completed_at"),
+    instant("failed_at"),
+    instant("expired_at"),
+    instant("cancelling_at"),
+    instant("cancelled_at"),
+    sa.CheckConstraint(
+        "state IN ('validating', 'in_progress', 'finalizing', 'cancelling', 'completed', 'failed', 'expired',"
+        " 'cancelled')",
+        name="state_known",
+    ),
+    sa.CheckConstraint(
+        "(state = 'completed') = (completed_at IS NOT NULL) AND (state = 'failed') = (failed_at IS NOT NULL)"
+        " AND (state = 'expired') = (expired_at IS NOT NULL) AND (state = 'cancelled') = (cancelled_at IS NOT NULL)",
+        name="end_has_time",
+    ),
+    sa.CheckConstraint("(state = 'failed') = (errors IS NOT NULL)", name="errors_of_failed"),
+    sa.CheckConstraint("fed BETWEEN 0 AND total AND completed + failed + cancelled <= fed", name="counts_add_up"),
+    sa.Index("ix_batches_account_id_id", "account_id", "id"),
+    sa.Index("ix_batches_input_file_id", "input_file_id"),
+    # The small set that the scheduler looks through all the time.
+    sa.Index(
+        "ix_batches_active",
+        "id",
+        postgresql_where=sa.text("state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+    ),
+)
+
+batch_tallies = sa.Table(
+    "batch_tallies",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("batch_id", sa.ForeignKey("batches.id", ondelete="CASCADE"), nullable=False),
+    *_amounts(),
+    instant("created_at", default=True),
+    sa.Index("ix_batch_tallies_batch_id", "batch_id"),
+)

@@ -1,0 +1,1 @@
+"""Files that clients upload and that batches write: in Postgres, in chunks, so that every deployment can keep them."""

@@ -1,0 +1,150 @@
+"""Every statement on files. Nobody sees a file before all of it is there, and a file in use cannot be deleted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+import sqlalchemy as sa
+
+from headrace.database import Database, Row, execute
+from headrace.files.tables import CHUNK_BYTES, files
+from headrace.ids import new_id
+
+_VIEW = sa.select(
+    files.c.id,
+    files.c.purpose,
+    files.c.filename,
+    files.c.bytes,
+    sa.cast(sa.func.floor(sa.extract("epoch", files.c.created_at)), sa.BigInteger).label("created_at"),
+    sa.cast(sa.func.floor(sa.extract("epoch", files.c.expires_at)), sa.BigInteger).label("expires_at"),
+).where(files.c.bytes.is_not(None), sa.or_(files.c.expires_at.is_(None), files.c.expires_at > sa.func.now()))
+
+_CREATE = """
+INSERT INTO files (id, account_id, purpose, filename) VALUES (%(id)s, %(account_id)s, %(purpose)s, '')
+ON CONFLICT (id) DO NOTHING
+"""
+_APPEND = """
+INSERT INTO file_chunks (file_id, number, data) VALUES (%(file_id)s, %(number)s, %(data)b)
+ON CONFLICT (file_id, number) DO NOTHING
+"""
+_COMPLETE = """
+UPDATE files SET bytes = %(bytes)s, filename = %(filename)s,
+                 expires_at = created_at + %(seconds)s * interval '1 second'
+WHERE id = %(id)s
+"""
+_DISCARD = "DELETE FROM files WHERE id = %(id)s AND bytes IS NULL"
+_READ = "SELECT data FROM file_chunks WHERE file_id = %(file_id)s AND number = %(number)s"
+_DELETE = """
+WITH target AS MATERIALIZED (
+    SELECT id FROM files WHERE id = %(id)s AND account_id = %(account_id)s AND bytes IS NOT NULL FOR UPDATE
+), user_of AS (
+    SELECT batches.id FROM batches JOIN target ON batches.input_file_id = target.id
+    WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
+), deleted AS (
+    DELETE FROM files USING target WHERE files.id = target.id AND NOT EXISTS (SELECT FROM user_of)
+)
+SELECT (SELECT id FROM user_of) FROM target
+"""
+_SWEEP = """
+WITH gone AS MATERIALIZED (
+    SELECT id FROM files
+    WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '1 day'))
+          AND NOT EXISTS (SELECT FROM batches WHERE input_file_id = files.id
+                          AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+    ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM files USING gone WHERE files.id = gone.id RETURNING files.id
+"""
+
+
+class FileWriter:
+    """Writes a file from pieces of any size; it is there once it is closed, and takes no more memory than a chunk."""
+
+    def __init__(self, database: Database, *, account_id: str, purpose: str) -> None:
+        """Write nothing yet."""
+        self.file_id = new_id("file")
+        self.size = 0
+        self._database = database
+        self._row = {"id": self.file_id, "account_id": account_id, "purpose": purpose}
+        self._buffer = bytearray()
+        self._number = 0
+
+    async def write(self, piece: bytes) -> None:
+        """Append to the file."""
+        self.size += len(piece)
+        self._buffer += piece
+        while len(self._buffer) >= CHUNK_BYTES:
+            chunk = bytes(self._buffer[:CHUNK_BYTES])
+            del self._buffer[:CHUNK_BYTES]
+            await self._append(chunk)
+
+    async def close(self, *, filename: str, seconds: int | None = None) -> None:
+        """Make the file be there, on disk, for `seconds` from when it was begun, or until somebody deletes it."""
+        if self._buffer:
+            await self._append(bytes(self._buffer))
+            self._buffer.clear()
+        if self._number == 0:
+            await self._create()
+        parameters = {"id": self.file_id, "bytes": self.size, "filename": filename, "seconds": seconds}
+        await execute(self._database.durable, _COMPLETE, parameters)
+
+    async def discard(self) -> None:
+        """Delete what was written of a file that is not to be."""
+        await execute(self._database.relaxed, _DISCARD, {"id": self.file_id})
+
+    async def _append(self, chunk: bytes) -> None:
+        if self._number == 0:
+            await self._create()
+        parameters = {"file_id": self.file_id, "number": self._number, "data": chunk}
+        await execute(self._database.relaxed, _APPEND, parameters)
+        self._number += 1
+
+    async def _create(self) -> None:
+        await execute(self._database.relaxed, _CREATE, self._row)
+
+
+async def find_file(database: Database, file_id: str, account_id: str) -> Row | None:
+    """Return an account's file, or None if the account has no such file."""
+    rows = await execute(database.relaxed, _VIEW.where(files.c.id == file_id, files.c.account_id == account_id))
+    return rows[0] if rows else None
+
+
+async def list_files(
+    database: Database, account_id: str, *, purpose: str | None, after: str | None, limit: int, descending: bool
+) -> Sequence[Row]:
+    """Return up to `limit` of an account's files past the file `after`, in order of creation."""
+    query = _VIEW.where(files.c.account_id == account_id)
+    if purpose is not None:
+        query = query.where(files.c.purpose == purpose)
+    if after is not None:
+        query = query.where(files.c.id < after if descending else files.c.id > after)
+    return await execute(database.relaxed, query.order_by(files.c.id.desc() if descending else files.c.id).limit(limit))
+
+
+async def delete_file(database: Database, file_id: str, account_id: str) -> tuple[bool, str | None]:
+    """Delete a file. Returns whether the account has it, and the unfinished batch that still needs it if one does."""
+    rows = await execute(database.durable, _DELETE, {"id": file_id, "account_id": account_id})
+    return (True, rows[0][0]) if rows else (False, None)
+
+
+async def read_file(
+    database: Database, file_id: str, *, start: int = 0, end: int | None = None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes from `start` to just before `end`, a chunk at a time, until the file ends or is deleted."""
+    number, skip = divmod(start, CHUNK_BYTES)
+    left = None if end is None else end - start
+    while left is None or left > 0:
+        rows = await execute(database.relaxed, _READ, {"file_id": file_id, "number": number})
+        if not rows:
+            return
+        piece: bytes = bytes(rows[0][0])[skip:] if skip else bytes(rows[0][0])
+        if left is not None:
+            piece = piece[:left]
+            left -= len(piece)
+        yield piece
+        number, skip = number + 1, 0
+
+
+async def sweep_files(database: Database) -> int:
+    """Delete some files that have expired, or whose upload was broken off a day ago; returns how many."""
+    return len(await execute(database.relaxed, _SWEEP))

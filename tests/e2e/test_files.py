@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from headrace.files.tables import CHUNK_BYTES
+from tests.e2e.jobs import refused
+from tests.provider import Json
+
+SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17]
+
+
+async def upload(client: httpx.AsyncClient, data: bytes, name: str = "in.jsonl", **fields: str) -> Json:
+    """Upload a file and return its object."""
+    response = await client.post("/files", data={"purpose": "batch", **fields}, files={"file": (name, data)})
+    assert response.status_code == 200, response.text
+    file: Json = response.json()
+    return file
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_file_comes_back_as_it_went_in(client: httpx.AsyncClient, size: int) -> None:
+    data = secrets.token_bytes(size)
+    file = await upload(client, data)
+    assert file["id"].startswith("file-")
+    assert (file["object"], file["bytes"], file["purpose"], file["status"]) == ("file", size, "batch", "processed")
+    assert (await client.get(f"/files/{file['id']}")).json() == file
+    content = await client.get(f"/files/{file['id']}/content")
+    assert content.content == data
+    assert content.headers["content-length"] == str(size)
+
+
+async def test_the_openai_client_uploads_lists_reads_and_deletes(openai_client: openai.AsyncOpenAI) -> None:
+    file = await openai_client.files.create(file=("q.jsonl", b"{}\n"), purpose="batch")
+    assert file.filename == "q.jsonl"
+    assert file.id in [found.id async for found in await openai_client.files.list(purpose="batch")]
+    assert await openai_client.files.retrieve(file.id) == file
+    assert (await openai_client.files.content(file.id)).content == b"{}\n"
+    assert (await openai_client.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await openai_client.files.retrieve(file.id)
+
+
+async def test_the_openai_client_sets_an_expiry(openai_client: openai.AsyncOpenAI) -> None:
+    file = await openai_client.files.create(
+        file=("q.jsonl", b"{}"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert file.expires_at is not None
+    assert file.expires_at - file.created_at in (3600, 3601)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, None),
+        ("bytes=5-9", 5, 10),
+        (f"bytes={CHUNK_BYTES - 1}-{CHUNK_BYTES}", CHUNK_BYTES - 1, CHUNK_BYTES + 1),
+        (f"bytes={2 * CHUNK_BYTES}-", 2 * CHUNK_BYTES, None),
+        ("bytes=10-999999999", 10, None),
+        ("bytes=-7", -7, None),
+    ],
+)
+async def test_a_range_is_that_part(client: httpx.AsyncClient, asked: str, start: int, end: int | None) -> None:
+    data = secrets.token_bytes(2 * CHUNK_BYTES + 100)
+    file = await upload(client, data)
+    part = await client.get(f"/files/{file['id']}/content", headers={"range": asked})
+    assert part.status_code == 206
+    assert part.content == data[start:end]
+    first = start % len(data)
+    assert part.headers["content-range"] == f"bytes {first}-{first + len(part.content) - 1}/{len(data)}"
+
+
+async def test_a_range_behind_the_end_is_told_the_size(client: httpx.AsyncClient) -> None:
+    file = await upload(client, b"abc")
+    part = await client.get(f"/files/{file['id']}/content", headers={"range": "bytes=3-"})
+    assert part.status_code == 416
+    assert part.headers["content-range"] == "bytes */3"
+
+
+@pytest.mark.parametrize("asked", ["bytes=2-1", "bytes=-", "lines=0-1", "bytes=0-1,2-3"])
+async def test_a_range_that_makes_no_sense_is_the_whole_file(client: httpx.AsyncClient, asked: str) -> None:
+    file = await upload(client, b"abc")
+    part = await client.get(f"/files/{file['id']}/content", headers={"range": asked})
+    assert (part.status_code, part.content) == (200, b"abc")
+
+
+async def test_files_are_listed_page_by_page(client: httpx.AsyncClient) -> None:
+    ids = [(await upload(client, b"x"))["id"] for _ in range(3)]
+    newest = (await client.get("/files", params={"limit": 2})).json()
+    assert [file["id"] for file in newest["data"]] == ids[:0:-1]
+    assert newest["has_more"]
+    rest = (await client.get("/files", params={"limit": 1, "after": newest["last_id"]})).json()
+    assert [file["id"] for file in rest["data"]] == ids[:1]
+    oldest = (await client.get("/files", params={"order": "asc", "after": ids[1]})).json()
+    assert [file["id"] for file in oldest["data"]] == ids[2:]
+    assert (await client.get("/files", params={"purpose": "fine-tune"})).json()["data"] == []
+
+
+async def test_another_accounts_file_is_not_there(client: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
+    file = (await upload(client, b"secret"))["id"]
+    for request in (
+        other.get(f"/files/{file}"),
+        other.get(f"/files/{file}/content"),
+        other.delete(f"/files/{file}"),
+        other.get("/files", params={"after": file}),
+    ):
+        refused(await request, 404)
+    assert file not in (await other.get("/files")).text
+    assert (await client.get(f"/files/{file}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param"),
+    [
+        ({}, {"file": ("a", b"x")}, "purpose"),
+        ({"purpose": "vision"}, {"file": ("a", b"x")}, "purpose"),
+        ({"purpose": "batch"}, {"other": ("a", b"x")}, "file"),
+        ({"purpose": "x" * 2000}, {"file": ("a", b"x")}, "purpose"),
+        ({"purpose": "batch", "expires_after[seconds]": "3600"}, {"file": ("a", b"x")}, "expires_after[anchor]"),
+        (
+            {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "1"},
+            {"file": ("a", b"x")},
+            "expires_after[seconds]",
+        ),
+    ],
+)
+async def test_a_form_that_is_wrong_is_refused_and_nothing_is_kept(
+    client: httpx.AsyncClient, fields: dict[str, str], files: dict[str, Any], param: str
+) -> None:
+    before = (await client.get("/files", params={"limit": 1})).json()["first_id"]
+    refused(await client.post("/files", data=fields, files=files), 400, param=param)
+    assert (await client.get("/files", params={"limit": 1})).json()["first_id"] == before
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (
+            (
+                b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+                b'--b\r\nContent-Disposition: form-data; name="file"; filename="a\0b"\r\n\r\nx\r\n--b--\r\n'
+            ),
+            "multipart/form-data; boundary=b",
+        ),
+        (b"", "multipart/form-data"),
+        (b"", "multipart/form-data; boundary=b"),
+        (b"garbage", "multipart/form-data; boundary=b"),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf',
+            "multipart/form-data; boundary=b",
+        ),
+        (b"{}", "application/json"),
+    ],
+)
+async def test_what_is_no_form_is_refused(client: httpx.AsyncClient, body: bytes, kind: str) -> None:
+    refused(await client.post("/files", content=body, headers={"content-type": kind}), 400)
+
+
+async def test_a_names_odd_characters_do_no_harm(client: httpx.AsyncClient) -> None:
+    file = await upload(client, b"x", name='Füße "1"\r\nX-Evil: 1.jsonl')
+    content = await client.get(f"/files/{file['id']}/content")
+    assert content.status_code == 200
+    assert "x-evil" not in content.headers
+
+
+@pytest.mark.parametrize("file", ["file-0", "batch_1", "file-" + "0" * 32, "file-" + "0" * 31 + "%00"])
+async def test_what_is_no_file_is_not_there(client: httpx.AsyncClient, file: str) -> None:
+    refused(await client.get(f"/files/{file}"), 404)
+    refused(await client.get(f"/files/{file}/content"), 404)
+    refused(await client.delete(f"/files/{file}"), 404)

@@ -1,0 +1,105 @@
+"""Makes jobs of a batch's lines, as many at a time as its share of the window is.
+
+A slice of lines becomes jobs in the statement that moves the batch's place in its input past them. So whatever dies,
+no line is run twice or left out.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.queries import find_agent
+from headrace.batches.lines import RawLine
+from headrace.database import Database, Row
+from headrace.ids import new_id
+from headrace.jobs.queries import NewLine, feed_lines
+from headrace.queue import JobQueue
+from worker.batches.input import read_input
+
+_MOST_LINES = 250
+_MOST_BYTES = 2 * 1024 * 1024
+
+
+class Feeder:
+    """Feeds one batch, and keeps its place in the input between two times."""
+
+    def __init__(self, database: Database, queue: JobQueue, batch: Row) -> None:
+        """Begin where the batch stands."""
+        self._database = database
+        self._queue = queue
+        self._batch = batch
+        self._offset: int = batch.next_offset
+        self._next_line: int = batch.next_line
+        self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=self._next_line)
+        self._agents: dict[str, dict[str, object]] = {}
+
+    @property
+    def offset(self) -> int:
+        """Where the next line begins."""
+        return self._offset
+
+    async def feed(self, count: int) -> bool:
+        """Make jobs of the next `count` lines, and wake workers for them.
+
+        Returns False if the batch does not stand where this feeder does: then it is of no use any more.
+        """
+        while count > 0:
+            raw = await self._take(min(count, _MOST_LINES))
+            if not raw:
+                return True
+            lines = [await self._new_line(line) for line in raw]
+            start, end = self._offset, raw[-1].end
+            fed = await feed_lines(
+                self._database, self._batch.id, lines, start=start, end=end, next_line=raw[-1].number + 1
+            )
+            if not fed:
+                return False
+            self._offset = end
+            self._queue.wake([line.id for line in lines], tier="batch")
+            count -= len(lines)
+        return True
+
+    async def close(self) -> None:
+        """Let go of the input."""
+        await self._lines.aclose()
+
+    async def _take(self, count: int) -> list[RawLine]:
+        taken: list[RawLine] = []
+        size = 0
+        while len(taken) < count and size < _MOST_BYTES:
+            line = await anext(self._lines, None)
+            if line is None:
+                break
+            taken.append(line)
+            size += len(line.text or b"")
+        return taken
+
+    async def _new_line(self, raw: RawLine) -> NewLine:
+        assert raw.text is not None  # it was checked
+        line = orjson.loads(raw.text)
+        asked, agent_id = line["body"], None
+        metadata = asked.get("metadata")
+        if asked["model"].startswith(AGENT_PREFIX):
+            agent_id = asked["model"]
+            asked = resolve(await self._agent(agent_id), asked)
+        return NewLine(
+            id=new_id("job"),
+            line=raw.number,
+            custom_id=line["custom_id"],
+            model=asked["model"],
+            request=orjson.dumps(asked).decode(),
+            metadata=orjson.dumps(metadata).decode() if metadata else None,
+            timeout_seconds=asked.get("timeout"),
+            agent_id=agent_id,
+            agent_version=None if agent_id is None else self._batch.agents[agent_id],
+        )
+
+    async def _agent(self, agent_id: str) -> dict[str, object]:
+        """Return an agent as it was when the batch was checked, whatever has become of it."""
+        if agent_id not in self._agents:
+            version = self._batch.agents[agent_id]
+            agent = await find_agent(self._database, agent_id, self._batch.account_id, version=version, deleted=True)
+            assert agent is not None
+            self._agents[agent_id] = orjson.loads(agent.definition)
+        return self._agents[agent_id]

@@ -1,0 +1,178 @@
+"""Moves every batch on, from one look at all that have not ended to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.batches import queries
+from headrace.batches.results import CANCELLED
+from headrace.batches.shares import share_window
+from headrace.batches.state import BatchState
+from headrace.catalogue_file import CatalogueFile
+from headrace.database import Database, Row
+from headrace.errors import JobCancelledError
+from headrace.files.queries import sweep_files
+from headrace.jobs.queries import cancel_lines
+from headrace.jobs.state import State
+from headrace.live import Frame, Publisher
+from headrace.queue import JobQueue
+from headrace.settings import Settings
+from headrace.telemetry import bind
+from worker.batches.feed import Feeder
+from worker.batches.output import Output
+from worker.batches.validate import Validation
+
+log = logging.getLogger(__name__)
+
+# Between two looks: while there are batches, and while there are none.
+_BUSY_SECONDS = 0.1
+_IDLE_SECONDS = 0.25
+_CHORES_SECONDS = 10.0
+# After something broke that a second try may mend.
+_PAUSE_SECONDS = 5.0
+_CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
+
+
+class BatchRunner:
+    """The batches of every account. It keeps nothing that it could not find again in Postgres."""
+
+    def __init__(
+        self, settings: Settings, file: CatalogueFile, database: Database, queue: JobQueue, publisher: Publisher
+    ) -> None:
+        self._settings = settings
+        self._file = file
+        self._database = database
+        self._queue = queue
+        self._publisher = publisher
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._feeders: dict[str, Feeder] = {}
+        self._chores_at = 0.0
+
+    async def run(self) -> None:
+        """Move batches on until cancelled."""
+        try:
+            while True:
+                busy = False
+                try:
+                    busy = await self._look()
+                except SQLAlchemyError as error:
+                    log.warning("could not look after batches: %s", error)
+                except Exception:
+                    log.exception("could not look after batches")
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(_BUSY_SECONDS if busy else _IDLE_SECONDS)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _look(self) -> bool:
+        """Do for each batch what it needs next; returns whether there are any."""
+        if time.monotonic() > self._chores_at:
+            self._chores_at = time.monotonic() + _CHORES_SECONDS
+            await queries.fold_tallies(self._database)
+            await sweep_files(self._database)
+        batches = await queries.list_active(self._database)
+        await self._forget({batch.id for batch in batches})
+        feedable: list[Row] = []
+        for batch in batches:
+            with bind(batch=batch.id):
+                if batch.state == BatchState.VALIDATING:
+                    self._begin(batch, self._validate(batch))
+                elif batch.state == BatchState.FINALIZING:
+                    self._begin(batch, self._write(batch))
+                elif batch.state == BatchState.CANCELLING:
+                    await self._cancel(batch)
+                elif _has_ended(batch):
+                    await queries.finalize_batch(self._database, batch.id)
+                elif batch.fed < batch.total and not batch.overdue:
+                    feedable.append(batch)
+        await self._feed(feedable, batches)
+        return bool(batches)
+
+    def _begin(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes long beside everything else, once at a time for each batch."""
+        if batch.id in self._tasks:
+            work.close()
+            return
+        self._tasks[batch.id] = task = asyncio.create_task(self._guard(work))
+        task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except SQLAlchemyError as error:
+            log.warning("could not move a batch on, trying again: %s", error)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        except Exception:
+            log.exception("could not move a batch on, trying again")
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _validate(self, batch: Row) -> None:
+        validation = Validation(self._database, self._file.current, batch, most_lines=self._settings.batch_max_lines)
+        if await validation.run():
+            log.info("the input is valid")
+
+    async def _write(self, batch: Row) -> None:
+        end = await Output(self._database, batch).write()
+        if end is not None:
+            log.info("ended: %s", end.value)
+
+    async def _cancel(self, batch: Row) -> None:
+        while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
+            for job in jobs:
+                if job.state is State.RUNNING:
+                    await self._publisher.cancel(job.id)
+                else:
+                    self._publisher.publish(Frame(job.id, job.attempt, 0, job.state.value, ()), origin=job.origin)
+        if _outstanding(batch) == 0:
+            self._begin(batch, self._write(batch))
+
+    async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
+        wanted: dict[str, dict[str, int]] = defaultdict(dict)
+        for batch in batches:
+            lines = _outstanding(batch)
+            if batch in feedable:
+                lines += batch.total - batch.fed
+            if lines:
+                wanted[batch.account_id][batch.id] = lines
+        shares = share_window(self._settings.batch_window, wanted)
+        for batch in feedable:
+            room = shares[batch.id] - _outstanding(batch)
+            if room > 0:
+                await self._feed_one(batch, room)
+
+    async def _feed_one(self, batch: Row, room: int) -> None:
+        feeder = self._feeders.get(batch.id)
+        if feeder is None or feeder.offset != batch.next_offset:
+            feeder = self._feeders[batch.id] = Feeder(self._database, self._queue, batch)
+        try:
+            useful = await feeder.feed(room)
+        except BaseException:
+            del self._feeders[batch.id]
+            raise
+        if not useful:
+            del self._feeders[batch.id]
+
+    async def _forget(self, active: set[str]) -> None:
+        for batch_id in self._feeders.keys() - active:
+            await self._feeders.pop(batch_id).close()
+
+
+def _outstanding(batch: Row) -> int:
+    """Return how many of a batch's lines are jobs that have not ended."""
+    lines: int = batch.fed - batch.completed - batch.failed - batch.cancelled
+    return lines
+
+
+def _has_ended(batch: Row) -> bool:
+    """Tell whether nothing more will come of a batch's lines."""
+    return _outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)

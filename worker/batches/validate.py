@@ -1,0 +1,112 @@
+"""Checks every line of a batch's input before the first of them is run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import orjson
+from pydantic import ValidationError
+
+from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.queries import AgentVersion, find_agent
+from headrace.batches import queries
+from headrace.batches.lines import CustomIds, Line, LineProblem, RawLine, parse_line
+from headrace.catalogue import Catalogue
+from headrace.chat.request import ChatRequest
+from headrace.chat.validation import invalid_request
+from headrace.database import Database, Row
+from headrace.errors import InvalidRequestError, ModelNotFoundError
+from headrace.ids import is_id
+from headrace.routing import check_servable
+from worker.batches.input import read_input
+
+_MOST_PROBLEMS = 100
+# Between two lines, how long the event loop is kept from everything else.
+_SLICE_SECONDS = 0.01
+
+
+class Validation:
+    """One pass over the input of one batch."""
+
+    def __init__(self, database: Database, catalogue: Catalogue, batch: Row, *, most_lines: int) -> None:
+        """Check nothing yet. More than `most_lines` are a problem."""
+        self._database = database
+        self._catalogue = catalogue
+        self._batch = batch
+        self._most_lines = most_lines
+        self._custom_ids = CustomIds()
+        self._agents: dict[str, AgentVersion | None] = {}
+        self._problems: list[LineProblem] = []
+        self._models: set[str] = set()
+        self._total = 0
+
+    async def run(self) -> bool:
+        """Start the batch if its input is valid, else fail it with all that is wrong; returns whether it is valid."""
+        began = time.monotonic()
+        async for raw in read_input(self._database, self._batch.input_file_id):
+            self._total += 1
+            if self._total > self._most_lines:
+                self._too_many()
+                break
+            await self._check(raw)
+            if len(self._problems) >= _MOST_PROBLEMS:
+                break
+            if time.monotonic() - began > _SLICE_SECONDS:
+                await asyncio.sleep(0)
+                began = time.monotonic()
+        if not self._total:
+            text = "The input file is empty. It must have at least one request."
+            self._problems.append(LineProblem(None, "empty_file", text, None))
+        if self._problems:
+            await queries.fail_batch(self._database, self._batch.id, self._problems)
+            return False
+        await queries.start_batch(
+            self._database,
+            self._batch.id,
+            total=self._total,
+            model=self._models.pop() if len(self._models) == 1 else None,
+            agents={agent.id: agent.version for agent in self._agents.values() if agent is not None},
+        )
+        return True
+
+    def _too_many(self) -> None:
+        text = f"The input file has more than {self._most_lines} requests."
+        self._problems.append(LineProblem(None, "too_many_requests_in_batch", text, None))
+
+    async def _check(self, raw: RawLine) -> None:
+        try:
+            line = parse_line(raw.text, endpoint=self._batch.endpoint)
+            self._custom_ids.check(line.custom_id)
+            await self._check_servable(line)
+        except InvalidRequestError as error:
+            self._problems.append(LineProblem.of(raw.number, error))
+
+    async def _check_servable(self, line: Line) -> None:
+        chat, asked = line.chat, line.body
+        if chat.model.startswith(AGENT_PREFIX):
+            asked = resolve(orjson.loads((await self._agent(chat.model)).definition), asked)
+            try:
+                chat = ChatRequest.model_validate(asked)
+            except ValidationError as error:
+                raise invalid_request(error, asked) from None
+        if len(self._models) < 2:
+            self._models.add(line.chat.model)
+        try:
+            check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+        except InvalidRequestError as error:
+            error.param = f"body.{error.param}"
+            raise
+
+    async def _agent(self, agent_id: str) -> AgentVersion:
+        if agent_id not in self._agents:
+            known = is_id(agent_id, "agent")
+            self._agents[agent_id] = (
+                await find_agent(self._database, agent_id, self._batch.account_id) if known else None
+            )
+        agent = self._agents[agent_id]
+        if agent is None:
+            raise ModelNotFoundError(
+                f"The model '{agent_id[:100]}' does not exist or you do not have access to it.", param="body.model"
+            )
+        return agent
