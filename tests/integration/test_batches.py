@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from headrace.batches import queries
+from headrace.batches.lines import LineProblem
+from headrace.batches.queries import NewBatch
+from headrace.batches.state import BatchState
+from headrace.database import Database, Row, execute
+from headrace.files.queries import FileWriter, delete_file, find_file, read_file, sweep_files
+from headrace.files.tables import CHUNK_BYTES
+from headrace.ids import new_id
+from headrace.jobs.queries import NewLine, cancel_lines, feed_lines
+from headrace.jobs.state import State
+from tests.integration.databases import Session
+from tests.integration.jobs import Jobs, Owner, end_of
+
+ERROR = '{"code":"batch_cancelled","message":"stopped"}'
+
+
+async def store(database: Database, owner: Owner, data: bytes = b"{}\n", **options: Any) -> str:
+    """Keep an input file and return its id."""
+    writer = FileWriter(database, account_id=owner.account_id, purpose="batch")
+    await writer.write(data)
+    await writer.close(filename="in.jsonl", **options)
+    return writer.file_id
+
+
+async def create(database: Database, owner: Owner, *, total: int = 0, seconds: int = 3600) -> str:
+    """Create a batch, under way if it has lines, and return its id."""
+    batch_id = new_id("batch")
+    new = NewBatch(
+        id=batch_id,
+        account_id=owner.account_id,
+        key_id=owner.key_id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        seconds=seconds,
+        input_file_id=await store(database, owner),
+        output_seconds=None,
+        metadata=None,
+        webhook=None,
+    )
+    assert await queries.create_batch(database, new)
+    if total:
+        assert await queries.start_batch(database, batch_id, total=total, model=None, agents={})
+    return batch_id
+
+
+def new_lines(first: int, count: int) -> list[NewLine]:
+    return [
+        NewLine(new_id("job"), number, f"r{number}", "fake", "{}", None, None, None, None)
+        for number in range(first, first + count)
+    ]
+
+
+async def feed(database: Database, batch_id: str, first: int, count: int) -> list[str]:
+    """Make jobs of lines, each of ten bytes, and return their ids; none if the batch is not there."""
+    lines = new_lines(first, count)
+    fed = await feed_lines(
+        database, batch_id, lines, start=10 * (first - 1), end=10 * (first + count - 1), next_line=first + count
+    )
+    return [line.id for line in lines] if fed else []
+
+
+async def get(database: Database, owner: Owner, batch_id: str) -> Row:
+    row = await queries.get_batch(database, batch_id, owner.account_id)
+    assert row is not None
+    return row
+
+
+async def test_a_slice_of_lines_becomes_jobs_once(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner, total=5)
+    assert len(await feed(database, batch_id, 1, 3)) == 3
+    assert await feed(database, batch_id, 1, 3) == []
+    assert len(await feed(database, batch_id, 4, 2)) == 2
+    row = await get(database, owner, batch_id)
+    assert (row.fed, row.next_offset, row.next_line) == (5, 50, 6)
+    rows = await execute(database.relaxed, "SELECT line, custom_id, tier, background FROM jobs ORDER BY line")
+    assert [tuple(row) for row in rows] == [(number, f"r{number}", "batch", True) for number in range(1, 6)]
+
+
+async def test_two_feeders_at_once_make_every_job_once(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner, total=20)
+    fed = await asyncio.gather(*(feed(database, batch_id, 1, 20) for _ in range(8)))
+    assert sorted(map(len, fed)) == [0] * 7 + [20]
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired", "validating"])
+async def test_only_a_batch_under_way_is_fed(database: Database, owner: Owner, end: str) -> None:
+    batch_id = await create(
+        database, owner, total=0 if end == "validating" else 3, seconds=0 if end == "expired" else 60
+    )
+    if end == "cancelled":
+        await queries.cancel_batch(database, batch_id, owner.account_id)
+    assert await feed(database, batch_id, 1, 3) == []
+    assert (await get(database, owner, batch_id)).fed == 0
+
+
+async def test_a_cancelled_batch_is_not_started(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner)
+    await queries.cancel_batch(database, batch_id, owner.account_id)
+    assert not await queries.start_batch(database, batch_id, total=3, model=None, agents={})
+    assert not await queries.fail_batch(database, batch_id, [LineProblem(1, "a", "b", None)])
+    assert (await get(database, owner, batch_id)).state == BatchState.CANCELLING
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_counts_are_those_of_the_lines_however_they_end(
+    database: Database, owner: Owner, jobs: Jobs, seed: int
+) -> None:
+    draw = random.Random(seed)
+    batch_id = await create(database, owner, total=60)
+    job_ids = await feed(database, batch_id, 1, 60)
+    for _ in range(60):
+        await _move(database, jobs, draw, batch_id, job_ids)
+        if draw.random() < 0.2:
+            await execute(database.relaxed, "UPDATE batch_tallies SET created_at = now() - interval '1 hour'")
+        if draw.random() < 0.2:
+            await queries.fold_tallies(database)
+        await _check_counts(database, owner, batch_id)
+    await cancel_lines(database, batch_id, error=ERROR)
+    await _check_counts(database, owner, batch_id)
+
+
+async def _move(database: Database, jobs: Jobs, draw: random.Random, batch_id: str, job_ids: list[str]) -> None:
+    some = draw.sample(job_ids, draw.randint(1, 6))
+    match draw.randint(0, 6):
+        case 0 | 1:
+            held = await jobs.claim(*some)
+            states = [State.COMPLETED, State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED]
+            ended = [end_of(job, draw.choice(states)) for job in held]
+            if ended:
+                assert await jobs.finish(*ended) == [True] * len(ended)
+                assert await jobs.finish(*ended) == [False] * len(ended), "twice"
+        case 2:
+            await jobs.cancel(some[0])
+        case 3:
+            for job in await jobs.claim(*some):
+                await jobs.cancel(job.id) if draw.random() < 0.5 else None
+                await jobs.retry(job)
+        case 4:
+            for job in await jobs.claim(*some):
+                await jobs.lose(job.id)
+            await jobs.rescue(max_lost=draw.choice([1, 3]))
+        case 5:
+            await jobs.set(some[0], "deadline_at = now() - interval '1 second'")
+            await jobs.expire()
+        case _:
+            await jobs.delete(some[0])
+
+
+async def _check_counts(database: Database, owner: Owner, batch_id: str) -> None:
+    query = """
+        SELECT state, count(*) AS lines, bool_and((finished_in IS NULL) = (finished_at IS NULL)) AS marked,
+               coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
+               sum(cost) AS cost
+        FROM jobs LEFT JOIN usage ON job_id = jobs.id AND NOT discarded
+        WHERE jobs.batch_id = %(id)s GROUP BY state
+    """
+    rows = await execute(database.relaxed, query, {"id": batch_id})
+    lines = Counter({row.state: row.lines for row in rows})
+    assert all(row.marked for row in rows)
+    batch = await get(database, owner, batch_id)
+    assert batch.completed == lines["completed"]
+    assert batch.failed == lines["failed"] + lines["expired"]
+    assert batch.cancelled == lines["cancelled"]
+    assert batch.prompt_tokens == sum(row.prompt for row in rows)
+    assert batch.completion_tokens == sum(row.completion for row in rows)
+    assert (batch.cost or 0) == sum(row.cost or 0 for row in rows)
+
+
+async def test_a_reader_of_results_misses_no_line_that_ends_beside_another(
+    database: Database, owner: Owner, jobs: Jobs, other_session: Session
+) -> None:
+    batch_id = await create(database, owner, total=3)
+    first, second, third = await feed(database, batch_id, 1, 3)
+    held = {job.id: job for job in await jobs.claim(first, second, third)}
+    # It has begun before the others end, and ends after them.
+    await other_session.execute(
+        "UPDATE jobs SET state = 'completed', response = '{}', finished_at = now(), lease_until = NULL,"
+        " finished_in = pg_current_xact_id()::text::bigint WHERE id = %s",
+        [first],
+    )
+    await jobs.finish(end_of(held[second]))
+    assert await queries.list_ended(database, batch_id, after=None, limit=10) == []
+    await other_session.commit()
+    await jobs.finish(end_of(held[third]))
+    page = await queries.list_ended(database, batch_id, after=None, limit=2)
+    assert [row.id for row in page] == [first, second]
+    rest = await queries.list_ended(database, batch_id, after=page[-1].id, limit=10)
+    assert [row.id for row in rest] == [third]
+
+
+async def test_lines_are_read_in_order_of_the_input(database: Database, owner: Owner, jobs: Jobs) -> None:
+    batch_id = await create(database, owner, total=4)
+    job_ids = await feed(database, batch_id, 1, 4)
+    held = {job.id: job for job in await jobs.claim(*job_ids)}
+    for job_id in (job_ids[2], job_ids[0], job_ids[3]):
+        await jobs.finish(end_of(held[job_id]))
+    read = await queries.read_lines(database, batch_id, after=0, limit=2)
+    assert [row.line for row in read] == [1, 3]
+    assert [row.line for row in await queries.read_lines(database, batch_id, after=3, limit=2)] == [4]
+
+
+async def test_an_unfinished_file_is_nobodys(database: Database, owner: Owner) -> None:
+    writer = FileWriter(database, account_id=owner.account_id, purpose="batch")
+    await writer.write(b"x" * (CHUNK_BYTES + 1))
+    assert await find_file(database, writer.file_id, owner.account_id) is None
+    await writer.discard()
+    rows = await execute(
+        database.relaxed, "SELECT count(*) FROM file_chunks WHERE file_id = %(id)s", {"id": writer.file_id}
+    )
+    assert rows[0][0] == 0
+
+
+async def test_what_has_expired_or_was_broken_off_is_swept_but_for_an_input_in_use(
+    database: Database, owner: Owner
+) -> None:
+    gone = await store(database, owner, seconds=0)
+    kept = await store(database, owner, seconds=3600)
+    broken = FileWriter(database, account_id=owner.account_id, purpose="batch")
+    await broken.write(b"x" * CHUNK_BYTES)
+    await execute(
+        database.relaxed,
+        "UPDATE files SET created_at = now() - interval '2 days' WHERE id = %(id)s",
+        {"id": broken.file_id},
+    )
+    batch_id = await create(database, owner, total=1)
+    batch = await get(database, owner, batch_id)
+    await execute(
+        database.relaxed, "UPDATE files SET expires_at = now() WHERE id = %(id)s", {"id": batch.input_file_id}
+    )
+    assert await find_file(database, gone, owner.account_id) is None
+    await sweep_files(database)
+    rows = await execute(database.relaxed, "SELECT id FROM files")
+    ids = {row.id for row in rows}
+    assert {gone, broken.file_id}.isdisjoint(ids)
+    assert {kept, batch.input_file_id} <= ids
+
+
+async def test_a_file_is_deleted_only_by_its_account_and_not_in_use(
+    database: Database, owner: Owner, stranger: Owner
+) -> None:
+    batch_id = await create(database, owner, total=1)
+    batch = await get(database, owner, batch_id)
+    assert await delete_file(database, batch.input_file_id, stranger.account_id) == (False, None)
+    assert await delete_file(database, batch.input_file_id, owner.account_id) == (True, batch_id)
+    await queries.cancel_batch(database, batch_id, owner.account_id)
+    assert await queries.end_batch(
+        database,
+        batch_id,
+        begin=BatchState.CANCELLING,
+        end=BatchState.CANCELLED,
+        output_file_id=None,
+        error_file_id=None,
+    )
+    assert await delete_file(database, batch.input_file_id, owner.account_id) == (True, None)
+    assert await delete_file(database, batch.input_file_id, owner.account_id) == (False, None)
+    assert [piece async for piece in read_file(database, batch.input_file_id)] == []
