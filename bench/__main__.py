@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.batches import Batches, measure_batches
 from bench.report import Report
 from bench.scenarios import ALL_SCENARIOS, Measurement, measure, measure_idle
 from bench.subscribers import Subscribers, measure_subscribers
 from bench.systems import SYSTEMS, Headrace, System, Upstream
 
 RESULTS = Path(__file__).resolve().parent / "results.md"
-_SCENARIOS = (*(scenario.name for scenario in ALL_SCENARIOS), "idle", "subscribers")
+_SCENARIOS = (*(scenario.name for scenario in ALL_SCENARIOS), "idle", "subscribers", "batches")
 _IDLE_SECONDS = 5
 
 
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> Report:
     rounds: int = options.rounds or (1 if options.quick else 3)
     measurements: list[Measurement] = []
     subscribers: Subscribers | None = None
+    batches: Batches | None = None
     broken: list[str] = []
 
     @contextmanager
@@ -90,8 +92,12 @@ def run(options: argparse.Namespace) -> Report:
             if "subscribers" in scenarios and isinstance(system, Headrace):
                 with measuring(f"{options.subscribers} subscribers", system):
                     subscribers = measure_subscribers(system, options.subscribers)
+        for system in systems:
+            if "batches" in scenarios and isinstance(system, Headrace):
+                with measuring("batches", system):
+                    batches = measure_batches(system, quick=options.quick)
         versions = {system.name: system.version for system in systems}
-    return Report(versions, measurements, subscribers, broken, rounds, options.quick)
+    return Report(versions, measurements, subscribers, batches, broken, rounds, options.quick)
 
 
 def main() -> int:

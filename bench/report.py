@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import psutil
 
+from bench.batches import Batches
 from bench.scenarios import ALL_SCENARIOS, FORMATS, SCENARIOS, Measurement
 from bench.subscribers import Subscribers
 
@@ -107,6 +108,7 @@ class Report:
     versions: dict[str, str]
     measurements: list[Measurement]
     subscribers: Subscribers | None
+    batches: Batches | None
     broken: list[str]
     """What could not be measured, and why."""
     rounds: int
@@ -135,6 +137,8 @@ class Report:
             wrong.append(f"{idle.reached} of {idle.asked} subscribers reached")
         if idle and idle.deaf:
             wrong.append(idle.deaf)
+        if self.batches:
+            wrong += self.batches.failures
         return [*self.broken, *wrong]
 
     @property
@@ -162,7 +166,7 @@ class Report:
             f"* {datetime.now(UTC):%Y-%m-%d}, {self.machine()}",
             *(f"* {version}" for version in self.versions.values() if version),
             "",
-            "CPU is that of the whole process tree, idling included. Headrace's own processes are its API, worker,",
+            "CPU is that of the whole process tree, idling included. Headrace's own processes are its API, workers,",
             "scheduler and supervisor; its stores, Postgres and Valkey, are counted in the lines that say so.",
             "LiteLLM's proxy has no store here: it keeps nothing. A delta's figure holds its share of what the request",
             "cost. Goals are for Headrace's own processes.",
@@ -175,6 +179,8 @@ class Report:
             lines += ["", "## CPU a delta by wire format", "", *formats]
         if self.subscribers:
             lines += ["", "## Idle subscribers", "", *self.subscribers.markdown()]
+        if self.batches:
+            lines += ["", "## Batches", "", *self.batches.markdown()]
         if self.failures:
             lines += ["", "## What went wrong", "", *(f"* {failure}" for failure in self.failures)]
         return "\n".join(lines) + "\n"
@@ -194,6 +200,7 @@ class Report:
             "rounds": self.rounds,
             "medians": table,
             "subscribers": self.subscribers.json() if self.subscribers else None,
+            "batches": self.batches.json() if self.batches else None,
             "failures": self.failures,
             "measurements": [measurement.json() for measurement in self.measurements],
         }

@@ -198,7 +198,7 @@ class LiteLLM(System):
 
 
 class Headrace(System):
-    """`headrace dev`: the API, one worker, the scheduler, and its embedded Postgres and Valkey."""
+    """`headrace dev`: the API, its two workers, the scheduler, and its embedded Postgres and Valkey."""
 
     name = "headrace"
     path = "/api/v1/chat/completions"
@@ -221,7 +221,7 @@ class Headrace(System):
                 for name, kind in (("fake", "openai"), ("anthropic", "anthropic"), ("gemini", "gemini"))
             )
         )
-        env = {
+        self._env = {
             "HEADRACE_CONFIG": str(config),
             "HEADRACE_DATA_DIR": str(home / "data"),
             "HEADRACE_HOST": "127.0.0.1",
@@ -230,7 +230,15 @@ class Headrace(System):
             "BENCH_UPSTREAM_KEY": "sk-upstream",
         }
         # `python -m headrace` is the `headrace` of the venv that runs us.
-        self._run([sys.executable, "-m", "headrace", "dev"], home, env, "/readyz")
+        self._run([sys.executable, "-m", "headrace", "dev"], home, self._env, "/readyz")
+
+    def create_key(self, account: str) -> str:
+        """Return a new key of another account."""
+        command = [sys.executable, "-m", "headrace", "keys", "create", "--account", account, "--json"]
+        env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **self._env}
+        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+        key: str = json.loads(done.stdout)["key"]
+        return key
 
     @staticmethod
     def part(command: list[str]) -> str | None:
@@ -243,7 +251,7 @@ class Headrace(System):
                 return store
         for part in ("api", "worker", "scheduler", "dev"):
             if part in command[1:] and any("headrace" in word for word in command):
-                return part
+                return "batch-worker" if "batch" in command[1:] else part
         return None
 
     @property

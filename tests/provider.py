@@ -22,8 +22,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from tests import formats
+from tests import formats, native_provider
 from tests.formats import PATHS, Said
+from tests.native_provider import Native
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -58,6 +59,11 @@ class Gate:
         """Let everyone through, now and later."""
         if not self._opened.done():
             self._opened.set_result(None)
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it was released."""
+        return self._opened.done()
 
     async def pass_through(self) -> None:
         """Stop here until `release`."""
@@ -143,6 +149,28 @@ class Exchange:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
         self.keep_alive = False
+
+
+class _Kept(Exchange):
+    """An exchange whose answer is kept rather than sent: a line's, in a batch."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.keep_alive = True
+        self._data = b""
+
+    async def send(self, data: bytes) -> None:
+        self._data += data
+
+    def reset(self) -> None:
+        self._data = b""
+
+    def answer(self) -> tuple[int, Json]:
+        """Return status and JSON; what was no whole answer is a 500."""
+        head, _, body = self._data.partition(b"\r\n\r\n")
+        with contextlib.suppress(ValueError):
+            return int(head.split(b" ", 2)[1]), json.loads(body)
+        return 500, formats.error(self.call.kind, 500, "no answer")
 
 
 Behaviour = Callable[[Exchange], Awaitable[None]]
@@ -408,6 +436,9 @@ class Provider:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        """Lines of batches too; their path is the batch's, with their custom id."""
+        self.native = Native(self._run_line)
+        """The batch APIs."""
         self._scripts: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
         self._defaults: dict[str, Behaviour] = {}
         self._arrivals: defaultdict[tuple[str, int], Future[Call]] = defaultdict(Future)
@@ -482,6 +513,14 @@ class Provider:
         arrival.set_result(call)
         return call, behaviour
 
+    async def _run_line(self, kind: str, path: str, headers: Mapping[str, str], body: Json) -> tuple[int, Json]:
+        """Answer a line of a batch as a call would be."""
+        call, behaviour = self._next(path, headers, body, kind)
+        kept = _Kept(call)
+        await behaviour(kept)
+        call.answered.set_result(None)
+        return kept.answer()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -500,6 +539,8 @@ class Provider:
         method, path, _ = head[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
         body = await _read_body(reader, headers)
+        if native_provider.PATHS.fullmatch(path):
+            return await _reply(writer, await self.native.handle(method, path, headers, body))
         kind, match = next(
             ((kind, match) for pattern, kind in PATHS.items() if (match := pattern.fullmatch(path))), ("", None)
         )
@@ -529,6 +570,17 @@ class Provider:
                 part.cancel()
             await asyncio.gather(answering, watching, return_exceptions=True)
             call.answered.set_result(None)
+
+
+async def _reply(writer: asyncio.StreamWriter, reply: native_provider.Reply) -> bool:
+    """Answer what a batch API was asked; return whether the connection may carry another."""
+    fields = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
+    if reply.cut_at is not None:
+        writer.write((_head(reply.status, fields) + reply.body)[: reply.cut_at])
+        return False
+    writer.write(_head(reply.status, fields) + reply.body)
+    await writer.drain()
+    return True
 
 
 async def _read_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:

@@ -1,0 +1,292 @@
+"""Batches: how fast, beside a script with the official client; how fair; how much memory; and who waits for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.scenarios import SCENARIOS, measure
+from bench.systems import Cpu, Headrace
+
+_LINES = 20_000
+_BARE_LINES = 5_000
+_HUGE = 100_000
+_FAIR = (50_000, 100)
+_SMALL = 1_000
+_LOOK_SECONDS = 0.05
+_WEIGH_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One batch from the first byte of its upload to the last of its output. Times are in seconds."""
+
+    lines: int
+    answered: int
+    uploaded: float
+    validated: float
+    """From the batch's creation until its first line may run."""
+    total: float
+    cpu: Cpu
+    memory: dict[str, int]
+    """The most that each part of the system had resident meanwhile, in bytes."""
+
+    @property
+    def rate(self) -> float:
+        """Lines a second, end to end."""
+        return self.lines / self.total
+
+
+@dataclass(slots=True)
+class Batches:
+    """All that was measured of batches."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    bare_lines: int = 0
+    bare_seconds: float = 0.0
+    alone: tuple[float, float] = (0.0, 0.0)
+    """p50 and p99 of interactive requests, one at a time, in milliseconds."""
+    beside: tuple[float, float] = (0.0, 0.0)
+    """The same while the huge batch runs."""
+    fair: dict[str, float] = field(default_factory=dict)
+    """When each tenant's batch ended, in seconds from when both were there."""
+    failures: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON's types."""
+        return asdict(self)
+
+    def markdown(self) -> list[str]:
+        """Return the tables."""
+        whole, huge, small = self.runs["whole"], self.runs["huge"], self.runs["small"]
+        bare = self.bare_lines / self.bare_seconds
+        checked = huge.lines / huge.validated
+        lines = [
+            "| | | goal |",
+            "| --- | ---: | ---: |",
+            f"| {whole.lines:,} lines, upload to output, a second | {whole.rate:,.0f} | {_at_least(whole.rate, 900)} |",
+            f"| a script with the `openai` client, 64 in flight, the same run | {bare:,.0f} | |",
+            f"| times as fast | {whole.rate / bare:.2f} | {_at_least(whole.rate / bare, 2)} |",
+            f"| lines validated a second | {checked:,.0f} | {_at_least(checked, 20_000)} |",
+        ]
+        for name, before, during in zip(("p50", "p99"), self.alone, self.beside, strict=True):
+            ratio = during / before
+            lines.append(
+                f"| interactive {name} during {huge.lines:,} lines, ms ({before:.1f} without: {ratio:.2f} times)"
+                f" | {during:.1f} | {_at_most(ratio, 2)} |"
+            )
+        for name, seconds in self.fair.items():
+            lines.append(f"| two tenants at once: {name} ended after, s | {seconds:.1f} | |")
+        parts = [part for part in huge.memory if part in small.memory]
+        lines += ["", f"| most resident, MB | {' | '.join(parts)} |", f"| --- |{' ---: |' * len(parts)}"]
+        for run in (small, huge):
+            cells = " | ".join(f"{run.memory[part] / 1e6:.0f}" for part in parts)
+            lines.append(f"| {run.lines:,} lines | {cells} |")
+        names = [*whole.cpu.own, *whole.cpu.stores]
+        lines += ["", f"| CPU a line, µs | {' | '.join(names)} | all |", f"| --- |{' ---: |' * (len(names) + 1)}"]
+        spent = whole.cpu.own | whole.cpu.stores
+        cells = " | ".join(f"{1e6 * spent[name] / whole.lines:.0f}" for name in names)
+        return [*lines, f"| {whole.lines:,} lines | {cells} | {1e6 * sum(spent.values()) / whole.lines:.0f} |"]
+
+
+def _at_least(value: float, goal: float) -> str:
+    return f"≥ {goal:,g} {'✓' if value >= goal else '✗'}"
+
+
+def _at_most(value: float, goal: float) -> str:
+    return f"≤ {goal:,g} {'✓' if value <= goal else '✗'}"
+
+
+def _input(count: int) -> bytes:
+    """Return an input of plain requests."""
+    return b"".join(
+        json.dumps(
+            {
+                "custom_id": f"request-{number}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {
+                    "model": "fake",
+                    "messages": [
+                        {"role": "system", "content": "You are a helpful assistant."},
+                        {"role": "user", "content": f"Tell me something about rivers and mills, number {number}."},
+                    ],
+                    "max_tokens": 100,
+                },
+            }
+        ).encode()
+        + b"\n"
+        for number in range(count)
+    )
+
+
+class _Client:
+    """The API over plain HTTP."""
+
+    def __init__(self, system: Headrace, key: str) -> None:
+        self._url = f"http://127.0.0.1:{system.port}/api/v1"
+        self._key = key
+
+    def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        request = urllib.request.Request(
+            self._url + path,
+            method=method,
+            data=body,
+            headers={"authorization": f"Bearer {self._key}", "content-type": kind},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            content: bytes = answer.read()
+            return content
+
+    def json(self, method: str, path: str, body: Any = None) -> Any:
+        return json.loads(self.ask(method, path, None if body is None else json.dumps(body).encode()))
+
+    def upload(self, data: bytes) -> str:
+        form = (
+            b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n%b\r\n--b--\r\n' % data
+        )
+        file_id: str = json.loads(self.ask("POST", "/files", form, "multipart/form-data; boundary=b"))["id"]
+        return file_id
+
+    def start(self, file_id: str) -> str:
+        body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch_id: str = self.json("POST", "/batches", body)["id"]
+        return batch_id
+
+    def wait(self, batch_id: str, done: Callable[[dict[str, Any]], bool], seconds: float = 300) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while True:
+            batch: dict[str, Any] = self.json("GET", f"/batches/{batch_id}")
+            if done(batch):
+                return batch
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{batch_id} is still {batch['status']} after {seconds} s: {batch['request_counts']}"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+
+def _ended(batch: dict[str, Any]) -> bool:
+    return batch["status"] in {"completed", "failed", "expired", "cancelled"}
+
+
+@contextmanager
+def _weighing(system: Headrace) -> Iterator[dict[str, int]]:
+    """Give the most that each part has resident meanwhile; of several processes, the sum."""
+    most: dict[str, int] = {}
+    stop = threading.Event()
+    assert system.tree is not None
+    tree = system.tree
+
+    def weigh() -> None:
+        while not stop.wait(_WEIGH_SECONDS):
+            for part, processes in tree.parts(system.part).items():
+                if part in {"api", "worker", "batch-worker", "scheduler", "valkey"}:
+                    most[part] = max(most.get(part, 0), sum(map(_resident, processes)))
+
+    thread = threading.Thread(target=weigh)
+    thread.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _run(system: Headrace, client: _Client, count: int, beside: Callable[[], None] | None = None) -> Run:
+    """Run a batch, and something else beside it once its lines run."""
+    data = _input(count)
+    with _weighing(system) as memory:
+        before, began = system.cpu(), time.monotonic()
+        file_id = client.upload(data)
+        uploaded = time.monotonic() - began
+        batch_id = client.start(file_id)
+        created = time.monotonic()
+        client.wait(batch_id, lambda batch: batch["status"] != "validating")
+        validated = time.monotonic() - created
+        if beside is not None:
+            client.wait(batch_id, lambda batch: batch["request_counts"]["completed"] > 0)
+            beside()
+            counts = client.json("GET", f"/batches/{batch_id}")["request_counts"]
+            if counts["completed"] >= counts["total"]:
+                raise RuntimeError("the batch had ended before what was to be measured beside it")
+        batch = client.wait(batch_id, _ended)
+        output = client.ask("GET", f"/files/{batch['output_file_id']}/content")
+        total, spent = time.monotonic() - began, system.cpu() - before
+    return Run(count, output.count(b"\n"), uploaded, validated, total, spent, memory)
+
+
+def _interactive(system: Headrace) -> tuple[float, float]:
+    outcome = measure(SCENARIOS[0], system, 0, quick=False).outcome
+    assert outcome is not None
+    if outcome.correct < outcome.asked:
+        raise RuntimeError(f"{outcome.asked - outcome.correct} of {outcome.asked} interactive answers were wrong")
+    return outcome.latency_p50, outcome.latency_p99
+
+
+def _race(system: Headrace, sizes: tuple[int, int]) -> dict[str, float]:
+    """Return when the batches of two tenants ended, of these sizes, the larger one submitted first."""
+    tenants = [_Client(system, system.key), _Client(system, system.create_key("second"))]
+    files = [tenant.upload(_input(size)) for tenant, size in zip(tenants, sizes, strict=True)]
+    large = tenants[0].start(files[0])
+    tenants[0].wait(large, lambda batch: batch["request_counts"]["completed"] > 0)
+    small = tenants[1].start(files[1])
+    began = time.monotonic()
+    tenants[1].wait(small, _ended)
+    first = time.monotonic() - began
+    tenants[0].wait(large, _ended)
+    return {f"{sizes[1]:,} lines": first, f"{sizes[0]:,} lines": time.monotonic() - began}
+
+
+def _bare(system: Headrace, count: int) -> float:
+    with tempfile.TemporaryDirectory() as home:
+        source, target = Path(home) / "in.jsonl", Path(home) / "out.jsonl"
+        source.write_bytes(_input(count))
+        command = [sys.executable, "-m", "bench.bare", str(system.upstream.port), str(source), str(target)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        if len(target.read_text().splitlines()) != count:
+            raise RuntimeError("the script with the openai client lost answers")
+    return float(done.stdout)
+
+
+def measure_batches(system: Headrace, *, quick: bool) -> Batches:
+    """Run batches of several sizes, alone and beside others; a quick measurement is of a fifth of the lines."""
+    part = 5 if quick else 1
+    client = _Client(system, system.key)
+    found = Batches()
+    _run(system, client, 200)  # what the first batch makes every process load is no line's
+    found.runs["small"] = _run(system, client, _SMALL)
+    found.runs["whole"] = _run(system, client, _LINES // part)
+    found.bare_lines = _BARE_LINES // part
+    found.bare_seconds = _bare(system, found.bare_lines)
+    found.alone = _interactive(system)
+
+    def beside() -> None:
+        found.beside = _interactive(system)
+
+    found.runs["huge"] = _run(system, client, _HUGE // part, beside)
+    found.fair = _race(system, (_FAIR[0] // part, _FAIR[1]))
+    found.failures = [
+        f"{run.answered} of {run.lines} lines answered" for run in found.runs.values() if run.answered != run.lines
+    ]
+    return found
