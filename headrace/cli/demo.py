@@ -1,4 +1,4 @@
-"""`headrace demo`: the service in a scratch directory, and its three uses on the screen."""
+"""`headrace demo`: the service in a scratch directory, and its uses on the screen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,7 @@ _BACKGROUND = (
     "Say hello in French.",
     "What turns a mill?",
 )
+_LINES = 20
 _MAX_TOKENS = 60  # a demo with a real provider costs a fraction of a cent
 
 
@@ -156,6 +158,52 @@ async def _run_jobs(client: _Client, model: str, console: Console) -> None:
     console.print(Text(f"{len(jobs)} jobs cost {cost} USD", "dim"))
 
 
+def _run_batch(client: _Client, model: str, console: Console) -> None:
+    console.print(Text(f"\n3. A batch of {_LINES} requests, watched by its events", "bold"))
+    lines = [
+        {"custom_id": f"line-{number}", "body": _request(model, f"What is {number} times {number}?")}
+        for number in range(1, _LINES + 1)
+    ]
+    batch = client.call("POST", "/batches", {"requests": lines, "completion_window": "1h"})
+    progress = Progress(
+        TextColumn("{task.fields[status]}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} done, {task.fields[failed]} failed, {task.fields[cost]} USD"),
+        console=console,
+    )
+    started = time.monotonic()
+    with progress:
+        task = progress.add_task("", total=_LINES, status=batch["status"], failed=0, cost="0")
+        for _, data in client.events("GET", f"/batches/{batch['id']}/events"):
+            batch |= data
+            counts = batch["request_counts"]
+            progress.update(
+                task,
+                completed=counts["completed"],
+                status=batch["status"],
+                failed=counts["failed"],
+                cost=batch["cost"] or "0",
+            )
+    if batch["status"] != "completed":
+        raise _DemoError(f"The batch ended as {batch['status']}: {batch.get('errors')}")
+    page = client.call("GET", f"/batches/{batch['id']}/results?limit=2")
+    for line in page["data"]:
+        console.print(Text.assemble(f"{line['custom_id']}  ", (_said(line), "cyan")), no_wrap=True, overflow="ellipsis")
+    usage = batch["usage"]
+    summary = (
+        f"{usage['input_tokens']} tokens in, {usage['output_tokens']} out, all after {_span(started, time.monotonic())}"
+    )
+    console.print(Text(summary, "dim"), soft_wrap=True)
+
+
+def _said(line: dict[str, Any]) -> str:
+    """Return what a line of a batch came to, on one line."""
+    response = line["response"] or {}
+    if "choices" in response.get("body", {}):
+        return " ".join((response["body"]["choices"][0]["message"]["content"] or "").split())
+    return str(line["error"] or response)
+
+
 def _answer(job: dict[str, Any]) -> str:
     """Return what a job ended with, on one line."""
     if not job.get("result"):
@@ -178,7 +226,8 @@ async def _show(service: Service, console: Console) -> None:
     # What blocks runs in threads, so that Ctrl-C is heard meanwhile.
     await asyncio.to_thread(_stream_one, client, model, console)
     await _run_jobs(client, model, console)
-    console.print(Text("\n3. Now you", "bold"))
+    await asyncio.to_thread(_run_batch, client, model, console)
+    console.print(Text("\n4. Now you", "bold"))
     if sys.stdin.isatty() and sys.stdout.isatty():
         console.print(Text("While this runs, in another terminal:\n", "dim"))
         console.print(Text(curl_line(service.base_url, client.key, model)), soft_wrap=True)
