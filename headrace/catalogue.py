@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,9 @@ from headrace.known_models import Ability, Rates
 
 # Every model in the list has a creation time; ours is the day when the catalogue was made.
 CATALOGUE_CREATED = 1_763_856_000
+
+NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
+"""The wire formats whose providers have batch APIs that we know."""
 
 Condition = Literal["context_window", "content_filter"]
 """When a route is tried: only after a route failed because of this."""
@@ -61,13 +65,16 @@ RouteName = Annotated[str, StringConstraints(pattern=r"^[^/]+/.+$")]
 """`provider/model`, by the provider's name in the file and the model's name at the provider."""
 
 
-class WeightedRoute(BaseModel):
-    """A route that gets its share of jobs."""
+class RouteOptions(BaseModel):
+    """A route with more to say of it than its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     route: RouteName
-    weight: float = Field(gt=0, description="Twice the weight is tried first twice as often")
+    weight: float | None = Field(default=None, gt=0, description="Twice the weight is tried first twice as often")
+    native_batch: bool = Field(
+        default=False, description="Batches with a day's time go to the provider's own batch API, at its price"
+    )
 
 
 class Model(BaseModel):
@@ -75,7 +82,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    routes: list[RouteName | WeightedRoute] = Field(min_length=1)
+    routes: list[RouteName | RouteOptions] = Field(min_length=1)
     input_price: Decimal | None = Field(default=None, ge=0)
     cached_input_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
     cache_write_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
@@ -86,19 +93,20 @@ class Model(BaseModel):
     context_window_fallbacks: list[str] = Field(default=[], description="Models for what is too long for this one")
     content_filter_fallbacks: list[str] = Field(default=[], description="Models for what this one withholds")
 
-    def route_names(self, seed: str = "") -> list[str]:
+    def ordered_routes(self, seed: str = "") -> list[RouteOptions]:
         """Return the routes in the order in which they are tried: as written, or if any has a weight, as drawn."""
-        if not any(isinstance(route, WeightedRoute) for route in self.routes):
-            return [route for route in self.routes if isinstance(route, str)]
+        routes, drawn = self._routes
+        if not drawn:
+            return routes
         draw = random.Random(seed)
         # Efraimidis and Spirakis: the largest of these is a route's with a probability in proportion to its weight.
-        keyed = [
-            (draw.random() ** (1 / route.weight), route.route)
-            if isinstance(route, WeightedRoute)
-            else (draw.random(), route)
-            for route in self.routes
-        ]
-        return [name for _, name in sorted(keyed, reverse=True)]
+        keyed = [(draw.random() ** (1 / (route.weight or 1)), index) for index, route in enumerate(routes)]
+        return [routes[index] for _, index in sorted(keyed, reverse=True)]
+
+    @cached_property
+    def _routes(self) -> tuple[list[RouteOptions], bool]:
+        routes = [RouteOptions(route=route) if isinstance(route, str) else route for route in self.routes]
+        return routes, any(route.weight is not None for route in routes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,7 @@ class Route:
     model: str
     entry: Model
     condition: Condition | None = None
+    native_batch: bool = False
 
     @property
     def name(self) -> str:
@@ -195,9 +204,11 @@ class Catalogue(BaseModel):
 
     def _routes(self, asked: str, seed: str, condition: Condition | None = None) -> Iterator[Route]:
         entry = self.find(asked)
-        for name in entry.route_names(seed):
-            provider, model = name.split("/", 1)
-            yield Route(provider, self.providers[provider], asked if "*" in model else model, entry, condition)
+        for options in entry.ordered_routes(seed):
+            provider, model = options.route.split("/", 1)
+            if "*" in model:
+                model = asked
+            yield Route(provider, self.providers[provider], model, entry, condition, options.native_batch)
 
     def look_up_prices(self) -> None:
         """Find the known prices of all models now: the first look reads a large table, which no job should wait for."""
@@ -327,12 +338,21 @@ def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
                 yield Problem.unknown(
                     ("models", name, "routes", index), f"route '{text}' names provider", provider, catalogue.providers
                 )
+            elif isinstance(route, RouteOptions) and route.native_batch:
+                kind = catalogue.providers[provider].kind
+                if kind not in NATIVE_BATCH_KINDS:
+                    told = f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
+                    yield Problem(("models", name, "routes", index, "native_batch"), told)
         for field in ("context_window_fallbacks", "content_filter_fallbacks"):
             for index, fallback in enumerate(getattr(model, field)):
                 try:
                     catalogue.find(fallback)
                 except ModelNotFoundError:
                     yield Problem.unknown(("models", name, field, index), "model", fallback, catalogue.models)
+
+
+def _route_names(model: Model) -> list[str]:
+    return [route.route for route in model.ordered_routes()]
 
 
 def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
@@ -345,6 +365,6 @@ def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
         elif key is not None and not key.startswith("env:"):
             told = "the key itself is in the file; `env:NAME` keeps it out"
             yield Problem(("providers", name, "api_key"), told, fatal=False)
-        routed = {text.split("/", 1)[0] for model in catalogue.models.values() for text in model.route_names()}
+        routed = {text.split("/", 1)[0] for model in catalogue.models.values() for text in _route_names(model)}
         if name not in routed:
             yield Problem(("providers", name), "no model is routed to it", fatal=False)

@@ -90,7 +90,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 def _is_branch(part: str | int) -> bool:
     """Tell whether a part of pydantic's place names the branch of a union, and not a key."""
-    return isinstance(part, str) and (part == "WeightedRoute" or part.startswith("constrained-str"))
+    return isinstance(part, str) and (part == "RouteOptions" or part.startswith("constrained-str"))
 
 
 def _fields_at(model: type[BaseModel], place: Place) -> list[str]:

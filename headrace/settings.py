@@ -84,6 +84,10 @@ class Settings(BaseSettings):
         "holds of a batch. More than the slots of all workers, or some are idle.",
     )
 
+    native_poll_seconds: float = Field(
+        default=60, gt=0, description="How often a provider is asked how far its own batch is."
+    )
+
     worker_slots: int = Field(
         default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
     )

@@ -357,8 +357,8 @@ class _Call:
     def _shown_openai(self, batch: Batch, *, fresh: bool) -> Json:
         if batch.state == "ended" and batch.output is None:
             lines = [_openai_line(one) for one in reversed(batch.results) if one["how"] != "canceled"]
-            good = [line for line in lines if (line["response"] or {}).get("status_code") == 200]
-            bad = [line for line in lines if line not in good]
+            good = [line for line in lines if _went_well(line)]
+            bad = [line for line in lines if not _went_well(line)]
             batch.output = self._keep(batch, good, batch.plan.extra)
             batch.failures = self._keep(batch, bad) if bad else None
         completed = sum(one.get("status") == 200 for one in batch.results)
@@ -412,6 +412,10 @@ def _openai_line(one: Json) -> Json:
         case _:
             response = {"status_code": one["status"], "request_id": "upstream", "body": one["answer"]}
             return {**line, "response": response, "error": None}
+
+
+def _went_well(line: Json) -> bool:
+    return (line["response"] or {}).get("status_code") == 200
 
 
 def _anthropic_result(one: Json) -> Json:

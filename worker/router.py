@@ -13,7 +13,7 @@ _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 
 # The error codes of what a request itself holds, and the routes that may take it nevertheless.
-_CONDITIONS: Mapping[str, Condition] = {
+CONDITIONS: Mapping[str, Condition] = {
     "context_length_exceeded": "context_window",
     "content_filter": "content_filter",
 }
@@ -47,7 +47,7 @@ def next_attempt(
     A provider that asks for more time than the job has is not waited for. What the caller asked for is tried elsewhere
     only on the routes that are there for that error: a larger context window, or another idea of what may be said.
     """
-    condition = _CONDITIONS.get(error.code or "")
+    condition = CONDITIONS.get(error.code or "")
     if condition is not None:
         return _go_on(routes, route, condition)
     if isinstance(error, UpstreamRefusedError):

@@ -26,6 +26,7 @@ from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
+from worker.providers.client import ProviderClient
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 _RESCUE_SECONDS = 0.5
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x73776565
+# To providers' own batch APIs.
+_NATIVE_CONNECTIONS = 16
 
 
 def _error(error: HeadraceError) -> str:
@@ -124,7 +127,9 @@ async def _schedule(settings: Settings) -> None:
         sweeper = Sweeper(settings, database, queue, publisher)
         file = CatalogueFile(settings.config)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
-        batches = BatchRunner(settings, file, database, queue, publisher)
+        client = ProviderClient(connections=_NATIVE_CONNECTIONS)
+        stack.push_async_callback(client.close)
+        batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
         while True:
             try:
                 async with _leadership(database) as connection:

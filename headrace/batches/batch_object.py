@@ -157,7 +157,7 @@ def render_batch(row: Row) -> dict[str, Any]:
         "object": "batch",
         "endpoint": row.endpoint,
         "model": row.model,
-        "errors": None if row.errors is None else {"object": "list", "data": row.errors},
+        "errors": None if row.errors is None else {"object": "list", "data": list(map(_error, row.errors))},
         "input_file_id": row.input_file_id,
         "completion_window": row.completion_window,
         "status": row.state,
@@ -168,6 +168,10 @@ def render_batch(row: Row) -> dict[str, Any]:
         "metadata": row.metadata,
         "webhook": row.webhook,
     }
+
+
+def _error(problem: dict[str, Any]) -> dict[str, Any]:
+    return {name: problem[name] for name in BatchError.model_fields}  # Postgres keeps keys in an order of its own
 
 
 def render_progress(row: Row) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 
 from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
+from headrace.ids import new_id
 
 _RECENT_SECONDS = 30
 # Tallies younger than this tell the pace.
@@ -97,8 +99,10 @@ _SUMS = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in _AMO
 _TOTALS = ", ".join(f"(batches.{name} + tally.{name}) AS {name}" for name in _AMOUNTS)
 _VIEW = f"""
 SELECT batches.id, account_id, state, endpoint, completion_window, input_file_id, output_file_id, error_file_id,
-       output_seconds, batches.metadata, webhook, errors, model, agents, total, fed, next_offset, next_line,
-       expires_at <= now() AS overdue, {_EPOCHS},
+       output_seconds, batches.metadata, webhook, errors, model, native_route, agents, total, fed, next_offset,
+       next_line,
+       expires_at <= now() AS overdue,
+       expires_at - batches.created_at >= interval '1 day' AS has_a_day, {_EPOCHS},
        extract(epoch FROM now() - in_progress_at)::float8 AS seconds_running,
        {_TOTALS}, coalesce(batches.cost + tally.cost, batches.cost, tally.cost) AS cost,
        recent_lines, recent_tokens, {_RECENT_SECONDS} AS recent_seconds
@@ -151,21 +155,31 @@ UPDATE batches SET state = %(to)s,
     expired_at = CASE WHEN %(to)s = 'expired' THEN now() END,
     cancelled_at = CASE WHEN %(to)s = 'cancelled' THEN now() END
 """
-_START = _MOVE + ", total = %(total)s, model = %(model)s, agents = %(agents)s::jsonb"
+_START = _MOVE + ", total = %(total)s, model = %(model)s, native_route = %(native_route)s, agents = %(agents)s::jsonb"
 _END = _MOVE + ", output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s"
 _FROM = " WHERE id = %(id)s AND state = %(from)s RETURNING id"
 
 
 async def start_batch(
-    database: Database, batch_id: str, *, total: int, model: str | None, agents: Mapping[str, int]
+    database: Database,
+    batch_id: str,
+    *,
+    total: int,
+    model: str | None,
+    agents: Mapping[str, int],
+    native_route: str | None = None,
 ) -> bool:
-    """Let the lines of a valid input be run. Returns False if it was cancelled meanwhile."""
+    """Let the lines of a valid input be run, on `native_route` by its provider's own batch API.
+
+    Returns False if it was cancelled meanwhile.
+    """
     parameters = {
         "id": batch_id,
         "from": BatchState.VALIDATING,
         "to": BatchState.IN_PROGRESS,
         "total": total,
         "model": model,
+        "native_route": native_route,
         "agents": orjson.dumps(agents).decode() if agents else None,
     }
     return bool(await execute(database.durable, _START + _FROM, parameters))
@@ -240,7 +254,8 @@ async def fold_tallies(database: Database) -> None:
 
 
 _RESULTS = """
-SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= expires_at AS whole_window
+SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= expires_at AS whole_window,
+       cancelling_at IS NOT NULL AS whole_cancelled
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
@@ -272,3 +287,68 @@ async def has_line(database: Database, batch_id: str, job_id: str) -> bool:
     """Tell whether a job is one of a batch's lines."""
     query = "SELECT id FROM jobs WHERE id = %(id)s AND batch_id = %(batch_id)s"
     return bool(await execute(database.relaxed, query, {"id": job_id, "batch_id": batch_id}))
+
+
+@dataclass(frozen=True, slots=True)
+class NativeParcel:
+    """Lines that are with a provider's own batch API, or on their way there."""
+
+    id: str
+    state: Literal["filling", "submitting", "submitted"]
+    remote_id: str | None
+    failures: int
+    due: bool
+
+
+_PARCELS = """
+SELECT id, state, remote_id, failures, due_at <= now() FROM native_parcels
+WHERE batch_id = %(batch_id)s AND state <> 'done' ORDER BY id
+"""
+_OPEN_PARCEL = """
+INSERT INTO native_parcels (id, batch_id) VALUES (%(id)s, %(batch_id)s) ON CONFLICT (id) DO NOTHING
+"""
+_MOVE_PARCEL = """
+UPDATE native_parcels SET state = %(state)s, remote_id = coalesce(%(remote_id)s, remote_id),
+    failures = %(failures)s, error = coalesce(%(error)s, error),
+    due_at = now() + %(seconds)s * interval '1 second'
+WHERE id = %(id)s AND state <> 'done'
+"""
+
+
+async def list_parcels(database: Database, batch_id: str) -> list[NativeParcel]:
+    """Return the parcels of a batch that still hold lines, oldest first."""
+    return [NativeParcel(*row) for row in await execute(database.relaxed, _PARCELS, {"batch_id": batch_id})]
+
+
+async def open_parcel(database: Database, batch_id: str) -> str:
+    """Make a parcel for lines of a batch, and return its id."""
+    parcel_id = new_id("parcel")
+    await execute(database.durable, _OPEN_PARCEL, {"id": parcel_id, "batch_id": batch_id})
+    return parcel_id
+
+
+async def move_parcel(
+    database: Database,
+    parcel_id: str,
+    state: Literal["filling", "submitting", "submitted", "done"],
+    *,
+    remote_id: str | None = None,
+    failures: int = 0,
+    error: str | None = None,
+    seconds: float = 0,
+) -> None:
+    """Note where a parcel stands, and look at it again in so many seconds; one that is done stays done."""
+    parameters = {
+        "id": parcel_id,
+        "state": state,
+        "remote_id": remote_id,
+        "failures": failures,
+        "error": error,
+        "seconds": seconds,
+    }
+    await execute(database.durable, _MOVE_PARCEL, parameters)
+
+
+async def run_here(database: Database, batch_id: str) -> None:
+    """Let the rest of a batch be run by our own workers."""
+    await execute(database.durable, "UPDATE batches SET native_route = NULL WHERE id = %(id)s", {"id": batch_id})

@@ -40,6 +40,8 @@ def render_line(row: Row) -> bytes:
     error = orjson.loads(row.error)
     if row.state == "expired" and row.whole_window:
         return _render(row.id, row.custom_id, b"null", orjson.dumps(_EXPIRED))
+    if row.state == "cancelled" and row.whole_cancelled:
+        return _render(row.id, row.custom_id, b"null", orjson.dumps(CANCELLED))
     if row.state in {"expired", "cancelled"}:
         return _render(row.id, row.custom_id, b"null", orjson.dumps(_reason(error)))
     body = {"error": {name: error.get(name) for name in ("message", "type", "param", "code")}}

@@ -47,6 +47,7 @@ batches = sa.Table(
     sa.Column("webhook", sa.Text),
     sa.Column("errors", JSONB, comment="What is wrong with the input: OpenAI's error objects with their lines"),
     sa.Column("model", sa.Text, comment="The one that every line asks for; null where they differ"),
+    sa.Column("native_route", sa.Text, comment="Its lines go to this route's own batch API"),
     sa.Column("agents", JSONB, comment="Which version of each agent its lines run with"),
     sa.Column("total", sa.Integer, nullable=False, server_default="0", comment="Lines"),
     sa.Column("fed", sa.Integer, nullable=False, server_default="0", comment="Lines that have become jobs"),
@@ -92,4 +93,20 @@ batch_tallies = sa.Table(
     *_amounts(),
     instant("created_at", default=True),
     sa.Index("ix_batch_tallies_batch_id", "batch_id"),
+)
+
+native_parcels = sa.Table(
+    "native_parcels",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True, comment="The `worker` of the jobs in it"),
+    sa.Column("batch_id", sa.ForeignKey("batches.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="filling"),
+    sa.Column("remote_id", sa.Text, comment="The provider's id of its batch"),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0", comment="In a row"),
+    sa.Column("error", sa.Text, comment="The last one"),
+    instant("created_at", default=True),
+    instant("due_at", default=True),
+    sa.CheckConstraint("state IN ('filling', 'submitting', 'submitted', 'done')", name="state_known"),
+    sa.CheckConstraint("state <> 'submitted' OR remote_id IS NOT NULL", name="remote_id_of_submitted"),
+    sa.Index("ix_native_parcels_batch_id", "batch_id"),
 )

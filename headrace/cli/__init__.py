@@ -12,6 +12,7 @@ from headrace.settings import Settings
 _COMMANDS = {
     "dev": "headrace.cli.dev:dev",
     "demo": "headrace.cli.demo:demo",
+    "batch": "headrace.cli.batch:batch",
     "api": "headrace.cli.parts:api",
     "worker": "headrace.cli.parts:worker",
     "scheduler": "headrace.cli.parts:scheduler",

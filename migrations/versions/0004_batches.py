@@ -143,6 +143,7 @@ def _create_batches() -> None:
         sa.Column(
             "model", sa.Text(), nullable=True, comment="The one that every line asks for; null where they differ"
         ),
+        sa.Column("native_route", sa.Text(), nullable=True, comment="Its lines go to this route's own batch API"),
         sa.Column(
             "agents", postgresql.JSONB(), nullable=True, comment="Which version of each agent its lines run with"
         ),
@@ -197,6 +198,28 @@ def _create_batches() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batch_tallies")),
     )
     op.create_index("ix_batch_tallies_batch_id", "batch_tallies", ["batch_id"])
+    op.create_table(
+        "native_parcels",
+        sa.Column("id", sa.Text(), nullable=False, comment="The `worker` of the jobs in it"),
+        sa.Column("batch_id", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="filling", nullable=False),
+        sa.Column("remote_id", sa.Text(), nullable=True, comment="The provider's id of its batch"),
+        sa.Column("failures", sa.Integer(), server_default="0", nullable=False, comment="In a row"),
+        sa.Column("error", sa.Text(), nullable=True, comment="The last one"),
+        _instant("created_at", default=True),
+        _instant("due_at", default=True),
+        sa.CheckConstraint(
+            "state IN ('filling', 'submitting', 'submitted', 'done')", name=op.f("ck_native_parcels_state_known")
+        ),
+        sa.CheckConstraint(
+            "state <> 'submitted' OR remote_id IS NOT NULL", name=op.f("ck_native_parcels_remote_id_of_submitted")
+        ),
+        sa.ForeignKeyConstraint(
+            ["batch_id"], ["batches.id"], name=op.f("fk_native_parcels_batch_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_native_parcels")),
+    )
+    op.create_index("ix_native_parcels_batch_id", "native_parcels", ["batch_id"])
 
 
 def downgrade() -> None:
@@ -211,6 +234,7 @@ def downgrade() -> None:
     op.drop_constraint(op.f("fk_jobs_batch_id"), "jobs")
     for column in ("finished_in", "custom_id", "line", "batch_id"):
         op.drop_column("jobs", column)
+    op.drop_table("native_parcels")
     op.drop_table("batch_tallies")
     op.drop_table("batches")
     op.drop_table("file_chunks")

@@ -342,8 +342,8 @@ async def test_what_a_cancelled_batch_has_done_is_in_its_output(
     ]
     errors = await output(client, done["error_file_id"])
     assert [result["custom_id"] for result in errors] == ["s0", "s1", "s2"]
-    for result in errors:
-        assert result["response"] is None
+    assert {result["error"]["code"] for result in errors} == {"batch_cancelled"}
+    assert all(result["response"] is None for result in errors)
     call = await provider.call(slow)
     await settled(call.disconnected)
     assert (await client.post(f"/batches/{batch['id']}/cancel")).json()["status"] == "cancelled"

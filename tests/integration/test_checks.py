@@ -30,6 +30,7 @@ LINE: Values = {"batch_id": "batch_1", "line": 1, "custom_id": "a", "tier": "bat
 SOUND = [
     pytest.param("jobs", {**LINE, **QUEUED}, id="a batch's line"),
     pytest.param("jobs", {**LINE, **COMPLETED, "finished_in": 1}, id="a batch's line that has ended"),
+    pytest.param("native_parcels", {}, id="a parcel"),
     pytest.param("files", {}, id="a file on its way in"),
     pytest.param("files", {"bytes": 0}, id="an empty file"),
     pytest.param("file_chunks", {}, id="a file's chunk"),
@@ -108,6 +109,8 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("batches", "ck_batches_errors_of_failed", {"errors": "[]"}),
     ("batches", "ck_batches_counts_add_up", {"total": 1, "fed": 2}),
     ("batches", "ck_batches_counts_add_up", {"total": 2, "fed": 1, "completed": 1, "failed": 1}),
+    ("native_parcels", "ck_native_parcels_state_known", {"state": "lost"}),
+    ("native_parcels", "ck_native_parcels_remote_id_of_submitted", {"state": "submitted"}),
     ("agents", "ck_agents_version_from_one", {"version": 0}),
     ("agent_versions", "ck_agent_versions_version_from_one", {"version": 0}),
     ("jobs", "ck_jobs_tried_is_list", {"tried": "{}"}),
@@ -168,6 +171,7 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
             "input_file_id": new_id("file"),
             "expires_at": NOW,
         },
+        "native_parcels": {"id": new_id("parcel")},
         "agents": {"id": new_id("agent"), "account_id": owner.account_id},
         "agent_versions": {"version": 1, "definition": "{}"},
         "job_deltas": {"attempt": 1, "first_seq": 1, "last_seq": 1, "chunks": "{}"},
@@ -186,6 +190,8 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         row.setdefault("job_id", insert(connection, owner, "jobs", QUEUED)["id"])
     if table == "file_chunks":
         row.setdefault("file_id", insert(connection, owner, "files", {})["id"])
+    if table == "native_parcels":
+        row.setdefault("batch_id", insert(connection, owner, "batches", {})["id"])
     if row.get("batch_id") == LINE["batch_id"]:
         insert(connection, owner, "batches", {"id": row["batch_id"]})
     if table == "agent_versions":

@@ -11,7 +11,7 @@ from headrace.catalogue import (
     Model,
     Provider,
     Route,
-    WeightedRoute,
+    RouteOptions,
     load_catalogue,
     read_catalogue,
 )
@@ -101,7 +101,7 @@ def weighted(**weights: float) -> Catalogue:
     return Catalogue(
         providers={name: Provider(kind="openai", base_url="http://127.0.0.1:1/v1") for name in weights},
         models={
-            "m": Model(routes=[WeightedRoute(route=f"{name}/m", weight=weight) for name, weight in weights.items()])
+            "m": Model(routes=[RouteOptions(route=f"{name}/m", weight=weight) for name, weight in weights.items()])
         },
     )
 

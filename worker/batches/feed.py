@@ -39,8 +39,8 @@ class Feeder:
         """Where the next line begins."""
         return self._offset
 
-    async def feed(self, count: int) -> bool:
-        """Make jobs of the next `count` lines, and wake workers for them.
+    async def feed(self, count: int, *, parcel: str | None = None) -> bool:
+        """Make jobs of the next `count` lines, and wake workers for them, unless they are a parcel's.
 
         Returns False if the batch does not stand where this feeder does: then it is of no use any more.
         """
@@ -51,12 +51,19 @@ class Feeder:
             lines = [await self._new_line(line) for line in raw]
             start, end = self._offset, raw[-1].end
             fed = await feed_lines(
-                self._database, self._batch.id, lines, start=start, end=end, next_line=raw[-1].number + 1
+                self._database,
+                self._batch.id,
+                lines,
+                start=start,
+                end=end,
+                next_line=raw[-1].number + 1,
+                parcel=parcel,
             )
             if not fed:
                 return False
             self._offset = end
-            self._queue.wake([line.id for line in lines], tier="batch")
+            if parcel is None:
+                self._queue.wake([line.id for line in lines], tier="batch")
             count -= len(lines)
         return True
 

@@ -27,8 +27,10 @@ from headrace.queue import JobQueue
 from headrace.settings import Settings
 from headrace.telemetry import bind
 from worker.batches.feed import Feeder
+from worker.batches.native import NativeBatch
 from worker.batches.output import Output
 from worker.batches.validate import Validation
+from worker.providers.client import ProviderClient
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +47,21 @@ class BatchRunner:
     """The batches of every account. It keeps nothing that it could not find again in Postgres."""
 
     def __init__(
-        self, settings: Settings, file: CatalogueFile, database: Database, queue: JobQueue, publisher: Publisher
+        self,
+        settings: Settings,
+        file: CatalogueFile,
+        database: Database,
+        *,
+        queue: JobQueue,
+        publisher: Publisher,
+        client: ProviderClient,
     ) -> None:
         self._settings = settings
         self._file = file
         self._database = database
         self._queue = queue
         self._publisher = publisher
+        self._client = client
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._feeders: dict[str, Feeder] = {}
         self._chores_at = 0.0
@@ -93,6 +103,8 @@ class BatchRunner:
                     await self._cancel(batch)
                 elif _has_ended(batch):
                     await queries.finalize_batch(self._database, batch.id)
+                elif batch.native_route is not None:
+                    self._begin(batch, self._go_on(batch))
                 elif batch.fed < batch.total and not batch.overdue:
                     feedable.append(batch)
         await self._feed(feedable, batches)
@@ -121,6 +133,17 @@ class BatchRunner:
         if await validation.run():
             log.info("the input is valid")
 
+    async def _go_on(self, batch: Row) -> None:
+        native = NativeBatch(
+            self._database,
+            self._queue,
+            self._client,
+            self._file.current,
+            batch,
+            poll_seconds=self._settings.native_poll_seconds,
+        )
+        await native.go_on()
+
     async def _write(self, batch: Row) -> None:
         end = await Output(self._database, batch).write()
         if end is not None:
@@ -129,17 +152,19 @@ class BatchRunner:
     async def _cancel(self, batch: Row) -> None:
         while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
             for job in jobs:
-                if job.state is State.RUNNING:
+                if job.state is State.RUNNING and batch.native_route is None:
                     await self._publisher.cancel(job.id)
-                else:
+                elif job.state is State.CANCELLED:
                     self._publisher.publish(Frame(job.id, job.attempt, 0, job.state.value, ()), origin=job.origin)
         if _outstanding(batch) == 0:
             self._begin(batch, self._write(batch))
+        elif batch.native_route is not None:
+            self._begin(batch, self._go_on(batch))
 
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for batch in batches:
-            lines = _outstanding(batch)
+            lines = _outstanding(batch) if batch.native_route is None else 0
             if batch in feedable:
                 lines += batch.total - batch.fed
             if lines:

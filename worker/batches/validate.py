@@ -39,6 +39,7 @@ class Validation:
         self._agents: dict[str, AgentVersion | None] = {}
         self._problems: list[LineProblem] = []
         self._models: set[str] = set()
+        self._routes: set[str | None] = set()
         self._total = 0
 
     async def run(self) -> bool:
@@ -61,11 +62,13 @@ class Validation:
         if self._problems:
             await queries.fail_batch(self._database, self._batch.id, self._problems)
             return False
+        native = len(self._routes) == 1 and len(self._models) == 1 and not self._agents
         await queries.start_batch(
             self._database,
             self._batch.id,
             total=self._total,
-            model=self._models.pop() if len(self._models) == 1 else None,
+            model=next(iter(self._models)) if len(self._models) == 1 else None,
+            native_route=self._routes.pop() if native else None,
             agents={agent.id: agent.version for agent in self._agents.values() if agent is not None},
         )
         return True
@@ -93,10 +96,13 @@ class Validation:
         if len(self._models) < 2:
             self._models.add(line.chat.model)
         try:
-            check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+            usable = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
         except InvalidRequestError as error:
             error.param = f"body.{error.param}"
             raise
+        if len(self._routes) < 2:
+            native = usable.route.native_batch and self._batch.has_a_day
+            self._routes.add(usable.route.name if native else None)
 
     async def _agent(self, agent_id: str) -> AgentVersion:
         if agent_id not in self._agents:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import aiohttp
 import httpx
@@ -31,6 +32,14 @@ _COARSENESS_SECONDS = 0.5
 _RETRYABLE = frozenset({408, 409, 425, 429})
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is sent as it is read: its length, which is said before, and its pieces, which are read once."""
+
+    size: int
+    pieces: AsyncIterable[bytes]
+
+
 class ProviderClient:
     """Connections to every provider, kept alive between calls."""
 
@@ -51,23 +60,32 @@ class ProviderClient:
 
     @contextlib.asynccontextmanager
     async def call(
-        self, provider: Provider, *, url: str, headers: Mapping[str, str], body: bytes
+        self,
+        provider: Provider,
+        *,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Upload = b"",
+        method: Literal["POST", "GET"] = "POST",
     ) -> AsyncIterator[Answer]:
         """Send a request and give its answer to read; leaving ends the call upstream too.
+
+        A body is JSON where `headers` do not say what it is.
 
         Raises:
             UpstreamError: No answer, or an error status; its class tells which and whether to try again.
         """
-        request = self._http.build_request(
-            "POST",
-            url,
-            content=body,
-            headers={"content-type": "application/json", **headers},
-            # Silence has a timer of ours: the transport's own costs a tenth of a delta, and misses some silences.
-            timeout=httpx.Timeout(None, connect=provider.connect_timeout),
-        )
+        patience = provider.connect_timeout + provider.read_timeout
         with _translated():
-            async with asyncio.timeout(provider.connect_timeout + provider.read_timeout):
+            async with asyncio.timeout(patience) as silence:
+                request = self._http.build_request(
+                    method,
+                    url,
+                    content=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body,
+                    headers={**_body_headers(body), **headers},
+                    # Silence has a timer of ours: the transport's costs a tenth of a delta, and misses some silences.
+                    timeout=httpx.Timeout(None, connect=provider.connect_timeout),
+                )
                 response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
@@ -108,6 +126,22 @@ class Answer:
                         next_look = now() + _COARSENESS_SECONDS
                     yield piece
 
+    async def unhurried(self) -> AsyncGenerator[bytes, None]:
+        """Yield bytes to a reader who takes any time over them: only the provider's own silence counts.
+
+        Raises:
+            UpstreamError: The connection broke, or fell silent for too long.
+        """
+        arriving = self._response.aiter_raw()
+        while True:
+            with _translated():
+                try:
+                    async with asyncio.timeout(self._silence):
+                        piece = await anext(arriving)
+                except StopAsyncIteration:
+                    return
+            yield piece
+
     async def read(self) -> bytes:
         """Return the whole of it.
 
@@ -125,6 +159,22 @@ class Answer:
         return b"".join(pieces)
 
 
+def _body_headers(body: bytes | Upload) -> dict[str, str]:
+    """Return what is said of a body; where its length is not, the transport says it, or sends it in chunks."""
+    if isinstance(body, Upload):
+        return {"content-type": "application/json", "content-length": str(body.size)}
+    return {"content-type": "application/json"} if body else {}
+
+
+async def _patiently(pieces: AsyncIterable[bytes], silence: asyncio.Timeout, patience: float) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body: as long as they are taken, the provider is not silent."""
+    now = asyncio.get_running_loop().time
+    async for piece in pieces:
+        with contextlib.suppress(RuntimeError):  # a provider may answer before it has read to the end
+            silence.reschedule(now() + patience)
+        yield piece
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -136,7 +186,11 @@ def _translated() -> Iterator[None]:
         raise UpstreamError("The connection to the model's provider failed.") from error
     except TimeoutError as error:
         raise UpstreamTimeoutError from error
-    except (httpx.HTTPError, aiohttp.ClientError) as error:  # what is no proper HTTP comes through untranslated
+    except (
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        aiohttp.ClientError,
+    ) as error:  # what is no proper HTTP comes through untranslated
         raise UpstreamError("The connection to the model's provider failed.") from error
 
 
@@ -147,11 +201,14 @@ async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
             body += piece
             if len(body) > _LARGEST_ERROR:
                 break
+    return error_of_status(form, response.status_code, body, retry_after=cooldown_seconds(response.headers))
+
+
+def error_of_status(form: WireFormat, status: int, body: bytes, *, retry_after: float | None = None) -> UpstreamError:
+    """Return what an error status of a provider means; `body` came with it, `retry_after` is in seconds."""
     error = form.parse_error(body)
-    status = response.status_code
     message = _text(error, "message") or f"The model's provider answered with status {status}."
     code, param = _text(error, "code"), _text(error, "param")
-    retry_after = cooldown_seconds(response.headers)
     if retry_after is None:
         retry_after = error.get("retry_after")
     if status in (401, 403) or code == "invalid_api_key":

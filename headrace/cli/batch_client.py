@@ -1,0 +1,208 @@
+"""Headrace's API, as `headrace batch` uses it: over any network, and for as long as a batch takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import click
+import httpx
+
+Result = TypeVar("Result")
+
+FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 15.0
+_SILENCE_SECONDS = 60.0
+_PAGE = 1000
+
+
+class ServerError(click.ClickException):
+    """What the server answered, or that it did not."""
+
+
+class _AwayError(Exception):
+    """The server cannot be reached, or says that it will be back."""
+
+
+class BatchClient:
+    """One account's files and batches. What only reads is tried again until it works, as a batch may take a day."""
+
+    def __init__(self, url: str, key: str, *, say: Callable[[str], None]) -> None:
+        """Take the server's address, with or without `/v1`; `say` is told when it is away."""
+        base = url.rstrip("/")
+        self._base = base if base.endswith("/v1") else f"{base}/api/v1"
+        self._say = say
+        self._http = httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=_SILENCE_SECONDS)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, params: Mapping[str, str | int] | None = None) -> dict[str, Any]:
+        """Return what a path has, whenever the server is there to say so.
+
+        Raises:
+            ServerError: It refuses to.
+        """
+        return self._patiently(lambda: self._ask("GET", path, params=params))
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the answer to a request that changes something, and is not repeated.
+
+        Raises:
+            ServerError: It was refused, or nobody knows whether it was done.
+        """
+        try:
+            return self._ask("POST", path, json=body)
+        except _AwayError as error:
+            raise ServerError(f"{self._base}: {error}") from error
+
+    def upload(self, path: Path, name: str, on_read: Callable[[int], None]) -> str:
+        """Upload a file for a batch and return its id; `on_read` is told how many bytes have gone, now and then.
+
+        Raises:
+            ServerError: It was refused, or broken off.
+        """
+        with path.open("rb") as file:
+            reading = _Reading(file, on_read)
+            try:
+                uploaded = self._ask(
+                    "POST", "/files", data={"purpose": "batch"}, files={"file": (name, reading)}, timeout=None
+                )
+            except _AwayError as error:
+                raise ServerError(f"{self._base}: {error}") from error
+        file_id: str = uploaded["id"]
+        return file_id
+
+    def download(self, file_id: str, target: IO[bytes]) -> None:
+        """Write a file to `target`, going on where a connection broke.
+
+        Raises:
+            ServerError: It is not there.
+        """
+
+        def rest() -> None:
+            headers = {"range": f"bytes={target.tell()}-"} if target.tell() else {}
+            with self._stream(f"/files/{file_id}/content", headers) as response:
+                for piece in response.iter_bytes():
+                    target.write(piece)
+
+        self._patiently(rest)
+
+    def watch(self, batch_id: str) -> Iterator[dict[str, Any]]:
+        """Yield where a batch stands as that changes, as objects of progress, and last the batch, when it has ended."""
+        known: dict[str, str] = {}
+        while True:
+            last: dict[str, Any] = {}
+            for event_id, data in self._patiently(lambda: self._events(batch_id, known)):
+                known["last-event-id"] = event_id
+                last = data
+                yield data
+            if last.get("object") == "batch" and last["status"] in FINAL:
+                return
+
+    def results(self, batch_id: str, *, follow: bool) -> Iterator[dict[str, Any]]:
+        """Yield the lines that have ended, in the order in which they did; with `follow`, to the batch's end."""
+        after: dict[str, str | int] = {}
+        while True:
+            ended = self.get(f"/batches/{batch_id}")["status"] in FINAL
+            page = self.get(f"/batches/{batch_id}/results", {"limit": _PAGE, **after})
+            yield from page["data"]
+            if page["data"]:
+                after = {"after": page["last_id"]}
+            if not page["has_more"]:
+                if ended or not follow:
+                    return
+                time.sleep(1)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _events(self, batch_id: str, headers: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        # The connection is made now, so that one that fails is tried again, and read as the caller goes on.
+        stream = self._stream(f"/batches/{batch_id}/events", headers)
+        response = stream.__enter__()
+
+        def read() -> Iterator[tuple[str, dict[str, Any]]]:
+            event_id = ""
+            try:
+                for line in response.iter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "id":
+                        event_id = value
+                    elif field == "data":
+                        yield event_id, json.loads(value)
+            except (httpx.TransportError, httpx.StreamError):
+                pass  # whoever reads comes back with the last id
+            finally:
+                stream.__exit__(None, None, None)
+
+        return read()
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, self._base + path, **options)
+        except httpx.TransportError as error:
+            raise _AwayError(str(error) or type(error).__name__) from error
+        _check(response)
+        document: dict[str, Any] = response.json()
+        return document
+
+    @contextmanager
+    def _stream(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream("GET", self._base + path, headers=headers) as response:
+                if response.status_code >= 400:
+                    response.read()
+                _check(response)
+                yield response
+        except httpx.TransportError as error:
+            raise _AwayError(str(error) or type(error).__name__) from error
+
+    def _patiently(self, work: Callable[[], Result]) -> Result:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return work()
+            except _AwayError as error:
+                if pause == _FIRST_PAUSE_SECONDS:
+                    self._say(f"{self._base} is away ({error}); trying again until it is back.")
+                time.sleep(pause)
+                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+
+
+def _check(response: httpx.Response) -> None:
+    if response.status_code in (502, 503, 504):
+        raise _AwayError(f"it answers {response.status_code}")
+    if response.status_code >= 400:
+        try:
+            message = response.json()["error"]["message"]
+        except (ValueError, LookupError, TypeError):
+            message = "is that the address of a Headrace?"
+        raise ServerError(f"The server answered {response.status_code}: {message}")
+
+
+class _Reading:
+    """A file that tells how far it has been read."""
+
+    def __init__(self, file: IO[bytes], on_read: Callable[[int], None]) -> None:
+        self._file = file
+        self._on_read = on_read
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        self._on_read(self._file.tell())
+        return piece
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        return self._file.fileno()

@@ -1,0 +1,238 @@
+"""`headrace batch` against the real service, as people and scripts use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.batches import get, jsonl, line, lines, reaches
+from tests.e2e.jobs import eventually
+from tests.provider import Behaviour, Exchange, Gate, Json, Provider, answer, status
+from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, running_service
+
+
+def start(service: Service, directory: Path, *arguments: str, key: str = BOOTSTRAP_KEY) -> subprocess.Popen[str]:
+    """Start a `headrace batch` command."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace", "batch", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_URL": service.base_url, "HEADRACE_API_KEY": key},
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(service: Service, directory: Path, *arguments: str, code: int = 0, key: str = BOOTSTRAP_KEY) -> tuple[str, str]:
+    """Run a `headrace batch` command to its end; returns what it printed, and what it said."""
+    with start(service, directory, *arguments, key=key) as process:
+        printed, said = process.communicate(timeout=90)
+    assert process.returncode == code, f"{process.returncode}: {printed}{said}"
+    return printed, said
+
+
+def read(path: Path) -> list[Json]:
+    return [json.loads(found) for found in path.read_text().splitlines()]
+
+
+def held(gate: Gate) -> Behaviour:
+    respond = answer("at last")
+
+    async def behave(exchange: Exchange) -> None:
+        await gate.pass_through()
+        await respond(exchange)
+
+    return behave
+
+
+def test_a_file_is_run_and_its_output_saved(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 20)))
+    printed, said = run(service, tmp_path, "run", "in.jsonl")
+    assert printed == ""
+    assert "Submitted 20 requests as batch_" in said
+    assert "completed" in said
+    assert "20 of 20 answered, 0 failed" in said
+    assert "\x1b" not in said, "nothing is drawn where nobody looks"
+    assert [result["custom_id"] for result in read(tmp_path / "in.out.jsonl")] == [f"r{n}" for n in range(1, 21)]
+    assert not (tmp_path / "in.errors.jsonl").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "in.out.jsonl"]
+
+
+async def test_the_same_input_again_is_not_submitted_twice(
+    service: Service, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 3)))
+    first = json.loads(run(service, tmp_path, "run", "in.jsonl", "--json")[0])
+    again = json.loads(run(service, tmp_path, "run", "in.jsonl", "--json", "-o", "again.jsonl")[0])
+    assert again["id"] == first["id"]
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "in.out.jsonl").read_text()
+    assert len(provider.calls_for(model)) == 3
+    new = json.loads(run(service, tmp_path, "run", "in.jsonl", "--json", "--new")[0])
+    assert new["id"] != first["id"]
+
+
+async def test_lines_that_fail_are_told_by_the_exit_code(
+    service: Service, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    provider.always(f"{model}-bad", status(400, {"error": {"message": "No."}}))
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), line("b", f"{model}-bad")]))
+    printed, _ = run(service, tmp_path, "run", "in.jsonl", "--json", "--errors", "bad.jsonl", code=1)
+    found = json.loads(printed)
+    assert found["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert (found["output"], found["errors"]) == ("in.out.jsonl", "bad.jsonl")
+    assert [result["custom_id"] for result in read(tmp_path / "bad.jsonl")] == ["b"]
+
+
+async def test_what_is_not_valid_is_told_before_anything_is_sent(
+    service: Service, client: httpx.AsyncClient, tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model)]) + b"nonsense\n")
+    before = (await client.get("/files", params={"limit": 1})).json()
+    printed, said = run(service, tmp_path, "run", "in.jsonl", code=2)
+    assert printed == ""
+    assert said.splitlines() == [
+        "in.jsonl:2: This line is not parseable as valid JSON.",
+        "Nothing was submitted.",
+    ]
+    assert (await client.get("/files", params={"limit": 1})).json() == before
+
+
+async def test_what_only_the_server_knows_is_told_by_line_too(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), line("b", "nobodys-model")]))
+    _, said = run(service, tmp_path, "run", "in.jsonl", code=1)
+    assert "in.jsonl:2: The model 'nobodys-model' does not exist" in said
+
+
+async def test_a_table_is_written_back_with_its_answers(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.csv").write_text('name,text\nx,"a {name}"\ny,b\n')
+    run(service, tmp_path, "run", "in.csv", "--template", "Say {text}", "--model", model, "-o", "out.csv")
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "name,text,answer,error",
+        "x,a {name},You said: Say a {name},",
+        "y,b,You said: Say b,",
+    ]
+
+
+async def test_an_interrupt_leaves_the_batch_running_and_the_next_run_goes_on(
+    service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    gate = Gate()
+    provider.always(model, held(gate))
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 2)))
+    with start(service, tmp_path, "run", "in.jsonl") as process:
+
+        async def under_way() -> bool:
+            return len(provider.calls_for(model)) == 2
+
+        await eventually(under_way, "the calls")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    [batch_id] = {word.rstrip(".") for word in said.split() if word.startswith("batch_")}
+    assert f"headrace batch results {batch_id}" in said
+    assert (await get(client, batch_id))["status"] == "in_progress"
+    gate.release()
+    _, said = run(service, tmp_path, "run", "in.jsonl")
+    assert f"Going on with {batch_id}." in said
+    assert len(read(tmp_path / "in.out.jsonl")) == 2
+    assert len(provider.calls_for(model)) == 2
+
+
+async def test_batches_are_listed_shown_cancelled_and_fetched(
+    service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    gate, slow = Gate(), f"{model}-slow"
+    provider.always(slow, held(gate))
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), line("b", slow)]))
+    with start(service, tmp_path, "run", "in.jsonl") as process:
+
+        async def one() -> str | None:
+            for found in (await client.get("/batches", params={"limit": 1})).json()["data"]:
+                if found["request_counts"] == {"total": 2, "completed": 1, "failed": 0}:
+                    return str(found["id"])
+            return None
+
+        batch_id = await eventually(one, "the first answer")
+        process.kill()
+        process.communicate()
+    assert batch_id is not None
+    assert json.loads(run(service, tmp_path, "list", "--json", "--limit", "1")[0])[0]["id"] == batch_id
+    assert batch_id in run(service, tmp_path, "list")[0]
+    assert json.loads(run(service, tmp_path, "show", batch_id, "--json")[0])["status"] == "in_progress"
+    printed, said = run(service, tmp_path, "results", batch_id)
+    assert [json.loads(found)["custom_id"] for found in printed.splitlines()] == ["a"]
+    assert "1 answers and 0 errors" in said
+    assert json.loads(run(service, tmp_path, "cancel", batch_id, "--json")[0])["status"] in {"cancelling", "cancelled"}
+    await reaches(client, batch_id, "cancelled")
+    gate.release()
+    run(service, tmp_path, "results", batch_id, "-o", "out.jsonl", "--errors", "bad.jsonl")
+    assert [result["custom_id"] for result in read(tmp_path / "out.jsonl")] == ["a"]
+    assert [result["error"]["code"] for result in read(tmp_path / "bad.jsonl")] == ["batch_cancelled"]
+    assert "cancelled" in run(service, tmp_path, "show", batch_id)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run", "absent.jsonl"], 2, "does not exist"),
+        (["run", "in.csv"], 2, "A table needs --template and --model."),
+        (["run", "in.jsonl", "--template", "x"], 2, "are for tables"),
+        (["run", "in.jsonl", "--metadata", "nothing"], 2, "KEY=VALUE"),
+        (["run", "in.jsonl", "--window", "soon"], 1, "completion_window"),
+        (["show", "batch_0"], 1, "No batch found"),
+        (["cancel", "batch_0"], 1, "No batch found"),
+        (["results", "batch_0"], 1, "No batch found"),
+    ],
+)
+def test_wrong_use_is_told_in_a_line(
+    service: Service, tmp_path: Path, model: str, arguments: list[str], code: int, told: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 1)))
+    (tmp_path / "in.csv").write_text("a\n1\n")
+    _, said = run(service, tmp_path, *arguments, code=code)
+    assert told in said
+    assert "Traceback" not in said
+
+
+def test_a_key_that_is_none_is_told(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 1)))
+    _, said = run(service, tmp_path, "run", "in.jsonl", code=1, key="hr_nobody")
+    assert "401" in said
+
+
+@pytest.fixture
+def own(tmp_path: Path, stores: Stores, config: str) -> Iterator[Service]:
+    with running_service(tmp_path / "service", stores.fresh(), config) as service:
+        yield service
+
+
+async def test_an_api_that_is_started_anew_only_delays_it(
+    own: Service, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    gate = Gate()
+    provider.always(model, held(gate))
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 3)))
+    with start(own, tmp_path, "run", "in.jsonl", "--json") as process:
+
+        async def under_way() -> bool:
+            return len(provider.calls_for(model)) == 3
+
+        await eventually(under_way, "the calls")
+        own.processes["api"].kill()
+        gate.release()
+        own.launch("api")
+        own.wait_until_ready()
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert json.loads(printed)["request_counts"]["completed"] == 3
+    async with connect(own, BOOTSTRAP_KEY) as client:
+        assert len((await client.get("/batches")).json()["data"]) == 1
