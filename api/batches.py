@@ -17,6 +17,7 @@ from api.authentication import Authenticated
 from api.pages import metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
+from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries
 from headrace.batches import queries
 from headrace.batches.batch_object import (
     Batch,
@@ -37,6 +38,7 @@ from headrace.files.file_object import no_such_file
 from headrace.files.queries import FileWriter
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.keys.queries import Principal
+from headrace.webhooks.queries import list_deliveries
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
     asked = parse_batch_request(await read_body(request))
     if asked.webhook is not None:
-        raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
+        await accept_webhook(request, principal.account_id, asked.webhook)
     file_id = asked.input_file_id
     if file_id is None:
         file_id = await _store_inline(request, principal, asked.requests or [])
@@ -200,6 +202,18 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             row = await find_batch(request.state.database, row.id, account_id)
         except SQLAlchemyError as error:
             log.warning("a reader of a batch waits for Postgres: %s", error)
+
+
+@router.get(
+    "/{batch_id}/webhook-deliveries",
+    summary="List a batch's webhooks",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def list_webhook_deliveries(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Return what was to be told of a batch's end, and how that went."""
+    database = request.state.database
+    await find_batch(database, batch_id, principal.account_id)
+    return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))
 
 
 async def _is_told_to_end(ending: asyncio.Event) -> bool:

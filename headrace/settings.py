@@ -27,7 +27,7 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     database_url: str = Field(
         default="",
@@ -51,6 +51,16 @@ class Settings(BaseSettings):
         default=None,
         min_length=20,
         description="An admin key that exists from the first start, for automation. Changing it revokes the last one.",
+    )
+    secret_key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="What accounts' webhook secrets are made of, at least 32 random characters, the same in every "
+        "process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside an embedded "
+        "Postgres.",
+    )
+    webhook_allow_private: bool = Field(
+        default=False, description="Let webhooks go to this machine and its network: for development."
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR, for every process.")
 

@@ -34,6 +34,9 @@ PROVIDER_KEY = f"sk-provider-{secrets.token_hex(16)}"
 
 BOOTSTRAP_KEY = f"hr_{secrets.token_urlsafe(32)}"
 
+SECRET_KEY = "tests-secret-key-tests-secret-key"
+"""The same for every service: stores outlive one."""
+
 QUICK = {
     "HEADRACE_HEADER_WAIT_SECONDS": "1",
     "HEADRACE_PING_SECONDS": "0.5",
@@ -41,6 +44,7 @@ QUICK = {
     "HEADRACE_RESEND_SECONDS": "2",
     "HEADRACE_DRAIN_SECONDS": "1",
     "HEADRACE_CIRCUIT_FAILURES": "1000000",  # one test's broken provider is another one's
+    "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "true",
     "HEADRACE_MAX_BODY_BYTES": str(256 * 1024),
 }
 """What makes waiting short. Leases and heartbeats keep their defaults, so that a busy machine loses none."""
@@ -258,6 +262,7 @@ class Service:
             "HEADRACE_HOST": "127.0.0.1",
             "HEADRACE_PORT": str(self.port),
             "HEADRACE_BOOTSTRAP_KEY": BOOTSTRAP_KEY,
+            "HEADRACE_SECRET_KEY": SECRET_KEY,
             "TESTS_PROVIDER_KEY": PROVIDER_KEY,
             **QUICK,
             **(environment or {}),

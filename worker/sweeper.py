@@ -1,4 +1,7 @@
-"""The scheduler's process: looks for what was lost and wakes it again, and runs batches. Several may run; one acts."""
+"""The scheduler's process. Several may run; one acts.
+
+It looks for what was lost and wakes it again, runs batches and sends webhooks.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from headrace.queue import JobQueue
 from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
 from worker.providers.client import ProviderClient
+from worker.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +109,15 @@ async def _leadership(database: Database) -> AsyncIterator[AsyncConnection | Non
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Do some other work meanwhile, and stop it at the end."""
-    task = asyncio.create_task(work)
+    tasks = [asyncio.create_task(chore) for chore in work]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _schedule(settings: Settings) -> None:
@@ -130,11 +135,16 @@ async def _schedule(settings: Settings) -> None:
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
+        sender = None
+        if settings.secret_key is not None:
+            secret_key = settings.secret_key.get_secret_value()
+            sender = WebhookSender(database, secret_key=secret_key, allow_private=settings.webhook_allow_private)
+            stack.push_async_callback(sender.close)
         while True:
             try:
                 async with _leadership(database) as connection:
                     if connection is not None:
-                        async with _beside(batches.run()):
+                        async with _beside(batches.run(), *([sender.run()] if sender is not None else [])):
                             while True:
                                 await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
                                 await sweeper.sweep()

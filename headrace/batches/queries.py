@@ -15,6 +15,7 @@ from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
 from headrace.ids import new_id
+from headrace.webhooks.queries import told
 
 _RECENT_SECONDS = 30
 # Tallies younger than this tell the pace.
@@ -156,8 +157,19 @@ UPDATE batches SET state = %(to)s,
     cancelled_at = CASE WHEN %(to)s = 'cancelled' THEN now() END
 """
 _START = _MOVE + ", total = %(total)s, model = %(model)s, native_route = %(native_route)s, agents = %(agents)s::jsonb"
-_END = _MOVE + ", output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s"
 _FROM = " WHERE id = %(id)s AND state = %(from)s RETURNING id"
+
+
+def _end(assignments: str) -> str:
+    return f"""
+WITH ended AS ({_MOVE}, {assignments} {_FROM}, account_id, state, webhook),
+{told("ended")}
+SELECT id FROM ended
+"""
+
+
+_END = _end("output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s")
+_FAIL = _end("errors = %(errors)s::jsonb")
 
 
 async def start_batch(
@@ -191,9 +203,10 @@ async def fail_batch(database: Database, batch_id: str, problems: Sequence[LineP
         "id": batch_id,
         "from": BatchState.VALIDATING,
         "to": BatchState.FAILED,
+        "event_id": new_id("evt"),
         "errors": orjson.dumps([problem.render() for problem in problems]).decode().replace("\\u0000", "\\ufffd"),
     }
-    return bool(await execute(database.durable, _MOVE + ", errors = %(errors)s::jsonb" + _FROM, parameters))
+    return bool(await execute(database.durable, _FAIL, parameters))
 
 
 async def finalize_batch(database: Database, batch_id: str) -> bool:
@@ -216,10 +229,11 @@ async def end_batch(
         "id": batch_id,
         "from": begin,
         "to": end,
+        "event_id": new_id("evt"),
         "output_file_id": output_file_id,
         "error_file_id": error_file_id,
     }
-    return bool(await execute(database.durable, _END + _FROM, parameters))
+    return bool(await execute(database.durable, _END, parameters))
 
 
 _CANCEL = """

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import click
 import redis
+from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
@@ -119,6 +121,7 @@ class Service:
         home = self.settings.data_dir
         if not self.settings.database_url:
             self._stores.append(EmbeddedPostgres(home / "postgres"))
+            self.settings = _with_secret_key(self.settings)
         if not self.settings.redis_url:
             self._stores.append(EmbeddedValkey(home / "valkey"))
         for store in self._stores:
@@ -197,6 +200,20 @@ class Service:
         await asyncio.gather(*(part.stop(patience) for part in others))
 
 
+def _with_secret_key(settings: Settings) -> Settings:
+    """Return the settings with a secret key: the environment's, or the embedded database's own, made with it."""
+    if settings.secret_key is not None:
+        return settings
+    path = settings.data_dir / "secret-key"
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        contextlib.suppress(FileExistsError),
+        os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
+    ):
+        file.write(secrets.token_urlsafe(32))
+    return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})
+
+
 def _environment(settings: Settings) -> dict[str, str]:
     """Return our own environment with what was decided here instead of there."""
     decided = {
@@ -206,6 +223,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "HEADRACE_LOG_LEVEL": settings.log_level,
         "PYTHONUNBUFFERED": "1",
     }
+    if settings.secret_key is not None:
+        decided["HEADRACE_SECRET_KEY"] = settings.secret_key.get_secret_value()
     inherited = dict(os.environ)
     if settings.bootstrap_key is None:
         inherited.pop("HEADRACE_BOOTSTRAP_KEY", None)

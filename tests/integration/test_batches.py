@@ -31,7 +31,9 @@ async def store(database: Database, owner: Owner, data: bytes = b"{}\n", **optio
     return writer.file_id
 
 
-async def create(database: Database, owner: Owner, *, total: int = 0, seconds: int = 3600) -> str:
+async def create(
+    database: Database, owner: Owner, *, total: int = 0, seconds: int = 3600, webhook: str | None = None
+) -> str:
     """Create a batch, under way if it has lines, and return its id."""
     batch_id = new_id("batch")
     new = NewBatch(
@@ -44,7 +46,7 @@ async def create(database: Database, owner: Owner, *, total: int = 0, seconds: i
         input_file_id=await store(database, owner),
         output_seconds=None,
         metadata=None,
-        webhook=None,
+        webhook=webhook,
     )
     assert await queries.create_batch(database, new)
     if total:

@@ -15,7 +15,8 @@ import headrace.batches.tables
 import headrace.files.tables
 import headrace.jobs.tables
 import headrace.keys.tables
-import headrace.usage.tables  # noqa: F401  (each import puts its tables into the metadata)
+import headrace.usage.tables
+import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
 from headrace.database import Database, current_revision, engine_url, head_revision, migrate
 from headrace.tables import metadata
 from tests.integration.databases import create_database, fetch

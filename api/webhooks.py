@@ -1,0 +1,135 @@
+"""The secrets that an account's webhooks are signed with, and how its webhooks fared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from api.authentication import Authenticated
+from headrace.database import Row
+from headrace.errors import InvalidRequestError
+from headrace.settings import Settings
+from headrace.webhooks import queries
+from headrace.webhooks.addresses import check_url
+from headrace.webhooks.signing import derive_secret
+
+router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
+
+_OVERLAP_SECONDS = 86_400
+
+
+class WebhookSecret(BaseModel):
+    """A secret. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["webhook_secret"]
+    secret: str
+    created_at: int
+    expires_at: int | None = Field(description="Until then webhooks are signed with this one too")
+
+
+class WebhookSecretList(BaseModel):
+    """All valid secrets, newest first."""
+
+    object: Literal["list"]
+    data: list[WebhookSecret]
+
+
+class WebhookDelivery(BaseModel):
+    """Something that was to be told, and how that went. Times are in Unix seconds."""
+
+    id: str = Field(description="The `webhook-id`, the same at every attempt")
+    object: Literal["webhook_delivery"]
+    event: str
+    url: str
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    response_status: int | None = Field(description="Of the last answer")
+    error: str | None = Field(description="Why there was no answer to the last attempt")
+    created_at: int
+    next_attempt_at: int | None
+    ended_at: int | None
+
+
+class WebhookDeliveryList(BaseModel):
+    """What was to be told, oldest first."""
+
+    object: Literal["list"]
+    data: list[WebhookDelivery]
+
+
+def _secret_key(settings: Settings) -> str:
+    if settings.secret_key is None:
+        raise InvalidRequestError(
+            "This server sends no webhooks: its operator has set no HEADRACE_SECRET_KEY.",
+            param="webhook",
+            code="unsupported_parameter",
+        )
+    return settings.secret_key.get_secret_value()
+
+
+async def accept_webhook(request: Request, account_id: str, url: str) -> None:
+    """See to it that a webhook can be sent and signed.
+
+    Raises:
+        InvalidRequestError: It may not go there, or this server sends none.
+    """
+    settings = request.state.settings
+    _secret_key(settings)
+    check_url(url, allow_private=settings.webhook_allow_private)
+    await queries.ensure_secret(request.state.database, account_id)
+
+
+def render_deliveries(rows: Sequence[Row]) -> Response:
+    """Return deliveries as a list."""
+    data = [
+        {
+            "id": row.id,
+            "object": "webhook_delivery",
+            "event": row.event,
+            "url": row.url,
+            "status": row.state,
+            "attempts": row.attempts,
+            "response_status": row.status,
+            "error": row.error,
+            "created_at": row.created_at,
+            "next_attempt_at": row.next_attempt_at,
+            "ended_at": row.ended_at,
+        }
+        for row in rows
+    ]
+    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+
+
+def _render_secrets(secret_key: str, rows: Sequence[Row]) -> Response:
+    data = [
+        {
+            "id": row.id,
+            "object": "webhook_secret",
+            "secret": derive_secret(secret_key, row.id),
+            "created_at": row.created_at,
+            "expires_at": row.expires_at,
+        }
+        for row in rows
+    ]
+    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+
+
+@router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
+async def list_secrets(request: Request, principal: Authenticated) -> Response:
+    """List the account's valid secrets; there is always one."""
+    secret_key = _secret_key(request.state.settings)
+    return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
+
+
+@router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
+async def rotate_secret(request: Request, principal: Authenticated) -> Response:
+    """Make a new secret. For a day webhooks are signed with the one before too."""
+    secret_key = _secret_key(request.state.settings)
+    rows = await queries.rotate_secret(request.state.database, principal.account_id, overlap_seconds=_OVERLAP_SECONDS)
+    return _render_secrets(secret_key, rows)

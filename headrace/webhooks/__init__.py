@@ -1,0 +1,1 @@
+"""Webhooks: who asked to be told of an end is told, at least once, however long that takes."""

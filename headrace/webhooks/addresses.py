@@ -1,0 +1,73 @@
+"""Where webhooks may go: to addresses that everybody can reach, and to no machine of our own network.
+
+A name is resolved once, all of its addresses are looked at, and the connection is made to one of those: a name that
+means something else a moment later leads nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from headrace.errors import InvalidRequestError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class ForbiddenAddressError(Exception):
+    """The host is not one that webhooks may go to, or is not there."""
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Refuse an address that webhooks may not go to, where it is written in the URL itself.
+
+    Raises:
+        InvalidRequestError: It is one, or the URL is not one to call.
+    """
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        host = ""
+    if not host:
+        raise InvalidRequestError("Invalid 'webhook': it is not a valid URL.", param="webhook", code="invalid_value")
+    try:
+        forbidden = not is_public(ipaddress.ip_address(host))
+    except ValueError:
+        forbidden = host == "localhost" or host.endswith(".localhost")
+    if forbidden and not allow_private:
+        raise InvalidRequestError(
+            f"Invalid 'webhook': webhooks may not go to '{host}'.", param="webhook", code="invalid_value"
+        )
+
+
+def is_public(address: Address) -> bool:
+    """Tell whether an address is one of the internet, also by the IPv4 address that it may stand for."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+async def resolve(host: str, port: int, *, allow_private: bool) -> str:
+    """Return an address of a host to connect to.
+
+    Raises:
+        ForbiddenAddressError: It has none, or one that webhooks may not go to.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ForbiddenAddressError("The host is not known.") from None
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    if not addresses:
+        raise ForbiddenAddressError("The host has no address.")
+    if not allow_private and not all(map(is_public, addresses)):
+        raise ForbiddenAddressError("The host has an address that webhooks may not go to.")
+    return str(addresses[0])

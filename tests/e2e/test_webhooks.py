@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import psycopg
+import pytest
+from psycopg.rows import DictRow
+
+from tests.e2e.batches import lines, reaches, submit
+from tests.e2e.jobs import eventually, refused
+from tests.provider import Json
+from tests.receiver import Receiver, running_receiver
+from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as receiver:
+        yield receiver
+
+
+async def told(client: httpx.AsyncClient, batch: Json) -> Json:
+    """Return the batch's delivery once it is done."""
+
+    async def done() -> Json | None:
+        listed = await client.get(f"/batches/{batch['id']}/webhook-deliveries")
+        assert listed.status_code == 200, listed.text
+        (found,) = listed.json()["data"] or [None]
+        return found if found is not None and found["status"] == "delivered" else None
+
+    found = await eventually(done, "the webhook to be delivered")
+    assert found is not None
+    return found
+
+
+async def test_the_end_of_a_batch_is_told_as_the_openai_client_reads_it(
+    client: httpx.AsyncClient, openai_client: openai.AsyncOpenAI, receiver: Receiver, model: str
+) -> None:
+    batch = await submit(client, lines(model, 2), webhook=receiver.url)
+    assert batch["webhook"] == receiver.url
+    await reaches(client, batch["id"], "completed")
+    delivery = await told(client, batch)
+    (message,) = receiver.messages
+    secret = (await client.get("/webhook-secrets")).json()["data"][0]["secret"]
+    event = openai_client.webhooks.unwrap(message.body, message.headers, secret=secret)
+    assert event.type == "batch.completed"
+    assert event.data.id == batch["id"]
+    assert (delivery["id"], delivery["event"], delivery["url"]) == (event.id, event.type, receiver.url)
+    assert delivery["response_status"] == 200
+
+
+async def test_an_invalid_and_a_cancelled_batch_are_told_of_too(
+    client: httpx.AsyncClient, receiver: Receiver, model: str
+) -> None:
+    failed = await submit(client, b"nonsense\n", webhook=receiver.url)
+    assert (await told(client, failed))["event"] == "batch.failed"
+    cancelled = await submit(client, lines(model, 50), webhook=receiver.url)
+    answer = await client.post(f"/batches/{cancelled['id']}/cancel")
+    delivery = await told(client, cancelled)
+    assert delivery["event"] == ("batch.cancelled" if answer.status_code == 200 else "batch.completed")
+
+
+async def test_a_secret_rotates_and_is_the_accounts_own(client: httpx.AsyncClient, other: httpx.AsyncClient) -> None:
+    old = (await other.get("/webhook-secrets")).json()["data"]
+    assert len(old) == 1
+    assert old[0]["secret"].startswith("whsec_")
+    assert old[0]["expires_at"] is None
+    new = (await other.post("/webhook-secrets")).json()["data"]
+    assert [found["expires_at"] is None for found in new] == [True, False]
+    assert new[1]["secret"] == old[0]["secret"] != new[0]["secret"]
+    assert (await other.get("/webhook-secrets")).json()["data"] == new
+    mine = (await client.get("/webhook-secrets")).json()["data"]
+    assert not {found["secret"] for found in mine} & {found["secret"] for found in new}
+
+
+async def test_no_secret_is_kept(client: httpx.AsyncClient, database: psycopg.AsyncConnection[DictRow]) -> None:
+    secret = (await client.get("/webhook-secrets")).json()["data"][0]["secret"]
+    rows = await (
+        await database.execute("SELECT row_to_json(found)::text AS row FROM webhook_secrets AS found")
+    ).fetchall()
+    assert rows
+    assert not any(secret.removeprefix("whsec_") in row["row"] for row in rows)
+
+
+async def test_deliveries_are_the_accounts_own(
+    client: httpx.AsyncClient, other: httpx.AsyncClient, receiver: Receiver, model: str
+) -> None:
+    batch = await submit(client, lines(model, 1), webhook=receiver.url)
+    await told(client, batch)
+    refused(await other.get(f"/batches/{batch['id']}/webhook-deliveries"), 404)
+    refused(await client.get("/batches/batch_nonsense/webhook-deliveries"), 404)
+
+
+async def test_a_server_that_sends_no_webhooks_or_not_there_says_so(
+    tmp_path: Path, stores: Stores, config: str, model: str
+) -> None:
+    without = {"HEADRACE_SECRET_KEY": ""}
+    careful = {"HEADRACE_WEBHOOK_ALLOW_PRIVATE": "false"}
+    body = {"requests": [{"custom_id": "a", "body": {"model": model, "messages": [{"role": "user", "content": "a"}]}}]}
+    for environment, url, code in (
+        (careful, "http://127.0.0.1:9/hook", "invalid_value"),
+        (without, "https://example.com/hook", "unsupported_parameter"),
+    ):
+        with running_service(tmp_path / code, stores.fresh(), config, "api", environment=environment) as service:
+            async with connect(service, BOOTSTRAP_KEY) as client:
+                error = refused(await client.post("/batches", json=body | {"webhook": url}), 400)
+                assert (error["param"], error["code"]) == ("webhook", code)
+                assert (await client.get("/batches")).json()["data"] == []

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from headrace.batches.lines import LineProblem
+from headrace.batches.queries import end_batch, fail_batch
+from headrace.batches.state import BatchState
+from headrace.database import Database, Row, execute
+from headrace.webhooks import queries
+from headrace.webhooks.signing import derive_secret
+from tests.integration.jobs import Owner
+from tests.integration.test_batches import create
+from tests.receiver import Receiver, running_receiver
+from worker.webhooks import WebhookSender
+
+KEY = "tests-secret-key-tests-secret-key"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def sender(database: Database, owner: Owner) -> AsyncIterator[WebhookSender]:
+    await execute(database.durable, "TRUNCATE webhook_deliveries, webhook_secrets")
+    await queries.ensure_secret(database, owner.account_id)
+    sender = WebhookSender(database, secret_key=KEY, allow_private=True)
+    yield sender
+    await sender.close()
+
+
+async def tell(database: Database, owner: Owner, url: str) -> str:
+    """End a batch whose end is to be told there, and return the batch's id."""
+    batch_id = await create(database, owner, webhook=url)
+    assert await fail_batch(database, batch_id, [LineProblem(1, "invalid_json", "It is not JSON.", None)])
+    return batch_id
+
+
+async def delivery(database: Database, owner: Owner, batch_id: str) -> Row:
+    (row,) = await queries.list_deliveries(database, batch_id, owner.account_id)
+    return row
+
+
+async def make_due(database: Database) -> None:
+    await execute(database.durable, "UPDATE webhook_deliveries SET due_at = now() WHERE state = 'pending'")
+
+
+async def valid_secrets(database: Database, owner: Owner) -> list[str]:
+    return [derive_secret(KEY, row.id) for row in await queries.list_secrets(database, owner.account_id)]
+
+
+async def test_an_end_is_told_once_and_signed(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    batch_id = await tell(database, owner, receiver.url)
+    assert await sender.send_due() == 1
+    assert await sender.send_due() == 0
+    (message,) = receiver.messages
+    (secret,) = await valid_secrets(database, owner)
+    event = Webhook(secret).verify(message.body, message.headers)
+    assert event == {
+        "id": message.id,
+        "object": "event",
+        "type": "batch.failed",
+        "created_at": event["created_at"],
+        "data": {"id": batch_id},
+    }
+    row = await delivery(database, owner, batch_id)
+    assert (row.id, row.state, row.attempts, row.status) == (message.id, "delivered", 1, 200)
+
+
+async def test_who_asked_for_nothing_is_told_nothing(database: Database, owner: Owner, sender: WebhookSender) -> None:
+    batch_id = await create(database, owner)
+    assert await fail_batch(database, batch_id, [])
+    assert await queries.list_deliveries(database, batch_id, owner.account_id) == []
+
+
+async def test_an_end_that_somebody_else_wrote_is_not_told_again(
+    database: Database, owner: Owner, sender: WebhookSender
+) -> None:
+    batch_id = await tell(database, owner, "http://127.0.0.1:9/")
+    assert not await fail_batch(database, batch_id, [])
+    assert not await end_batch(
+        database,
+        batch_id,
+        begin=BatchState.FINALIZING,
+        end=BatchState.COMPLETED,
+        output_file_id=None,
+        error_file_id=None,
+    )
+    assert (await delivery(database, owner, batch_id)).event == "batch.failed"
+
+
+async def test_a_failed_attempt_is_repeated_under_the_same_id(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.extend([500, 429])
+    batch_id = await tell(database, owner, receiver.url)
+    for expected in (500, 429):
+        assert await sender.send_due() == 1
+        row = await delivery(database, owner, batch_id)
+        assert (row.state, row.status) == ("pending", expected)
+        assert row.next_attempt_at > row.created_at
+        assert await sender.send_due() == 0
+        await make_due(database)
+    assert await sender.send_due() == 1
+    assert len({message.id for message in receiver.messages}) == 1
+    assert len({message.body for message in receiver.messages}) == 1
+    row = await delivery(database, owner, batch_id)
+    assert (row.state, row.attempts) == ("delivered", 3)
+
+
+async def test_a_receiver_that_is_gone_is_left_alone(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.append(410)
+    batch_id = await tell(database, owner, receiver.url)
+    await sender.send_due()
+    row = await delivery(database, owner, batch_id)
+    assert (row.state, row.status, row.next_attempt_at) == ("failed", 410, None)
+
+
+async def test_patience_ends_after_a_day(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.extend([500] * 20)
+    batch_id = await tell(database, owner, receiver.url)
+    waited = 0.0
+    row = await delivery(database, owner, batch_id)
+    while await sender.send_due():
+        row = await delivery(database, owner, batch_id)
+        if row.next_attempt_at is not None:
+            (now,) = await execute(database.relaxed, "SELECT extract(epoch FROM now())::float8 AS at")
+            waited += row.next_attempt_at - now.at
+        await make_due(database)
+    assert row.state == "failed"
+    assert row.attempts == 11
+    assert 0.75 * 86_400 < waited < 1.5 * 86_400
+
+
+async def test_a_redirect_is_not_followed(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.append(302)
+    receiver.location = receiver.url + "/elsewhere"
+    batch_id = await tell(database, owner, receiver.url)
+    await sender.send_due()
+    assert [message.path for message in receiver.messages] == ["/hook"]
+    row = await delivery(database, owner, batch_id)
+    assert (row.state, row.status) == ("pending", 302)
+
+
+async def test_nobody_there(database: Database, owner: Owner, sender: WebhookSender) -> None:
+    batch_id = await tell(database, owner, "http://127.0.0.1:9/")
+    await sender.send_due()
+    row = await delivery(database, owner, batch_id)
+    assert (row.state, row.status, row.error) == ("pending", None, "The connection failed: ConnectError.")
+
+
+async def test_a_name_that_leads_to_our_own_network_is_refused(
+    database: Database, owner: Owner, receiver: Receiver, sender: WebhookSender
+) -> None:
+    careful = WebhookSender(database, secret_key=KEY, allow_private=False)
+    batch_id = await tell(database, owner, receiver.url.replace("127.0.0.1", "localhost"))
+    await careful.send_due()
+    await careful.close()
+    assert receiver.messages == []
+    row = await delivery(database, owner, batch_id)
+    assert (row.status, row.error) == (None, "The host has an address that webhooks may not go to.")
+
+
+async def test_a_name_is_called_at_the_address_that_was_looked_at(
+    database: Database, owner: Owner, receiver: Receiver, sender: WebhookSender
+) -> None:
+    url = receiver.url.replace("127.0.0.1", "localhost")
+    await tell(database, owner, url)
+    await sender.send_due()
+    (message,) = receiver.messages
+    assert message.headers["host"] == url.split("/")[2]
+
+
+async def test_two_senders_send_each_message_once(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    for _ in range(20):
+        await tell(database, owner, receiver.url)
+    second = WebhookSender(database, secret_key=KEY, allow_private=True)
+    sent = await asyncio.gather(sender.send_due(), second.send_due())
+    await second.close()
+    assert sum(sent) == 20
+    assert len({message.id for message in receiver.messages}) == len(receiver.messages) == 20
+
+
+async def test_what_a_dead_sender_had_in_hand_is_sent_by_another(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    batch_id = await tell(database, owner, receiver.url)
+    (held,) = await queries.claim_deliveries(database, limit=1)
+    assert await sender.send_due() == 0
+    await make_due(database)  # a minute later
+    assert await sender.send_due() == 1
+    # Had it only been slow, what it has to say would not undo the other's word.
+    await queries.record_delivery(database, held, "failed", status=500, error=None)
+    row = await delivery(database, owner, batch_id)
+    assert (row.state, row.attempts, row.status) == ("delivered", 2, 200)
+
+
+async def test_after_a_rotation_both_secrets_sign_until_the_old_one_ends(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    (old,) = await valid_secrets(database, owner)
+    await queries.rotate_secret(database, owner.account_id, overlap_seconds=3600)
+    new, still = await valid_secrets(database, owner)
+    assert (still, new != old) == (old, True)
+    await tell(database, owner, receiver.url)
+    await sender.send_due()
+    for secret in (old, new):
+        Webhook(secret).verify(receiver.messages[0].body, receiver.messages[0].headers)
+    await execute(database.durable, "UPDATE webhook_secrets SET expires_at = now() WHERE expires_at IS NOT NULL")
+    await tell(database, owner, receiver.url)
+    await sender.send_due()
+    Webhook(new).verify(receiver.messages[1].body, receiver.messages[1].headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(old).verify(receiver.messages[1].body, receiver.messages[1].headers)
+
+
+async def test_rotations_and_first_looks_at_once_leave_one_current_secret(database: Database, owner: Owner) -> None:
+    await execute(database.durable, "TRUNCATE webhook_secrets")
+    await asyncio.gather(*(queries.ensure_secret(database, owner.account_id) for _ in range(5)))
+    assert len(await queries.list_secrets(database, owner.account_id)) == 1
+    await asyncio.gather(*(queries.rotate_secret(database, owner.account_id, overlap_seconds=60) for _ in range(5)))
+    rows = await queries.list_secrets(database, owner.account_id)
+    assert [row.expires_at is None for row in rows].count(True) == 1

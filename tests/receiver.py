@@ -1,0 +1,67 @@
+"""A receiver of webhooks: a real HTTP server on loopback that keeps what it is told and answers as it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass(frozen=True)
+class Message:
+    """What came; header names are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def id(self) -> str:
+        """The webhook-id."""
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class Receiver:
+    """The next answers are the statuses in `answers`, then 200; `location` goes with each redirect."""
+
+    url: str
+    messages: list[Message] = field(default_factory=list)
+    answers: deque[int] = field(default_factory=deque)
+    location: str = ""
+
+
+@contextlib.contextmanager
+def running_receiver() -> Iterator[Receiver]:
+    """Listen on a free port while within."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            receiver.messages.append(Message(self.path, headers, body.decode()))
+            status = receiver.answers.popleft() if receiver.answers else 200
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("location", receiver.location)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # connections that come at once
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        receiver = Receiver(f"http://127.0.0.1:{server.server_port}/hook")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            server.shutdown()
+            thread.join()

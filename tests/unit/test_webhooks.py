@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+from datetime import UTC, datetime
+
+import pytest
+
+from headrace.errors import InvalidRequestError
+from headrace.webhooks.addresses import ForbiddenAddressError, check_url, is_public, resolve
+from headrace.webhooks.signing import derive_secret, sign
+
+KEY = "k" * 32
+
+
+def test_a_signature_is_what_the_specification_says() -> None:
+    secret = derive_secret(KEY, "secret_1")
+    headers = sign([secret], webhook_id="evt_1", sent_at=datetime(2026, 1, 2, tzinfo=UTC), payload='{"a":"ä"}')
+    raw = base64.b64decode(secret.removeprefix("whsec_"))
+    assert len(raw) == 32
+    expected = hmac.new(raw, 'evt_1.1767312000.{"a":"ä"}'.encode(), hashlib.sha256).digest()
+    assert headers == {
+        "webhook-id": "evt_1",
+        "webhook-timestamp": "1767312000",
+        "webhook-signature": "v1," + base64.b64encode(expected).decode(),
+    }
+
+
+def test_every_valid_secret_signs() -> None:
+    secrets = [derive_secret(KEY, "secret_1"), derive_secret(KEY, "secret_2")]
+    headers = sign(secrets, webhook_id="evt_1", sent_at=datetime.now(UTC), payload="{}")
+    first, second = headers["webhook-signature"].split(" ")
+    assert first != second
+
+
+def test_secrets_differ_by_row_and_by_key() -> None:
+    assert len({derive_secret(key, row) for key in (KEY, KEY + "x") for row in ("secret_1", "secret_2")}) == 4
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_public_addresses(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.8.9.10",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",  # the clouds' metadata
+        "100.64.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "fc00::1",
+        "fd00:ec2::254",  # a cloud's metadata
+        "ff02::1",
+        "2001:db8::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2002:a9fe:a9fe::",
+        "::127.0.0.1",
+    ],
+)
+def test_addresses_that_webhooks_may_not_go_to(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/x",
+        "http://[::1]:8080/x",
+        "https://169.254.169.254/latest/meta-data",
+        "http://localhost:9/x",
+        "http://a.localhost/x",
+        "http://LOCALHOST/x",
+        "http://[::ffff:10.0.0.1]/x",
+        "http://user:secret@10.1.2.3/x",
+        "http://[nonsense]/x",
+    ],
+)
+def test_a_url_with_such_an_address_is_refused_at_once(url: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        check_url(url, allow_private=False)
+    assert refused.value.param == "webhook"
+
+
+def test_other_urls_are_taken() -> None:
+    check_url("https://hooks.example.com/x", allow_private=False)
+    check_url("http://127.0.0.1:8080/x", allow_private=True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f000001", "2130706433", "017700000001"])
+async def test_a_name_is_judged_by_where_it_leads(host: str) -> None:
+    with pytest.raises(ForbiddenAddressError):
+        await resolve(host, 80, allow_private=False)
+
+
+async def test_development_may_allow_them() -> None:
+    assert await resolve("127.0.0.1", 80, allow_private=True) == "127.0.0.1"
+
+
+async def test_a_host_that_is_not_there() -> None:
+    with pytest.raises(ForbiddenAddressError, match="not known"):
+        await resolve("nowhere.invalid", 80, allow_private=True)
