@@ -5,7 +5,21 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 import headrace
-from api import agents, batches, chat, files, health, jobs, models, stored, usage, webhooks
+from api import (
+    account,
+    agents,
+    api_keys,
+    batches,
+    chat,
+    files,
+    health,
+    jobs,
+    models,
+    organization,
+    stored,
+    usage,
+    webhooks,
+)
 from api.openapi import describe
 from api.scope import RequestScope, handle_errors
 from api.state import lifespan_of
@@ -27,7 +41,20 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would lead to whatever the Host header says
     )
     for prefix in _PREFIXES:
-        for resource in (chat, stored, jobs, files, batches, agents, models, usage, webhooks):
+        for resource in (
+            chat,
+            stored,
+            jobs,
+            files,
+            batches,
+            agents,
+            models,
+            usage,
+            organization,
+            api_keys,
+            account,
+            webhooks,
+        ):
             app.include_router(resource.router, prefix=prefix, include_in_schema=prefix == _PREFIXES[0])
     for prefix in ("", *_PREFIXES):
         app.include_router(health.router, prefix=prefix, include_in_schema=not prefix)

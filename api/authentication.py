@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import time
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
 from headrace.errors import AuthenticationError
-from headrace.keys.queries import Principal, find_principal, hash_key
+from headrace.keys.queries import Principal, find_principal, hash_key, mark_used
+
+log = logging.getLogger(__name__)
 
 # A revoked key works no longer than this in a process that has just seen it.
 _CACHE_SECONDS = 1.0
 _CACHE_SIZE = 10_000
+# How often a key's use is written down, and how long the write waits for other keys' uses.
+_MARK_SECONDS = 60.0
+_GATHER_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key that was valid when it was looked up. Times are on the monotonic clock."""
+
+    principal: Principal
+    until: float
+    marked_at: float
 
 
 class Authenticator:
@@ -21,7 +40,9 @@ class Authenticator:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[bytes, tuple[float, Principal]] = {}
+        self._cache: dict[bytes, _Known] = {}
+        self._used: set[str] = set()
+        self._marking: asyncio.Task[None] | None = None
 
     async def authenticate(self, key: str) -> Principal:
         """Return whose key this is.
@@ -30,18 +51,37 @@ class Authenticator:
             AuthenticationError: Nobody's: there is none, or it is malformed, unknown, revoked or expired.
         """
         key_hash = hash_key(key)
-        cached = self._cache.get(key_hash)
+        known = self._cache.get(key_hash)
         now = time.monotonic()
-        if cached is not None and cached[0] > now:
-            return cached[1]
+        if known is not None and known.until > now:
+            return known.principal
         principal = await find_principal(self._database, key_hash)
         if principal is None:
             self._cache.pop(key_hash, None)
             raise AuthenticationError
         if len(self._cache) >= _CACHE_SIZE:
             self._cache.clear()
-        self._cache[key_hash] = (now + _CACHE_SECONDS, principal)
+        marked_at = -math.inf if known is None else known.marked_at
+        if marked_at + _MARK_SECONDS <= now:
+            marked_at = now
+            self._mark(principal.key_id)
+        self._cache[key_hash] = _Known(principal, now + _CACHE_SECONDS, marked_at)
         return principal
+
+    def _mark(self, key_id: str) -> None:
+        self._used.add(key_id)
+        if self._marking is None or self._marking.done():
+            self._marking = asyncio.create_task(self._mark_used())
+
+    async def _mark_used(self) -> None:
+        """Write down which keys are in use, many at once; the request that used one does not wait for it."""
+        while self._used:
+            await asyncio.sleep(_GATHER_SECONDS)
+            used, self._used = self._used, set()
+            try:
+                await mark_used(self._database, list(used))
+            except SQLAlchemyError as error:
+                log.warning("the use of %d keys was not written down: %s", len(used), error)
 
 
 async def authenticate(request: Request) -> Principal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _MOST_METADATA = 16
+_LAST = 2**40
 
 
 def render_page(items: Sequence[dict[str, Any]], *, limit: int) -> Response:
@@ -30,6 +33,30 @@ def render_page(items: Sequence[dict[str, Any]], *, limit: int) -> Response:
         "has_more": len(items) > limit,
     }
     return Response(orjson.dumps(document), media_type="application/json")
+
+
+def render_page_token(query: str, position: int, until: int) -> str:
+    """Return a token for the page of an answer to `query` from `position` on, which ends at `until`."""
+    return base64.urlsafe_b64encode(orjson.dumps([_digest(query), position, until])).decode().rstrip("=")
+
+
+def read_page_token(token: str, query: str) -> tuple[int, int]:
+    """Return the position and the end that a token is for.
+
+    Raises:
+        InvalidRequestError: It is none, or one of another question.
+    """
+    try:
+        digest, position, until = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if digest == _digest(query) and 0 <= position <= _LAST and 0 <= until <= _LAST:
+            return int(position), int(until)
+    except (ValueError, TypeError):
+        pass
+    raise InvalidRequestError("Invalid 'page': it is not a page of this question.", param="page", code="invalid_value")
+
+
+def _digest(query: str) -> str:
+    return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

@@ -1,8 +1,12 @@
-"""The account's usage, added up as asked."""
+"""Usage, added up as asked, as JSON and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import time
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -11,24 +15,36 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from headrace.database import Row
-from headrace.errors import InvalidRequestError
-from headrace.usage.queries import Bucket, Group, account_usage, render_cost
+from api.pages import metadata_filter, read_page_token, render_page_token
+from headrace.database import Database
+from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from headrace.keys.queries import Principal, find_account
+from headrace.usage.queries import ask, known_metadata_keys, render_amounts, statement_of_month
+from headrace.usage.question import GROUPS, Bucket, Question, parse_groups, parse_zone
 
 router = APIRouter(prefix="/usage", tags=["Usage"])
 
 _DEFAULT_SECONDS = 30 * 86_400
-_MOST_BUCKETS = 10_000
 _MOST_ROWS = 10_000
-_GROUPS = {group.value: group for group in (Group.MODEL, Group.PROVIDER, Group.KEY, Group.AGENT)}
+_EVERYBODY = "all"
 _GROUPED = "There only when asked for by `group_by`"
+_PERCENTILES = "There only with `latency=true`: percentiles, in seconds from the job's creation"
+
+
+class Percentiles(BaseModel):
+    """How long answers took, in seconds, right to 9 %; null where there were none."""
+
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
 
 
 class UsageBucket(BaseModel):
     """What one group used from `start_time` to just before `end_time`, in Unix seconds.
 
-    Requests, their tokens and their cost are those of jobs that have ended. Attempts that were thrown away, as when a
-    provider broke off and was asked again, are in `discarded_tokens` and in nothing else.
+    Requests, their tokens and their cost are those of jobs that have ended, with what was corrected since. Attempts
+    that were thrown away, as when a provider broke off and was asked again, are in `discarded_…` and in nothing else.
     """
 
     model_config = ConfigDict(
@@ -41,34 +57,56 @@ class UsageBucket(BaseModel):
                 "prompt_tokens": 300,
                 "completion_tokens": 40,
                 "cached_tokens": 100,
+                "cache_write_tokens": 0,
                 "reasoning_tokens": 0,
+                "prompt_audio_tokens": 0,
+                "completion_audio_tokens": 0,
                 "total_tokens": 340,
                 "estimated_requests": 0,
                 "unpriced_requests": 0,
+                "streamed_requests": 1,
+                "discarded_attempts": 0,
                 "discarded_tokens": 0,
+                "queue_ms": 14,
                 "cost": "0.00115",
+                "discarded_cost": "0",
             }
-        }
+        },
+        extra="allow",
     )
 
     start_time: int
     end_time: int
-    model: str | None = Field(default=None, description=f"As it was asked for. {_GROUPED}")
-    provider: str | None = Field(default=None, description=f"Who answered. {_GROUPED}")
+    account: str | None = Field(default=None, description=f"The account's name. {_GROUPED}")
     key: str | None = Field(default=None, description=f"The API key's id. {_GROUPED}")
+    model: str | None = Field(default=None, description=f"As it was asked for. {_GROUPED}")
+    answered_model: str | None = Field(default=None, description=f"As its provider knows it. {_GROUPED}")
+    provider: str | None = Field(default=None, description=f"Who answered. {_GROUPED}")
     agent: str | None = Field(default=None, description=f"The agent's id. {_GROUPED}")
+    batch: str | None = Field(default=None, description=f"The batch's id. {_GROUPED}")
+    tier: str | None = Field(default=None, description=f"`priority`, `default`, `flex` or `batch`. {_GROUPED}")
+    user: str | None = Field(default=None, description=f"The request's `user` or `safety_identifier`. {_GROUPED}")
     requests: int
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = Field(description="Part of `prompt_tokens`")
+    cache_write_tokens: int = Field(description="Part of `prompt_tokens`")
     reasoning_tokens: int = Field(description="Part of `completion_tokens`")
+    prompt_audio_tokens: int = Field(description="Part of `prompt_tokens`")
+    completion_audio_tokens: int = Field(description="Part of `completion_tokens`")
     total_tokens: int
     estimated_requests: int = Field(
         description="Requests whose tokens the provider did not report: we counted, roughly"
     )
     unpriced_requests: int = Field(description="Requests to models without a price, which `cost` leaves out")
-    discarded_tokens: int = Field(description="Spent by attempts whose answer nobody got")
+    streamed_requests: int
+    discarded_attempts: int = Field(description="Attempts whose answer nobody got")
+    discarded_tokens: int = Field(description="Spent by them")
+    queue_ms: int = Field(description="How long all requests together waited for a worker, in milliseconds")
     cost: str = Field(description="USD, exact")
+    discarded_cost: str = Field(description="USD, exact, spent by attempts whose answer nobody got")
+    first_token_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
+    duration_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
 
 
 class UsageList(BaseModel):
@@ -76,70 +114,157 @@ class UsageList(BaseModel):
 
     object: Literal["list"]
     data: list[UsageBucket]
+    has_more: bool
+    next_page: str | None = Field(description="For `page`")
 
 
 _Time = Annotated[int | None, Query(ge=0, le=2**33)]
+_Values = Annotated[list[str] | None, Query(max_length=100, description="Only of these; may be given several times")]
 
 
-@router.get("", summary="Get usage", responses={200: {"model": UsageList}})
+@router.get("", summary="Get usage", responses={200: {"model": UsageList, "content": {"text/csv": {}}}})
 async def get_usage(
     request: Request,
     principal: Authenticated,
     start: Annotated[_Time, Query(description="Unix seconds; 30 days before the end by default")] = None,
     end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
-    bucket: Annotated[Bucket | None, Query(description="In UTC; without it the whole time is one")] = None,
+    bucket: Annotated[Bucket | None, Query(description="In `time_zone`; without it the whole time is one")] = None,
+    time_zone: Annotated[str | None, Query(description="As in `Europe/Berlin`; UTC by default")] = None,
     group_by: Annotated[
         str | None,
-        Query(description="What to tell apart: `model`, `provider`, `key`, `agent`, or several, as in `model,key`"),
+        Query(description=f"What to tell apart: {', '.join(GROUPS)}, `metadata.<key>`, or several with commas"),
     ] = None,
+    model: _Values = None,
+    provider: _Values = None,
+    key: _Values = None,
+    agent: _Values = None,
+    batch: _Values = None,
+    tier: _Values = None,
+    user: _Values = None,
+    account: Annotated[str | None, Query(description="Of administrators: an account's name, or `all`")] = None,
+    latency: Annotated[bool, Query(description="With percentiles of how long answers took")] = False,
+    format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002  (the parameter's name)
+    limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 1000,
+    page: Annotated[str | None, Query(description="The `next_page` of the page before")] = None,
 ) -> Response:
-    """Add up what the account's jobs used, by the time at which they ended."""
-    # What is used in this very second counts too.
-    until = int(time.time()) + 1 if end is None else end
-    since = max(0, until - _DEFAULT_SECONDS) if start is None else start
-    if since >= until:
-        param = "start" if end is None else "end"
-        raise InvalidRequestError(
-            f"Invalid '{param}': the end is not after the start.", param=param, code="invalid_value"
-        )
-    if bucket is not None and bucket.spans(since, until) > _MOST_BUCKETS:
-        raise InvalidRequestError(
-            f"Invalid 'bucket': from start to end there are more than {_MOST_BUCKETS} of a {bucket}.",
-            param="bucket",
-            code="invalid_value",
-        )
-    groups = _parse_groups(group_by)
-    rows = await account_usage(
-        request.state.database,
-        principal.account_id,
-        start=since,
+    """Add up what jobs used, by the time at which they ended.
+
+    A key sees its own usage, one with the scope `usage:read` its account's, and an administrator's everybody's.
+    """
+    asked = [start, end, bucket, time_zone, group_by, model, provider, key, agent, batch, tier, user, account]
+    query = repr([*asked, sorted(metadata_filter(request).items()), principal.key_id])
+    position, until = read_page_token(page, query) if page is not None else (0, end)
+    until = int(time.time()) + 1 if until is None else until  # what is used in this very second counts too
+    filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
+    only = {name: values for name, values in {**filters, "user": user}.items() if values}
+    only |= {f"metadata.{name}": [value] for name, value in metadata_filter(request).items()}
+    _check_values(only)
+    database = request.state.database
+    whose, own = await visible(database, principal, account)
+    groups = parse_groups(group_by)
+    question = Question(
+        account_ids=whose,
+        start=max(0, until - _DEFAULT_SECONDS) if start is None else start,
         end=until,
         bucket=bucket,
-        group_by=groups,
-        limit=_MOST_ROWS + 1,
+        zone=parse_zone(time_zone),
+        groups=groups,
+        only=narrow(only, own),
+        metadata_keys=await known_metadata_keys(database) if "metadata." in query else (),
     )
-    if len(rows) > _MOST_ROWS:
+    if end is None and start is not None and start >= until:
         raise InvalidRequestError(
-            f"Invalid 'group_by': the answer has more than {_MOST_ROWS} entries. Ask for less time, a wider bucket or "
-            "fewer groups.",
-            param="group_by",
-            code="invalid_value",
+            "Invalid 'start': it is not before the end, which is now.", param="start", code="invalid_value"
         )
-    document = {"object": "list", "data": [_render(row) for row in rows]}
+    question.check()
+    rows = await ask(database, question, limit=limit + 1, offset=position, latency=latency)
+    next_page = render_page_token(query, position + limit, until) if len(rows) > limit else None
+    data = [render_amounts(row) for row in rows[:limit]]
+    if format == "csv":
+        return render_csv(data, groups, next_page)
+    document = {"object": "list", "data": data, "has_more": next_page is not None, "next_page": next_page}
     return Response(orjson.dumps(document), media_type="application/json")
 
 
-def _parse_groups(group_by: str | None) -> list[Group]:
-    names = [] if group_by is None else [name.strip() for name in group_by.split(",")]
-    for name in names:
-        if name not in _GROUPS:
+def _check_values(only: Mapping[str, Sequence[str]]) -> None:
+    for name, values in only.items():
+        if any("\0" in value for value in values):
             raise InvalidRequestError(
-                f"Invalid 'group_by': '{name[:100]}'. Supported values are: {', '.join(_GROUPS)}.",
-                param="group_by",
-                code="invalid_value",
+                f"Invalid '{name}': it has the character U+0000.", param=name, code="invalid_value"
             )
-    return [_GROUPS[name] for name in dict.fromkeys(names)]
 
 
-def _render(row: Row) -> dict[str, Any]:
-    return {**row._asdict(), "cost": render_cost(row.cost)}
+def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return what is asked for of what may be seen."""
+    seen = {name: [value for value in only.get(name, values) if value in values] for name, values in own.items()}
+    return {**only, **seen}
+
+
+async def visible(
+    database: Database, principal: Principal, account: str | None
+) -> tuple[Sequence[str] | None, dict[str, list[str]]]:
+    """Return whose usage a key may see of an account's: the ids of accounts, None for all, and the one key if only its.
+
+    Raises:
+        PermissionDeniedError: It is another's account.
+        NotFoundError: There is no such account.
+    """
+    own: dict[str, list[str]] = {} if principal.may("usage:read") else {"key": [principal.key_id]}
+    if account is None:
+        return [principal.account_id], own
+    if not principal.is_admin:
+        raise PermissionDeniedError(
+            "Only an administrator's key may ask for an account's usage by its name.", param="account"
+        )
+    if account == _EVERYBODY:
+        return None, {}
+    found = None if "\0" in account else await find_account(database, name=account)
+    if found is None:
+        raise NotFoundError(f"There is no account '{account[:100]}'.", param="account")
+    return [found.id], {}
+
+
+def render_csv(data: Sequence[Mapping[str, Any]], groups: Sequence[str], next_page: str | None = None) -> Response:
+    """Return rows as CSV with a line of names; the token of the next page is in `x-headrace-next-page`."""
+    text = io.StringIO()
+    flat = [_flat(row) for row in data]
+    names = list(flat[0]) if flat else ["start_time", "end_time", *groups]
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(flat)
+    headers = {"x-headrace-next-page": next_page} if next_page is not None else {}
+    return Response(text.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}_{percentile}": number for percentile, number in value.items()}
+        else:
+            flat[name] = _safe(value) if isinstance(value, str) else value
+    return flat
+
+
+def _safe(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+@router.get("/statement", summary="Get a month's statement", responses={200: {"content": {"text/csv": {}}}})
+async def get_statement(
+    request: Request,
+    principal: Authenticated,
+    month: Annotated[str, Query(pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
+    account: Annotated[str | None, Query(description="Of administrators: an account's name, or `all`")] = None,
+) -> Response:
+    """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit."""
+    whose, own = await visible(request.state.database, principal, account)
+    if own:
+        raise PermissionDeniedError("A statement needs the scope 'usage:read'.")
+    rows = await statement_of_month(request.state.database, month, whose)
+    data = [
+        {name: f"{value:f}" if isinstance(value, Decimal) else value for name, value in row._asdict().items()}
+        for row in rows
+    ]
+    return render_csv(data, [])

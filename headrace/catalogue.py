@@ -31,6 +31,8 @@ CATALOGUE_CREATED = 1_763_856_000
 NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
 """The wire formats whose providers have batch APIs that we know."""
 
+_SOURCE = "headrace.toml"
+
 Condition = Literal["context_window", "content_filter"]
 """When a route is tried: only after a route failed because of this."""
 
@@ -142,16 +144,18 @@ class Route:
 
     def rates(self, prompt_tokens: int = 0) -> Rates | None:
         """Return the prices with a prompt of this length: the file's, else the known ones; None without either."""
-        entry = self.entry
+        entry, source = self.entry, _SOURCE
         fresh, output = entry.input_price, entry.output_price
         if fresh is None or output is None:
             known = known_models.find_model(self.provider.base_url, self.model).rates_for(prompt_tokens)
             if known is None or (fresh is None and output is None):
                 return known
+            source = f"{_SOURCE}, {known.source}"
             fresh = known.input if fresh is None else fresh
             output = known.output if output is None else output
         cached, write = entry.cached_input_price, entry.cache_write_price
-        return Rates(0, fresh, fresh if cached is None else cached, fresh if write is None else write, output)
+        cached = fresh if cached is None else cached
+        return Rates(0, fresh, cached, fresh if write is None else write, output, source=source)
 
     def cost(self, tokens: TokenUsage) -> Decimal | None:
         """Return the exact price of these tokens in USD, or None if the model has no price."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, Literal
 
 from headrace.chat.usage import TokenUsage
 
+_SOURCE = f"genai-prices {version('genai-prices')}"
 _MILLION = 1_000_000
 _DAY_SECONDS = 86_400
 
@@ -34,6 +36,8 @@ class Rates:
     cached_input: Decimal
     cache_write: Decimal
     output: Decimal
+    source: str = field(default="", kw_only=True)
+    """Who says so."""
 
     def cost(self, tokens: TokenUsage) -> Decimal:
         """Return the exact price of these tokens in USD."""
@@ -80,7 +84,7 @@ def _find_model(base_url: str, model: str, day: int) -> KnownModel:
     sorts = (prices.input_mtok, prices.cache_read_mtok, prices.cache_write_mtok, prices.output_mtok)
     tiers = {0, *(tier.start for price in sorts for tier in getattr(price, "tiers", ()))}
     rates = [
-        Rates(above, *(_price_above(above, price, otherwise=prices.input_mtok) for price in sorts))
+        Rates(above, *(_price_above(above, price, otherwise=prices.input_mtok) for price in sorts), source=_SOURCE)
         for above in sorted(tiers, reverse=True)
     ]
     return KnownModel(found.context_window, tuple(rates))

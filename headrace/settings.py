@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def default_data_dir() -> Path:
@@ -98,6 +99,13 @@ class Settings(BaseSettings):
         default=60, gt=0, description="How often a provider is asked how far its own batch is."
     )
 
+    usage_metadata_keys: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        max_length=16,
+        description="Metadata keys, with commas between, by which usage is added up as it comes. Every request adds to "
+        "a cell for each of them; a change makes all sums anew.",
+    )
+
     worker_slots: int = Field(
         default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
     )
@@ -127,3 +135,8 @@ class Settings(BaseSettings):
     publish_seconds: float = Field(
         default=0.005, ge=0, description="Deltas that follow each other faster than this are published together."
     )
+
+    @field_validator("usage_metadata_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value

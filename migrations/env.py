@@ -16,6 +16,7 @@ import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
 from headrace.database import engine_url
 from headrace.tables import metadata
+from headrace.usage.partitions import is_partition
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x68656164
@@ -26,7 +27,12 @@ def run_migrations() -> None:
     url = context.config.attributes.get("url") or engine_url(os.environ["DATABASE_URL"])
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            compare_server_default=True,
+            include_name=lambda name, kind, _parents: kind != "table" or not is_partition(str(name)),
+        )
         with context.begin_transaction():
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             context.run_migrations()

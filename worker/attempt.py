@@ -13,8 +13,9 @@ import orjson
 
 from headrace.catalogue import Route
 from headrace.errors import HeadraceError
-from headrace.jobs.queries import ClaimedJob, Segment, SpentUsage
+from headrace.jobs.queries import ClaimedJob, Segment
 from headrace.routing import UsableRoute
+from headrace.usage.spent import SpentUsage, spent_on
 from worker.exchange import Exchange
 
 
@@ -104,8 +105,7 @@ class Attempt:
         """Return what the attempt has used up to now; None if nobody was asked."""
         if self.route is None or self.exchange is None:
             return None
-        tokens = self.exchange.usage
-        return SpentUsage(self.route.provider_name, tokens, self.route.cost(tokens))
+        return spent_on(self.route, self.exchange.usage, self.request)
 
     def record(self, status: str, error: HeadraceError | None = None) -> str:
         """Return what the job's attempts say of this one, as JSON."""

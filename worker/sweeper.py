@@ -29,6 +29,7 @@ from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
+from worker.bookkeeper import Bookkeeper
 from worker.providers.client import ProviderClient
 from worker.webhooks import WebhookSender
 
@@ -134,6 +135,7 @@ async def _schedule(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
+        bookkeeper = Bookkeeper(database, metadata_keys=settings.usage_metadata_keys)
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
         sender = None
         if settings.secret_key is not None:
@@ -144,7 +146,9 @@ async def _schedule(settings: Settings) -> None:
             try:
                 async with _leadership(database) as connection:
                     if connection is not None:
-                        async with _beside(batches.run(), *([sender.run()] if sender is not None else [])):
+                        async with _beside(
+                            batches.run(), bookkeeper.run(), *([sender.run()] if sender is not None else [])
+                        ):
                             while True:
                                 await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
                                 await sweeper.sweep()

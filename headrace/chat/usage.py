@@ -24,8 +24,8 @@ class TokenUsage:
     """What one completion used, in tokens.
 
     `cached_tokens`, read from the provider's cache, and `cache_write_tokens`, written to it, are part of the prompt's,
-    and `reasoning_tokens` part of the completion's. `estimated` means that the provider gave no counts and these are
-    ours.
+    and `reasoning_tokens` part of the completion's; recordings are part of either. `estimated` means that the provider
+    gave no counts and these are ours.
     """
 
     prompt_tokens: int
@@ -34,6 +34,8 @@ class TokenUsage:
     reasoning_tokens: int = 0
     estimated: bool = False
     cache_write_tokens: int = 0
+    prompt_audio_tokens: int = 0
+    completion_audio_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -57,7 +59,15 @@ def parse_usage(usage: object) -> TokenUsage | None:
     reasoning = _parse_detail(usage.get("completion_tokens_details"), "reasoning_tokens")
     cached = min(cached, prompt)
     written = min(_parse_detail(usage.get("prompt_tokens_details"), "cache_write_tokens"), prompt - cached)
-    return TokenUsage(prompt, completion, cached, min(reasoning, completion), cache_write_tokens=written)
+    return TokenUsage(
+        prompt,
+        completion,
+        cached,
+        min(reasoning, completion),
+        cache_write_tokens=written,
+        prompt_audio_tokens=min(_parse_detail(usage.get("prompt_tokens_details"), "audio_tokens"), prompt),
+        completion_audio_tokens=min(_parse_detail(usage.get("completion_tokens_details"), "audio_tokens"), completion),
+    )
 
 
 def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
@@ -77,15 +87,18 @@ def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
 
 def render_usage(usage: TokenUsage) -> dict[str, Any]:
     """Return `usage` as OpenAI's usage object."""
+    prompt = {"cached_tokens": usage.cached_tokens, "cache_write_tokens": usage.cache_write_tokens}
+    completion = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.prompt_audio_tokens:
+        prompt["audio_tokens"] = usage.prompt_audio_tokens
+    if usage.completion_audio_tokens:
+        completion["audio_tokens"] = usage.completion_audio_tokens
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": usage.cache_write_tokens,
-        },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "prompt_tokens_details": prompt,
+        "completion_tokens_details": completion,
     }
 
 

@@ -1,58 +1,127 @@
-"""`headrace keys`: create, list and revoke API keys."""
+"""`headrace keys`: create, list, change, rotate and revoke API keys of any account, straight on the database."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, get_args
 
 import click
+import orjson
 from rich.table import Column, Table
 
-from headrace.cli.operators import cell, json_option, show, with_database
-from headrace.errors import NotFoundError
+from headrace.chat.validation import parse_body
+from headrace.cli.operators import Result, cell, json_option, show, with_database
+from headrace.database import Database, Row
+from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.keys import queries
+from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
+from headrace.keys.queries import KeyChanges, KeyScope
+from headrace.quotas.rules import Limits
 from headrace.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_HOUR = 3600
+_LONGEST_DAYS = 36_500
+_ONE_OR_MORE = click.IntRange(min=1)
+_LIMIT_OPTIONS = (
+    click.option("--model", "models", multiple=True, help="Allow this model, or glob, and no others (repeatable)."),
+    click.option("--rpm", "requests_per_minute", type=_ONE_OR_MORE, help="Requests in a minute."),
+    click.option("--tpm", "tokens_per_minute", type=_ONE_OR_MORE, help="Tokens in a minute."),
+    click.option("--in-flight", "jobs_in_flight", type=_ONE_OR_MORE, help="Requests that a client waits for at once."),
+    click.option("--queued", "jobs_queued", type=_ONE_OR_MORE, help="Background jobs at once, waiting or running."),
+    click.option("--daily-budget", metavar="USD", help="What may be spent in a day, by UTC."),
+    click.option("--monthly-budget", metavar="USD", help="What may be spent in a month, by UTC."),
+    click.option("--wait/--no-wait", default=None, help="Let background jobs wait rather than fail beyond a rate."),
+    click.option("--alert-webhook", metavar="URL", help="Whom to tell when a budget is nearly or wholly spent."),
+)
+_SHORT = {
+    "requests_per_minute": "{:,} rpm",
+    "tokens_per_minute": "{:,} tpm",
+    "jobs_in_flight": "{:,} in flight",
+    "jobs_queued": "{:,} queued",
+    "daily_budget": "{} USD a day",
+    "monthly_budget": "{} USD a month",
+    "alert_webhook": "alerts to {}",
+}
+
+_scopes = click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(get_args(KeyScope)),
+    multiple=True,
+    help="What the key may do beyond asking models (repeatable).",
+)
+_days = click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True, max=_LONGEST_DAYS),
+    help="Let the key expire after so many days.",
+)
+_unlimited = click.option("--unlimited", is_flag=True, help="Take the present limits away first.")
+
+
+def _limit_options(command: Command) -> Command:
+    for option in reversed(_LIMIT_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys."""
+    """Create, list, change, rotate and revoke API keys, and limit accounts."""
 
 
 @keys.command()
 @click.option("--account", default=queries.DEFAULT_ACCOUNT, show_default=True, help="Whose key; made if it is new.")
 @click.option("--name", default="", help="What the key is for.")
-@click.option("--admin", is_flag=True, help="Let the key administer.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Let the key expire after so many days.")
+@click.option("--admin", is_flag=True, help="Let the key administer: `--scope admin`.")
+@_scopes
+@_days
+@_limit_options
 @json_option
 @click.pass_obj
 def create(  # noqa: PLR0917  (click passes them by name)
-    settings: Settings, account: str, name: str, admin: bool, days: float | None, as_json: bool
+    settings: Settings,
+    /,
+    account: str,
+    name: str,
+    admin: bool,
+    scopes: Sequence[KeyScope],
+    days: float | None,
+    as_json: bool,
+    **limits: Any,
 ) -> None:
     """Create a key and show it, this once."""
-    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    key_id, key = with_database(
-        settings,
-        lambda database: queries.create_key(
-            database, account=account, name=name, scopes=["admin"] if admin else [], expires_at=expires_at
-        ),
-    )
-    if as_json:
-        click.echo(json.dumps({"id": key_id, "key": key, "account": account}))
-    else:
-        click.echo(key)
-        click.echo(f"This is key {key_id} of account {account}. It is shown only now: keep it.", err=True)
+    if not account:
+        raise click.BadParameter("an account has a name.", param_hint="--account")
+    changes = _changes(name, (*scopes, "admin") if admin else scopes, days)
+    changes["limits"] = _merge({}, limits)
+
+    async def work(database: Database) -> tuple[Row, str]:
+        key_id, key = await queries.create_key(database, account=account, **changes)
+        return await _get(database, key_id), key
+
+    _show_once(*_with_database(settings, work), as_json=as_json)
 
 
 @keys.command(name="list")
 @click.option("--account", help="Only this account's keys.")
+@click.option("--all", "include_revoked", is_flag=True, help="Those too that are revoked.")
 @json_option
 @click.pass_obj
-def list_(settings: Settings, account: str | None, as_json: bool) -> None:
-    """List keys, without the keys themselves."""
-    rows = with_database(settings, lambda database: queries.list_keys(database, account=account))
+def list_(settings: Settings, account: str | None, include_revoked: bool, as_json: bool) -> None:
+    """List keys, without the keys themselves, oldest first."""
+
+    async def work(database: Database) -> Sequence[Row]:
+        account_id = None if account is None else (await _get_account(database, account)).id
+        return await queries.list_keys(database, account_id=account_id, include_revoked=include_revoked)
+
+    rows = _with_database(settings, work)
     if as_json:
-        click.echo(json.dumps([row._asdict() for row in rows], default=str))
+        click.echo(json.dumps([render_key(row) for row in rows]))
         return
     table = Table(
         Column("id", no_wrap=True),
@@ -60,17 +129,96 @@ def list_(settings: Settings, account: str | None, as_json: bool) -> None:
         "name",
         "key",
         "scopes",
-        "created",
+        "limits",
+        Column("created", no_wrap=True),
+        Column("last used", no_wrap=True),
         "status",
         box=None,
         header_style="bold",
     )
     for row in rows:
-        expired = row.expires_at is not None and row.expires_at <= datetime.now(UTC)
-        status = "revoked" if row.revoked_at else "expired" if expired else "valid"
-        created = f"{row.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(row.id, cell(row.account), cell(row.name), row.hint + "…", " ".join(row.scopes), created, status)
+        table.add_row(
+            row.id,
+            cell(row.account),
+            cell(row.name),
+            row.hint + "…",
+            " ".join(row.scopes),
+            cell(_short(row.limits)),
+            _time(row.created_at),
+            "never" if row.last_used_at is None else _time(row.last_used_at),
+            row.status,
+        )
     show(table)
+
+
+@keys.command(name="show")
+@click.argument("key_id")
+@json_option
+@click.pass_obj
+def show_(settings: Settings, key_id: str, as_json: bool) -> None:
+    """Show what is to be known of a key."""
+    _show(_with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option("--name", help="What the key is for.")
+@_scopes
+@_days
+@_unlimited
+@_limit_options
+@json_option
+@click.pass_obj
+def update(  # noqa: PLR0917  (click passes them by name)
+    settings: Settings,
+    /,
+    key_id: str,
+    name: str | None,
+    scopes: Sequence[KeyScope],
+    days: float | None,
+    unlimited: bool,
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Change what the options name of a key, within a second, and leave the rest."""
+    changes = _changes(name, scopes, days)
+
+    async def work(database: Database) -> Row:
+        row = await _get(database, key_id)
+        if row.status == "revoked":
+            raise click.ClickException(f"{key_id} is revoked.")
+        if unlimited or _given(limits):
+            changes["limits"] = _merge({} if unlimited else row.limits, limits)
+        await queries.update_key(database, key_id, changes)
+        return await _get(database, key_id)
+
+    _show(_with_database(settings, work), as_json=as_json)
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option(
+    "--overlap-hours",
+    type=click.FloatRange(0, MOST_OVERLAP_SECONDS / _HOUR),
+    default=24,
+    show_default=True,
+    help="Let the key from before work so long beside the new one.",
+)
+@json_option
+@click.pass_obj
+def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool) -> None:
+    """Replace a key by a new one with the same id, limits and usage, and show that, this once."""
+
+    async def work(database: Database) -> tuple[Row, str]:
+        row = await _get(database, key_id)
+        if row.bootstrap:
+            raise click.ClickException(f"{key_id} is the bootstrap key: change HEADRACE_BOOTSTRAP_KEY instead.")
+        if row.status != "active":
+            raise click.ClickException(f"{key_id} is {row.status}.")
+        key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR)
+        return await _get(database, key_id), key
+
+    _show_once(*_with_database(settings, work), as_json=as_json)
 
 
 @keys.command()
@@ -78,8 +226,116 @@ def list_(settings: Settings, account: str | None, as_json: bool) -> None:
 @click.pass_obj
 def revoke(settings: Settings, key_id: str) -> None:
     """Revoke a key; it stops working within a second."""
+    _with_database(settings, lambda database: queries.revoke_key(database, key_id))
+    click.echo(f"Revoked {key_id}.")
+
+
+@keys.command(name="limit-account")
+@click.argument("name")
+@_unlimited
+@_limit_options
+@json_option
+@click.pass_obj
+def limit_account(settings: Settings, /, name: str, unlimited: bool, as_json: bool, **limits: Any) -> None:
+    """Limit all keys of an account together, beside each key's own limits; without options, show the limits."""
+
+    async def work(database: Database) -> Limits:
+        account = await _get_account(database, name)
+        merged = _merge({} if unlimited else account.limits, limits)
+        if unlimited or _given(limits):
+            await queries.limit_account(database, account.id, merged)
+        return merged
+
+    document = _with_database(settings, work).render()
+    click.echo(json.dumps({"name": name, "limits": document}) if as_json else _short(document) or "no limits")
+
+
+def _changes(name: str | None, scopes: Sequence[KeyScope], days: float | None) -> KeyChanges:
+    changes = KeyChanges()
+    if name is not None:
+        changes["name"] = name
+    if scopes:
+        changes["scopes"] = list(dict.fromkeys(scopes))
+    if days is not None:
+        changes["expires_at"] = datetime.now(UTC) + timedelta(days=days)
+    return changes
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+def _merge(present: dict[str, Any], options: dict[str, Any]) -> Limits:
+    """Return the present limits with those that the options name in their place.
+
+    Raises:
+        click.ClickException: One of them is not valid.
+    """
     try:
-        with_database(settings, lambda database: queries.revoke_key(database, key_id))
+        return parse_body(Limits, orjson.dumps({**present, **_given(options)}))
+    except InvalidRequestError as error:
+        raise click.ClickException(error.message) from error
+
+
+def _with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
+    """Do something with the database.
+
+    Raises:
+        click.ClickException: There is no such key or account.
+    """
+    try:
+        return with_database(settings, work)
     except NotFoundError as error:
         raise click.ClickException(error.message) from error
-    click.echo(f"Revoked {key_id}.")
+
+
+async def _get(database: Database, key_id: str) -> Row:
+    row = await queries.find_key(database, key_id)
+    if row is None:
+        raise no_such_key(key_id)
+    return row
+
+
+async def _get_account(database: Database, name: str) -> Row:
+    row = await queries.find_account(database, name=name)
+    if row is None:
+        raise no_such_account(name)
+    return row
+
+
+def _show_once(row: Row, key: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({**render_key(row), "key": key}))
+        return
+    click.echo(key)
+    click.echo(f"This is key {row.id} of account {row.account}. It is shown only now: keep it.", err=True)
+    if row.previous_expires_at is not None and row.previous_expires_at > time.time():
+        click.echo(f"The one before works until {_time(row.previous_expires_at)} UTC.", err=True)
+
+
+def _show(row: Row, *, as_json: bool) -> None:
+    document = render_key(row)
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    document |= {"scopes": " ".join(row.scopes), "limits": _short(row.limits)}
+    table = Table("", "", box=None, show_header=False)
+    for name, value in document.items():
+        if value in (None, "") or name == "object":
+            continue
+        table.add_row(name, cell(_time(value) if name.endswith("_at") else value))
+    show(table)
+
+
+def _short(limits: dict[str, Any]) -> str:
+    """Return limits as a table has them: `60 rpm, 25 USD a month, only demo gpt-*`."""
+    parts = [text.format(limits[name]) for name, text in _SHORT.items() if limits.get(name) is not None]
+    if limits.get("models") is not None:
+        parts.append(f"only {' '.join(limits['models'])}")
+    if limits.get("wait"):
+        parts.append("waits")
+    return ", ".join(parts)
+
+
+def _time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"

@@ -46,6 +46,6 @@ def cell(text: object) -> Text:
     )
 
 
-def show(table: Table) -> None:
-    """Print a table, in a terminal as wide as that is."""
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+def show(shown: Table | Text) -> None:
+    """Print a table or a line, in a terminal as wide as that is."""
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(shown)

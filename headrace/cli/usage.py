@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from decimal import Decimal
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from headrace.cli.operators import cell, json_option, show, with_database
+from headrace.database import Database
+from headrace.errors import HeadraceError
+from headrace.keys.queries import find_account
 from headrace.settings import Settings
-from headrace.usage.queries import Group, all_usage, render_cost
+from headrace.usage.queries import (
+    ask,
+    correct_usage,
+    known_metadata_keys,
+    render_amounts,
+    render_cost,
+    statement_of_month,
+)
+from headrace.usage.question import Bucket, Question, parse_groups, parse_zone
+from headrace.usage.rollups import rebuild_rollups, verify_rollups
 
 _LONGEST_DAYS = 36_500
+_MOST_ROWS = 100_000
 _AMOUNTS = {
     "requests": "requests",
     "prompt_tokens": "prompt",
@@ -26,9 +46,12 @@ _AMOUNTS = {
     "estimated_requests": "estimated",
     "unpriced_requests": "unpriced",
 }
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+_BAR = 48
+_OTHERS = "others"
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--days",
     type=click.IntRange(1, _LONGEST_DAYS),
@@ -39,30 +62,225 @@ _AMOUNTS = {
 @click.option(
     "--by",
     "groups",
-    type=click.Choice(Group, case_sensitive=False),
     multiple=True,
-    default=[Group.MODEL],
+    default=["model"],
     show_default="model",
-    help="What to tell apart; may be given several times.",
+    help="What to tell apart, such as model, key, user, account or metadata.KEY; may be given several times.",
+)
+@click.option("--per", type=click.Choice(["hour", "day", "month"]), help="Tell these apart too, and draw them.")
+@click.option("--zone", help="Of hours, days and months, such as Europe/Berlin.  [default: UTC]")
+@click.option(
+    "--of", "measure", type=click.Choice(["cost", "tokens", "requests"]), default="cost", help="What to draw."
 )
 @click.option("--account", help="Only this account's usage.")
 @json_option
-@click.pass_obj
-def usage(settings: Settings, days: int, groups: Sequence[Group], account: str | None, as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV for scripts.")
+@click.pass_context
+def usage(  # noqa: PLR0917  (click passes them by name)
+    context: click.Context,
+    days: int,
+    groups: Sequence[str],
+    per: str | None,
+    zone: str | None,
+    measure: str,
+    account: str | None,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
     """Show who used what. Costs are in USD."""
-    columns = list(dict.fromkeys(groups))
-    start = int(time.time()) - days * 86_400
-    rows = with_database(settings, lambda database: all_usage(database, start=start, group_by=columns, account=account))
-    if as_json:
-        click.echo(json.dumps([{**row._asdict(), "cost": render_cost(row.cost)} for row in rows]))
+    if context.invoked_subcommand is not None:
         return
-    table = Table(box=None, header_style="bold", show_footer=True, footer_style="bold")
-    for index, group in enumerate(columns):
-        table.add_column(group.value, "" if index else "total", no_wrap=group is Group.KEY)
-    for amount, heading in _AMOUNTS.items():
-        table.add_column(heading, f"{sum(getattr(row, amount) for row in rows):,}", justify="right")
-    table.add_column("cost, USD", render_cost(sum((row.cost for row in rows), start=Decimal())), justify="right")
+    end = int(time.time()) + 1
+
+    async def answer(database: Database) -> tuple[Question, list[dict[str, Any]]]:
+        question = Question(
+            account_ids=await _account_ids(database, account),
+            start=end - days * 86_400,
+            end=end,
+            bucket=None if per is None else Bucket(per),
+            zone=parse_zone(zone),
+            groups=parse_groups(",".join(groups)),
+            metadata_keys=await known_metadata_keys(database),
+        )
+        question.check()
+        return question, await ask(database, question, limit=_MOST_ROWS)
+
+    question, rows = _told(context.obj, answer)
+    data = [render_amounts(row) for row in rows]
+    if as_json:
+        click.echo(json.dumps(data))
+    elif as_csv:
+        _print_csv(data)
+    else:
+        if per is not None:
+            _draw(question, rows, measure)
+        _show_table(question, rows)
+
+
+async def _account_ids(database: Database, account: str | None) -> list[str] | None:
+    if account is None:
+        return None
+    found = await find_account(database, name=account)
+    return [] if found is None else [found.id]
+
+
+def _told(settings: Settings, answer: Any) -> Any:
+    try:
+        return with_database(settings, answer)
+    except HeadraceError as error:
+        raise click.UsageError(error.message) from error
+
+
+def _print_csv(data: Sequence[dict[str, Any]]) -> None:
+    if data:
+        writer = csv.DictWriter(sys.stdout, list(data[0]))
+        writer.writeheader()
+        writer.writerows(data)
+
+
+def _show_table(question: Question, rows: Sequence[dict[str, Any]]) -> None:
+    groups = question.groups
+    summed: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        amounts = (f"{getattr(row, amount):,}" for amount in _AMOUNTS)
-        table.add_row(*(cell(getattr(row, group)) for group in columns), *amounts, render_cost(row.cost))
+        key = tuple(row[name] for name in groups)
+        total = summed.setdefault(key, dict.fromkeys([*_AMOUNTS, "cost"], 0))
+        for name in (*_AMOUNTS, "cost"):
+            total[name] += _amount(row, name)
+    ordered = sorted(summed.items(), key=lambda item: (-item[1]["cost"], -item[1]["total_tokens"], str(item[0])))
+    table = Table(box=None, header_style="bold", show_footer=True, footer_style="bold")
+    for index, group in enumerate(groups):
+        table.add_column(group, "" if index else "total", no_wrap=group == "key")
+    for amount, heading in _AMOUNTS.items():
+        table.add_column(heading, f"{sum(total[amount] for _, total in ordered):,}", justify="right")
+    cost = sum((total["cost"] for _, total in ordered), start=Decimal())
+    table.add_column("cost, USD", render_cost(cost), justify="right")
+    for key, total in ordered:
+        amounts = (f"{total[amount]:,}" for amount in _AMOUNTS)
+        table.add_row(*map(cell, key), *amounts, render_cost(Decimal(total["cost"])))
     show(table)
+
+
+def _amount(row: dict[str, Any], name: str) -> Any:
+    return row["prompt_tokens"] + row["completion_tokens"] if name in {"total_tokens", "tokens"} else row[name]
+
+
+def _draw(question: Question, rows: Sequence[dict[str, Any]], measure: str) -> None:
+    """Draw a bar for each bucket, its parts the largest groups."""
+    sizes: defaultdict[str, Decimal] = defaultdict(Decimal)
+    bars: defaultdict[int, defaultdict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
+    for row in rows:
+        name = " ".join(str(row[group] or "-") for group in question.groups) or "all"
+        sizes[name] += _amount(row, measure)
+        bars[row["start_time"]][name] += _amount(row, measure)
+    largest = sorted(sizes, key=lambda name: -sizes[name])[: len(_COLOURS)]
+    colours = dict(zip(largest, _COLOURS, strict=False))
+    longest = max((sum(bar.values()) for bar in bars.values()), default=Decimal()) or Decimal(1)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for start in sorted(bars):
+        text = Text()
+        for name in (*largest, _OTHERS):
+            parts = [
+                size
+                for group, size in bars[start].items()
+                if group == name or (name == _OTHERS and group not in colours)
+            ]
+            text.append("█" * round(_BAR * sum(parts) / longest), colours.get(name, "bright_black"))
+        total = sum(bars[start].values(), start=Decimal())
+        table.add_row(_when(start, question.bucket, question.zone), text, _figure(total, measure))
+    show(table)
+    legend = Text("  ").join(Text.assemble(("█ ", colour), name) for name, colour in colours.items())
+    if len(sizes) > len(colours):
+        legend.append_text(Text.assemble("  ", ("█ ", "bright_black"), _OTHERS))
+    show(legend)
+    click.echo()
+
+
+def _when(start: int, bucket: Bucket | None, zone: ZoneInfo) -> str:
+    form = {Bucket.HOUR: "%Y-%m-%d %H:%M", Bucket.MONTH: "%Y-%m"}.get(bucket or Bucket.DAY, "%Y-%m-%d")
+    return f"{datetime.fromtimestamp(start, zone):{form}}"
+
+
+def _figure(total: Decimal, measure: str) -> str:
+    return f"{total:,.4f} USD" if measure == "cost" else f"{total:,.0f}"
+
+
+@usage.command()
+@click.option("--repair", is_flag=True, help="Make what is wrong anew from the ledger.")
+@json_option
+@click.pass_obj
+def verify(settings: Settings, repair: bool, as_json: bool) -> None:
+    """Add the ledger up anew and compare: exits with 1 if anything differs."""
+    found = with_database(settings, verify_rollups)
+    wrong = bool(found.differences or found.counted_twice)
+    if as_json:
+        click.echo(json.dumps({**found._asdict(), "equal": not wrong}))
+    else:
+        click.echo(f"{found.rows:,} rows, {found.cells:,} cells: ", nl=False)
+        click.echo("all equal." if not wrong else f"{found.differences:,} differ.")
+        if found.counted_twice:
+            click.echo(f"{found.counted_twice:,} jobs are counted more than once.")
+    if found.differences and repair:
+
+        async def rebuild(database: Database) -> int:
+            return await rebuild_rollups(database, metadata_keys=settings.usage_metadata_keys)
+
+        click.echo(f"Made anew from {with_database(settings, rebuild):,} rows.", err=True)
+        wrong = bool(found.counted_twice)
+    if wrong:
+        raise SystemExit(1)
+
+
+@usage.command()
+@click.argument("job_id")
+@click.option("--prompt-tokens", type=int, default=0, help="To add; negative takes away.")
+@click.option("--completion-tokens", type=int, default=0, help="To add; negative takes away.")
+@click.option("--cost", default="0", help="USD to add; negative takes away.")
+@click.option("--note", required=True, help="Why.")
+@click.pass_obj
+def correct(  # noqa: PLR0917  (click passes them by name)
+    settings: Settings, job_id: str, prompt_tokens: int, completion_tokens: int, cost: str, note: str
+) -> None:
+    """Correct what a job was counted with, by a row of its own as of now."""
+    try:
+        amount = Decimal(cost)
+    except InvalidOperation as error:
+        raise click.BadParameter("expected a number of USD", param_hint="--cost") from error
+    if not amount.is_finite():
+        raise click.BadParameter("expected a number of USD", param_hint="--cost")
+
+    async def add(database: Database) -> bool:
+        return await correct_usage(
+            database,
+            job_id,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost=amount,
+            note=note,
+        )
+
+    if not with_database(settings, add):
+        raise click.ClickException(f"The ledger has no job {job_id}.")
+    click.echo(f"Corrected {job_id}.")
+
+
+@usage.command()
+@click.argument("month")
+@click.option("--account", help="Only this account's.")
+@click.pass_obj
+def statement(settings: Settings, month: str, account: str | None) -> None:
+    """Print what was used in a MONTH, such as 2026-11 (UTC), as CSV whose sum is the ledger's."""
+    try:
+        datetime.strptime(month, "%Y-%m")  # noqa: DTZ007  (a month has no zone)
+    except ValueError as error:
+        raise click.BadParameter("expected a month such as 2026-11", param_hint="MONTH") from error
+
+    async def answer(database: Database) -> Sequence[Any]:
+        return await statement_of_month(database, month, await _account_ids(database, account))
+
+    rows = with_database(settings, answer)
+    _print_csv(
+        [
+            {name: f"{value:f}" if isinstance(value, Decimal) else value for name, value in row._asdict().items()}
+            for row in rows
+        ]
+    )

@@ -16,17 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from headrace.chat.usage import TokenUsage
 from headrace.database import Database, Row, execute
 from headrace.jobs.state import State
 from headrace.jobs.tables import jobs
 from headrace.keys.tables import accounts
+from headrace.usage.spent import SpentUsage
 from headrace.usage.tables import usage
 
 
@@ -97,15 +96,6 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class SpentUsage:
-    """Tokens of one attempt, who answered, and the cost in USD if the model has a price."""
-
-    provider: str
-    tokens: TokenUsage
-    cost: Decimal | None
-
-
-@dataclass(frozen=True, slots=True)
 class FinishedJob:
     """The end of an attempt, as the worker that holds it saw it."""
 
@@ -135,6 +125,22 @@ class MovedJob:
 
 
 _TRANSACTION = "pg_current_xact_id()::text::bigint"
+
+_SPENT = """INSERT INTO usage (
+        kind, job_id, attempt, account_id, key_id, model, agent_id, batch_id, metadata, tier, streamed, queue_ms,
+        first_token_ms, duration_ms, provider, answered_model, end_user, prompt_tokens, completion_tokens,
+        cached_tokens, reasoning_tokens, cache_write_tokens, prompt_audio_tokens, completion_audio_tokens, estimated,
+        cost, price)"""
+_SPENDER = (
+    "jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.agent_id, jobs.batch_id, jobs.metadata, "
+    "jobs.tier, jobs.streamed, (extract(epoch FROM jobs.started_at - jobs.created_at) * 1000)::int AS queue_ms, "
+    "(extract(epoch FROM jobs.first_token_at - jobs.created_at) * 1000)::int AS first_token_ms, "
+    "(extract(epoch FROM now() - jobs.created_at) * 1000)::int AS duration_ms"
+)
+_OF_SPENDER = (
+    "id, attempt, account_id, key_id, model, agent_id, batch_id, metadata, tier, streamed, queue_ms, "
+    "first_token_ms, duration_ms"
+)
 
 
 def _tallied(moved: str) -> str:
@@ -329,10 +335,11 @@ WITH ended AS MATERIALIZED (
         %(error)b::text[], %(delta_count)b::int[], %(first_token)b::float8[],
         %(first_seq)b::int[], %(last_seq)b::int[], %(chunks)b::text[],
         %(prompt)b::bigint[], %(completion)b::bigint[], %(cached)b::bigint[], %(reasoning)b::bigint[],
-        %(written)b::bigint[], %(estimated)b::bool[], %(cost)b::numeric[], %(record)b::text[])
+        %(written)b::bigint[], %(prompt_audio)b::bigint[], %(completion_audio)b::bigint[], %(estimated)b::bool[],
+        %(cost)b::numeric[], %(price)b::text[], %(answered_model)b::text[], %(end_user)b::text[], %(record)b::text[])
     AS ended (id, attempt, state, provider, response, error, delta_count, first_token, first_seq, last_seq, chunks,
-              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost,
-              record)
+              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
+              prompt_audio_tokens, completion_audio_tokens, estimated, cost, price, answered_model, end_user, record)
 ), finished AS (
     UPDATE jobs SET state = ended.state, finished_at = now(), finished_in = {_TRANSACTION},
                     lease_until = NULL, provider = ended.provider,
@@ -346,7 +353,7 @@ WITH ended AS MATERIALIZED (
                     first_token_at = now() - ended.first_token * interval '1 second'
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING jobs.id, jobs.account_id, jobs.key_id, jobs.model, jobs.agent_id, jobs.batch_id, jobs.deleted_at
+    RETURNING {_SPENDER}, jobs.deleted_at
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
     SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
@@ -355,11 +362,10 @@ WITH ended AS MATERIALIZED (
 ), erased AS (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, batch_id, provider,
-                       prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
-                       estimated, cost)
-    SELECT id, attempt, false, account_id, key_id, model, agent_id, batch_id, provider, prompt_tokens,
-           completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, estimated, cost
+    {_SPENT}
+    SELECT 'counted', {_OF_SPENDER}, ended.provider, answered_model, end_user, prompt_tokens,
+           completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, prompt_audio_tokens,
+           completion_audio_tokens, estimated, cost, price::jsonb
     FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
 ), tallied AS (
     INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
@@ -407,8 +413,13 @@ def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
         "cached": [row and row.tokens.cached_tokens for row in spent],
         "reasoning": [row and row.tokens.reasoning_tokens for row in spent],
         "written": [row and row.tokens.cache_write_tokens for row in spent],
+        "prompt_audio": [row and row.tokens.prompt_audio_tokens for row in spent],
+        "completion_audio": [row and row.tokens.completion_audio_tokens for row in spent],
         "estimated": [row and row.tokens.estimated for row in spent],
         "cost": [row and row.cost for row in spent],
+        "price": [row and row.price for row in spent],
+        "answered_model": [row and row.model for row in spent],
+        "end_user": [row and row.end_user for row in spent],
     }
 
 
@@ -426,16 +437,15 @@ WITH put_back AS (
                                  ELSE tried || (%(record)s::jsonb
                                                 || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING id, account_id, key_id, model, agent_id, batch_id, state
+    RETURNING {_SPENDER}, attempt, state
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
-    INSERT INTO usage (job_id, attempt, discarded, account_id, key_id, model, agent_id, batch_id, provider,
-                       prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
-                       estimated, cost)
-    SELECT id, %(attempt)s, true, account_id, key_id, model, agent_id, batch_id, %(provider)s,
+    {_SPENT}
+    SELECT 'discarded', {_OF_SPENDER}, %(provider)s, %(answered_model)s, %(end_user)s,
            %(prompt)s::bigint, %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint,
-           %(estimated)s::bool, %(cost)s::numeric
+           %(prompt_audio)s::bigint, %(completion_audio)s::bigint, %(estimated)s::bool, %(cost)s::numeric,
+           %(price)s::jsonb
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
 {_tallied("put_back")}
 SELECT state FROM put_back
@@ -813,7 +823,13 @@ _VIEW = sa.select(
     usage.c.cache_write_tokens,
     usage.c.estimated,
     usage.c.cost,
-).select_from(jobs.outerjoin(usage, sa.and_(usage.c.job_id == jobs.c.id, ~usage.c.discarded)))
+).select_from(
+    jobs.outerjoin(
+        usage,
+        # Both are the clock of the statement that ended the job: so one partition of the ledger is looked at.
+        sa.and_(usage.c.job_id == jobs.c.id, usage.c.created_at == jobs.c.finished_at, usage.c.kind == "counted"),
+    )
+)
 
 
 async def get_job(database: Database, job_id: str, account_id: str) -> Row | None:

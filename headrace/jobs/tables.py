@@ -22,6 +22,7 @@ jobs = sa.Table(
     sa.Column("custom_id", sa.Text, comment="The name that the batch's client gave it"),
     sa.Column("request", sa.Text, comment="The client's JSON as it came; null once erased"),
     sa.Column("metadata", JSONB),
+    sa.Column("reserved_cost", sa.Numeric(20, 10), comment="USD that its limits hold back until it has ended"),
     sa.Column("tier", sa.Text, nullable=False, comment="Which queue wakes a worker for it"),
     sa.Column("background", sa.Boolean, nullable=False, comment="It runs on when the client that sent it is gone"),
     sa.Column("streamed", sa.Boolean, nullable=False, comment="The client that sent it reads deltas"),

@@ -1,4 +1,4 @@
-"""Every statement on accounts and API keys. A key is shown when it is created and stored as its hash alone."""
+"""Every statement on accounts and API keys. A key is shown when it is made and stored as its hash alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Literal, TypedDict
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -16,18 +17,42 @@ from headrace.database import Database, Row, execute
 from headrace.errors import NotFoundError
 from headrace.ids import new_id
 from headrace.keys.tables import accounts, api_keys
+from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 
 DEFAULT_ACCOUNT = "default"
 
+KeyScope = Literal["admin", "usage:read", "keys:write"]
+"""What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from."""
+    """Who a request comes from, and the limits that the key and its account have."""
 
     account_id: str
     key_id: str
     scopes: frozenset[str]
+    limits: Limits
+    account_limits: Limits
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it may do everything, in all accounts."""
+        return "admin" in self.scopes
+
+    def may(self, scope: str) -> bool:
+        """Tell whether it has a scope; an administrator has each."""
+        return self.is_admin or scope in self.scopes
+
+
+class KeyChanges(TypedDict, total=False):
+    """What may be said of a key; what is left out stays as it is."""
+
+    name: str
+    scopes: Sequence[str]
+    limits: Limits
+    expires_at: datetime | None
 
 
 def hash_key(key: str) -> bytes:
@@ -35,19 +60,52 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+def _new_key() -> str:
+    return "hr_" + secrets.token_urlsafe(32)
+
+
+def _hint(key: str, *, given: bool = False) -> str:
+    """Return a key's first characters; of one that a person may have thought up, fewer."""
+    return key[: 4 if given else 7]
+
+
 _FIND = """
-SELECT account_id, id, scopes FROM api_keys
-WHERE hash = %(hash)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits
+FROM api_keys JOIN accounts ON accounts.id = account_id
+WHERE (hash = %(hash)s OR previous_hash = %(hash)s AND previous_expires_at > now())
+      AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 """
 
 
 async def find_principal(database: Database, key_hash: bytes) -> Principal | None:
-    """Return whose key has this hash, or None if it is unknown, revoked or expired: one look-up whichever it is."""
+    """Return whose key has this hash, or had it before a rotation whose overlap lasts.
+
+    It is None if the key is unknown, revoked or expired: one look-up whichever it is.
+    """
     rows = await execute(database.relaxed, _FIND, {"hash": key_hash})
-    return Principal(rows[0][0], rows[0][1], frozenset(rows[0][2])) if rows else None
+    if not rows:
+        return None
+    account_id, key_id, scopes, limits, account_limits = rows[0]
+    return Principal(account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits))
 
 
-async def _ensure_account(database: Database, name: str) -> str:
+# A key that another process is just marking is left to that one: nobody waits, and none can be in another's way.
+_MARK_USED = """
+UPDATE api_keys SET last_used_at = now() WHERE id IN (
+    SELECT id FROM api_keys
+    WHERE id = ANY(%(ids)s) AND (last_used_at IS NULL OR last_used_at <= now() - interval '1 minute')
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
+
+async def mark_used(database: Database, key_ids: Sequence[str]) -> None:
+    """Keep that keys are in use now; one that was marked within the last minute stays as it is."""
+    await execute(database.relaxed, _MARK_USED, {"ids": list(key_ids)})
+
+
+async def ensure_account(database: Database, name: str) -> str:
+    """Return the id of the account by this name, which is made if it is new."""
     statement = (
         insert(accounts)
         .values(id=new_id("acct"), name=name)
@@ -58,66 +116,155 @@ async def _ensure_account(database: Database, name: str) -> str:
     return account_id
 
 
+async def find_account(database: Database, *, name: str | None = None, account_id: str | None = None) -> Row | None:
+    """Return the `id`, `name`, `limits` and `created_at` (Unix seconds) of the account by this name or id, if any."""
+    query = sa.select(accounts.c.id, accounts.c.name, accounts.c.limits, _seconds(accounts.c.created_at))
+    query = query.where(accounts.c.name == name if account_id is None else accounts.c.id == account_id)
+    rows = await execute(database.relaxed, query)
+    return rows[0] if rows else None
+
+
+async def limit_account(database: Database, account_id: str, limits: Limits) -> None:
+    """Set the limits of all keys of an account together."""
+    await execute(
+        database.durable, sa.update(accounts).where(accounts.c.id == account_id).values(limits=limits.render())
+    )
+
+
 async def create_key(
     database: Database,
     *,
     account: str = DEFAULT_ACCOUNT,
+    account_id: str | None = None,
     name: str = "",
     scopes: Sequence[str] = (),
+    limits: Limits | None = None,
     expires_at: datetime | None = None,
-    key: str | None = None,
-    bootstrap: bool = False,
 ) -> tuple[str, str]:
-    """Create a key, and its account if that is new. Returns the key's id and the key, which is not to be had again."""
-    secret = key or "hr_" + secrets.token_urlsafe(32)
+    """Create a key in the account with this id, or else in the one by this name, which is made if it is new.
+
+    Returns the key's id and the key, which is not to be had again.
+    """
+    key = _new_key()
     statement = insert(api_keys).values(
         id=new_id("key"),
-        account_id=await _ensure_account(database, account),
+        account_id=account_id or await ensure_account(database, account),
         name=name,
-        hash=hash_key(secret),
-        hint=secret[: 7 if key is None else 4],
+        hash=hash_key(key),
+        hint=_hint(key),
         scopes=list(scopes),
+        limits={} if limits is None else limits.render(),
         expires_at=expires_at,
-        bootstrap=bootstrap,
     )
-    if bootstrap:
-        statement = statement.on_conflict_do_update(
-            index_elements=["hash"], set_={"revoked_at": None, "scopes": list(scopes)}
-        )
+    statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": statement.excluded.id})
     key_id: str = (await execute(database.durable, statement.returning(api_keys.c.id)))[0][0]
-    return key_id, secret
+    return key_id, key
 
 
 async def ensure_bootstrap_key(database: Database, key: str) -> None:
     """Make this the one bootstrap key: an admin's, in the default account. An earlier one is revoked."""
-    key_id, _ = await create_key(database, name="bootstrap", scopes=["admin"], key=key, bootstrap=True)
-    statement = (
-        sa.update(api_keys)
-        .where(api_keys.c.bootstrap, api_keys.c.id != key_id, api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=sa.func.now())
+    statement = insert(api_keys).values(
+        id=new_id("key"),
+        account_id=await ensure_account(database, DEFAULT_ACCOUNT),
+        name="bootstrap",
+        hash=hash_key(key),
+        hint=_hint(key, given=True),
+        scopes=["admin"],
+        bootstrap=True,
     )
-    await execute(database.durable, statement)
+    made = {"revoked_at": None, "expires_at": None, "scopes": ["admin"], "bootstrap": True}
+    statement = statement.on_conflict_do_update(index_elements=["hash"], set_=made)
+    key_id = (await execute(database.durable, statement.returning(api_keys.c.id)))[0][0]
+    earlier = sa.and_(api_keys.c.bootstrap, api_keys.c.id != key_id, api_keys.c.revoked_at.is_(None))
+    await execute(database.durable, sa.update(api_keys).where(earlier).values(revoked_at=sa.func.now()))
 
 
-async def list_keys(database: Database, *, account: str | None = None) -> Sequence[Row]:
-    """Return the keys of an account, or of all, oldest first; never the keys themselves."""
-    query = (
-        sa.select(
-            api_keys.c.id,
-            accounts.c.name.label("account"),
-            api_keys.c.name,
-            api_keys.c.hint,
-            api_keys.c.scopes,
-            api_keys.c.created_at,
-            api_keys.c.expires_at,
-            api_keys.c.revoked_at,
-        )
-        .join_from(api_keys, accounts)
-        .order_by(api_keys.c.id)
-    )
-    if account is not None:
-        query = query.where(accounts.c.name == account)
+def _seconds(column: sa.Column[Any]) -> sa.Label[int]:
+    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger).label(column.name)
+
+
+# What is valid is decided by the database's clock alone, as in `find_principal`.
+_STATUS = sa.case(
+    (api_keys.c.revoked_at.is_not(None), "revoked"),
+    (api_keys.c.expires_at <= sa.func.now(), "expired"),
+    else_="active",
+).label("status")
+_KEYS = sa.select(
+    api_keys.c.id,
+    api_keys.c.name,
+    api_keys.c.account_id,
+    accounts.c.name.label("account"),
+    api_keys.c.hint,
+    api_keys.c.scopes,
+    api_keys.c.limits,
+    _seconds(api_keys.c.created_at),
+    _seconds(api_keys.c.expires_at),
+    _seconds(api_keys.c.revoked_at),
+    _seconds(api_keys.c.last_used_at),
+    _seconds(api_keys.c.previous_expires_at),
+    _STATUS,
+    api_keys.c.bootstrap,
+).join_from(api_keys, accounts)
+
+
+async def list_keys(
+    database: Database,
+    *,
+    account_id: str | None = None,
+    include_revoked: bool = True,
+    after: str | None = None,
+    limit: int | None = None,
+    descending: bool = False,
+) -> Sequence[Row]:
+    """Return up to `limit` keys past the key `after` of an account, or of all, in order of creation.
+
+    A row is what is to be known of a key, with its times in Unix seconds; never the key itself nor its hash.
+    """
+    query = _KEYS.order_by(api_keys.c.id.desc() if descending else api_keys.c.id).limit(limit)
+    if account_id is not None:
+        query = query.where(api_keys.c.account_id == account_id)
+    if not include_revoked:
+        query = query.where(api_keys.c.revoked_at.is_(None))
+    if after is not None:
+        query = query.where(api_keys.c.id < after if descending else api_keys.c.id > after)
     return await execute(database.relaxed, query)
+
+
+async def find_key(database: Database, key_id: str, *, account_id: str | None = None) -> Row | None:
+    """Return a key as `list_keys` does, or None if there is none, or none of that account."""
+    query = _KEYS.where(api_keys.c.id == key_id)
+    if account_id is not None:
+        query = query.where(api_keys.c.account_id == account_id)
+    rows = await execute(database.relaxed, query)
+    return rows[0] if rows else None
+
+
+async def update_key(database: Database, key_id: str, changes: KeyChanges) -> None:
+    """Change what is named of a key. It has its effect within a second."""
+    if not changes:
+        return
+    values: dict[str, Any] = {**changes}
+    if "limits" in changes:
+        values["limits"] = changes["limits"].render()
+    await execute(database.durable, sa.update(api_keys).where(api_keys.c.id == key_id).values(values))
+
+
+_ROTATE = """
+UPDATE api_keys SET previous_hash = hash, hash = %(hash)s, hint = %(hint)s,
+                    previous_expires_at = now() + make_interval(secs => %(overlap)s)
+WHERE id = %(id)s AND hash <> %(hash)s
+"""
+
+
+async def rotate_key(database: Database, key_id: str, *, overlap_seconds: float) -> str:
+    """Give a key a new secret and return that, which is not to be had again.
+
+    The one before works for `overlap_seconds` more. One from before that, whose overlap lasted, works no longer.
+    """
+    key = _new_key()
+    parameters = {"id": key_id, "hash": hash_key(key), "hint": _hint(key), "overlap": overlap_seconds}
+    await execute(database.durable, _ROTATE, parameters)
+    return key
 
 
 async def revoke_key(database: Database, key_id: str) -> None:
@@ -142,7 +289,7 @@ def create_first_key(settings: Settings) -> str | None:
     async def create() -> str | None:
         database = Database.connect(settings.database_url, connections=1)
         try:
-            if settings.bootstrap_key is not None or await list_keys(database):
+            if settings.bootstrap_key is not None or await list_keys(database, limit=1):
                 return None
             return (await create_key(database, name="first", scopes=["admin"]))[1]
         finally:

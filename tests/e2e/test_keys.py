@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+from decimal import Decimal
+from typing import Any
 
 import httpx
 import psycopg
@@ -15,6 +17,9 @@ from tests.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, connect
 
 Database = psycopg.AsyncConnection[DictRow]
+Json = dict[str, Any]
+
+UNKNOWN = "key_" + "0" * 32
 
 
 def unknown_key() -> str:
@@ -91,6 +96,14 @@ async def test_an_unknown_a_revoked_and_an_expired_key_are_told_the_same(
         ("GET", "/chat/completions/chatcmpl-" + "0" * 32),
         ("GET", "/models"),
         ("GET", "/models/renamed"),
+        ("GET", "/api-keys"),
+        ("POST", "/api-keys"),
+        ("GET", f"/api-keys/{UNKNOWN}"),
+        ("POST", f"/api-keys/{UNKNOWN}"),
+        ("POST", f"/api-keys/{UNKNOWN}/rotate"),
+        ("DELETE", f"/api-keys/{UNKNOWN}"),
+        ("GET", "/account"),
+        ("POST", "/account"),
     ],
 )
 async def test_every_path_asks_for_a_key(anonymous: httpx.AsyncClient, method: str, path: str) -> None:
@@ -168,12 +181,110 @@ async def test_two_keys_of_one_account_see_the_same_jobs(service: Service, model
         assert (await second.get(f"/jobs/{job_id}")).status_code == 200
 
 
-async def test_revoking_a_key_that_is_not_there_fails_plainly(service: Service) -> None:
-    with pytest.raises(AssertionError) as failed:
-        service.run("keys", "revoke", "key_" + "0" * 32)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("revoke", UNKNOWN),
+        ("show", UNKNOWN),
+        ("update", UNKNOWN, "--name", "x"),
+        ("rotate", UNKNOWN),
+        ("list", "--account", "nobody-at-all"),
+        ("limit-account", "nobody-at-all", "--rpm", "1"),
+        ("create", "--account", ""),
+        ("create", "--scope", "root"),
+        ("create", "--rpm", "0"),
+        ("create", "--monthly-budget", "-1"),
+        ("create", "--daily-budget", "much"),
+        ("create", "--days", "0"),
+    ],
+    ids=" ".join,
+)
+async def test_what_cannot_be_done_is_told_plainly(service: Service, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError, match="Error: ") as failed:
+        service.run("keys", *arguments)
     assert "Traceback" not in str(failed.value)
 
 
-async def test_what_create_prints_as_json_is_one_object(service: Service) -> None:
-    printed = service.run("keys", "create", "--account", "scripted", "--json")
-    assert {"id", "key", "account"} <= json.loads(printed).keys()
+def printed(service: Service, *arguments: str) -> Json:
+    document: Json = json.loads(service.run("keys", *arguments, "--json"))
+    return document
+
+
+def without_key(document: Json) -> Json:
+    return {name: value for name, value in document.items() if name != "key"}
+
+
+async def test_the_commands_and_http_show_a_key_alike(service: Service, client: httpx.AsyncClient) -> None:
+    created = printed(
+        service,
+        *("create", "--account", "scripted", "--name", "ci", "--scope", "usage:read", "--days", "30", "--rpm", "60"),
+        *("--tpm", "1000", "--in-flight", "4", "--queued", "100", "--daily-budget", "2.50", "--monthly-budget", "25"),
+        *("--model", "fake*", "--model", "demo", "--wait"),
+    )
+    assert created["scopes"] == ["usage:read"]
+    assert created["limits"] == {
+        "requests_per_minute": 60,
+        "tokens_per_minute": 1000,
+        "jobs_in_flight": 4,
+        "jobs_queued": 100,
+        "daily_budget": created["limits"]["daily_budget"],
+        "monthly_budget": "25",
+        "models": ["fake*", "demo"],
+        "wait": True,
+    }
+    assert Decimal(created["limits"]["daily_budget"]) == Decimal("2.5")
+    assert printed(service, "show", created["id"]) == without_key(created)
+    assert (await client.get(f"/api-keys/{created['id']}")).json() == without_key(created)
+    listed = json.loads(service.run("keys", "list", "--account", "scripted", "--json"))
+    assert without_key(created) in listed
+
+
+async def test_a_key_is_changed_rotated_and_revoked_by_commands(service: Service) -> None:
+    created = printed(service, "create", "--account", "changing", "--admin", "--rpm", "60", "--queued", "5")
+    assert created["scopes"] == ["admin"]
+    changed = printed(service, "update", created["id"], "--name", "new", "--scope", "keys:write", "--rpm", "90")
+    assert (changed["name"], changed["scopes"]) == ("new", ["keys:write"])
+    assert changed["limits"] == {"requests_per_minute": 90, "jobs_queued": 5}
+    fewer = printed(service, "update", created["id"], "--unlimited", "--model", "demo")
+    assert fewer == {**changed, "limits": {"models": ["demo"]}}
+    assert printed(service, "update", created["id"], "--unlimited")["limits"] == {}
+
+    rotated = printed(service, "rotate", created["id"], "--overlap-hours", "0.5")
+    assert rotated["id"] == created["id"]
+    assert rotated["previous_expires_at"] is not None
+    for key in (created["key"], rotated["key"]):
+        async with connect(service, key) as client:
+            assert (await client.get("/jobs")).status_code == 200
+
+    service.run("keys", "revoke", created["id"])
+    assert created["id"] not in service.run("keys", "list", "--account", "changing")
+    assert created["id"] in service.run("keys", "list", "--account", "changing", "--all")
+    for command in ("update", "rotate"):
+        with pytest.raises(AssertionError, match="revoked"):
+            service.run("keys", command, created["id"])
+
+
+async def test_the_tables_show_limits_in_short(service: Service) -> None:
+    created = printed(service, "create", "--account", "tabled", "--rpm", "1500", "--monthly-budget", "25")
+    for shown in (service.run("keys", "list", "--account", "tabled"), service.run("keys", "show", created["id"])):
+        assert "1,500 rpm, 25 USD a month" in shown
+        assert created["key"] not in shown
+    assert "never" in service.run("keys", "list", "--account", "tabled")
+
+
+async def test_an_account_is_limited_by_a_command(service: Service, client: httpx.AsyncClient) -> None:
+    service.create_key("bounded")
+    assert service.run("keys", "limit-account", "bounded").strip() == "no limits"
+    limited = printed(service, "limit-account", "bounded", "--monthly-budget", "100", "--in-flight", "8")
+    assert limited == {"name": "bounded", "limits": {"monthly_budget": "100", "jobs_in_flight": 8}}
+    more = printed(service, "limit-account", "bounded", "--rpm", "10")["limits"]
+    assert more == {**limited["limits"], "requests_per_minute": 10}
+    assert (await client.get("/account", params={"account": "bounded"})).json()["limits"] == more
+    assert service.run("keys", "limit-account", "bounded", "--unlimited").strip() == "no limits"
+
+
+async def test_the_bootstrap_key_is_not_rotated_by_a_command(service: Service) -> None:
+    keys = json.loads(service.run("keys", "list", "--account", "default", "--json"))
+    [bootstrap] = [key for key in keys if key["name"] == "bootstrap"]
+    with pytest.raises(AssertionError, match="HEADRACE_BOOTSTRAP_KEY"):
+        service.run("keys", "rotate", bootstrap["id"])

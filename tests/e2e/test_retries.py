@@ -184,7 +184,7 @@ async def test_a_background_job_that_loses_its_stream_starts_over(
     rows = await (
         await database.execute("SELECT * FROM usage WHERE job_id = %s ORDER BY attempt", [job["id"]])
     ).fetchall()
-    assert [(row["attempt"], row["discarded"]) for row in rows] == [(1, True), (2, False)]
+    assert [(row["attempt"], row["kind"]) for row in rows] == [(1, "discarded"), (2, "counted")]
     assert rows[0]["completion_tokens"] > 0
     assert rows[0]["estimated"]
 

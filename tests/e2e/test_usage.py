@@ -51,7 +51,7 @@ async def test_a_job_has_one_row_with_every_kind_of_token_and_its_cost(
     assert (row["prompt_tokens"], row["completion_tokens"]) == (100, 40)
     assert (row["cached_tokens"], row["reasoning_tokens"]) == (30, 25)
     assert not row["estimated"]
-    assert not row["discarded"]
+    assert row["kind"] == "counted"
     assert row["provider"] == "fake"
     assert row["model"] == model
     # 100 tokens at 2.50 USD a million and 40 at 10.00; no price for cached ones is set.
@@ -121,7 +121,7 @@ async def test_the_ledger_and_the_jobs_say_the_same(
     assert len(jobs) == 15
     cursor = await database.execute(
         "SELECT count(*) AS rows, sum(prompt_tokens) AS prompt, sum(completion_tokens) AS completion, sum(cost) AS cost"
-        " FROM usage WHERE model = %s AND NOT discarded",
+        " FROM usage WHERE model = %s AND kind = 'counted'",
         [model],
     )
     ledger = await cursor.fetchone()

@@ -23,7 +23,8 @@ from psycopg.rows import DictRow
 import headrace.database
 from headrace.database import execute
 from headrace.keys.queries import create_key
-from headrace.usage.queries import Bucket, account_usage
+from headrace.usage.queries import ask
+from headrace.usage.question import GROUPS, Bucket, Question
 from tests.e2e.jobs import chat, completed, refused, submit
 from tests.provider import Json, Provider, answer, chunk, stream, usage_of
 from tests.service import Service, connect
@@ -33,6 +34,10 @@ Database = psycopg.AsyncConnection[DictRow]
 AMOUNTS = (
     *("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "total_tokens"),
     *("estimated_requests", "unpriced_requests", "discarded_tokens", "cost"),
+)
+OTHER_AMOUNTS = frozenset(
+    {"cache_write_tokens", "prompt_audio_tokens", "completion_audio_tokens", "streamed_requests", "discarded_attempts"}
+    | {"queue_ms", "discarded_cost"}
 )
 
 
@@ -55,7 +60,7 @@ class Account:
         row = {
             "job_id": f"job_{secrets.token_hex(16)}",
             "attempt": 1,
-            "discarded": False,
+            "kind": "counted",
             "key_id": self.key_id,
             "model": "fake-a",
             "provider": "fake",
@@ -78,7 +83,7 @@ class Account:
         response = await self.client.get("/usage", params=parameters)
         assert response.status_code == 200, response.text
         body = response.json()
-        assert body.keys() == {"object", "data"}
+        assert body.keys() == {"object", "data", "has_more", "next_page"}
         assert body["object"] == "list"
         data: list[Json] = body["data"]
         return data
@@ -98,7 +103,7 @@ async def connected(service: Service) -> AsyncIterator[headrace.database.Databas
 async def account(service: Service, database: Database) -> AsyncIterator[Account]:
     name = f"usage-{secrets.token_hex(6)}"
     async with connected(service) as ours:
-        key_id, key = await create_key(ours, account=name)
+        key_id, key = await create_key(ours, account=name, scopes=["usage:read"])
     async with connect(service, key) as client:
         yield Account(name, key_id, client, database)
 
@@ -113,7 +118,10 @@ async def test_a_finished_job_is_in_it_at_once(account: Account, provider: Provi
     (line,) = await account.usage(group_by="model,provider,key,agent")
     assert line["end_time"] - line["start_time"] == 30 * 86_400
     assert line.pop("start_time") < before < line.pop("end_time")
+    assert line.pop("queue_ms") >= 0
     assert line == {
+        **dict.fromkeys(OTHER_AMOUNTS - {"queue_ms"}, 0),
+        "discarded_cost": "0",
         "model": model,
         "provider": "fake",
         "key": account.key_id,
@@ -142,7 +150,8 @@ async def test_what_a_thrown_away_attempt_spent_is_kept_apart(
     assert (line["requests"], line["total_tokens"], line["cost"]) == (1, 140, "0.00065")
     assert line["estimated_requests"] == 0
     cursor = await database.execute(
-        "SELECT prompt_tokens + completion_tokens AS tokens FROM usage WHERE job_id = %s AND discarded", [job["id"]]
+        "SELECT prompt_tokens + completion_tokens AS tokens FROM usage WHERE job_id = %s AND kind = 'discarded'",
+        [job["id"]],
     )
     row = await cursor.fetchone()
     assert row is not None
@@ -165,7 +174,8 @@ async def test_requests_without_a_price_or_a_report_are_counted(
 
 async def test_without_usage_the_whole_is_zero_and_its_parts_are_none(account: Account) -> None:
     (line,) = await account.usage(start=1000, end=2000)
-    assert line == {"start_time": 1000, "end_time": 2000, **dict.fromkeys(AMOUNTS, 0), "cost": "0"}
+    nothing = {**dict.fromkeys({*AMOUNTS, *OTHER_AMOUNTS}, 0), "cost": "0", "discarded_cost": "0"}
+    assert line == {"start_time": 1000, "end_time": 2000, **nothing}
     assert await account.usage(group_by="model") == []
     assert await account.usage(bucket="day") == []
 
@@ -244,16 +254,9 @@ async def test_the_time_zone_of_a_session_moves_no_bucket(
             (Bucket.DAY, "2026-02-28", "2026-03-01"),
             (Bucket.MONTH, "2026-02-01", "2026-03-01"),
         ):
-            (row,) = await account_usage(
-                ours,
-                account_id,
-                start=at("2026-01-01"),
-                end=at("2026-04-01"),
-                bucket=bucket,
-                group_by=[],
-                limit=10,
-            )
-            assert (row.start_time, row.end_time) == (at(start), at(end))
+            question = Question([account_id], at("2026-01-01"), at("2026-04-01"), bucket)
+            (row,) = await ask(ours, question, limit=10)
+            assert (row["start_time"], row["end_time"]) == (at(start), at(end))
 
 
 async def test_the_first_and_the_last_bucket_end_where_the_question_does(account: Account) -> None:
@@ -277,7 +280,7 @@ async def test_however_it_is_divided_the_parts_add_up_to_the_ledger(account: Acc
         rows.append(
             {
                 "created_at": day + chance.randrange(4 * 86_400 * 10**6) / 10**6,
-                "discarded": chance.random() < 0.2,
+                "kind": chance.choice(["counted"] * 4 + ["discarded"]),
                 "model": chance.choice(["fake-a", "fake-b", "fake-'\"[/b]%s"]),
                 "provider": chance.choice(["fake", "second"]),
                 "key_id": chance.choice([account.key_id, None]),
@@ -292,7 +295,7 @@ async def test_however_it_is_divided_the_parts_add_up_to_the_ledger(account: Acc
         await account.spend(**rows[-1])
     start, end = day + chance.randrange(86_400), day + chance.randrange(2 * 86_400, 4 * 86_400)
     inside = [row for row in rows if start <= row["created_at"] < end]
-    counted = [row for row in inside if not row["discarded"]]
+    counted = [row for row in inside if row["kind"] == "counted"]
 
     def total(*names: str, of: list[dict[str, Any]] = counted) -> int:
         return sum(row[name] for row in of for name in names)
@@ -303,7 +306,9 @@ async def test_however_it_is_divided_the_parts_add_up_to_the_ledger(account: Acc
         "total_tokens": total("prompt_tokens", "completion_tokens"),
         "estimated_requests": total("estimated"),
         "unpriced_requests": sum(row["cost"] is None for row in counted),
-        "discarded_tokens": total("prompt_tokens", "completion_tokens", of=[row for row in inside if row["discarded"]]),
+        "discarded_tokens": total(
+            "prompt_tokens", "completion_tokens", of=[row for row in inside if row["kind"] != "counted"]
+        ),
         "cost": sum((row["cost"] for row in counted if row["cost"] is not None), start=Decimal()),
     }
     for bucket in (None, "minute", "hour", "day", "month"):
@@ -360,7 +365,21 @@ async def test_usage_outlives_the_content_of_its_job(account: Account, model: st
     ("params", "param"),
     [
         ({"group_by": "colour"}, "group_by"),
-        ({"group_by": "model,account"}, "group_by"),
+        ({"group_by": "model,metadata."}, "group_by"),
+        ({"group_by": "metadata." + "x" * 65}, "group_by"),
+        ({"group_by": "metadata.a\0"}, "group_by"),
+        ({"group_by": "key,model,agent,batch,tier,user"}, "group_by"),
+        ({"time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"time_zone": "../../etc/passwd"}, "time_zone"),
+        ({"time_zone": "\0"}, "time_zone"),
+        ({"model": "a\0"}, "model"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "10001"}, "limit"),
+        ({"format": "xml"}, "format"),
+        ({"page": "nonsense"}, "page"),
+        ({"page": "WyJhIiwxLDFd"}, "page"),
+        ({"start": "0", "end": "3000000", "group_by": "user,model"}, "start"),
+        ({"start": "0", "end": "3000000", "time_zone": "Asia/Kolkata", "bucket": "day"}, "start"),
         ({"group_by": "model,"}, "group_by"),
         ({"group_by": ""}, "group_by"),
         ({"group_by": "model\0"}, "group_by"),
@@ -395,15 +414,28 @@ async def test_as_many_buckets_as_there_may_be_are_answered(account: Account) ->
     assert await account.usage(start=0, end=2**33, bucket="month") == []
 
 
-async def test_an_answer_too_long_is_refused_rather_than_cut(account: Account, database: Database) -> None:
+async def test_a_long_answer_comes_in_pages(account: Account, database: Database) -> None:
     await database.execute(
-        "INSERT INTO usage (job_id, attempt, discarded, account_id, model, provider, prompt_tokens, completion_tokens,"
+        "INSERT INTO usage (job_id, attempt, kind, account_id, model, provider, prompt_tokens, completion_tokens,"
         " cached_tokens, reasoning_tokens, estimated, created_at)"
-        " SELECT 'job_' || gen_random_uuid(), 1, false, account_id, 'm' || n, 'fake', 1, 1, 0, 0, false,"
+        " SELECT 'job_' || gen_random_uuid(), 1, 'counted', account_id, 'm' || n, 'fake', 1, 1, 0, 0, false,"
         "        to_timestamp(1000) FROM generate_series(1, 10001) AS n, api_keys WHERE id = %s",
         [account.key_id],
     )
-    refused(await account.client.get("/usage", params={"start": 0, "group_by": "model"}), 400, param="group_by")
+    asked: dict[str, str | int] = {"start": 0, "group_by": "model", "limit": 4000}
+    pages: list[Json] = []
+    while not pages or pages[-1]["has_more"]:
+        more = {} if not pages else {"page": pages[-1]["next_page"]}
+        response = await account.client.get("/usage", params={**asked, **more})
+        assert response.status_code == 200, response.text
+        pages.append(response.json())
+    assert [len(page["data"]) for page in pages] == [4000, 4000, 2001]
+    assert len({line["model"] for page in pages for line in page["data"]}) == 10_001
+    assert {(line["start_time"], line["end_time"]) for page in pages for line in page["data"]} == {
+        (0, pages[0]["data"][0]["end_time"])
+    }
+    elsewhere = {**asked, "group_by": "provider", "page": pages[0]["next_page"]}
+    refused(await account.client.get("/usage", params=elsewhere), 400, param="page")
     (line,) = await account.usage(start=0)
     assert line["requests"] == 10_001
 
@@ -422,13 +454,20 @@ async def test_the_answer_is_what_the_openapi_document_says(
 ) -> None:
     document = (await anonymous.get(f"{service.base_url}/openapi.json")).json()
     operation = document["paths"]["/api/v1/usage"]["get"]
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"start", "end", "bucket", "group_by"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        *("start", "end", "bucket", "time_zone", "group_by", "account", "latency", "format", "limit", "page"),
+        *("model", "provider", "key", "agent", "batch", "tier", "user"),
+    }
     schema = document["components"]["schemas"]["UsageBucket"]
     await account.spend(time.time())
     (whole,) = await account.usage()
     assert whole.keys() == set(schema["required"])
-    (grouped,) = await account.usage(group_by="model,provider,key,agent")
-    assert grouped.keys() == schema["properties"].keys()
+    found: set[str] = set()
+    for groups in ("model,provider,key,agent", "answered_model,batch,tier,user,account"):
+        (grouped,) = await account.usage(group_by=groups, latency="true")
+        found |= grouped.keys()
+    assert found == schema["properties"].keys()
+    assert set(GROUPS) <= found
     assert schema["example"].keys() <= schema["properties"].keys()
 
 
@@ -448,7 +487,9 @@ async def test_the_command_adds_up_all_accounts(account: Account, other: httpx.A
     assert everyone[model]["requests"] == 3
     mine = usage_of_all(service, "--account", account.name)
     (asked,) = await account.usage(group_by="model")
-    assert mine == [{name: asked[name] for name in ("model", *AMOUNTS)}]
+    assert [{name: row[name] for name in ("model", *AMOUNTS)} for row in mine] == [
+        {name: asked[name] for name in ("model", *AMOUNTS)}
+    ]
     by_account = {row["account"]: row["requests"] for row in usage_of_all(service, "--by", "account")}
     assert by_account[account.name] == 2
     assert by_account["other"] >= 1
@@ -461,7 +502,7 @@ async def test_the_command_shows_a_table_and_its_total(account: Account, service
     await account.spend(now, model="fake-dear", cost=Decimal("1000.5"))
     await account.spend(now, model="fake-cheap", cost=Decimal("0.25"), prompt_tokens=1_000_000)
     await account.spend(now, model="fake-free", cost=None, estimated=True)
-    await account.spend(now, model="fake-free", discarded=True)
+    await account.spend(now, model="fake-free", kind="discarded")
     printed = service.run("usage", "--account", account.name).splitlines()
     heading, *rows, total = [line.split() for line in printed if line.strip()]
     assert heading[0] == "model"

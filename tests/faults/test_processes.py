@@ -115,7 +115,9 @@ async def test_a_worker_killed_in_the_middle_of_a_stream_is_replaced_by_another(
     check(events, job)
     check(await follow(cluster, job_id), job)
     assert last_attempt(await follow(cluster, job_id)) == last_attempt(events)
-    usage = await (await rows.execute("SELECT * FROM usage WHERE job_id = %s AND NOT discarded", [job_id])).fetchall()
+    usage = await (
+        await rows.execute("SELECT * FROM usage WHERE job_id = %s AND kind = 'counted'", [job_id])
+    ).fetchall()
     assert len(usage) == 1
     assert len(provider.calls_for(model)) == 2
 
@@ -132,7 +134,7 @@ async def test_many_jobs_of_a_worker_that_is_killed_all_end_once(
     jobs = await asyncio.gather(*[completed(cluster_client, job_id) for job_id in ids])
     text = "".join(f"w{number} " for number in range(20))
     assert {job["result"]["choices"][0]["message"]["content"] for job in jobs} == {text}
-    cursor = await rows.execute("SELECT job_id FROM usage WHERE model = %s AND NOT discarded", [model])
+    cursor = await rows.execute("SELECT job_id FROM usage WHERE model = %s AND kind = 'counted'", [model])
     assert sorted(row["job_id"] for row in await cursor.fetchall()) == sorted(ids)
 
 
@@ -186,7 +188,9 @@ async def test_a_worker_that_froze_past_its_lease_can_write_nothing_more(
     cluster.processes["worker-2"].kill()
     await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
     assert await get(cluster_client, job_id) == job
-    usage = await (await rows.execute("SELECT * FROM usage WHERE job_id = %s AND NOT discarded", [job_id])).fetchall()
+    usage = await (
+        await rows.execute("SELECT * FROM usage WHERE job_id = %s AND kind = 'counted'", [job_id])
+    ).fetchall()
     assert [row["attempt"] for row in usage] == [2]
 
 

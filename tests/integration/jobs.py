@@ -12,12 +12,13 @@ from headrace.chat.usage import TokenUsage
 from headrace.database import Database, Row, execute
 from headrace.ids import new_id
 from headrace.jobs import queries
-from headrace.jobs.queries import ClaimedJob, FinishedJob, MovedJob, NewJob, Segment, SpentUsage
+from headrace.jobs.queries import ClaimedJob, FinishedJob, MovedJob, NewJob, Segment
 from headrace.jobs.state import State
+from headrace.usage.spent import SpentUsage
 
 WORKER = "worker-1"
 LEASE = 60.0
-SPENT = SpentUsage("fake", TokenUsage(50, 30, cached_tokens=20, reasoning_tokens=10), Decimal("0.0042"))
+SPENT = SpentUsage("fake", "fake-1", TokenUsage(50, 30, cached_tokens=20, reasoning_tokens=10), Decimal("0.0042"))
 ERROR = '{"error":{"message":"no"},"status":500}'
 RESPONSE = '{"choices":[]}'
 

@@ -162,7 +162,7 @@ async def _check_counts(database: Database, owner: Owner, batch_id: str) -> None
         SELECT state, count(*) AS lines, bool_and((finished_in IS NULL) = (finished_at IS NULL)) AS marked,
                coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
                sum(cost) AS cost
-        FROM jobs LEFT JOIN usage ON job_id = jobs.id AND NOT discarded
+        FROM jobs LEFT JOIN usage ON job_id = jobs.id AND kind = 'counted'
         WHERE jobs.batch_id = %(id)s GROUP BY state
     """
     rows = await execute(database.relaxed, query, {"id": batch_id})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from psycopg import sql
 
 from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
+from headrace.usage.tables import AMOUNTS, COSTS
 from tests.integration.jobs import Owner
 
 Values = Mapping[str, Any]
@@ -24,6 +26,16 @@ FAILED: Values = {"state": "failed", "finished_at": NOW, "error": "{}"}
 CANCELLED: Values = {**FAILED, "state": "cancelled"}
 EXPIRED: Values = {**FAILED, "state": "expired"}
 COUNTED: Values = {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 5, "reasoning_tokens": 3, "cost": 0}
+CORRECTION: Values = {
+    **COUNTED,
+    "kind": "correction",
+    "note": "why",
+    "prompt_tokens": -5,
+    "completion_tokens": -3,
+    "cached_tokens": -5,
+    "reasoning_tokens": -3,
+    "cost": "-0.01",
+}
 
 LINE: Values = {"batch_id": "batch_1", "line": 1, "custom_id": "a", "tier": "batch"}
 
@@ -50,6 +62,11 @@ SOUND = [
     pytest.param("job_deltas", {"first_seq": 1, "last_seq": 1}, id="one delta"),
     pytest.param("usage", COUNTED, id="all cached, all reasoning, no cost"),
     pytest.param("usage", {**COUNTED, "cost": None}, id="no price"),
+    pytest.param("usage", CORRECTION, id="a correction that takes everything away"),
+    pytest.param("usage_rollups", {}, id="a cell of a roll-up"),
+    pytest.param("usage_latencies", {}, id="a cell of latencies"),
+    pytest.param("usage_mark", {}, id="the mark"),
+    pytest.param("api_keys", {"previous_hash": b"\2" * 32, "previous_expires_at": NOW}, id="a rotated key"),
     pytest.param("webhook_secrets", {}, id="a webhook's secret"),
     pytest.param("webhook_deliveries", {}, id="a webhook to be sent"),
     pytest.param("webhook_deliveries", {"state": "failed", "ended_at": NOW}, id="one that was not taken"),
@@ -131,6 +148,18 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("usage", "ck_usage_tokens_add_up", {**COUNTED, "reasoning_tokens": -1}),
     ("usage", "ck_usage_tokens_add_up", {**COUNTED, "reasoning_tokens": 4}),
     ("usage", "ck_usage_cost_not_negative", {**COUNTED, "cost": "-0.0000000001"}),
+    ("usage", "ck_usage_tokens_add_up", {**COUNTED, "prompt_audio_tokens": 6}),
+    ("usage", "ck_usage_tokens_add_up", {**COUNTED, "completion_audio_tokens": 4}),
+    ("usage", "ck_usage_kind_known", {**COUNTED, "kind": "guessed"}),
+    ("usage", "ck_usage_note_of_correction", {**COUNTED, "note": "why"}),
+    ("usage", "ck_usage_note_of_correction", {**CORRECTION, "note": None}),
+    ("usage_rollups", "ck_usage_rollups_grain_known", {"grain": "week"}),
+    ("usage_latencies", "ck_usage_latencies_grain_known", {"grain": "week"}),
+    ("usage_latencies", "ck_usage_latencies_metric_known", {"metric": "patience"}),
+    ("usage_mark", "ck_usage_mark_single_row", {"single": False}),
+    ("api_keys", "ck_api_keys_previous_hash_is_sha256", {"previous_hash": b"\0", "previous_expires_at": NOW}),
+    ("api_keys", "ck_api_keys_previous_hash_ends", {"previous_hash": b"\0" * 32}),
+    ("api_keys", "ck_api_keys_previous_hash_ends", {"previous_expires_at": NOW}),
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 31}),
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 33}),
     ("accounts", "ck_accounts_name_not_empty", {"name": ""}),
@@ -146,6 +175,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]
 
 def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values: Values) -> Values:
     """Insert a row that is sound but for `values`, and return it."""
+    cell = {"view": "total", "grain": "hour", "account_id": owner.account_id, "start": NOW, "digest": uuid4()}
     base: dict[str, Values] = {
         "accounts": {"id": new_id("acct"), "name": secrets.token_hex(8)},
         "api_keys": {
@@ -178,6 +208,9 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
             "expires_at": NOW,
         },
         "native_parcels": {"id": new_id("parcel")},
+        "usage_rollups": {**cell, **dict.fromkeys((*AMOUNTS, *COSTS), 0)},
+        "usage_latencies": {**cell, "metric": "duration", "step": 1, "requests": 1},
+        "usage_mark": {"transaction": 1, "metadata_keys": []},
         "webhook_secrets": {"id": new_id("secret"), "account_id": owner.account_id},
         "webhook_deliveries": {
             "id": new_id("evt"),
@@ -192,7 +225,7 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         "usage": {
             "job_id": new_id("job"),
             "attempt": 1,
-            "discarded": False,
+            "kind": "counted",
             "account_id": owner.account_id,
             "model": "fake",
             "provider": "fake",
@@ -250,24 +283,14 @@ def test_every_check_is_tried(connection: psycopg.Connection[tuple[Any, ...]]) -
     [
         pytest.param("accounts", {"name": "first"}, "uq_accounts_name", id="two accounts of a name"),
         pytest.param("api_keys", {"hash": b"\1" * 32}, "uq_api_keys_hash", id="two keys of a hash"),
-        pytest.param(
-            "usage", {**COUNTED, "job_id": "job_1", "attempt": 2}, "uq_usage_job_id_counted", id="a job counted twice"
-        ),
-        pytest.param(
-            "usage",
-            {**COUNTED, "job_id": "job_1", "attempt": 1, "discarded": True},
-            "pk_usage",
-            id="an attempt both counted and discarded",
-        ),
+        pytest.param("webhook_secrets", {}, "uq_webhook_secrets_current", id="two current secrets"),
     ],
 )
 def test_what_must_be_one_is_not_two(
     connection: psycopg.Connection[tuple[Any, ...]], owner: Owner, table: str, values: Values, constraint: str
 ) -> None:
-    if table == "api_keys":
+    if table != "accounts":
         insert(connection, owner, table, values)
-    if table == "usage":
-        insert(connection, owner, table, {**COUNTED, "job_id": "job_1"})
     with pytest.raises(psycopg.errors.UniqueViolation) as refused:
         insert(connection, owner, table, values)
     assert refused.value.diag.constraint_name == constraint

@@ -59,7 +59,7 @@ async def test_an_end_brings_state_response_usage_and_last_deltas_at_once(jobs: 
     assert (row.finished_at - row.first_token_at).total_seconds() == 10
     assert await jobs.deltas(job.id) == [(1, 1, 2, 2), (1, 3, 4, 2)]
     [usage] = await jobs.ledger(job.id)
-    assert (usage.attempt, usage.discarded, usage.provider, usage.model) == (1, False, "fake", "fake")
+    assert (usage.attempt, usage.kind, usage.provider, usage.model) == (1, "counted", "fake", "fake")
     assert (usage.account_id, usage.key_id) == (jobs.owner.account_id, jobs.owner.key_id)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens) == (
         50,
@@ -201,11 +201,11 @@ async def test_a_retry_puts_the_job_back_and_discards_what_the_attempt_made(jobs
     )
     assert await jobs.deltas(job.id) == []
     [usage] = await jobs.ledger(job.id)
-    assert (usage.attempt, usage.discarded, usage.prompt_tokens, usage.cost) == (1, True, 50, Decimal("0.0042"))
+    assert (usage.attempt, usage.kind, usage.prompt_tokens, usage.cost) == (1, "discarded", 50, Decimal("0.0042"))
     [again] = await jobs.claim(job.id)
     assert (again.attempt, again.route) == (2, 1)
     assert await jobs.finish(end_of(again)) == [True]
-    assert [(usage.attempt, usage.discarded) for usage in await jobs.ledger(job.id)] == [(1, True), (2, False)]
+    assert [(usage.attempt, usage.kind) for usage in await jobs.ledger(job.id)] == [(1, "discarded"), (2, "counted")]
     seen = await queries.list_jobs(
         jobs.database, jobs.owner.account_id, queries.JobFilter(), after=None, limit=10, descending=True
     )

@@ -317,8 +317,8 @@ class JobMachine(RuleBasedStateMachine):
                 """
                 SELECT id, state, attempt, lost, response, cancel_requested_at IS NOT NULL AS cancelled,
                        (SELECT coalesce(sum(last_seq - first_seq + 1), 0) FROM job_deltas WHERE job_id = id) AS deltas,
-                       (SELECT coalesce(jsonb_object_agg(usage.attempt, discarded), '{}') FROM usage WHERE job_id = id)
-                           AS usage
+                       (SELECT coalesce(jsonb_object_agg(usage.attempt, kind = 'discarded'), '{}')
+                        FROM usage WHERE job_id = id) AS usage
                 FROM jobs
                 """,
             )
@@ -340,9 +340,9 @@ class JobMachine(RuleBasedStateMachine):
             execute(
                 self.jobs.database.durable,
                 """
-                SELECT coalesce(sum(prompt_tokens) FILTER (WHERE NOT discarded), 0) AS counted,
-                       coalesce(sum(prompt_tokens) FILTER (WHERE discarded), 0) AS discarded,
-                       count(*) FILTER (WHERE NOT discarded AND state IN ('queued', 'running')) AS too_early
+                SELECT coalesce(sum(prompt_tokens) FILTER (WHERE kind = 'counted'), 0) AS counted,
+                       coalesce(sum(prompt_tokens) FILTER (WHERE kind = 'discarded'), 0) AS discarded,
+                       count(*) FILTER (WHERE kind = 'counted' AND state IN ('queued', 'running')) AS too_early
                 FROM usage JOIN jobs ON jobs.id = job_id
                 """,
             )

@@ -27,13 +27,13 @@ from headrace.ids import completion_id
 from headrace.jobs.queries import (
     FinishedJob,
     HeldLine,
-    SpentUsage,
     finish_jobs,
     read_held,
     release_lines,
 )
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
+from headrace.usage.spent import spent_on
 from worker.batches.feed import Feeder
 from worker.native.apis import BATCH_APIS, BatchApi
 from worker.native.parcel import NativeResult
@@ -228,9 +228,9 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
             "created": line.created,
             "model": completion.get("model") or route.model,
         }
-        tokens = parse_usage(completion.get("usage")) or estimate_usage(orjson.loads(line.request), "")
-        cost = route.cost(tokens)
-        spent = SpentUsage(route.provider_name, tokens, None if cost is None else cost * api.DISCOUNT)
+        request = orjson.loads(line.request)
+        tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
+        spent = spent_on(route, tokens, request, discount=api.DISCOUNT)
     state = State.COMPLETED if error is None else State.FAILED
     record = {
         "attempt": line.attempt,

@@ -1,0 +1,1 @@
+"""Limits of keys and accounts, checked before a job is accepted."""

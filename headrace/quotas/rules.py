@@ -1,0 +1,66 @@
+"""What a key or an account may use. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+_MOST = 2**53 - 1
+_Count = Annotated[int, Field(ge=1, le=_MOST)]
+_Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
+
+
+def _decimal(value: object) -> object:
+    """Return a number as it was written: 0.1 is a tenth."""
+    return Decimal(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+_Budget = Annotated[
+    Decimal,
+    BeforeValidator(_decimal),
+    Field(ge=0, le=1_000_000_000, decimal_places=9, strict=False),
+    PlainSerializer(lambda budget: f"{budget.normalize():f}", return_type=str),
+]
+
+
+class Limits(BaseModel):
+    """What one key, or all keys of an account together, may use; what is left out has no limit."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"requests_per_minute": 60, "monthly_budget": "100", "models": ["gpt-*"]}]},
+    )
+
+    requests_per_minute: _Count | None = None
+    tokens_per_minute: _Count | None = Field(default=None, description="Estimated at the start, settled at the end")
+    jobs_in_flight: _Count | None = Field(default=None, description="Requests whose client waits, at one time")
+    jobs_queued: _Count | None = Field(default=None, description="Background jobs that have not ended, at one time")
+    daily_budget: _Budget | None = Field(default=None, description="USD for a day in UTC")
+    monthly_budget: _Budget | None = Field(default=None, description="USD for a month in UTC")
+    models: Annotated[list[_Pattern], Field(max_length=100)] | None = Field(
+        default=None, description="Names or patterns of the models that may be asked; an agent's is its id"
+    )
+    wait: bool | None = Field(
+        default=None, description="Background jobs beyond a rate wait in the queue instead of being refused"
+    )
+    alert_webhook: Annotated[str, Field(max_length=2048, pattern=r"^(?i:https?)://[^\s/?#]+\S*$")] | None = Field(
+        default=None, description="An http or https URL that is told when 50, 80 and 100 % of a budget are spent"
+    )
+
+    @classmethod
+    def parse(cls, document: object) -> Self:
+        """Return the limits that a row keeps."""
+        return cls.model_validate(document) if document else cls()
+
+    def render(self) -> dict[str, Any]:
+        """Return what is set, as JSON has it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def allows_model(self, name: str) -> bool:
+        """Tell whether a model may be asked."""
+        return self.models is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.models)

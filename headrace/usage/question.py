@@ -1,0 +1,178 @@
+"""What may be asked of the ledger, checked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from headrace.errors import InvalidRequestError
+from headrace.usage.views import Grain, Segment, find_view, has_whole_hours, split
+
+MOST_BUCKETS = 10_000
+# What no roll-up has is read from the ledger row by row.
+_LONGEST_OF_ROWS = 31 * 86_400
+_MOST_GROUPS = 5
+_LONGEST_KEY = 64
+_METADATA = "metadata."
+
+GROUPS = {
+    "account": "account_id",
+    "key": "key_id",
+    "model": "model",
+    "answered_model": "answered_model",
+    "provider": "provider",
+    "agent": "agent_id",
+    "batch": "batch_id",
+    "tier": "tier",
+    "user": "end_user",
+}
+"""What usage may be told apart by, besides `metadata.<key>`, and the column of each."""
+
+
+class Bucket(StrEnum):
+    """A stretch of time that usage is added up over. Its limits are those of the clock and the calendar in a zone."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+    def spans(self, start: int, end: int) -> int:
+        """Return how many lie wholly or partly between two times in Unix seconds, or one more; of months, at most."""
+        seconds = {"minute": 60, "hour": 3600, "day": 86_400, "month": 28 * 86_400}[self]
+        return -(-end // seconds) - start // seconds
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whose usage from `start` to just before `end`, in Unix seconds, how told apart, and of what of it.
+
+    `account_ids` of None are everybody's. The values of `only` are those that count, by the names of groups.
+    """
+
+    account_ids: Sequence[str] | None
+    start: int
+    end: int
+    bucket: Bucket | None = None
+    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
+    groups: Sequence[str] = ()
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    metadata_keys: Sequence[str] = ()
+    """Those that roll-ups know."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All groups that the answer depends on."""
+        return list(dict.fromkeys([*self.groups, *self.only]))
+
+    def view(self, *, latency: bool = False) -> str | None:
+        """Return which roll-ups answer this, or None if only the ledger itself does."""
+        if self.bucket is Bucket.MINUTE or not self._has_whole_hours:
+            return None
+        metadata = [name for name in self.names if is_metadata(name)]
+        if metadata:
+            alone = len(metadata) == 1 and all(name in {metadata[0], "account"} for name in self.names)
+            known = metadata_key(metadata[0]) in self.metadata_keys
+            return "metadata" if alone and known and not latency else None
+        return find_view({GROUPS[name] for name in self.names} - {"account_id"}, latency=latency)
+
+    def segments(self, view: str | None) -> list[Segment]:
+        """Return the stretches of time that roll-ups are read for; the rest is read from the ledger."""
+        if view is None:
+            return []
+        return split(datetime.fromtimestamp(self.start, UTC), datetime.fromtimestamp(self.end, UTC), self._grains)
+
+    @cached_property
+    def _has_whole_hours(self) -> bool:
+        return self._is_utc or has_whole_hours(
+            self.zone, datetime.fromtimestamp(self.start, UTC), datetime.fromtimestamp(self.end, UTC)
+        )
+
+    @property
+    def _is_utc(self) -> bool:
+        return self.zone.key == "UTC"
+
+    @property
+    def _grains(self) -> tuple[Grain, ...]:
+        if self.bucket is None or (self.bucket is Bucket.MONTH and self._is_utc):
+            return ("hour", "day", "month")
+        return ("hour", "day") if self.bucket is Bucket.DAY and self._is_utc else ("hour",)
+
+    def check(self) -> None:
+        """See to it that the answer is one to wait for.
+
+        Raises:
+            InvalidRequestError: The end is not after the start, or there are too many buckets or rows in between.
+        """
+        if self.start >= self.end:
+            raise InvalidRequestError(
+                "Invalid 'end': the end is not after the start.", param="end", code="invalid_value"
+            )
+        if self.bucket is not None and self.bucket.spans(self.start, self.end) > MOST_BUCKETS:
+            raise InvalidRequestError(
+                f"Invalid 'bucket': from start to end there are more than {MOST_BUCKETS} of a {self.bucket}.",
+                param="bucket",
+                code="invalid_value",
+            )
+        if self.view() is None and self.end - self.start > _LONGEST_OF_ROWS:
+            raise InvalidRequestError(
+                "Invalid 'start': what is asked for together, or the time zone's hours, are in no roll-up; that can be "
+                "told of 31 days at a time.",
+                param="start",
+                code="invalid_value",
+            )
+
+
+def is_metadata(name: str) -> bool:
+    """Tell whether a group is that of a metadata key."""
+    return name.startswith(_METADATA)
+
+
+def metadata_key(name: str) -> str:
+    """Return the metadata key that a group is of."""
+    return name.removeprefix(_METADATA)
+
+
+def parse_groups(text: str | None) -> list[str]:
+    """Return the groups that are named with commas between.
+
+    Raises:
+        InvalidRequestError: There is no such group, or there are too many.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(","))) if text is not None else []
+    for name in names:
+        if name not in GROUPS and not _is_metadata_group(name):
+            raise InvalidRequestError(
+                f"Invalid 'group_by': '{name[:100]}'. Supported values are: {', '.join(GROUPS)}, metadata.<key>.",
+                param="group_by",
+                code="invalid_value",
+            )
+    if len(names) > _MOST_GROUPS:
+        raise InvalidRequestError(
+            f"Invalid 'group_by': there are more than {_MOST_GROUPS}.", param="group_by", code="invalid_value"
+        )
+    return names
+
+
+def _is_metadata_group(name: str) -> bool:
+    return is_metadata(name) and 0 < len(metadata_key(name)) <= _LONGEST_KEY and "\0" not in name
+
+
+def parse_zone(name: str | None) -> ZoneInfo:
+    """Return the time zone of that name, UTC without one.
+
+    Raises:
+        InvalidRequestError: There is no such zone.
+    """
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidRequestError(
+            f"Invalid 'time_zone': '{str(name)[:100]}'. Expected a name such as 'Europe/Berlin'.",
+            param="time_zone",
+            code="invalid_value",
+        ) from None

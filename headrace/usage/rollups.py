@@ -1,0 +1,217 @@
+"""What the ledger adds up to by hour, day and month, kept up as it grows.
+
+Each row has the transaction that wrote it. A fold adds what was written between the mark and the oldest transaction
+that is still under way, and moves the mark there, in one statement: so every row is added once, however late its
+transaction commits and whoever dies. What is past the mark is read from the ledger itself by `headrace.usage.queries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from headrace.database import Database, execute
+from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
+from headrace.usage.tables import DIMENSIONS
+from headrace.usage.views import LATENCY_VIEWS, VIEWS
+
+# Of rows, so that a fold stays short whatever has gathered.
+_MOST_AT_ONCE = 20_000
+
+_COLUMNS = [name for name in DIMENSIONS if not name.startswith("metadata")]
+_SETS = [view for view in VIEWS if view != "metadata"]
+_DIMENSIONS = ", ".join(DIMENSIONS)
+_AMOUNTS = ", ".join(AMOUNTS_OF_ROW)
+_DIGEST = f"md5(row({_DIMENSIONS})::text)::uuid"
+
+
+def _grouping(views: Sequence[str], *others: str) -> str:
+    """Return a GROUP BY that makes a cell for each of what these views tell apart."""
+    sets = (", ".join(["account_id", "hour", *others, *VIEWS[view]]) for view in views)
+    return "GROUP BY GROUPING SETS (" + ", ".join(f"({columns})" for columns in sets) + ")"
+
+
+def _view(views: Sequence[str]) -> str:
+    """Return the view that a cell of such a grouping is of, and the dimensions."""
+    names = [name for name in DIMENSIONS if any(name in VIEWS[view] for view in views)]
+    bits = {
+        sum(1 << place for place, name in enumerate(reversed(names)) if name not in VIEWS[view]): view for view in views
+    }
+    cases = " ".join(f"WHEN {mask} THEN '{view}'" for mask, view in bits.items())
+    columns = ", ".join(name if name in names else f"NULL AS {name}" for name in DIMENSIONS)
+    return f"CASE grouping({', '.join(names)}) {cases} END AS view, {columns}"
+
+
+_HOUR = "date_trunc('hour', created_at, 'UTC') AS hour"
+_SUMS = ", ".join(total(name, name) for name in AMOUNTS_OF_ROW)
+_FACTS = f"""
+facts AS MATERIALIZED (
+    SELECT account_id, {_HOUR}, {", ".join(_COLUMNS)}, metadata,
+           {", ".join(f"{expression} AS {name}" for name, expression in AMOUNTS_OF_ROW.items())},
+           {", ".join(f"CASE WHEN {has_metric(name)} THEN {step} END AS {name}" for name, step in STEPS_OF_ROW.items())}
+    FROM fresh
+), hours AS MATERIALIZED (
+    SELECT {_view(_SETS)}, account_id, hour, {_SUMS} FROM facts {_grouping(_SETS)}
+    UNION ALL
+    SELECT 'metadata', {", ".join("NULL" for _ in _COLUMNS)}, key, metadata ->> key, account_id, hour, {_SUMS}
+    FROM facts CROSS JOIN unnest(%(metadata_keys)s::text[]) AS key GROUP BY account_id, hour, key, metadata ->> key
+), times AS MATERIALIZED (
+    SELECT {_view(LATENCY_VIEWS)}, account_id, hour, metric, step, count(*) AS requests
+    FROM facts CROSS JOIN LATERAL (VALUES {", ".join(f"('{name}', facts.{name})" for name in STEPS_OF_ROW)})
+         AS timed (metric, step)
+    WHERE step IS NOT NULL {_grouping(LATENCY_VIEWS, "metric", "step")}
+)"""
+
+
+def _grains(source: str, keys: str, sums: str, kept: str) -> str:
+    """Return a query for cells of an hour, a day and a month, of cells of an hour."""
+    longer = (
+        f"SELECT view, '{grain}', account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}, {sums} "
+        f"FROM {source} GROUP BY view, account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}"
+        for grain in ("day", "month")
+    )
+    return " UNION ALL ".join(
+        [f"SELECT view, 'hour' AS grain, account_id, hour AS start, {keys}{_DIMENSIONS}, {kept} FROM {source}", *longer]
+    )
+
+
+_CELLS = (
+    f"SELECT view, grain, account_id, start, {_DIGEST}, {_DIMENSIONS}, {_AMOUNTS} "
+    f"FROM ({_grains('hours', '', _SUMS, _AMOUNTS)}) AS cells"
+)
+_TIMED_CELLS = (
+    f"SELECT view, grain, account_id, start, {_DIGEST}, metric, step, {_DIMENSIONS}, requests "
+    f"FROM ({_grains('times', 'metric, step, ', 'sum(requests)::bigint', 'requests')}) AS cells"
+)
+_ADD = (
+    f"INSERT INTO usage_rollups (view, grain, account_id, start, digest, {_DIMENSIONS}, {_AMOUNTS}) {_CELLS} "
+    "ON CONFLICT (view, grain, account_id, start, digest) DO UPDATE SET "
+    + ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in AMOUNTS_OF_ROW)
+)
+_ADD_TIMES = (
+    f"INSERT INTO usage_latencies (view, grain, account_id, start, digest, metric, step, {_DIMENSIONS}, requests) "
+    f"{_TIMED_CELLS} ON CONFLICT (view, grain, account_id, start, digest, metric, step) "
+    "DO UPDATE SET requests = usage_latencies.requests + excluded.requests"
+)
+
+# Whoever waited for the mark sees it where the other left it, but rows and transactions as they were before: at or past
+# that there is then nothing to add, and the mark stays.
+_FOLD = f"""
+WITH mark AS MATERIALIZED (
+    SELECT transaction FROM usage_mark FOR UPDATE
+), edge AS MATERIALIZED (
+    SELECT least(pg_snapshot_xmin(pg_current_snapshot())::text::bigint, coalesce(
+        (SELECT greatest(nth.transaction, mark.transaction + 1) FROM usage AS nth
+         WHERE nth.transaction >= mark.transaction ORDER BY nth.transaction OFFSET {_MOST_AT_ONCE} LIMIT 1),
+        {2**63 - 1})) AS transaction
+    FROM mark
+), fresh AS MATERIALIZED (
+    SELECT usage.* FROM usage, mark, edge
+    WHERE usage.transaction >= mark.transaction AND usage.transaction < edge.transaction
+), {_FACTS},
+added AS ({_ADD}),
+timed AS ({_ADD_TIMES})
+UPDATE usage_mark SET transaction = greatest(usage_mark.transaction, edge.transaction) FROM edge
+RETURNING (SELECT count(*) FROM fresh)
+"""
+_STATE = """
+SELECT transaction, metadata_keys, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest FROM usage_mark
+"""
+
+
+async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int:
+    """Add what the ledger has got since the last fold, or a good part of it, and return how many rows that were.
+
+    Roll-ups of other metadata, and those of a database that was restored where fewer transactions have been, are made
+    anew.
+    """
+    state = await execute(database.relaxed, _STATE)
+    if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].transaction > state[0].oldest:
+        return await rebuild_rollups(database, metadata_keys=metadata_keys)
+    rows = await execute(database.durable, _FOLD, {"metadata_keys": sorted(metadata_keys)})
+    return int(rows[0][0]) if rows else 0
+
+
+_EDGE = """
+INSERT INTO usage_mark (transaction, metadata_keys)
+VALUES (pg_snapshot_xmin(pg_current_snapshot())::text::bigint, %(metadata_keys)s::text[])
+ON CONFLICT (single) DO UPDATE SET transaction = excluded.transaction, metadata_keys = excluded.metadata_keys
+RETURNING transaction
+"""
+_MONTHS = """
+SELECT DISTINCT date_trunc('month', created_at, 'UTC') FROM usage WHERE transaction < %(edge)s ORDER BY 1
+"""
+_FRESH_OF_MONTH = """
+fresh AS (
+    SELECT * FROM usage WHERE transaction < %(edge)s AND created_at >= %(month)s
+                              AND created_at < %(month)s + interval '1 month'
+)"""
+_REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_ADD_TIMES}) SELECT count(*) FROM fresh"
+
+
+async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
+    """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 10 µs a row."""
+    async with database.durable.engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            await _run(connection, "SET LOCAL statement_timeout = 0")
+            # Before the first look at anything, so that nobody folds what this does not see.
+            await _run(connection, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
+            await _run(connection, "DELETE FROM usage_rollups")
+            await _run(connection, "DELETE FROM usage_latencies")
+            parameters: dict[str, Any] = {"metadata_keys": sorted(metadata_keys)}
+            # What is older than the oldest transaction under way does not change any more, whichever statement looks.
+            [(parameters["edge"],)] = await _run(connection, _EDGE, parameters)
+            count = 0
+            for (month,) in await _run(connection, _MONTHS, parameters):
+                [(rows,)] = await _run(connection, _REBUILD, parameters | {"month": month})
+                count += rows
+            return count
+
+
+async def _run(connection: AsyncConnection, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    result = await connection.exec_driver_sql(statement, parameters)
+    return result.all() if result.returns_rows else []
+
+
+def _differences(kept: str, cells: str) -> str:
+    return f"(SELECT count(*) FROM (({kept} EXCEPT ALL {cells}) UNION ALL ({cells} EXCEPT ALL {kept})) AS differing)"
+
+
+_KEPT = f"SELECT view, grain, account_id, start, digest, {_DIMENSIONS}, {_AMOUNTS} FROM usage_rollups"
+_KEPT_TIMES = (
+    f"SELECT view, grain, account_id, start, digest, metric, step, {_DIMENSIONS}, requests FROM usage_latencies"
+)
+_VERIFY = f"""
+WITH state AS (
+    SELECT transaction FROM usage_mark
+), fresh AS (
+    SELECT usage.* FROM usage, state WHERE usage.transaction < state.transaction
+), {_FACTS}
+SELECT (SELECT count(*) FROM fresh) AS rows, (SELECT count(*) FROM usage_rollups) AS cells,
+       {_differences(_KEPT, _CELLS)} + {_differences(_KEPT_TIMES, _TIMED_CELLS)} AS differences,
+       (SELECT count(*) FROM (SELECT job_id FROM usage WHERE kind = 'counted' GROUP BY job_id HAVING count(*) > 1)
+                             AS twice) AS counted_twice
+"""
+
+
+async def verify_rollups(database: Database) -> sa.Row[Any]:
+    """Add the ledger up anew and compare.
+
+    Returns `rows` and `cells`, how many there are of each, `differences`, how many cells are wrong, missing or too
+    many, and `counted_twice`, how many jobs the ledger has more than one count of. It takes a while: 20 µs a row.
+    """
+    async with database.relaxed.engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        async with connection.begin():
+            await _run(connection, "SET LOCAL statement_timeout = 0")
+            state = await _run(connection, "SELECT metadata_keys FROM usage_mark")
+            keys = state[0][0] if state else []
+            rows: Sequence[sa.Row[Any]] = await _run(connection, _VERIFY, {"metadata_keys": keys})
+            return rows[0]
+
+
+__all__ = ["fold_usage", "rebuild_rollups", "verify_rollups"]

@@ -1,0 +1,65 @@
+"""What one attempt used, as it goes into the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from headrace.catalogue import Route
+from headrace.chat.usage import TokenUsage
+from headrace.known_models import Rates
+
+_LONGEST_USER = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SpentUsage:
+    """Tokens of one attempt: who answered, by which model, for which user of the client's.
+
+    If the model has a price, `cost` is in USD, and `price` is that price as JSON, with where it is from.
+    """
+
+    provider: str
+    model: str
+    tokens: TokenUsage
+    cost: Decimal | None = None
+    price: str | None = None
+    end_user: str | None = None
+
+
+def spent_on(
+    route: Route, tokens: TokenUsage, request: Mapping[str, Any], *, discount: Decimal | None = None
+) -> SpentUsage:
+    """Return what an answer to a request used, at the route's price of this moment, less the discount.
+
+    A `discount` of 0.5 is half the price.
+    """
+    rates = route.rates(tokens.prompt_tokens)
+    cost = None if rates is None else rates.cost(tokens) * (discount or 1)
+    price = None if rates is None else _render_price(rates, discount)
+    return SpentUsage(route.provider_name, route.model, tokens, cost, price, _end_user(request))
+
+
+@lru_cache(maxsize=4096)
+def _render_price(rates: Rates, discount: Decimal | None) -> str:
+    price = {
+        "input": str(rates.input),
+        "cached_input": str(rates.cached_input),
+        "cache_write": str(rates.cache_write),
+        "output": str(rates.output),
+        "source": rates.source,
+    }
+    if discount is not None:
+        price["discount"] = str(discount)
+    return orjson.dumps(price).decode()
+
+
+def _end_user(request: Mapping[str, Any]) -> str | None:
+    name = request.get("safety_identifier") or request.get("user")
+    # Postgres has no place for U+0000 in a text.
+    return name.replace("\0", "�")[:_LONGEST_USER] if isinstance(name, str) else None
