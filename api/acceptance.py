@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -11,11 +14,14 @@ from fastapi import Request
 
 from headrace.agents.persona import AGENT_PREFIX, resolve
 from headrace.agents.queries import AgentVersion, find_agent
+from headrace.catalogue import Route
 from headrace.chat.request import ChatRequest, parse_chat_request
+from headrace.chat.usage import estimate_demand
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.ids import is_id, new_id
 from headrace.jobs.queries import NewJob
 from headrace.keys.queries import Principal
+from headrace.quotas.gate import Demand, Scope
 from headrace.routing import check_servable
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
@@ -23,12 +29,15 @@ _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
 _LONGEST_HEADER = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submission:
-    """A job to be accepted, and what the headers of its answer say of it."""
+    """A job to be accepted, whose limits it is under, and what the headers of its answer say of it."""
 
     job: NewJob
-    headers: Mapping[str, str]
+    headers: dict[str, str]
+    scopes: Sequence[Scope]
+    route: Route
+    asked: Mapping[str, Any]
 
 
 async def new_job(
@@ -52,6 +61,7 @@ async def new_job(
     """
     if chat.webhook is not None:
         raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
+    _check_allowed(principal, chat)
     labels = metadata if metadata is not None else chat.metadata
     asked = orjson.loads(body)
     agent = None
@@ -77,7 +87,18 @@ async def new_job(
         origin=None if background else request.state.hub.origin,
         timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
     )
-    return Submission(job, _headers(job_id, first.dropped))
+    scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
+    return Submission(job, _headers(job_id, first.dropped), scopes, first.route, asked)
+
+
+def _check_allowed(principal: Principal, chat: ChatRequest) -> None:
+    """Check that the key may ask these models. Raises ModelNotFoundError as for those that are not there."""
+    for param, name in (
+        ("model", chat.model),
+        *((f"fallbacks[{n}]", name) for n, name in enumerate(chat.fallbacks or ())),
+    ):
+        if not principal.may_ask(name):
+            raise ModelNotFoundError.of(name, param=param)
 
 
 async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
@@ -85,9 +106,7 @@ async def _agent(request: Request, principal: Principal, agent_id: str) -> Agent
     if is_id(agent_id, "agent"):
         agent = await find_agent(request.state.database, agent_id, principal.account_id)
     if agent is None:
-        raise ModelNotFoundError(
-            f"The model '{agent_id[:100]}' does not exist or you do not have access to it.", param="model"
-        )
+        raise ModelNotFoundError.of(agent_id, param="model")
     return agent
 
 
@@ -100,8 +119,34 @@ def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
     return headers
 
 
-async def accept(request: Request, job: NewJob) -> int:
-    """Commit the job and wake a worker for it; returns when it was created, in Unix seconds."""
-    created: int = await request.state.inserts.submit(job)
-    request.state.queue.wake([job.id], tier=job.tier)
+async def accept(request: Request, submission: Submission) -> int:
+    """Commit the job and wake a worker for it; returns when it was created, in Unix seconds.
+
+    Raises:
+        RateLimitError: The limits of its key or account do not allow it now.
+    """
+    state, job = request.state, submission.job
+    if any(scope.is_limited for scope in submission.scopes):
+        job = await _admit(request, submission)
+    try:
+        created: int = await state.inserts.submit(job)
+    except BaseException:
+        if job.reserved_cost is not None:
+            # In a task of its own: it may be the client's going that stops us.
+            await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
+        raise
+    if job.delay_seconds:
+        asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
+    else:
+        state.queue.wake([job.id], tier=job.tier)
     return created
+
+
+async def _admit(request: Request, submission: Submission) -> NewJob:
+    job = submission.job
+    tokens = estimate_demand(submission.asked, output_limit=submission.route.output_limit)
+    cost = submission.route.cost(tokens) or Decimal()
+    demand = Demand(job.id, background=job.background, tokens=tokens.total_tokens, cost=cost)
+    admission = await request.state.gate.admit(submission.scopes, demand)
+    submission.headers |= admission.headers
+    return replace(job, reserved_cost=cost, delay_seconds=admission.delay_seconds)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from decimal import Decimal
 
 import orjson
 from fastapi import APIRouter, Request
@@ -24,6 +25,8 @@ from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
 from headrace.keys.queries import Principal
 from headrace.live import Listener, ListenerClosedError
+from headrace.quotas.queries import Spent
+from headrace.usage.queries import render_cost
 
 router = APIRouter(tags=["Chat"])
 
@@ -53,8 +56,8 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
 
 async def start(request: Request, submission: Submission) -> Response:
     """Accept a job that runs in the background, and return its answer: the job."""
+    await accept(request, submission)
     job = submission.job
-    await accept(request, job)
     headers = {"location": f"/api/v1/jobs/{job.id}", **submission.headers}
     rendered = await find_job(request.state.database, job.id, job.account_id)
     return Response(orjson.dumps(rendered), 202, headers, "application/json")
@@ -66,6 +69,7 @@ class _Foreground:
     def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
         self.request = request
         self.principal = principal
+        self.submission = submission
         self.job = submission.job
         self.headers = submission.headers
 
@@ -75,8 +79,11 @@ class _Foreground:
             try:
                 async for event in events:
                     if isinstance(event, Ended):
+                        await self._settle(event)
                         if event.response is None:
                             raise stored_error(event.error)
+                        if event.charge.cost is not None:
+                            self.headers["x-headrace-cost"] = render_cost(event.charge.cost)
                         return Response(event.response, 200, self.headers, "application/json")
             except ListenerClosedError:
                 await self._abandon()
@@ -95,6 +102,7 @@ class _Foreground:
             return _NOBODY
         except BaseException:
             await stack.aclose()
+            await self._settle()
             raise
         listener.patience_seconds = self.request.state.settings.ping_seconds
         return EventStream(self._chunks(stack, first, events, include_usage), self.headers)
@@ -106,11 +114,14 @@ class _Foreground:
             ended = False
             chunks = Chunks(self.job.id, self.created, include_usage=include_usage)
             try:
-                yield chunks.render(first)
-                ended = chunks.over
+                event = first
                 while not ended:
-                    yield chunks.render(await anext(events))
+                    rendered = chunks.render(event)
                     ended = chunks.over
+                    if isinstance(event, Ended):
+                        await self._settle(event)
+                    yield rendered
+                    event = event if ended else await anext(events)
                 ended = not chunks.broken
             except ListenerClosedError:
                 pass
@@ -123,13 +134,20 @@ class _Foreground:
         """Submit the job and follow it, until the client goes away."""
         state = self.request.state
         async with state.hub.listen(self.job.id, own=True) as listener:
-            self.created = await accept(self.request, self.job)
+            self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
                 async with aclosing(follow(listener, state.database, replay=False)) as events:
                     yield listener, events
             finally:
                 leaving.cancel()
+
+    async def _settle(self, end: Ended | None = None) -> None:
+        """Let go of what the job held back, before its client may ask again."""
+        spent = None
+        if end is not None and end.cursor.attempt == 1:  # else those before may have used something too
+            spent = Spent(self.job.id, end.charge.tokens, end.charge.cost or Decimal())
+        await self.request.state.gate.settle_ended(self.submission.scopes, self.job.id, spent)
 
     async def _abandon(self) -> None:
         # In a task of its own: the client's going must not stop what its going asks for.

@@ -79,10 +79,9 @@ def _render_agent(catalogue: Catalogue, agent: AgentVersion) -> dict[str, Any]:
 async def list_models(request: Request, principal: Authenticated) -> Response:
     """List the catalogue, and the account's agents."""
     catalogue: Catalogue = request.state.catalogue.current
-    models = [_render(catalogue, name) for name in catalogue.names()]
-    models += [
-        _render_agent(catalogue, agent) for agent in await list_agents(request.state.database, principal.account_id)
-    ]
+    agents = await list_agents(request.state.database, principal.account_id)
+    models = [_render(catalogue, name) for name in catalogue.names() if principal.may_ask(name)]
+    models += [_render_agent(catalogue, agent) for agent in agents if principal.may_ask(agent.id)]
     return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
 
 
@@ -90,6 +89,8 @@ async def list_models(request: Request, principal: Authenticated) -> Response:
 async def get_model(request: Request, principal: Authenticated, model: str) -> Response:
     """Return one model of the catalogue, or an agent as the model that it is."""
     catalogue: Catalogue = request.state.catalogue.current
+    if not principal.may_ask(model):
+        raise ModelNotFoundError.of(model, param="model")
     if is_id(model, "agent"):
         agent = await find_agent(request.state.database, model, principal.account_id)
         if agent is not None:

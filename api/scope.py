@@ -28,7 +28,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 def render_error(error: HeadraceError) -> Response:
     """Return an error as OpenAI has it."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after is not None or error.status in (429, 503):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
     if isinstance(error, PayloadTooLargeError):

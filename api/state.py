@@ -22,6 +22,7 @@ from headrace.keys.queries import ensure_bootstrap_key
 from headrace.live import Hub, Publisher
 from headrace.processes import rest_garbage_collector
 from headrace.queue import JobQueue
+from headrace.quotas.gate import Gate
 from headrace.settings import Settings
 
 
@@ -36,6 +37,7 @@ class State(TypedDict):
     publisher: Publisher
     hub: Hub
     inserts: GroupCommit[NewJob, int]
+    gate: Gate
 
 
 @contextlib.asynccontextmanager
@@ -68,6 +70,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
                 inserts=GroupCommit(insert),
+                gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
         finally:
             for task in tasks:

@@ -183,9 +183,7 @@ class Catalogue(BaseModel):
         for pattern, model in self.models.items():
             if "*" in pattern and fnmatch.fnmatchcase(name, pattern):
                 return model
-        raise ModelNotFoundError(
-            f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param
-        )
+        raise ModelNotFoundError.of(name, param=param)
 
     def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:
         """Return the ways to a model in the order in which they are tried, then those to its fallbacks.

@@ -9,6 +9,7 @@
   + AuthenticationError             401 authentication_error
   + PermissionDeniedError           403 permission_error
   + RateLimitError                  429 rate_limit_error
+    - QuotaExceededError            429 insufficient_quota: a budget is used up
   + UnavailableError                503 service_unavailable
   + JobCancelledError               499 cancelled
   + JobExpiredError                 504 timeout
@@ -28,7 +29,9 @@ class is its message where none is given, so it is written for the client. Error
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 INTERRUPTED = "The answer was interrupted and would have to start over."
 
@@ -40,6 +43,8 @@ class HeadraceError(Exception):
     type: str = "server_error"
     code: str | None = None
     retryable: ClassVar[bool] = False
+    headers: Mapping[str, str] = MappingProxyType({})
+    """What the answer says besides."""
 
     def __init__(
         self,
@@ -87,6 +92,11 @@ class ModelNotFoundError(InvalidRequestError):
     status = 404
     code = "model_not_found"
 
+    @classmethod
+    def of(cls, name: str, *, param: str = "model") -> Self:
+        """Return the error for a model of that name, in whichever of the two ways it is not there."""
+        return cls(f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param)
+
 
 class PayloadTooLargeError(InvalidRequestError):
     """The request body is too large."""
@@ -125,6 +135,14 @@ class RateLimitError(HeadraceError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retryable = True
+
+
+class QuotaExceededError(RateLimitError):
+    """You exceeded your current quota, please check your plan and billing details."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retryable = False
 
 
 class UnavailableError(HeadraceError):

@@ -24,6 +24,7 @@ from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.jobs import queries
 from headrace.jobs.state import State
 from headrace.live import Frame, Hub, Listener
+from headrace.usage.spent import Charge
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Ended:
     state: State
     response: bytes | None
     error: bytes | None
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class _Follower:
             state,
             response=frame.lines[0] if completed else None,
             error=None if completed else frame.lines[0],
+            charge=Charge.unpack(frame.lines[1]),
         )
 
     def _move_to(self, attempt: int) -> list[Event]:
@@ -202,7 +205,7 @@ class _Follower:
         self.cursor = end
         response = None if progress.response is None else progress.response.encode()
         error = None if progress.error is None else progress.error.encode()
-        return [Ended(self.cursor, progress.state, response, error)]
+        return [Ended(self.cursor, progress.state, response, error, progress.charge)]
 
 
 def _end_of(progress: queries.Progress, delta_count: int) -> Cursor:

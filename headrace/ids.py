@@ -22,6 +22,11 @@ def is_id(text: str, prefix: str) -> bool:
     return text.startswith(prefix + _separator(prefix)) and _DIGITS.fullmatch(text, len(prefix) + 1) is not None
 
 
+def created_at(an_id: str) -> float:
+    """Return when an id was made, in Unix seconds."""
+    return int(an_id[-32:-20], 16) / 1000
+
+
 def _separator(prefix: str) -> str:
     return "-" if prefix == "file" else "_"
 

@@ -8,7 +8,8 @@ A frame is a header line, `job attempt first_seq kind count`, and `count` lines 
 
 * `started`, `retrying`: no lines
 * `delta`: chunks, numbered from `first_seq` on
-* `completed`, `failed`, `cancelled`, `expired`: one line, the response or the error, unless it is large: then none
+* `completed`, `failed`, `cancelled`, `expired`: two lines, the response or the error and what it is charged with,
+  unless they are large: then none
 """
 
 from __future__ import annotations

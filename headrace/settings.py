@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         description="What accounts' webhook secrets are made of, at least 32 random characters, the same in every "
         "process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside an embedded "
         "Postgres.",
+    )
+    limits_without_redis: Literal["open", "closed"] = Field(
+        default="open", description="While Redis is away, limits of keys hold nobody, or let nobody through."
     )
     webhook_allow_private: bool = Field(
         default=False, description="Let webhooks go to this machine and its network: for development."

@@ -41,6 +41,7 @@ from headrace.queue import JobQueue
 from headrace.routing import UsableRoute, usable_routes
 from headrace.settings import Settings
 from headrace.telemetry import bind
+from headrace.usage.spent import NOTHING
 from worker.attempt import Attempt, Stop
 from worker.circuit import Circuits, Rules
 from worker.deltas import DeltaWriter
@@ -358,6 +359,8 @@ class Executor:
         attempt.ending = True
         await self._deltas.settle(attempt)
         body = orjson.dumps(response if error is None else error.document())
+        # A provider that failed before any text charges nothing.
+        spent = attempt.spent() if attempt.started or attempt.stop is not None else None
         finished = FinishedJob(
             id=job.id,
             attempt=job.attempt,
@@ -369,11 +372,11 @@ class Executor:
             delta_count=attempt.seq,
             seconds_since_first_token=attempt.seconds_since_first_token(),
             segment=attempt.segment(),
-            # A provider that failed before any text charges nothing.
-            spent=attempt.spent() if attempt.started or attempt.stop is not None else None,
+            spent=spent,
         )
         if await self._patiently(lambda: self._ends.submit(finished)):
-            self._publish(attempt, attempt.seq + 1, state.value, [body])
+            charge = NOTHING if spent is None else spent.charge
+            self._publish(attempt, attempt.seq + 1, state.value, [body, charge.pack()])
 
     async def _patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
         """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away."""

@@ -27,6 +27,7 @@ from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
+from headrace.quotas.gate import Gate
 from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
 from worker.bookkeeper import Bookkeeper
@@ -135,7 +136,9 @@ async def _schedule(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
-        bookkeeper = Bookkeeper(database, metadata_keys=settings.usage_metadata_keys)
+        bookkeeper = Bookkeeper(
+            database, Gate(redis, database, open_when_away=True), metadata_keys=settings.usage_metadata_keys
+        )
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
         sender = None
         if settings.secret_key is not None:

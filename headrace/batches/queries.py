@@ -99,7 +99,7 @@ _EPOCHS = ", ".join(f"floor(extract(epoch FROM batches.{name}))::bigint AS {name
 _SUMS = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in _AMOUNTS)
 _TOTALS = ", ".join(f"(batches.{name} + tally.{name}) AS {name}" for name in _AMOUNTS)
 _VIEW = f"""
-SELECT batches.id, account_id, state, endpoint, completion_window, input_file_id, output_file_id, error_file_id,
+SELECT batches.id, account_id, key_id, state, endpoint, completion_window, input_file_id, output_file_id, error_file_id,
        output_seconds, batches.metadata, webhook, errors, model, native_route, agents, total, fed, next_offset,
        next_line,
        expires_at <= now() AS overdue,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TokenUsage", "estimate_usage", "parse_usage", "render_usage"]
+__all__ = ["TokenUsage", "estimate_demand", "estimate_usage", "parse_usage", "render_usage"]
 
 # No call has this many tokens, so a count beyond it is garbage; and the sum of two still fits Postgres's integer.
 _MOST_TOKENS = 1_000_000_000
@@ -16,6 +16,7 @@ _MOST_TOKENS = 1_000_000_000
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4  # its role and delimiters
 _TOKENS_PER_REPLY = 3  # the delimiters that prompt the model to answer
+_USUAL_ANSWER = 4096  # hardly an answer is longer that nobody has set a limit to
 _TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at high detail
 
 
@@ -83,6 +84,14 @@ def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
         if request.get(parameter):
             prompt += _estimate_json(request[parameter])
     return TokenUsage(prompt, _estimate_text(text), estimated=True)
+
+
+def estimate_demand(request: Mapping[str, Any], *, output_limit: int | None) -> TokenUsage:
+    """Return what an answer to `request` may use: its prompt, and as much as the model may write, or else 4,096."""
+    prompt = estimate_usage(request, "").prompt_tokens
+    asked = request.get("max_completion_tokens") or request.get("max_tokens")
+    most = min(output_limit or _USUAL_ANSWER, _USUAL_ANSWER) if asked is None else asked
+    return TokenUsage(prompt, most * (request.get("n") or 1), estimated=True)
 
 
 def render_usage(usage: TokenUsage) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from headrace.database import Database, Row, execute
 from headrace.jobs.state import State
 from headrace.jobs.tables import jobs
 from headrace.keys.tables import accounts
-from headrace.usage.spent import SpentUsage
+from headrace.usage.spent import Charge, SpentUsage
 from headrace.usage.tables import usage
 
 
@@ -46,6 +47,8 @@ class NewJob:
     timeout_seconds: float
     agent_id: str | None = None
     agent_version: int | None = None
+    reserved_cost: Decimal | None = None
+    delay_seconds: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +161,15 @@ def _tallied(moved: str) -> str:
 
 _INSERT = """
 INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
-                  agent_version, deadline_at)
+                  agent_version, reserved_cost, scheduled_at, deadline_at)
 SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin, agent_id,
-       agent_version, now() + timeout * interval '1 second'
+       agent_version, reserved_cost, now() + delay * interval '1 second', now() + timeout * interval '1 second'
 FROM unnest(%(id)b::text[], %(account_id)b::text[], %(key_id)b::text[], %(model)b::text[], %(request)b::text[],
             %(metadata)b::text[], %(tier)b::text[], %(background)b::bool[], %(streamed)b::bool[], %(origin)b::text[],
-            %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[])
+            %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[], %(reserved_cost)b::numeric[],
+            %(delay)b::float8[])
      AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout, agent_id,
-             agent_version)
+             agent_version, reserved_cost, delay)
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
 """
@@ -190,6 +194,8 @@ async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int
             "timeout": [job.timeout_seconds for job in new],
             "agent_id": [job.agent_id for job in new],
             "agent_version": [job.agent_version for job in new],
+            "reserved_cost": [job.reserved_cost for job in new],
+            "delay": [job.delay_seconds for job in new],
         },
     )
     created = {row[0]: row[1] for row in rows}
@@ -739,18 +745,25 @@ class Progress:
     created: int
     response: str | None
     error: str | None
+    charge: Charge
 
 
 _PROGRESS = """
-SELECT state, attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM created_at))::bigint, response, error
-FROM jobs WHERE id = %(id)s AND deleted_at IS NULL
+SELECT state, jobs.attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM jobs.created_at))::bigint,
+       response, error, coalesce(prompt_tokens + completion_tokens, 0), cost
+FROM jobs LEFT JOIN usage ON usage.job_id = jobs.id AND usage.created_at = finished_at AND kind = 'counted'
+WHERE jobs.id = %(id)s AND deleted_at IS NULL
 """
 
 
 async def read_progress(database: Database, job_id: str) -> Progress | None:
     """Return where a job stands, or None if it was deleted."""
     rows = await execute(database.relaxed, _PROGRESS, {"id": job_id})
-    return Progress(State(rows[0][0]), *rows[0][1:]) if rows else None
+    if not rows:
+        return None
+    state, attempt, in_attempt, delta_count, created, response, error, tokens, cost = rows[0]
+    charge = Charge(tokens, cost)
+    return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge)
 
 
 _DELTAS = """

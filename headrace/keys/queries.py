@@ -41,6 +41,10 @@ class Principal:
         """Whether it may do everything, in all accounts."""
         return "admin" in self.scopes
 
+    def may_ask(self, model: str) -> bool:
+        """Tell whether it may ask a model, by its name or an agent's id."""
+        return self.limits.allows_model(model) and self.account_limits.allows_model(model)
+
     def may(self, scope: str) -> bool:
         """Tell whether it has a scope; an administrator has each."""
         return self.is_admin or scope in self.scopes

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -15,6 +15,27 @@ from headrace.chat.usage import TokenUsage
 from headrace.known_models import Rates
 
 _LONGEST_USER = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What the attempt that ended a job used: tokens, and USD if the model has a price."""
+
+    tokens: int
+    cost: Decimal | None
+
+    def pack(self) -> bytes:
+        """Return it as one line of JSON."""
+        return orjson.dumps([self.tokens, None if self.cost is None else str(self.cost)])
+
+    @classmethod
+    def unpack(cls, line: bytes) -> Self:
+        """Read such a line."""
+        tokens, cost = orjson.loads(line)
+        return cls(tokens, None if cost is None else Decimal(cost))
+
+
+NOTHING = Charge(0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +51,11 @@ class SpentUsage:
     cost: Decimal | None = None
     price: str | None = None
     end_user: str | None = None
+
+    @property
+    def charge(self) -> Charge:
+        """What its job is charged with."""
+        return Charge(self.tokens.total_tokens, self.cost)
 
 
 def spent_on(

@@ -42,6 +42,12 @@ def chat(model: str, text: str = "hello there", **fields: Any) -> Json:
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 
+async def leave(request: asyncio.Task[httpx.Response]) -> None:
+    """Close the request's connection in the middle of it."""
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+
+
 async def submit(client: httpx.AsyncClient, model: str, text: str = "hello there", **fields: Any) -> str:
     """Submit a background job; `fields` are the chat body's. Return its id."""
     response = await client.post("/chat/completions", json=chat(model, text, background=True, **fields))

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, ended, get, job_of, refused, submit
+from tests.e2e.jobs import chat, ended, get, job_of, leave, refused, submit
 from tests.e2e.streams import EventStream
 from tests.provider import DONE, Gate, Provider, chunk, hang, settled, status, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
@@ -27,12 +27,6 @@ def idle(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str) 
 async def idle_client(idle: Service) -> AsyncIterator[httpx.AsyncClient]:
     async with connect(idle, BOOTSTRAP_KEY) as client:
         yield client
-
-
-async def leave(request: asyncio.Task[httpx.Response]) -> None:
-    """Close the request's connection in the middle of it."""
-    request.cancel()
-    await asyncio.gather(request, return_exceptions=True)
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])

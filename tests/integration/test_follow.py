@@ -26,7 +26,8 @@ from headrace.ids import new_id
 from headrace.jobs.queries import ClaimedJob, Segment
 from headrace.jobs.state import State
 from headrace.live import Frame, Hub, Listener, ListenerClosedError, Publisher, job_channel
-from tests.integration.jobs import ERROR, RESPONSE, Jobs, end_of, new_job, segment
+from headrace.usage.spent import NOTHING
+from tests.integration.jobs import ERROR, RESPONSE, SPENT, Jobs, end_of, new_job, segment
 from tests.provider import PATIENCE
 from tests.service import free_port
 
@@ -194,7 +195,7 @@ async def test_an_end_without_a_result_comes_with_its_error(jobs: Jobs, deaf: Re
     await jobs.finish(end_of(job, state, delta_count=2))
     reading = await read_rest(jobs, deaf, job.id)
     assert reading.chunks == {1: whole(job, 1, 2)}
-    assert reading.ended == [Ended(reading.cursor, state, None, ERROR.encode())]
+    assert reading.ended == [Ended(reading.cursor, state, None, ERROR.encode(), NOTHING)]
 
 
 async def test_only_the_last_attempt_is_replayed_and_a_reader_of_an_earlier_one_is_told(
@@ -290,13 +291,13 @@ async def test_the_client_that_submitted_gets_everything_over_the_wire_alone(
                 ("started", 0, []),
                 ("delta", 1, [b'{"n":1}', b'{"n":2}']),
                 ("delta", 3, [b'{"n":3}']),
-                ("completed", 4, [RESPONSE.encode()]),
+                ("completed", 4, [RESPONSE.encode(), SPENT.charge.pack()]),
             ]:
                 publisher.publish(Frame(new.id, 1, first_seq, kind, content), origin=hub.origin)
             await reader  # there is no row: Postgres was not asked
     assert reading.started == [1]
     assert reading.chunks == {1: [b'{"n":1}', b'{"n":2}', b'{"n":3}']}
-    assert reading.ended == [Ended(Cursor(1, 4), State.COMPLETED, RESPONSE.encode(), None)]
+    assert reading.ended == [Ended(Cursor(1, 4), State.COMPLETED, RESPONSE.encode(), None, SPENT.charge)]
 
 
 async def test_without_redis_readers_get_everything_from_postgres(jobs: Jobs, deaf: Redis, hurried: None) -> None:
@@ -312,7 +313,7 @@ async def test_without_redis_readers_get_everything_from_postgres(jobs: Jobs, de
             await jobs.finish(end_of(job, delta_count=6, segment=segment(job, 6, 6)))
             await reader
     assert reading.chunks == {1: whole(job, 1, 6)}
-    assert [ended.response for ended in reading.ended] == [RESPONSE.encode()]
+    assert [(ended.response, ended.charge) for ended in reading.ended] == [(RESPONSE.encode(), SPENT.charge)]
 
 
 async def test_an_end_too_large_for_the_wire_is_read_from_postgres(jobs: Jobs, redis: Redis) -> None:
@@ -325,7 +326,7 @@ async def test_an_end_too_large_for_the_wire_is_read_from_postgres(jobs: Jobs, r
             reader = asyncio.create_task(collect(listener, jobs.database, reading))
             await jobs.finish(end_of(job, delta_count=1, response=response.decode()))
             publisher = Publisher(redis, interval_seconds=0)
-            publisher.publish(Frame(job.id, 1, 2, "completed", [response]), origin=hub.origin)
+            publisher.publish(Frame(job.id, 1, 2, "completed", [response, NOTHING.pack()]), origin=hub.origin)
             await reader
     assert [ended.response for ended in reading.ended] == [response]
 
@@ -336,7 +337,7 @@ async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: Redis) -> 
     reading = Reading()
     async with hub.listen(job_id, own=True) as listener:
         for _ in range(2):
-            listener.put(Frame(job_id, 1, 1, "completed", [RESPONSE.encode()]))
+            listener.put(Frame(job_id, 1, 1, "completed", [RESPONSE.encode(), NOTHING.pack()]))
         await collect(listener, jobs.database, reading, replay=False)
     assert len(reading.ended) == 1
 
@@ -459,7 +460,7 @@ async def produce(
         rest: Segment | None = segment(job, saved + 1, last) if saved < last else None
         if number == attempts:
             assert await jobs.finish(end_of(job, delta_count=last, segment=rest)) == [True]
-            wire.publish(Frame(job_id, number, last + 1, "completed", [RESPONSE.encode()]), origin)
+            wire.publish(Frame(job_id, number, last + 1, "completed", [RESPONSE.encode(), NOTHING.pack()]), origin)
         elif rng.random() < 0.5:
             assert await jobs.retry(job)
             wire.publish(Frame(job_id, number, 0, "retrying", ()), origin)

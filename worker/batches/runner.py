@@ -26,6 +26,7 @@ from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 from headrace.telemetry import bind
+from worker.batches.allowance import Allowances
 from worker.batches.feed import Feeder
 from worker.batches.native import NativeBatch
 from worker.batches.output import Output
@@ -65,6 +66,7 @@ class BatchRunner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._feeders: dict[str, Feeder] = {}
         self._chores_at = 0.0
+        self._allowances = Allowances(database)
 
     async def run(self) -> None:
         """Move batches on until cancelled."""
@@ -92,6 +94,7 @@ class BatchRunner:
             await sweep_files(self._database)
         batches = await queries.list_active(self._database)
         await self._forget({batch.id for batch in batches})
+        await self._allowances.look(batches)
         feedable: list[Row] = []
         for batch in batches:
             with bind(batch=batch.id):
@@ -104,7 +107,8 @@ class BatchRunner:
                 elif _has_ended(batch):
                     await queries.finalize_batch(self._database, batch.id)
                 elif batch.native_route is not None:
-                    self._begin(batch, self._go_on(batch))
+                    if _outstanding(batch) or self._allowances.lines(batch):
+                        self._begin(batch, self._go_on(batch))
                 elif batch.fed < batch.total and not batch.overdue:
                     feedable.append(batch)
         await self._feed(feedable, batches)
@@ -166,14 +170,14 @@ class BatchRunner:
         for batch in batches:
             lines = _outstanding(batch) if batch.native_route is None else 0
             if batch in feedable:
-                lines += batch.total - batch.fed
+                lines += int(min(batch.total - batch.fed, max(0, self._allowances.lines(batch) - lines)))
             if lines:
                 wanted[batch.account_id][batch.id] = lines
         shares = share_window(self._settings.batch_window, wanted)
         for batch in feedable:
-            room = shares[batch.id] - _outstanding(batch)
+            room = min(shares[batch.id], self._allowances.lines(batch)) - _outstanding(batch)
             if room > 0:
-                await self._feed_one(batch, room)
+                await self._feed_one(batch, int(room))
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)

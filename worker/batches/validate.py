@@ -18,6 +18,8 @@ from headrace.chat.validation import invalid_request
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.ids import is_id
+from headrace.quotas.queries import find_limits
+from headrace.quotas.rules import Limits
 from headrace.routing import check_servable
 from worker.batches.input import read_input
 
@@ -40,10 +42,12 @@ class Validation:
         self._problems: list[LineProblem] = []
         self._models: set[str] = set()
         self._routes: set[str | None] = set()
+        self._limits: list[Limits] = []
         self._total = 0
 
     async def run(self) -> bool:
         """Start the batch if its input is valid, else fail it with all that is wrong; returns whether it is valid."""
+        self._limits = list((await find_limits(self._database, self._batch.key_id)).values())
         began = time.monotonic()
         async for raw in read_input(self._database, self._batch.input_file_id):
             self._total += 1
@@ -87,6 +91,9 @@ class Validation:
 
     async def _check_servable(self, line: Line) -> None:
         chat, asked = line.chat, line.body
+        for name in (chat.model, *(chat.fallbacks or ())):
+            if not all(limits.allows_model(name) for limits in self._limits):
+                raise ModelNotFoundError.of(name, param="body.model")
         if chat.model.startswith(AGENT_PREFIX):
             asked = resolve(orjson.loads((await self._agent(chat.model)).definition), asked)
             try:
@@ -112,7 +119,5 @@ class Validation:
             )
         agent = self._agents[agent_id]
         if agent is None:
-            raise ModelNotFoundError(
-                f"The model '{agent_id[:100]}' does not exist or you do not have access to it.", param="body.model"
-            )
+            raise ModelNotFoundError.of(agent_id, param="body.model")
         return agent

@@ -1,0 +1,346 @@
+"""What a key or an account may use, over HTTP: what is refused and how, what is let in again, and what may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e import batches
+from tests.e2e.batches import line, lines
+from tests.e2e.jobs import chat, completed, eventually, get, leave, refused, submit
+from tests.provider import Gate, Json, Provider, answer, status, usage_of
+from tests.receiver import running_receiver
+from tests.service import BOOTSTRAP_KEY, Service, connect, embedded_stores, free_port, running_service
+
+# Of a fake model: 100 tokens of the prompt and 1,000 of the answer, at 2.50 and 10.00 USD a million.
+USED = usage_of(100, 1000)
+COST = Decimal("0.01025")
+
+
+@dataclass
+class User:
+    """A key with limits, of an account of its own, and its client."""
+
+    key: Json
+    client: httpx.AsyncClient
+
+    async def cost(self) -> Decimal:
+        """Return what the key has spent today, as `GET /usage` says."""
+        response = await self.client.get("/usage")
+        return sum((Decimal(row["cost"]) for row in response.json()["data"]), Decimal())
+
+
+New = Callable[..., User]
+
+
+@pytest.fixture
+async def new(service: Service) -> AsyncIterator[New]:
+    """Makes users; what is given are limits of the key."""
+    async with AsyncExitStack() as stack:
+
+        def user(*options: str, account: str | None = None) -> User:
+            key = service.create_key(account or f"limited-{secrets.token_hex(4)}", *options)
+            client = connect(service, key["key"])
+            stack.push_async_callback(client.aclose)
+            return User(key, client)
+
+        yield user
+
+
+@pytest.fixture
+def held(provider: Provider, model: str) -> Iterator[Gate]:
+    """Holds every answer of the model back."""
+    gate = Gate()
+    provider.always(model, answer("ok", usage=USED, hold=gate))
+    yield gate
+    gate.release()
+
+
+async def ask(client: httpx.AsyncClient, model: str, **fields: Any) -> httpx.Response:
+    return await client.post("/chat/completions", json=chat(model, **{"max_completion_tokens": 1000, **fields}))
+
+
+@contextlib.asynccontextmanager
+async def second_api(service: Service, key: str, **environment: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an API process beside the service's own."""
+    port = free_port()
+    process = service.launch("api-2", HEADRACE_PORT=str(port), **environment)
+    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {key}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=60) as client:
+
+            async def answers() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return (await client.get("/account")).status_code == 200
+                return False
+
+            await eventually(answers, "the second API process")
+            yield client
+    finally:
+        process.terminate()
+        del service.processes["api-2"]
+
+
+async def test_a_budget_holds_under_two_hundred_requests_at_once_in_two_processes(
+    service: Service, provider: Provider, new: New, model: str, held: Gate
+) -> None:
+    user = new("--daily-budget", "0.5")
+    async with second_api(service, user.key["key"]) as second:
+        requests = [asyncio.create_task(ask(client, model)) for client in (user.client, second) for _ in range(100)]
+        refusals = 0
+
+        async def decided() -> bool:
+            nonlocal refusals
+            refusals = sum(request.done() for request in requests)
+            return refusals + len(provider.calls_for(model)) == 200
+
+        await eventually(decided, "two hundred requests to be let in or refused")
+        held.release()
+        found = await asyncio.gather(*requests)
+    assert {response.status_code for response in found} == {200, 429}
+    refused(next(response for response in found if response.status_code == 429), 429, code="insufficient_quota")
+    # What an answer of at most 1,000 tokens may cost was held back for each of those that were let in.
+    assert len(provider.calls_for(model)) == 200 - refusals == 49
+    # Their prompts were longer than estimated, and that was spent: nothing is left for another.
+    assert await user.cost() == 49 * COST > Decimal("0.5")
+    refused(await ask(user.client, model), 429, type="insufficient_quota", code="insufficient_quota")
+
+
+async def test_a_budget_comes_free_as_soon_as_an_answer_was_cheaper_than_it_might_have_been(
+    provider: Provider, new: New, model: str
+) -> None:
+    provider.always(model, answer("ok", usage=usage_of(10, 10)))
+    user = new("--daily-budget", "0.0115")
+    for stream in (False, True) * 5:
+        response = await ask(user.client, model, stream=stream)
+        assert response.status_code == 200, response.text
+    assert await user.cost() == 10 * Decimal("0.000125")
+    provider.script(model, status(400))
+    assert (await ask(user.client, model)).status_code == 400
+    assert (await ask(user.client, model)).status_code == 200
+
+
+async def test_what_a_finished_call_cost_is_in_its_answer(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.always(model, answer("ok", usage=USED))
+    response = await ask(client, model)
+    assert response.headers["x-headrace-cost"] == str(COST)
+    assert response.json()["usage"]["total_tokens"] == 1100
+    assert (await get(client, response.headers["x-headrace-job"]))["cost"] == str(COST)
+    provider.always(f"either-{model}", answer("ok", usage=USED))
+    assert "x-headrace-cost" not in (await ask(client, f"either-{model}")).headers
+
+
+async def test_rates_are_told_and_refused_as_openai_words_it(
+    service: Service, provider: Provider, new: New, model: str
+) -> None:
+    provider.always(model, answer("ok", usage=usage_of(10, 90)))
+    user = new("--rpm", "3", "--tpm", "5000")
+    left = []
+    for _ in range(3):
+        response = await ask(user.client, model)
+        assert response.headers["x-ratelimit-limit-requests"] == "3"
+        assert response.headers["x-ratelimit-limit-tokens"] == "5000"
+        left.append(
+            (response.headers["x-ratelimit-remaining-requests"], response.headers["x-ratelimit-remaining-tokens"])
+        )
+    requests, tokens = zip(*left, strict=True)
+    assert requests == ("2", "1", "0")
+    # Each wants 1,000 tokens and its prompt, and has 100 of them in the end.
+    assert [int(before) - int(after) for before, after in itertools.pairwise(tokens)] == [100, 100]
+    async with openai.AsyncOpenAI(
+        base_url=f"{service.base_url}/v1", api_key=user.key["key"], max_retries=0
+    ) as openai_client:
+        with pytest.raises(openai.RateLimitError, match=r"requests per min \(RPM\): Limit 3, Used 3") as error:
+            await openai_client.chat.completions.create(model=model, messages=[{"role": "user", "content": "more"}])
+    assert error.value.code == "rate_limit_exceeded"
+    assert error.value.type == "rate_limit_error"
+    assert 0 < int(error.value.response.headers["retry-after"]) <= 61
+    assert error.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_openais_client_does_not_try_again_when_a_budget_is_spent(
+    service: Service, provider: Provider, new: New, model: str
+) -> None:
+    user = new("--monthly-budget", "0")
+    answers: list[Any] = []
+
+    async def keep(response: object) -> None:
+        answers.append(response)
+
+    http_client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [keep]})
+    async with openai.AsyncOpenAI(
+        base_url=f"{service.base_url}/v1", api_key=user.key["key"], max_retries=3, http_client=http_client
+    ) as client:
+        with pytest.raises(openai.RateLimitError, match="You exceeded your current quota") as error:
+            await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "more"}])
+    assert error.value.code == "insufficient_quota"
+    assert len(answers) == 1
+    assert provider.calls_for(model) == []
+
+
+async def test_jobs_in_flight_are_those_whose_clients_wait(
+    service: Service, provider: Provider, new: New, model: str, held: Gate
+) -> None:
+    user = new("--in-flight", "2", "--queued", "1")
+    waiting = asyncio.create_task(ask(user.client, model))
+    async with connect(service, user.key["key"]) as leaving:
+        left = asyncio.create_task(ask(leaving, model))
+        await provider.call(model, 2)
+        refused(await ask(user.client, model, stream=True), 429, code="rate_limit_exceeded")
+        background = await submit(user.client, model)
+        refused(await ask(user.client, model, background=True), 429, code="rate_limit_exceeded")
+        await leave(left)
+
+    async def let_in() -> bool:
+        response = await ask(user.client, "absent")
+        return response.status_code == 502
+
+    await eventually(let_in, "the place of a client that went away")
+    held.release()
+    assert (await waiting).status_code == 200
+    assert (await ask(user.client, model)).status_code == 200
+    await completed(user.client, background)
+
+    async def again() -> bool:
+        return (await ask(user.client, model, background=True)).status_code == 202
+
+    await eventually(again, "the place of a background job that has ended")
+
+
+async def test_background_jobs_beyond_a_rate_wait_if_the_key_says_so(new: New, provider: Provider, model: str) -> None:
+    user = new("--rpm", "1", "--wait")
+    first = await submit(user.client, model)
+    second = await submit(user.client, model)
+    await completed(user.client, first)
+    assert (await get(user.client, second))["status"] == "queued"
+    assert len(provider.calls_for(model)) == 1
+    refused(await ask(user.client, model), 429, code="rate_limit_exceeded")
+    assert (await user.client.post(f"/jobs/{second}/cancel")).json()["status"] == "cancelled"
+
+
+async def test_an_accounts_limits_hold_for_all_its_keys(service: Service, new: New, model: str) -> None:
+    account = f"limited-{secrets.token_hex(4)}"
+    users = [new("--rpm", "10", account=account) for _ in range(2)]
+    service.run("keys", "limit-account", account, "--rpm", "3")
+
+    async def known() -> bool:  # within a second, in every process
+        limits = (await users[0].client.get("/account")).json()["limits"]
+        response = await ask(users[0].client, "absent")
+        return bool(limits) and response.headers.get("x-ratelimit-limit-requests") == "3"
+
+    await eventually(known, "the account's limit")
+    statuses = [(await ask(user.client, model)).status_code for user in users * 2]
+    assert statuses[-1] == 429
+    assert sum(status == 200 for status in statuses) <= 2
+
+
+async def test_only_allowed_models_are_there(new: New, model: str, client: httpx.AsyncClient) -> None:
+    agent = (await client.post("/agents", json={"name": "a", "model": model})).json()["id"]
+    user = new("--model", f"{model}*", "--model", agent, account="default")
+    assert {found["id"] for found in (await user.client.get("/models")).json()["data"]} == {agent}
+    assert (await user.client.get(f"/models/{model}")).status_code == 200
+    refused(await user.client.get("/models/renamed"), 404, code="model_not_found", param="model")
+    refused(await ask(user.client, "renamed"), 404, code="model_not_found", param="model")
+    refused(await ask(user.client, model, fallbacks=["renamed"]), 404, code="model_not_found", param="fallbacks[0]")
+    refused(await ask(user.client, "renamed", background=True), 404, code="model_not_found", param="model")
+    for name in (model, f"{model}-2", agent):
+        assert (await ask(user.client, name)).status_code == 200
+    batch = await batches.submit(user.client, [line("a", model), line("b", "renamed")])
+    batch = await batches.reaches(user.client, batch["id"], "failed")
+    problem = batch["errors"]["data"][0]
+    assert (problem["line"], problem["code"], problem["param"]) == (2, "model_not_found", "body.model")
+
+
+async def test_a_batch_waits_while_a_budget_is_spent(provider: Provider, new: New, model: str) -> None:
+    provider.always(model, answer("ok", usage=USED))
+    account = f"limited-{secrets.token_hex(4)}"
+    user, owner = new("--daily-budget", "0.0103", account=account), new("--scope", "keys:write", account=account)
+    assert (await ask(user.client, model)).status_code == 200
+
+    async def spent() -> bool:  # as the ledger's sums know, a moment later
+        return await user.cost() == COST
+
+    await eventually(spent, "the sums of the ledger")
+    refused(await ask(user.client, model), 429, code="insufficient_quota")
+    key = f"/api-keys/{user.key['id']}"
+    assert (await owner.client.post(key, json={"limits": {"daily_budget": "0.01"}})).status_code == 200
+    batch = await batches.submit(user.client, lines(model, 50))
+    await batches.reaches(user.client, batch["id"], "in_progress")
+    await asyncio.sleep(1)  # in which nothing is to happen
+    assert len(provider.calls_for(model)) == 1
+    assert (await owner.client.post(key, json={"limits": {"daily_budget": "0.2"}})).status_code == 200
+
+    async def used_up() -> bool:
+        return await user.cost() >= Decimal("0.2")
+
+    await eventually(used_up, "the larger budget to be spent")
+    await asyncio.sleep(1)
+    assert len(provider.calls_for(model)) == 20, "what goes into it, and the one that goes over it"
+    assert (await owner.client.post(key, json={"limits": {"daily_budget": "1"}})).status_code == 200
+    batch = await batches.reaches(user.client, batch["id"], "completed")
+    assert batch["request_counts"]["completed"] == 50
+
+
+async def test_of_a_budget_that_is_spent_somebody_is_told(provider: Provider, new: New, model: str) -> None:
+    provider.always(model, answer("ok", usage=USED))
+    with running_receiver() as receiver:
+        user = new("--daily-budget", "0.02", "--alert-webhook", receiver.url)
+        assert (await ask(user.client, model)).status_code == 200
+
+        async def told() -> bool:
+            return bool(receiver.messages)
+
+        await eventually(told, "the alert")
+    (message,) = receiver.messages
+    event = json.loads(message.body)
+    assert event["type"] == "budget.alert"
+    assert event["data"] == {
+        "id": user.key["id"],
+        "budget": "daily_budget",
+        "period": event["data"]["period"],
+        "percent": 50,
+        "spent": str(COST),
+        "limit": "0.02",
+    }
+
+
+async def test_without_redis_limits_are_open_or_closed(
+    tmp_path: Path, config: str, provider: Provider, model: str
+) -> None:
+    with embedded_stores() as stores, running_service(tmp_path, stores, config) as alone:
+        key = alone.create_key("limited", "--rpm", "3")["key"]
+        async with (
+            connect(alone, BOOTSTRAP_KEY) as free,
+            connect(alone, key) as let_in,
+            second_api(alone, key, HEADRACE_LIMITS_WITHOUT_REDIS="closed") as kept_out,
+        ):
+            statuses = [(await ask(client, model)).status_code for client in (let_in, kept_out, let_in, kept_out)]
+            assert statuses == [200, 200, 200, 429]
+            stores.valkey.stop()
+            for _ in range(4):
+                assert (await ask(let_in, model, background=True)).status_code == 202
+                response = await ask(kept_out, model, background=True)
+                refused(response, 503)
+                assert int(response.headers["retry-after"]) > 0
+            assert (await ask(free, model, background=True)).status_code == 202
+            stores.valkey.start()
+
+            async def back() -> object:
+                return (await ask(kept_out, model)).headers.get("x-ratelimit-limit-requests") == "3"
+
+            await eventually(back, "the limits")
