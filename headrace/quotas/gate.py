@@ -8,6 +8,7 @@ has ended, however it does: at once where an API process sees the end, else by t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -17,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+import orjson
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
@@ -36,149 +37,164 @@ _NANO = 1_000_000_000
 _MOST_LOADS = 5
 _COMPLAIN_SECONDS = 60.0
 _SCOPES = "hr:quota:scopes"
+# So many at a time keep Redis from all others for about five milliseconds.
+_MOST_JOBS = 64
 
-# Windows are hashes of seconds: what was taken in each, and for jobs that wait, in seconds that are still to come.
+# A window has what was taken in each second, and for jobs that wait, in seconds still to come; with the sum of those
+# that count, from which second on they do, and the last one there is.
 _LIBRARY = """
 local SPAN = 61
-local function seconds()
-    return tonumber(redis.call('TIME')[1])
-end
-local function window(key, now)
-    local found, sum, last = {}, 0, now
-    local raw = redis.call('HGETALL', key)
-    for i = 1, #raw, 2 do
-        local at, count = tonumber(raw[i]), tonumber(raw[i + 1])
-        if at <= now - SPAN then
-            redis.call('HDEL', key, raw[i])
-        elseif count > 0 then
-            found[#found + 1] = {at, count}
-            sum = sum + count
-            if at > last then last = at end
+local now = tonumber(redis.call('TIME')[1])
+local function window(key)
+    local kept = redis.call('HMGET', key, 'sum', 'from', 'last')
+    local sum, from = tonumber(kept[1] or 0), tonumber(kept[2] or now - SPAN + 1)
+    for at = from, now - SPAN do
+        local count = redis.call('HGET', key, at)
+        if count then
+            sum = sum - count
+            redis.call('HDEL', key, at)
         end
     end
-    table.sort(found, function(a, b) return a[1] < b[1] end)
-    return {found = found, sum = sum, last = last}
+    if not kept[2] or from <= now - SPAN then redis.call('HSET', key, 'sum', sum, 'from', now - SPAN + 1) end
+    return {key = key, sum = sum, last = tonumber(kept[3] or 0)}
 end
 -- When there is room for as many more: the second, or nil if there never is.
-local function free_at(win, limit, more, now)
+local function free_at(win, limit, more)
     if more > limit then return nil end
-    local sum, at = win.sum, now
-    for i = 1, #win.found do
+    if win.sum + more <= limit then return now end
+    local found, raw, sum, at = {}, redis.call('HGETALL', win.key), win.sum, now
+    for i = 1, #raw, 2 do
+        local second = tonumber(raw[i])
+        if second then found[#found + 1] = {second, tonumber(raw[i + 1])} end
+    end
+    table.sort(found, function(a, b) return a[1] < b[1] end)
+    for i = 1, #found do
         if sum + more <= limit then break end
-        sum = sum - win.found[i][2]
-        at = math.max(now, win.found[i][1] + SPAN)
+        sum = sum - found[i][2]
+        at = math.max(now, found[i][1] + SPAN)
     end
     return at
 end
+local function take(win, at, count)
+    if redis.call('HINCRBY', win.key, at, count) == count then redis.call('EXPIRE', win.key, at - now + 120) end
+    redis.call('HINCRBY', win.key, 'sum', count)
+    if at > win.last then redis.call('HSET', win.key, 'last', at) end
+end
+local function key(id, part) return 'hr:quota:' .. id .. ':' .. part end
 """
+# Of each job: day, month, id, whether it is a background job, tokens, cost, and scopes as `Gate._ask` has them.
 _ADMIT = (
     _LIBRARY
     + """
-local day, month, job, background = 'd:' .. ARGV[1], 'm:' .. ARGV[2], ARGV[3], ARGV[4] == '1'
-local requests, tokens, nano = 1, tonumber(ARGV[5]), tonumber(ARGV[6])
-local now, at, seen = seconds(), nil, {}
-at = now
-for i = 1, (#KEYS - 1) / 4 do
-    local base, a = (i - 1) * 4 + 1, 6 + (i - 1) * 7
-    local rpm, tpm = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-    local flight, queued = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
-    local daily, monthly = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6])
-    local waits = background and ARGV[a + 7] == '1'
-    local sums = redis.call('HMGET', KEYS[base + 4], 'loaded', 'version', 'open0', 'open1', 'held', day, month)
-    local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
-    if stateful and (not sums[1] or not sums[6] or not sums[7]) then
-        return {'load', i, tonumber(sums[2] or 0)}
+local function admit(day, month, job, background, tokens, nano, scopes)
+    local at, seen = now, {}
+    for i, scope in ipairs(scopes) do
+        local id, rpm, tpm, flight, queued, daily, monthly, waits = unpack(scope)
+        waits = waits and background == 1
+        local sums = redis.call('HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'held', day, month)
+        local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
+        if stateful and (not sums[1] or not sums[6] or not sums[7]) then
+            return {'load', i, tonumber(sums[2] or 0)}
+        end
+        local held = tonumber(sums[5] or 0)
+        if daily >= 0 and tonumber(sums[6]) + held + nano > daily then return {'daily_budget', i} end
+        if monthly >= 0 and tonumber(sums[7]) + held + nano > monthly then return {'monthly_budget', i} end
+        local open = tonumber(sums[3 + background] or 0)
+        if background == 0 and flight >= 0 and open >= flight then return {'jobs_in_flight', i, open} end
+        if background == 1 and queued >= 0 and open >= queued then return {'jobs_queued', i, open} end
+        local r, t
+        if rpm >= 0 then
+            r = window(key(id, 'requests'))
+            local free = free_at(r, rpm, 1)
+            if free > now and not waits then return {'requests_per_minute', i, r.sum, free - now} end
+            if free > now then at = math.max(at, free, r.last) end
+        end
+        if tpm >= 0 then
+            t = window(key(id, 'tokens'))
+            local free = free_at(t, tpm, tokens)
+            if not free then return {'tokens_per_minute', i, t.sum, -1} end
+            if free > now and not waits then return {'tokens_per_minute', i, t.sum, free - now} end
+            if free > now then at = math.max(at, free, t.last) end
+        end
+        seen[i] = {id, rpm, r, tpm, t, open, held}
     end
-    local held = tonumber(sums[5] or 0)
-    if daily >= 0 and tonumber(sums[6]) + held + nano > daily then return {'daily_budget', i} end
-    if monthly >= 0 and tonumber(sums[7]) + held + nano > monthly then return {'monthly_budget', i} end
-    if not background and flight >= 0 and tonumber(sums[3] or 0) >= flight then
-        return {'jobs_in_flight', i, tonumber(sums[3] or 0)}
+    local answer, holds = {'ok', at - now}, string.format('%d:%.0f:%.0f:%d', background, tokens, nano, at)
+    for i = 1, #seen do
+        local id, rpm, r, tpm, t, open, held = unpack(seen[i], 1, 7)
+        if r then take(r, at, 1) end
+        if t then take(t, at, tokens) end
+        answer[#answer + 1] = r and {rpm, rpm - r.sum - 1, at - now + SPAN} or false
+        answer[#answer + 1] = t and {tpm, tpm - t.sum - tokens, at - now + SPAN} or false
+        if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
+            redis.call('HSET', key(id, 'sums'), 'open' .. background, open + 1, 'held', held + nano)
+        end
+        if open == 0 then
+            redis.call('EXPIRE', key(id, 'open'), 3456000)
+            redis.call('EXPIRE', key(id, 'sums'), 3456000)
+        end
+        redis.call('SADD', 'hr:quota:scopes', id)
     end
-    if background and queued >= 0 and tonumber(sums[4] or 0) >= queued then
-        return {'jobs_queued', i, tonumber(sums[4] or 0)}
-    end
-    local r, t = nil, nil
-    if rpm >= 0 then
-        r = window(KEYS[base + 1], now)
-        local free = free_at(r, rpm, requests, now)
-        if free > now and not waits then return {'requests_per_minute', i, r.sum, free - now} end
-        if free > now then at = math.max(at, free, r.last) end
-    end
-    if tpm >= 0 then
-        t = window(KEYS[base + 2], now)
-        local free = free_at(t, tpm, tokens, now)
-        if not free then return {'tokens_per_minute', i, t.sum, -1} end
-        if free > now and not waits then return {'tokens_per_minute', i, t.sum, free - now} end
-        if free > now then at = math.max(at, free, t.last) end
-    end
-    seen[i] = {rpm, r, tpm, t}
+    return answer
 end
-local answer = {'ok', at - now}
-for i = 1, #seen do
-    local base, rpm, r, tpm, t = (i - 1) * 4 + 1, unpack(seen[i], 1, 4)
-    if r then
-        redis.call('HINCRBY', KEYS[base + 1], at, requests)
-        redis.call('EXPIRE', KEYS[base + 1], at - now + 120)
-        answer[#answer + 1] = {rpm, rpm - r.sum - requests, at - now + SPAN}
-    else
-        answer[#answer + 1] = false
-    end
-    if t then
-        redis.call('HINCRBY', KEYS[base + 2], at, tokens)
-        redis.call('EXPIRE', KEYS[base + 2], at - now + 120)
-        answer[#answer + 1] = {tpm, tpm - t.sum - tokens, at - now + SPAN}
-    else
-        answer[#answer + 1] = false
-    end
-    if redis.call('HSETNX', KEYS[base + 3], job, table.concat({ARGV[4], tokens, nano, at, now}, ':')) == 1 then
-        redis.call('HINCRBY', KEYS[base + 4], 'open' .. ARGV[4], 1)
-        redis.call('HINCRBY', KEYS[base + 4], 'held', nano)
-    end
-    redis.call('EXPIRE', KEYS[base + 3], 3456000)
-    redis.call('EXPIRE', KEYS[base + 4], 3456000)
-end
-for i = 7 + 7 * #seen, #ARGV do redis.call('SADD', KEYS[1], ARGV[i]) end
-return answer
+local answers = {}
+for i = 1, #ARGV do answers[i] = admit(unpack(cjson.decode(ARGV[i]))) end
+return answers
 """
 )
-# Of one scope: each job's tokens and cost. Who is not there any more was settled by somebody else.
-_SETTLE = """
-local settled = 0
-for i = 3, #ARGV, 3 do
-    local held = redis.call('HGET', KEYS[2], ARGV[i])
-    if held then
-        local kind, tokens, nano, at = held:match('^(%d):(%d+):(%d+):(%d+):')
-        redis.call('HDEL', KEYS[2], ARGV[i])
-        redis.call('HINCRBY', KEYS[3], 'open' .. kind, -1)
-        redis.call('HINCRBY', KEYS[3], 'held', -nano)
-        redis.call('HINCRBY', KEYS[3], 'version', 1)
-        for _, period in ipairs({'d:' .. ARGV[1], 'm:' .. ARGV[2]}) do
-            if redis.call('HEXISTS', KEYS[3], period) == 1 then redis.call('HINCRBY', KEYS[3], period, ARGV[i + 2]) end
+# Of each job: day, month, id, tokens, cost, and the ids of scopes. Who is not there any more was settled already.
+_SETTLE = (
+    _LIBRARY
+    + """
+local function settle(day, month, job, tokens, nano, ids)
+    for _, id in ipairs(ids) do
+        local held, sums, win = redis.call('HGET', key(id, 'open'), job), key(id, 'sums'), key(id, 'tokens')
+        if held then
+            local kind, reserved, cost, at = held:match('^(%d):(%d+):(%d+):(%d+)')
+            redis.call('HDEL', key(id, 'open'), job)
+            local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', day, month)
+            local to = {'open' .. kind, (is[1] or 0) - 1, 'held', (is[2] or 0) - cost, 'version', (is[3] or 0) + 1}
+            for i, period in ipairs({day, month}) do
+                if is[3 + i] then
+                    to[#to + 1] = period
+                    to[#to + 1] = is[3 + i] + nano
+                end
+            end
+            redis.call('HSET', sums, unpack(to))
+            if redis.call('HEXISTS', win, at) == 1 then
+                redis.call('HINCRBY', win, at, tokens - reserved)
+                redis.call('HINCRBY', win, 'sum', tokens - reserved)
+            end
         end
-        if redis.call('HEXISTS', KEYS[1], at) == 1 then redis.call('HINCRBY', KEYS[1], at, ARGV[i + 1] - tokens) end
-        settled = settled + 1
     end
+    return 1
 end
-return settled
+local answers = {}
+for i = 1, #ARGV do answers[i] = settle(unpack(cjson.decode(ARGV[i]))) end
+return answers
 """
+)
 # What Postgres says was spent, and at first which jobs are open, unless something was settled since it was asked.
-_LOAD = """
-if tonumber(redis.call('HGET', KEYS[2], 'version') or 0) ~= tonumber(ARGV[1]) then return 0 end
-if redis.call('HEXISTS', KEYS[2], 'loaded') == 0 then
-    for i = 6, #ARGV, 3 do
-        if redis.call('HSETNX', KEYS[1], ARGV[i], table.concat({ARGV[i + 1], 0, ARGV[i + 2], 0, 0}, ':')) == 1 then
-            redis.call('HINCRBY', KEYS[2], 'open' .. ARGV[i + 1], 1)
-            redis.call('HINCRBY', KEYS[2], 'held', ARGV[i + 2])
+_LOAD = (
+    _LIBRARY
+    + """
+local id, version, day, spent_day, month, spent_month, jobs = unpack(cjson.decode(ARGV[1]))
+local open, sums = key(id, 'open'), key(id, 'sums')
+if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
+if redis.call('HEXISTS', sums, 'loaded') == 0 then
+    for _, job in ipairs(jobs) do
+        if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then
+            redis.call('HINCRBY', sums, 'open' .. job[2], 1)
+            redis.call('HINCRBY', sums, 'held', job[3])
         end
     end
 end
-redis.call('HSET', KEYS[2], 'loaded', 1, 'd:' .. ARGV[2], ARGV[3], 'm:' .. ARGV[4], ARGV[5])
-redis.call('HINCRBY', KEYS[2], 'version', 1)
-redis.call('EXPIRE', KEYS[1], 3456000)
-redis.call('EXPIRE', KEYS[2], 3456000)
+redis.call('HSET', sums, 'loaded', 1, day, spent_day, month, spent_month)
+redis.call('HINCRBY', sums, 'version', 1)
+redis.call('EXPIRE', open, 3456000)
+redis.call('EXPIRE', sums, 3456000)
 return 1
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +236,6 @@ class Admission:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    script: AsyncScript
-    keys: Sequence[str]
-    arguments: Sequence[Any]
-
-
 class Gate:
     """The limits as one process sees them. While Redis is away they let everybody through, or with it closed nobody."""
 
@@ -234,11 +243,20 @@ class Gate:
         self._redis = redis
         self._database = database
         self._open_when_away = open_when_away
-        self._admit = redis.register_script(_ADMIT)
-        self._settle = redis.register_script(_SETTLE)
         self._load = redis.register_script(_LOAD)
+        self._admissions = self._grouped(_ADMIT)
+        self._settlements = self._grouped(_SETTLE)
         self._complained = -math.inf
-        self._calls: GroupCommit[_Call, Any] = GroupCommit(self._run_all)
+
+    def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
+        """Return what runs a script for many jobs at a time, each told in JSON."""
+        script = self._redis.register_script(text)
+
+        async def run(jobs: Sequence[bytes]) -> Sequence[Any]:
+            answers: Sequence[Any] = await script(args=jobs)
+            return answers
+
+        return GroupCommit(run, max_batch=_MOST_JOBS)
 
     async def admit(self, scopes: Sequence[Scope], demand: Demand) -> Admission:
         """Take what a job is going to use from each scope's limits, all or nothing. Scopes without any cost nothing.
@@ -264,19 +282,21 @@ class Gate:
         raise UnavailableError("Limits cannot be checked at the moment.", retry_after=1)
 
     async def _ask(self, scopes: Sequence[Scope], demand: Demand) -> list[Any]:
-        day, month = _periods()
-        keys, ids = [_SCOPES], [scope.id for scope in scopes]
-        cost = _nano(demand.cost)
-        arguments: list[Any] = [day, month, demand.job_id, int(demand.background), demand.tokens, cost]
+        asked = []
         for scope in scopes:
             limits = scope.limits
-            keys += [f"hr:quota:{scope.id}:{part}" for part in ("requests", "tokens", "open", "sums")]
             counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.jobs_in_flight, limits.jobs_queued)
-            arguments += [-1 if count is None else count for count in counts]
             budgets = (limits.daily_budget, limits.monthly_budget)
-            arguments += [-1 if budget is None else int(budget * _NANO) for budget in budgets]
-            arguments.append(int(bool(limits.wait)))
-        answer: list[Any] = await self._run(self._admit, keys, [*arguments, *ids])
+            asked.append(
+                [
+                    scope.id,
+                    *(-1 if count is None else count for count in counts),
+                    *(-1 if budget is None else int(budget * _NANO) for budget in budgets),
+                    bool(limits.wait),
+                ]
+            )
+        about = [*_periods(), demand.job_id, int(demand.background), demand.tokens, _nano(demand.cost)]
+        answer: list[Any] = await self._admissions.submit(orjson.dumps([*about, asked]))
         return answer
 
     async def settle(self, scope_ids: Sequence[str], spent: Sequence[Spent]) -> None:
@@ -285,13 +305,15 @@ class Gate:
         Raises:
             redis.exceptions.RedisError: Redis is away: they are settled by the next look at Postgres.
         """
-        if not spent:
-            return
-        day, month = _periods()
-        jobs = [value for job in spent for value in (job.job_id, job.tokens, _nano(job.cost))]
-        for scope_id in scope_ids:
-            keys = [f"hr:quota:{scope_id}:{part}" for part in ("tokens", "open", "sums")]
-            await self._run(self._settle, keys, [day, month, *jobs])
+        periods = _periods()
+        await asyncio.gather(
+            *(
+                self._settlements.submit(
+                    orjson.dumps([*periods, job.job_id, job.tokens, _nano(job.cost), list(scope_ids)])
+                )
+                for job in spent
+            )
+        )
 
     async def settle_ended(self, scopes: Sequence[Scope], job_id: str, spent: Spent | None = None) -> None:
         """Settle one job that has ended just now, or never was; whatever is in the way, the scheduler does it later.
@@ -341,33 +363,9 @@ class Gate:
     async def _reload(self, scope_id: str, *, version: int) -> None:
         day, month = _periods()
         spent = await queries.read_spent(self._database, scope_id)
-        jobs = [value for job in spent.open_jobs for value in (job.id, int(job.background), _nano(job.cost))]
-        keys = [f"hr:quota:{scope_id}:{part}" for part in ("open", "sums")]
-        await self._run(self._load, keys, [version, day, _nano(spent.day), month, _nano(spent.month), *jobs])
-
-    async def _run(self, script: AsyncScript, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        answer = await self._calls.submit(_Call(script, keys, arguments))
-        if isinstance(answer, RedisError):
-            raise answer
-        return answer
-
-    async def _run_all(self, calls: Sequence[_Call]) -> Sequence[Any]:
-        """Run scripts in one round trip; returns each one's answer, or its error."""
-        answers = await self._send(calls)
-        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if unknown:  # a Redis that is new
-            for script in (self._admit, self._settle, self._load):
-                await self._redis.script_load(script.script)
-            for at, answer in zip(unknown, await self._send([calls[at] for at in unknown]), strict=True):
-                answers[at] = answer
-        return answers
-
-    async def _send(self, calls: Sequence[_Call]) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
-        for call in calls:
-            pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.arguments)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
+        jobs = [[job.id, int(job.background), _nano(job.cost)] for job in spent.open_jobs]
+        asked = [scope_id, version, day, _nano(spent.day), month, _nano(spent.month), jobs]
+        await self._load(args=[orjson.dumps(asked)])
 
     def _complain(self, error: Exception) -> None:
         now = time.monotonic()
@@ -386,8 +384,9 @@ def _nano(cost: Decimal) -> int:
 
 
 def _periods() -> tuple[str, str]:
+    """Return the names of this day and this month in a scope's sums."""
     now = datetime.now(UTC)
-    return f"{now:%Y-%m-%d}", f"{now:%Y-%m}"
+    return f"d:{now:%Y-%m-%d}", f"m:{now:%Y-%m}"
 
 
 def _read(answer: list[Any], scopes: Sequence[Scope], demand: Demand) -> Admission:

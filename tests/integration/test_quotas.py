@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -166,8 +167,8 @@ async def test_however_a_job_ends_it_lets_go(
     await gate.settle([owner.key_id], await queries.find_ended(database, [held["never"].job_id], patience_seconds=0))
     found = await sums(redis, owner.key_id)
     assert (found["open0"], found["open1"], found["held"]) == (0, 1, 10_000_000)
-    tokens = sum(map(int, await redis.hvals(f"hr:quota:{owner.key_id}:tokens")))
-    assert tokens == 2 * SPENT.tokens.total_tokens + 10
+    tokens = await redis.hget(f"hr:quota:{owner.key_id}:tokens", "sum")
+    assert int(tokens or 0) == 2 * SPENT.tokens.total_tokens + 10
 
 
 async def test_requests_a_minute(gate: Gate, owner: Owner) -> None:
@@ -188,13 +189,45 @@ async def test_what_a_minute_ago_was_taken_is_free_again(redis: Redis, gate: Gat
     scopes = [scope(owner, requests_per_minute=2, tokens_per_minute=25)]
     key = f"hr:quota:{owner.key_id}:"
     now = int((await redis.time())[0])
-    await redis.hset(f"{key}requests", mapping={str(now - 62): 2, str(now - 50): 1})
-    await redis.hset(f"{key}tokens", mapping={str(now - 62): 20, str(now - 50): 10})
+    window: dict[Any, Any] = {"from": now - 70, "last": now - 50}
+    await redis.hset(f"{key}requests", mapping={**window, "sum": 3, str(now - 62): 2, str(now - 50): 1})
+    await redis.hset(f"{key}tokens", mapping={**window, "sum": 30, str(now - 62): 20, str(now - 50): 10})
     admission = await gate.admit(scopes, demand())
     assert admission.headers["x-ratelimit-remaining-tokens"] == "5"
     with pytest.raises(RateLimitError) as refused:
         await gate.admit(scopes, demand())
     assert 8 <= (refused.value.retry_after or 0) <= 11, "when the one of 50 s ago is a minute old"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_sums_are_those_of_what_is_held_and_was_taken(redis: Redis, gate: Gate, owner: Owner, seed: int) -> None:
+    chance = random.Random(seed)
+    scopes = [
+        scope(owner, tokens_per_minute=2_000, daily_budget=Decimal(900_000), jobs_in_flight=12, wait=True),
+        Scope(owner.account_id, Limits(requests_per_minute=60, monthly_budget=Decimal(700_000), jobs_queued=20)),
+    ]
+    open_jobs: dict[str, Demand] = {}
+    spent = Decimal()
+    for _ in range(200):
+        if open_jobs and chance.random() < 0.4:
+            job = open_jobs.pop(chance.choice(list(open_jobs)))
+            cost = job.cost * Decimal(chance.choice(["0", "1", "1.5", "0.333333333"]))
+            await gate.settle([s.id for s in scopes], [Spent(job.job_id, chance.randrange(200), cost)])
+            spent += cost
+        cost = Decimal(chance.randrange(50_000 * 10**9)).scaleb(-9)
+        asked = demand(background=chance.random() < 0.5, tokens=chance.randrange(100), cost=cost)
+        if await admitted(gate, scopes, asked):
+            open_jobs[asked.job_id] = asked
+    for scope_id in (owner.key_id, owner.account_id):
+        found = await sums(redis, scope_id)
+        assert found["held"] == sum(int(job.cost * 10**9) for job in open_jobs.values())
+        assert found["open0"] == sum(not job.background for job in open_jobs.values())
+        assert found["open1"] == sum(job.background for job in open_jobs.values())
+        assert found["d"] == found["m"] == pytest.approx(int(spent * 10**9), abs=200), "each rounded up"
+        for part in ("requests", "tokens"):
+            window = await redis.hgetall(f"hr:quota:{scope_id}:{part}")
+            seconds = [int(count) for second, count in window.items() if second.isdigit()]
+            assert sum(seconds) == int(window.get(b"sum", 0))
 
 
 async def test_tokens_are_estimated_and_then_settled(gate: Gate, owner: Owner) -> None:

@@ -1,0 +1,98 @@
+"""What the ledger's roll-ups add to the statement that ends jobs, and what adding its rows up costs afterwards."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from decimal import Decimal
+
+from headrace.chat.usage import TokenUsage
+from headrace.database import Database, execute
+from headrace.ids import new_id
+from headrace.jobs import queries
+from headrace.jobs.queries import ClaimedJob, FinishedJob, NewJob
+from headrace.jobs.state import State
+from headrace.usage.rollups import fold_usage
+from headrace.usage.spent import SpentUsage
+
+_ROUNDS = 8
+_JOBS = 1000
+_TOGETHER = 20
+_RESPONSE = '{"choices": [], "padding": "%s"}' % ("x" * 1000)
+# All that roll-ups ask of the statement that ends a job: that its row can be found by its transaction.
+_INDEX = "ix_usage_transaction"
+_SPENT = SpentUsage("openai", "model-1-2026", TokenUsage(500, 200), Decimal("0.0042"), '{"source": "bench"}', "user")
+
+
+async def measure_finishing(database: Database) -> dict[str, float]:
+    """Return how long ending one of twenty jobs takes, in ms, with what roll-ups need and without; a fold in µs a row.
+
+    The first two take turns, on the same long ledger.
+    """
+    key = {"id": "key_f", "account_id": "acct_0"}
+    await execute(
+        database.relaxed,
+        "INSERT INTO api_keys (id, account_id, name, hash, hint) VALUES (%(id)s, %(account_id)s, '', sha256('f'), '') "
+        "ON CONFLICT DO NOTHING",
+        key,
+    )
+    await fold_usage(database, metadata_keys=["customer"])
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(_ROUNDS):
+        for indexed in (True, False):
+            if indexed:
+                await execute(database.relaxed, f"CREATE INDEX IF NOT EXISTS {_INDEX} ON usage (transaction)")
+            else:
+                await execute(database.relaxed, f"DROP INDEX {_INDEX}")
+            times[indexed] += await _finish_some(database)
+    await execute(database.relaxed, f"CREATE INDEX IF NOT EXISTS {_INDEX} ON usage (transaction)")
+    began = time.perf_counter()
+    folded = await fold_usage(database, metadata_keys=["customer"])
+    fold = (time.perf_counter() - began) / folded
+    with_index, without = (statistics.median(times[indexed]) for indexed in (True, False))
+    return {"with_ms": with_index, "without_ms": without, "added": with_index / without - 1, "fold_us": fold * 1e6}
+
+
+async def _finish_some(database: Database) -> list[float]:
+    """Return how long each statement took, in ms a job."""
+    new = [
+        NewJob(
+            id=new_id("job"),
+            account_id="acct_0",
+            key_id="key_f",
+            model="model-1",
+            request='{"messages": []}',
+            metadata='{"customer": "customer-1"}',
+            tier="default",
+            background=True,
+            streamed=False,
+            origin=None,
+            timeout_seconds=3600,
+        )
+        for _ in range(_JOBS)
+    ]
+    await queries.insert_jobs(database, new)
+    claimed = await queries.claim_jobs(database, [job.id for job in new], worker="bench", lease_seconds=3600)
+    times = []
+    for at in range(0, _JOBS, _TOGETHER):
+        ends = [_end(job) for job in claimed[at : at + _TOGETHER]]
+        began = time.perf_counter()
+        await queries.finish_jobs(database, ends)
+        times.append((time.perf_counter() - began) * 1000 / _TOGETHER)
+    return times
+
+
+def _end(job: ClaimedJob) -> FinishedJob:
+    return FinishedJob(
+        id=job.id,
+        attempt=job.attempt,
+        state=State.COMPLETED,
+        provider="openai",
+        response=_RESPONSE,
+        error=None,
+        delta_count=0,
+        seconds_since_first_token=None,
+        segment=None,
+        spent=_SPENT,
+        record="{}",
+    )
