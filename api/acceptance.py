@@ -12,14 +12,16 @@ from urllib.parse import quote
 import orjson
 from fastapi import Request
 
+from api.idempotency import has_key, resource_id
+from api.webhooks import accept_webhook
 from headrace.agents.persona import AGENT_PREFIX, resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue import Route
 from headrace.chat.request import ChatRequest, parse_chat_request
 from headrace.chat.usage import estimate_demand
-from headrace.errors import InvalidRequestError, ModelNotFoundError
+from headrace.errors import ModelNotFoundError
 from headrace.ids import is_id, new_id
-from headrace.jobs.queries import NewJob
+from headrace.jobs.queries import NewJob, read_progress
 from headrace.keys.queries import Principal
 from headrace.quotas.gate import Demand, Scope
 from headrace.routing import check_servable
@@ -38,6 +40,8 @@ class Submission:
     scopes: Sequence[Scope]
     route: Route
     asked: Mapping[str, Any]
+    repeated: bool
+    """Whether an earlier request with its Idempotency-Key may have made it already."""
 
 
 async def new_job(
@@ -46,21 +50,25 @@ async def new_job(
     chat: ChatRequest,
     body: bytes,
     *,
+    sent: bytes,
     tier: str | None = None,
     metadata: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
+    webhook: str | None = None,
     background: bool,
 ) -> Submission:
-    """Return the job that a chat request asks for, of a model or an agent.
+    """Return the job that a chat request asks for, of a model or an agent; `sent` is all of what was sent.
 
     What is given besides wins over what the request says.
 
     Raises:
         ModelNotFoundError: Nobody serves the model, or one of its fallbacks; or the account has no such agent.
-        InvalidRequestError: It asks for what is not there yet, or for what no route to the model can honour.
+        InvalidRequestError: It asks for what no route to the model can honour, or for a webhook that may not be sent.
+        ConflictError: Its Idempotency-Key came with another request.
     """
-    if chat.webhook is not None:
-        raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
+    webhook = webhook or chat.webhook
+    if webhook is not None:
+        await accept_webhook(request, principal.account_id, webhook)
     _check_allowed(principal, chat)
     labels = metadata if metadata is not None else chat.metadata
     asked = orjson.loads(body)
@@ -70,7 +78,7 @@ async def new_job(
         asked = resolve(orjson.loads(agent.definition), asked)
         body = orjson.dumps(asked)
         chat = parse_chat_request(body)  # what each may say alone may be wrong together
-    job_id = new_id("job")
+    job_id, repeated = await resource_id(request, principal, new_id("job"), sent)
     first = check_servable(request.state.catalogue.current, chat, asked, metadata=labels, seed=job_id)
     job = NewJob(
         id=job_id,
@@ -84,11 +92,14 @@ async def new_job(
         tier=tier or _TIERS.get(chat.service_tier or "", "default"),
         background=background,
         streamed=bool(chat.stream) and not background,
-        origin=None if background else request.state.hub.origin,
+        # One that may be sent again is watched, by whoever sends it.
+        origin=None if background or has_key(request) else request.state.hub.origin,
+        webhook=webhook,
+        stored=chat.store is not False,
         timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
-    return Submission(job, _headers(job_id, first.dropped), scopes, first.route, asked)
+    return Submission(job, _headers(job_id, first.dropped), scopes, first.route, asked, repeated)
 
 
 def _check_allowed(principal: Principal, chat: ChatRequest) -> None:
@@ -126,6 +137,9 @@ async def accept(request: Request, submission: Submission) -> int:
         RateLimitError: The limits of its key or account do not allow it now.
     """
     state, job = request.state, submission.job
+    if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
+        submission.headers["idempotent-replayed"] = "true"
+        return progress.created
     if any(scope.is_limited for scope in submission.scopes):
         job = await _admit(request, submission)
     try:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, RootModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.idempotency import resource_id
 from api.pages import render_page
 from api.scope import read_body
 from headrace.agents import queries
@@ -101,8 +102,9 @@ def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
 @router.post("", summary="Create an agent", responses={200: {"model": Agent}})
 async def create_agent(request: Request, principal: Authenticated) -> Response:
     """Create an agent, in its version 1."""
-    definition = _checked(request, await read_body(request))
-    agent_id = new_id("agent")
+    body = await read_body(request)
+    definition = _checked(request, body)
+    agent_id, _ = await resource_id(request, principal, new_id("agent"), body)
     await queries.create_agent(request.state.database, agent_id, principal.account_id, definition)
     return _json(_render(await _find(request, principal.account_id, agent_id)))
 
@@ -148,13 +150,16 @@ async def list_versions(
 @router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
 @router.patch("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}}, include_in_schema=False)
 async def update_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
-    """Change what the body names, and leave the rest; `null` takes a field away. This makes a new version."""
+    """Change what the body names, and leave the rest; `null` takes a field away.
+
+    This makes a new version, unless nothing is different.
+    """
     body = await read_body(request)
     current = await _find(request, principal.account_id, agent_id)
     changes = parse_body(_Changes, body).root
     definition = orjson.loads(current.definition) | changes
     kept = _checked(request, orjson.dumps({name: value for name, value in definition.items() if value is not None}))
-    if not await queries.update_agent(
+    if kept != current.definition and not await queries.update_agent(
         request.state.database, agent_id, principal.account_id, version=current.version, definition=kept
     ):
         raise ConflictError("The agent was changed or deleted meanwhile: read it again.")

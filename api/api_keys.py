@@ -11,12 +11,13 @@ from starlette.responses import Response
 
 from api.account import AccountName, accept_limits, find_account
 from api.authentication import Authenticated
+from api.idempotency import resource_id
 from api.pages import render_page
 from api.scope import read_body
 from headrace.chat.validation import parse_body
 from headrace.database import Row
 from headrace.errors import ConflictError, PermissionDeniedError
-from headrace.ids import is_id
+from headrace.ids import is_id, new_id
 from headrace.keys import queries
 from headrace.keys.key_object import (
     ApiKey,
@@ -88,7 +89,8 @@ async def create_key(request: Request, principal: Manager) -> Response:
 
     An account's limits hold whatever limits its keys are given.
     """
-    asked = parse_body(KeyRequest, await read_body(request))
+    body = await read_body(request)
+    asked = parse_body(KeyRequest, body)
     if asked.account is not None and not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may name an account.", param="account")
     _check_scopes(principal, asked.scopes or ())
@@ -97,7 +99,8 @@ async def create_key(request: Request, principal: Manager) -> Response:
     if asked.account is not None:
         account_id = await queries.ensure_account(database, asked.account)
     await accept_limits(request, account_id, asked.limits)
-    key_id, key = await queries.create_key(database, account_id=account_id, **asked.changes)
+    key_id, _ = await resource_id(request, principal, new_id("key"), body)
+    key_id, key = await queries.create_key(database, key_id=key_id, account_id=account_id, **asked.changes)
     return await _show_once(request, principal, key_id, key)
 
 
@@ -154,12 +157,15 @@ async def rotate_key(request: Request, principal: Manager, key_id: str) -> Respo
 
     The key from before works for `overlap_seconds` more. A second rotation within that time ends it.
     """
-    asked = parse_body(KeyRotation, await read_body(request) or b"{}")
+    body = await read_body(request) or b"{}"
+    asked = parse_body(KeyRotation, body)
     row = await _find_to_change(request, principal, key_id)
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)
     if row.status != "active":
         raise ConflictError(f"Cannot rotate an API key that is {row.status}.")
+    if (await resource_id(request, principal, new_id("rotation"), body))[1]:
+        raise ConflictError("The key was rotated already, and the new one is shown once: rotate it again.")
     key = await queries.rotate_key(request.state.database, key_id, overlap_seconds=asked.overlap_seconds)
     return await _show_once(request, principal, key_id, key)
 

@@ -14,10 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.idempotency import resource_id
 from api.pages import metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
-from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries
+from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries
 from headrace.batches.batch_object import (
     Batch,
@@ -57,19 +58,20 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
 async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
-    asked = parse_batch_request(await read_body(request))
+    body = await read_body(request)
+    asked = parse_batch_request(body)
     if asked.webhook is not None:
         await accept_webhook(request, principal.account_id, asked.webhook)
-    file_id = asked.input_file_id
-    if file_id is None:
-        file_id = await _store_inline(request, principal, asked.requests or [])
-    batch_id = new_id("batch")
-    accepted = is_id(file_id, "file") and await queries.create_batch(
-        request.state.database, _new_batch(asked, batch_id, file_id, principal)
-    )
-    if not accepted:
-        raise no_such_file(file_id, param="input_file_id")
-    return _json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+    database = request.state.database
+    batch_id, repeated = await resource_id(request, principal, new_id("batch"), body)
+    if not repeated or await queries.get_batch(database, batch_id, principal.account_id) is None:
+        file_id = asked.input_file_id
+        if file_id is None:
+            file_id = await _store_inline(request, principal, asked.requests or [])
+        new = _new_batch(asked, batch_id, file_id, principal)
+        if not is_id(file_id, "file") or not await queries.create_batch(database, new):
+            raise no_such_file(file_id, param="input_file_id")
+    return _json(render_batch(await find_batch(database, batch_id, principal.account_id)))
 
 
 def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
@@ -222,3 +224,14 @@ async def _is_told_to_end(ending: asyncio.Event) -> bool:
         async with asyncio.timeout(_LOOK_SECONDS):
             await ending.wait()
     return ending.is_set()
+
+
+@router.post(
+    "/{batch_id}/webhook-deliveries/{delivery_id}/resend",
+    summary="Tell of a batch again",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def resend_webhook(request: Request, principal: Authenticated, batch_id: str, delivery_id: str) -> Response:
+    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    await find_batch(request.state.database, batch_id, principal.account_id)
+    return await resend(request, principal, batch_id, delivery_id)

@@ -10,11 +10,14 @@ from decimal import Decimal
 
 import orjson
 from fastapi import APIRouter, Request
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from api.acceptance import Submission, accept, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
+from api.idempotency import has_key
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
@@ -23,6 +26,7 @@ from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
+from headrace.jobs.queries import erase_unstored
 from headrace.keys.queries import Principal
 from headrace.live import Listener, ListenerClosedError
 from headrace.quotas.queries import Spent
@@ -47,7 +51,7 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
     """Answer with the completion, stream it, or with `background` start a job and return it."""
     body = await read_body(request)
     chat = parse_chat_request(body)
-    submission = await new_job(request, principal, chat, body, background=bool(chat.background))
+    submission = await new_job(request, principal, chat, body, sent=body, background=bool(chat.background))
     if submission.job.background:
         return await start(request, submission)
     foreground = _Foreground(request, principal, submission)
@@ -64,7 +68,10 @@ async def start(request: Request, submission: Submission) -> Response:
 
 
 class _Foreground:
-    """A completion whose client waits: if it goes away, so does the job, upstream too."""
+    """A completion whose client waits: if it goes away, so does the job, upstream too.
+
+    One that came with an Idempotency-Key runs on: its client comes back for it.
+    """
 
     def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
         self.request = request
@@ -72,6 +79,7 @@ class _Foreground:
         self.submission = submission
         self.job = submission.job
         self.headers = submission.headers
+        self.keyed = has_key(request)
 
     async def whole(self) -> Response:
         """Return the completion once it is there."""
@@ -84,7 +92,9 @@ class _Foreground:
                             raise stored_error(event.error)
                         if event.charge.cost is not None:
                             self.headers["x-headrace-cost"] = render_cost(event.charge.cost)
-                        return Response(event.response, 200, self.headers, "application/json")
+                        answer = Response(event.response, 200, self.headers, "application/json")
+                        answer.background = BackgroundTask(self._forget)
+                        return answer
             except ListenerClosedError:
                 await self._abandon()
         return _NOBODY
@@ -123,6 +133,7 @@ class _Foreground:
                     yield rendered
                     event = event if ended else await anext(events)
                 ended = not chunks.broken
+                await self._forget()
             except ListenerClosedError:
                 pass
             finally:
@@ -133,11 +144,11 @@ class _Foreground:
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
         """Submit the job and follow it, until the client goes away."""
         state = self.request.state
-        async with state.hub.listen(self.job.id, own=True) as listener:
+        async with state.hub.listen(self.job.id, own=not self.keyed) as listener:
             self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
-                async with aclosing(follow(listener, state.database, replay=False)) as events:
+                async with aclosing(follow(listener, state.database, replay=self.keyed)) as events:
                     yield listener, events
             finally:
                 leaving.cancel()
@@ -149,7 +160,15 @@ class _Foreground:
             spent = Spent(self.job.id, end.charge.tokens, end.charge.cost or Decimal())
         await self.request.state.gate.settle_ended(self.submission.scopes, self.job.id, spent)
 
+    async def _forget(self) -> None:
+        """Erase what is not to be stored, once its client has it; one that may come back for it has some minutes."""
+        if not self.job.stored and not self.keyed:
+            with contextlib.suppress(SQLAlchemyError):  # the scheduler does it later
+                await erase_unstored(self.request.state.database, job_id=self.job.id)
+
     async def _abandon(self) -> None:
+        if self.keyed:
+            return
         # In a task of its own: the client's going must not stop what its going asks for.
         await asyncio.shield(asyncio.create_task(abandon(self.request, self.job.id, self.principal.account_id)))
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from api.authentication import Authenticated
+from api.idempotency import resource_id
 from api.pages import render_page
 from api.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
@@ -30,7 +31,11 @@ def _json(document: dict[str, Any]) -> Response:
 @router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
 async def create_file(request: Request, principal: Authenticated) -> Response:
     """Keep a file for a batch. It is streamed to storage and may have up to `HEADRACE_MAX_FILE_BYTES`."""
-    file_id = await store_upload(request, principal)
+    file_id, digest = await store_upload(request, principal)
+    first, repeated = await resource_id(request, principal, file_id, orjson.dumps(digest))
+    if repeated:
+        await queries.delete_file(request.state.database, file_id, principal.account_id)
+        file_id = first
     return _json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
 
 

@@ -20,6 +20,7 @@ from api.chat import start
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
+from api.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.chat.request import JobSubmission
 from headrace.chat.validation import parse_body
 from headrace.errors import HeadraceError, InvalidRequestError
@@ -30,6 +31,7 @@ from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
 from headrace.live import ListenerClosedError
+from headrace.webhooks.queries import list_deliveries
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
@@ -47,16 +49,16 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
     """Start a completion in the background; the same as `background` in a chat completion."""
     body = await read_body(request)
     submission = parse_body(JobSubmission, body)
-    if submission.webhook is not None:
-        raise InvalidRequestError("Webhooks are not supported yet.", param="webhook", code="unsupported_parameter")
     job = await new_job(
         request,
         principal,
         submission.request,
         orjson.dumps(orjson.loads(body)["request"]),
+        sent=body,
         tier=submission.priority,
         metadata=submission.metadata,
         timeout_seconds=submission.timeout,
+        webhook=submission.webhook,
         background=True,
     )
     return await start(request, job)
@@ -227,3 +229,25 @@ async def delete_job(request: Request, principal: Authenticated, job_id: str) ->
         if await queries.delete_job(request.state.database, job_id, principal.account_id):
             return _json({"id": job_id, "object": "job.deleted", "deleted": True})
     raise no_such_job(job_id)
+
+
+@router.get(
+    "/{job_id}/webhook-deliveries",
+    summary="List a job's webhooks",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def list_webhook_deliveries(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """List what was to be told of a job, and how that went."""
+    await find_job(request.state.database, job_id, principal.account_id)
+    return render_deliveries(await list_deliveries(request.state.database, job_id, principal.account_id))
+
+
+@router.post(
+    "/{job_id}/webhook-deliveries/{delivery_id}/resend",
+    summary="Tell of a job again",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def resend_webhook(request: Request, principal: Authenticated, job_id: str, delivery_id: str) -> Response:
+    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    await find_job(request.state.database, job_id, principal.account_id)
+    return await resend(request, principal, job_id, delivery_id)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+import orjson
 import python_multipart
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
+from api.idempotency import has_key
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.files.queries import FileWriter
@@ -82,8 +85,10 @@ class _Form:
         self.ended = True
 
 
-async def store_upload(request: Request, principal: Principal) -> str:
-    """Write the file of a form to storage, and return its id. Nothing is left of one that is refused or broken off.
+async def store_upload(request: Request, principal: Principal) -> tuple[str, str]:
+    """Write the file of a form to storage. Nothing is left of one that is refused or broken off.
+
+    Returns its id, and for one that may be sent again a digest of it and all that the form says of it.
 
     Raises:
         InvalidRequestError: It is no such form, lacks a field, or was broken off.
@@ -98,6 +103,7 @@ async def store_upload(request: Request, principal: Principal) -> str:
     form = _Form()
     parser = _parser(request, form)
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
+    digest, keyed = hashlib.sha256(), has_key(request)
     stored = False
     try:
         async for piece in _pieces(request):
@@ -107,6 +113,8 @@ async def store_upload(request: Request, principal: Principal) -> str:
                 raise InvalidRequestError(f"The form is not valid multipart/form-data: {error}") from None
             for part in form.pieces:
                 await writer.write(part)
+                if keyed:
+                    digest.update(part)
             form.pieces.clear()
             if writer.size > limit:
                 raise too_large
@@ -119,7 +127,8 @@ async def store_upload(request: Request, principal: Principal) -> str:
     finally:
         if not stored:
             await writer.discard()
-    return writer.file_id
+    digest.update(orjson.dumps([form.fields, filename]))
+    return writer.file_id, digest.hexdigest()
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:

@@ -11,8 +11,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.idempotency import resource_id
 from headrace.database import Row
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.ids import new_id
+from headrace.keys.queries import Principal
 from headrace.settings import Settings
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import check_url
@@ -106,6 +109,18 @@ def render_deliveries(rows: Sequence[Row]) -> Response:
     return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
 
 
+async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
+    """Have a webhook of a job or a batch sent again, and return all of that one's.
+
+    Raises:
+        NotFoundError: There is no such delivery.
+    """
+    database = request.state.database
+    if not await queries.resend_delivery(database, delivery_id, subject_id, principal.account_id):
+        raise NotFoundError(f"No webhook delivery found with id '{delivery_id[:100]}'.")
+    return render_deliveries(await queries.list_deliveries(database, subject_id, principal.account_id))
+
+
 def _render_secrets(secret_key: str, rows: Sequence[Row]) -> Response:
     data = [
         {
@@ -131,5 +146,9 @@ async def list_secrets(request: Request, principal: Authenticated) -> Response:
 async def rotate_secret(request: Request, principal: Authenticated) -> Response:
     """Make a new secret. For a day webhooks are signed with the one before too."""
     secret_key = _secret_key(request.state.settings)
-    rows = await queries.rotate_secret(request.state.database, principal.account_id, overlap_seconds=_OVERLAP_SECONDS)
+    database, account_id = request.state.database, principal.account_id
+    secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
+    rows = await queries.list_secrets(database, account_id)
+    if not repeated or all(row.id != secret_id for row in rows):
+        rows = await queries.rotate_secret(database, account_id, secret_id, overlap_seconds=_OVERLAP_SECONDS)
     return _render_secrets(secret_key, rows)

@@ -22,6 +22,11 @@ def is_id(text: str, prefix: str) -> bool:
     return text.startswith(prefix + _separator(prefix)) and _DIGITS.fullmatch(text, len(prefix) + 1) is not None
 
 
+def id_before(seconds: float, prefix: str = "job") -> str:
+    """Return what ids of things that were made more than so long ago are smaller than."""
+    return f"{prefix}{_separator(prefix)}{max(0, int((time.time() - seconds) * 1000)):012x}"
+
+
 def created_at(an_id: str) -> float:
     """Return when an id was made, in Unix seconds."""
     return int(an_id[-32:-20], 16) / 1000

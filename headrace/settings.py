@@ -109,6 +109,18 @@ class Settings(BaseSettings):
         "a cell for each of them; a change makes all sums anew.",
     )
 
+    retention_days: float | None = Field(
+        default=None, gt=0, description="Jobs that ended so long ago are deleted; their usage stays. Unset: never."
+    )
+    delta_retention_seconds: float = Field(
+        default=86_400,
+        gt=0,
+        description="So long after a job's end its stream is replayed delta by delta; later as its answer in one.",
+    )
+    unstored_seconds: float = Field(
+        default=600, ge=0, description="What is not to be stored, and nobody waited for, can be read for so long."
+    )
+
     worker_slots: int = Field(
         default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
     )

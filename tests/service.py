@@ -5,6 +5,7 @@ Every process writes to a log file of its own, is known by its pid, and is ended
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -382,3 +383,23 @@ def connect(service: Service, key: str | None) -> httpx.AsyncClient:
     """Return a client of a service; without a key it sends none."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return httpx.AsyncClient(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60, verify=False)
+
+
+@contextlib.asynccontextmanager
+async def second_api(service: Service, key: str, **environment: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an API process beside the service's own."""
+    port = free_port()
+    process = service.launch("api-2", HEADRACE_PORT=str(port), **environment)
+    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {key}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=60) as client:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get("/account")).status_code == 200:
+                        break
+                assert process.running, f"the second API ended:\n{service.tail()}"
+                await asyncio.sleep(0.1)
+            yield client
+    finally:
+        process.terminate()
+        del service.processes["api-2"]

@@ -32,6 +32,7 @@ from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
 from worker.bookkeeper import Bookkeeper
 from worker.providers.client import ProviderClient
+from worker.retention import Retention
 from worker.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -140,18 +141,18 @@ async def _schedule(settings: Settings) -> None:
             database, Gate(redis, database, open_when_away=True), metadata_keys=settings.usage_metadata_keys
         )
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
-        sender = None
+        retention = Retention(settings, database)
+        chores = [batches.run, bookkeeper.run, retention.run]
         if settings.secret_key is not None:
             secret_key = settings.secret_key.get_secret_value()
             sender = WebhookSender(database, secret_key=secret_key, allow_private=settings.webhook_allow_private)
             stack.push_async_callback(sender.close)
+            chores.append(sender.run)
         while True:
             try:
                 async with _leadership(database) as connection:
                     if connection is not None:
-                        async with _beside(
-                            batches.run(), bookkeeper.run(), *([sender.run()] if sender is not None else [])
-                        ):
+                        async with _beside(*(chore() for chore in chores)):
                             while True:
                                 await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
                                 await sweeper.sweep()

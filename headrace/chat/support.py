@@ -61,7 +61,7 @@ _OURS = {
     "model": Handling(Treatment.OURS, "the route's name for it"),
     "stream": Handling(Treatment.OURS, "jobs that somebody may watch are streamed"),
     "stream_options": Handling(Treatment.OURS, "usage is always asked for"),
-    "store": Handling(Treatment.OURS, "every completion is kept"),
+    "store": Handling(Treatment.OURS, "kept, unless it is `false`"),
     "metadata": Handling(Treatment.OURS, "kept with the job"),
     "service_tier": Handling(Treatment.OURS, "chooses the queue"),
 }

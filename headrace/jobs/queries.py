@@ -23,11 +23,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from headrace.database import Database, Row, execute
+from headrace.ids import id_before
 from headrace.jobs.state import State
 from headrace.jobs.tables import jobs
 from headrace.keys.tables import accounts
 from headrace.usage.spent import Charge, SpentUsage
 from headrace.usage.tables import usage
+from headrace.webhooks.queries import told_of_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class NewJob:
     agent_version: int | None = None
     reserved_cost: Decimal | None = None
     delay_seconds: float = 0
+    webhook: str | None = None
+    stored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +163,26 @@ def _tallied(moved: str) -> str:
 )"""
 
 
+def _told(moved: str) -> str:
+    """Return what `_tallied` does, and what tells of those that somebody is to be told of besides.
+
+    `moved` has the `id`, `account_id` and `webhook` of each job too.
+    """
+    return f"{_tallied(moved).removesuffix(')')}{told_of_jobs(moved)})"
+
+
 _INSERT = """
 INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
-                  agent_version, reserved_cost, scheduled_at, deadline_at)
+                  agent_version, reserved_cost, webhook, stored, scheduled_at, deadline_at)
 SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin, agent_id,
-       agent_version, reserved_cost, now() + delay * interval '1 second', now() + timeout * interval '1 second'
+       agent_version, reserved_cost, webhook, stored, now() + delay * interval '1 second',
+       now() + timeout * interval '1 second'
 FROM unnest(%(id)b::text[], %(account_id)b::text[], %(key_id)b::text[], %(model)b::text[], %(request)b::text[],
             %(metadata)b::text[], %(tier)b::text[], %(background)b::bool[], %(streamed)b::bool[], %(origin)b::text[],
             %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[], %(reserved_cost)b::numeric[],
-            %(delay)b::float8[])
+            %(delay)b::float8[], %(webhook)b::text[], %(stored)b::bool[])
      AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout, agent_id,
-             agent_version, reserved_cost, delay)
+             agent_version, reserved_cost, delay, webhook, stored)
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
 """
@@ -196,6 +209,8 @@ async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int
             "agent_version": [job.agent_version for job in new],
             "reserved_cost": [job.reserved_cost for job in new],
             "delay": [job.delay_seconds for job in new],
+            "webhook": [job.webhook for job in new],
+            "stored": [job.stored for job in new],
         },
     )
     created = {row[0]: row[1] for row in rows}
@@ -359,7 +374,7 @@ WITH ended AS MATERIALIZED (
                     first_token_at = now() - ended.first_token * interval '1 second'
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING {_SPENDER}, jobs.deleted_at
+    RETURNING {_SPENDER}, jobs.deleted_at, jobs.state, jobs.webhook
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
     SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
@@ -376,13 +391,13 @@ WITH ended AS MATERIALIZED (
 ), tallied AS (
     INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
                                completion_tokens, reasoning_tokens, cost)
-    SELECT batch_id, count(*) FILTER (WHERE state = 'completed'),
-           count(*) FILTER (WHERE state NOT IN ('completed', 'cancelled')),
-           count(*) FILTER (WHERE state = 'cancelled'),
+    SELECT batch_id, count(*) FILTER (WHERE finished.state = 'completed'),
+           count(*) FILTER (WHERE finished.state NOT IN ('completed', 'cancelled')),
+           count(*) FILTER (WHERE finished.state = 'cancelled'),
            coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
            coalesce(sum(reasoning_tokens), 0), sum(cost)
     FROM ended JOIN finished USING (id) WHERE batch_id IS NOT NULL GROUP BY batch_id
-)
+{told_of_jobs("finished")})
 SELECT id FROM finished
 """
 
@@ -443,7 +458,7 @@ WITH put_back AS (
                                  ELSE tried || (%(record)s::jsonb
                                                 || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING {_SPENDER}, attempt, state
+    RETURNING {_SPENDER}, attempt, state, webhook
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
@@ -453,7 +468,7 @@ WITH put_back AS (
            %(prompt_audio)s::bigint, %(completion_audio)s::bigint, %(estimated)s::bool, %(cost)s::numeric,
            %(price)s::jsonb
     FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
-{_tallied("put_back")}
+{_told("put_back")}
 SELECT state FROM put_back
 """
 
@@ -503,8 +518,8 @@ WITH target AS MATERIALIZED (
         finished_in = CASE WHEN jobs.state = 'queued' THEN {_TRANSACTION} END,
         error = CASE WHEN jobs.state = 'queued' THEN %(error)s END
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
-    RETURNING jobs.id, jobs.batch_id, jobs.state
-{_tallied("changed")}
+    RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, jobs.webhook
+{_told("changed")}
 SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
 FROM target LEFT JOIN changed USING (id)
 """
@@ -645,6 +660,60 @@ async def delete_job(database: Database, job_id: str, account_id: str) -> bool:
     return bool(erased)
 
 
+_PRUNE = """
+WITH over AS MATERIALIZED (
+    SELECT jobs.id FROM job_deltas JOIN jobs ON jobs.id = job_id
+    WHERE job_id < %(before)s AND finished_at < now() - %(seconds)s * interval '1 second'
+    ORDER BY job_id LIMIT %(limit)s FOR UPDATE OF jobs SKIP LOCKED
+), pruned AS (
+    DELETE FROM job_deltas USING over WHERE job_id = over.id
+)
+UPDATE jobs SET delta_count = 0 FROM over WHERE jobs.id = over.id RETURNING jobs.id
+"""
+
+
+async def prune_deltas(database: Database, *, seconds: float, limit: int = 1000) -> int:
+    """Delete some deltas of jobs that ended so long ago; returns of how many. What they made is their response."""
+    parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _PRUNE, parameters))
+
+
+_ERASE = """
+WITH read AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE NOT stored AND finished_at IS NOT NULL AND deleted_at IS NULL
+          AND (id = %(id)s OR %(id)s::text IS NULL AND finished_at < now() - %(seconds)s * interval '1 second')
+    ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED
+), forgotten AS (
+    DELETE FROM job_deltas USING read WHERE job_id = read.id
+)
+UPDATE jobs SET deleted_at = now(), request = NULL, response = NULL, metadata = NULL, tried = '[]' FROM read
+WHERE jobs.id = read.id RETURNING jobs.id
+"""
+
+
+async def erase_unstored(database: Database, *, job_id: str | None = None, seconds: float = 0) -> int:
+    """Erase the content of jobs that are not to be stored: of one, or of some that ended so long ago."""
+    return len(await execute(database.relaxed, _ERASE, {"id": job_id, "seconds": seconds}))
+
+
+_FORGET = """
+WITH old AS MATERIALIZED (
+    SELECT jobs.id FROM jobs LEFT JOIN batches ON batches.id = jobs.batch_id
+    WHERE jobs.id < %(before)s AND finished_at < now() - %(seconds)s * interval '1 second'
+          AND (jobs.batch_id IS NULL OR batches.state IN ('completed', 'failed', 'expired', 'cancelled'))
+    ORDER BY jobs.id LIMIT %(limit)s FOR UPDATE OF jobs SKIP LOCKED
+)
+DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
+"""
+
+
+async def forget_jobs(database: Database, *, seconds: float, limit: int = 500) -> int:
+    """Delete some jobs that ended so long ago, with all that belongs to them but their usage; returns how many."""
+    parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _FORGET, parameters))
+
+
 _RESCUE = f"""
 WITH dead AS MATERIALIZED (
     SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
@@ -666,11 +735,12 @@ WITH dead AS MATERIALIZED (
                     error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
                                       WHEN 'interrupted' THEN %(interrupted)s END
     FROM dead WHERE jobs.id = dead.id
-    RETURNING jobs.id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id, jobs.deleted_at
+    RETURNING jobs.id, jobs.account_id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id,
+              jobs.deleted_at, jobs.webhook
 ), forgotten AS (
     DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
     AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
-{_tallied("moved")}
+{_told("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 
@@ -701,8 +771,8 @@ WITH late AS MATERIALIZED (
     UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {_TRANSACTION}, error = %(error)s,
                     request = CASE WHEN deleted_at IS NULL THEN request END
     FROM late WHERE jobs.id = late.id
-    RETURNING jobs.id, tier, state, attempt, origin, batch_id
-{_tallied("moved")}
+    RETURNING jobs.id, account_id, tier, state, attempt, origin, batch_id, webhook
+{_told("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 

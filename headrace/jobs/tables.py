@@ -43,6 +43,14 @@ jobs = sa.Table(
     sa.Column("delta_count", sa.Integer, nullable=False, server_default="0", comment="Of the last attempt, at its end"),
     sa.Column("response", sa.Text, comment="A chat.completion, as JSON"),
     sa.Column("error", sa.Text, comment="OpenAI's error object and its HTTP `status`, as JSON"),
+    sa.Column("webhook", sa.Text, comment="Who is told of its end"),
+    sa.Column(
+        "stored",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.true(),
+        comment="Its content is kept after its end",
+    ),
     instant("created_at", default=True),
     instant("scheduled_at", default=True),
     instant("sent_at", default=True),
@@ -89,6 +97,11 @@ jobs = sa.Table(
     # The two small sets that are looked through all the time; ended jobs are in neither.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),
     sa.Index("ix_jobs_running", "id", postgresql_where=sa.text("state = 'running'")),
+    sa.Index(
+        "ix_jobs_unstored",
+        "finished_at",
+        postgresql_where=sa.text("NOT stored AND finished_at IS NOT NULL AND deleted_at IS NULL"),
+    ),
     # A batch's lines: in order of the input, and of their ends.
     sa.Index(
         "uq_jobs_batch_id_line", "batch_id", "line", unique=True, postgresql_where=sa.text("batch_id IS NOT NULL")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from headrace.database import Database, Row, execute
-from headrace.errors import NotFoundError
+from headrace.errors import ConflictError, NotFoundError
 from headrace.ids import new_id
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
@@ -138,6 +138,7 @@ async def limit_account(database: Database, account_id: str, limits: Limits) -> 
 async def create_key(
     database: Database,
     *,
+    key_id: str | None = None,
     account: str = DEFAULT_ACCOUNT,
     account_id: str | None = None,
     name: str = "",
@@ -147,11 +148,14 @@ async def create_key(
 ) -> tuple[str, str]:
     """Create a key in the account with this id, or else in the one by this name, which is made if it is new.
 
-    Returns the key's id and the key, which is not to be had again.
+    Returns the key's id, `key_id` if there is one, and the key, which is not to be had again.
+
+    Raises:
+        ConflictError: There is a key with that id.
     """
     key = _new_key()
     statement = insert(api_keys).values(
-        id=new_id("key"),
+        id=key_id or new_id("key"),
         account_id=account_id or await ensure_account(database, account),
         name=name,
         hash=hash_key(key),
@@ -161,8 +165,10 @@ async def create_key(
         expires_at=expires_at,
     )
     statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": statement.excluded.id})
-    key_id: str = (await execute(database.durable, statement.returning(api_keys.c.id)))[0][0]
-    return key_id, key
+    [row] = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash))
+    if bytes(row.hash) != hash_key(key):
+        raise ConflictError("The key was created already, and is shown once: rotate it to have a new one.")
+    return row.id, key
 
 
 async def ensure_bootstrap_key(database: Database, key: str) -> None:

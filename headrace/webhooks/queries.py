@@ -27,6 +27,21 @@ told AS (
 )"""
 
 
+def told_of_jobs(ended: str) -> str:
+    """Return the same for jobs: `ended` is the CTE with their `id`, `account_id`, `state` and `webhook`.
+
+    A job ends once, so its event has an id that is made of its own.
+    """
+    return f"""
+), told AS (
+    INSERT INTO webhook_deliveries (id, account_id, job_id, url, event, payload)
+    SELECT 'evt_' || substr(id, 5), account_id, id, webhook, 'job.' || state, json_build_object(
+               'id', 'evt_' || substr(id, 5), 'object', 'event', 'type', 'job.' || state,
+               'created_at', floor(extract(epoch FROM now()))::bigint, 'data', json_build_object('id', id))::text
+    FROM {ended} WHERE webhook IS NOT NULL AND state NOT IN ('queued', 'running')
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """Something to be told, under this sender's lease. `attempts` counts this one; it is signed with `secret_ids`."""
@@ -89,13 +104,26 @@ _LIST = """
 SELECT id, event, url, state, attempts, status, error, floor(extract(epoch FROM created_at))::bigint AS created_at,
        CASE WHEN state = 'pending' THEN floor(extract(epoch FROM due_at))::bigint END AS next_attempt_at,
        floor(extract(epoch FROM ended_at))::bigint AS ended_at
-FROM webhook_deliveries WHERE batch_id = %(batch_id)s AND account_id = %(account_id)s ORDER BY id
+FROM webhook_deliveries
+WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORDER BY id
 """
 
 
-async def list_deliveries(database: Database, batch_id: str, account_id: str) -> Sequence[Row]:
-    """Return what was to be told of a batch, and how that went."""
-    return await execute(database.relaxed, _LIST, {"batch_id": batch_id, "account_id": account_id})
+async def list_deliveries(database: Database, subject_id: str, account_id: str) -> Sequence[Row]:
+    """Return what was to be told of a job or a batch, and how that went."""
+    return await execute(database.relaxed, _LIST, {"of": subject_id, "account_id": account_id})
+
+
+_RESEND = """
+UPDATE webhook_deliveries SET state = 'pending', attempts = 0, due_at = now(), ended_at = NULL
+WHERE id = %(id)s AND account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) RETURNING id
+"""
+
+
+async def resend_delivery(database: Database, delivery_id: str, subject_id: str, account_id: str) -> bool:
+    """Have something told again, now and for a day; returns whether there is such a delivery."""
+    parameters = {"id": delivery_id, "of": subject_id, "account_id": account_id}
+    return bool(await execute(database.durable, _RESEND, parameters))
 
 
 _SECRETS = """
@@ -127,8 +155,10 @@ async def list_secrets(database: Database, account_id: str) -> Sequence[Row]:
     return await execute(database.relaxed, _SECRETS, {"account_id": account_id})
 
 
-async def rotate_secret(database: Database, account_id: str, *, overlap_seconds: float) -> Sequence[Row]:
+async def rotate_secret(
+    database: Database, account_id: str, secret_id: str, *, overlap_seconds: float
+) -> Sequence[Row]:
     """Make a new secret; the one before stays valid for a while. Returns all that are valid, newest first."""
-    parameters = {"id": new_id("secret"), "account_id": account_id, "overlap": overlap_seconds}
+    parameters = {"id": secret_id, "account_id": account_id, "overlap": overlap_seconds}
     await execute(database.durable, _ROTATE, parameters)
     return await execute(database.relaxed, _SECRETS, {"account_id": account_id})

@@ -23,6 +23,7 @@ webhook_deliveries = sa.Table(
     sa.Column("id", sa.Text, primary_key=True, comment="The webhook-id: the same however often it is sent"),
     sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
     sa.Column("batch_id", sa.ForeignKey("batches.id", ondelete="CASCADE")),
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE")),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
@@ -36,5 +37,6 @@ webhook_deliveries = sa.Table(
     sa.CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state_known"),
     sa.CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_at_of_final"),
     sa.Index("ix_webhook_deliveries_batch_id", "batch_id"),
+    sa.Index("ix_webhook_deliveries_job_id", "job_id"),
     sa.Index("ix_webhook_deliveries_due_at", "due_at", postgresql_where=sa.text("state = 'pending'")),
 )

@@ -288,6 +288,23 @@ async def test_a_stored_completion_is_what_the_call_answered(client: httpx.Async
     assert {name: stored[name] for name in body} == body
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_what_is_not_to_be_stored_is_gone_once_its_client_has_it(
+    client: httpx.AsyncClient, model: str, streamed: bool
+) -> None:
+    response = await client.post("/chat/completions", json=chat(model, store=False, stream=streamed))
+    assert response.status_code == 200
+    job_id = response.headers["x-headrace-job"]
+
+    async def gone() -> bool:
+        return (await client.get(f"/jobs/{job_id}")).status_code == 404
+
+    await eventually(gone, "the content to be erased")
+    assert (await client.get("/chat/completions", params={"model": model})).json()["data"] == []
+    usage = await client.get("/usage", params={"model": model})
+    assert sum(row["requests"] for row in usage.json()["data"]) == 1
+
+
 async def test_stored_completions_are_listed_with_their_messages_to_their_account_alone(
     client: httpx.AsyncClient, other: httpx.AsyncClient, model: str
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import secrets
@@ -23,7 +22,7 @@ from tests.e2e.batches import line, lines
 from tests.e2e.jobs import chat, completed, eventually, get, leave, refused, submit
 from tests.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.receiver import running_receiver
-from tests.service import BOOTSTRAP_KEY, Service, connect, embedded_stores, free_port, running_service
+from tests.service import BOOTSTRAP_KEY, Service, connect, embedded_stores, running_service, second_api
 
 # Of a fake model: 100 tokens of the prompt and 1,000 of the answer, at 2.50 and 10.00 USD a million.
 USED = usage_of(100, 1000)
@@ -71,27 +70,6 @@ def held(provider: Provider, model: str) -> Iterator[Gate]:
 
 async def ask(client: httpx.AsyncClient, model: str, **fields: Any) -> httpx.Response:
     return await client.post("/chat/completions", json=chat(model, **{"max_completion_tokens": 1000, **fields}))
-
-
-@contextlib.asynccontextmanager
-async def second_api(service: Service, key: str, **environment: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an API process beside the service's own."""
-    port = free_port()
-    process = service.launch("api-2", HEADRACE_PORT=str(port), **environment)
-    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {key}"}
-    try:
-        async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=60) as client:
-
-            async def answers() -> bool:
-                with contextlib.suppress(httpx.TransportError):
-                    return (await client.get("/account")).status_code == 200
-                return False
-
-            await eventually(answers, "the second API process")
-            yield client
-    finally:
-        process.terminate()
-        del service.processes["api-2"]
 
 
 async def test_a_budget_holds_under_two_hundred_requests_at_once_in_two_processes(

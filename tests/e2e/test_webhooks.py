@@ -2,16 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psycopg
 import pytest
 from psycopg.rows import DictRow
+from standardwebhooks import Webhook
 
 from tests.e2e.batches import lines, reaches, submit
-from tests.e2e.jobs import eventually, refused
-from tests.provider import Json
+from tests.e2e.jobs import chat, ended, eventually, refused
+from tests.e2e.jobs import submit as submit_job
+from tests.provider import Json, Provider, answer, hang, status
 from tests.receiver import Receiver, running_receiver
 from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
 
@@ -109,3 +112,74 @@ async def test_a_server_that_sends_no_webhooks_or_not_there_says_so(
                 error = refused(await client.post("/batches", json=body | {"webhook": url}), 400)
                 assert (error["param"], error["code"]) == ("webhook", code)
                 assert (await client.get("/batches")).json()["data"] == []
+
+
+async def told_of_job(client: httpx.AsyncClient, job_id: str) -> Json:
+    """Return the job's delivery once it is done."""
+
+    async def done() -> Json | None:
+        listed = await client.get(f"/jobs/{job_id}/webhook-deliveries")
+        assert listed.status_code == 200, listed.text
+        (found,) = listed.json()["data"] or [None]
+        return found if found is not None and found["status"] == "delivered" else None
+
+    found = await eventually(done, "the webhook to be delivered")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "expired"])
+async def test_the_end_of_a_job_is_told_once_however_it_ends(
+    client: httpx.AsyncClient, provider: Provider, receiver: Receiver, model: str, end: str
+) -> None:
+    provider.always(model, {"failed": status(400), "completed": answer("ok")}.get(end, hang))
+    timeout: dict[str, Any] = {"timeout": 1} if end == "expired" else {}
+    job_id = await submit_job(client, model, webhook=receiver.url, **timeout)
+    if end == "cancelled":
+        await client.post(f"/jobs/{job_id}/cancel")
+    assert (await ended(client, job_id))["status"] == end
+    delivery = await told_of_job(client, job_id)
+    assert delivery["event"] == f"job.{end}"
+    (message,) = receiver.messages
+    secrets = (await client.get("/webhook-secrets")).json()["data"]
+    event = Webhook(secrets[0]["secret"]).verify(message.body, message.headers)
+    assert event["type"] == f"job.{end}"
+    assert event["data"] == {"id": job_id}
+    assert message.id == event["id"] == delivery["id"]
+
+
+async def test_a_webhook_may_be_sent_again(
+    client: httpx.AsyncClient, other: httpx.AsyncClient, receiver: Receiver, model: str
+) -> None:
+    response = await client.post("/jobs", json={"request": chat(model), "webhook": receiver.url})
+    job_id = response.json()["id"]
+    delivery = await told_of_job(client, job_id)
+    path = f"/jobs/{job_id}/webhook-deliveries/{delivery['id']}/resend"
+    refused(await other.post(path), 404)
+    refused(await client.post(path.replace(delivery["id"], "evt_" + "0" * 32)), 404)
+    resent = await client.post(path)
+    assert [found["status"] for found in resent.json()["data"]] == ["pending"]
+    await told_of_job(client, job_id)
+    assert [message.id for message in receiver.messages] == [delivery["id"]] * 2
+
+
+async def test_a_foreground_request_may_have_a_webhook_too(
+    client: httpx.AsyncClient, receiver: Receiver, model: str
+) -> None:
+    response = await client.post("/chat/completions", json=chat(model, webhook=receiver.url))
+    assert response.status_code == 200
+    await told_of_job(client, response.headers["x-headrace-job"])
+    refused(
+        await client.post("/chat/completions", json=chat(model, webhook="http://[::1")),
+        400,
+        param="webhook",
+    )
+
+
+def test_a_job_is_not_told_of_where_it_may_not_go(tmp_path: Path, stores: Stores, config: str, model: str) -> None:
+    environment = {"HEADRACE_WEBHOOK_ALLOW_PRIVATE": "false"}
+    with running_service(tmp_path, stores.fresh(), config, "api", environment=environment) as service:
+        body = chat(model, background=True, webhook="http://169.254.169.254/latest/meta-data")
+        headers = {"authorization": f"Bearer {BOOTSTRAP_KEY}"}
+        response = httpx.post(f"{service.base_url}/v1/chat/completions", json=body, headers=headers)
+        refused(response, 400, param="webhook")

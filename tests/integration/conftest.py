@@ -58,7 +58,7 @@ def stranger(database_url: str) -> Owner:
 async def database(database_url: str) -> AsyncIterator[Database]:
     """The engines that a process would have, on a database without jobs."""
     database = Database.connect(database_url)
-    await execute(database.durable, "TRUNCATE jobs, job_deltas, usage")
+    await execute(database.durable, "TRUNCATE jobs, job_deltas, usage, webhook_deliveries")
     yield database
     await database.close()
 

@@ -163,6 +163,7 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 31}),
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 33}),
     ("accounts", "ck_accounts_name_not_empty", {"name": ""}),
+    ("idempotency_keys", "ck_idempotency_keys_fingerprint_is_sha256", {"fingerprint": b"\0" * 31}),
 ]
 
 
@@ -211,6 +212,12 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         "usage_rollups": {**cell, **dict.fromkeys((*AMOUNTS, *COSTS), 0)},
         "usage_latencies": {**cell, "metric": "duration", "step": 1, "requests": 1},
         "usage_mark": {"transaction": 1, "metadata_keys": []},
+        "idempotency_keys": {
+            "account_id": owner.account_id,
+            "key": "a",
+            "fingerprint": b"\0" * 32,
+            "resource_id": new_id("job"),
+        },
         "webhook_secrets": {"id": new_id("secret"), "account_id": owner.account_id},
         "webhook_deliveries": {
             "id": new_id("evt"),

@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 import headrace.agents.tables
 import headrace.batches.tables
 import headrace.files.tables
+import headrace.idempotency.tables
 import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables

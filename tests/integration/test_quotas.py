@@ -43,7 +43,7 @@ def gate(redis: Redis, database: Database) -> Gate:
 
 @pytest.fixture(autouse=True)
 async def fresh(database: Database) -> None:
-    await execute(database.durable, "TRUNCATE usage_rollups, usage_latencies, usage_mark, webhook_deliveries CASCADE")
+    await execute(database.durable, "TRUNCATE usage_rollups, usage_latencies, usage_mark")
 
 
 def demand(job_id: str | None = None, **changes: Any) -> Demand:

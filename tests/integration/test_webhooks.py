@@ -10,6 +10,7 @@ from headrace.batches.lines import LineProblem
 from headrace.batches.queries import end_batch, fail_batch
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
+from headrace.ids import new_id
 from headrace.webhooks import queries
 from headrace.webhooks.signing import derive_secret
 from tests.integration.jobs import Owner
@@ -28,7 +29,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 async def sender(database: Database, owner: Owner) -> AsyncIterator[WebhookSender]:
-    await execute(database.durable, "TRUNCATE webhook_deliveries, webhook_secrets")
+    await execute(database.durable, "TRUNCATE webhook_secrets")
     await queries.ensure_secret(database, owner.account_id)
     sender = WebhookSender(database, secret_key=KEY, allow_private=True)
     yield sender
@@ -215,7 +216,7 @@ async def test_after_a_rotation_both_secrets_sign_until_the_old_one_ends(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     (old,) = await valid_secrets(database, owner)
-    await queries.rotate_secret(database, owner.account_id, overlap_seconds=3600)
+    await queries.rotate_secret(database, owner.account_id, new_id("secret"), overlap_seconds=3600)
     new, still = await valid_secrets(database, owner)
     assert (still, new != old) == (old, True)
     await tell(database, owner, receiver.url)
@@ -234,6 +235,8 @@ async def test_rotations_and_first_looks_at_once_leave_one_current_secret(databa
     await execute(database.durable, "TRUNCATE webhook_secrets")
     await asyncio.gather(*(queries.ensure_secret(database, owner.account_id) for _ in range(5)))
     assert len(await queries.list_secrets(database, owner.account_id)) == 1
-    await asyncio.gather(*(queries.rotate_secret(database, owner.account_id, overlap_seconds=60) for _ in range(5)))
+    await asyncio.gather(
+        *(queries.rotate_secret(database, owner.account_id, new_id("secret"), overlap_seconds=60) for _ in range(5))
+    )
     rows = await queries.list_secrets(database, owner.account_id)
     assert [row.expires_at is None for row in rows].count(True) == 1

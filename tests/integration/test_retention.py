@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from headrace.database import Database, execute
+from headrace.idempotency.queries import claim_id, sweep_keys
+from headrace.ids import id_before, new_id
+from headrace.jobs import queries
+from headrace.jobs.state import State
+from headrace.settings import Settings
+from headrace.usage.tables import usage
+from tests.integration.jobs import Jobs, Owner, end_of, segment
+from worker.retention import Retention
+
+DAY = 86_400
+
+
+async def age(jobs: Jobs, job_id: str, days: float) -> str:
+    """Let a job be older, its id too, which says so; returns the new id."""
+    old = id_before(days * DAY) + job_id[-20:]
+    await execute(
+        jobs.database.relaxed,
+        """WITH moved AS (
+               INSERT INTO jobs SELECT (jsonb_populate_record(jobs, jsonb_build_object(
+                   'id', %(old)s::text, 'finished_at', finished_at - %(days)s * interval '1 day'))).*
+               FROM jobs WHERE id = %(id)s RETURNING id
+           ), deltas AS (
+               INSERT INTO job_deltas SELECT moved.id, attempt, first_seq, last_seq, chunks FROM job_deltas, moved
+               WHERE job_id = %(id)s
+           )
+           DELETE FROM jobs WHERE id = %(id)s""",
+        {"old": old, "id": job_id, "days": days},
+    )
+    return old
+
+
+async def with_deltas(jobs: Jobs, **changes: object) -> str:
+    """Return a completed job that was streamed."""
+    job = await jobs.run(deltas=3, **changes)
+    await jobs.finish(end_of(job, delta_count=4, segment=segment(job, 4, 4)))
+    return job.id
+
+
+async def count(database: Database, table: str, job_id: str) -> int:
+    column = "id" if table == "jobs" else "job_id"
+    rows = await execute(database.relaxed, f"SELECT count(*) FROM {table} WHERE {column} = %(id)s", {"id": job_id})
+    return int(rows[0][0])
+
+
+@pytest.fixture
+def retention(database: Database) -> Retention:
+    return Retention(Settings(retention_days=30), database)
+
+
+async def test_deltas_are_pruned_a_day_later_and_the_answer_stays(
+    database: Database, jobs: Jobs, owner: Owner, retention: Retention
+) -> None:
+    fresh, old = await with_deltas(jobs), await age(jobs, await with_deltas(jobs), 2)
+    await retention.step()
+    assert await count(database, "job_deltas", fresh) > 0
+    assert await count(database, "job_deltas", old) == 0
+    progress = await queries.read_progress(database, old)
+    assert progress is not None
+    assert (progress.state, progress.delta_count) == (State.COMPLETED, 0)
+    assert progress.response is not None
+
+
+async def test_jobs_are_forgotten_and_their_usage_stays(
+    database: Database, jobs: Jobs, owner: Owner, retention: Retention
+) -> None:
+    kept, old = await age(jobs, await with_deltas(jobs), 29), await with_deltas(jobs)
+    spent = await execute(database.relaxed, usage.select().where(usage.c.job_id == old))
+    old = await age(jobs, old, 31)
+    running = await jobs.run()
+    assert await retention.step() >= 1
+    assert [await count(database, "jobs", job_id) for job_id in (kept, old, running.id)] == [1, 0, 1]
+    assert await execute(database.relaxed, usage.select().where(usage.c.job_id == spent[0].job_id)) == spent
+
+
+async def test_nothing_is_forgotten_unless_it_is_asked_for(database: Database, jobs: Jobs) -> None:
+    old = await age(jobs, await with_deltas(jobs), 4000)
+    await Retention(Settings(), database).step()
+    assert await count(database, "jobs", old) == 1
+
+
+async def test_what_is_not_to_be_stored_is_erased(database: Database, jobs: Jobs, owner: Owner) -> None:
+    secret = await with_deltas(jobs, stored=False, metadata='{"a": "b"}')
+    stored, running = await with_deltas(jobs), (await jobs.run(stored=False)).id
+    assert await queries.erase_unstored(database, seconds=600) == 0
+    for job_id in (stored, running):
+        assert await queries.erase_unstored(database, job_id=job_id) == 0
+    assert await queries.erase_unstored(database, seconds=0) >= 1
+    rows = await execute(
+        database.relaxed, "SELECT request, response, metadata, deleted_at FROM jobs WHERE id = %(id)s", {"id": secret}
+    )
+    assert rows[0][:3] == (None, None, None)
+    assert rows[0].deleted_at is not None
+    assert await count(database, "job_deltas", secret) == 0
+    assert await count(database, "usage", secret) == 1
+
+
+async def test_keys_of_a_day_ago_are_forgotten(database: Database, owner: Owner) -> None:
+    job_id = new_id("job")
+    for key in ("old", "new"):
+        await claim_id(database, owner.account_id, key, b"\0" * 32, job_id)
+    await execute(
+        database.relaxed,
+        "UPDATE idempotency_keys SET created_at = now() - interval '1 week' WHERE key = 'old' AND account_id = %(id)s",
+        {"id": owner.account_id},
+    )
+    assert await sweep_keys(database) >= 1
+    rows = await execute(
+        database.relaxed, "SELECT key FROM idempotency_keys WHERE account_id = %(id)s", {"id": owner.account_id}
+    )
+    assert [row.key for row in rows] == ["new"]
+
+
+async def test_of_many_that_come_at_once_all_get_one_id(database: Database, owner: Owner) -> None:
+    for key in map(str, range(5)):
+        ids = [new_id("job") for _ in range(20)]
+        found = await asyncio.gather(*(claim_id(database, owner.account_id, key, b"\1" * 32, job_id) for job_id in ids))
+        assert len(set(found)) == 1
+        assert found[0] in ids
