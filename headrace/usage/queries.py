@@ -23,7 +23,7 @@ from headrace.usage.views import Segment
 _MOST_TIMES = 500_000
 
 
-_UNROLLED = "transaction >= coalesce((SELECT transaction FROM usage_mark), 0)"
+_MARK = "SELECT transaction FROM usage_mark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class _Statement:
 
     question: Question
     view: str | None
+    mark: int
+    """What roll-ups have at least, a moment before: told in so many digits, it lets Postgres know how few are left."""
     table: str
     kept: str
     rows: Sequence[tuple[str, str]]
@@ -71,7 +73,10 @@ class _Statement:
             times = [
                 "created_at >= %(start)s AND created_at < %(first)s",
                 "created_at >= %(last)s AND created_at < %(end)s",
-                f"created_at >= %(first)s AND created_at < %(last)s AND {_UNROLLED}",
+                (
+                    f"created_at >= %(first)s AND created_at < %(last)s AND transaction >= {self.mark} "
+                    f"AND transaction >= coalesce(({_MARK}), 0)"
+                ),
             ]
         return [f"SELECT {columns} FROM usage WHERE {' AND '.join([time, *where])}" for time in times]
 
@@ -160,13 +165,15 @@ async def ask(
     accounts by their names, or without `names` by their ids;
     with `latency` also `first_token_seconds` and `duration_seconds`, each the percentiles p50, p90, p95 and p99.
     """
+    marks = await execute(database.relaxed, _MARK)
+    mark: int = marks[0].transaction if marks else 0
     statement = _Statement(
-        question, question.view(), "usage_rollups", ", ".join(AMOUNTS_OF_ROW), [(_AMOUNTS_OF_ROW, "true")]
+        question, question.view(), mark, "usage_rollups", ", ".join(AMOUNTS_OF_ROW), [(_AMOUNTS_OF_ROW, "true")]
     )
     sql, parameters = _select(statement, _SUMS, limit=limit, offset=offset)
     rows = [_named(row, question) for row in await execute(database.relaxed, sql, parameters)]
     if latency and rows:
-        await _add_latency(database, question, rows)
+        await _add_latency(database, question, mark, rows)
     if names and "account" in question.groups:
         accounts = {row.id: row.name for row in await execute(database.relaxed, "SELECT id, name FROM accounts")}
         for answer in rows:
@@ -182,9 +189,9 @@ def _named(row: Row, question: Question) -> dict[str, Any]:
     return {**interval, **groups, **found}
 
 
-async def _add_latency(database: Database, question: Question, rows: Sequence[dict[str, Any]]) -> None:
+async def _add_latency(database: Database, question: Question, mark: int, rows: Sequence[dict[str, Any]]) -> None:
     statement = _Statement(
-        question, question.view(latency=True), "usage_latencies", "metric, step, requests", _TIMES_OF_ROW
+        question, question.view(latency=True), mark, "usage_latencies", "metric, step, requests", _TIMES_OF_ROW
     )
     sql, parameters = _select(
         statement, "sum(requests)::bigint AS requests", limit=_MOST_TIMES, offset=0, others=["metric", "step"]

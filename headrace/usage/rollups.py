@@ -153,7 +153,7 @@ _REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_AD
 
 
 async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
-    """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 10 µs a row."""
+    """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 0.1 ms a row."""
     async with database.durable.engine.connect() as connection:
         await connection.execution_options(isolation_level="READ COMMITTED")
         async with connection.begin():
