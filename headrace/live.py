@@ -28,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from headrace import redis_url
 from headrace.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -44,16 +45,25 @@ def job_channel(job_id: str) -> str:
     return f"headrace:job:{job_id}"
 
 
-def connect(redis_url: str) -> Redis:
+def connect(url: str) -> Redis:
     """Return a client that never waits long: a Redis that is away must slow nobody down."""
-    return Redis.from_url(
-        redis_url,
+    return redis_url.connect(
+        url,
         socket_timeout=2,
         socket_connect_timeout=1,
         health_check_interval=5,
         max_connections=64,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+async def answers(redis: Redis) -> bool:
+    """Tell whether Redis is there."""
+    try:
+        await redis.ping()
+    except _AWAY:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from kombu.entity import Queue
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from headrace.redis_url import broker_settings
+
 log = logging.getLogger(__name__)
 
 RUN_TASK = "headrace.run"
@@ -42,10 +44,16 @@ def queue_name(tier: str) -> str:
     return f"headrace.{tier}"
 
 
-def create_celery(broker_url: str) -> Celery:
-    """Return the Celery application. Every option is set on purpose; what is not here is Celery's default."""
-    app = Celery("headrace", broker=broker_url)
+def create_celery(redis_url: str) -> Celery:
+    """Return the Celery application. Every option is set on purpose; what is not here is Celery's default.
+
+    Raises:
+        ValueError: It is no URL that `headrace.redis_url` knows.
+    """
+    app = Celery("headrace")
+    broker = broker_settings(redis_url)
     app.conf.update(
+        broker,
         # Without acknowledgements: the lease in Postgres decides, and the scheduler sends again what was lost. So there
         # are no visibility time-outs, no list of unacknowledged messages, and three commands less for each.
         task_queues=[
@@ -53,29 +61,37 @@ def create_celery(broker_url: str) -> Celery:
             for tier in TIERS
         ],
         task_default_queue=queue_name("default"),
+        task_create_missing_queues=False,  # a misspelt tier is a mistake and no new queue
         task_ignore_result=True,  # state lives in Postgres
-        result_backend=None,
-        task_serializer="json",
+        result_backend=None,  # so nothing subscribes to results, which is where reconnecting has leaked
+        task_serializer="json",  # never pickle: whoever writes to Redis would run code here
         accept_content=["json"],
-        task_acks_late=False,
+        task_acks_late=False,  # see no_ack above
         task_reject_on_worker_lost=False,  # the lease decides, with a limit on attempts
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=1,  # the pool takes as many messages as it has room for; the rest is for others
+        worker_enable_prefetch_count_reduction=False,  # nothing is unacknowledged after a reconnect
         worker_cancel_long_running_tasks_on_connection_loss=False,  # fenced writes make a duplicate harmless
+        worker_detect_quorum_queues=False,  # a question for RabbitMQ
+        worker_soft_shutdown_timeout=0,  # the executor drains by itself, with leases
         worker_hijack_root_logger=False,  # our own logging stays
         worker_redirect_stdouts=False,
-        worker_enable_remote_control=False,  # one consumer less, and one way in less
-        worker_send_task_events=False,
+        worker_enable_remote_control=False,  # no list of revoked tasks that grows, and one way in less
+        worker_send_task_events=False,  # nobody listens
         task_send_sent_event=False,
+        broker_connection_retry=True,  # Redis may be away for as long as it likes
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_heartbeat=0,
+        broker_channel_error_retry=True,  # a master that has become a replica says READONLY, and that passes
+        broker_pool_limit=1,  # the worker only reads
+        broker_heartbeat=0,  # a thing of AMQP's
         broker_transport_options={
-            "queue_order_strategy": "priority",
-            "socket_timeout": 5,
+            "queue_order_strategy": "priority",  # of tiers, in the order in which they are consumed
+            "socket_timeout": 5,  # without one kombu waits for ever on a dead connection
             "socket_connect_timeout": 1,
             "socket_keepalive": True,
             "health_check_interval": 10,  # half-open connections are noticed in about 20 s
-            "retry_on_timeout": False,
+            "retry_on_timeout": False,  # kombu's own loop connects anew
+            **broker["broker_transport_options"],
         },
     )
     return app

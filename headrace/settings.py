@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         default="",
         validation_alias="REDIS_URL",
-        description="Redis or Valkey, as `redis://host:port/0`. Empty: `headrace dev` starts a Valkey.",
+        description="Redis or Valkey, as `headrace.redis_url` has it. Empty: `headrace dev` starts a Valkey.",
     )
     config: Path | None = Field(
         default=None,

@@ -37,7 +37,7 @@ from headrace.jobs import queries
 from headrace.jobs.queries import ClaimedJob, FinishedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
-from headrace.queue import JobQueue
+from headrace.queue import TIERS, JobQueue
 from headrace.routing import UsableRoute, usable_routes
 from headrace.settings import Settings
 from headrace.telemetry import bind
@@ -59,6 +59,9 @@ _DATABASE_WAIT_SECONDS = 0.5
 # How long a job that nobody waits for may hold a slot here because its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
 _CONTENT_FILTER = "content_filter"
+# Between two looks for jobs that no message came for, and how many are taken at a time.
+_LOOK_SECONDS = 0.5
+_MOST_UNCLAIMED = 64
 
 
 class Executor:
@@ -78,6 +81,8 @@ class Executor:
         circuits: Circuits,
         limits: Limits,
         line_slots: int,
+        redis: Redis,
+        tiers: Sequence[str],
     ) -> None:
         self._settings = settings
         self._file = file
@@ -98,11 +103,17 @@ class Executor:
         self._ends = GroupCommit(self._finish)
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._redis = redis
+        self._tiers = tiers
+        self._heard_at = 0.0
+        self._draining = False
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, settings: Settings, *, line_slots: int) -> AsyncIterator[Executor]:
-        """Give an executor with its connections and housekeeping; leaving drains it.
+    async def running(
+        cls, settings: Settings, *, line_slots: int, tiers: Sequence[str] = TIERS
+    ) -> AsyncIterator[Executor]:
+        """Give an executor of some tiers with its connections and housekeeping; leaving drains it.
 
         Lines of batches take up to `line_slots` of its slots.
         """
@@ -133,11 +144,14 @@ class Executor:
                 circuits=circuits,
                 limits=limits,
                 line_slots=line_slots,
+                redis=redis,
+                tiers=tiers,
             )
             chores = [
                 executor._deltas.run(),
                 executor._heartbeat(),
-                executor._hear_cancellations(redis),
+                executor._hear_cancellations(),
+                executor._find_unclaimed(),
                 circuits.run(),
                 limits.run(),
             ]
@@ -152,6 +166,7 @@ class Executor:
 
     async def take(self, job_ids: Sequence[str]) -> None:
         """Start jobs as slots come free; returns once each has one."""
+        self._heard_at = asyncio.get_running_loop().time()
         for job_id in job_ids:
             await self._start(job_id)
 
@@ -164,16 +179,20 @@ class Executor:
 
     async def take_lines(self, job_ids: Sequence[str]) -> None:
         """Start lines of batches as `take` does; lines that wait here already are not taken twice."""
+        self._heard_at = asyncio.get_running_loop().time()
         fresh = [job_id for job_id in job_ids if job_id not in self._waiting_lines]
         self._waiting_lines.update(fresh)
         try:
             for job_id in fresh:
-                await self._line_slots.acquire()
-                self._waiting_lines.discard(job_id)
-                task = await self._start(job_id)
-                task.add_done_callback(lambda _: self._line_slots.release())
+                await self._start_line(job_id)
         finally:
             self._waiting_lines.difference_update(fresh)
+
+    async def _start_line(self, job_id: str) -> None:
+        await self._line_slots.acquire()
+        self._waiting_lines.discard(job_id)
+        task = await self._start(job_id)
+        task.add_done_callback(lambda _: self._line_slots.release())
 
     async def reload(self) -> None:
         """Take up a changed configuration, if it is valid; attempts that are under way keep the routes they have."""
@@ -422,12 +441,35 @@ class Executor:
                 if attempt is not None and attempt.job.attempt == number:
                     attempt.interrupt(Stop.LOST if lost else Stop.CANCELLED)
 
-    async def _hear_cancellations(self, redis: Redis) -> None:
-        async for job_id in live.cancelled_jobs(redis):
+    async def _hear_cancellations(self) -> None:
+        async for job_id in live.cancelled_jobs(self._redis):
             self._interrupt(job_id, Stop.CANCELLED)
+
+    async def _find_unclaimed(self) -> None:
+        """While there is nothing else to do, take what no message came for from Postgres.
+
+        Redis may be away, or have lost its lists; or Celery's consumer may hang, as it has done after reconnections.
+        """
+        while not self._draining:
+            await asyncio.sleep(_LOOK_SECONDS)
+            away = not await live.answers(self._redis)
+            quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
+            if self._slots.locked() or not (away or quiet):
+                continue
+            try:
+                seconds = 0 if away else self._settings.resend_seconds
+                found = await queries.find_unclaimed(
+                    self._database, self._tiers, seconds=seconds, limit=_MOST_UNCLAIMED
+                )
+            except SQLAlchemyError as error:
+                log.warning("could not look for jobs: %s", error)
+                continue
+            for job in found:
+                await (self._start_line(job.id) if job.tier == "batch" else self._start(job.id))
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
+        self._draining = True
         if self._tasks:
             log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
             await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)

@@ -40,7 +40,9 @@ class WorkerPool(AsyncioPool):
     async def lifespan(self) -> AsyncIterator[None]:
         """Keep the executor while tasks run."""
         conf = self.app.conf
-        async with Executor.running(conf["headrace_settings"], line_slots=conf["headrace_line_slots"]) as executor:
+        async with Executor.running(
+            conf["headrace_settings"], line_slots=conf["headrace_line_slots"], tiers=conf["headrace_tiers"]
+        ) as executor:
             WorkerPool.executor = executor
             WorkerPool.loop = asyncio.get_running_loop()
             rest_garbage_collector()
@@ -85,6 +87,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
     app = create_celery(settings.redis_url)
     app.conf["headrace_settings"] = settings
     app.conf["headrace_line_slots"] = slots
+    app.conf["headrace_tiers"] = tiers
     app.task(run, name=RUN_TASK)
     app.task(run_lines, name=RUN_LINES_TASK)
     worker = _worker_class(app)(

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 import click
-import redis
 from pydantic import SecretStr
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.text import Text
 
@@ -28,6 +28,7 @@ from headrace.database import migrate
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedStoreError, EmbeddedValkey
 from headrace.keys.queries import create_first_key
 from headrace.processes import StartError, SupervisedProcess
+from headrace.redis_url import connect
 from headrace.settings import Settings
 from headrace.telemetry import redact
 
@@ -130,9 +131,8 @@ class Service:
             field = store.variable.lower()
             self.settings = self.settings.model_copy(update={field: store.url})
         try:
-            with redis.Redis.from_url(self.settings.redis_url, socket_connect_timeout=5, socket_timeout=5) as client:
-                client.ping()
-        except (redis.RedisError, ValueError) as error:
+            asyncio.run(_ping(self.settings.redis_url))
+        except (RedisError, ValueError) as error:
             raise click.ClickException(f"Redis at REDIS_URL: {redact(str(error))}") from error
 
     async def _supervise(self, main: Callable[[Service], Awaitable[None]]) -> None:
@@ -198,6 +198,11 @@ class Service:
         # The API first: its open answers need the worker to finish.
         await api.stop(patience)
         await asyncio.gather(*(part.stop(patience) for part in others))
+
+
+async def _ping(url: str) -> None:
+    async with connect(url, socket_connect_timeout=5, socket_timeout=5) as client:
+        await client.ping()
 
 
 def _with_secret_key(settings: Settings) -> Settings:

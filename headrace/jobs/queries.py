@@ -799,6 +799,19 @@ async def resend_jobs(database: Database, *, tiers: Sequence[str], resend_second
     return _moved(await execute(database.relaxed, _RESEND, {"tiers": list(tiers), "resend": resend_seconds}))
 
 
+_UNCLAIMED = """
+SELECT id, tier FROM jobs
+WHERE state = 'queued' AND tier = ANY(%(tiers)s::text[]) AND scheduled_at <= now()
+      AND sent_at < now() - %(seconds)s * interval '1 second'
+ORDER BY id LIMIT %(limit)s
+"""
+
+
+async def find_unclaimed(database: Database, tiers: Sequence[str], *, seconds: float, limit: int) -> Sequence[Row]:
+    """Return `(id, tier)` of due jobs of these tiers that a wake-up was sent for so long ago, oldest first."""
+    return await execute(database.relaxed, _UNCLAIMED, {"tiers": list(tiers), "seconds": seconds, "limit": limit})
+
+
 def _moved(rows: Sequence[Row]) -> list[MovedJob]:
     return [MovedJob(row.id, row.tier, State(row.state), row.attempt, row.origin) for row in rows]
 

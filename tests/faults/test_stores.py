@@ -80,16 +80,20 @@ async def test_a_redis_that_forgets_everything_disturbs_no_running_job(
     assert text_of([first, *rest]) == "before after"
 
 
-async def test_jobs_are_accepted_while_redis_is_away_and_run_when_it_is_back(
+async def test_jobs_are_accepted_and_run_while_redis_is_away(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, model: str
 ) -> None:
     kill(own_stores.valkey)
     try:
         ids = [await submit(broken_client, model) for _ in range(5)]
+        whole = await broken_client.post("/chat/completions", json=chat(model))
+        assert whole.status_code == 200
+        streamed = await broken_client.post("/chat/completions", json=chat(model, stream=True))
+        assert text_of(await chunks_of(streamed)) == "You said: hello there"
+        for job_id in ids:
+            await completed(broken_client, job_id)
     finally:
         own_stores.valkey.start()
-    for job_id in ids:
-        await completed(broken_client, job_id)
 
 
 async def test_readers_are_served_from_postgres_while_redis_is_away(
