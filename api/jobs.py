@@ -19,7 +19,7 @@ from api.cancellation import cancel_and_wait
 from api.chat import start
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
-from api.sse import PING, EventStream, render_event
+from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.chat.request import JobSubmission
 from headrace.chat.validation import parse_body
@@ -187,7 +187,7 @@ async def _events(
                     else:
                         yield _render(event, job_id, head)
         except ListenerClosedError:
-            return
+            yield [RECONNECT]
         except HeadraceError as error:
             yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
 

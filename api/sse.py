@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"
+# To browsers an order to come back at once; to all others a line without an event.
+RECONNECT = b"retry: 100\n\n"
 
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",

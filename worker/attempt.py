@@ -74,6 +74,11 @@ class Attempt:
             self.stop = reason
             self.task.cancel()
 
+    def insist(self) -> None:
+        """Stop the call upstream again, if something has swallowed that it was stopped."""
+        if self.stop is not None and not self.ending:
+            self.task.cancel()
+
     def append(self, chunks: list[bytes]) -> None:
         """Count deltas, which are to be kept from here on."""
         if self._first_token is None:

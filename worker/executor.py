@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -62,6 +63,8 @@ _CONTENT_FILTER = "content_filter"
 # Between two looks for jobs that no message came for, and how many are taken at a time.
 _LOOK_SECONDS = 0.5
 _MOST_UNCLAIMED = 64
+# Between two demands on an attempt to stop.
+_INSIST_SECONDS = 0.5
 
 
 class Executor:
@@ -107,6 +110,7 @@ class Executor:
         self._tiers = tiers
         self._heard_at = 0.0
         self._draining = False
+        self._hurried = asyncio.Event()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -470,13 +474,28 @@ class Executor:
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
         self._draining = True
-        if self._tasks:
+        if self._tasks and not self._hurried.is_set():
             log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
-            await asyncio.wait(self._tasks, timeout=self._settings.drain_seconds)
+            ended = asyncio.ensure_future(asyncio.wait(self._tasks))
+            hurried = asyncio.ensure_future(self._hurried.wait())
+            await asyncio.wait(
+                [ended, hurried], timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            ended.cancel()
+            hurried.cancel()
         for job_id in list(self._attempts):
             self._interrupt(job_id, Stop.DRAINED)
+        until = time.monotonic() + self._settings.lease_seconds  # then they are somebody else's anyhow
+        while self._tasks and time.monotonic() < until:
+            await asyncio.wait(self._tasks, timeout=_INSIST_SECONDS)
+            for attempt in list(self._attempts.values()):
+                attempt.insist()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._settings.lease_seconds)
+            log.warning("%d jobs do not stop: their leases run out", len(self._tasks))
+
+    def hurry(self) -> None:
+        """Hand everything back now, when draining."""
+        self._hurried.set()
 
 
 def _is_withheld(completion: Mapping[str, Any]) -> bool:

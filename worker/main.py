@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from celery import Celery
@@ -49,6 +49,12 @@ class WorkerPool(AsyncioPool):
             yield
 
     @classmethod
+    def hurry(cls) -> None:
+        """Have the executor drain no longer."""
+        if cls.loop is not None:
+            cls.loop.call_soon_threadsafe(cls.executor.hurry)
+
+    @classmethod
     def reload(cls, *_: object) -> None:
         """Have the executor read its configuration again, as the handler of a signal."""
         if cls.loop is not None:
@@ -65,11 +71,28 @@ async def run_lines(job_ids: list[str]) -> None:
     await WorkerPool.executor.take_lines(job_ids)
 
 
+def _twice(first: Any) -> Callable[[int, Any], None]:
+    """Return a handler that has the first signal drain the worker, as Celery does, and the second hurry it."""
+    told = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal told
+        if told:
+            WorkerPool.hurry()
+        else:
+            told = True
+            first(number, frame)
+
+    return handle
+
+
 def _worker_class(app: Celery) -> Any:
     class Worker(app.Worker):  # type: ignore[misc]  # Celery has no types
         def install_platform_tweaks(self, worker: Any) -> None:
             super().install_platform_tweaks(worker)
             signal.signal(signal.SIGHUP, WorkerPool.reload)  # Celery would start the process anew
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _twice(signal.getsignal(number)))
 
     return Worker
 

@@ -21,6 +21,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "batch": ("batch_id",),
     "user": ("end_user",),
     "metadata": ("metadata_key", "metadata_value"),
+    "key_model": ("model", "answered_model", "provider", "key_id"),
     "common": ("model", "answered_model", "provider", "key_id", "agent_id", "tier"),
 }
 """The views and the dimensions of each, smaller ones first."""

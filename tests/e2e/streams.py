@@ -41,6 +41,9 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         async for block in self._blocks:
+            if block.startswith("retry: "):
+                assert block.removeprefix("retry: ").isdecimal()
+                continue
             if block.startswith(":"):
                 assert "\n" not in block, f"a comment is a block of its own: {block!r}"
                 self.comments.append(block[1:].strip())

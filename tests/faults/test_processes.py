@@ -16,7 +16,7 @@ from headrace.queue import JobQueue
 from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
 from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, until
 
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
 
@@ -205,6 +205,25 @@ async def test_a_worker_that_is_asked_to_stop_hands_its_jobs_back(
     assert cluster.processes["worker"].terminate() == 0
     job = await completed(cluster_client, job_id)
     assert job["result"]["choices"][0]["message"]["content"] == "At last."
+
+
+async def test_a_worker_that_is_told_twice_drains_no_longer(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    cluster.processes["worker"].terminate()
+    worker = cluster.launch("worker", HEADRACE_DRAIN_SECONDS="3600")
+    gate = Gate()
+    provider.script(model, answer("lost", hold=gate), answer("At last."))
+    job_id = await submit(cluster_client, model)
+    await settled(gate.reached)
+    cluster.launch("worker-2")
+    before = worker.log.read_text().count("draining")
+    worker.signal(signal.SIGTERM)
+    await asyncio.to_thread(until, lambda: worker.log.read_text().count("draining") > before, "the draining")
+    assert await asyncio.to_thread(worker.terminate) == 0
+    job = await completed(cluster_client, job_id)
+    assert job["result"]["choices"][0]["message"]["content"] == "At last."
+    assert job["attempts"][0]["status"] == "returned"
 
 
 async def test_a_reader_reconnects_to_an_api_that_was_killed_and_misses_nothing(

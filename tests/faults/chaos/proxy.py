@@ -1,0 +1,114 @@
+"""A TCP proxy between two parts, which stalls, cuts, refuses or slows what goes through it when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from enum import StrEnum
+from pathlib import Path
+
+
+class Mode(StrEnum):
+    """What a link does."""
+
+    PASS = "pass"
+    STALL = "stall"
+    """Connections stay and nothing goes through, in either way: half-open, as behind a dead router."""
+    CUT = "cut"
+    """Every connection is reset, once; new ones pass."""
+    REFUSE = "refuse"
+    """Connections are reset, and new ones too."""
+    SLOW = "slow"
+    """A kilobyte at a time, 20 ms apart."""
+
+
+_SLOW_BYTES = 1024
+_SLOW_SECONDS = 0.02
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
+
+
+class Link:
+    """One proxy, on a loop in a thread of its own. It goes to a port of this machine or to a Unix socket."""
+
+    def __init__(self, target: int | Path) -> None:
+        """Listen on a free port."""
+        self._target = target
+        self._mode = Mode.PASS
+        self._open = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        self.port: int = server.sockets[0].getsockname()[1]
+
+    def be(self, mode: Mode) -> None:
+        """Change what the link does."""
+        asyncio.run_coroutine_threadsafe(self._be(mode), self._loop).result()
+
+    def close(self) -> None:
+        """Cut everything and end the thread."""
+        self.be(Mode.REFUSE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _listen(self) -> asyncio.Server:
+        self._open.set()
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _be(self, mode: Mode) -> None:
+        self._mode = Mode.PASS if mode is Mode.CUT else mode
+        if mode is Mode.STALL:
+            self._open.clear()
+        else:
+            self._open.set()
+        if mode in {Mode.CUT, Mode.REFUSE}:
+            for writer in list(self._writers):
+                _reset(writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._mode is Mode.REFUSE:
+            _reset(writer)
+            return
+        await self._open.wait()
+        try:
+            if isinstance(self._target, Path):
+                far_reader, far_writer = await asyncio.open_unix_connection(str(self._target))
+            else:
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            _reset(writer)
+            return
+        self._writers |= {writer, far_writer}
+        try:
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            for end in (writer, far_writer):
+                self._writers.discard(end)
+                _reset(end)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            await self._open.wait()
+            if self._mode is not Mode.SLOW:
+                writer.write(data)
+            else:
+                for at in range(0, len(data), _SLOW_BYTES):
+                    writer.write(data[at : at + _SLOW_BYTES])
+                    await asyncio.sleep(_SLOW_SECONDS)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection: socket.socket | None = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        if connection is not None and connection.family == socket.AF_INET:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
