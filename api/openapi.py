@@ -21,7 +21,9 @@ _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     "400": "The request is not valid; `param` names the field",
     "401": "There is no key, or nobody's",
+    "403": "The key may not do that",
     "404": "There is nothing by that id, or it is another account's",
+    "409": "It does not go with how things are, or its Idempotency-Key came with another request",
     "413": "The body is too large",
     "429": "Too many requests; `Retry-After` tells when to come back",
     "500": "We made a mistake; `x-request-id` helps to find it",

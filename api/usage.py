@@ -255,7 +255,7 @@ def _safe(text: str) -> str:
 async def get_statement(
     request: Request,
     principal: Authenticated,
-    month: Annotated[str, Query(pattern=r"^\d{4}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
+    month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
     account: Annotated[str | None, Query(description="Of administrators: an account's name, or `all`")] = None,
 ) -> Response:
     """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit."""

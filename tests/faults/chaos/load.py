@@ -298,6 +298,7 @@ async def _read(response: httpx.Response, reading: Reading) -> None:
         if line:
             name, _, value = line.partition(": ")
             event[name] = value
-        elif event:
-            reading.events.append((event.get("id"), event.get("event", ""), json.loads(event["data"])))
+        else:
+            if "data" in event:
+                reading.events.append((event.get("id"), event.get("event", ""), json.loads(event["data"])))
             event = {}
