@@ -8,6 +8,9 @@ through `relaxed`, whose commits do not wait for the disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 Row = sa.Row[*tuple[Any, ...]]
+
+PATIENCE_SECONDS = 15.0
+"""None of the statements of a job takes as long, by far."""
+LONG_PATIENCE_SECONDS = 40.0
+"""Of questions that Postgres may think about until its `statement_timeout`."""
 
 # Half-open connections are noticed in about ten seconds rather than in the kernel's two hours.
 _CONNECT_ARGS: dict[str, Any] = {
@@ -55,18 +63,28 @@ class Connections:
         self._idle: list[_Plain] = []
         self._room = asyncio.Semaphore(limit)
 
-    async def execute(self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None) -> Sequence[Row]:
+    async def execute(
+        self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
+    ) -> Sequence[Row]:
         """Run one statement, once, and return its rows if it has any.
+
+        A connection over which nothing comes for `patience_seconds` is taken for dead.
 
         Raises:
             sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
         """
         if not isinstance(statement, str):
             async with self.engine.connect() as connection:
-                result = await connection.execute(statement, parameters)
-                return result.all() if result.returns_rows else []
+                driver = cast("psycopg.AsyncConnection[Any]", (await connection.get_raw_connection()).driver_connection)
+                timer = asyncio.get_running_loop().call_later(patience_seconds, _hang_up, driver)
+                try:
+                    result = await connection.execute(statement, parameters)
+                    return result.all() if result.returns_rows else []
+                finally:
+                    timer.cancel()
         async with self._room:
             plain = self._idle.pop() if self._idle else await self._open()
+            timer = asyncio.get_running_loop().call_later(patience_seconds, _hang_up, plain.connection)
             try:
                 await plain.cursor.execute(statement, parameters)
                 rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
@@ -80,6 +98,8 @@ class Connections:
             except BaseException:  # cancelled half-way: what comes next on that wire is anybody's guess
                 await plain.connection.close()
                 raise
+            finally:
+                timer.cancel()
             self._idle.append(plain)
             return rows
 
@@ -114,6 +134,12 @@ class Connections:
             dialect=self.engine.dialect,
         )
         return cast("DBAPIError", translated)
+
+
+def _hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Let whoever waits for an answer know that none comes: behind a dead router the kernel never would."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +184,28 @@ class Database:
 
 
 async def execute(
-    connections: Connections, statement: str | sa.Executable, parameters: Mapping[str, Any] | None = None
+    connections: Connections,
+    statement: str | sa.Executable,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Sequence[Row]:
     """Run one statement, SQLAlchemy's or a text in psycopg's parameter style, and return its rows if it has any.
 
     It is run again, once, when its connection turns out to be dead: after a restart of Postgres every one is. So a
-    statement may have been done before, and each of ours does no harm the second time.
+    statement may have been done before, and each of ours does no harm the second time. A connection is dead that does
+    not answer for `patience_seconds` too.
 
     Raises:
         sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
         sqlalchemy.exc.TimeoutError: Every connection is taken.
     """
     try:
-        return await connections.execute(statement, parameters)
+        return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-    return await connections.execute(statement, parameters)
+    return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
 
 
 def _alembic(database_url: str) -> Config:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from headrace.database import Database, Row, execute
+from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
 from headrace.usage.latency import percentiles
 from headrace.usage.question import GROUPS, Question, is_metadata, metadata_key
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
@@ -171,7 +171,10 @@ async def ask(
         question, question.view(), mark, "usage_rollups", ", ".join(AMOUNTS_OF_ROW), [(_AMOUNTS_OF_ROW, "true")]
     )
     sql, parameters = _select(statement, _SUMS, limit=limit, offset=offset)
-    rows = [_named(row, question) for row in await execute(database.relaxed, sql, parameters)]
+    rows = [
+        _named(row, question)
+        for row in await execute(database.relaxed, sql, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
+    ]
     if latency and rows:
         await _add_latency(database, question, mark, rows)
     if names and "account" in question.groups:
@@ -197,7 +200,7 @@ async def _add_latency(database: Database, question: Question, mark: int, rows: 
         statement, "sum(requests)::bigint AS requests", limit=_MOST_TIMES, offset=0, others=["metric", "step"]
     )
     found: defaultdict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
-    for row in await execute(database.relaxed, sql, parameters):
+    for row in await execute(database.relaxed, sql, parameters, patience_seconds=LONG_PATIENCE_SECONDS):
         groups = tuple(getattr(row, f"group{number}") for number in range(len(question.groups)))
         found[row.start_time, groups, row.metric].append((row.step, row.requests))
     for answer in rows:
@@ -267,7 +270,7 @@ async def statement_of_month(database: Database, month: str, account_ids: Sequen
     The rows are the ledger's own, so that their costs add up to its own to the last digit.
     """
     parameters = {"account_ids": None if account_ids is None else list(account_ids), "month": f"{month}-01"}
-    return await execute(database.relaxed, _STATEMENT, parameters)
+    return await execute(database.relaxed, _STATEMENT, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
 
 
 def render_cost(cost: Decimal) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from headrace.database import Database, execute
+from headrace.database import LONG_PATIENCE_SECONDS, Database, execute
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
 from headrace.usage.tables import DIMENSIONS
 from headrace.usage.views import LATENCY_VIEWS, VIEWS
@@ -131,7 +131,8 @@ async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int
     state = await execute(database.relaxed, _STATE)
     if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].transaction > state[0].oldest:
         return await rebuild_rollups(database, metadata_keys=metadata_keys)
-    rows = await execute(database.durable, _FOLD, {"metadata_keys": sorted(metadata_keys)})
+    parameters = {"metadata_keys": sorted(metadata_keys)}
+    rows = await execute(database.durable, _FOLD, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
     return int(rows[0][0]) if rows else 0
 
 

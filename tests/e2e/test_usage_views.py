@@ -159,7 +159,7 @@ async def test_a_statement_sums_up_to_the_ledger(used: Keys, database: psycopg.A
     assert sum(Decimal(row["cost"]) for row in rows) == found["cost"] == Decimal("0.00195")
     assert {row["account"] for row in rows} == {used.account}
     refused(await used.first.get("/usage/statement", params={"month": month}), 403)
-    for wrong in ("2026-13", "2026", "now"):
+    for wrong in ("2026-13", "2026", "now", "0000-01"):
         refused(await used.reader.get("/usage/statement", params={"month": wrong}), 400, param="month")
 
 

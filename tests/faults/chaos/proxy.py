@@ -42,8 +42,8 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
         self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
-        self.port: int = server.sockets[0].getsockname()[1]
+        self._server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        self.port: int = self._server.sockets[0].getsockname()[1]
 
     def be(self, mode: Mode) -> None:
         """Change what the link does."""
@@ -51,13 +51,22 @@ class Link:
 
     def close(self) -> None:
         """Cut everything and end the thread."""
-        self.be(Mode.REFUSE)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     async def _listen(self) -> asyncio.Server:
         self._open.set()
         return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _close(self) -> None:
+        self._server.close()
+        await self._be(Mode.REFUSE)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _be(self, mode: Mode) -> None:
         self._mode = Mode.PASS if mode is Mode.CUT else mode
@@ -73,7 +82,11 @@ class Link:
         if self._mode is Mode.REFUSE:
             _reset(writer)
             return
-        await self._open.wait()
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            _reset(writer)
+            raise
         try:
             if isinstance(self._target, Path):
                 far_reader, far_writer = await asyncio.open_unix_connection(str(self._target))
