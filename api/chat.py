@@ -22,7 +22,7 @@ from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
 from headrace.chat.request import ChatRequest, parse_chat_request
-from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
+from headrace.errors import INTERRUPTED, HeadraceError, UnavailableError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
@@ -37,6 +37,7 @@ router = APIRouter(tags=["Chat"])
 _DONE = b"data: [DONE]\n\n"
 # Nobody reads it: the client is gone.
 _NOBODY = Response(status_code=499)
+_LEAVING = UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 @router.post(
@@ -97,7 +98,7 @@ class _Foreground:
                         return answer
             except ListenerClosedError:
                 await self._abandon()
-        return _NOBODY
+        return self._let_go()
 
     async def stream(self, include_usage: bool) -> Response:
         """Return the stream, once there is a first delta, an error with its own status, or it has taken too long."""
@@ -109,7 +110,7 @@ class _Foreground:
         except ListenerClosedError:
             await stack.aclose()
             await self._abandon()
-            return _NOBODY
+            return self._let_go()
         except BaseException:
             await stack.aclose()
             await self._settle()
@@ -135,10 +136,21 @@ class _Foreground:
                 ended = not chunks.broken
                 await self._forget()
             except ListenerClosedError:
-                pass
+                if self.request.state.hub.ending.is_set():
+                    yield [error_event(_LEAVING)]
             finally:
                 if not ended:
                     await self._abandon()
+
+    def _let_go(self) -> Response:
+        """Answer a client that went away, or that this process cannot wait for any longer.
+
+        Raises:
+            UnavailableError: The latter; whoever asks again gets to another process.
+        """
+        if self.request.state.hub.ending.is_set():
+            raise _LEAVING
+        return _NOBODY
 
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:

@@ -79,13 +79,13 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
 
 
 def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:
-    """Return the lifespan of an application with these settings; `app.state.end_watching` is for its server's end."""
+    """Return the lifespan of an application with these settings; `app.state.hub` is for its server's end."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         async with open_state(settings) as state:
             rest_garbage_collector()
-            app.state.end_watching = state["hub"].end_watching
+            app.state.hub = state["hub"]
             yield state
 
     return lifespan

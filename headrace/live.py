@@ -26,10 +26,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from headrace import redis_url
 from headrace.ids import new_id
+from headrace.redis_url import AWAY
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ _CANCEL_CHANNEL = "headrace:cancel"
 _PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
 # A larger end is read from Postgres: pub/sub buffers count against Redis's memory.
 _LARGEST_END = 256 * 1024
-_AWAY = (RedisError, OSError, asyncio.TimeoutError)
 
 
 def job_channel(job_id: str) -> str:
@@ -61,7 +60,7 @@ async def answers(redis: Redis) -> bool:
     """Tell whether Redis is there."""
     try:
         await redis.ping()
-    except _AWAY:
+    except AWAY:
         return False
     return True
 
@@ -117,7 +116,7 @@ class Publisher:
 
     async def cancel(self, job_id: str) -> None:
         """Tell every worker to stop a job. One that does not hear it finds out at its next heartbeat."""
-        with contextlib.suppress(*_AWAY):
+        with contextlib.suppress(*AWAY):
             await self._redis.publish(_CANCEL_CHANNEL, job_id)
 
     async def _run(self) -> None:
@@ -143,7 +142,7 @@ class Publisher:
         try:
             await self._redis.eval(_PUBLISH, 0, *arguments)
             self._away = False
-        except _AWAY as error:
+        except AWAY as error:
             if not self._away:
                 log.warning("Redis is away, readers fall back to Postgres: %s", error)
             self._away = True
@@ -348,6 +347,12 @@ class Hub:
         """Tell the readers of a job how far Postgres is: attempt and sequence number, and whether it has ended."""
         for listener in self._listeners.get(job_id, ()):
             listener.check(position, ended=ended)
+
+    def end_waiting(self) -> None:
+        """Let go of everybody: this process cannot wait any longer."""
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.close()
 
     def end_watching(self) -> None:
         """Let go of those who watch: they come back, to another process, and miss nothing."""

@@ -22,9 +22,8 @@ from celery import Celery
 from kombu.connection import Connection
 from kombu.entity import Queue
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from headrace.redis_url import broker_settings
+from headrace.redis_url import AWAY, broker_settings
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ class JobQueue:
                 slices = [job_ids[at : at + message.jobs] for at in range(0, len(job_ids), message.jobs)]
                 # On the left, as kombu does: workers take from the right.
                 await self._redis.lpush(message.key, *map(message.render, slices))
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
 
@@ -159,7 +158,7 @@ class JobQueue:
         """Return the tiers whose queue is empty, so that what is still queued was lost rather than waits its turn."""
         try:
             return [tier for tier in TIERS if not await self._redis.llen(queue_name(tier))]
-        except (RedisError, OSError):
+        except AWAY:
             return []
 
     async def close(self) -> None:

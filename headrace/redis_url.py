@@ -17,6 +17,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import RedisError
+
+AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
+"""What redis-py raises while Redis is away; the last one is uvloop's, of a transport that was closed meanwhile."""
 
 _SENTINEL_PORT = 26379
 _REQUIREMENTS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}

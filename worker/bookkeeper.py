@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
 from headrace.quotas.gate import Gate
 from headrace.quotas.queries import alert
+from headrace.redis_url import AWAY
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.rollups import fold_usage
 
@@ -49,10 +49,10 @@ class Bookkeeper:
                     corrections_due = loop.time() + _CORRECTION_SECONDS
                     await alert(self._database)
                     await self._gate.correct()
-            except RedisError as error:
-                log.warning("limits wait for Redis: %s", error)
             except SQLAlchemyError as error:
                 log.warning("the books wait: %s", error)
+            except AWAY as error:
+                log.warning("limits wait for Redis: %s", error)
             except Exception:
                 log.exception("could not keep the books")
             if folded < _LONG_FOLD:

@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
+from headrace.redis_url import AWAY
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ else
 end
 return {1, ARGV[3]}
 """
-_AWAY = (RedisError, OSError, asyncio.TimeoutError)
 # Workers that change the same field at the same moment each win in turn; one that never does goes by its own copy.
 _MOST_SWAPS = 10
 
@@ -215,7 +214,7 @@ class Circuits:
             for name, changes in unsaved.items():
                 await self._save(name, changes)
             await self._read()
-        except _AWAY as error:
+        except AWAY as error:
             if not self._away:
                 log.warning("Redis is away, circuits are this worker's own: %s", error)
             self._away = True
@@ -323,7 +322,7 @@ class Circuits:
         self._keep(name, claimed)  # before it is asked for: no other call of this worker need ask too
         try:
             return await self._swap(name, kept, claimed.pack())
-        except _AWAY:
+        except AWAY:
             return True
         except BaseException:
             self._change(name, Circuit.abandoned)

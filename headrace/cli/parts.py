@@ -5,6 +5,7 @@ The API and the worker are named by import string, as `headrace` imports neither
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import socket
@@ -21,6 +22,8 @@ from headrace.telemetry import configure_logging, redact
 # Proxies keep an idle connection for about 60 s; a server that closes first resets some of their requests.
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
+# So long before it must be gone, an API tells those who wait.
+_LAST_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -91,7 +94,10 @@ def api(settings: Settings, fd: int | None) -> None:
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                app.state.end_watching()
+                app.state.hub.end_watching()
+                # Before uvicorn cuts them off with a 500.
+                patience = max(0.0, int(settings.drain_seconds) - _LAST_SECONDS)
+                asyncio.get_running_loop().call_later(patience, app.state.hub.end_waiting)
                 await super().shutdown(sockets)
 
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down

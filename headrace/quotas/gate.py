@@ -20,7 +20,6 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
@@ -29,6 +28,7 @@ from headrace.group_commit import GroupCommit
 from headrace.quotas import queries
 from headrace.quotas.queries import Spent
 from headrace.quotas.rules import Limits
+from headrace.redis_url import AWAY
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class Gate:
                 if answer[0] != b"load":
                     return _read(answer, limited, demand)
                 await self._reload(limited[answer[1] - 1].id, version=answer[2])
-        except RedisError as error:
+        except AWAY as error:
             self._complain(error)
             if self._open_when_away:
                 return Admission()
@@ -303,7 +303,7 @@ class Gate:
         """Let go of what jobs held back, and count what they used; what is settled already stays as it is.
 
         Raises:
-            redis.exceptions.RedisError: Redis is away: they are settled by the next look at Postgres.
+            headrace.redis_url.AWAY: Redis is away: they are settled by the next look at Postgres.
         """
         periods = _periods()
         await asyncio.gather(
@@ -326,7 +326,7 @@ class Gate:
         try:
             ended = [spent] if spent else await queries.find_ended(self._database, [job_id], patience_seconds=0)
             await self.settle(limited, ended)
-        except RedisError as error:
+        except AWAY as error:
             self._complain(error)
         except SQLAlchemyError as error:
             log.warning("what a job held back stays so until Postgres is back: %s", error)
@@ -335,7 +335,7 @@ class Gate:
         """Settle what has ended or never was, in every scope that holds something back.
 
         Raises:
-            redis.exceptions.RedisError: Redis is away.
+            headrace.redis_url.AWAY: Redis is away.
             sqlalchemy.exc.SQLAlchemyError: Postgres is.
         """
         for scope_id in await self._scopes():

@@ -13,7 +13,7 @@ from psycopg.rows import DictRow, dict_row
 
 from headrace import live
 from headrace.queue import JobQueue
-from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, submit
+from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, refused, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
 from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, settled, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, until
@@ -383,3 +383,33 @@ async def test_an_api_that_is_asked_to_stop_ends_its_streams_and_itself(
     gate.release()
     events = await watching
     check(events, await completed(cluster_client, job_id))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_an_api_that_is_asked_to_stop_sends_those_who_still_wait_elsewhere(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str, streamed: bool
+) -> None:
+    gate = Gate()
+    provider.always(model, answer("Here.", hold=gate))
+    body = chat(model, stream=streamed)
+    waiting = asyncio.create_task(cluster_client.post("/chat/completions", json=body))
+    key = {"idempotency-key": model}
+    returning = asyncio.create_task(cluster_client.post("/chat/completions", json=body, headers=key))
+    await provider.call(model, 2)
+    assert await asyncio.to_thread(cluster.processes["api"].terminate) in {0, -signal.SIGTERM}
+    for request in (waiting, returning):
+        response = await request
+        if response.status_code == 200:  # its headers were sent before, so the stream has the error
+            assert streamed
+            assert "shutting down" in response.text
+        else:
+            refused(response, 503)
+            assert response.headers["retry-after"] == "1"
+    cluster.launch("api")
+    cluster.wait_until_ready()
+    gate.release()
+    again = await cluster_client.post("/chat/completions", json=body, headers=key)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "Here." in again.text
+    states = sorted(job["status"] for job in (await cluster_client.get(f"/jobs?model={model}")).json()["data"])
+    assert states == ["cancelled", "completed"], "whose client will not come back is not answered for nobody"
