@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
@@ -23,8 +23,9 @@ from headrace.errors import ModelNotFoundError
 from headrace.ids import is_id, new_id
 from headrace.jobs.queries import NewJob, read_progress
 from headrace.keys.queries import Principal
+from headrace.quotas.cost import highest_cost
 from headrace.quotas.gate import Demand, Scope
-from headrace.routing import check_servable
+from headrace.routing import check_servable, usable_routes
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -78,8 +79,12 @@ async def new_job(
         asked = resolve(orjson.loads(agent.definition), asked)
         body = orjson.dumps(asked)
         chat = parse_chat_request(body)  # what each may say alone may be wrong together
-    job_id, repeated = await resource_id(request, principal, new_id("job"), sent)
-    first = check_servable(request.state.catalogue.current, chat, asked, metadata=labels, seed=job_id)
+    check = functools.partial(check_servable, request.state.catalogue.current, chat, asked, metadata=labels)
+    fresh = new_id("job")
+    first = check(seed=fresh)
+    job_id, repeated = await resource_id(request, principal, fresh, sent)
+    if repeated:
+        first = check(seed=job_id)
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,
@@ -159,7 +164,8 @@ async def accept(request: Request, submission: Submission) -> int:
 async def _admit(request: Request, submission: Submission) -> NewJob:
     job = submission.job
     tokens = estimate_demand(submission.asked, output_limit=submission.route.output_limit)
-    cost = submission.route.cost(tokens) or Decimal()
+    routes = usable_routes(request.state.catalogue.current, submission.asked, seed=job.id)
+    cost = highest_cost([usable.route for usable in routes], submission.asked)
     demand = Demand(job.id, background=job.background, tokens=tokens.total_tokens, cost=cost)
     admission = await request.state.gate.admit(submission.scopes, demand)
     submission.headers |= admission.headers

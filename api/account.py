@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.idempotency import Change
 from api.scope import read_body
 from api.webhooks import accept_webhook
 from headrace.chat.validation import parse_body
@@ -87,7 +89,7 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
         raise InvalidRequestError(message, param=param, code=error.code) from None
 
 
-def _render(row: Row, limits: Limits) -> Response:
+def _render(row: Row, limits: Limits, headers: Mapping[str, str] | None = None) -> Response:
     document: dict[str, Any] = {
         "id": row.id,
         "object": "account",
@@ -95,7 +97,7 @@ def _render(row: Row, limits: Limits) -> Response:
         "limits": limits.render(),
         "created_at": row.created_at,
     }
-    return Response(orjson.dumps(document), media_type="application/json")
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 @router.get("", summary="Get the account", responses={200: {"model": Account}})
@@ -110,8 +112,13 @@ async def update_account(request: Request, principal: Authenticated, name: Accou
     """Set the limits of the key's account, or of another: for administrators. It has its effect within a second."""
     if not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may limit an account.")
-    limits = parse_body(AccountUpdate, await read_body(request)).limits or Limits()
+    body = await read_body(request)
+    limits = parse_body(AccountUpdate, body).limits or Limits()
     row = await find_account(request, principal, name)
+    change = await Change.of(request, principal, body)
+    if change.done:
+        return _render(row, Limits.parse(row.limits), change.headers)
     await accept_limits(request, row.id, limits)
-    await queries.limit_account(request.state.database, row.id, limits)
+    async with change.applying():
+        await queries.limit_account(request.state.database, row.id, limits)
     return _render(row, limits)

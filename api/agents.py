@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.idempotency import resource_id
+from api.idempotency import Change, replay_headers, resource_id
 from api.pages import render_page
 from api.scope import read_body
 from headrace.agents import queries
@@ -18,8 +19,9 @@ from headrace.agents.persona import AgentDefinition
 from headrace.agents.queries import AgentVersion
 from headrace.catalogue import Catalogue
 from headrace.chat.validation import parse_body
-from headrace.errors import ConflictError, NotFoundError
+from headrace.errors import ConflictError, ModelNotFoundError, NotFoundError
 from headrace.ids import is_id, new_id
+from headrace.keys.queries import Principal
 
 router = APIRouter(prefix="/agents", tags=["Agents"])
 
@@ -44,8 +46,15 @@ class AgentList(BaseModel):
     has_more: bool
 
 
-class _Changes(RootModel[dict[str, Any]]):
-    """What is to be changed of an agent; the whole is checked once it is."""
+def _all_optional(schema: dict[str, Any]) -> None:
+    fields = AgentDefinition.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    schema["properties"] = {name: {"anyOf": [field, {"type": "null"}]} for name, field in fields.items()}
+
+
+class AgentChanges(RootModel[dict[str, Any]]):
+    """What is to be changed of an agent; `null` takes a field away. The whole is checked once it is changed."""
+
+    model_config = ConfigDict(json_schema_extra=_all_optional)
 
 
 class DeletedAgent(BaseModel):
@@ -68,21 +77,38 @@ def _render(agent: AgentVersion) -> dict[str, Any]:
     }
 
 
-def _json(document: object) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")
+def _json(document: object, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
-def _checked(request: Request, body: bytes) -> str:
+def _checked(request: Request, principal: Principal, body: bytes) -> str:
     """Return a definition as it is kept.
 
     Raises:
         InvalidRequestError: It is not valid, or its model is not in the catalogue.
+        ModelNotFoundError: The key may not ask its model, or one of its fallbacks.
     """
     definition = parse_body(AgentDefinition, body)
     definition.check()
+    _check_allowed(principal, definition)
     catalogue: Catalogue = request.state.catalogue.current
     catalogue.find(definition.model)
     return orjson.dumps(orjson.loads(body)).decode()
+
+
+def _changed(request: Request, principal: Principal, current: AgentVersion, changes: Mapping[str, Any]) -> str:
+    """Return an agent's definition as it is kept once these changes are made. Raises as `_checked` does."""
+    definition = orjson.loads(current.definition) | changes
+    kept = {name: value for name, value in definition.items() if value is not None}
+    return _checked(request, principal, orjson.dumps(kept))
+
+
+def _check_allowed(principal: Principal, definition: AgentDefinition) -> None:
+    fallbacks = (definition.parameters or {}).get("fallbacks") or ()
+    names = {"model": definition.model, **{f"parameters.fallbacks[{n}]": name for n, name in enumerate(fallbacks)}}
+    for param, name in names.items():
+        if not principal.may_ask(name):
+            raise ModelNotFoundError.of(name, param=param)
 
 
 async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
@@ -103,10 +129,10 @@ def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
 async def create_agent(request: Request, principal: Authenticated) -> Response:
     """Create an agent, in its version 1."""
     body = await read_body(request)
-    definition = _checked(request, body)
-    agent_id, _ = await resource_id(request, principal, new_id("agent"), body)
+    definition = _checked(request, principal, body)
+    agent_id, repeated = await resource_id(request, principal, new_id("agent"), body)
     await queries.create_agent(request.state.database, agent_id, principal.account_id, definition)
-    return _json(_render(await _find(request, principal.account_id, agent_id)))
+    return _json(_render(await _find(request, principal.account_id, agent_id)), replay_headers(repeated))
 
 
 @router.get("", summary="List agents", responses={200: {"model": AgentList}})
@@ -156,14 +182,20 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
     """
     body = await read_body(request)
     current = await _find(request, principal.account_id, agent_id)
-    changes = parse_body(_Changes, body).root
-    definition = orjson.loads(current.definition) | changes
-    kept = _checked(request, orjson.dumps({name: value for name, value in definition.items() if value is not None}))
-    if kept != current.definition and not await queries.update_agent(
-        request.state.database, agent_id, principal.account_id, version=current.version, definition=kept
-    ):
-        raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
-    return _json(_render(await _find(request, principal.account_id, agent_id)))
+    parse_body(AgentChanges, body)
+    changes = orjson.loads(body)
+    change = await Change.of(request, principal, body)
+    if not change.done:
+        kept = _changed(request, principal, current, changes)
+        async with change.applying():
+            if kept != current.definition and not await queries.update_agent(
+                request.state.database, agent_id, principal.account_id, version=current.version, definition=kept
+            ):
+                # Somebody else changed it: perhaps just so, as when a request is sent again before it has its answer.
+                current = await _find(request, principal.account_id, agent_id)
+                if _changed(request, principal, current, changes) != current.definition:
+                    raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
+    return _json(_render(await _find(request, principal.account_id, agent_id)), change.headers)
 
 
 @router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.account import AccountName, accept_limits, find_account
 from api.authentication import Authenticated
-from api.idempotency import resource_id
+from api.idempotency import Change, resource_id
 from api.pages import render_page
 from api.scope import read_body
 from headrace.chat.validation import parse_body
@@ -73,8 +73,8 @@ async def _find_to_change(request: Request, principal: Principal, key_id: str) -
     return row
 
 
-def _json(document: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")
+def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 async def _show_once(request: Request, principal: Principal, key_id: str, key: str) -> Response:
@@ -138,17 +138,21 @@ async def get_key(request: Request, principal: Manager, key_id: str) -> Response
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
 async def update_key(request: Request, principal: Manager, key_id: str) -> Response:
     """Change what the body names, and leave the rest; `null` takes it away. It has its effect within a second."""
-    asked = parse_body(KeyUpdate, await read_body(request))
+    body = await read_body(request)
+    asked = parse_body(KeyUpdate, body)
     row = await _find_to_change(request, principal, key_id)
     _check_scopes(principal, asked.scopes or ())
     changes = asked.changes
-    if row.status == "revoked":
-        raise ConflictError("Cannot change an API key that is revoked.")
-    if row.bootstrap and changes.keys() & {"scopes", "expires_at"}:
-        raise ConflictError(_BOOTSTRAP)
-    await accept_limits(request, row.account_id, asked.limits)
-    await queries.update_key(request.state.database, key_id, changes)
-    return _json(render_key(await _find(request, principal, key_id)))
+    change = await Change.of(request, principal, body)
+    if not change.done:
+        if row.status == "revoked":
+            raise ConflictError("Cannot change an API key that is revoked.")
+        if row.bootstrap and changes.keys() & {"scopes", "expires_at"}:
+            raise ConflictError(_BOOTSTRAP)
+        await accept_limits(request, row.account_id, asked.limits)
+        async with change.applying():
+            await queries.update_key(request.state.database, key_id, changes)
+    return _json(render_key(await _find(request, principal, key_id)), change.headers)
 
 
 @router.post("/{key_id}/rotate", summary="Rotate an API key", responses={200: {"model": NewApiKey}})
@@ -160,13 +164,15 @@ async def rotate_key(request: Request, principal: Manager, key_id: str) -> Respo
     body = await read_body(request) or b"{}"
     asked = parse_body(KeyRotation, body)
     row = await _find_to_change(request, principal, key_id)
+    change = await Change.of(request, principal, body)
+    if change.done:
+        raise ConflictError("The key was rotated already, and the new one is shown once: rotate it again.")
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)
     if row.status != "active":
         raise ConflictError(f"Cannot rotate an API key that is {row.status}.")
-    if (await resource_id(request, principal, new_id("rotation"), body))[1]:
-        raise ConflictError("The key was rotated already, and the new one is shown once: rotate it again.")
-    key = await queries.rotate_key(request.state.database, key_id, overlap_seconds=asked.overlap_seconds)
+    async with change.applying():
+        key = await queries.rotate_key(request.state.database, key_id, overlap_seconds=asked.overlap_seconds)
     return await _show_once(request, principal, key_id, key)
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.idempotency import resource_id
+from api.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.pages import metadata_filter, render_page
 from api.scope import read_body
-from api.sse import PING, EventStream, render_event
+from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries
 from headrace.batches.batch_object import (
@@ -35,7 +36,7 @@ from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
 from headrace.database import Row
 from headrace.errors import ConflictError, InvalidRequestError
-from headrace.files.file_object import no_such_file
+from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.keys.queries import Principal
@@ -51,8 +52,42 @@ _INLINE_SECONDS = 30 * 86_400
 _REFUSED = "Invalid 'after': no line of the batch has the id '{after}'."
 
 
-def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(document), status, media_type="application/json")
+class LineResponse(BaseModel):
+    """What a line was answered with: a completion, or an error."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class LineError(BaseModel):
+    """Why nobody answered."""
+
+    code: str | None
+    message: str | None
+
+
+class BatchResult(BaseModel):
+    """A line that has ended, as the output files have it."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None
+    error: LineError | None
+
+
+class BatchResults(BaseModel):
+    """A page of lines that have ended."""
+
+    object: Literal["list"]
+    data: list[BatchResult]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
@@ -62,24 +97,37 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     asked = parse_batch_request(body)
     if asked.webhook is not None:
         await accept_webhook(request, principal.account_id, asked.webhook)
-    database = request.state.database
-    batch_id, repeated = await resource_id(request, principal, new_id("batch"), body)
-    if not repeated or await queries.get_batch(database, batch_id, principal.account_id) is None:
-        file_id = asked.input_file_id
-        if file_id is None:
-            file_id = await _store_inline(request, principal, asked.requests or [])
-        new = _new_batch(asked, batch_id, file_id, principal)
-        if not is_id(file_id, "file") or not await queries.create_batch(database, new):
-            raise no_such_file(file_id, param="input_file_id")
-    return _json(render_batch(await find_batch(database, batch_id, principal.account_id)))
+    database, account_id = request.state.database, principal.account_id
+    earlier = await earlier_id(request, principal, body)
+    if earlier is not None and (made := await queries.get_batch(database, earlier, account_id)) is not None:
+        return _json(render_batch(made), replay_headers(repeated=True))
+    await _check(request, principal, asked)
+    batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
+    file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
+    if not await queries.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
+        raise no_such_file(file_id, param="input_file_id")
+    return _json(render_batch(await find_batch(database, batch_id, account_id)))
 
 
-def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
+async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:
+    """Check what the types cannot say.
+
+    Raises:
+        InvalidRequestError: Its metadata holds what Postgres has no place for.
+        NotFoundError: The account has no such file for a batch.
+    """
     for key, value in (asked.metadata or {}).items():
         if "\0" in key + value:
             raise InvalidRequestError(
                 "Invalid 'metadata': it has the character U+0000.", param="metadata", code="invalid_value"
             )
+    if asked.input_file_id is not None:
+        file = await get_file(request.state.database, asked.input_file_id, principal.account_id, param="input_file_id")
+        if file.purpose != "batch":
+            raise no_such_file(asked.input_file_id, param="input_file_id")
+
+
+def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
     return NewBatch(
         id=batch_id,
         account_id=principal.account_id,
@@ -130,15 +178,26 @@ async def get_batch(request: Request, principal: Authenticated, batch_id: str) -
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
 async def cancel_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
     """Run no more of a batch, and stop what runs of it. What is done by then is in its output."""
-    if is_id(batch_id, "batch"):
-        await queries.cancel_batch(request.state.database, batch_id, principal.account_id)
-    row = await find_batch(request.state.database, batch_id, principal.account_id)
-    if row.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
+    database, account_id = request.state.database, principal.account_id
+    row = await find_batch(database, batch_id, account_id)
+    change = await Change.of(request, principal)
+    if not change.done:
+        _check_cancellable(row)
+        async with change.applying():
+            await queries.cancel_batch(database, batch_id, account_id)
+            row = await find_batch(database, batch_id, account_id)
+            _check_cancellable(row)
+    return _json(render_batch(row), change.headers)
+
+
+def _check_cancellable(row: Row) -> None:
+    if row.state in {BatchState.FINALIZING, BatchState.COMPLETED, BatchState.FAILED, BatchState.EXPIRED}:
         raise ConflictError(f"Cannot cancel a batch with status '{row.state}'.")
-    return _json(render_batch(row))
 
 
-@router.get("/{batch_id}/results", summary="List a batch's results as they come")
+@router.get(
+    "/{batch_id}/results", summary="List a batch's results as they come", responses={200: {"model": BatchResults}}
+)
 async def list_results(
     request: Request,
     principal: Authenticated,
@@ -199,6 +258,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             spoke = loop.time()
             yield [PING]
         if await _is_told_to_end(request.state.hub.ending):
+            yield [RECONNECT]
             return
         try:
             row = await find_batch(request.state.database, row.id, account_id)

@@ -37,7 +37,7 @@ router = APIRouter(tags=["Chat"])
 _DONE = b"data: [DONE]\n\n"
 # Nobody reads it: the client is gone.
 _NOBODY = Response(status_code=499)
-_LEAVING = UnavailableError("This server is shutting down: send the request again.", retry_after=1)
+LEAVING = UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 @router.post(
@@ -90,7 +90,7 @@ class _Foreground:
                     if isinstance(event, Ended):
                         await self._settle(event)
                         if event.response is None:
-                            raise stored_error(event.error)
+                            raise self._failed(event.error)
                         if event.charge.cost is not None:
                             self.headers["x-headrace-cost"] = render_cost(event.charge.cost)
                         answer = Response(event.response, 200, self.headers, "application/json")
@@ -106,7 +106,7 @@ class _Foreground:
         try:
             listener, events = await stack.enter_async_context(self._listening())
             listener.patience_seconds = self.request.state.settings.header_wait_seconds
-            first = await _first(events)
+            first = await self._first(events)
         except ListenerClosedError:
             await stack.aclose()
             await self._abandon()
@@ -137,10 +137,25 @@ class _Foreground:
                 await self._forget()
             except ListenerClosedError:
                 if self.request.state.hub.ending.is_set():
-                    yield [error_event(_LEAVING)]
+                    yield [error_event(LEAVING)]
             finally:
                 if not ended:
                     await self._abandon()
+
+    async def _first(self, events: AsyncIterator[Event]) -> Event:
+        """Return the first event that a client sees something of, or the first silence, or raise what it ends with."""
+        async for event in events:
+            if isinstance(event, Ended) and event.response is None:
+                raise self._failed(event.error)
+            if isinstance(event, Deltas | Ended | Silence):
+                return event
+        raise AssertionError("a job's events end with its end")
+
+    def _failed(self, document: bytes | None) -> HeadraceError:
+        """Return the error that the job ended with; its answer says of the job and its limits what any other does."""
+        error = stored_error(document)
+        error.headers = self.headers
+        return error
 
     def _let_go(self) -> Response:
         """Answer a client that went away, or that this process cannot wait for any longer.
@@ -149,14 +164,14 @@ class _Foreground:
             UnavailableError: The latter; whoever asks again gets to another process.
         """
         if self.request.state.hub.ending.is_set():
-            raise _LEAVING
+            raise LEAVING
         return _NOBODY
 
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
         """Submit the job and follow it, until the client goes away."""
         state = self.request.state
-        async with state.hub.listen(self.job.id, own=not self.keyed) as listener:
+        async with state.hub.listen(self.job.id, own=not self.keyed, waits=True) as listener:
             self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
@@ -190,16 +205,6 @@ async def close_when_gone(request: Request, listener: Listener) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     listener.close()
-
-
-async def _first(events: AsyncIterator[Event]) -> Event:
-    """Return the first event that a client sees something of, or the first silence; raise the error it ends with."""
-    async for event in events:
-        if isinstance(event, Ended) and event.response is None:
-            raise stored_error(event.error)
-        if isinstance(event, Deltas | Ended | Silence):
-            return event
-    raise AssertionError("a job's events end with its end")
 
 
 class Chunks:

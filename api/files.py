@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from api.authentication import Authenticated
-from api.idempotency import resource_id
+from api.idempotency import replay_headers
 from api.pages import render_page
 from api.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
@@ -24,19 +25,24 @@ router = APIRouter(prefix="/files", tags=["Files"])
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def _json(document: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")
+class DeletedFile(BaseModel):
+    """That a file is gone."""
+
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 @router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
 async def create_file(request: Request, principal: Authenticated) -> Response:
     """Keep a file for a batch. It is streamed to storage and may have up to `HEADRACE_MAX_FILE_BYTES`."""
-    file_id, digest = await store_upload(request, principal)
-    first, repeated = await resource_id(request, principal, file_id, orjson.dumps(digest))
-    if repeated:
-        await queries.delete_file(request.state.database, file_id, principal.account_id)
-        file_id = first
-    return _json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
+    file_id, repeated = await store_upload(request, principal)
+    file = await get_file(request.state.database, file_id, principal.account_id)
+    return _json(render_file(file), replay_headers(repeated))
 
 
 @router.get("", summary="List files", responses={200: {"model": FileList}})
@@ -128,7 +134,7 @@ def _disposition(filename: str) -> str:
     return f'attachment; filename="{plain}"'
 
 
-@router.delete("/{file_id}", summary="Delete a file")
+@router.delete("/{file_id}", summary="Delete a file", responses={200: {"model": DeletedFile}})
 async def delete_file(request: Request, principal: Authenticated, file_id: str) -> Response:
     """Delete a file. One that an unfinished batch reads stays."""
     found, batch_id = False, None

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.acceptance import new_job
 from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
 from api.chat import start
+from api.idempotency import Change
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body
 from api.sse import PING, RECONNECT, EventStream, render_event
@@ -40,8 +42,16 @@ _CHECKS = 6
 _CHECK_SECONDS = 0.2
 
 
-def _json(document: object, status: int = 200) -> Response:
-    return Response(orjson.dumps(document), status, media_type="application/json")
+class DeletedJob(BaseModel):
+    """That a job's content is erased."""
+
+    id: str
+    object: Literal["job.deleted"]
+    deleted: Literal[True]
+
+
+def _json(document: object, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 @router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
@@ -216,12 +226,16 @@ def _transition(job_id: str, state: State, *, attempt: int, name: str, event_id:
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: {"model": Job}})
 async def cancel_job(request: Request, principal: Authenticated, job_id: str) -> Response:
     """Stop a job, its call upstream too. One that has ended already stays as it is."""
-    if not is_id(job_id, "job") or await cancel_and_wait(request, job_id, principal.account_id) is None:
-        raise no_such_job(job_id)
-    return _json(await find_job(request.state.database, job_id, principal.account_id))
+    job = await find_job(request.state.database, job_id, principal.account_id)
+    change = await Change.of(request, principal)
+    if not change.done:
+        async with change.applying():
+            await cancel_and_wait(request, job_id, principal.account_id)
+        job = await find_job(request.state.database, job_id, principal.account_id)
+    return _json(job, change.headers)
 
 
-@router.delete("/{job_id}", summary="Erase a job")
+@router.delete("/{job_id}", summary="Erase a job", responses={200: {"model": DeletedJob}})
 async def delete_job(request: Request, principal: Authenticated, job_id: str) -> Response:
     """Stop a job if it has not ended, and erase its content. Its usage stays."""
     if is_id(job_id, "job"):

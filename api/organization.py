@@ -16,7 +16,8 @@ from starlette.responses import Response
 from api.authentication import Authenticated
 from api.pages import read_page_token, render_page_token
 from api.usage import narrow, visible
-from headrace.errors import InvalidRequestError
+from headrace.database import Database
+from headrace.errors import InvalidRequestError, PermissionDeniedError
 from headrace.keys.queries import Principal
 from headrace.usage.queries import ask
 from headrace.usage.question import Bucket, Question
@@ -70,11 +71,13 @@ _Page = Annotated[str | None, Query(description="The `next_page` of the page bef
 
 
 def _values(request: Request, name: str, allowed: Mapping[str, str] | None = None) -> list[str]:
-    """Return a list's values, written `name[]=a&name[]=b` as OpenAI's clients do, `name=a&name=b` or `name=a,b`."""
+    """Return a list's values, written `name[]=a&name[]=b` as OpenAI's clients do, `name=a&name=b` or `name=a,b`.
+
+    A value that has a comma itself can only be written the first way.
+    """
     query = request.query_params
-    found = [
-        value for text in (*query.getlist(f"{name}[]"), *query.getlist(name)) for value in text.split(",") if value
-    ]
+    divided = [value for text in query.getlist(name) for value in text.split(",")]
+    found = [value for value in (*query.getlist(f"{name}[]"), *divided) if value]
     for value in found:
         if "\0" in value or (allowed is not None and value not in allowed):
             supported = f" Supported values are: {', '.join(allowed)}." if allowed is not None else ""
@@ -95,7 +98,8 @@ async def _buckets(
 ) -> tuple[list[tuple[int, int, list[Any]]], str | None]:
     """Return the buckets of a page, each with its start, its end and its rows, and the token of the next page."""
     bucket, seconds, *_ = _WIDTHS[asked.width]
-    query = repr([asked.start_time, asked.end_time, asked.width, asked.groups, asked.only, principal.key_id])
+    shape = [asked.width, asked.groups, asked.only, asked.projects]
+    query = repr([asked.start_time, asked.end_time, *shape, principal.key_id])
     start, until = (asked.start_time, asked.end_time)
     if asked.page is not None:
         start, until = read_page_token(asked.page, query)
@@ -106,19 +110,53 @@ async def _buckets(
         )
     first = start - start % seconds
     last = min(first + asked.limit * seconds, until)
-    whose, own = await visible(request.state.database, principal, "all" if principal.is_admin else None)
-    if asked.projects:
-        whose = [project for project in asked.projects if whose is None or project in whose]
+    database = request.state.database
+    whose, own = await visible(database, principal, None)
     question = Question(
-        account_ids=whose, start=start, end=last, bucket=bucket, groups=asked.groups, only=narrow(asked.only, own)
+        account_ids=_narrow_projects(asked.projects, whose),
+        start=start,
+        end=last,
+        bucket=bucket,
+        groups=asked.groups,
+        only=narrow(asked.only, own),
     )
-    question.check()
-    rows = await ask(request.state.database, question, limit=_MOST_ROWS, names=False)
+    rows = await _rows(database, question)
     found: dict[int, list[Any]] = {at: [] for at in range(first, last, seconds)}
     for row in rows:
         found[row["start_time"] - row["start_time"] % seconds].append(row)
     page = [(max(at, start), min(at + seconds, until), results) for at, results in found.items()]
     return page, render_page_token(query, last, until) if last < until else None
+
+
+def _narrow_projects(asked: Sequence[str], visible: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the projects asked for, or without any all that may be seen; None are everybody's.
+
+    Raises:
+        PermissionDeniedError: One of them may not be seen, or there is none by that id: nobody else learns which.
+    """
+    if visible is not None and not set(asked) <= set(visible):
+        raise PermissionDeniedError(
+            "Only an administrator's key may ask for another project's usage.", param="project_ids"
+        )
+    return asked or visible
+
+
+async def _rows(database: Database, question: Question) -> list[dict[str, Any]]:
+    """Return the answer, all of it.
+
+    Raises:
+        InvalidRequestError: It has too many rows, or is not one to wait for.
+    """
+    question.check()
+    rows = await ask(database, question, limit=_MOST_ROWS + 1, names=False)
+    if len(rows) > _MOST_ROWS:
+        raise InvalidRequestError(
+            f"Invalid 'limit': so many buckets have more than {_MOST_ROWS} results together. Ask for fewer buckets, or "
+            "tell less apart with 'group_by'.",
+            param="limit",
+            code="invalid_value",
+        )
+    return rows
 
 
 def _render(buckets: Sequence[tuple[int, int, list[Any]]], next_page: str | None, result: Any) -> Response:
@@ -192,19 +230,24 @@ def _group(row: Mapping[str, Any], groups: Sequence[str], name: str) -> Any:
 
 
 def _completions_result(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    uncached = row["prompt_tokens"] - row["cached_tokens"] - row["cache_write_tokens"]
+    # OpenAI tells cached and uncached tokens apart by text and audio, and no provider says which of the two was cached:
+    # we take it to be text first. Uncached is what came from no cache and went into none.
+    cached, audio = row["cached_tokens"], row["prompt_audio_tokens"]
+    uncached = row["prompt_tokens"] - cached - row["cache_write_tokens"]
+    uncached_audio = max(0, min(audio, uncached))
+    cached_audio = max(0, cached - (row["prompt_tokens"] - audio))
     return {
         "object": "organization.usage.completions.result",
         "input_tokens": row["prompt_tokens"],
-        "input_cached_tokens": row["cached_tokens"],
+        "input_cached_tokens": cached,
         "input_cache_write_tokens": row["cache_write_tokens"],
         "input_uncached_tokens": uncached,
         "output_tokens": row["completion_tokens"],
-        "input_text_tokens": uncached - row["prompt_audio_tokens"],
+        "input_text_tokens": uncached - uncached_audio,
         "output_text_tokens": row["completion_tokens"] - row["completion_audio_tokens"],
-        "input_cached_text_tokens": row["cached_tokens"],
-        "input_audio_tokens": row["prompt_audio_tokens"],
-        "input_cached_audio_tokens": 0,
+        "input_cached_text_tokens": cached - cached_audio,
+        "input_audio_tokens": uncached_audio,
+        "input_cached_audio_tokens": cached_audio,
         "output_audio_tokens": row["completion_audio_tokens"],
         "input_image_tokens": 0,
         "input_cached_image_tokens": 0,

@@ -11,12 +11,13 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.chat.validation import invalid_request
+from headrace.database import is_away
 from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError, PayloadTooLargeError, UnavailableError
 from headrace.ids import new_id
 from headrace.telemetry import bind
@@ -120,19 +121,13 @@ def _our_error(error: Exception) -> HeadraceError:
             return NotFoundError("Unknown request URL.", code="unknown_url")
         return InvalidRequestError(str(error.detail), status=error.status_code)
     if isinstance(error, SQLAlchemyError):
-        if isinstance(error, DBAPIError) and not (error.connection_invalidated or _is_away(error)):
+        if not is_away(error):
             log.error("a statement failed", exc_info=error)
             return HeadraceError()
         log.warning("Postgres is away: %s", error)
         return UnavailableError()
     log.error("a request broke", exc_info=error)
     return HeadraceError()
-
-
-def _is_away(error: DBAPIError) -> bool:
-    # Classes 08, 53 and 57P: connections, resources, a server that shuts down. Without a state nobody answered at all.
-    state = getattr(error.orig, "sqlstate", None)
-    return isinstance(error, OperationalError) and (state is None or state.startswith(("08", "53", "57P")))
 
 
 async def _handle(_: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TypedDict
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from api.authentication import Authenticator
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
+from headrace.chores import going_on
 from headrace.database import Database
 from headrace.follow import watch
 from headrace.group_commit import GroupCommit
@@ -59,8 +61,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             return await queries.insert_jobs(database, jobs)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
-        tasks = [asyncio.create_task(hub.run()), asyncio.create_task(watch(hub, database))]
-        try:
+        async with going_on(hub.run, partial(watch, hub, database)):
             yield State(
                 settings=settings,
                 catalogue=catalogue,
@@ -72,10 +73,6 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 inserts=GroupCommit(insert),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.chat import Chunks, close_when_gone, error_event, stored_error
+from api.chat import LEAVING, Chunks, close_when_gone, error_event, stored_error
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
@@ -79,7 +79,11 @@ async def list_completions(
     return render_page(page, limit=limit)
 
 
-@router.get("/{completion_id}", summary="Get a completion", responses={200: {"model": ChatCompletion}})
+@router.get(
+    "/{completion_id}",
+    summary="Get a completion",
+    responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}},
+)
 async def get_completion(
     request: Request, principal: Authenticated, completion_id: str, stream: bool = False
 ) -> Response:
@@ -157,7 +161,8 @@ async def _attached(
                     if chunks.over:
                         return
         except ListenerClosedError:
-            return
+            # Without it what has come so far would look like all; a client that is gone reads neither.
+            yield [error_event(LEAVING)]
         except HeadraceError as error:
             yield [error_event(error)]
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import python_multipart
@@ -12,7 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from api.idempotency import has_key
+from api.idempotency import has_key, resource_id
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.files.queries import FileWriter
@@ -23,6 +24,18 @@ _FORM_BYTES = 64 * 1024
 _LONGEST_FIELD = 1024
 _LONGEST_FILENAME = 512
 _SECONDS = range(3600, 2_592_000 + 1)
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["purpose", "file"],
+    "properties": {
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "file": {"type": "string", "format": "binary", "description": "Requests, one a line"},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": _SECONDS[0], "maximum": _SECONDS[-1]},
+    },
+}
+"""What a form has, as OpenAPI says it."""
 
 
 @dataclass(slots=True)
@@ -85,12 +98,15 @@ class _Form:
         self.ended = True
 
 
-async def store_upload(request: Request, principal: Principal) -> tuple[str, str]:
+async def store_upload(request: Request, principal: Principal) -> tuple[str, bool]:
     """Write the file of a form to storage. Nothing is left of one that is refused or broken off.
 
-    Returns its id, and for one that may be sent again a digest of it and all that the form says of it.
+    Returns its id, and whether it is that of an earlier request with the same Idempotency-Key. The key is claimed when
+    all of the file is written and before it is there: if this process dies in between, the request that is sent again
+    finds the whole file by its key, and ends it; a file that no key stands for is swept.
 
     Raises:
+        ConflictError: Its Idempotency-Key came with another file.
         InvalidRequestError: It is no such form, lacks a field, or was broken off.
         PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`; the rest of it is not read.
     """
@@ -104,7 +120,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, str
     parser = _parser(request, form)
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
-    stored = False
+    claimed = False
     try:
         async for piece in _pieces(request):
             try:
@@ -122,13 +138,17 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, str
             raise InvalidRequestError("The form was broken off: its last boundary is missing.")
         _check(form)
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
-        await writer.close(filename=filename, seconds=_seconds(form.fields))
-        stored = True
+        seconds = _seconds(form.fields)
+        await writer.flush()
+        digest.update(orjson.dumps([form.fields, filename]))
+        asked = orjson.dumps(digest.hexdigest())
+        file_id, repeated = await resource_id(request, principal, writer.file_id, asked)
+        claimed = not repeated  # from here on it is whoever comes with the key's
+        await writer.close(filename=filename, seconds=seconds, file_id=file_id)
     finally:
-        if not stored:
+        if not claimed:
             await writer.discard()
-    digest.update(orjson.dumps([form.fields, filename]))
-    return writer.file_id, digest.hexdigest()
+    return file_id, repeated
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -19,8 +16,9 @@ from api.pages import metadata_filter, read_page_token, render_page_token
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from headrace.keys.queries import Principal, find_account
-from headrace.usage.queries import ask, known_metadata_keys, render_amounts, statement_of_month
+from headrace.usage.queries import STATEMENT_COLUMNS, ask, known_metadata_keys, render_amounts, statement_of_month
 from headrace.usage.question import GROUPS, Bucket, Question, parse_groups, parse_zone
+from headrace.usage.spreadsheet import render_rows
 
 router = APIRouter(prefix="/usage", tags=["Usage"])
 
@@ -28,6 +26,7 @@ _DEFAULT_SECONDS = 30 * 86_400
 _MOST_ROWS = 10_000
 _EVERYBODY = "all"
 _GROUPED = "There only when asked for by `group_by`"
+_OF_ADMINISTRATORS = "Of administrators: only this account's, by its name; `all` where left out"
 _PERCENTILES = "There only with `latency=true`: percentiles, in seconds from the job's creation"
 
 
@@ -141,7 +140,7 @@ async def get_usage(
     batch: _Values = None,
     tier: _Values = None,
     user: _Values = None,
-    account: Annotated[str | None, Query(description="Of administrators: an account's name, or `all`")] = None,
+    account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
     latency: Annotated[bool, Query(description="With percentiles of how long answers took")] = False,
     format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002  (the parameter's name)
     limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 1000,
@@ -176,12 +175,12 @@ async def get_usage(
         raise InvalidRequestError(
             "Invalid 'start': it is not before the end, which is now.", param="start", code="invalid_value"
         )
-    question.check()
+    question.check(latency=latency)
     rows = await ask(database, question, limit=limit + 1, offset=position, latency=latency)
     next_page = render_page_token(query, position + limit, until) if len(rows) > limit else None
     data = [render_amounts(row) for row in rows[:limit]]
     if format == "csv":
-        return render_csv(data, groups, next_page)
+        return render_csv(data, ["start_time", "end_time", *groups], next_page)
     document = {"object": "list", "data": data, "has_more": next_page is not None, "next_page": next_page}
     return Response(orjson.dumps(document), media_type="application/json")
 
@@ -203,20 +202,21 @@ def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) 
 async def visible(
     database: Database, principal: Principal, account: str | None
 ) -> tuple[Sequence[str] | None, dict[str, list[str]]]:
-    """Return whose usage a key may see of an account's: the ids of accounts, None for all, and the one key if only its.
+    """Return whose usage a key may see: the ids of accounts, None for all, and the one key if only that one's.
+
+    Members see their own, readers their account's; administrators see all, or the account that they name.
 
     Raises:
         PermissionDeniedError: It is another's account.
         NotFoundError: There is no such account.
     """
-    own: dict[str, list[str]] = {} if principal.may("usage:read") else {"key": [principal.key_id]}
-    if account is None:
-        return [principal.account_id], own
     if not principal.is_admin:
-        raise PermissionDeniedError(
-            "Only an administrator's key may ask for an account's usage by its name.", param="account"
-        )
-    if account == _EVERYBODY:
+        if account is not None:
+            raise PermissionDeniedError(
+                "Only an administrator's key may ask for an account's usage by its name.", param="account"
+            )
+        return [principal.account_id], {} if principal.may("usage:read") else {"key": [principal.key_id]}
+    if account is None or account == _EVERYBODY:
         return None, {}
     found = None if "\0" in account else await find_account(database, name=account)
     if found is None:
@@ -224,31 +224,10 @@ async def visible(
     return [found.id], {}
 
 
-def render_csv(data: Sequence[Mapping[str, Any]], groups: Sequence[str], next_page: str | None = None) -> Response:
-    """Return rows as CSV with a line of names; the token of the next page is in `x-headrace-next-page`."""
-    text = io.StringIO()
-    flat = [_flat(row) for row in data]
-    names = list(flat[0]) if flat else ["start_time", "end_time", *groups]
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(flat)
+def render_csv(data: Sequence[Mapping[str, Any]], names: Sequence[str], next_page: str | None = None) -> Response:
+    """Return rows as CSV, with `names` even if there are none; the next page's token is in `x-headrace-next-page`."""
     headers = {"x-headrace-next-page": next_page} if next_page is not None else {}
-    return Response(text.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}_{percentile}": number for percentile, number in value.items()}
-        else:
-            flat[name] = _safe(value) if isinstance(value, str) else value
-    return flat
-
-
-def _safe(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return Response(render_rows(data, names=names), headers=headers, media_type="text/csv; charset=utf-8")
 
 
 @router.get("/statement", summary="Get a month's statement", responses={200: {"content": {"text/csv": {}}}})
@@ -256,15 +235,13 @@ async def get_statement(
     request: Request,
     principal: Authenticated,
     month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
-    account: Annotated[str | None, Query(description="Of administrators: an account's name, or `all`")] = None,
+    account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
 ) -> Response:
-    """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit."""
+    """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit.
+
+    A key with the scope `usage:read` gets its account's, and an administrator's everybody's.
+    """
     whose, own = await visible(request.state.database, principal, account)
     if own:
         raise PermissionDeniedError("A statement needs the scope 'usage:read'.")
-    rows = await statement_of_month(request.state.database, month, whose)
-    data = [
-        {name: f"{value:f}" if isinstance(value, Decimal) else value for name, value in row._asdict().items()}
-        for row in rows
-    ]
-    return render_csv(data, [])
+    return render_csv(await statement_of_month(request.state.database, month, whose), STATEMENT_COLUMNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import orjson
@@ -11,14 +11,13 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.idempotency import resource_id
+from api.idempotency import Change, replay_headers, resource_id
 from headrace.database import Row
-from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.errors import NotFoundError
 from headrace.ids import new_id
 from headrace.keys.queries import Principal
-from headrace.settings import Settings
-from headrace.webhooks import queries
-from headrace.webhooks.addresses import check_url
+from headrace.webhooks import acceptance, queries
+from headrace.webhooks.acceptance import require_secret_key
 from headrace.webhooks.signing import derive_secret
 
 router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
@@ -43,6 +42,15 @@ class WebhookSecretList(BaseModel):
     data: list[WebhookSecret]
 
 
+class WebhookAttempt(BaseModel):
+    """How an attempt went."""
+
+    at: float = Field(description="When it began, in Unix seconds")
+    response_status: int | None
+    error: str | None = Field(description="Why there was no answer")
+    milliseconds: int
+
+
 class WebhookDelivery(BaseModel):
     """Something that was to be told, and how that went. Times are in Unix seconds."""
 
@@ -53,10 +61,11 @@ class WebhookDelivery(BaseModel):
     status: Literal["pending", "delivered", "failed"]
     attempts: int
     response_status: int | None = Field(description="Of the last answer")
-    error: str | None = Field(description="Why there was no answer to the last attempt")
+    error: str | None = Field(description="Why there was no answer to the last attempt, or why it is not sent")
     created_at: int
     next_attempt_at: int | None
     ended_at: int | None
+    history: list[WebhookAttempt] = Field(description="The last attempts that have ended, oldest first")
 
 
 class WebhookDeliveryList(BaseModel):
@@ -66,29 +75,16 @@ class WebhookDeliveryList(BaseModel):
     data: list[WebhookDelivery]
 
 
-def _secret_key(settings: Settings) -> str:
-    if settings.secret_key is None:
-        raise InvalidRequestError(
-            "This server sends no webhooks: its operator has set no HEADRACE_SECRET_KEY.",
-            param="webhook",
-            code="unsupported_parameter",
-        )
-    return settings.secret_key.get_secret_value()
-
-
 async def accept_webhook(request: Request, account_id: str, url: str) -> None:
     """See to it that a webhook can be sent and signed.
 
     Raises:
         InvalidRequestError: It may not go there, or this server sends none.
     """
-    settings = request.state.settings
-    _secret_key(settings)
-    check_url(url, allow_private=settings.webhook_allow_private)
-    await queries.ensure_secret(request.state.database, account_id)
+    await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url)
 
 
-def render_deliveries(rows: Sequence[Row]) -> Response:
+def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:
     """Return deliveries as a list."""
     data = [
         {
@@ -103,10 +99,11 @@ def render_deliveries(rows: Sequence[Row]) -> Response:
             "created_at": row.created_at,
             "next_attempt_at": row.next_attempt_at,
             "ended_at": row.ended_at,
+            "history": row.history,
         }
         for row in rows
     ]
-    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+    return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")
 
 
 async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
@@ -114,14 +111,21 @@ async def resend(request: Request, principal: Principal, subject_id: str, delive
 
     Raises:
         NotFoundError: There is no such delivery.
+        ConflictError: Its Idempotency-Key came with another request.
     """
-    database = request.state.database
-    if not await queries.resend_delivery(database, delivery_id, subject_id, principal.account_id):
+    database, account_id = request.state.database, principal.account_id
+    rows = await queries.list_deliveries(database, subject_id, account_id)
+    if all(row.id != delivery_id for row in rows):
         raise NotFoundError(f"No webhook delivery found with id '{delivery_id[:100]}'.")
-    return render_deliveries(await queries.list_deliveries(database, subject_id, principal.account_id))
+    change = await Change.of(request, principal)
+    if not change.done:
+        async with change.applying() as key:
+            await queries.resend_delivery(database, delivery_id, account_id, key=key)
+        rows = await queries.list_deliveries(database, subject_id, account_id)
+    return render_deliveries(rows, change.headers)
 
 
-def _render_secrets(secret_key: str, rows: Sequence[Row]) -> Response:
+def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:
     data = [
         {
             "id": row.id,
@@ -132,23 +136,23 @@ def _render_secrets(secret_key: str, rows: Sequence[Row]) -> Response:
         }
         for row in rows
     ]
-    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+    return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")
 
 
 @router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
 async def list_secrets(request: Request, principal: Authenticated) -> Response:
     """List the account's valid secrets; there is always one."""
-    secret_key = _secret_key(request.state.settings)
+    secret_key = require_secret_key(request.state.settings)
     return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
 
 
 @router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
 async def rotate_secret(request: Request, principal: Authenticated) -> Response:
     """Make a new secret. For a day webhooks are signed with the one before too."""
-    secret_key = _secret_key(request.state.settings)
+    secret_key = require_secret_key(request.state.settings)
     database, account_id = request.state.database, principal.account_id
     secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
     rows = await queries.list_secrets(database, account_id)
     if not repeated or all(row.id != secret_id for row in rows):
         rows = await queries.rotate_secret(database, account_id, secret_id, overlap_seconds=_OVERLAP_SECONDS)
-    return _render_secrets(secret_key, rows)
+    return _render_secrets(secret_key, rows, replay_headers(repeated))

@@ -89,6 +89,8 @@ class Model(BaseModel):
     cached_input_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
     cache_write_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
     output_price: Decimal | None = Field(default=None, ge=0)
+    input_audio_price: Decimal | None = Field(default=None, ge=0, description="The input price where left out")
+    output_audio_price: Decimal | None = Field(default=None, ge=0, description="The output price where left out")
     context_window: int | None = Field(default=None, ge=1, description="Tokens")
     output_limit: int | None = Field(default=None, ge=1, description="Tokens")
     abilities: list[Ability] | None = None
@@ -155,7 +157,16 @@ class Route:
             output = known.output if output is None else output
         cached, write = entry.cached_input_price, entry.cache_write_price
         cached = fresh if cached is None else cached
-        return Rates(0, fresh, cached, fresh if write is None else write, output, source=source)
+        return Rates(
+            0,
+            fresh,
+            cached,
+            fresh if write is None else write,
+            output,
+            input_audio=entry.input_audio_price,
+            output_audio=entry.output_audio_price,
+            source=source,
+        )
 
     def cost(self, tokens: TokenUsage) -> Decimal | None:
         """Return the exact price of these tokens in USD, or None if the model has no price."""

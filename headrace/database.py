@@ -11,34 +11,44 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import psycopg
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from psycopg.rows import namedtuple_row
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 Row = sa.Row[*tuple[Any, ...]]
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 10.0
 """None of the statements of a job takes as long, by far."""
 LONG_PATIENCE_SECONDS = 40.0
 """Of questions that Postgres may think about until its `statement_timeout`."""
+# For a connection to come free: while Postgres is away nobody stands in line for long.
+_ROOM_SECONDS = 5.0
 
-# Half-open connections are noticed in about ten seconds rather than in the kernel's two hours.
+# Half-open connections are noticed in about ten seconds rather than in the kernel's two hours, at both ends: what a
+# client that is gone held, as a lock, is free again as soon.
 _CONNECT_ARGS: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
+}
+_OPTIONS = {
+    "statement_timeout": "30s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
 }
 
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -68,40 +78,66 @@ class Connections:
     ) -> Sequence[Row]:
         """Run one statement, once, and return its rows if it has any.
 
-        A connection over which nothing comes for `patience_seconds` is taken for dead.
-
         Raises:
             sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
+            sqlalchemy.exc.TimeoutError: It did not answer for `patience_seconds`, or no connection came free.
         """
         if not isinstance(statement, str):
             async with self.engine.connect() as connection:
-                driver = cast("psycopg.AsyncConnection[Any]", (await connection.get_raw_connection()).driver_connection)
-                timer = asyncio.get_running_loop().call_later(patience_seconds, _hang_up, driver)
-                try:
-                    result = await connection.execute(statement, parameters)
-                    return result.all() if result.returns_rows else []
-                finally:
-                    timer.cancel()
-        async with self._room:
+                return await _execute(connection, statement, parameters, patience_seconds=patience_seconds)
+        async with self._turn():
             plain = self._idle.pop() if self._idle else await self._open()
-            timer = asyncio.get_running_loop().call_later(patience_seconds, _hang_up, plain.connection)
+            patience = _Patience(plain.connection, patience_seconds)
             try:
-                await plain.cursor.execute(statement, parameters)
-                rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
+                with patience:
+                    await plain.cursor.execute(statement, parameters)
+                    rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
             except psycopg.Error as error:
                 dead = plain.connection.closed
                 if dead:
                     await self._close_idle()  # after a restart of Postgres they are all dead
                 else:
                     self._idle.append(plain)
+                if patience.over:
+                    raise _no_answer(patience_seconds) from error
                 raise self._translated(error, dead=dead) from error
             except BaseException:  # cancelled half-way: what comes next on that wire is anybody's guess
                 await plain.connection.close()
                 raise
-            finally:
-                timer.cancel()
             self._idle.append(plain)
             return rows
+
+    @contextlib.asynccontextmanager
+    async def session(self, *, patience_seconds: float) -> AsyncIterator[Callable[[str], Awaitable[Sequence[Row]]]]:
+        """Give what runs statements on one connection, which ends with this: for what a session keeps.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is away, at any statement too.
+        """
+        async with self.engine.connect() as connection:
+
+            async def run(statement: str) -> Sequence[Row]:
+                return await _execute(connection, sa.text(statement), None, patience_seconds=patience_seconds)
+
+            try:
+                yield run
+            finally:
+                await connection.invalidate()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if not self._room.locked():
+            await self._room.acquire()
+        else:
+            try:
+                async with asyncio.timeout(_ROOM_SECONDS):
+                    await self._room.acquire()
+            except TimeoutError:
+                raise sa.exc.TimeoutError(f"No connection to Postgres came free within {_ROOM_SECONDS:g} s.") from None
+        try:
+            yield
+        finally:
+            self._room.release()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -136,10 +172,60 @@ class Connections:
         return cast("DBAPIError", translated)
 
 
-def _hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Let whoever waits for an answer know that none comes: behind a dead router the kernel never would."""
-    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+class _Patience:
+    """Hangs up on a connection from which no answer comes for too long: behind a dead router the kernel never would."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], seconds: float) -> None:
+        self.over = False
+        self._connection = connection
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._hang_up)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
+        self.over = True
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(self._connection.fileno())) as wire,
+        ):
+            wire.shutdown(socket.SHUT_RDWR)
+
+
+async def _execute(
+    connection: AsyncConnection,
+    statement: sa.Executable,
+    parameters: Mapping[str, Any] | None,
+    *,
+    patience_seconds: float,
+) -> Sequence[Row]:
+    raw = await connection.get_raw_connection()
+    with _Patience(cast("psycopg.AsyncConnection[Any]", raw.driver_connection), patience_seconds) as patience:
+        try:
+            result = await connection.execute(statement, parameters)
+            return result.all() if result.returns_rows else []
+        except DBAPIError as error:
+            if patience.over:
+                raise _no_answer(patience_seconds) from error
+            raise
+
+
+def _no_answer(patience_seconds: float) -> sa.exc.TimeoutError:
+    return sa.exc.TimeoutError(f"Postgres did not answer within {patience_seconds:g} s.")
+
+
+def is_away(error: SQLAlchemyError) -> bool:
+    """Tell whether Postgres is not there or has no time, rather than that it refused a statement."""
+    if not isinstance(error, DBAPIError):
+        return True  # nobody answered, or no connection came free
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    # Connections, conflicts, resources, a server that shuts down or took too long; and one that is no primary any more.
+    return error.connection_invalidated or state.startswith(("08", "40", "53", "57")) or state == "25006"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,22 +246,20 @@ class Database:
         """Return connections that are opened when first needed, at most `connections` of each kind and use."""
 
         def kind(**options: str) -> Connections:
-            settings = " ".join(f"-c {name}={value}" for name, value in options.items())
+            settings = " ".join(f"-c {name}={value}" for name, value in {**_OPTIONS, **options}.items())
             engine = create_async_engine(
                 engine_url(database_url),
                 isolation_level="AUTOCOMMIT",
                 hide_parameters=True,  # a prompt has no place in a log
                 pool_size=connections,
                 max_overflow=0,
-                pool_timeout=10,
+                pool_timeout=_ROOM_SECONDS,
                 pool_use_lifo=True,
                 connect_args={**_CONNECT_ARGS, "options": settings},
             )
             return Connections(engine, limit=connections)
 
-        return cls(
-            durable=kind(statement_timeout="30s"), relaxed=kind(statement_timeout="30s", synchronous_commit="off")
-        )
+        return cls(durable=kind(), relaxed=kind(synchronous_commit="off"))
 
     async def close(self) -> None:
         """Close every connection."""
@@ -193,12 +277,12 @@ async def execute(
     """Run one statement, SQLAlchemy's or a text in psycopg's parameter style, and return its rows if it has any.
 
     It is run again, once, when its connection turns out to be dead: after a restart of Postgres every one is. So a
-    statement may have been done before, and each of ours does no harm the second time. A connection is dead that does
-    not answer for `patience_seconds` too.
+    statement may have been done before, and each of ours does no harm the second time. A connection that is silent for
+    `patience_seconds` is given up, and whoever waits for it has waited enough.
 
     Raises:
         sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
-        sqlalchemy.exc.TimeoutError: Every connection is taken.
+        sqlalchemy.exc.TimeoutError: It does not answer, or every connection is taken.
     """
     try:
         return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
@@ -209,6 +293,9 @@ async def execute(
 
 
 def _alembic(database_url: str) -> Config:
+    # Alembic takes a quarter of a second to import, and most commands migrate nothing.
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["url"] = engine_url(database_url)
@@ -217,6 +304,8 @@ def _alembic(database_url: str) -> Config:
 
 def migrate(database_url: str, revision: str = "head") -> None:
     """Bring the schema to `revision`, up or down. Several may run at once: one migrates, the others wait for it."""
+    from alembic import command
+
     config = _alembic(database_url)
     if revision == "head" or revision.startswith("+"):
         command.upgrade(config, revision)
@@ -226,6 +315,8 @@ def migrate(database_url: str, revision: str = "head") -> None:
 
 def head_revision() -> str:
     """Return the revision that this code expects the schema to have."""
+    from alembic.script import ScriptDirectory
+
     head = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
     assert head is not None
     return head

@@ -29,24 +29,36 @@ Ability = Literal["tools", "json_schema", "reasoning", "images", "audio", "files
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """USD for a million tokens of each sort, for a prompt of more than `above` tokens."""
+    """USD for a million tokens of each sort, for a prompt of more than `above` tokens.
+
+    Audio costs what text does where it has no rate of its own.
+    """
 
     above: int
     input: Decimal
     cached_input: Decimal
     cache_write: Decimal
     output: Decimal
+    input_audio: Decimal | None = field(default=None, kw_only=True)
+    output_audio: Decimal | None = field(default=None, kw_only=True)
     source: str = field(default="", kw_only=True)
     """Who says so."""
 
     def cost(self, tokens: TokenUsage) -> Decimal:
-        """Return the exact price of these tokens in USD."""
+        """Return the exact price of these tokens in USD.
+
+        No provider says how much of a recording was read from its cache: of what was not, it is taken to be the first.
+        """
         fresh = tokens.prompt_tokens - tokens.cached_tokens - tokens.cache_write_tokens
+        heard = min(tokens.prompt_audio_tokens, fresh)
+        spoken = tokens.completion_audio_tokens
         return (
-            fresh * self.input
+            (fresh - heard) * self.input
+            + heard * (self.input if self.input_audio is None else self.input_audio)
             + tokens.cached_tokens * self.cached_input
             + tokens.cache_write_tokens * self.cache_write
-            + tokens.completion_tokens * self.output
+            + (tokens.completion_tokens - spoken) * self.output
+            + spoken * (self.output if self.output_audio is None else self.output_audio)
         ) / _MILLION
 
 
@@ -82,9 +94,15 @@ def _find_model(base_url: str, model: str, day: int) -> KnownModel:
     if prices.input_mtok is None or prices.output_mtok is None:
         return KnownModel(found.context_window)
     sorts = (prices.input_mtok, prices.cache_read_mtok, prices.cache_write_mtok, prices.output_mtok)
-    tiers = {0, *(tier.start for price in sorts for tier in getattr(price, "tiers", ()))}
+    audio = {"input_audio": prices.input_audio_mtok, "output_audio": prices.output_audio_mtok}
+    tiers = {0, *(tier.start for price in (*sorts, *audio.values()) for tier in getattr(price, "tiers", ()))}
     rates = [
-        Rates(above, *(_price_above(above, price, otherwise=prices.input_mtok) for price in sorts), source=_SOURCE)
+        Rates(
+            above,
+            *(_price_above(above, price, otherwise=prices.input_mtok) for price in sorts),
+            **{name: _price_above(above, price, otherwise=0) for name, price in audio.items() if price is not None},
+            source=_SOURCE,
+        )
         for above in sorted(tiers, reverse=True)
     ]
     return KnownModel(found.context_window, tuple(rates))

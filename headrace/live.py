@@ -248,7 +248,8 @@ class Listener:
     def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
         """Hold up to `limit_bytes`; a reader that leaves more unread is told to replay instead."""
         self.job_id = job_id
-        self.own = own
+        self.waits = own
+        """Whether its client waits for an answer, which no other process can give it."""
         self.position = (0, 0)
         self.patience_seconds = patience_seconds
         self._limit = limit_bytes
@@ -327,6 +328,7 @@ class Hub:
         """Set when the wire was cut and is back: whoever looks after readers has to look now."""
         self.ending = asyncio.Event()
         """Set when this process is to end, and lets go of those who watch."""
+        self._over = False
         self._buffer_bytes = buffer_bytes
         self._patience = patience_seconds
         self._subscription = _Subscription(redis)
@@ -349,18 +351,23 @@ class Hub:
             listener.check(position, ended=ended)
 
     def end_waiting(self) -> None:
-        """Let go of everybody: this process cannot wait any longer."""
-        for listeners in self._listeners.values():
-            for listener in listeners:
-                listener.close()
+        """Let go of everybody, and of whoever comes yet: this process cannot wait any longer."""
+        self._over = True
+        self._let_go()
 
     def end_watching(self) -> None:
-        """Let go of those who watch: they come back, to another process, and miss nothing."""
+        """Let go of those who watch, also of those yet to come: they come back, elsewhere, and miss nothing."""
         self.ending.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for listeners in self._listeners.values():
             for listener in listeners:
-                if not listener.own:
-                    listener.close()
+                self._close_if_ending(listener)
+
+    def _close_if_ending(self, listener: Listener) -> None:
+        if self._over or (self.ending.is_set() and not listener.waits):
+            listener.close()
 
     async def run(self) -> None:
         """Serve readers until cancelled."""
@@ -377,9 +384,14 @@ class Hub:
                 log.exception("skipped a message that is not made of frames")
 
     @contextlib.asynccontextmanager
-    async def listen(self, job_id: str, *, own: bool) -> AsyncIterator[Listener]:
-        """Give a reader its frames from now on. With `own` they come by themselves, as the job names us its origin."""
+    async def listen(self, job_id: str, *, own: bool, waits: bool = False) -> AsyncIterator[Listener]:
+        """Give a reader its frames from now on. With `own` they come by themselves, as the job names us its origin.
+
+        Its client `waits` for an answer, and does if it is `own`; else it watches, and comes back if it is let go of.
+        """
         listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
+        listener.waits = own or waits
+        self._close_if_ending(listener)
         self._listeners.setdefault(job_id, set()).add(listener)
         try:
             if not own:

@@ -23,6 +23,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from redis.asyncio import Redis
 
+from headrace.jobs.queries import Backlog
 from headrace.redis_url import AWAY, broker_settings
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ BACKGROUND_TIERS = frozenset({"flex", "batch"})
 # Enough to make a message cheap for each of its jobs, and little enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
 _LINES_A_MESSAGE = 64
+# So much of a long queue tells which wake-ups should have been at its head, and were lost.
+_BACKLOG_MESSAGES = 200
+_LAST_MESSAGES = 10
 
 
 def queue_name(tier: str) -> str:
@@ -117,6 +121,15 @@ class _Message:
         return self._text.replace(self._id, str(uuid.uuid4())).replace(self._body, body)
 
 
+def _read(message: bytes | str) -> list[str]:
+    """Return the jobs of a message; none of one that is not ours."""
+    try:
+        [[job_ids], *_] = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
+        return [str(job_id) for job_id in job_ids]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 class JobQueue:
     """Wakes workers. What is waked while one send is under way goes together into the next."""
 
@@ -154,12 +167,18 @@ class JobQueue:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
 
-    async def drained_tiers(self) -> list[str]:
-        """Return the tiers whose queue is empty, so that what is still queued was lost rather than waits its turn."""
+    async def backlog(self, tier: str) -> Backlog | None:
+        """Return what waits first in a tier's queue, or None while Redis is away."""
         try:
-            return [tier for tier in TIERS if not await self._redis.llen(queue_name(tier))]
+            found = await self._redis.lrange(queue_name(tier), -_BACKLOG_MESSAGES, -1)
         except AWAY:
-            return []
+            return None
+        messages = found[::-1]  # workers take from the right
+        return Backlog(
+            job_ids=[job_id for message in messages for job_id in _read(message)],
+            last_ids=[job_id for message in messages[-_LAST_MESSAGES:] for job_id in _read(message)],
+            whole=len(messages) < _BACKLOG_MESSAGES,
+        )
 
     async def close(self) -> None:
         """Send what is pending."""

@@ -23,6 +23,7 @@ AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 """What redis-py raises while Redis is away; the last one is uvloop's, of a transport that was closed meanwhile."""
 
 _SENTINEL_PORT = 26379
+_SENTINEL_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 1}
 _REQUIREMENTS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
 
@@ -129,7 +130,11 @@ def broker_settings(url: str) -> dict[str, Any]:
     if not (found.username or found.password):
         credentials = ""
     hosts = [f"sentinel://{credentials}{host}:{port}/{found.database}" for host, port in found.hosts]
-    sentinel_options = {**found.sentinel_options, **({"ssl": True, **found.tls} if found.tls else {})}
+    sentinel_options = {
+        **found.sentinel_options,
+        **_SENTINEL_TIMEOUTS,  # where options of its own are given, redis-py does not pass the servers' on
+        **({"ssl": True, **found.tls} if found.tls else {}),
+    }
     return {
         "broker_url": ";".join(hosts),
         "broker_use_ssl": found.tls or None,

@@ -186,6 +186,14 @@ class Process:
         self.signal(signal.SIGKILL)
         self._process.wait()
 
+    def wait(self, patience: float = 15) -> int:
+        """Return its exit code once it has ended by itself.
+
+        Raises:
+            subprocess.TimeoutExpired: It does not within `patience` seconds.
+        """
+        return self._process.wait(patience)
+
     def terminate(self, patience: float = 15) -> int:
         """Ask it to end with SIGTERM, see to it after `patience` seconds, and return its exit code."""
         if self.running:

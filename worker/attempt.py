@@ -110,7 +110,7 @@ class Attempt:
         """Return what the attempt has used up to now; None if nobody was asked."""
         if self.route is None or self.exchange is None:
             return None
-        return spent_on(self.route, self.exchange.usage, self.request)
+        return spent_on(self.route, self.exchange.usage, self.request, answered=self.exchange.model)
 
     def record(self, status: str, error: HeadraceError | None = None) -> str:
         """Return what the job's attempts say of this one, as JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,15 +18,15 @@ from headrace.usage.rollups import fold_usage
 
 log = logging.getLogger(__name__)
 
-_FOLD_SECONDS = 1.0
-_PARTITION_SECONDS = 3600.0
+_OFTEN_SECONDS = 1.0
 _CORRECTION_SECONDS = 10.0
+_PARTITION_SECONDS = 3600.0
 # A fold this long has more behind it.
 _LONG_FOLD = 10_000
 
 
 class Bookkeeper:
-    """The bookkeeper of one scheduler. Whoever else folds meanwhile, every row is added once."""
+    """The bookkeeper of one scheduler. Whoever else keeps books meanwhile, every row is added once."""
 
     def __init__(self, database: Database, gate: Gate, *, metadata_keys: Sequence[str]) -> None:
         self._database = database
@@ -34,26 +34,38 @@ class Bookkeeper:
         self._metadata_keys = metadata_keys
 
     async def run(self) -> None:
-        """Keep the books until cancelled."""
-        loop = asyncio.get_running_loop()
-        partitions_due = corrections_due = loop.time()
-        while True:
-            folded = 0
-            try:
-                if loop.time() >= partitions_due:
-                    await ensure_partitions(self._database, now=datetime.now(UTC))
-                    partitions_due = loop.time() + _PARTITION_SECONDS
-                folded = await fold_usage(self._database, metadata_keys=self._metadata_keys)
-                await self._gate.reconcile()
-                if loop.time() >= corrections_due:
-                    corrections_due = loop.time() + _CORRECTION_SECONDS
-                    await alert(self._database)
-                    await self._gate.correct()
-            except SQLAlchemyError as error:
-                log.warning("the books wait: %s", error)
-            except AWAY as error:
-                log.warning("limits wait for Redis: %s", error)
-            except Exception:
-                log.exception("could not keep the books")
-            if folded < _LONG_FOLD:
-                await asyncio.sleep(_FOLD_SECONDS)
+        """Keep the books until cancelled: each kind for itself, so that none waits for what another has to wait for."""
+        await asyncio.gather(
+            _again_and_again(self._fold, _OFTEN_SECONDS),
+            _again_and_again(self._gate.reconcile, _OFTEN_SECONDS),
+            _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
+            _again_and_again(self._alert, _CORRECTION_SECONDS),
+            _again_and_again(self._make_partitions, _PARTITION_SECONDS),
+        )
+
+    async def _fold(self) -> None:
+        while await fold_usage(self._database, metadata_keys=self._metadata_keys) >= _LONG_FOLD:
+            pass
+
+    async def _alert(self) -> None:
+        await alert(self._database)
+
+    async def _make_partitions(self) -> None:
+        await ensure_partitions(self._database, now=datetime.now(UTC))
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Do some work every so many seconds; what failed is due again soon."""
+    while True:
+        rest = seconds
+        try:
+            await work()
+        except SQLAlchemyError as error:
+            log.warning("the books wait: %s", error)
+            rest = _OFTEN_SECONDS
+        except AWAY as error:
+            log.warning("limits wait for Redis: %s", error)
+            rest = _OFTEN_SECONDS
+        except Exception:
+            log.exception("could not keep the books")
+        await asyncio.sleep(rest)

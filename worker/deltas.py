@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
 from headrace.jobs import queries
@@ -59,8 +59,8 @@ class DeltaWriter:
         segments = {attempt: segment for attempt in self._writing if (segment := attempt.segment()) is not None}
         try:
             await queries.append_segments(self._database, list(segments.values()))
-        except DBAPIError as error:
-            log.warning("could not keep deltas, trying again: %s", error.orig)
+        except SQLAlchemyError as error:
+            log.warning("could not keep deltas, trying again: %s", error)
             self._dirty |= segments.keys()
         else:
             for attempt, segment in segments.items():

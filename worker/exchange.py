@@ -55,6 +55,12 @@ class Exchange:
         return self._whole is not None or any(fold.started for fold in self._folds)
 
     @property
+    def model(self) -> str:
+        """The model that answered, as its provider said up to now; else the one that was asked."""
+        said = self._model if self._whole is None else self._whole["model"]
+        return said if isinstance(said, str) else self._route.model
+
+    @property
     def usage(self) -> TokenUsage:
         """What was used up to now: as the provider reported it, else an estimate from the text."""
         whole = self._whole

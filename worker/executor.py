@@ -10,17 +10,19 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import orjson
 from redis.asyncio import Redis
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace import live
 from headrace.catalogue import Catalogue
 from headrace.catalogue_file import CatalogueFile
-from headrace.database import Database
+from headrace.chores import going_on
+from headrace.database import Database, is_away
 from headrace.errors import (
     HeadraceError,
     JobCancelledError,
@@ -63,6 +65,9 @@ _CONTENT_FILTER = "content_filter"
 # Between two looks for jobs that no message came for, and how many are taken at a time.
 _LOOK_SECONDS = 0.5
 _MOST_UNCLAIMED = 64
+# While cancellations are not heard, they are looked for so often; and one that comes before its job is remembered so
+# long.
+_DEAF_SECONDS = 0.7
 # Between two demands on an attempt to stop.
 _INSIST_SECONDS = 0.5
 
@@ -98,7 +103,10 @@ class Executor:
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
         self._line_slots = asyncio.Semaphore(line_slots)
-        self._waiting_lines: set[str] = set()
+        self._in_hand: dict[str, None] = {}
+        """Jobs that came here and wait for a slot, in their order."""
+        self._cancelled: dict[str, float] = {}
+        """Jobs that somebody has cancelled, which may be on their way here, and when we heard of it."""
         self._circuits = circuits
         self._limits = limits
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
@@ -110,6 +118,7 @@ class Executor:
         self._tiers = tiers
         self._heard_at = 0.0
         self._draining = False
+        self._deaf = False
         self._hurried = asyncio.Event()
 
     @classmethod
@@ -152,51 +161,57 @@ class Executor:
                 tiers=tiers,
             )
             chores = [
-                executor._deltas.run(),
-                executor._heartbeat(),
-                executor._hear_cancellations(),
-                executor._find_unclaimed(),
-                circuits.run(),
-                limits.run(),
+                executor._deltas.run,
+                executor._heartbeat,
+                executor._hear_cancellations,
+                executor._find_unclaimed,
+                circuits.run,
+                limits.run,
             ]
-            tasks = [asyncio.create_task(chore) for chore in chores]
-            try:
-                yield executor
-            finally:
-                await executor._drain()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            async with going_on(*chores):
+                try:
+                    yield executor
+                finally:
+                    await executor._drain()
 
     async def take(self, job_ids: Sequence[str]) -> None:
-        """Start jobs as slots come free; returns once each has one."""
-        self._heard_at = asyncio.get_running_loop().time()
-        for job_id in job_ids:
-            await self._start(job_id)
+        """Start jobs as slots come free; returns once each has one, or has been handed back.
 
-    async def _start(self, job_id: str) -> asyncio.Task[None]:
+        Jobs that wait here already are not taken twice.
+        """
+        self._heard_at = asyncio.get_running_loop().time()
+        await self._take(job_ids)
+
+    async def take_lines(self, job_ids: Sequence[str]) -> None:
+        """Start lines of batches as `take` does."""
+        self._heard_at = asyncio.get_running_loop().time()
+        await self._take(job_ids, slots=self._line_slots)
+
+    async def _take(self, job_ids: Sequence[str], *, slots: asyncio.Semaphore | None = None) -> None:
+        fresh = [job_id for job_id in job_ids if job_id not in self._in_hand]
+        self._in_hand.update(dict.fromkeys(fresh))
+        if self._draining:
+            await self._hand_back()
+            return
+        for job_id in fresh:
+            await self._start(job_id, slots)
+
+    async def _start(self, job_id: str, slots: asyncio.Semaphore | None) -> None:
+        """Run a job as soon as there is a slot for it, one of these too; not if it was handed back meanwhile."""
+        if slots is not None:
+            await slots.acquire()
         await self._slots.acquire()
+        if self._draining:
+            self._slots.release()
+            if slots is not None:
+                slots.release()
+            return
+        self._in_hand.pop(job_id, None)
         task = asyncio.create_task(self._run(job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def take_lines(self, job_ids: Sequence[str]) -> None:
-        """Start lines of batches as `take` does; lines that wait here already are not taken twice."""
-        self._heard_at = asyncio.get_running_loop().time()
-        fresh = [job_id for job_id in job_ids if job_id not in self._waiting_lines]
-        self._waiting_lines.update(fresh)
-        try:
-            for job_id in fresh:
-                await self._start_line(job_id)
-        finally:
-            self._waiting_lines.difference_update(fresh)
-
-    async def _start_line(self, job_id: str) -> None:
-        await self._line_slots.acquire()
-        self._waiting_lines.discard(job_id)
-        task = await self._start(job_id)
-        task.add_done_callback(lambda _: self._line_slots.release())
+        if slots is not None:
+            task.add_done_callback(lambda _: slots.release())
 
     async def reload(self) -> None:
         """Take up a changed configuration, if it is valid; attempts that are under way keep the routes they have."""
@@ -208,11 +223,13 @@ class Executor:
     async def _run(self, job_id: str) -> None:
         try:
             with bind(job=job_id):
-                job = await self._claims.submit(job_id)
+                try:
+                    job = await self._claims.submit(job_id)
+                except SQLAlchemyError as error:
+                    log.warning("could not claim, the scheduler will send it again: %s", error)
+                    return
                 if job is not None:
                     await self._run_attempt(job)
-        except SQLAlchemyError as error:
-            log.warning("could not claim, the scheduler will send it again: %s", error)
         finally:
             self._slots.release()
 
@@ -221,6 +238,8 @@ class Executor:
         assert task is not None
         attempt = Attempt(job, request=orjson.loads(job.request), task=task)
         self._attempts[job.id] = attempt
+        if job.id in self._cancelled:
+            attempt.interrupt(Stop.CANCELLED)
         if job.streamed or (job.background and job.batch_id is None):  # nobody watches those that are waited for whole
             self._publish(attempt, 0, "started")
         try:
@@ -397,17 +416,31 @@ class Executor:
             segment=attempt.segment(),
             spent=spent,
         )
-        if await self._patiently(lambda: self._ends.submit(finished)):
+        try:
+            ours = await self._patiently(lambda: self._ends.submit(finished))
+        except SQLAlchemyError:
+            log.exception("an end could not be written as it was")
+            body = orjson.dumps(HeadraceError().document())
+            broken = replace(finished, state=State.FAILED, response=None, error=body.decode(), segment=None)
+            state = broken.state
+            ours = await self._patiently(lambda: self._ends.submit(broken))
+        if ours:
             charge = NOTHING if spent is None else spent.charge
             self._publish(attempt, attempt.seq + 1, state.value, [body, charge.pack()])
 
     async def _patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
-        """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away."""
+        """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is there and refuses it.
+        """
         while True:
             try:
                 return await write()
-            except DBAPIError as error:
-                log.warning("Postgres is away, an attempt's end waits for it: %s", error.orig)
+            except SQLAlchemyError as error:
+                if not is_away(error):
+                    raise
+                log.warning("Postgres is away, an attempt's end waits for it: %s", error)
                 await asyncio.sleep(_DATABASE_WAIT_SECONDS)
 
     async def _claim(self, job_ids: Sequence[str]) -> list[ClaimedJob | None]:
@@ -431,23 +464,33 @@ class Executor:
     async def _heartbeat(self) -> None:
         """Extend every lease, and stop what is not ours any more or was cancelled while Redis was away."""
         while True:
-            await asyncio.sleep(self._settings.heartbeat_seconds)
-            held = [(attempt.job.id, attempt.job.attempt) for attempt in self._attempts.values()]
-            if not held:
-                continue
+            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS if self._deaf else math.inf))
             try:
-                to_stop = await queries.extend_leases(self._database, held, lease_seconds=self._settings.lease_seconds)
+                await self._beat()
             except SQLAlchemyError as error:
                 log.warning("could not extend leases: %s", error)
-                continue
+
+    async def _beat(self) -> None:
+        settings, database = self._settings, self._database
+        held = [(attempt.job.id, attempt.job.attempt) for attempt in self._attempts.values()]
+        if held:
+            to_stop = await queries.extend_leases(
+                database, held, lease_seconds=settings.lease_seconds, patience_seconds=settings.heartbeat_seconds
+            )
             for job_id, number, lost in to_stop:
                 attempt = self._attempts.get(job_id)
                 if attempt is not None and attempt.job.attempt == number:
                     attempt.interrupt(Stop.LOST if lost else Stop.CANCELLED)
+        if self._in_hand:
+            await queries.keep_in_hand(database, list(self._in_hand))
 
     async def _hear_cancellations(self) -> None:
+        loop = asyncio.get_running_loop()
         async for job_id in live.cancelled_jobs(self._redis):
+            self._cancelled[job_id] = loop.time()
             self._interrupt(job_id, Stop.CANCELLED)
+            while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < loop.time() - _DEAF_SECONDS:
+                del self._cancelled[oldest]
 
     async def _find_unclaimed(self) -> None:
         """While there is nothing else to do, take what no message came for from Postgres.
@@ -456,7 +499,7 @@ class Executor:
         """
         while not self._draining:
             await asyncio.sleep(_LOOK_SECONDS)
-            away = not await live.answers(self._redis)
+            self._deaf = away = not await live.answers(self._redis)
             quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
             if self._slots.locked() or not (away or quiet):
                 continue
@@ -468,12 +511,13 @@ class Executor:
             except SQLAlchemyError as error:
                 log.warning("could not look for jobs: %s", error)
                 continue
-            for job in found:
-                await (self._start_line(job.id) if job.tier == "batch" else self._start(job.id))
+            await self._take([job.id for job in found if job.tier != "batch"])
+            await self._take([job.id for job in found if job.tier == "batch"], slots=self._line_slots)
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
         self._draining = True
+        await self._hand_back()
         if self._tasks and not self._hurried.is_set():
             log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
             ended = asyncio.ensure_future(asyncio.wait(self._tasks))
@@ -483,15 +527,26 @@ class Executor:
             )
             ended.cancel()
             hurried.cancel()
-        for job_id in list(self._attempts):
-            self._interrupt(job_id, Stop.DRAINED)
         until = time.monotonic() + self._settings.lease_seconds  # then they are somebody else's anyhow
         while self._tasks and time.monotonic() < until:
-            await asyncio.wait(self._tasks, timeout=_INSIST_SECONDS)
             for attempt in list(self._attempts.values()):
                 attempt.insist()
+                attempt.interrupt(Stop.DRAINED)  # one that was only claimed meanwhile too
+            await asyncio.wait(self._tasks, timeout=_INSIST_SECONDS)
         if self._tasks:
             log.warning("%d jobs do not stop: their leases run out", len(self._tasks))
+
+    async def _hand_back(self) -> None:
+        """Send wake-ups for what has no slot here yet, so that it starts elsewhere."""
+        job_ids = list(self._in_hand)
+        self._in_hand.clear()
+        if not job_ids:
+            return
+        try:
+            for job in await queries.find_queued(self._database, job_ids):
+                self._queue.wake([job.id], tier=job.tier)
+        except SQLAlchemyError as error:
+            log.warning("%d jobs wait for the scheduler to find them: %s", len(job_ids), error)
 
     def hurry(self) -> None:
         """Hand everything back now, when draining."""

@@ -82,6 +82,7 @@ def _twice(first: Any) -> Callable[[int, Any], None]:
         else:
             told = True
             first(number, frame)
+            signal.signal(number, handle)  # for Ctrl-C Celery has put another in its place
 
     return handle
 

@@ -56,11 +56,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
     def on_apply(
         self, _target: object, args: Any = None, _kwargs: object = None, callback: Any = None, **_: object
     ) -> None:
-        """Start a task's coroutine; wait first while there are too many. A worker that is to stop starts none."""
+        """Start a task's coroutine; wait first while there are too many, unless this worker is to stop.
+
+        The message is ours, so what is in it then has to be handed back by its task.
+        """
         name, _task_id, _request, body, content_type, encoding = args
         while name not in self.patient and not self._room.acquire(timeout=_PATIENCE_SECONDS):
             if state.should_stop is not None or state.should_terminate is not None:
-                return
+                break
         arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
             body, content_type, encoding, accept={content_type}
         )

@@ -8,6 +8,7 @@ import logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
+from headrace.files.queries import forget_files, sweep_files
 from headrace.idempotency.queries import sweep_keys
 from headrace.jobs.queries import erase_unstored, forget_jobs, prune_deltas
 from headrace.settings import Settings
@@ -54,5 +55,7 @@ class Retention:
             await sweep_keys(database),
         ]
         if settings.retention_days is not None:
-            done.append(await forget_jobs(database, seconds=settings.retention_days * _DAY_SECONDS))
+            seconds = settings.retention_days * _DAY_SECONDS
+            done += [await forget_jobs(database, seconds=seconds), await forget_files(database, seconds=seconds)]
+        done.append(await sweep_files(database))
         return max(done)

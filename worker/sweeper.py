@@ -10,27 +10,27 @@ import contextlib
 import logging
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import orjson
-import sqlalchemy as sa
 import uvloop
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
+from headrace.chores import going_on
 from headrace.database import Database
 from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
 from headrace.jobs import queries
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
-from headrace.queue import JobQueue
+from headrace.queue import TIERS, JobQueue
 from headrace.quotas.gate import Gate
 from headrace.settings import Settings
 from worker.batches.runner import BatchRunner
 from worker.bookkeeper import Bookkeeper
+from worker.leadership import leadership
 from worker.providers.client import ProviderClient
 from worker.retention import Retention
 from worker.webhooks import WebhookSender
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 # A rescued job waits so long for a client that has begun to read it to give it up.
 _RESCUE_SECONDS = 0.5
-# Any constant will do, as long as nothing else in the database takes the same advisory lock.
-_LOCK = 0x73776565
+# After Postgres was away leases are looked at only when each worker has had time for this many heartbeats.
+_GRACE_HEARTBEATS = 2.5
 # To providers' own batch APIs.
 _NATIVE_CONNECTIONS = 16
 
@@ -50,7 +50,11 @@ def _error(error: HeadraceError) -> str:
 
 
 class Sweeper:
-    """One pass after another over jobs that nobody looks after."""
+    """One pass after another over jobs that nobody looks after.
+
+    A lease that ran out while Postgres was away says nothing of its worker, which may still hold its call: so leases
+    are looked at only some heartbeats after the first pass, and after one that failed.
+    """
 
     def __init__(self, settings: Settings, database: Database, queue: JobQueue, publisher: Publisher) -> None:
         self._settings = settings
@@ -58,14 +62,49 @@ class Sweeper:
         self._queue = queue
         self._publisher = publisher
 
-    async def sweep(self) -> None:
+    async def run(self) -> None:
+        """Sweep again and again, until cancelled."""
+        loop = asyncio.get_running_loop()
+        grace = _GRACE_HEARTBEATS * self._settings.heartbeat_seconds
+        rescue_from = loop.time() + grace
+        while True:
+            try:
+                await self.sweep(rescue=loop.time() >= rescue_from)
+            except SQLAlchemyError as error:
+                log.warning("what is lost stays so until Postgres is back: %s", error)
+                rescue_from = loop.time() + grace
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep(self, *, rescue: bool = True) -> None:
         """Rescue, expire and send again, once.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: Postgres is away.
         """
+        rescued = await self._rescue() if rescue else []
+        expired = await queries.expire_jobs(self._database, error=_error(JobExpiredError()))
+        lost = await self._find_lost()
+        if rescued or expired or lost:
+            log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(lost))
+        asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)
+        self._wake(lost)
+        for job in (*rescued, *expired):
+            kind = "retrying" if job.state is State.QUEUED else job.state.value
+            self._publisher.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
+
+    async def _find_lost(self) -> list[MovedJob]:
+        lost = []
+        for tier in TIERS:
+            backlog = await self._queue.backlog(tier)
+            if backlog is not None:
+                lost += await queries.resend_jobs(
+                    self._database, tier, backlog, resend_seconds=self._settings.resend_seconds
+                )
+        return lost
+
+    async def _rescue(self) -> list[MovedJob]:
         max_lost = self._settings.max_lost_attempts
-        rescued = await queries.rescue_jobs(
+        return await queries.rescue_jobs(
             self._database,
             max_lost=max_lost,
             delay_seconds=_RESCUE_SECONDS,
@@ -77,19 +116,6 @@ class Sweeper:
             ),
             interrupted=_error(UpstreamError(INTERRUPTED, code="worker_lost")),
         )
-        expired = await queries.expire_jobs(self._database, error=_error(JobExpiredError()))
-        lost = await queries.resend_jobs(
-            self._database,
-            tiers=await self._queue.drained_tiers(),
-            resend_seconds=self._settings.resend_seconds,
-        )
-        if rescued or expired or lost:
-            log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(lost))
-        asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)
-        self._wake(lost)
-        for job in (*rescued, *expired):
-            kind = "retrying" if job.state is State.QUEUED else job.state.value
-            self._publisher.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
 
     def _wake(self, jobs: Sequence[MovedJob]) -> None:
         tiers: dict[str, list[str]] = defaultdict(list)
@@ -98,29 +124,6 @@ class Sweeper:
                 tiers[job.tier].append(job.id)
         for tier, job_ids in tiers.items():
             self._queue.wake(job_ids, tier=tier)
-
-
-@contextlib.asynccontextmanager
-async def _leadership(database: Database) -> AsyncIterator[AsyncConnection | None]:
-    """Give the connection that holds the lock, or None if another scheduler has it; it goes with the connection."""
-    async with database.relaxed.engine.connect() as connection:
-        leads = (await connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK)))).scalar_one()
-        try:
-            yield connection if leads else None
-        finally:
-            await connection.invalidate()
-
-
-@contextlib.asynccontextmanager
-async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do some other work meanwhile, and stop it at the end."""
-    tasks = [asyncio.create_task(chore) for chore in work]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _schedule(settings: Settings) -> None:
@@ -142,7 +145,7 @@ async def _schedule(settings: Settings) -> None:
         )
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
         retention = Retention(settings, database)
-        chores = [batches.run, bookkeeper.run, retention.run]
+        chores = [sweeper.run, batches.run, bookkeeper.run, retention.run]
         if settings.secret_key is not None:
             secret_key = settings.secret_key.get_secret_value()
             sender = WebhookSender(database, secret_key=secret_key, allow_private=settings.webhook_allow_private)
@@ -150,14 +153,12 @@ async def _schedule(settings: Settings) -> None:
             chores.append(sender.run)
         while True:
             try:
-                async with _leadership(database) as connection:
-                    if connection is not None:
-                        async with _beside(*(chore() for chore in chores)):
-                            while True:
-                                await connection.execute(sa.select(1))  # the lock is ours for as long as this answers
-                                await sweeper.sweep()
-                                await asyncio.sleep(settings.sweep_seconds)
-            except (sa.exc.SQLAlchemyError, OSError) as error:
+                async with leadership(database.relaxed) as keep:
+                    if keep is not None:
+                        log.info("this scheduler acts")
+                        async with going_on(*chores):
+                            await keep()
+            except (SQLAlchemyError, OSError) as error:
                 log.warning("Postgres is away: %s", error)
             await asyncio.sleep(settings.sweep_seconds)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
+import time
 from datetime import UTC, datetime
 
 import httpx
@@ -15,31 +15,19 @@ from headrace.database import Database
 from headrace.telemetry import bind
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, resolve
-from headrace.webhooks.queries import Delivery
+from headrace.webhooks.queries import Delivery, Outcome
 from headrace.webhooks.signing import derive_secret, sign
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-_AT_ONCE = 32
+_AT_ONCE = 64
+# Of those, to one host for one account: one that hangs holds up nobody else.
+_SHARE = 4
 _PATIENCE_SECONDS = 15.0
 # After each failure; a day and a bit in all. Nobody who is away is called by many at the same moment.
 _DELAYS = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 28_800)
 _JITTER = 0.2
-_GONE = 410
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an attempt went: the status of an answer, or why there was none."""
-
-    status: int | None
-    error: str | None = None
-
-    @property
-    def taken(self) -> bool:
-        """Whether the receiver has it."""
-        return self.status is not None and 200 <= self.status < 300
 
 
 class WebhookSender:
@@ -50,8 +38,15 @@ class WebhookSender:
         self._database = database
         self._secret_key = secret_key
         self._allow_private = allow_private
-        # No proxy and no redirect: the address that was looked at is the one that is called.
-        self._http = httpx.AsyncClient(timeout=_PATIENCE_SECONDS, follow_redirects=False, trust_env=False)
+        self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        # No proxy and no redirect: the address that was looked at is the one that is called. No connection is kept, as
+        # it would be kept by its address, which may be that of several names.
+        self._http = httpx.AsyncClient(
+            timeout=_PATIENCE_SECONDS,
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -59,40 +54,67 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        while True:
-            sent = 0
-            try:
-                sent = await self.send_due()
-            except SQLAlchemyError as error:
-                log.warning("could not look for webhooks: %s", error)
-            except Exception:
-                log.exception("could not send webhooks")
-            if sent < _AT_ONCE:
+        try:
+            while True:
+                try:
+                    await self.send_due()
+                except SQLAlchemyError as error:
+                    log.warning("could not look for webhooks: %s", error)
+                except Exception:
+                    log.exception("could not send webhooks")
                 await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            for task in self._in_flight:
+                task.cancel()
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
+            self._in_flight.clear()
 
     async def send_due(self) -> int:
-        """Send what is due, up to 32 at a time; returns how many there were."""
-        claimed = await queries.claim_deliveries(self._database, limit=_AT_ONCE)
-        await asyncio.gather(*(self._deliver(delivery) for delivery in claimed))
-        return len(claimed)
+        """Send what is due, and what comes due meanwhile, until nothing is in flight; returns how many there were.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is away. What is in flight stays so.
+        """
+        sent = 0
+        while True:
+            room = _AT_ONCE - len(self._in_flight)
+            claimed = await queries.claim_deliveries(
+                self._database, limit=room, share=_SHARE, in_flight=self._in_flight.values()
+            )
+            self._in_flight |= {asyncio.create_task(self._deliver(delivery)): delivery for delivery in claimed}
+            sent += len(claimed)
+            if not self._in_flight:
+                return sent
+            ended, _ = await asyncio.wait(self._in_flight, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                del self._in_flight[task]
 
     async def _deliver(self, delivery: Delivery) -> None:
         with bind(webhook=delivery.id):
-            outcome = await self._send(delivery)
-            state, delay = "pending", 0.0
-            if outcome.taken:
-                state = "delivered"
-            elif outcome.status == _GONE or delivery.attempts > len(_DELAYS):
-                state = "failed"
-            else:
-                delay = _DELAYS[delivery.attempts - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)
-            if not outcome.taken:
-                log.info("a webhook was not taken: %s", outcome.error or outcome.status)
-            await queries.record_delivery(
-                self._database, delivery, state, status=outcome.status, error=outcome.error, delay_seconds=delay
-            )
+            try:
+                await self._attempt(delivery)
+            except SQLAlchemyError as error:
+                log.warning("could not note how a webhook fared, so it is sent again: %s", error)
+            except Exception:
+                log.exception("could not send a webhook")
 
-    async def _send(self, delivery: Delivery) -> Outcome:
+    async def _attempt(self, delivery: Delivery) -> None:
+        at, start = time.time(), time.monotonic()
+        status, error = await self._send(delivery)
+        outcome = Outcome(status, error, at, round((time.monotonic() - start) * 1000))
+        state, delay = "pending", 0.0
+        if outcome.taken:
+            state = "delivered"
+        elif outcome.gone or delivery.tries > len(_DELAYS):
+            state = "failed"
+        else:
+            delay = _DELAYS[delivery.tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)
+        if not outcome.taken:
+            log.info("a webhook was not taken: %s", error or status)
+        await queries.record_delivery(self._database, delivery, state, outcome, delay_seconds=delay)
+
+    async def _send(self, delivery: Delivery) -> tuple[int | None, str | None]:
+        """Return the status of the answer, or why there was none."""
         secrets = [derive_secret(self._secret_key, secret_id) for secret_id in delivery.secret_ids]
         signed = sign(secrets, webhook_id=delivery.id, sent_at=datetime.now(UTC), payload=delivery.payload)
         try:
@@ -111,9 +133,9 @@ class WebhookSender:
                 response = await self._http.send(request, stream=True)
                 await response.aclose()  # what it says is nobody's business, however long it is
         except ForbiddenAddressError as error:
-            return Outcome(None, str(error))
+            return None, str(error)
         except TimeoutError:
-            return Outcome(None, f"No answer within {_PATIENCE_SECONDS:g} s.")
+            return None, f"No answer within {_PATIENCE_SECONDS:g} s."
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return Outcome(None, f"The connection failed: {type(error).__name__}.")
-        return Outcome(response.status_code)
+            return None, f"The connection failed: {type(error).__name__}."
+        return response.status_code, None

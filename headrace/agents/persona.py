@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from headrace.chat.request import ChatRequest, Message, Metadata, ModelName
 from headrace.chat.validation import invalid_request
@@ -83,7 +83,7 @@ class AgentDefinition(BaseModel):
                 )
         request = {"model": self.model, "messages": [{"role": "user", "content": ""}], **given}
         try:
-            ChatRequest.model_validate_json(orjson.dumps(request))
+            ChatRequest.model_validate_json(to_json(request))
         except ValidationError as error:
             problem = invalid_request(error, request)
             param = f"parameters.{problem.param}"

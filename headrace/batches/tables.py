@@ -26,7 +26,7 @@ def _amounts() -> list[sa.Column[object]]:
         _counter("cached_tokens"),
         _counter("completion_tokens"),
         _counter("reasoning_tokens"),
-        sa.Column("cost", sa.Numeric(20, 10), comment="USD; null when nothing had a price"),
+        sa.Column("cost", sa.Numeric, comment="USD; null when nothing had a price"),
     ]
 
 

@@ -86,11 +86,16 @@ def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
     return TokenUsage(prompt, _estimate_text(text), estimated=True)
 
 
-def estimate_demand(request: Mapping[str, Any], *, output_limit: int | None) -> TokenUsage:
-    """Return what an answer to `request` may use: its prompt, and as much as the model may write, or else 4,096."""
+def estimate_demand(request: Mapping[str, Any], *, output_limit: int | None, whole: bool = False) -> TokenUsage:
+    """Return what an answer to `request` may use: its prompt, and as many tokens as the request allows.
+
+    Where it sets no limit, that is what the model writes at most if we know, but 4,096 unless `whole` is asked for.
+    """
     prompt = estimate_usage(request, "").prompt_tokens
-    asked = request.get("max_completion_tokens") or request.get("max_tokens")
-    most = min(output_limit or _USUAL_ANSWER, _USUAL_ANSWER) if asked is None else asked
+    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    if most is None:
+        most = output_limit or _USUAL_ANSWER
+        most = most if whole else min(most, _USUAL_ANSWER)
     return TokenUsage(prompt, most * (request.get("n") or 1), estimated=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 import orjson
+from pydantic import SecretStr
 from rich.table import Column, Table
 
 from headrace.chat.validation import parse_body
@@ -21,6 +22,7 @@ from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_s
 from headrace.keys.queries import KeyChanges, KeyScope
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
+from headrace.webhooks.acceptance import accept_webhook
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -101,7 +103,9 @@ def create(  # noqa: PLR0917  (click passes them by name)
     changes["limits"] = _merge({}, limits)
 
     async def work(database: Database) -> tuple[Row, str]:
-        key_id, key = await queries.create_key(database, account=account, **changes)
+        account_id = await queries.ensure_account(database, account)
+        await _accept_alerts(settings, database, account_id, limits)
+        key_id, key = await queries.create_key(database, account_id=account_id, **changes)
         return await _get(database, key_id), key
 
     _show_once(*_with_database(settings, work), as_json=as_json)
@@ -187,8 +191,11 @@ def update(  # noqa: PLR0917  (click passes them by name)
         row = await _get(database, key_id)
         if row.status == "revoked":
             raise click.ClickException(f"{key_id} is revoked.")
+        if changes.keys() & {"scopes", "expires_at"}:
+            _refuse_bootstrap(row)
         if unlimited or _given(limits):
             changes["limits"] = _merge({} if unlimited else row.limits, limits)
+            await _accept_alerts(settings, database, row.account_id, limits)
         await queries.update_key(database, key_id, changes)
         return await _get(database, key_id)
 
@@ -211,8 +218,7 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
 
     async def work(database: Database) -> tuple[Row, str]:
         row = await _get(database, key_id)
-        if row.bootstrap:
-            raise click.ClickException(f"{key_id} is the bootstrap key: change HEADRACE_BOOTSTRAP_KEY instead.")
+        _refuse_bootstrap(row)
         if row.status != "active":
             raise click.ClickException(f"{key_id} is {row.status}.")
         key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR)
@@ -226,7 +232,12 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
 @click.pass_obj
 def revoke(settings: Settings, key_id: str) -> None:
     """Revoke a key; it stops working within a second."""
-    _with_database(settings, lambda database: queries.revoke_key(database, key_id))
+
+    async def work(database: Database) -> None:
+        _refuse_bootstrap(await _get(database, key_id))
+        await queries.revoke_key(database, key_id)
+
+    _with_database(settings, work)
     click.echo(f"Revoked {key_id}.")
 
 
@@ -243,6 +254,7 @@ def limit_account(settings: Settings, /, name: str, unlimited: bool, as_json: bo
         account = await _get_account(database, name)
         merged = _merge({} if unlimited else account.limits, limits)
         if unlimited or _given(limits):
+            await _accept_alerts(settings, database, account.id, limits)
             await queries.limit_account(database, account.id, merged)
         return merged
 
@@ -275,6 +287,39 @@ def _merge(present: dict[str, Any], options: dict[str, Any]) -> Limits:
         return parse_body(Limits, orjson.dumps({**present, **_given(options)}))
     except InvalidRequestError as error:
         raise click.ClickException(error.message) from error
+
+
+async def _accept_alerts(settings: Settings, database: Database, account_id: str, options: dict[str, Any]) -> None:
+    """See to it that an account can be told where the options say it is to be told.
+
+    Raises:
+        click.ClickException: The webhook may not go there, or the service sends none.
+    """
+    url = options["alert_webhook"]
+    if url is None:
+        return
+    try:
+        await accept_webhook(_with_secret_key(settings), database, account_id, url)
+    except InvalidRequestError as error:
+        raise click.ClickException(error.message.replace("'webhook'", "'--alert-webhook'")) from error
+
+
+def _with_secret_key(settings: Settings) -> Settings:
+    """Return the settings with the service's secret key: ours, or what `headrace dev` keeps beside its own Postgres."""
+    path = settings.data_dir / "secret-key"
+    if settings.secret_key is not None or settings.database_url or not path.exists():
+        return settings
+    return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})
+
+
+def _refuse_bootstrap(row: Row) -> None:
+    """Leave the bootstrap key to the variable that decides it.
+
+    Raises:
+        click.ClickException: It is the bootstrap key.
+    """
+    if row.bootstrap:
+        raise click.ClickException(f"{row.id} is the bootstrap key: change HEADRACE_BOOTSTRAP_KEY instead.")
 
 
 def _with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:

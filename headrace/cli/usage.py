@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -23,6 +21,7 @@ from headrace.errors import HeadraceError
 from headrace.keys.queries import find_account
 from headrace.settings import Settings
 from headrace.usage.queries import (
+    STATEMENT_COLUMNS,
     ask,
     correct_usage,
     known_metadata_keys,
@@ -32,6 +31,7 @@ from headrace.usage.queries import (
 )
 from headrace.usage.question import Bucket, Question, parse_groups, parse_zone
 from headrace.usage.rollups import rebuild_rollups, verify_rollups
+from headrace.usage.spreadsheet import render_rows
 
 _LONGEST_DAYS = 36_500
 _MOST_ROWS = 100_000
@@ -46,6 +46,20 @@ _AMOUNTS = {
     "estimated_requests": "estimated",
     "unpriced_requests": "unpriced",
 }
+# What may be corrected: the options, and their columns in the ledger.
+_TOKENS = {
+    "--prompt-tokens": "prompt_tokens",
+    "--completion-tokens": "completion_tokens",
+    "--cached-tokens": "cached_tokens",
+    "--cache-write-tokens": "cache_write_tokens",
+    "--reasoning-tokens": "reasoning_tokens",
+    "--audio-prompt-tokens": "prompt_audio_tokens",
+    "--audio-completion-tokens": "completion_audio_tokens",
+}
+_MOST_CORRECTED = 1_000_000_000
+"""Tokens, or USD."""
+_MOST_PLACES = 20
+"""Of USD, after the point."""
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _BAR = 48
 _OTHERS = "others"
@@ -103,14 +117,18 @@ def usage(  # noqa: PLR0917  (click passes them by name)
             metadata_keys=await known_metadata_keys(database),
         )
         question.check()
-        return question, await ask(database, question, limit=_MOST_ROWS)
+        return question, await ask(database, question, limit=_MOST_ROWS + 1)
 
     question, rows = _told(context.obj, answer)
+    if len(rows) > _MOST_ROWS:
+        raise click.UsageError(
+            f"That has more than {_MOST_ROWS:,} rows. Ask for fewer --days, or tell less apart --by."
+        )
     data = [render_amounts(row) for row in rows]
     if as_json:
         click.echo(json.dumps(data))
     elif as_csv:
-        _print_csv(data)
+        click.echo(render_rows(data, names=["start_time", "end_time", *question.groups]), nl=False)
     else:
         if per is not None:
             _draw(question, rows, measure)
@@ -129,13 +147,6 @@ def _told(settings: Settings, answer: Any) -> Any:
         return with_database(settings, answer)
     except HeadraceError as error:
         raise click.UsageError(error.message) from error
-
-
-def _print_csv(data: Sequence[dict[str, Any]]) -> None:
-    if data:
-        writer = csv.DictWriter(sys.stdout, list(data[0]))
-        writer.writeheader()
-        writer.writerows(data)
 
 
 def _show_table(question: Question, rows: Sequence[dict[str, Any]]) -> None:
@@ -188,7 +199,7 @@ def _draw(question: Question, rows: Sequence[dict[str, Any]], measure: str) -> N
         total = sum(bars[start].values(), start=Decimal())
         table.add_row(_when(start, question.bucket, question.zone), text, _figure(total, measure))
     show(table)
-    legend = Text("  ").join(Text.assemble(("█ ", colour), name) for name, colour in colours.items())
+    legend = Text("  ").join(Text.assemble(("█ ", colour), cell(name)) for name, colour in colours.items())
     if len(sizes) > len(colours):
         legend.append_text(Text.assemble("  ", ("█ ", "bright_black"), _OTHERS))
     show(legend)
@@ -222,7 +233,9 @@ def verify(settings: Settings, repair: bool, as_json: bool) -> None:
     if found.differences and repair:
 
         async def rebuild(database: Database) -> int:
-            return await rebuild_rollups(database, metadata_keys=settings.usage_metadata_keys)
+            # The scheduler's: if they were this shell's, it would make everything anew once more.
+            keys = await known_metadata_keys(database, otherwise=settings.usage_metadata_keys)
+            return await rebuild_rollups(database, metadata_keys=keys)
 
         click.echo(f"Made anew from {with_database(settings, rebuild):,} rows.", err=True)
         wrong = bool(found.counted_twice)
@@ -230,37 +243,46 @@ def verify(settings: Settings, repair: bool, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _token_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option, column in reversed(_TOKENS.items()):
+        within = click.IntRange(-_MOST_CORRECTED, _MOST_CORRECTED)
+        command = click.option(option, column, type=within, default=0, help="To add; negative takes away.")(command)
+    return command
+
+
 @usage.command()
 @click.argument("job_id")
-@click.option("--prompt-tokens", type=int, default=0, help="To add; negative takes away.")
-@click.option("--completion-tokens", type=int, default=0, help="To add; negative takes away.")
+@_token_options
 @click.option("--cost", default="0", help="USD to add; negative takes away.")
 @click.option("--note", required=True, help="Why.")
 @click.pass_obj
-def correct(  # noqa: PLR0917  (click passes them by name)
-    settings: Settings, job_id: str, prompt_tokens: int, completion_tokens: int, cost: str, note: str
-) -> None:
+def correct(settings: Settings, /, job_id: str, cost: str, note: str, **tokens: int) -> None:
     """Correct what a job was counted with, by a row of its own as of now."""
-    try:
-        amount = Decimal(cost)
-    except InvalidOperation as error:
-        raise click.BadParameter("expected a number of USD", param_hint="--cost") from error
-    if not amount.is_finite():
-        raise click.BadParameter("expected a number of USD", param_hint="--cost")
+    amount = _parse_cost(cost)
 
     async def add(database: Database) -> bool:
-        return await correct_usage(
-            database,
-            job_id,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            cost=amount,
-            note=note,
-        )
+        return await correct_usage(database, job_id, cost=amount, note=note, **tokens)
 
     if not with_database(settings, add):
         raise click.ClickException(f"The ledger has no job {job_id}.")
     click.echo(f"Corrected {job_id}.")
+
+
+def _parse_cost(text: str) -> Decimal:
+    try:
+        amount = Decimal(text)
+    except InvalidOperation as error:
+        raise click.BadParameter("expected a number of USD", param_hint="--cost") from error
+    exponent = amount.as_tuple().exponent
+    if not isinstance(exponent, int):  # infinite, or no number at all
+        raise click.BadParameter("expected a number of USD", param_hint="--cost")
+    if not -_MOST_CORRECTED <= amount <= _MOST_CORRECTED:
+        message = f"expected {-_MOST_CORRECTED:,} to {_MOST_CORRECTED:,} USD"
+        raise click.BadParameter(message, param_hint="--cost")
+    # Nor more zeros than that before the point, which 0E+999999999 has.
+    if not -_MOST_PLACES <= exponent <= _MOST_PLACES:
+        raise click.BadParameter(f"expected at most {_MOST_PLACES} digits after the point", param_hint="--cost")
+    return amount
 
 
 @usage.command()
@@ -274,13 +296,7 @@ def statement(settings: Settings, month: str, account: str | None) -> None:
     except ValueError as error:
         raise click.BadParameter("expected a month such as 2026-11", param_hint="MONTH") from error
 
-    async def answer(database: Database) -> Sequence[Any]:
+    async def answer(database: Database) -> list[dict[str, Any]]:
         return await statement_of_month(database, month, await _account_ids(database, account))
 
-    rows = with_database(settings, answer)
-    _print_csv(
-        [
-            {name: f"{value:f}" if isinstance(value, Decimal) else value for name, value in row._asdict().items()}
-            for row in rows
-        ]
-    )
+    click.echo(render_rows(with_database(settings, answer), names=STATEMENT_COLUMNS), nl=False)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from headrace.database import Database, Row, execute
 from headrace.files.tables import CHUNK_BYTES, files
-from headrace.ids import new_id
+from headrace.ids import id_before, new_id
 
 _VIEW = sa.select(
     files.c.id,
@@ -30,7 +30,7 @@ ON CONFLICT (file_id, number) DO NOTHING
 _COMPLETE = """
 UPDATE files SET bytes = %(bytes)s, filename = %(filename)s,
                  expires_at = created_at + %(seconds)s * interval '1 second'
-WHERE id = %(id)s
+WHERE id = %(id)s AND bytes IS NULL
 """
 _DISCARD = "DELETE FROM files WHERE id = %(id)s AND bytes IS NULL"
 _READ = "SELECT data FROM file_chunks WHERE file_id = %(file_id)s AND number = %(number)s"
@@ -45,15 +45,38 @@ WITH target AS MATERIALIZED (
 )
 SELECT (SELECT id FROM user_of) FROM target
 """
+# An upload that was broken off is kept for longer than an Idempotency-Key by which it may still be ended.
 _SWEEP = """
 WITH gone AS MATERIALIZED (
     SELECT id FROM files
-    WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '1 day'))
+    WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '2 days'))
           AND NOT EXISTS (SELECT FROM batches WHERE input_file_id = files.id
                           AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
     ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED
+), old AS MATERIALIZED (
+    SELECT file_id, number FROM file_chunks JOIN gone ON file_id = gone.id ORDER BY file_id, number LIMIT %(chunks)s
+), emptied AS (
+    DELETE FROM file_chunks AS chunk USING old WHERE chunk.file_id = old.file_id AND chunk.number = old.number
+    RETURNING chunk.file_id
+), deleted AS (
+    DELETE FROM files USING gone
+    WHERE files.id = gone.id AND (SELECT count(*) FROM file_chunks WHERE file_id = gone.id)
+                                 = (SELECT count(*) FROM old WHERE file_id = gone.id)
+    RETURNING files.id
 )
-DELETE FROM files USING gone WHERE files.id = gone.id RETURNING files.id
+SELECT file_id FROM emptied UNION ALL SELECT id FROM deleted
+"""
+_FORGET = """
+WITH old AS MATERIALIZED (
+    SELECT id FROM files
+    WHERE id < %(before)s AND created_at < now() - %(seconds)s * interval '1 second'
+          AND bytes IS NOT NULL AND (expires_at IS NULL OR expires_at > now())
+          AND NOT EXISTS (SELECT FROM batches WHERE input_file_id = files.id
+                          AND coalesce(greatest(completed_at, failed_at, expired_at, cancelled_at), 'infinity')
+                              > now() - %(seconds)s * interval '1 second')
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE files SET expires_at = now() FROM old WHERE files.id = old.id RETURNING files.id
 """
 
 
@@ -78,14 +101,21 @@ class FileWriter:
             del self._buffer[:CHUNK_BYTES]
             await self._append(chunk)
 
-    async def close(self, *, filename: str, seconds: int | None = None) -> None:
-        """Make the file be there, on disk, for `seconds` from when it was begun, or until somebody deletes it."""
+    async def flush(self) -> None:
+        """Write all of the file. It still is not there."""
         if self._buffer:
             await self._append(bytes(self._buffer))
             self._buffer.clear()
         if self._number == 0:
             await self._create()
-        parameters = {"id": self.file_id, "bytes": self.size, "filename": filename, "seconds": seconds}
+
+    async def close(self, *, filename: str, seconds: int | None = None, file_id: str | None = None) -> None:
+        """Make the file be there, on disk, for `seconds` from when it was begun, or until somebody deletes it.
+
+        With the `file_id` of one that has the same content and was flushed, that one is there instead.
+        """
+        await self.flush()
+        parameters = {"id": file_id or self.file_id, "bytes": self.size, "filename": filename, "seconds": seconds}
         await execute(self._database.durable, _COMPLETE, parameters)
 
     async def discard(self) -> None:
@@ -145,6 +175,18 @@ async def read_file(
         number, skip = number + 1, 0
 
 
-async def sweep_files(database: Database) -> int:
-    """Delete some files that have expired, or whose upload was broken off a day ago; returns how many."""
-    return len(await execute(database.relaxed, _SWEEP))
+async def sweep_files(database: Database, *, chunks: int = 100) -> int:
+    """Delete up to so many chunks of files that have expired, or whose upload was broken off two days ago.
+
+    A file goes with its last chunk. Returns how many rows were deleted.
+    """
+    return len(await execute(database.relaxed, _SWEEP, {"chunks": chunks}))
+
+
+async def forget_files(database: Database, *, seconds: float, limit: int = 500) -> int:
+    """Let some files expire that were made so long ago; returns how many.
+
+    Those that a batch reads, or read until less long ago, are kept. The output of a batch is made at its end.
+    """
+    parameters = {"before": id_before(seconds, "file"), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _FORGET, parameters))

@@ -13,6 +13,7 @@ both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from headrace.database import Database, Row, execute
+from headrace.database import PATIENCE_SECONDS, Database, Row, execute
 from headrace.ids import id_before
 from headrace.jobs.state import State
 from headrace.jobs.tables import jobs
@@ -129,6 +130,16 @@ class MovedJob:
     state: State
     attempt: int
     origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The messages that workers take next from a tier's queue: `job_ids` of all of them, `last_ids` of the last few."""
+
+    job_ids: Sequence[str]
+    last_ids: Sequence[str]
+    whole: bool
+    """Whether there are no others."""
 
 
 _TRANSACTION = "pg_current_xact_id()::text::bigint"
@@ -315,7 +326,11 @@ WHERE jobs.id IS NULL OR jobs.attempt <> held.attempt OR jobs.state <> 'running'
 
 
 async def extend_leases(
-    database: Database, held: Sequence[tuple[str, int]], *, lease_seconds: float
+    database: Database,
+    held: Sequence[tuple[str, int]],
+    *,
+    lease_seconds: float,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[tuple[str, int, bool]]:
     """Extend the leases of `(job_id, attempt)` pairs and return those to stop: lost ones (true), and cancelled ones."""
     parameters = {
@@ -323,7 +338,8 @@ async def extend_leases(
         "attempt": [attempt for _, attempt in held],
         "lease": lease_seconds,
     }
-    return [(row[0], row[1], row[2]) for row in await execute(database.relaxed, _HEARTBEAT, parameters)]
+    rows = await execute(database.relaxed, _HEARTBEAT, parameters, patience_seconds=patience_seconds)
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 _SEGMENTS = """
@@ -422,9 +438,17 @@ def _ended_columns(ended: Sequence[FinishedJob]) -> dict[str, list[Any]]:
         "first_seq": [job.segment and job.segment.first_seq for job in ended],
         "last_seq": [job.segment and job.segment.last_seq for job in ended],
         "chunks": [job.segment and job.segment.chunks for job in ended],
-        "record": [job.record for job in ended],
+        "record": [_storable(job.record) for job in ended],
     }
     return {**columns, **_spent_columns([job.spent for job in ended])}
+
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _storable(document: str) -> str:
+    """Return a JSON text with another character for U+0000, which Postgres's `jsonb` has no place for."""
+    return _NUL.sub(r"\1\\ufffd", document) if "\\u0000" in document else document
 
 
 def _spent_columns(spent: Sequence[SpentUsage | None]) -> dict[str, list[Any]]:
@@ -498,7 +522,7 @@ async def retry_job(
         "route": route,
         "retries": retries,
         "cancelled": cancelled,
-        "record": record,
+        "record": None if record is None else _storable(record),
         "provider": spent and spent.provider,
         **{name: column[0] for name, column in _spent_columns([spent]).items()},
     }
@@ -766,7 +790,7 @@ async def rescue_jobs(
 
 _EXPIRE = f"""
 WITH late AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {_TRANSACTION}, error = %(error)s,
                     request = CASE WHEN deleted_at IS NULL THEN request END
@@ -782,21 +806,57 @@ async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
     return _moved(await execute(database.durable, _EXPIRE, {"error": error}))
 
 
+# Of a long queue only the head is known. What was sent before its last messages were, and is not in it, was lost; a
+# moment's doubt, as jobs that are committed together are not sent together.
 _RESEND = """
-WITH forgotten AS MATERIALIZED (
-    SELECT id FROM jobs
-    WHERE state = 'queued' AND tier = ANY(%(tiers)b::text[]) AND scheduled_at <= now()
-          AND sent_at < now() - %(resend)s * interval '1 second'
-    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+WITH edge AS (
+    SELECT CASE WHEN %(whole)s THEN 'infinity'
+                ELSE (SELECT min(sent_at) - interval '2 seconds' FROM jobs WHERE id = ANY(%(last)b::text[])) END AS at
+), oldest AS MATERIALIZED (
+    SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = %(tier)s ORDER BY id LIMIT 20000
+), lost AS MATERIALIZED (
+    SELECT id FROM oldest, edge
+    WHERE scheduled_at <= now() AND sent_at < least(now() - %(resend)s * interval '1 second', edge.at)
+          AND NOT EXISTS (SELECT FROM unnest(%(waiting)b::text[]) AS waiting (id) WHERE waiting.id = oldest.id)
+), free AS MATERIALIZED (
+    SELECT jobs.id FROM jobs JOIN lost USING (id) WHERE state = 'queued' ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
 )
-UPDATE jobs SET sent_at = now() FROM forgotten WHERE jobs.id = forgotten.id
+UPDATE jobs SET sent_at = now() FROM free WHERE jobs.id = free.id
 RETURNING jobs.id, tier, state, attempt, origin
 """
 
 
-async def resend_jobs(database: Database, *, tiers: Sequence[str], resend_seconds: float) -> list[MovedJob]:
-    """Mark as sent and return due jobs of these tiers that no worker took within `resend_seconds` of a wake-up."""
-    return _moved(await execute(database.relaxed, _RESEND, {"tiers": list(tiers), "resend": resend_seconds}))
+async def resend_jobs(database: Database, tier: str, backlog: Backlog, *, resend_seconds: float) -> list[MovedJob]:
+    """Mark as sent and return due jobs of a tier whose wake-up, sent at least `resend_seconds` ago, is on no queue."""
+    parameters = {
+        "tier": tier,
+        "resend": resend_seconds,
+        "waiting": list(backlog.job_ids),
+        "last": list(backlog.last_ids),
+        "whole": backlog.whole,
+    }
+    return _moved(await execute(database.relaxed, _RESEND, parameters))
+
+
+_IN_HAND = """
+WITH held AS MATERIALIZED (
+    SELECT id FROM jobs WHERE id = ANY(%(ids)b::text[]) AND state = 'queued' ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET sent_at = now() FROM held WHERE jobs.id = held.id
+"""
+
+
+async def keep_in_hand(database: Database, job_ids: Sequence[str]) -> None:
+    """Note that the wake-ups of queued jobs are not lost: a worker that lives has them."""
+    await execute(database.relaxed, _IN_HAND, {"ids": list(job_ids)})
+
+
+_QUEUED = "SELECT id, tier, state, attempt, origin FROM jobs WHERE id = ANY(%(ids)b::text[]) AND state = 'queued'"
+
+
+async def find_queued(database: Database, job_ids: Sequence[str]) -> list[MovedJob]:
+    """Return those of the jobs that are queued."""
+    return _moved(await execute(database.relaxed, _QUEUED, {"ids": list(job_ids)}))
 
 
 _UNCLAIMED = """

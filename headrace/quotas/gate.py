@@ -40,146 +40,230 @@ _SCOPES = "hr:quota:scopes"
 # So many at a time keep Redis from all others for about five milliseconds.
 _MOST_JOBS = 64
 
-# A window has what was taken in each second, and for jobs that wait, in seconds still to come; with the sum of those
-# that count, from which second on they do, and the last one there is.
+# A window has what was taken in each second, and for jobs that wait, in seconds still to come: none of it is zero.
+# Beside it stand the sum of all, the second from which on they are in it, and the last one that has something.
 _LIBRARY = """
 local SPAN = 61
 local now = tonumber(redis.call('TIME')[1])
-local function window(key)
-    local kept = redis.call('HMGET', key, 'sum', 'from', 'last')
-    local sum, from = tonumber(kept[1] or 0), tonumber(kept[2] or now - SPAN + 1)
-    for at = from, now - SPAN do
-        local count = redis.call('HGET', key, at)
-        if count then
-            sum = sum - count
-            redis.call('HDEL', key, at)
+local function key(id, part) return 'hr:quota:' .. id .. ':' .. part end
+local function counts(window, first, last)
+    local seconds = {}
+    for at = first, last do seconds[#seconds + 1] = at end
+    return redis.call('HMGET', window, unpack(seconds))
+end
+-- The last second up to this one that has something, unless that is so long ago that it does not matter.
+local function last_of(window, last)
+    while last > now - SPAN do
+        local found = counts(window, last - SPAN + 1, last)
+        for i = SPAN, 1, -1 do
+            if found[i] then return last - SPAN + i end
+        end
+        last = last - SPAN
+    end
+    return last
+end
+-- Correct what was taken in a second; what has left the window stays away.
+local function correct(window, at, count)
+    if count == 0 or redis.call('HEXISTS', window, at) == 0 then return end
+    redis.call('HINCRBY', window, 'sum', count)
+    if redis.call('HINCRBY', window, at, count) ~= 0 then return end
+    redis.call('HDEL', window, at)
+    if redis.call('HGET', window, 'last') == at then
+        redis.call('HSET', window, 'last', last_of(window, tonumber(at)))
+    end
+end
+-- Let go of what a job holds back, and count what it used in its place. Who is not there any more was settled already.
+local function settle(id, job, tokens, day, month, nano)
+    local held, sums = redis.call('HGET', key(id, 'open'), job), key(id, 'sums')
+    if not held then return end
+    redis.call('HDEL', key(id, 'open'), job)
+    local kind, reserved, cost, at = held:match('^(%d):(%d+):(%d+):(%d+)')
+    local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', day, month)
+    local to = {'open' .. kind, (is[1] or 0) - 1, 'held', (is[2] or 0) - cost, 'version', (is[3] or 0) + 1}
+    for i, period in ipairs({day, month}) do
+        if is[3 + i] then
+            to[#to + 1] = period
+            to[#to + 1] = is[3 + i] + nano
         end
     end
-    if not kept[2] or from <= now - SPAN then redis.call('HSET', key, 'sum', sum, 'from', now - SPAN + 1) end
-    return {key = key, sum = sum, last = tonumber(kept[3] or 0)}
+    redis.call('HSET', sums, unpack(to))
+    correct(key(id, 'tokens'), at, tokens - reserved)
+    if tonumber(at) > now then correct(key(id, 'requests'), at, -1) end
 end
--- When there is room for as many more: the second, or nil if there never is.
-local function free_at(win, limit, more)
-    if more > limit then return nil end
-    if win.sum + more <= limit then return now end
-    local found, raw, sum, at = {}, redis.call('HGETALL', win.key), win.sum, now
-    for i = 1, #raw, 2 do
-        local second = tonumber(raw[i])
-        if second then found[#found + 1] = {second, tonumber(raw[i + 1])} end
-    end
-    table.sort(found, function(a, b) return a[1] < b[1] end)
-    for i = 1, #found do
-        if sum + more <= limit then break end
-        sum = sum - found[i][2]
-        at = math.max(now, found[i][1] + SPAN)
-    end
-    return at
-end
-local function take(win, at, count)
-    if redis.call('HINCRBY', win.key, at, count) == count then redis.call('EXPIRE', win.key, at - now + 120) end
-    redis.call('HINCRBY', win.key, 'sum', count)
-    if at > win.last then redis.call('HSET', win.key, 'last', at) end
-end
-local function key(id, part) return 'hr:quota:' .. id .. ':' .. part end
 """
 # Of each job: day, month, id, whether it is a background job, tokens, cost, and scopes as `Gate._ask` has them.
 _ADMIT = (
     _LIBRARY
     + """
+local function window(scope, id, part, limit, more, waits)
+    local key = key(id, part)
+    local kept = redis.call('HMGET', key, 'sum', 'from', 'last')
+    local sum, from, last = tonumber(kept[1] or 0), tonumber(kept[2] or now - SPAN + 1), tonumber(kept[3] or 0)
+    for first = from, now - SPAN, SPAN do
+        local found = counts(key, first, math.min(first + SPAN - 1, now - SPAN))
+        for i = 1, #found do
+            if found[i] then
+                sum = sum - found[i]
+                redis.call('HDEL', key, first + i - 1)
+            end
+        end
+    end
+    if from <= now - SPAN then
+        from = now - SPAN + 1
+        redis.call('HSET', key, 'sum', sum, 'from', from)
+    end
+    local used, newest = sum, last
+    if last > now then
+        local found = counts(key, now - SPAN + 1, now)
+        used = 0
+        for i = 1, SPAN do
+            if found[i] then used, newest = used + found[i], now - SPAN + i end
+        end
+    end
+    return {
+        scope = scope, key = key, part = part, limit = limit, more = more, waits = waits,
+        sum = sum, from = from, last = last, used = used, newest = newest,
+    }
+end
+-- A request may be taken in a second if no window that has this second is too full then: those that end with it and
+-- the sixty after it. Return the first such second from one on, as far as windows tell that end that much later.
+local function free_from(win, at, ahead)
+    local first = at - SPAN + 1
+    local found = counts(win.key, first, math.max(at, math.min(at + ahead, win.last)))
+    local sum, free = 0, at
+    for i = 1, SPAN + ahead do
+        sum = sum + (found[i] or 0) - (i > SPAN and found[i - SPAN] or 0)
+        local last = first + i - 1
+        if last >= at and sum + win.more > win.limit then
+            free = last + 1
+        elseif last == free + SPAN - 1 then
+            return free
+        end
+    end
+    return free
+end
+local function fits(win, at)
+    if win.sum + win.more <= win.limit then return true end
+    return math.max(at, win.last) > now and free_from(win, at, SPAN - 1) == at
+end
+-- The second in which a job is taken, or else why there is none. One that waits does not overtake those before it.
+local function second(windows)
+    for _, win in ipairs(windows) do
+        if win.more > win.limit then return nil, {win.part .. '_per_minute', win.scope, win.used, -1} end
+    end
+    local at = now
+    -- Whatever moves it once has room from there on.
+    for _ = 1, #windows + 1 do
+        local moved = false
+        for _, win in ipairs(windows) do
+            if not fits(win, at) then
+                if not win.waits then
+                    local free = free_from(win, at, 2 * SPAN)
+                    return nil, {win.part .. '_per_minute', win.scope, win.used, free - now}
+                end
+                at, moved = free_from(win, math.max(at, win.last), SPAN), true
+            end
+        end
+        if not moved then return at end
+    end
+    error('no second')
+end
+local function take(win, at)
+    if win.more == 0 then return end
+    if redis.call('HINCRBY', win.key, at, win.more) == win.more then
+        redis.call('EXPIRE', win.key, math.max(at, win.last) - now + 120)
+    end
+    redis.call('HINCRBY', win.key, 'sum', win.more)
+    if at > win.last then redis.call('HSET', win.key, 'last', at, 'from', win.from) end
+end
+-- Of the last minute: what is limited, to how much, how much of it is left, and after how many seconds all of it is.
+local function rates(windows, at)
+    local told = {}
+    for i, win in ipairs(windows) do
+        local used, newest = win.used, win.newest
+        if at == now then used, newest = used + win.more, now end
+        told[i] = {win.part, win.limit, win.limit - used, used > 0 and newest + SPAN - now or 0}
+    end
+    return told
+end
+-- What may cost more than is left runs if nothing else does: so small budgets are of use, and one job may exceed them.
+local function exceeds(budget, spent, held, nano)
+    if budget < 0 then return false end
+    if nano == 0 then return spent > budget end
+    return spent + held + nano > budget and (held > 0 or spent >= budget)
+end
+local function refusal(scope, background, nano, open, held, spent_day, spent_month)
+    local flight, queued, daily, monthly = unpack(scope, 4, 7)
+    if exceeds(daily, spent_day, held, nano) then return 'daily_budget' end
+    if exceeds(monthly, spent_month, held, nano) then return 'monthly_budget' end
+    if background == 0 and flight >= 0 and open >= flight then return 'jobs_in_flight' end
+    if background == 1 and queued >= 0 and open >= queued then return 'jobs_queued' end
+end
+local function hold(id, job, background, open, held, nano, holds)
+    if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
+        redis.call('HSET', key(id, 'sums'), 'open' .. background, open + 1, 'held', held + nano)
+    end
+    if open == 0 then
+        redis.call('EXPIRE', key(id, 'open'), 3456000)
+        redis.call('EXPIRE', key(id, 'sums'), 3456000)
+    end
+    redis.call('SADD', 'hr:quota:scopes', id)
+end
 local function admit(day, month, job, background, tokens, nano, scopes)
-    local at, seen = now, {}
+    local windows, states, at, refused = {}, {}
     for i, scope in ipairs(scopes) do
         local id, rpm, tpm, flight, queued, daily, monthly, waits = unpack(scope)
-        waits = waits and background == 1
         local sums = redis.call('HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'held', day, month)
         local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
-        if stateful and (not sums[1] or not sums[6] or not sums[7]) then
-            return {'load', i, tonumber(sums[2] or 0)}
-        end
-        local held = tonumber(sums[5] or 0)
-        if daily >= 0 and tonumber(sums[6]) + held + nano > daily then return {'daily_budget', i} end
-        if monthly >= 0 and tonumber(sums[7]) + held + nano > monthly then return {'monthly_budget', i} end
-        local open = tonumber(sums[3 + background] or 0)
-        if background == 0 and flight >= 0 and open >= flight then return {'jobs_in_flight', i, open} end
-        if background == 1 and queued >= 0 and open >= queued then return {'jobs_queued', i, open} end
-        local r, t
-        if rpm >= 0 then
-            r = window(key(id, 'requests'))
-            local free = free_at(r, rpm, 1)
-            if free > now and not waits then return {'requests_per_minute', i, r.sum, free - now} end
-            if free > now then at = math.max(at, free, r.last) end
-        end
-        if tpm >= 0 then
-            t = window(key(id, 'tokens'))
-            local free = free_at(t, tpm, tokens)
-            if not free then return {'tokens_per_minute', i, t.sum, -1} end
-            if free > now and not waits then return {'tokens_per_minute', i, t.sum, free - now} end
-            if free > now then at = math.max(at, free, t.last) end
-        end
-        seen[i] = {id, rpm, r, tpm, t, open, held}
+        if stateful and not (sums[1] and sums[6] and sums[7]) then return {'load', i, tonumber(sums[2] or 0)} end
+        local open, held = tonumber(sums[3 + background] or 0), tonumber(sums[5] or 0)
+        local word = refusal(scope, background, nano, open, held, tonumber(sums[6] or 0), tonumber(sums[7] or 0))
+        if word and not refused then refused = {word, i, open, 0} end
+        states[i] = {id, open, held}
+        waits = waits and background == 1
+        if rpm >= 0 then windows[#windows + 1] = window(i, id, 'requests', rpm, 1, waits) end
+        if tpm >= 0 then windows[#windows + 1] = window(i, id, 'tokens', tpm, tokens, waits) end
     end
-    local answer, holds = {'ok', at - now}, string.format('%d:%.0f:%.0f:%d', background, tokens, nano, at)
-    for i = 1, #seen do
-        local id, rpm, r, tpm, t, open, held = unpack(seen[i], 1, 7)
-        if r then take(r, at, 1) end
-        if t then take(t, at, tokens) end
-        answer[#answer + 1] = r and {rpm, rpm - r.sum - 1, at - now + SPAN} or false
-        answer[#answer + 1] = t and {tpm, tpm - t.sum - tokens, at - now + SPAN} or false
-        if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
-            redis.call('HSET', key(id, 'sums'), 'open' .. background, open + 1, 'held', held + nano)
-        end
-        if open == 0 then
-            redis.call('EXPIRE', key(id, 'open'), 3456000)
-            redis.call('EXPIRE', key(id, 'sums'), 3456000)
-        end
-        redis.call('SADD', 'hr:quota:scopes', id)
+    if not refused then at, refused = second(windows) end
+    if refused then
+        refused[5] = rates(windows)
+        return refused
     end
-    return answer
+    local holds = string.format('%d:%.0f:%.0f:%d', background, tokens, nano, at)
+    for _, win in ipairs(windows) do take(win, at) end
+    for _, state in ipairs(states) do
+        local id, open, held = unpack(state)
+        hold(id, job, background, open, held, nano, holds)
+    end
+    return {'ok', 0, 0, at - now, rates(windows, at)}
 end
 local answers = {}
 for i = 1, #ARGV do answers[i] = admit(unpack(cjson.decode(ARGV[i]))) end
 return answers
 """
 )
-# Of each job: day, month, id, tokens, cost, and the ids of scopes. Who is not there any more was settled already.
+# Of each job: day, month, id, tokens, cost, and the ids of scopes.
 _SETTLE = (
     _LIBRARY
     + """
-local function settle(day, month, job, tokens, nano, ids)
-    for _, id in ipairs(ids) do
-        local held, sums, win = redis.call('HGET', key(id, 'open'), job), key(id, 'sums'), key(id, 'tokens')
-        if held then
-            local kind, reserved, cost, at = held:match('^(%d):(%d+):(%d+):(%d+)')
-            redis.call('HDEL', key(id, 'open'), job)
-            local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', day, month)
-            local to = {'open' .. kind, (is[1] or 0) - 1, 'held', (is[2] or 0) - cost, 'version', (is[3] or 0) + 1}
-            for i, period in ipairs({day, month}) do
-                if is[3 + i] then
-                    to[#to + 1] = period
-                    to[#to + 1] = is[3 + i] + nano
-                end
-            end
-            redis.call('HSET', sums, unpack(to))
-            if redis.call('HEXISTS', win, at) == 1 then
-                redis.call('HINCRBY', win, at, tokens - reserved)
-                redis.call('HINCRBY', win, 'sum', tokens - reserved)
-            end
-        end
-    end
-    return 1
-end
 local answers = {}
-for i = 1, #ARGV do answers[i] = settle(unpack(cjson.decode(ARGV[i]))) end
+for i = 1, #ARGV do
+    local day, month, job, tokens, nano, ids = unpack(cjson.decode(ARGV[i]))
+    for _, id in ipairs(ids) do settle(id, job, tokens, day, month, nano) end
+    answers[i] = 1
+end
 return answers
 """
 )
-# What Postgres says was spent, and at first which jobs are open, unless something was settled since it was asked.
+# What Postgres says was spent, which jobs have ended by then, and at first which are open, unless something was settled
+# since it was asked.
 _LOAD = (
     _LIBRARY
     + """
-local id, version, day, spent_day, month, spent_month, jobs = unpack(cjson.decode(ARGV[1]))
+local id, version, day, spent_day, month, spent_month, ended, jobs = unpack(cjson.decode(ARGV[1]))
 local open, sums = key(id, 'open'), key(id, 'sums')
 if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
+for _, job in ipairs(ended) do settle(id, job[1], job[2], day, month, 0) end
 if redis.call('HEXISTS', sums, 'loaded') == 0 then
     for _, job in ipairs(jobs) do
         if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then
@@ -193,6 +277,15 @@ redis.call('HINCRBY', sums, 'version', 1)
 redis.call('EXPIRE', open, 3456000)
 redis.call('EXPIRE', sums, 3456000)
 return 1
+"""
+)
+# A scope that nobody has asked for as long as its sums are kept, and that holds nothing back.
+_FORGET = (
+    _LIBRARY
+    + """
+local id = ARGV[1]
+if redis.call('HEXISTS', key(id, 'sums'), 'loaded') == 1 or redis.call('EXISTS', key(id, 'open')) == 1 then return 0 end
+return redis.call('SREM', 'hr:quota:scopes', id)
 """
 )
 
@@ -244,8 +337,10 @@ class Gate:
         self._database = database
         self._open_when_away = open_when_away
         self._load = redis.register_script(_LOAD)
+        self._forget = redis.register_script(_FORGET)
         self._admissions = self._grouped(_ADMIT)
         self._settlements = self._grouped(_SETTLE)
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self._complained = -math.inf
 
     def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
@@ -274,7 +369,7 @@ class Gate:
                 answer = await self._ask(limited, demand)
                 if answer[0] != b"load":
                     return _read(answer, limited, demand)
-                await self._reload(limited[answer[1] - 1].id, version=answer[2])
+                await self._load_once(limited[answer[1] - 1].id, version=answer[2])
         except AWAY as error:
             self._complain(error)
             if self._open_when_away:
@@ -351,20 +446,33 @@ class Gate:
     async def correct(self) -> None:
         """Put right, from the ledger, what was spent of budgets. Raises what `reconcile` does."""
         for scope_id in await self._scopes():
-            sums = await self._redis.hmget(f"hr:quota:{scope_id}:sums", ["loaded", "version"])
-            if sums[0] is None:
-                await self._redis.srem(_SCOPES, scope_id)  # nobody has asked for as long as it is kept
+            loaded, version = await self._redis.hmget(f"hr:quota:{scope_id}:sums", ["loaded", "version"])
+            if loaded is None:  # it has rates alone, or none any more
+                await self._forget(args=[scope_id])
             else:
-                await self._reload(scope_id, version=int(sums[1] or 0))
+                await self._reload(scope_id, version=int(version or 0))
 
     async def _scopes(self) -> list[str]:
         return [_text(scope_id) for scope_id in await self._redis.smembers(_SCOPES)]
 
+    async def _load_once(self, scope_id: str, *, version: int) -> None:
+        """Load a scope's sums, for all who ask for them at the same time."""
+        loading = self._loading.get(scope_id)
+        if loading is None:
+            loading = self._loading[scope_id] = asyncio.create_task(self._reload(scope_id, version=version))
+            loading.add_done_callback(lambda _: self._loading.pop(scope_id))
+        await asyncio.shield(loading)  # it may be one client's going that stops us
+
     async def _reload(self, scope_id: str, *, version: int) -> None:
         day, month = _periods()
-        spent = await queries.read_spent(self._database, scope_id)
+        async with queries.snapshot(self._database) as then:
+            spent = await queries.read_spent(then, scope_id)
+            # Of what that has counted, something may hold back still. It was let in before, and so is there now.
+            held = await self._redis.hkeys(f"hr:quota:{scope_id}:open")
+            ended = await queries.find_ended(then, [_text(job_id) for job_id in held])
         jobs = [[job.id, int(job.background), _nano(job.cost)] for job in spent.open_jobs]
-        asked = [scope_id, version, day, _nano(spent.day), month, _nano(spent.month), jobs]
+        settled = [[job.job_id, job.tokens] for job in ended]
+        asked = [scope_id, version, day, _nano(spent.day), month, _nano(spent.month), settled, jobs]
         await self._load(args=[orjson.dumps(asked)])
 
     def _complain(self, error: Exception) -> None:
@@ -390,20 +498,23 @@ def _periods() -> tuple[str, str]:
 
 
 def _read(answer: list[Any], scopes: Sequence[Scope], demand: Demand) -> Admission:
-    word = answer[0].decode()
-    if word == "ok":
-        return Admission(answer[1], _headers(answer[2:]))
-    limits = scopes[answer[1] - 1].limits
-    raise _refusal(word, getattr(limits, word), demand, *answer[2:])
+    word, place, used, wait, rates = answer
+    headers = _headers(rates)
+    if word == b"ok":
+        return Admission(wait, headers)
+    name = word.decode()
+    error = _refusal(name, getattr(scopes[place - 1].limits, name), demand, used, wait)
+    error.headers = {**headers, **error.headers}
+    raise error
 
 
 def _headers(rates: Sequence[Any]) -> dict[str, str]:
     """Return OpenAI's headers, of the scope that has the least left."""
     headers: dict[str, str] = {}
-    for name, found in (("requests", rates[::2]), ("tokens", rates[1::2])):
-        tightest = min((rate for rate in found if rate), key=lambda rate: rate[1], default=None)
-        if tightest is not None:
-            limit, remaining, reset = tightest
+    for name in ("requests", "tokens"):
+        found = [rate[1:] for rate in rates if rate[0].decode() == name]
+        if found:
+            limit, remaining, reset = min(found, key=lambda rate: rate[1])
             headers |= {
                 f"x-ratelimit-limit-{name}": str(limit),
                 f"x-ratelimit-remaining-{name}": str(max(0, remaining)),
@@ -424,28 +535,22 @@ _IN_VAIN = {"x-should-retry": "false"}
 _OPEN = {"jobs_in_flight": "requests at one time", "jobs_queued": "background jobs at one time"}
 
 
-def _refusal(word: str, limit: Any, demand: Demand, used: int = 0, wait: int = 1) -> HeadraceError:
+def _refusal(word: str, limit: Any, demand: Demand, used: int, wait: int) -> HeadraceError:
+    """Return what is told of a limit of which so much is used; there is room after `wait` seconds, or if < 0 never."""
     if word.endswith("_budget"):
         return _out_of_budget(word, limit)
     if word in _OPEN:
         return RateLimitError(f"Rate limit reached for {_OPEN[word]}: Limit {limit}, Used {used}.", retry_after=1)
-    name = word.partition("_")[0]
-    asked = 1 if name == "requests" else demand.tokens
+    asked = 1 if word == "requests_per_minute" else demand.tokens
     if wait < 0:
         error = RateLimitError(f"Request too large for {_ABBREVIATIONS[word]}: Limit {limit}, Requested {asked}.")
         error.headers = _IN_VAIN
         return error
-    error = RateLimitError(
+    return RateLimitError(
         f"Rate limit reached for {_ABBREVIATIONS[word]}: Limit {limit}, Used {used}, Requested {asked}. "
         f"Please try again in {_duration(wait)}.",
         retry_after=wait,
     )
-    error.headers = {
-        f"x-ratelimit-limit-{name}": str(limit),
-        f"x-ratelimit-remaining-{name}": str(max(0, limit - used)),
-        f"x-ratelimit-reset-{name}": _duration(wait),
-    }
-    return error
 
 
 def _out_of_budget(word: str, budget: Decimal) -> QuotaExceededError:

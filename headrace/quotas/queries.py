@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from headrace.database import Database, Row, execute
+from headrace.database import Connections, Database, Row, execute
 from headrace.ids import created_at
 from headrace.quotas.rules import Limits
 from headrace.usage.queries import ask, render_cost
@@ -21,6 +25,35 @@ from headrace.usage.question import Question
 # A job that was let in this long ago and has no row has not just not been written yet.
 _PATIENCE_SECONDS = 15
 ALERT_PERCENTS = (50, 80, 100)
+
+
+class _Snapshot(Connections):
+    """One connection in one transaction, which sees everything as of its first statement."""
+
+    def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
+        super().__init__(engine, limit=1)
+        self._connection = connection
+
+    async def execute(
+        self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
+    ) -> Sequence[Row]:
+        assert isinstance(statement, str)
+        try:
+            async with asyncio.timeout(patience_seconds):
+                return (await self._connection.exec_driver_sql(statement, parameters)).all()
+        except TimeoutError:
+            raise sa.exc.TimeoutError(f"Postgres did not answer within {patience_seconds:g} s.") from None
+
+
+@contextlib.asynccontextmanager
+async def snapshot(database: Database) -> AsyncIterator[Database]:
+    """Give a database as of one moment, that of the first question to it; it is not to be written to."""
+    engine = database.relaxed.engine
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        async with connection.begin():
+            then = _Snapshot(engine, connection)
+            yield Database(then, then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +91,19 @@ _OF_KEY = "SELECT account_id FROM api_keys WHERE id = %(id)s"
 
 
 async def read_spent(database: Database, scope_id: str) -> SpentSums:
-    """Return what the ledger and the jobs say of a key or an account. Thrown-away attempts have cost money too."""
+    """Return what the ledger and the jobs say of a key or an account."""
+    rows = await execute(database.relaxed, _OPEN.format(column=_column(scope_id)), {"id": scope_id})
+    day, month = await _read_sums(database, scope_id)
+    return SpentSums(day, month, [OpenJob(*row) for row in rows])
+
+
+def _column(scope_id: str) -> str:
+    return "key_id" if scope_id.startswith("key_") else "account_id"
+
+
+async def _read_sums(database: Database, scope_id: str) -> tuple[Decimal, Decimal]:
+    """Return what was spent this day and this month. Thrown-away attempts have cost money too."""
     is_key = scope_id.startswith("key_")
-    rows = await execute(database.relaxed, _OPEN.format(column="key_id" if is_key else "account_id"), {"id": scope_id})
     account_id = (await execute(database.relaxed, _OF_KEY, {"id": scope_id}))[0][0] if is_key else scope_id
     now = datetime.now(UTC)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -74,7 +117,7 @@ async def read_spent(database: Database, scope_id: str) -> SpentSums:
         )
         [row] = await ask(database, question, limit=1)
         sums.append(row["cost"] + row["discarded_cost"])
-    return SpentSums(sums[0], sums[1], [OpenJob(*row) for row in rows])
+    return sums[0], sums[1]
 
 
 _LIMITS = """
@@ -89,16 +132,30 @@ async def find_limits(database: Database, key_id: str) -> dict[str, Limits]:
     return {key_id: Limits.parse(of_key), account_id: Limits.parse(of_account)}
 
 
-async def find_left(database: Database, key_id: str) -> Decimal | None:
-    """Return how many USD are left of the tightest budget of a key and its account; None if they have none."""
-    left: list[Decimal] = []
-    for scope_id, limits in (await find_limits(database, key_id)).items():
+_HELD = """
+SELECT coalesce(sum(reserved_cost), 0) FROM jobs
+WHERE state IN ('queued', 'running') AND batch_id IS NULL AND {column} = %(id)s
+"""
+
+
+async def find_left(database: Database, key_ids: Iterable[str]) -> dict[str, Decimal]:
+    """Return how many USD are left of the tighter budget of each of these keys, and their accounts, that has one.
+
+    What open jobs hold back is not left; what lines of batches will cost is.
+    """
+    scopes: dict[str, Limits] = {}
+    for key_id in key_ids:
+        scopes |= await find_limits(database, key_id)
+    left = {}
+    for scope_id, limits in scopes.items():
         if limits.daily_budget is None and limits.monthly_budget is None:
             continue
-        spent = await read_spent(database, scope_id)
-        budgets = ((limits.daily_budget, spent.day), (limits.monthly_budget, spent.month))
-        left += [budget - total for budget, total in budgets if budget is not None]
-    return min(left, default=None)
+        # What ends in between is not left twice, rather than left once more.
+        held = (await execute(database.relaxed, _HELD.format(column=_column(scope_id)), {"id": scope_id}))[0][0]
+        day, month = await _read_sums(database, scope_id)
+        budgets = ((limits.daily_budget, day), (limits.monthly_budget, month))
+        left[scope_id] = min(budget - spent for budget, spent in budgets if budget is not None) - held
+    return left
 
 
 _ENDED = """
@@ -137,27 +194,32 @@ async def alert(database: Database) -> None:
         budgets = {"daily_budget": limits.daily_budget, "monthly_budget": limits.monthly_budget}
         if not any(budgets.values()):
             continue
-        spent = await read_spent(database, row.id)
+        day, month = await _read_sums(database, row.id)
         now = datetime.now(UTC)
-        periods = {"daily_budget": (spent.day, f"{now:%Y-%m-%d}"), "monthly_budget": (spent.month, f"{now:%Y-%m}")}
+        periods = {"daily_budget": (day, f"{now:%Y-%m-%d}"), "monthly_budget": (month, f"{now:%Y-%m}")}
         for name, budget in budgets.items():
             total, period = periods[name]
             reached = [percent for percent in ALERT_PERCENTS if budget and total * 100 >= budget * percent]
             for percent in reached:
-                news = {"budget": name, "period": period, "percent": percent}
-                sums = {"spent": render_cost(total), "limit": render_cost(budget or Decimal())}
-                await _tell(database, row, limits, news, sums)
+                news = {
+                    "budget": name,
+                    "period": period,
+                    "percent": percent,
+                    "limit": render_cost(budget or Decimal()),
+                }
+                await _tell(database, row, limits, news, spent=total)
 
 
-async def _tell(database: Database, row: Row, limits: Limits, news: Mapping[str, Any], sums: Mapping[str, str]) -> None:
-    # The same id for the same news, so that nobody is told twice, whoever looks and whoever dies.
+async def _tell(database: Database, row: Row, limits: Limits, news: Mapping[str, Any], *, spent: Decimal) -> None:
+    # The same id for the same news, so that nobody is told twice, whoever looks and whoever dies; of a budget that was
+    # changed there is news again.
     event_id = "evt_" + hashlib.md5(f"{row.id} {news}".encode(), usedforsecurity=False).hexdigest()
     payload = {
         "id": event_id,
         "object": "event",
         "type": "budget.alert",
         "created_at": int(time.time()),
-        "data": {"id": row.id, **news, **sums},
+        "data": {"id": row.id, **news, "spent": render_cost(spent)},
     }
     parameters = {
         "event_id": event_id,

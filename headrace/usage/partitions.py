@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from headrace.database import Database, execute
+from headrace.database import Database
 
 _MONTHS_AHEAD = 2
 _NAME = re.compile(r"usage_(\d{4}_\d{2}|other)")
@@ -24,14 +24,31 @@ def _first_of_month(months: int) -> datetime:
 async def ensure_partitions(database: Database, *, now: datetime) -> None:
     """Make the partitions of this month and the next two, where they are not there.
 
+    Rows that came before their month's partition are in `usage_other`, and are moved.
+
     Raises:
-        sqlalchemy.exc.DBAPIError: Rows of such a month are elsewhere already, or Postgres is away.
+        sqlalchemy.exc.DBAPIError: Postgres is away.
     """
     this = now.year * 12 + now.month - 1
     for months in range(this, this + 1 + _MONTHS_AHEAD):
         start, end = _first_of_month(months), _first_of_month(months + 1)
-        await execute(
-            database.durable,
-            f"CREATE TABLE IF NOT EXISTS usage_{start:%Y_%m} PARTITION OF usage "
-            f"FOR VALUES FROM ('{start.isoformat()}') TO ('{end.isoformat()}')",
-        )
+        await _ensure(database, f"usage_{start:%Y_%m}", start.isoformat(), end.isoformat())
+
+
+async def _ensure(database: Database, name: str, start: str, end: str) -> None:
+    async with database.durable.engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            found = await connection.exec_driver_sql("SELECT to_regclass(%s) IS NOT NULL", (name,))
+            if found.scalar_one():
+                return
+            # Whoever adds rows meanwhile waits before `usage_other`, and then finds the partition.
+            await connection.exec_driver_sql("LOCK TABLE usage_other IN ACCESS EXCLUSIVE MODE")
+            await connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage INCLUDING ALL)")
+            await connection.exec_driver_sql(
+                f"WITH moved AS (DELETE FROM usage_other WHERE created_at >= '{start}' AND created_at < '{end}' "
+                f"RETURNING *) INSERT INTO {name} SELECT * FROM moved"
+            )
+            await connection.exec_driver_sql(
+                f"ALTER TABLE usage ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')"
+            )

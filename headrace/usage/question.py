@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from functools import cache, cached_property
+from zoneinfo import ZoneInfo, available_timezones
 
 from headrace.errors import InvalidRequestError
 from headrace.usage.views import Grain, Segment, find_view, has_whole_hours, split
@@ -88,22 +88,23 @@ class Question:
 
     @cached_property
     def _has_whole_hours(self) -> bool:
-        return self._is_utc or has_whole_hours(
+        return self.is_utc or has_whole_hours(
             self.zone, datetime.fromtimestamp(self.start, UTC), datetime.fromtimestamp(self.end, UTC)
         )
 
     @property
-    def _is_utc(self) -> bool:
+    def is_utc(self) -> bool:
+        """Whether its buckets are those of UTC."""
         return self.zone.key == "UTC"
 
     @property
     def _grains(self) -> tuple[Grain, ...]:
-        if self.bucket is None or (self.bucket is Bucket.MONTH and self._is_utc):
+        if self.bucket is None or (self.bucket is Bucket.MONTH and self.is_utc):
             return ("hour", "day", "month")
-        return ("hour", "day") if self.bucket is Bucket.DAY and self._is_utc else ("hour",)
+        return ("hour", "day") if self.bucket is Bucket.DAY and self.is_utc else ("hour",)
 
-    def check(self) -> None:
-        """See to it that the answer is one to wait for.
+    def check(self, *, latency: bool = False) -> None:
+        """See to it that the answer, or with `latency` the one with percentiles, is one to wait for.
 
         Raises:
             InvalidRequestError: The end is not after the start, or there are too many buckets or rows in between.
@@ -118,13 +119,17 @@ class Question:
                 param="bucket",
                 code="invalid_value",
             )
-        if self.view() is None and self.end - self.start > _LONGEST_OF_ROWS:
-            raise InvalidRequestError(
-                "Invalid 'start': what is asked for together, or the time zone's hours, are in no roll-up; that can be "
-                "told of 31 days at a time.",
-                param="start",
-                code="invalid_value",
-            )
+        if self.end - self.start <= _LONGEST_OF_ROWS:
+            return
+        if self.view() is None:
+            raise _too_long("what is asked for together, or the time zone's hours, are in no roll-up")
+        if latency and self.view(latency=True) is None:
+            raise _too_long("percentiles of what is asked for together are in no roll-up")
+
+
+def _too_long(reason: str) -> InvalidRequestError:
+    message = f"Invalid 'start': {reason}; that can be told of 31 days at a time."
+    return InvalidRequestError(message, param="start", code="invalid_value")
 
 
 def is_metadata(name: str) -> bool:
@@ -162,17 +167,29 @@ def _is_metadata_group(name: str) -> bool:
     return is_metadata(name) and 0 < len(metadata_key(name)) <= _LONGEST_KEY and "\0" not in name
 
 
+@cache  # they are looked for in files
+def _zones() -> frozenset[str]:
+    """Return the names that Postgres understands as Python does.
+
+    Those without a slash are often an offset to it, such as `CET`, which has no summer; and `localtime` is nothing.
+    """
+    return frozenset({"UTC", *(name for name in available_timezones() if "/" in name)})
+
+
 def parse_zone(name: str | None) -> ZoneInfo:
     """Return the time zone of that name, UTC without one.
 
     Raises:
         InvalidRequestError: There is no such zone.
     """
-    try:
-        return ZoneInfo(name or "UTC")
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidRequestError(
-            f"Invalid 'time_zone': '{str(name)[:100]}'. Expected a name such as 'Europe/Berlin'.",
-            param="time_zone",
-            code="invalid_value",
-        ) from None
+    if name is None:
+        return ZoneInfo("UTC")
+    if name not in _zones():
+        raise unknown_zone(name)
+    return ZoneInfo(name)
+
+
+def unknown_zone(name: str) -> InvalidRequestError:
+    """Return the error for a time zone that there is not."""
+    message = f"Invalid 'time_zone': '{name[:100]}'. Expected a name such as 'Europe/Berlin'."
+    return InvalidRequestError(message, param="time_zone", code="invalid_value")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.usage.latency import step_of
 
-_TOKENS = (
+TOKENS = (
     "prompt_tokens",
     "completion_tokens",
     "cached_tokens",
@@ -13,6 +13,7 @@ _TOKENS = (
     "prompt_audio_tokens",
     "completion_audio_tokens",
 )
+"""What a row counts of tokens."""
 
 
 def _count(condition: str) -> str:
@@ -21,7 +22,7 @@ def _count(condition: str) -> str:
 
 AMOUNTS_OF_ROW: dict[str, str] = {
     "requests": _count("kind = 'counted'"),
-    **{name: f"CASE WHEN kind <> 'discarded' THEN {name} ELSE 0 END" for name in _TOKENS},
+    **{name: f"CASE WHEN kind <> 'discarded' THEN {name} ELSE 0 END" for name in TOKENS},
     "estimated_requests": _count("kind = 'counted' AND estimated"),
     "unpriced_requests": _count("kind = 'counted' AND cost IS NULL"),
     "streamed_requests": _count("kind = 'counted' AND streamed"),

@@ -14,7 +14,7 @@ from headrace.catalogue import Route
 from headrace.chat.usage import TokenUsage
 from headrace.known_models import Rates
 
-_LONGEST_USER = 256
+_LONGEST_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,16 @@ class SpentUsage:
 
 
 def spent_on(
-    route: Route, tokens: TokenUsage, request: Mapping[str, Any], *, discount: Decimal | None = None
+    route: Route, tokens: TokenUsage, request: Mapping[str, Any], *, answered: str, discount: Decimal | None = None
 ) -> SpentUsage:
     """Return what an answer to a request used, at the route's price of this moment, less the discount.
 
-    A `discount` of 0.5 is half the price.
+    `answered` is the model that answered, as its provider said. A `discount` of 0.5 is half the price.
     """
     rates = route.rates(tokens.prompt_tokens)
     cost = None if rates is None else rates.cost(tokens) * (discount or 1)
     price = None if rates is None else _render_price(rates, discount)
-    return SpentUsage(route.provider_name, route.model, tokens, cost, price, _end_user(request))
+    return SpentUsage(route.provider_name, _storable(answered), tokens, cost, price, _end_user(request))
 
 
 @lru_cache(maxsize=4096)
@@ -80,12 +80,16 @@ def _render_price(rates: Rates, discount: Decimal | None) -> str:
         "output": str(rates.output),
         "source": rates.source,
     }
-    if discount is not None:
-        price["discount"] = str(discount)
+    special = {"input_audio": rates.input_audio, "output_audio": rates.output_audio, "discount": discount}
+    price |= {name: str(value) for name, value in special.items() if value is not None}
     return orjson.dumps(price).decode()
 
 
 def _end_user(request: Mapping[str, Any]) -> str | None:
     name = request.get("safety_identifier") or request.get("user")
+    return _storable(name) if isinstance(name, str) else None
+
+
+def _storable(name: str) -> str:
     # Postgres has no place for U+0000 in a text.
-    return name.replace("\0", "�")[:_LONGEST_USER] if isinstance(name, str) else None
+    return name.replace("\0", "\N{REPLACEMENT CHARACTER}")[:_LONGEST_NAME]

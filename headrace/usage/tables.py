@@ -25,7 +25,7 @@ usage = sa.Table(
     sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
     sa.Column("key_id", sa.Text),
     sa.Column("model", sa.Text, nullable=False, comment="The model that the client asked for"),
-    sa.Column("answered_model", sa.Text, comment="The model that was asked at the provider"),
+    sa.Column("answered_model", sa.Text, comment="The model that answered, as its provider said"),
     sa.Column("provider", sa.Text, nullable=False),
     sa.Column("agent_id", sa.Text),
     sa.Column("batch_id", sa.Text),
@@ -49,7 +49,7 @@ usage = sa.Table(
         comment="Part of completion_tokens",
     ),
     sa.Column("estimated", sa.Boolean, nullable=False, comment="The provider reported none: counted by us, roughly"),
-    sa.Column("cost", sa.Numeric(20, 10), comment="USD; null when the model has no price"),
+    sa.Column("cost", sa.Numeric, comment="USD; null when the model has no price"),
     sa.Column("price", JSONB, comment="USD for a million tokens of each sort at that moment, and where that is from"),
     sa.Column("queue_ms", sa.Integer, comment="From the job's creation to its first claim"),
     sa.Column("first_token_ms", sa.Integer, comment="From the job's creation to its first delta"),
@@ -133,7 +133,7 @@ usage_rollups = sa.Table(
     metadata,
     *_cell(),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in AMOUNTS),
-    *(sa.Column(name, sa.Numeric(24, 10), nullable=False) for name in COSTS),
+    *(sa.Column(name, sa.Numeric, nullable=False) for name in COSTS),
     sa.CheckConstraint("grain IN ('hour', 'day', 'month')", name="grain_known"),
 )
 

@@ -16,6 +16,12 @@ from headrace.errors import InvalidRequestError
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All that the internet has of IPv6; what is beside it is of one machine, one network or one protocol.
+_UNICAST = ipaddress.ip_network("2000::/3")
+# The last 64 bits of ISATAP's addresses begin so, and end with an IPv4 address: RFC 5214, section 6.1.
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+# Of the internet by its number, and yet it is Azure's machine beside each of its virtual ones.
+_WIRE_SERVER = ipaddress.ip_address("168.63.129.16")
 
 
 class ForbiddenAddressError(Exception):
@@ -47,12 +53,19 @@ def check_url(url: str, *, allow_private: bool) -> None:
 def is_public(address: Address) -> bool:
     """Tell whether an address is one of the internet, also by the IPv4 address that it may stand for."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        inner = _inner(address)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        if address not in _UNICAST:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address == _WIRE_SERVER)
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that one of the ways from IPv6 to IPv4 leads to."""
+    if address in _NAT64 or int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
 async def resolve(host: str, port: int, *, allow_private: bool) -> str:

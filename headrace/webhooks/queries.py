@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from headrace.database import Database, Row, execute
+from headrace.idempotency.queries import APPLY
 from headrace.ids import new_id
+
+GONE = "Not sent: this URL answered an earlier webhook with 410."
 
 # Longer than any attempt takes: one whose sender died is then somebody else's.
 _LEASE_SECONDS = 60
+_LONGEST_HISTORY = 32
 
 
 def told(ended: str) -> str:
@@ -44,57 +51,151 @@ def told_of_jobs(ended: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Something to be told, under this sender's lease. `attempts` counts this one; it is signed with `secret_ids`."""
+    """Something to be told, under this sender's lease; it is signed with `secret_ids`."""
 
     id: str
+    account_id: str
+    host: str
     url: str
     payload: str
     attempts: int
+    """With this one: the fence of its record."""
+    tries: int
+    """Those of them since it was last sent by hand."""
     secret_ids: Sequence[str]
 
+    @property
+    def receiver(self) -> tuple[str, str]:
+        """Whom it is sent to: one account's host, which has its share of all that is sent at one time."""
+        return self.account_id, self.host
 
+
+# From one receiver to the next by the index, however much is due to each.
 _CLAIM = """
-WITH due AS MATERIALIZED (
-    SELECT id FROM webhook_deliveries WHERE state = 'pending' AND due_at <= now()
-    ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+WITH RECURSIVE receiver AS (
+    (SELECT account_id, host, due_at FROM webhook_deliveries WHERE state = 'pending'
+     ORDER BY account_id, host, due_at LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM receiver CROSS JOIN LATERAL (
+        SELECT account_id, host, due_at FROM webhook_deliveries AS known
+        WHERE state = 'pending' AND (known.account_id, known.host) > (receiver.account_id, receiver.host)
+        ORDER BY account_id, host, due_at LIMIT 1) AS next
+), due AS MATERIALIZED (
+    SELECT waiting.id FROM receiver
+    LEFT JOIN unnest(%(accounts)s::text[], %(hosts)s::text[], %(counts)s::int[]) AS busy (account_id, host, count)
+         USING (account_id, host)
+    CROSS JOIN LATERAL (
+        SELECT id, due_at FROM webhook_deliveries AS known
+        WHERE state = 'pending' AND known.account_id = receiver.account_id AND known.host = receiver.host
+              AND due_at <= now()
+        ORDER BY due_at LIMIT greatest(0, %(share)s - coalesce(busy.count, 0)) FOR UPDATE SKIP LOCKED) AS waiting
+    WHERE receiver.due_at <= now()
+    ORDER BY waiting.due_at LIMIT %(limit)s
+), refused AS (
+    UPDATE webhook_deliveries AS delivery SET state = 'failed', error = %(gone)s, ended_at = now()
+    FROM due, webhooks_gone AS gone
+    WHERE delivery.id = due.id AND gone.account_id = delivery.account_id AND gone.url = delivery.url
+    RETURNING delivery.id
 )
 UPDATE webhook_deliveries AS delivery SET attempts = attempts + 1, due_at = now() + %(lease)s * interval '1 second'
-FROM due WHERE delivery.id = due.id
-RETURNING delivery.id, url, payload, attempts, ARRAY(
+FROM due WHERE delivery.id = due.id AND due.id NOT IN (SELECT id FROM refused)
+RETURNING delivery.id, account_id, host, url, payload, attempts, attempts - resent_after, ARRAY(
     SELECT known.id FROM webhook_secrets AS known
     WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC)
 """
 
 
-async def claim_deliveries(database: Database, *, limit: int) -> list[Delivery]:
-    """Take up to `limit` of what is due; what is not recorded within a minute is due again."""
-    rows = await execute(database.durable, _CLAIM, {"limit": limit, "lease": _LEASE_SECONDS})
-    return [Delivery(*row) for row in rows]
+async def claim_deliveries(
+    database: Database, *, limit: int, share: int, in_flight: Iterable[Delivery] = ()
+) -> list[Delivery]:
+    """Take up to `limit` of what is due, and of each receiver no more than `share` with what is `in_flight` already.
+
+    What is not recorded within a minute is due again. What is due to a URL that is gone fails.
+    """
+    busy = Counter(delivery.receiver for delivery in in_flight)
+    parameters = {
+        "limit": limit,
+        "share": share,
+        "accounts": [account_id for account_id, _ in busy],
+        "hosts": [host for _, host in busy],
+        "counts": list(busy.values()),
+        "gone": GONE,
+        "lease": _LEASE_SECONDS,
+    }
+    return [Delivery(*row) for row in await execute(database.durable, _CLAIM, parameters)]
 
 
-_RECORD = """
-UPDATE webhook_deliveries SET state = %(state)s, status = %(status)s, error = %(error)s,
-    due_at = now() + %(delay)s * interval '1 second', ended_at = CASE WHEN %(state)s <> 'pending' THEN now() END
-WHERE id = %(id)s AND attempts = %(attempts)s AND state = 'pending'
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt went: the status of an answer, or why there was none. `at` is when it began, in Unix seconds."""
+
+    status: int | None
+    error: str | None
+    at: float
+    milliseconds: int
+
+    @property
+    def taken(self) -> bool:
+        """Whether the receiver has it."""
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def gone(self) -> bool:
+        """Whether the receiver wants to hear nothing more."""
+        return self.status == 410
+
+    def render(self) -> str:
+        """Return what the delivery's history says of it, as JSON."""
+        fields = {
+            "at": round(self.at, 3),
+            "response_status": self.status,
+            "error": self.error,
+            "milliseconds": self.milliseconds,
+        }
+        return orjson.dumps(fields).decode()
+
+
+# The others to a URL that is gone are left to those who record them at this moment: nobody waits for another.
+_RECORD = f"""
+WITH recorded AS (
+    UPDATE webhook_deliveries SET state = %(state)s, status = %(status)s, error = %(error)s,
+        due_at = now() + %(delay)s * interval '1 second', ended_at = CASE WHEN %(state)s <> 'pending' THEN now() END,
+        history = CASE WHEN jsonb_array_length(history) < {_LONGEST_HISTORY} THEN history ELSE history - 0 END
+                  || %(outcome)s::jsonb
+    WHERE id = %(id)s AND attempts = %(attempts)s AND NOT history @> jsonb_build_array(%(outcome)s::jsonb)
+    RETURNING id, account_id, host, url
+), gone AS (
+    INSERT INTO webhooks_gone (account_id, url) SELECT account_id, url FROM recorded WHERE %(gone)s
+    ON CONFLICT DO NOTHING
+), back AS (
+    DELETE FROM webhooks_gone AS gone USING recorded
+    WHERE gone.account_id = recorded.account_id AND gone.url = recorded.url AND %(state)s = 'delivered'
+), others AS MATERIALIZED (
+    SELECT other.id FROM webhook_deliveries AS other JOIN recorded USING (account_id, host, url)
+    WHERE %(gone)s AND state = 'pending' AND other.id <> recorded.id FOR UPDATE OF other SKIP LOCKED
+)
+UPDATE webhook_deliveries AS other SET state = 'failed', error = %(why)s, ended_at = now()
+FROM others WHERE other.id = others.id
 """
 
 
 async def record_delivery(
-    database: Database,
-    delivery: Delivery,
-    state: str,
-    *,
-    status: int | None,
-    error: str | None,
-    delay_seconds: float = 0,
+    database: Database, delivery: Delivery, state: str, outcome: Outcome, *, delay_seconds: float = 0
 ) -> None:
-    """Note how an attempt went: `delivered`, `failed` for good, or `pending` and due in so many seconds."""
+    """Note how an attempt went: `delivered`, `failed` for good, or `pending` and due in so many seconds.
+
+    Nothing is noted of an attempt that somebody else's has followed. A receiver that is gone is sent nothing more, and
+    one that took something is there again.
+    """
     parameters = {
         "id": delivery.id,
         "attempts": delivery.attempts,
         "state": state,
-        "status": status,
-        "error": error,
+        "status": outcome.status,
+        "error": outcome.error,
+        "outcome": outcome.render(),
+        "gone": outcome.gone,
+        "why": GONE,
         "delay": delay_seconds,
     }
     await execute(database.durable, _RECORD, parameters)
@@ -103,7 +204,7 @@ async def record_delivery(
 _LIST = """
 SELECT id, event, url, state, attempts, status, error, floor(extract(epoch FROM created_at))::bigint AS created_at,
        CASE WHEN state = 'pending' THEN floor(extract(epoch FROM due_at))::bigint END AS next_attempt_at,
-       floor(extract(epoch FROM ended_at))::bigint AS ended_at
+       floor(extract(epoch FROM ended_at))::bigint AS ended_at, history
 FROM webhook_deliveries
 WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORDER BY id
 """
@@ -114,16 +215,22 @@ async def list_deliveries(database: Database, subject_id: str, account_id: str) 
     return await execute(database.relaxed, _LIST, {"of": subject_id, "account_id": account_id})
 
 
-_RESEND = """
-UPDATE webhook_deliveries SET state = 'pending', attempts = 0, due_at = now(), ended_at = NULL
-WHERE id = %(id)s AND account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) RETURNING id
+_RESEND = f"""
+WITH applied AS ({APPLY}), resent AS (
+    UPDATE webhook_deliveries SET state = 'pending', resent_after = attempts, due_at = now(), ended_at = NULL
+    WHERE id = %(id)s AND account_id = %(account_id)s AND (%(key)s::text IS NULL OR EXISTS (SELECT FROM applied))
+    RETURNING account_id, url
+)
+DELETE FROM webhooks_gone AS gone USING resent WHERE gone.account_id = resent.account_id AND gone.url = resent.url
 """
 
 
-async def resend_delivery(database: Database, delivery_id: str, subject_id: str, account_id: str) -> bool:
-    """Have something told again, now and for a day; returns whether there is such a delivery."""
-    parameters = {"id": delivery_id, "of": subject_id, "account_id": account_id}
-    return bool(await execute(database.durable, _RESEND, parameters))
+async def resend_delivery(database: Database, delivery_id: str, account_id: str, *, key: str | None) -> None:
+    """Have something told again, now and for a day, even where its URL is gone.
+
+    With the `key` of a request that is sent again it is so once, for the statement marks the key.
+    """
+    await execute(database.durable, _RESEND, {"id": delivery_id, "account_id": account_id, "key": key})
 
 
 _SECRETS = """

@@ -27,7 +27,7 @@ def _create_usage() -> None:
         sa.Column("account_id", sa.Text(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=True),
         sa.Column("model", sa.Text(), nullable=False, comment="The model that the client asked for"),
-        sa.Column("answered_model", sa.Text(), nullable=True, comment="The model that was asked at the provider"),
+        sa.Column("answered_model", sa.Text(), nullable=True, comment="The model that answered, as its provider said"),
         sa.Column("provider", sa.Text(), nullable=False),
         sa.Column("agent_id", sa.Text(), nullable=True),
         sa.Column("batch_id", sa.Text(), nullable=True),
@@ -55,7 +55,7 @@ def _create_usage() -> None:
         sa.Column(
             "estimated", sa.Boolean(), nullable=False, comment="The provider reported none: counted by us, roughly"
         ),
-        sa.Column("cost", sa.Numeric(20, 10), nullable=True, comment="USD; null when the model has no price"),
+        sa.Column("cost", sa.Numeric(), nullable=True, comment="USD; null when the model has no price"),
         sa.Column(
             "price",
             postgresql.JSONB(astext_type=sa.Text()),
@@ -145,7 +145,7 @@ def _create_rollups() -> None:
         *_cell(),
         *_dimensions(),
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in _AMOUNTS),
-        *(sa.Column(name, sa.Numeric(24, 10), nullable=False) for name in ("cost", "discarded_cost")),
+        *(sa.Column(name, sa.Numeric(), nullable=False) for name in ("cost", "discarded_cost")),
         sa.CheckConstraint("grain IN ('hour', 'day', 'month')", name=op.f("ck_usage_rollups_grain_known")),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_usage_rollups_account_id")),
         sa.PrimaryKeyConstraint("view", "grain", "account_id", "start", "digest", name=op.f("pk_usage_rollups")),

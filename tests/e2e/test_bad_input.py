@@ -327,3 +327,24 @@ async def test_a_content_type_is_not_needed(client: httpx.AsyncClient, model: st
 async def test_the_host_header_decides_nothing(client: httpx.AsyncClient, host: str) -> None:
     response = await client.get("/jobs/x", headers={"host": host})
     assert response.status_code in {400, 404}
+
+
+async def test_a_parameter_whose_name_no_row_can_hold_is_dropped_as_any_other(
+    client: httpx.AsyncClient, model: str
+) -> None:
+    body = chat(f"anthropic-{model}") | {"odd\0name": 1}
+    response = await client.post("/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    job = await ended(client, response.headers["x-headrace-job"])
+    assert job["attempts"][0]["dropped_params"] == ["odd\N{REPLACEMENT CHARACTER}name"]
+
+
+async def test_a_providers_error_that_no_row_can_hold_ends_the_job_all_the_same(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    error = {"error": {"message": "no\0good", "type": "invalid_request_error", "param": None, "code": None}}
+    provider.always(model, raw(json.dumps(error).encode(), code=400))
+    response = await client.post("/chat/completions", json=chat(model))
+    assert response.status_code == 400, response.text
+    [job] = (await client.get("/jobs", params={"model": model})).json()["data"]
+    assert job["status"] == "failed"

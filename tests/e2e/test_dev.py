@@ -44,6 +44,13 @@ def ended(process: psutil.Process) -> bool:
     return True
 
 
+def command(process: psutil.Process) -> str:
+    """Return the beginning of a process's command line; nothing of one that is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline()[:5])
+    return ""
+
+
 class Dev:
     """A `headrace` command in the background, with what it prints and the processes it started."""
 
@@ -89,9 +96,7 @@ class Dev:
         """Return the process of a part or a store by a word of its command line."""
 
         def found() -> psutil.Process | None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                return next((process for process in self.started() if name in " ".join(process.cmdline()[:5])), None)
-            return None
+            return next((process for process in self.started() if name in command(process)), None)
 
         return until(found, name)
 
@@ -182,7 +187,7 @@ def test_a_second_ctrl_c_does_not_wait(start: Callable[..., Dev]) -> None:
     stuck.suspend()
     dev.process.send_signal(signal.SIGINT)
     dev.wait_for("Ctrl-C again stops at once")
-    until(lambda: not any("api" in " ".join(process.cmdline()[:5]) for process in _alive(dev)), "the API's end")
+    until(lambda: not any("api" in command(process) for process in _alive(dev)), "the API's end")
     assert dev.end() == 0
     assert ended(stuck)
 

@@ -11,10 +11,12 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.batches import WHAT, jsonl, line
-from tests.e2e.jobs import chat, completed, job_of, leave, refused
+from tests.e2e import batches
+from tests.e2e.batches import WHAT, jsonl, line, lines
+from tests.e2e.jobs import chat, completed, eventually, job_of, leave, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import DONE, Gate, Json, Provider, answer, chunk, stream
+from tests.provider import DONE, Gate, Json, Provider, answer, chunk, hang, stream
+from tests.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, Service, connect, second_api
 
 Database = psycopg.AsyncConnection[DictRow]
@@ -151,6 +153,35 @@ async def test_a_refused_request_makes_nothing_and_may_come_again(
     assert (await client.post("/chat/completions", json=chat(model), headers=key)).status_code == 200
 
 
+async def upload(client: httpx.AsyncClient, data: bytes, headers: dict[str, str]) -> httpx.Response:
+    files = {"file": ("in.jsonl", data)}
+    return await client.post("/files", data={"purpose": "batch"}, files=files, headers=headers)
+
+
+async def test_a_mistake_may_be_corrected_under_the_same_key(
+    client: httpx.AsyncClient, model: str, key: dict[str, str]
+) -> None:
+    """Mistakes that no schema tells: only a request that is good claims its key."""
+    file = (await upload(client, jsonl([line("a", model)]), {})).json()["id"]
+    agent = (await client.post("/agents", json={"name": "a", "model": model})).json()["id"]
+    corrections: list[tuple[str, Json, Json]] = [
+        ("/chat/completions", chat("nobody-has-this"), chat(model)),
+        ("/chat/completions", chat(model, fallbacks=["nobody-has-this"]), chat(model)),
+        ("/jobs", {"request": chat("anthropic-x", logprobs=True)}, {"request": chat(model)}),
+        ("/batches", {"input_file_id": "file-" + "0" * 32, **WHAT}, {"input_file_id": file, **WHAT}),
+        ("/batches", {"input_file_id": file, "metadata": {"a": "\0"}, **WHAT}, {"input_file_id": file, **WHAT}),
+        ("/agents", {"name": "a", "model": "nobody-has-this"}, {"name": "a", "model": model}),
+        (f"/agents/{agent}", {"model": "nobody-has-this"}, {"model": model}),
+        ("/api-keys", {"limits": {"alert_webhook": "http://[::1"}}, {}),
+    ]
+    for number, (path, wrong, right) in enumerate(corrections):
+        header = {"idempotency-key": f"{key['idempotency-key']}-{number}"}
+        first = await client.post(path, json=wrong, headers=header)
+        assert first.status_code in {400, 404}, first.text
+        second = await client.post(path, json=right, headers=header)
+        assert second.status_code in {200, 202}, f"{path}: {second.text}"
+
+
 async def test_a_day_later_the_key_is_free(
     client: httpx.AsyncClient, database: Database, model: str, key: dict[str, str]
 ) -> None:
@@ -175,23 +206,40 @@ async def test_jobs_batches_agents_and_files_are_made_once(
     await completed(client, await made("/jobs", {"request": chat(model)}, "job"))
     await made("/agents", {"name": "a", "model": model}, "agent")
     await made("/batches", {"requests": [line("a", model)], **WHAT}, "inline")
-    uploads = []
+    data = jsonl([line("a", model)])
     header = {"idempotency-key": key["idempotency-key"] + "file"}
-    for _ in range(3):
-        files = {"file": ("in.jsonl", jsonl([line("a", model)]))}
-        response = await client.post("/files", data={"purpose": "batch"}, files=files, headers=header)
-        uploads.append(response.json()["id"])
-    assert len(set(uploads)) == 1
-    await made("/batches", {"input_file_id": uploads[0], **WHAT}, "batch")
-    other = {"file": ("in.jsonl", jsonl([line("b", model)]))}
-    refused(
-        await client.post("/files", data={"purpose": "batch"}, files=other, headers=header),
-        409,
-        code="idempotency_key_reused",
-    )
+    uploads = [await upload(client, data, header) for _ in range(3)]
+    assert len({found.json()["id"] for found in uploads}) == 1
+    assert [found.headers.get("idempotent-replayed") for found in uploads] == [None, "true", "true"]
+    file = uploads[0].json()["id"]
+    batch = await made("/batches", {"input_file_id": file, **WHAT}, "batch")
+    refused(await upload(client, jsonl([line("b", model)]), header), 409, code="idempotency_key_reused")
+    assert (await client.get("/files", params={"limit": 1})).json()["first_id"] == file, "nothing is left of the others"
+    await batches.reaches(client, batch, "completed")
+    assert (await client.delete(f"/files/{file}")).status_code == 200
+    assert await made("/batches", {"input_file_id": file, **WHAT}, "batch") == batch
 
 
-async def test_a_secret_that_is_shown_once_is_not_shown_again(client: httpx.AsyncClient, key: dict[str, str]) -> None:
+async def test_an_upload_whose_api_died_before_its_end_is_ended_by_the_next(
+    client: httpx.AsyncClient, database: Database, key: dict[str, str]
+) -> None:
+    data = b"x" * 300_000
+    file = (await upload(client, data, key)).json()["id"]
+    await database.execute("UPDATE files SET bytes = NULL, filename = '' WHERE id = %s", [file])
+    refused(await client.get(f"/files/{file}"), 404)
+    again = (await upload(client, data, key)).json()
+    assert (again["id"], again["bytes"], again["filename"]) == (file, len(data), "in.jsonl")
+    assert (await client.get(f"/files/{file}/content")).content == data
+
+
+async def undo_claim(database: Database, key: dict[str, str]) -> None:
+    """Leave a key as an API leaves it that claims it and dies."""
+    await database.execute("UPDATE idempotency_keys SET applied = false WHERE key = %s", [key["idempotency-key"]])
+
+
+async def test_a_secret_that_is_shown_once_is_not_shown_again(
+    client: httpx.AsyncClient, database: Database, key: dict[str, str]
+) -> None:
     created = await client.post("/api-keys", json={"name": "once"}, headers=key)
     assert created.status_code == 200
     refused(await client.post("/api-keys", json={"name": "once"}, headers=key), 409)
@@ -199,6 +247,114 @@ async def test_a_secret_that_is_shown_once_is_not_shown_again(client: httpx.Asyn
     path = f"/api-keys/{created.json()['id']}/rotate"
     assert (await client.post(path, headers=rotation)).status_code == 200
     refused(await client.post(path, headers=rotation), 409)
+    await undo_claim(database, rotation)
+    assert (await client.post(path, headers=rotation)).status_code == 200, "whose API died before it rotated the key"
+    refused(await client.post(path, json={"overlap_seconds": 1}, headers=rotation), 409, code="idempotency_key_reused")
     rotation = {"idempotency-key": key["idempotency-key"] + "s"}
     found = [(await client.post("/webhook-secrets", headers=rotation)).json() for _ in range(2)]
     assert found[0] == found[1]
+
+
+@pytest.fixture(params=["agent", "key", "account"])
+async def changeable(request: pytest.FixtureRequest, client: httpx.AsyncClient, model: str) -> tuple[str, Json, Json]:
+    """The path of something, and two changes of the same field."""
+    if request.param == "agent":
+        agent = await client.post("/agents", json={"name": "a", "model": model})
+        return f"/agents/{agent.json()['id']}", {"name": "b"}, {"name": "c"}
+    created = (await client.post("/api-keys", json={"account": f"account of {model}"})).json()
+    if request.param == "key":
+        return f"/api-keys/{created['id']}", {"name": "b"}, {"name": "c"}
+    path = f"/account?account={created['account']}"
+    return path, {"limits": {"jobs_queued": 1}}, {"limits": {"jobs_queued": 2}}
+
+
+async def test_a_change_that_is_sent_again_undoes_no_later_one(
+    client: httpx.AsyncClient, database: Database, key: dict[str, str], changeable: tuple[str, Json, Json]
+) -> None:
+    path, first, second = changeable
+    answered = await client.post(path, json=first, headers=key)
+    assert answered.status_code == 200, answered.text
+    assert "idempotent-replayed" not in answered.headers
+    later = (await client.post(path, json=second)).json()
+    assert later != answered.json()
+    again = await client.post(path, json=first, headers=key)
+    assert (again.status_code, again.headers["idempotent-replayed"], again.json()) == (200, "true", later)
+    assert (await client.get(path)).json() == later
+    refused(await client.post(path, json=second, headers=key), 409, code="idempotency_key_reused")
+    await undo_claim(database, key)
+    done = await client.post(path, json=first, headers=key)
+    assert "idempotent-replayed" not in done.headers
+    assert {**done.json(), **first} == done.json(), "the API that claimed the key died before it changed anything"
+
+
+async def test_an_account_by_another_name_is_another_request(
+    client: httpx.AsyncClient, key: dict[str, str], model: str
+) -> None:
+    for name in (f"one {model}", f"two {model}"):
+        await client.post("/api-keys", json={"account": name})
+    body: Json = {"limits": {}}
+    assert (await client.post(f"/account?account=one {model}", json=body, headers=key)).status_code == 200
+    refused(await client.post(f"/account?account=two {model}", json=body, headers=key), 409)
+
+
+async def test_the_same_change_at_once_in_two_processes_is_one(
+    client: httpx.AsyncClient, elsewhere: httpx.AsyncClient, key: dict[str, str], model: str
+) -> None:
+    agent = (await client.post("/agents", json={"name": "a", "model": model})).json()["id"]
+    asked = (asker.post(f"/agents/{agent}", json={"name": "b"}, headers=key) for asker in (client, elsewhere) * 3)
+    answers = await asyncio.gather(*asked)
+    assert {(found.status_code, found.json()["name"], found.json()["version"]) for found in answers} == {(200, "b", 2)}
+
+
+async def test_a_job_is_cancelled_once(
+    client: httpx.AsyncClient, provider: Provider, model: str, key: dict[str, str]
+) -> None:
+    provider.always(model, hang)
+    mine, another = await submit(client, model), await submit(client, model)
+    found = [await client.post(f"/jobs/{mine}/cancel", headers=key) for _ in range(2)]
+    assert [answer.headers.get("idempotent-replayed") for answer in found] == [None, "true"]
+    assert found[1].json()["status"] == (await reaches(client, mine, "cancelled"))["status"]
+    refused(await client.post(f"/jobs/{another}/cancel", headers=key), 409, code="idempotency_key_reused")
+    await client.post(f"/jobs/{another}/cancel")
+
+
+async def test_a_batch_is_cancelled_once(
+    client: httpx.AsyncClient, provider: Provider, model: str, key: dict[str, str]
+) -> None:
+    provider.always(model, hang)
+    batch = await batches.submit(client, lines(model, 2))
+    done = await batches.submit(client, lines(f"{model}-done", 1))
+    await batches.reaches(client, done["id"], "completed")
+    refused(await client.post(f"/batches/{done['id']}/cancel", headers=key), 409, code="conflict")
+    found = [await client.post(f"/batches/{batch['id']}/cancel", headers=key) for _ in range(2)]
+    assert [answer.headers.get("idempotent-replayed") for answer in found] == [None, "true"]
+    await batches.reaches(client, batch["id"], "cancelled")
+    last = await client.post(f"/batches/{batch['id']}/cancel", headers=key)
+    assert (last.status_code, last.json()["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize("kind", ["jobs", "batches"])
+async def test_a_webhook_is_resent_once(
+    client: httpx.AsyncClient, elsewhere: httpx.AsyncClient, model: str, key: dict[str, str], kind: str
+) -> None:
+    with running_receiver() as receiver:
+        if kind == "jobs":
+            subject = await submit(client, model, webhook=receiver.url)
+        else:
+            subject = (await batches.submit(client, lines(model, 1), webhook=receiver.url))["id"]
+        path = f"/{kind}/{subject}/webhook-deliveries"
+
+        async def delivered() -> str | None:
+            found = (await client.get(path)).json()["data"]
+            return found[0]["id"] if found and found[0]["status"] == "delivered" else None
+
+        delivery = await eventually(delivered, "the webhook to be delivered")
+        resend = f"{path}/{delivery}/resend"
+        found = await asyncio.gather(*(asker.post(resend, headers=key) for asker in (client, elsewhere) * 3))
+        assert {answer.status_code for answer in found} == {200}
+        await eventually(delivered, "the webhook to be delivered again")
+        late = await client.post(resend, headers=key)
+        assert late.headers["idempotent-replayed"] == "true"
+        assert late.json()["data"][0]["status"] == "delivered"
+        assert len(receiver.messages) == 2
+        refused(await client.post(f"{path}/{delivery}x/resend", headers=key), 404)

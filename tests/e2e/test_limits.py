@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from standardwebhooks import Webhook
 
 from tests.e2e import batches
 from tests.e2e.batches import line, lines
@@ -97,6 +97,28 @@ async def test_a_budget_holds_under_two_hundred_requests_at_once_in_two_processe
     refused(await ask(user.client, model), 429, type="insufficient_quota", code="insufficient_quota")
 
 
+@pytest.mark.parametrize(("budget", "let_in"), [("1", 6), ("0.1", 1)])
+async def test_a_budget_holds_for_answers_of_any_length(
+    service: Service, provider: Provider, new: New, budget: str, let_in: int
+) -> None:
+    """Nobody sets a limit, and the model may write 65,536 tokens, at 2.50 USD a million: 0.16384 USD."""
+    model, gate = f"gemini-9-{secrets.token_hex(6)}", Gate()
+    provider.always(model, answer("ok", usage=usage_of(10, 60_000), hold=gate))
+    user = new("--daily-budget", budget)
+    async with second_api(service, user.key["key"]) as second:
+        clients = [client for client in (user.client, second) for _ in range(100)]
+        requests = [asyncio.create_task(ask(client, model, max_completion_tokens=None)) for client in clients]
+
+        async def decided() -> bool:
+            return sum(request.done() for request in requests) + len(provider.calls_for(model)) == 200
+
+        await eventually(decided, "two hundred requests to be let in or refused")
+        gate.release()
+        statuses = [response.status_code for response in await asyncio.gather(*requests)]
+    assert statuses.count(200) == len(provider.calls_for(model)) == let_in
+    assert statuses.count(429) == 200 - let_in
+
+
 async def test_a_budget_comes_free_as_soon_as_an_answer_was_cheaper_than_it_might_have_been(
     provider: Provider, new: New, model: str
 ) -> None:
@@ -149,6 +171,29 @@ async def test_rates_are_told_and_refused_as_openai_words_it(
     assert error.value.type == "rate_limit_error"
     assert 0 < int(error.value.response.headers["retry-after"]) <= 61
     assert error.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", [400, 502])
+async def test_an_answer_that_fails_tells_of_its_job_and_rates_as_any_other(
+    provider: Provider, new: New, model: str, fault: int, stream: bool
+) -> None:
+    provider.always(model, status(fault))
+    user = new("--rpm", "5", "--tpm", "5000")
+    response = await ask(user.client, model, stream=stream)
+    assert response.status_code == fault
+    assert (await get(user.client, response.headers["x-headrace-job"]))["status"] == "failed"
+    assert response.headers["x-ratelimit-limit-tokens"] == "5000"
+    assert response.headers["x-ratelimit-remaining-requests"] == "4"
+
+
+async def test_a_background_job_tells_of_its_rates(new: New, model: str) -> None:
+    user = new("--rpm", "5")
+    for path, body in (("/chat/completions", chat(model, background=True)), ("/jobs", {"request": chat(model)})):
+        response = await user.client.post(path, json=body)
+        assert response.status_code == 202
+        assert response.headers["x-headrace-job"] == response.json()["id"]
+        assert response.headers["x-ratelimit-limit-requests"] == "5"
 
 
 async def test_openais_client_does_not_try_again_when_a_budget_is_spent(
@@ -244,10 +289,56 @@ async def test_only_allowed_models_are_there(new: New, model: str, client: httpx
     assert (problem["line"], problem["code"], problem["param"]) == (2, "model_not_found", "body.model")
 
 
+async def test_an_agent_leads_to_no_model_that_its_maker_may_not_ask(
+    client: httpx.AsyncClient, new: New, model: str
+) -> None:
+    user = new("--model", f"{model}*", account="default")
+    hidden = {"name": "a", "model": "renamed"}
+    detour = {"name": "a", "model": model, "parameters": {"fallbacks": [f"{model}-2", "renamed"]}}
+    refused(await user.client.post("/agents", json=hidden), 404, code="model_not_found", param="model")
+    refused(
+        await user.client.post("/agents", json=detour), 404, code="model_not_found", param="parameters.fallbacks[1]"
+    )
+    made = await user.client.post("/agents", json={"name": "a", "model": model})
+    assert made.status_code == 200
+    agent = f"/agents/{made.json()['id']}"
+    for changes in (hidden, detour):
+        refused(await user.client.post(agent, json=changes), 404, code="model_not_found")
+    assert (await user.client.post(agent, json={"model": f"{model}-2"})).status_code == 200
+    # Somebody who may ask it has it lead elsewhere: who may not changes nothing of it.
+    assert (await client.post(agent, json=hidden)).status_code == 200
+    refused(await user.client.post(agent, json={"bio": "b"}), 404, code="model_not_found", param="model")
+
+
+async def looked_at(new: New, model: str) -> None:
+    """Return when the scheduler has looked at every batch a few times: it has run one of another account."""
+    client = new().client
+    batch = await batches.submit(client, [line("a", f"{model}-other")])
+    await batches.reaches(client, batch["id"], "completed")
+
+
+async def test_batches_of_all_keys_share_the_accounts_budget(
+    service: Service, provider: Provider, new: New, model: str
+) -> None:
+    provider.always(model, answer("ok", usage=USED))
+    account = f"limited-{secrets.token_hex(4)}"
+    users = [new(account=account) for _ in range(2)]
+    service.run("keys", "limit-account", account, "--monthly-budget", "0.1")
+    for user in users:
+        await batches.submit(user.client, lines(model, 30))
+
+    async def used_up() -> bool:
+        return await users[0].cost() + await users[1].cost() >= Decimal("0.1")
+
+    await eventually(used_up, "the budget to be spent")
+    await looked_at(new, model)
+    assert len(provider.calls_for(model)) == 10, "what goes into it, and the one that goes over it"
+
+
 async def test_a_batch_waits_while_a_budget_is_spent(provider: Provider, new: New, model: str) -> None:
     provider.always(model, answer("ok", usage=USED))
     account = f"limited-{secrets.token_hex(4)}"
-    user, owner = new("--daily-budget", "0.0103", account=account), new("--scope", "keys:write", account=account)
+    user, owner = new("--daily-budget", "0.0102", account=account), new("--scope", "keys:write", account=account)
     assert (await ask(user.client, model)).status_code == 200
 
     async def spent() -> bool:  # as the ledger's sums know, a moment later
@@ -259,7 +350,7 @@ async def test_a_batch_waits_while_a_budget_is_spent(provider: Provider, new: Ne
     assert (await owner.client.post(key, json={"limits": {"daily_budget": "0.01"}})).status_code == 200
     batch = await batches.submit(user.client, lines(model, 50))
     await batches.reaches(user.client, batch["id"], "in_progress")
-    await asyncio.sleep(1)  # in which nothing is to happen
+    await looked_at(new, model)
     assert len(provider.calls_for(model)) == 1
     assert (await owner.client.post(key, json={"limits": {"daily_budget": "0.2"}})).status_code == 200
 
@@ -267,7 +358,7 @@ async def test_a_batch_waits_while_a_budget_is_spent(provider: Provider, new: Ne
         return await user.cost() >= Decimal("0.2")
 
     await eventually(used_up, "the larger budget to be spent")
-    await asyncio.sleep(1)
+    await looked_at(new, model)
     assert len(provider.calls_for(model)) == 20, "what goes into it, and the one that goes over it"
     assert (await owner.client.post(key, json={"limits": {"daily_budget": "1"}})).status_code == 200
     batch = await batches.reaches(user.client, batch["id"], "completed")
@@ -284,8 +375,9 @@ async def test_of_a_budget_that_is_spent_somebody_is_told(provider: Provider, ne
             return bool(receiver.messages)
 
         await eventually(told, "the alert")
+        secret = (await user.client.get("/webhook-secrets")).json()["data"][0]["secret"]
     (message,) = receiver.messages
-    event = json.loads(message.body)
+    event = Webhook(secret).verify(message.body, message.headers)
     assert event["type"] == "budget.alert"
     assert event["data"] == {
         "id": user.key["id"],

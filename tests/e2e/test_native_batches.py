@@ -13,7 +13,7 @@ from psycopg.rows import DictRow, dict_row
 
 from tests.e2e.batches import get, line, lines, output, reaches, submit, text_of
 from tests.e2e.jobs import eventually
-from tests.provider import Gate, Json, Provider, status
+from tests.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 QUICK = {"HEADRACE_NATIVE_POLL_SECONDS": "0.2"}
@@ -130,6 +130,36 @@ async def test_a_batch_that_is_refused_is_run_here(
     usage = done["usage"]
     whole = Decimal(2) * usage["input_tokens"] + Decimal(8) * usage["output_tokens"]
     assert Decimal(done["cost"]) == whole / 1_000_000
+
+
+async def test_no_more_is_handed_over_than_a_budget_pays_for(
+    desk: Service, native_client: httpx.AsyncClient, provider: Provider, native_model: str
+) -> None:
+    """A line of 1,000 tokens may cost 0.004 USD, half the price, and a little for its prompt: at 10 tokens, 0.00401."""
+    gate = Gate()
+    provider.native.plan(native_model, hold=gate)
+    provider.always(native_model, answer(usage=usage_of(10, 1000)))
+    key = desk.create_key(f"frugal-{native_model}", "--daily-budget", "0.02")
+    async with connect(desk, key["key"]) as client:
+        batch = await submit(client, lines(native_model, 10, max_tokens=1000))
+
+        async def there() -> bool:
+            return bool(provider.native.batches_for(native_model))
+
+        await eventually(there, "the provider to have a part of it")
+        other = await submit(native_client, lines(f"{native_model}-other", 1))
+        assert [len(part.lines) for part in provider.native.batches_for(native_model)] == [4]
+        gate.release()
+
+        async def ended() -> bool:
+            return bool((await get(client, batch["id"]))["request_counts"]["completed"] == 5)
+
+        await eventually(ended, "what is left to be spent on one more")
+        await reaches(native_client, other["id"], "completed")
+        assert [len(part.lines) for part in provider.native.batches_for(native_model)] == [4, 1]
+        desk.run("keys", "update", key["id"], "--daily-budget", "1")
+        done = await reaches(client, batch["id"], "completed")
+    assert Decimal(done["cost"]) == 10 * Decimal("0.00401")
 
 
 async def test_a_short_window_is_run_here(

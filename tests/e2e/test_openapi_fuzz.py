@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from schemathesis.core.result import Ok
+from schemathesis.generation.hypothesis.builder import HypothesisTestConfig, HypothesisTestMode, create_test
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -15,11 +21,103 @@ from schemathesis.specs.openapi.checks import (
 
 from api.app import create_app
 from headrace.settings import Settings
-from tests.service import Service
+from tests.e2e.jobs import chat
+from tests.receiver import running_receiver
+from tests.service import Service, until
 
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+_MODEL = "fake-fuzz"
+# What such a request stops is no good to another: it has something of its own, as one that deletes has.
+_ENDING = ("/cancel",)
+# What webhooks tell of, by the name of a path's parameter.
+_SUBJECTS = {"job_id": "jobs", "batch_id": "batches"}
+# One in so many requests has the ids that schemathesis thinks up.
+_STRANGE = 4
+
+_SETTINGS = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+# Their bodies have the fields of another operation's: there each field's bounds are looked at one by one.
+_SAME = frozenset({"POST /api/v1/jobs", "POST /api/v1/agents/{agent_id}"})
+_OF_ADMINISTRATORS = frozenset({"POST /api/v1/account"})
 
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
+OPERATIONS = {found.ok().label: found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)}
+
+
+class Things:
+    """What paths name, by the names of their parameters. What is only looked at or changed is made once."""
+
+    def __init__(self, client: httpx.Client, receiver: str) -> None:
+        self._client = client
+        self._receiver = receiver
+        self._made: dict[str, str] = {}
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+
+    def fill(self, case: Any) -> None:
+        """Put ids of what is there into most of the requests, and keys that no other has."""
+        turn = next(self._turns[case.operation.label])
+        if turn % _STRANGE == _STRANGE - 1:
+            return
+        if "Idempotency-Key" in (case.headers or {}):
+            case.headers["Idempotency-Key"] = f"{case.operation.label} {turn}"
+        ending = case.method == "DELETE" or case.path.endswith(_ENDING)
+        subject = next((name for name in _SUBJECTS if name in case.path_parameters), "")
+        for name in case.path_parameters:
+            find = self._maker(name, subject)
+            case.path_parameters[name] = find() if ending else self._once(f"{subject} {name}", find)
+
+    def _once(self, name: str, make: Callable[[], str]) -> str:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _maker(self, name: str, subject: str) -> Callable[[], str]:
+        makers: dict[str, Callable[[], str]] = {
+            "job_id": self._job,
+            "completion_id": lambda: self._ended("jobs", self._job()).replace("job_", "chatcmpl-"),
+            "batch_id": self._batch,
+            "delivery_id": lambda: self._delivery(subject),
+            "file_id": self._file,
+            "agent_id": lambda: self._post("/agents", {"name": "fuzz", "model": _MODEL}),
+            "key_id": lambda: self._post("/api-keys", {"name": "fuzz"}),
+            "model": lambda: "renamed",
+        }
+        return makers[name]
+
+    def _post(self, path: str, body: dict[str, Any]) -> str:
+        response = self._client.post(path, json=body)
+        assert response.status_code in {200, 202}, response.text
+        return str(response.json()["id"])
+
+    def _job(self) -> str:
+        return self._post("/jobs", {"request": chat(_MODEL, stream=True), "webhook": self._receiver})
+
+    def _batch(self) -> str:
+        lines = [{"custom_id": "a", "body": chat(_MODEL)}]
+        return self._post("/batches", {"requests": lines, "webhook": self._receiver})
+
+    def _file(self) -> str:
+        files = {"file": ("in.jsonl", b"some lines\n")}
+        response = self._client.post("/files", data={"purpose": "batch"}, files=files)
+        assert response.status_code == 200, response.text
+        return str(response.json()["id"])
+
+    def _ended(self, kind: str, thing: str) -> str:
+        until(lambda: self._client.get(f"/{kind}/{thing}").json()["status"] == "completed", f"the end of {thing}")
+        return thing
+
+    def _delivery(self, subject: str) -> str:
+        """Return a webhook's id, of the job or the batch that is `subject` of the same path."""
+        kind = _SUBJECTS[subject]
+        thing = self._once(f"{subject} {subject}", self._maker(subject, subject))
+        path = f"/{kind}/{self._ended(kind, thing)}/webhook-deliveries"
+        return str(self._client.get(path).json()["data"][0]["id"])
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +127,63 @@ def headers(service: Service) -> dict[str, str]:
     return {"authorization": f"Bearer {key['key']}"}
 
 
-@schema.parametrize()
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_every_answer_is_as_documented(case: Any, service: Service, headers: dict[str, str]) -> None:
-    if isinstance(case.query, dict):
-        case.query.pop("wait", None)  # nobody here waits
-    if isinstance(case.body, dict):
-        case.body.pop("timeout", None)
-        if isinstance(case.body.get("model"), str):
-            case.body["model"] = "fake-fuzz"  # what a provider would be asked
-    response = case.call(base_url=service.base_url, headers=headers, timeout=30)
-    assert response.status_code != 500, response.text
-    case.validate_response(response, checks=_CHECKS)
+@pytest.fixture(scope="module")
+def things(service: Service, headers: dict[str, str]) -> Iterator[Things]:
+    with (
+        running_receiver() as receiver,
+        httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=30) as client,
+    ):
+        yield Things(client, receiver.url)
+
+
+def test_the_document_tells_all_that_is_read_and_answered() -> None:
+    for label, operation in OPERATIONS.items():
+        raw = operation.definition.raw
+        named = {parameter["name"] for parameter in raw.get("parameters", [])}
+        assert (label.startswith("POST ")) == ("requestBody" in raw) == ("Idempotency-Key" in named), label
+        assert label.endswith("/events") == ("Last-Event-ID" in named), label
+        for status, answer in raw["responses"].items():
+            if status.startswith("2"):
+                assert answer["content"], label
+                assert answer["content"].get("application/json") != {"schema": {}}, label
+
+
+def _put_model(body: Any) -> None:
+    """Ask for what a provider would be asked for."""
+    if isinstance(body, dict):
+        body.pop("timeout", None)
+        if isinstance(body.get("model"), str):
+            body["model"] = _MODEL
+        _put_model(body.get("request"))
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_every_answer_is_as_documented(label: str, service: Service, headers: dict[str, str], things: Things) -> None:
+    statuses = set()
+
+    def ask(case: Any) -> None:
+        things.fill(case)
+        if isinstance(case.query, dict):
+            case.query.pop("wait", None)  # nobody here waits
+        _put_model(case.body)
+        response = case.call(base_url=service.base_url, headers=headers, timeout=30)
+        statuses.add(response.status_code)
+        assert response.status_code != 500, response.text
+        case.validate_response(response, checks=_CHECKS)
+
+    _hypothesis_test(label, ask)()
+    assert statuses & ({403} if label in _OF_ADMINISTRATORS else {200, 202}), "none of the requests was any good"
+
+
+def _hypothesis_test(label: str, ask: Callable[..., None]) -> Callable[[], None]:
+    """Return what schemathesis's own `parametrize` makes of a test.
+
+    That makes all of its tests when they are collected, which takes half a minute in each process, and gives them all
+    one id, of which processes that share tests would run the first alone.
+    """
+    modes = [HypothesisTestMode.EXAMPLES, HypothesisTestMode.FUZZING]
+    if label not in _SAME:
+        modes.append(HypothesisTestMode.COVERAGE)
+    config = HypothesisTestConfig(project=schema.config, modes=modes)
+    test: Callable[[], None] = create_test(operation=OPERATIONS[label], test_func=_SETTINGS(ask), config=config)
+    return test

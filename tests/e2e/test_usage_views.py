@@ -75,8 +75,10 @@ async def test_a_key_sees_its_own_and_a_reader_the_accounts(used: Keys, client: 
     assert await usage(used.first, group_by="key", key=used.ids[1]) == []
     [whole] = await usage(client, account=used.account)
     assert whole["requests"] == 3
-    everybody = {row["account"]: row["requests"] for row in await usage(client, account="all", group_by="account")}
-    assert everybody[used.account] == 3
+    for everybodys in ({}, {"account": "all"}):
+        rows = await usage(client, group_by="account,key", **everybodys)
+        found = {(row["account"], row["key"]): row["requests"] for row in rows}
+        assert (found[used.account, used.ids[0]], found[used.account, used.ids[1]]) == (1, 2)
     for whose in ("all", used.account, "default"):
         refused(await used.reader.get("/usage", params={"account": whose}), 403, param="account")
     refused(await client.get("/usage", params={"account": "nobody"}), 404, param="account")
@@ -126,6 +128,36 @@ async def test_no_spreadsheet_takes_a_name_for_a_formula(keys: Keys, model: str)
     assert row["user"].startswith("'=")
 
 
+async def correct(database: psycopg.AsyncConnection[DictRow], key_id: str, cost: str) -> None:
+    """Add a correction of a key's usage to the ledger."""
+    await database.execute(
+        "INSERT INTO usage (job_id, attempt, kind, account_id, key_id, model, provider, prompt_tokens,"
+        " completion_tokens, cached_tokens, reasoning_tokens, estimated, cost, note)"
+        " SELECT 'job_' || gen_random_uuid(), 1, 'correction', account_id, id, 'corrected', 'fake', 0, 0, 0, 0, false,"
+        " %s::numeric, 'a test' FROM api_keys WHERE id = %s",
+        [cost, key_id],
+    )
+
+
+async def test_a_negative_cost_is_a_number_in_csv_and_keeps_its_last_digit(
+    used: Keys, database: psycopg.AsyncConnection[DictRow]
+) -> None:
+    await correct(database, used.ids[0], "-0.0001000000")
+    await correct(database, used.ids[1], "0.00000001875")  # one cached token at 0.01875 USD a million
+    month = time.strftime("%Y-%m", time.gmtime())
+    for path, asked in (("/usage/statement", {"month": month}), ("/usage", {"group_by": "model,key", "format": "csv"})):
+        response = await used.reader.get(path, params=asked)
+        assert response.status_code == 200, response.text
+        rows = list(csv.DictReader(io.StringIO(response.text)))
+        assert sum(Decimal(row["cost"]) for row in rows) == Decimal("0.00185001875")
+        assert {row["key"]: Decimal(row["cost"]) for row in rows if row["model"] == "corrected"} == {
+            used.ids[0]: Decimal("-0.0001"),
+            used.ids[1]: Decimal("0.00000001875"),
+        }
+    [row] = await usage(used.reader, model="corrected", key=used.ids[1])
+    assert row["cost"] == "0.00000001875"
+
+
 async def test_the_price_and_where_it_is_from_stay_in_the_ledger(
     used: Keys, database: psycopg.AsyncConnection[DictRow], model: str
 ) -> None:
@@ -146,7 +178,14 @@ async def test_the_price_and_where_it_is_from_stay_in_the_ledger(
         )
 
 
-async def test_a_statement_sums_up_to_the_ledger(used: Keys, database: psycopg.AsyncConnection[DictRow]) -> None:
+async def test_a_statement_sums_up_to_the_ledger(
+    used: Keys,
+    client: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    model: str,
+    database: psycopg.AsyncConnection[DictRow],
+) -> None:
+    await completed(other, await submit(other, model))
     month = time.strftime("%Y-%m", time.gmtime())
     response = await used.reader.get("/usage/statement", params={"month": month})
     assert response.status_code == 200, response.text
@@ -158,7 +197,14 @@ async def test_a_statement_sums_up_to_the_ledger(used: Keys, database: psycopg.A
     assert found is not None
     assert sum(Decimal(row["cost"]) for row in rows) == found["cost"] == Decimal("0.00195")
     assert {row["account"] for row in rows} == {used.account}
+    for asked in ({}, {"account": "all"}):
+        everybodys = (await client.get("/usage/statement", params={"month": month, **asked})).text
+        assert set(response.text.splitlines()[1:]) < set(everybodys.splitlines())
+    one = await client.get("/usage/statement", params={"month": month, "account": used.account})
+    assert one.text == response.text
     refused(await used.first.get("/usage/statement", params={"month": month}), 403)
+    empty = await used.reader.get("/usage/statement", params={"month": "2020-01"})
+    assert empty.text.splitlines() == response.text.splitlines()[:1]
     for wrong in ("2026-13", "2026", "now", "0000-01"):
         refused(await used.reader.get("/usage/statement", params={"month": wrong}), 400, param="month")
 
@@ -196,6 +242,40 @@ async def test_openais_client_asks_for_usage_and_costs(used: Keys, service: Serv
         [cost] = [result for bucket in costs.data for result in bucket.results]
         assert cost.line_item == model  # type: ignore[union-attr]
         assert cost.amount is not None and cost.amount.value == pytest.approx(0.00195)  # type: ignore[union-attr]  # noqa: PT018
+
+
+async def test_projects_of_others_are_an_administrators_to_see(used: Keys, client: httpx.AsyncClient) -> None:
+    start = int(time.time()) // DAY * DAY - DAY
+    asked: dict[str, Any] = {"start_time": start, "group_by": "project_id,api_key_id", "api_key_ids": used.ids[0]}
+    response = await client.get("/organization/usage/completions", params=asked)
+    [project] = {result["project_id"] for bucket in response.json()["data"] for result in bucket["results"]}
+    default = (await client.get("/account")).json()["id"]
+    for path in ("usage/completions", "costs"):
+        for who in (used.reader, used.first):
+            own = await who.get(f"/organization/{path}", params={"start_time": start, "project_ids": project})
+            assert [result for bucket in own.json()["data"] for result in bucket["results"]]
+            for others in (default, "acct_nonsense", f"{project},acct_nonsense"):
+                params = {"start_time": start, "project_ids": others}
+                refused(await who.get(f"/organization/{path}", params=params), 403, param="project_ids")
+        unknown = await client.get(
+            f"/organization/{path}", params={"start_time": start, "project_ids": "acct_nonsense"}
+        )
+        assert not [result for bucket in unknown.json()["data"] for result in bucket["results"]]
+
+
+async def test_a_page_of_other_projects_is_not_one_of_this_question(used: Keys) -> None:
+    project = (await used.reader.get("/account")).json()["id"]
+    asked: dict[str, Any] = {"start_time": int(time.time()) - 5 * 3600, "bucket_width": "1h", "limit": 1}
+    page = (await used.reader.get("/organization/usage/completions", params=asked)).json()["next_page"]
+    following = {**asked, "page": page, "project_ids": project}
+    refused(await used.reader.get("/organization/usage/completions", params=following), 400, param="page")
+
+
+async def test_a_user_may_have_a_comma(keys: Keys, model: str) -> None:
+    await completed(keys.first, await submit(keys.first, model, user="Doe, Jane"))
+    asked: dict[str, Any] = {"start_time": int(time.time()) // DAY * DAY - DAY, "user_ids[]": "Doe, Jane"}
+    data = (await keys.first.get("/organization/usage/completions", params=asked)).json()["data"]
+    assert [result["num_model_requests"] for bucket in data for result in bucket["results"]] == [1]
 
 
 async def test_openais_pages_follow_one_another(used: Keys) -> None:

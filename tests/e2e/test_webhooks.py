@@ -53,6 +53,9 @@ async def test_the_end_of_a_batch_is_told_as_the_openai_client_reads_it(
     assert event.data.id == batch["id"]
     assert (delivery["id"], delivery["event"], delivery["url"]) == (event.id, event.type, receiver.url)
     assert delivery["response_status"] == 200
+    (attempt,) = delivery["history"]
+    assert attempt.keys() == {"at", "response_status", "error", "milliseconds"}
+    assert attempt["response_status"] == 200
 
 
 async def test_an_invalid_and_a_cancelled_batch_are_told_of_too(
@@ -161,6 +164,32 @@ async def test_a_webhook_may_be_sent_again(
     assert [found["status"] for found in resent.json()["data"]] == ["pending"]
     await told_of_job(client, job_id)
     assert [message.id for message in receiver.messages] == [delivery["id"]] * 2
+
+
+async def test_a_url_that_is_gone_is_left_alone_until_a_webhook_is_sent_again(
+    client: httpx.AsyncClient, receiver: Receiver, model: str
+) -> None:
+    async def ended_delivery(job_id: str, status: str) -> Json:
+        async def there() -> Json | None:
+            (found,) = (await client.get(f"/jobs/{job_id}/webhook-deliveries")).json()["data"] or [None]
+            return found if found is not None and found["status"] == status else None
+
+        found = await eventually(there, f"the webhook of {job_id} to be {status}")
+        assert found is not None
+        return found
+
+    receiver.answers.append(410)
+    first = await submit_job(client, model, webhook=receiver.url)
+    assert (await ended_delivery(first, "failed"))["response_status"] == 410
+    second = await submit_job(client, model, webhook=receiver.url)
+    refused_one = await ended_delivery(second, "failed")
+    assert (refused_one["attempts"], refused_one["history"]) == (0, [])
+    assert "410" in refused_one["error"]
+    assert len(receiver.messages) == 1
+    await client.post(f"/jobs/{second}/webhook-deliveries/{refused_one['id']}/resend")
+    await ended_delivery(second, "delivered")
+    third = await submit_job(client, model, webhook=receiver.url)
+    await ended_delivery(third, "delivered")
 
 
 async def test_a_foreground_request_may_have_a_webhook_too(

@@ -13,10 +13,11 @@ from psycopg.rows import DictRow, dict_row
 
 from headrace import live
 from headrace.queue import JobQueue
+from tests.e2e import batches
 from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, refused, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
-from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, until
+from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, second_api, until
 
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
 
@@ -207,8 +208,14 @@ async def test_a_worker_that_is_asked_to_stop_hands_its_jobs_back(
     assert job["result"]["choices"][0]["message"]["content"] == "At last."
 
 
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
 async def test_a_worker_that_is_told_twice_drains_no_longer(
-    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+    cluster: Service,
+    cluster_client: httpx.AsyncClient,
+    provider: Provider,
+    model: str,
+    number: signal.Signals,
+    exit_code: int,
 ) -> None:
     cluster.processes["worker"].terminate()
     worker = cluster.launch("worker", HEADRACE_DRAIN_SECONDS="3600")
@@ -218,9 +225,10 @@ async def test_a_worker_that_is_told_twice_drains_no_longer(
     await settled(gate.reached)
     cluster.launch("worker-2")
     before = worker.log.read_text().count("draining")
-    worker.signal(signal.SIGTERM)
+    worker.signal(number)
     await asyncio.to_thread(until, lambda: worker.log.read_text().count("draining") > before, "the draining")
-    assert await asyncio.to_thread(worker.terminate) == 0
+    worker.signal(number)
+    assert await asyncio.to_thread(worker.wait) == exit_code
     job = await completed(cluster_client, job_id)
     assert job["result"]["choices"][0]["message"]["content"] == "At last."
     assert job["attempts"][0]["status"] == "returned"
@@ -413,3 +421,108 @@ async def test_an_api_that_is_asked_to_stop_sends_those_who_still_wait_elsewhere
     assert "Here." in again.text
     states = sorted(job["status"] for job in (await cluster_client.get(f"/jobs?model={model}")).json()["data"])
     assert states == ["cancelled", "completed"], "whose client will not come back is not answered for nobody"
+
+
+@pytest.fixture
+async def leaving(cluster: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a second API, which has much time to end."""
+    async with second_api(cluster, BOOTSTRAP_KEY, HEADRACE_DRAIN_SECONDS="30") as client:
+        yield client
+
+
+async def told_to_stop(cluster: Service) -> None:
+    """Tell the second API to end, and return once it knows."""
+    process = cluster.processes["api-2"]
+    process.signal(signal.SIGTERM)
+    await asyncio.to_thread(until, lambda: "Shutting down" in process.log.read_text(), "the API to be shutting down")
+
+
+RECONNECT = "retry: 100\n\n"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_an_api_that_is_asked_to_stop_finishes_requests_that_wait_with_an_idempotency_key_too(
+    cluster: Service, leaving: httpx.AsyncClient, provider: Provider, model: str, streamed: bool
+) -> None:
+    gate = Gate()
+    provider.always(model, answer("Here.", hold=gate))
+    body, key = chat(model, stream=streamed), {"idempotency-key": model}
+    waiting = [
+        asyncio.create_task(leaving.post("/chat/completions", json=body, headers=headers)) for headers in (key, key, {})
+    ]
+    await provider.call(model, 2)
+    await told_to_stop(cluster)
+    gate.release()
+    for response in await asyncio.gather(*waiting):
+        assert response.status_code == 200
+        assert "Here." in response.text
+        assert not streamed or response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_an_api_that_is_asked_to_stop_tells_who_reads_a_stored_completion_that_it_is_not_whole(
+    cluster: Service, leaving: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, stream(chunk({"role": "assistant", "content": "a"}), gate, chunk(finish="stop"), DONE))
+    job_id = await submit(leaving, model)
+    path = f"/chat/completions/{job_id.replace('job_', 'chatcmpl-')}?stream=true"
+    async with leaving.stream("GET", path) as response:
+        events = EventStream(response)
+        assert text_of([(await anext(events)).data]) == "a"
+        await told_to_stop(cluster)
+        (last,) = await events.rest()
+    assert last.data["error"]["code"] == "service_unavailable"
+    gate.release()
+
+
+async def test_an_api_that_is_asked_to_stop_tells_who_watches_a_batch_to_come_back(
+    cluster: Service, leaving: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.always(model, hang)
+    batch = await batches.submit(leaving, batches.lines(model, 1))
+    async with leaving.stream("GET", f"/batches/{batch['id']}/events") as response:
+        texts = response.aiter_text()
+        assert "batch.progress" in await anext(texts)
+        await told_to_stop(cluster)
+        rest = "".join([text async for text in texts])
+    assert rest.endswith(RECONNECT)
+    async with connect(cluster, BOOTSTRAP_KEY) as client:
+        await client.post(f"/batches/{batch['id']}/cancel")
+
+
+async def test_an_api_that_is_stopping_holds_nobody_who_comes_to_watch(
+    cluster: Service,
+    leaving: httpx.AsyncClient,
+    provider: Provider,
+    model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:
+    provider.always(model, hang)
+    job_id = await submit(leaving, model)
+    batch = await batches.submit(leaving, batches.lines(model, 1))
+    # One that the API has not seen, and so has to look for: until it may, those who come with it wait at the door.
+    key = {"authorization": f"Bearer {(await leaving.post('/api-keys', json={})).json()['key']}"}
+    paths = [
+        f"/jobs/{job_id}/events",
+        f"/batches/{batch['id']}/events",
+        f"/chat/completions/{job_id.replace('job_', 'chatcmpl-')}?stream=true",
+        f"/jobs/{job_id}?wait=60",
+    ]
+    looks = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%previous_hash = %'"
+
+    async def at_the_door() -> bool:
+        return len(await (await rows.execute(looks)).fetchall()) == len(paths)
+
+    async with await psycopg.AsyncConnection.connect(cluster.stores.database_url) as door:
+        await door.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+        asked = [asyncio.create_task(leaving.get(path, headers=key)) for path in paths]
+        await eventually(at_the_door, "all of them to wait")
+        await told_to_stop(cluster)
+    job_events, batch_events, stored, waited = await asyncio.gather(*asked)
+    assert job_events.text.endswith(RECONNECT)
+    assert batch_events.text.endswith(RECONNECT)
+    assert "shutting down" in stored.text
+    assert waited.json()["status"] in {"queued", "running"}
+    async with connect(cluster, BOOTSTRAP_KEY) as client:
+        await client.post(f"/jobs/{job_id}/cancel")
+        await client.post(f"/batches/{batch['id']}/cancel")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -16,7 +17,9 @@ from headrace.embedded import EmbeddedStore
 from tests.e2e.jobs import chat, completed, ended, eventually, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
 from tests.provider import DONE, Gate, Provider, answer, chunk, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, running_service
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, running_service, until
+
+LEASE_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,13 @@ def kill(store: EmbeddedStore) -> None:
     assert store.pid is not None
     os.kill(store.pid, signal.SIGKILL)
     store.stop()
+
+
+def leased(service: Service, model: str) -> int:
+    with psycopg.connect(service.stores.database_url) as connection:
+        query = "SELECT count(*) FROM jobs WHERE model = %s AND attempt = 1 AND lease_until > now()"
+        [count] = connection.execute(query, [model]).fetchone() or [0]
+        return int(count)
 
 
 def flush(stores: Stores) -> None:
@@ -211,6 +221,31 @@ async def test_a_running_job_survives_a_postgres_that_is(
     broken.wait_until_ready()
     job = await completed(broken_client, job_id)
     assert job["result"]["choices"][0]["message"]["content"] == "before after"
+
+
+async def test_running_jobs_survive_a_postgres_that_is_away_for_longer_than_their_leases(
+    broken: Service, broken_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    postgres = broken.stores.postgres
+    gate = Gate()
+    script = (chunk({"role": "assistant", "content": "before "}), gate, chunk("after"), chunk(finish="stop"), DONE)
+    provider.always(model, stream(*script))
+    job_id = await submit(broken_client, model)
+    async with broken_client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
+        lines = response.aiter_lines()
+        assert "before" in await anext(line async for line in lines if "content" in line)
+        await provider.call(model, 2)
+        postgres.stop()
+        over = time.monotonic() + LEASE_SECONDS + 1
+        await asyncio.to_thread(until, lambda: time.monotonic() > over, "the leases to run out")
+        postgres.start()
+        broken.wait_until_ready()
+        await asyncio.to_thread(until, lambda: leased(broken, model) == 2, "leases that are extended")
+        gate.release()
+        rest = [line async for line in lines]
+    assert "[DONE]" in rest[-2] + rest[-1]
+    job = await completed(broken_client, job_id)
+    assert (job["attempt"], job["result"]["choices"][0]["message"]["content"]) == (1, "before after")
 
 
 async def test_nothing_is_accepted_while_postgres_is_away(

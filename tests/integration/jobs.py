@@ -12,7 +12,7 @@ from headrace.chat.usage import TokenUsage
 from headrace.database import Database, Row, execute
 from headrace.ids import new_id
 from headrace.jobs import queries
-from headrace.jobs.queries import ClaimedJob, FinishedJob, MovedJob, NewJob, Segment
+from headrace.jobs.queries import Backlog, ClaimedJob, FinishedJob, MovedJob, NewJob, Segment
 from headrace.jobs.state import State
 from headrace.usage.spent import SpentUsage
 
@@ -21,6 +21,7 @@ LEASE = 60.0
 SPENT = SpentUsage("fake", "fake-1", TokenUsage(50, 30, cached_tokens=20, reasoning_tokens=10), Decimal("0.0042"))
 ERROR = '{"error":{"message":"no"},"status":500}'
 RESPONSE = '{"choices":[]}'
+NOTHING_WAITS = Backlog([], [], whole=True)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,12 @@ class Jobs:
     async def expire(self) -> list[MovedJob]:
         """End jobs whose deadline passed."""
         return await queries.expire_jobs(self.database, error='{"why":"expired"}')
+
+    async def resend(
+        self, tier: str = "default", backlog: Backlog = NOTHING_WAITS, *, seconds: float = -1
+    ) -> list[MovedJob]:
+        """Find those whose wake-up was lost, by default where nothing waits in their queue."""
+        return await queries.resend_jobs(self.database, tier, backlog, resend_seconds=seconds)
 
     async def set(self, job_id: str, assignments: str) -> None:
         """Change a row behind everybody's back: time passes, or a worker dies."""

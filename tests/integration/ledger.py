@@ -105,7 +105,7 @@ def draw(chance: random.Random, account_id: str, start: datetime, end: datetime)
 
 
 def expected(entries: Sequence[Entry], question: Question) -> list[dict[str, Any]]:
-    """Return the answer to a question, without groups' order and amounts that are not summed here."""
+    """Return the answer to a question, without groups' order, the ends of buckets and amounts not summed here."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry in entries:
         if not question.start <= entry.created_at.timestamp() < question.end:
@@ -165,4 +165,10 @@ def _bucket(at: datetime, question: Question) -> int:
     return max(question.start, int(first.astimezone(UTC).timestamp()))
 
 
-ZONES = [ZoneInfo(name) for name in ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe")]
+ZONES = [
+    ZoneInfo(name)
+    for name in (
+        *("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"),
+        *("America/Havana", "Asia/Beirut", "America/Santiago"),  # clocks are set at midnight
+    )
+]

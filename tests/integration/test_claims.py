@@ -147,7 +147,7 @@ async def test_everything_at_once_on_the_same_jobs_deadlocks_nobody(jobs: Jobs) 
             )
             await jobs.rescue(max_lost=99)
             await jobs.expire()
-            await queries.resend_jobs(jobs.database, tiers=["default"], resend_seconds=-1)
+            await jobs.resend()
             await jobs.cancel(rng.choice(new).id)
 
     await asyncio.gather(sweep(), *(work(f"w{number}") for number in range(6)))

@@ -216,11 +216,9 @@ async def test_a_delayed_retry_is_neither_claimed_nor_sent_again_before_it_is_du
     job = await jobs.run()
     assert await jobs.retry(job, delay_seconds=60)
     assert await jobs.claim(job.id) == []
-    assert await queries.resend_jobs(jobs.database, tiers=["default"], resend_seconds=-120) == []
+    assert await jobs.resend(seconds=-120) == []
     await jobs.set(job.id, "scheduled_at = now(), sent_at = now()")
-    assert [moved.id for moved in await queries.resend_jobs(jobs.database, tiers=["default"], resend_seconds=-1)] == [
-        job.id
-    ]
+    assert [moved.id for moved in await jobs.resend()] == [job.id]
     assert [job.attempt for job in await jobs.claim(job.id)] == [2]
 
 

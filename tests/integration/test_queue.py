@@ -12,6 +12,7 @@ from redis import Redis
 
 from headrace import live
 from headrace.embedded import EmbeddedValkey
+from headrace.jobs.queries import Backlog
 from headrace.queue import _JOBS_A_MESSAGE, RUN_LINES_TASK, RUN_TASK, TIERS, JobQueue, queue_name
 from tests.service import free_port
 
@@ -95,13 +96,13 @@ async def test_closing_sends_what_is_pending(queue: JobQueue, valkey: EmbeddedVa
     assert sum(map(len, messages(valkey.url, "priority"))) == 40
 
 
-async def test_without_redis_nothing_is_raised_and_nothing_looks_drained(caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_redis_nothing_is_raised_and_nothing_looks_lost(caplog: pytest.LogCaptureFixture) -> None:
     async with live.connect(f"redis://127.0.0.1:{free_port()}/0") as redis:
         queue = JobQueue(redis)
         with caplog.at_level(logging.WARNING):
             queue.wake(["job_1"], tier="default")
             await settled(queue)
-            assert await queue.drained_tiers() == []
+            assert await queue.backlog("default") is None
         assert "the scheduler will" in caplog.text
         await queue.close()
 
@@ -118,11 +119,20 @@ async def test_wake_ups_are_sent_again_as_soon_as_redis_is_back(queue: JobQueue,
     assert messages(valkey.url, "default")[-1] == ["job_3"]
 
 
-async def test_only_empty_queues_are_drained(queue: JobQueue, valkey: EmbeddedValkey) -> None:
-    assert await queue.drained_tiers() == list(TIERS)
-    queue.wake(["job_1"], tier="default")
-    await settled(queue)
-    assert await queue.drained_tiers() == ["priority", "flex", "batch"]
+async def test_the_backlog_is_what_workers_take_next(queue: JobQueue, valkey: EmbeddedValkey) -> None:
+    assert await queue.backlog("default") == Backlog([], [], whole=True)
+    first, then = [f"job_a{number}" for number in range(20)], [f"job_b{number}" for number in range(3)]
+    for job_ids in (first, then):
+        queue.wake(job_ids, tier="default")
+        await settled(queue)
     with Redis.from_url(valkey.url) as redis:
-        redis.flushall()
-    assert await queue.drained_tiers() == list(TIERS)
+        redis.lpush(queue_name("default"), b"not ours", b'{"body": "bm90IG91cnM="}')
+    assert await queue.backlog("default") == Backlog([*first, *then], [*first, *then], whole=True)
+
+
+async def test_of_a_long_queue_the_backlog_is_the_head(queue: JobQueue) -> None:
+    job_ids = [f"job_{number}" for number in range(250 * 16)]
+    queue.wake(job_ids, tier="default")
+    await settled(queue)
+    backlog = await queue.backlog("default")
+    assert backlog == Backlog(job_ids[: 200 * 16], job_ids[190 * 16 : 200 * 16], whole=False)

@@ -2,29 +2,35 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from headrace import live
 from headrace.database import Database, execute
+from headrace.embedded import EmbeddedValkey
 from headrace.errors import QuotaExceededError, RateLimitError, UnavailableError
 from headrace.ids import new_id
 from headrace.jobs.queries import cancel_job, delete_job
 from headrace.keys.queries import limit_account
 from headrace.quotas import queries
-from headrace.quotas.gate import Demand, Gate, Scope
+from headrace.quotas.gate import _ADMIT, _SETTLE, Demand, Gate, Scope
 from headrace.quotas.queries import Spent
 from headrace.quotas.rules import Limits
 from tests.integration.jobs import ERROR, SPENT, Jobs, Owner, end_of
 from tests.service import Stores
 
 CENT = Decimal("0.01")
+NOON = 1_800_000_000
+"""In Unix seconds: what a clock that a test sets begins with."""
 
 
 @pytest.fixture
@@ -39,6 +45,36 @@ async def redis(stores: Stores) -> AsyncIterator[Redis]:
 @pytest.fixture
 def gate(redis: Redis, database: Database) -> Gate:
     return Gate(redis, database, open_when_away=False)
+
+
+class Clock:
+    """Gives gates the time that a test says it is."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.now = NOON
+
+    async def govern(self, *gates: Gate) -> None:
+        """Let these have this clock's time from now on."""
+        for gate in gates:
+            gate._admissions, gate._settlements = (
+                gate._grouped(script.replace("redis.call('TIME')[1]", "redis.call('GET', 'hr:quota:now')"))
+                for script in (_ADMIT, _SETTLE)
+            )
+        await self.pass_by(0)
+
+    async def pass_by(self, seconds: int) -> None:
+        """Let so much time pass."""
+        self.now += seconds
+        await self._redis.set("hr:quota:now", self.now)
+
+
+@pytest.fixture
+async def clock(redis: Redis, gate: Gate) -> Clock:
+    """The gate's clock, which stands."""
+    clock = Clock(redis)
+    await clock.govern(gate)
+    return clock
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +181,64 @@ async def test_a_sum_that_is_settled_meanwhile_is_not_overwritten(
     assert (await sums(redis, owner.key_id))["d"] == 0
 
 
+@pytest.mark.parametrize("admitted_first", [True, False], ids=["let in before", "let in meanwhile"])
+@pytest.mark.parametrize("ends", ["before", "after"])
+async def test_what_a_job_spent_counts_once_whenever_the_ledger_is_asked(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner, monkeypatch: pytest.MonkeyPatch, ends: str, admitted_first: bool
+) -> None:
+    scopes = [scope(owner, daily_budget=Decimal(1), tokens_per_minute=10_000)]
+    await gate.settle([owner.key_id], [Spent((await admitted(gate, scopes, demand()))[0].job_id, 0, Decimal(0))])
+    asked = demand(tokens=500)
+    read = queries.read_spent
+
+    async def run() -> None:
+        if not admitted_first:
+            await gate.admit(scopes, asked)
+        await jobs.finish(end_of(await jobs.run(id=asked.job_id)))
+
+    async def beside(database: Database, scope_id: str) -> queries.SpentSums:
+        if ends == "before":
+            await run()
+        found = await read(database, scope_id)
+        if ends == "after":
+            await run()
+        return found
+
+    monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", beside)
+    if admitted_first:
+        await gate.admit(scopes, asked)
+    await gate.correct()
+    found = await sums(redis, owner.key_id)
+    assert (found["d"], found["open0"]) == ((4_200_000, 0) if ends == "before" else (0, 1))
+    await gate.settle([owner.key_id], [Spent(asked.job_id, SPENT.tokens.total_tokens, SPENT.cost or Decimal())])
+    found = await sums(redis, owner.key_id)
+    assert (found["d"], found["m"], found["held"], found["open0"]) == (4_200_000, 4_200_000, 0, 0)
+    assert int(await redis.hget(f"hr:quota:{owner.key_id}:tokens", "sum") or 0) == SPENT.tokens.total_tokens
+
+
+async def test_a_job_under_rates_alone_is_settled_however_long_it_takes(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner
+) -> None:
+    scopes = [scope(owner, tokens_per_minute=1000)]
+    asked = demand(background=True, tokens=900)
+    await gate.admit(scopes, asked)
+    running = await jobs.run(id=asked.job_id)
+    await gate.correct()
+    await jobs.finish(end_of(running))
+    await gate.reconcile()
+    admission = await gate.admit(scopes, demand(tokens=900))
+    assert admission.headers["x-ratelimit-remaining-tokens"] == str(100 - SPENT.tokens.total_tokens)
+
+
+async def test_a_scope_that_holds_nothing_is_not_looked_at_any_more(redis: Redis, gate: Gate, owner: Owner) -> None:
+    asked = demand()
+    await gate.admit([scope(owner, tokens_per_minute=1000)], asked)
+    await gate.settle([owner.key_id], [Spent(asked.job_id, 10, Decimal(0))])
+    assert await redis.scard("hr:quota:scopes") == 1
+    await gate.correct()
+    assert await redis.scard("hr:quota:scopes") == 0
+
+
 async def test_however_a_job_ends_it_lets_go(
     redis: Redis, database: Database, gate: Gate, jobs: Jobs, owner: Owner
 ) -> None:
@@ -245,16 +339,226 @@ async def test_tokens_are_estimated_and_then_settled(gate: Gate, owner: Owner) -
     assert refused.value.headers["x-should-retry"] == "false"
 
 
-async def test_background_jobs_may_wait_and_never_break_the_rate(redis: Redis, gate: Gate, owner: Owner) -> None:
+async def test_background_jobs_may_wait_and_never_break_the_rate(gate: Gate, clock: Clock, owner: Owner) -> None:
     scopes = [scope(owner, requests_per_minute=3, wait=True)]
     waits = [(await gate.admit(scopes, demand(background=True))).delay_seconds for _ in range(10)]
-    assert waits[:3] == [0, 0, 0]
-    assert waits == sorted(waits)
-    now = int(time.time())
-    starts = sorted(now + wait for wait in waits)
-    assert all(later - earlier >= 60 for earlier, later in zip(starts, starts[3:], strict=False))
+    assert waits == [0] * 3 + [61] * 3 + [122] * 3 + [183]
     with pytest.raises(RateLimitError):  # who waits in person does not wait that long
         await gate.admit(scopes, demand())
+
+
+async def test_jobs_that_were_cancelled_while_they_waited_are_in_nobodys_way(
+    redis: Redis, gate: Gate, clock: Clock, owner: Owner
+) -> None:
+    scopes = [scope(owner, requests_per_minute=1, tokens_per_minute=1000, wait=True)]
+    waiting = [demand(background=True) for _ in range(30)]
+    for asked in waiting:
+        await gate.admit(scopes, asked)
+    await clock.pass_by(62)  # the second has begun by now
+    for asked in waiting[2:]:
+        await gate.settle([owner.key_id], [Spent(asked.job_id, 0, Decimal(0))])
+    assert {name: await last_second(redis, owner, name) for name in ("requests", "tokens")} == {
+        "requests": NOON + 61,
+        "tokens": NOON + 61,
+    }
+    assert (await gate.admit(scopes, demand(background=True))).delay_seconds == 60
+    await gate.settle([owner.key_id], [Spent(waiting[1].job_id, 0, Decimal(0))])
+    await clock.pass_by(121)
+    assert (await gate.admit(scopes, demand())).headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def last_second(redis: Redis, owner: Owner, name: str) -> int:
+    return int(await redis.hget(f"hr:quota:{owner.key_id}:{name}", "last") or 0)
+
+
+async def test_what_waits_for_later_is_in_nobodys_way_now(gate: Gate, clock: Clock, owner: Owner) -> None:
+    account = Scope(owner.account_id, Limits(tokens_per_minute=100_000))
+    patient, other = scope(owner, requests_per_minute=1, wait=True), Scope("key_other", Limits())
+    asked = demand(background=True, tokens=4000)
+    waits = [(await gate.admit([patient, account], replace(asked, job_id=new_id("job")))) for _ in range(30)]
+    assert waits[-1].delay_seconds == 29 * 61
+    assert waits[-1].headers["x-ratelimit-remaining-tokens"] == "96000", "of the last minute, not of those to come"
+    admission = await gate.admit([other, account], demand(tokens=90_000))
+    assert admission.headers["x-ratelimit-remaining-tokens"] == "6000"
+    # A minute hence another 4,000 are taken, and until then what is left of this minute is all that is left.
+    with pytest.raises(RateLimitError, match=r"Limit 100000, Used 94000, Requested 6001. Please try again in 1m1s"):
+        await gate.admit([other, account], demand(tokens=6001))
+    await gate.admit([other, account], demand(tokens=6000))
+    with pytest.raises(RateLimitError, match="Limit 100000, Used 100000, Requested 1") as refused:
+        await gate.admit([other, account], demand(tokens=1))
+    assert refused.value.headers["x-ratelimit-reset-tokens"] == "1m1s"
+
+
+async def test_who_cannot_be_let_in_before_those_that_wait_is_told_so(gate: Gate, clock: Clock, owner: Owner) -> None:
+    scopes = [scope(owner, requests_per_minute=1, wait=True)]
+    for _ in range(5):
+        await gate.admit(scopes, demand(background=True))
+    await clock.pass_by(60)
+    with pytest.raises(RateLimitError, match=r"Limit 1, Used 1, Requested 1. Please try again in \dm") as refused:
+        await gate.admit(scopes, demand())
+    assert refused.value.headers["x-ratelimit-reset-requests"] == "1s"
+    await clock.pass_by(4 * 61 - 60)
+    with pytest.raises(RateLimitError, match=r"Please try again in 1m1s"):
+        await gate.admit(scopes, demand())
+    await clock.pass_by(61)
+    await gate.admit(scopes, demand())
+
+
+@dataclass
+class Taken:
+    """What was taken of a limit in each second."""
+
+    limit: int
+    seconds: Counter[int] = field(default_factory=Counter)
+
+    def ending(self, at: int) -> int:
+        """Return what the minute has that ends with a second."""
+        return sum(count for second, count in self.seconds.items() if at - 60 <= second <= at)
+
+    def fits(self, at: int, more: int) -> bool:
+        """Tell whether so much more may be taken in a second."""
+        ends = {at, *(second for second in self.seconds if at < second <= at + 60)}
+        return all(self.ending(end) + more <= self.limit for end in ends)
+
+
+class Minute:
+    """A key of an account and another key, and what is taken of their limits: by the script, and by counting."""
+
+    def __init__(self, redis: Redis, requests: int, tokens: int) -> None:
+        self.redis = redis
+        self.gate = Gate(redis, Database.connect("postgresql://nowhere"), open_when_away=False)
+        self.clock = Clock(redis)
+        self.limits = {
+            "key_a": Limits(requests_per_minute=requests, tokens_per_minute=tokens, wait=True),
+            "key_b": Limits(),
+            "acct": Limits(requests_per_minute=requests + 1, tokens_per_minute=tokens + 30),
+        }
+        self.taken = {
+            ("key_a", "requests"): Taken(requests),
+            ("key_a", "tokens"): Taken(tokens),
+            ("acct", "requests"): Taken(requests + 1),
+            ("acct", "tokens"): Taken(tokens + 30),
+        }
+        self.open_jobs: list[tuple[Demand, int, list[str]]] = []
+
+    async def ask(self, names: list[str], asked: Demand) -> None:
+        """Ask for a job, and see that it is let in if there is room, and that the headers are true."""
+        now = self.clock.now
+        more = {(name, what): asked.tokens if what == "tokens" else 1 for name, what in self.taken if name in names}
+        room = all(self.taken[place].fits(now, count) for place, count in more.items())
+        left = {place: self.taken[place].limit - self.taken[place].ending(now) for place in more}
+        try:
+            admission = await self.gate.admit([Scope(name, self.limits[name]) for name in names], asked)
+        except RateLimitError as error:
+            assert not room
+            headers = error.headers
+        else:
+            at, headers = now + int(admission.delay_seconds), admission.headers
+            assert room == (at == now)
+            last = {place: max(self.taken[place].seconds, default=0) for place in more}
+            assert at == now or any(at >= last["key_a", what] for what in ("requests", "tokens")), "nobody is overtaken"
+            self.open_jobs.append((asked, at, names))
+            for place, count in more.items():
+                self.taken[place].seconds[at] += count
+                left[place] -= count if at == now else 0
+        for what in ("requests", "tokens"):
+            least = min(count for place, count in left.items() if place[1] == what)
+            assert headers[f"x-ratelimit-remaining-{what}"] == str(least)
+
+    async def settle(self, choice: int) -> None:
+        """Let an open job end: it used a part of its tokens, or if it never began, nothing."""
+        if not self.open_jobs:
+            return
+        job, at, names = self.open_jobs.pop(choice % len(self.open_jobs))
+        begun = at <= self.clock.now
+        used = job.tokens * choice // 100 if begun else 0
+        await self.gate.settle(names, [Spent(job.job_id, used, Decimal(0))])
+        for (name, what), taken in self.taken.items():
+            if name in names:
+                taken.seconds[at] -= job.tokens - used if what == "tokens" else int(not begun)
+
+    async def check(self) -> None:
+        """See that no minute has too much, and that Redis has what was counted."""
+        for (name, what), taken in self.taken.items():
+            taken.seconds = +taken.seconds
+            assert all(taken.ending(at) <= taken.limit for at in taken.seconds)
+            raw = await self.redis.hgetall(f"hr:quota:{name}:{what}")
+            kept = {key.decode(): int(count) for key, count in raw.items()}  # type: ignore[union-attr]
+            seconds = {int(key): count for key, count in kept.items() if key.isdigit()}
+            assert seconds.items() <= taken.seconds.items()
+            assert {at for at in taken.seconds if at > self.clock.now - 61} <= seconds.keys()
+            assert kept.get("sum", 0) == sum(seconds.values())
+            assert not seconds or kept["last"] == max(seconds)
+
+
+STEP = st.tuples(
+    st.sampled_from(["pass", "wait", "wait", "ask", "other", "settle", "settle"]),
+    st.integers(1, 60) | st.integers(1, 10),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.integers(1, 4), tokens=st.integers(30, 150), steps=st.lists(STEP, min_size=20, max_size=40))
+def test_no_minute_has_more_than_is_allowed_and_whoever_fits_is_let_in(
+    valkey: EmbeddedValkey, requests: int, tokens: int, steps: list[tuple[str, int]]
+) -> None:
+    """Jobs of the first key wait for its rate; the account's holds for both keys, and lets nobody wait."""
+
+    async def run() -> None:
+        async with live.connect(valkey.url) as redis:
+            await redis.flushall()
+            minute = Minute(redis, requests, tokens)
+            await minute.clock.govern(minute.gate)
+            for step, amount in steps:
+                if step == "pass":
+                    await minute.clock.pass_by(amount)
+                elif step == "settle":
+                    await minute.settle(amount)
+                else:
+                    names = ["key_b" if step == "other" else "key_a", "acct"]
+                    await minute.ask(names, demand(background=step == "wait", tokens=amount))
+                await minute.check()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("limits", "background"),
+    [({"jobs_in_flight": 1}, False), ({"jobs_queued": 1}, True), ({"daily_budget": CENT}, False)],
+)
+async def test_whatever_refuses_a_job_its_rates_are_told(
+    gate: Gate, clock: Clock, owner: Owner, limits: dict[str, Any], background: bool
+) -> None:
+    rates: dict[str, Any] = {"requests_per_minute": 5, "tokens_per_minute": 100}
+    scopes = [scope(owner, **limits), Scope(owner.account_id, Limits(**rates))]
+    admission = await gate.admit(scopes, demand(background=background))
+    assert admission.headers["x-ratelimit-remaining-requests"] == "4"
+    await clock.pass_by(20)
+    with pytest.raises(RateLimitError) as refused:
+        await gate.admit(scopes, demand(background=background))
+    told = {name: value for name, value in refused.value.headers.items() if name.startswith("x-ratelimit-")}
+    assert told == {
+        "x-ratelimit-limit-requests": "5",
+        "x-ratelimit-remaining-requests": "4",
+        "x-ratelimit-reset-requests": "41s",
+        "x-ratelimit-limit-tokens": "100",
+        "x-ratelimit-remaining-tokens": "90",
+        "x-ratelimit-reset-tokens": "41s",
+    }
+
+
+async def test_what_may_cost_more_than_a_budget_runs_alone(redis: Redis, gate: Gate, owner: Owner) -> None:
+    scopes = [scope(owner, daily_budget=Decimal("0.10"))]
+    large, small, free = (demand(cost=Decimal(cost)) for cost in ("5", "0.001", "0"))
+    assert await admitted(gate, scopes, large, replace(large, job_id=new_id("job")), small) == [large]
+    assert await admitted(gate, scopes, free) == [free], "it exceeds nothing"
+    await gate.settle([owner.key_id], [Spent(large.job_id, 4, Decimal("0.095"))])
+    assert await admitted(gate, scopes, small, replace(large, job_id=new_id("job"))) == [small]
+    await gate.settle([owner.key_id], [Spent(small.job_id, 4, Decimal("0.001"))])
+    last = replace(large, job_id=new_id("job"))
+    assert await admitted(gate, scopes, last) == [last], "something is left"
+    await gate.settle([owner.key_id], [Spent(last.job_id, 4, Decimal("0.005"))])
+    assert await admitted(gate, scopes, small, replace(large, job_id=new_id("job")), free) == []
 
 
 async def test_jobs_in_flight(gate: Gate, owner: Owner) -> None:
@@ -294,4 +598,14 @@ async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
         )
         told.append(sorted(int(row.percent) for row in rows))
     assert told == [[], [50, 80], [50, 80, 100]]
+    await limit_account(
+        database, owner.account_id, Limits(daily_budget=Decimal("0.02"), alert_webhook="https://example.com/hook")
+    )
+    for _ in range(2):
+        await queries.alert(database)
+    rows = await execute(
+        database.relaxed, "SELECT payload::json -> 'data' AS data FROM webhook_deliveries ORDER BY created_at DESC"
+    )
+    assert len(rows) == 4, "of the new budget a half is spent"
+    assert (rows[0].data["percent"], rows[0].data["limit"], rows[0].data["spent"]) == (50, "0.02", "0.0126")
     await limit_account(database, owner.account_id, Limits())

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from headrace.batches import queries as batch_queries
+from headrace.batches.state import BatchState
 from headrace.database import Database, execute
+from headrace.files.queries import FileWriter, find_file, forget_files, sweep_files
+from headrace.files.tables import CHUNK_BYTES
 from headrace.idempotency.queries import claim_id, sweep_keys
 from headrace.ids import id_before, new_id
 from headrace.jobs import queries
@@ -12,6 +17,7 @@ from headrace.jobs.state import State
 from headrace.settings import Settings
 from headrace.usage.tables import usage
 from tests.integration.jobs import Jobs, Owner, end_of, segment
+from tests.integration.test_batches import create
 from worker.retention import Retention
 
 DAY = 86_400
@@ -79,10 +85,87 @@ async def test_jobs_are_forgotten_and_their_usage_stays(
     assert await execute(database.relaxed, usage.select().where(usage.c.job_id == spent[0].job_id)) == spent
 
 
-async def test_nothing_is_forgotten_unless_it_is_asked_for(database: Database, jobs: Jobs) -> None:
-    old = await age(jobs, await with_deltas(jobs), 4000)
+async def old_file(database: Database, owner: Owner, *, days: float, data: bytes = b"a prompt") -> str:
+    """Return a file that is so old, as its id says too."""
+    writer = FileWriter(database, account_id=owner.account_id, purpose="batch")
+    writer.file_id = writer._row["id"] = id_before(days * DAY, "file") + writer.file_id[-20:]
+    await writer.write(data)
+    await writer.close(filename="a")
+    query = "UPDATE files SET created_at = now() - %(days)s * interval '1 day' WHERE id = %(id)s"
+    await execute(database.relaxed, query, {"id": writer.file_id, "days": days})
+    return writer.file_id
+
+
+async def ended_batch(database: Database, owner: Owner, *, days: float, files: Sequence[str]) -> str:
+    """Return a batch that was cancelled so long ago: with these as its input, its output and its errors."""
+    batch_id = await create(database, owner)
+    await batch_queries.cancel_batch(database, batch_id, owner.account_id)
+    assert await batch_queries.end_batch(
+        database,
+        batch_id,
+        begin=BatchState.CANCELLING,
+        end=BatchState.CANCELLED,
+        output_file_id=files[1],
+        error_file_id=files[2],
+    )
+    query = """UPDATE batches SET input_file_id = %(input)s, cancelled_at = now() - %(days)s * interval '1 day'
+               WHERE id = %(id)s"""
+    await execute(database.relaxed, query, {"id": batch_id, "input": files[0], "days": days})
+    return batch_id
+
+
+async def kept_of(database: Database, *file_ids: str) -> list[bool]:
+    """Tell of each file whether any of its chunks is kept."""
+    query = "SELECT DISTINCT file_id FROM file_chunks WHERE file_id = ANY(%(ids)s)"
+    kept = {row.file_id for row in await execute(database.relaxed, query, {"ids": list(file_ids)})}
+    return [file_id in kept for file_id in file_ids]
+
+
+async def test_files_go_with_the_jobs_of_their_batch_and_the_batch_stays(
+    database: Database, owner: Owner, retention: Retention
+) -> None:
+    old = [await old_file(database, owner, days=31) for _ in range(3)]
+    batch_id = await ended_batch(database, owner, days=31, files=old)
+    unused, young = await old_file(database, owner, days=31), await old_file(database, owner, days=29)
+    await retention.step()
+    assert await kept_of(database, *old, unused, young) == [False, False, False, False, True]
+    batch = await batch_queries.get_batch(database, batch_id, owner.account_id)
+    assert batch is not None
+    assert batch.output_file_id == old[1]
+
+
+async def test_an_old_input_stays_for_a_batch_that_has_just_begun_or_ended(
+    database: Database, owner: Owner, retention: Retention
+) -> None:
+    running, ended, after, errors = [await old_file(database, owner, days=31) for _ in range(4)]
+    batch_id = await create(database, owner)
+    await execute(
+        database.relaxed,
+        "UPDATE batches SET input_file_id = %(input)s WHERE id = %(id)s",
+        {"id": batch_id, "input": running},
+    )
+    await ended_batch(database, owner, days=29, files=[ended, after, errors])
+    await retention.step()
+    assert await kept_of(database, running, ended) == [True, True]
+    assert await find_file(database, running, owner.account_id) is not None
+
+
+async def test_a_large_file_goes_in_small_steps_and_is_not_there_meanwhile(database: Database, owner: Owner) -> None:
+    large = await old_file(database, owner, days=31, data=b"x" * (5 * CHUNK_BYTES))
+    assert await forget_files(database, seconds=30 * DAY) >= 1
+    assert await find_file(database, large, owner.account_id) is None
+    for left in (3, 1, 0):
+        assert await sweep_files(database, chunks=2) > 0
+        rows = await execute(database.relaxed, "SELECT count(*) FROM file_chunks WHERE file_id = %(id)s", {"id": large})
+        assert rows[0][0] == left
+    assert await execute(database.relaxed, "SELECT FROM files WHERE id = %(id)s", {"id": large}) == []
+
+
+async def test_nothing_is_forgotten_unless_it_is_asked_for(database: Database, jobs: Jobs, owner: Owner) -> None:
+    old, file = await age(jobs, await with_deltas(jobs), 4000), await old_file(database, owner, days=4000)
     await Retention(Settings(), database).step()
     assert await count(database, "jobs", old) == 1
+    assert await kept_of(database, file) == [True]
 
 
 async def test_what_is_not_to_be_stored_is_erased(database: Database, jobs: Jobs, owner: Owner) -> None:

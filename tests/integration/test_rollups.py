@@ -231,8 +231,8 @@ async def test_a_statement_adds_up_to_the_ledger_to_the_last_digit(database: Dat
     await write(database, entries)
     rows = await statement_of_month(database, "2026-02", [owner.account_id])
     inside = [entry for entry in entries if (entry.created_at.year, entry.created_at.month) == (2026, 2)]
-    assert sum(row.cost for row in rows) == sum(entry.cost or 0 for entry in inside)
-    assert sum(row.entries for row in rows) == len(inside)
+    assert sum(row["cost"] for row in rows) == sum(entry.cost or 0 for entry in inside)
+    assert sum(row["entries"] for row in rows) == len(inside)
 
 
 async def test_rows_go_to_the_partition_of_their_month(database: Database, owner: Owner) -> None:

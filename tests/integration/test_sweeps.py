@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.jobs import queries
-from headrace.jobs.queries import MovedJob
+from headrace.jobs.queries import Backlog, MovedJob
 from headrace.jobs.state import State
 from tests.integration.databases import Session
 from tests.integration.jobs import Jobs, end_of
@@ -73,7 +73,7 @@ async def test_a_rescued_job_is_due_after_the_delay_and_not_sent_again_at_once(j
     await jobs.rescue(delay_seconds=60)
     assert await jobs.claim(job.id) == []
     await jobs.set(job.id, "scheduled_at = now()")
-    assert await queries.resend_jobs(jobs.database, tiers=["default"], resend_seconds=30) == []
+    assert await jobs.resend(seconds=30) == []
     assert len(await jobs.claim(job.id)) == 1
 
 
@@ -104,7 +104,7 @@ async def test_what_no_worker_took_is_sent_again_once_in_a_while(jobs: Jobs) -> 
     before = await jobs.row(recent)
 
     async def resend(*tiers: str) -> set[MovedJob]:
-        return set(await queries.resend_jobs(jobs.database, tiers=tiers, resend_seconds=30))
+        return {moved for tier in tiers for moved in await jobs.resend(tier, seconds=30)}
 
     assert await resend() == set()
     assert await resend("priority", "flex") == {
@@ -118,6 +118,30 @@ async def test_what_no_worker_took_is_sent_again_once_in_a_while(jobs: Jobs) -> 
     assert {job.id for job in await jobs.claim(*forgotten.values())} == set(forgotten.values())
 
 
+async def test_what_waits_in_a_queue_or_in_a_workers_hands_is_not_sent_again(jobs: Jobs) -> None:
+    waiting, held, lost = [await jobs.submit() for _ in range(3)]
+    for job_id in (waiting, held, lost):
+        await jobs.set(job_id, "sent_at = now() - interval '1 minute'")
+    await queries.keep_in_hand(jobs.database, [held])
+    sent = await jobs.resend(backlog=Backlog([waiting], [waiting], whole=True), seconds=30)
+    assert [moved.id for moved in sent] == [lost]
+    assert await jobs.resend(backlog=Backlog([waiting], [waiting], whole=True), seconds=30) == []
+
+
+async def test_of_a_long_queue_only_what_should_have_been_at_its_head_was_lost(jobs: Jobs) -> None:
+    lost, head, last, beyond = [await jobs.submit() for _ in range(4)]
+    for minutes, job_id in enumerate((beyond, last, head, lost), start=1):
+        await jobs.set(job_id, f"sent_at = now() - interval '{minutes} minutes'")
+    sent = await jobs.resend(backlog=Backlog([head, last], [last], whole=False), seconds=30)
+    assert [moved.id for moved in sent] == [lost], "what lies beyond the head is not known to be lost"
+
+
+async def test_of_many_ids_those_that_are_queued_are_found(jobs: Jobs) -> None:
+    queued, running = await jobs.submit(tier="flex"), await jobs.run()
+    found = await queries.find_queued(jobs.database, [queued, running.id, "job_00000000000000000000000000000000"])
+    assert found == [MovedJob(queued, "flex", State.QUEUED, 0, None)]
+
+
 async def test_sweeps_pass_over_what_another_has_locked(jobs: Jobs, other_session: Session) -> None:
     dead, late, forgotten = await jobs.run(), await jobs.submit(), await jobs.submit()
     await jobs.lose(dead.id)
@@ -125,7 +149,7 @@ async def test_sweeps_pass_over_what_another_has_locked(jobs: Jobs, other_sessio
     await other_session.execute("SELECT FROM jobs WHERE id = ANY(%s) FOR UPDATE", [[dead.id, late, forgotten]])
     assert await jobs.rescue() == []
     assert await jobs.expire() == []
-    assert await queries.resend_jobs(jobs.database, tiers=["default"], resend_seconds=-1) == []
+    assert await jobs.resend() == []
     await other_session.rollback()
     assert [job.id for job in await jobs.rescue()] == [dead.id]
     assert [job.id for job in await jobs.expire()] == [late]

@@ -47,7 +47,7 @@ async def _expired(jobs: Jobs, job: ClaimedJob) -> None:
 
 
 async def _resent(jobs: Jobs, job: ClaimedJob) -> None:
-    await queries.resend_jobs(jobs.database, tiers=[job.tier], resend_seconds=-1)
+    await jobs.resend(job.tier)
 
 
 def _finished(state: State) -> Callable[[Jobs, ClaimedJob], Awaitable[object]]:
@@ -305,7 +305,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule()
     def resend(self) -> None:
-        sent = self.run(queries.resend_jobs(self.jobs.database, tiers=["default"], resend_seconds=-1))
+        sent = self.run(self.jobs.resend())
         waiting = {model.new.id for model in self.models.values() if model.state is State.QUEUED and model.due}
         assert {job.id for job in sent} == waiting
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,7 +13,9 @@ from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
 from headrace.ids import new_id
 from headrace.webhooks import queries
+from headrace.webhooks.queries import Outcome
 from headrace.webhooks.signing import derive_secret
+from tests.e2e.jobs import eventually
 from tests.integration.jobs import Owner
 from tests.integration.test_batches import create
 from tests.receiver import Receiver, running_receiver
@@ -29,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 async def sender(database: Database, owner: Owner) -> AsyncIterator[WebhookSender]:
-    await execute(database.durable, "TRUNCATE webhook_secrets")
+    await execute(database.durable, "TRUNCATE webhook_secrets, webhooks_gone")
     await queries.ensure_secret(database, owner.account_id)
     sender = WebhookSender(database, secret_key=KEY, allow_private=True)
     yield sender
@@ -50,6 +53,10 @@ async def delivery(database: Database, owner: Owner, batch_id: str) -> Row:
 
 async def make_due(database: Database) -> None:
     await execute(database.durable, "UPDATE webhook_deliveries SET due_at = now() WHERE state = 'pending'")
+
+
+def outcome(status: int) -> Outcome:
+    return Outcome(status, None, 1_800_000_000.5, 12)
 
 
 async def valid_secrets(database: Database, owner: Owner) -> list[str]:
@@ -115,16 +122,141 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id(
     assert len({message.body for message in receiver.messages}) == 1
     row = await delivery(database, owner, batch_id)
     assert (row.state, row.attempts) == ("delivered", 3)
+    assert [attempt["response_status"] for attempt in row.history] == [500, 429, 200]
+    assert sorted(row.history, key=lambda attempt: attempt["at"]) == row.history
+    assert all(attempt["milliseconds"] >= 0 and attempt["error"] is None for attempt in row.history)
 
 
-async def test_a_receiver_that_is_gone_is_left_alone(
+async def test_of_many_attempts_the_last_are_kept_each_once(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
-    receiver.answers.append(410)
     batch_id = await tell(database, owner, receiver.url)
-    await sender.send_due()
+    await execute(
+        database.durable,
+        "UPDATE webhook_deliveries SET history = (SELECT jsonb_agg(number) FROM generate_series(1, 32) AS number)",
+    )
+    (held,) = await queries.claim_deliveries(database, limit=1, share=1)
+    for _ in range(2):  # as after a restart of Postgres
+        await queries.record_delivery(database, held, "delivered", outcome(200))
     row = await delivery(database, owner, batch_id)
-    assert (row.state, row.status, row.next_attempt_at) == ("failed", 410, None)
+    assert row.history[:-1] == list(range(2, 33))
+    assert row.history[-1] == {"at": 1_800_000_000.5, "response_status": 200, "error": None, "milliseconds": 12}
+
+
+async def test_a_url_that_is_gone_is_sent_nothing_more_until_that_is_asked_for(
+    database: Database, owner: Owner, stranger: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    await queries.ensure_secret(database, stranger.account_id)
+    before = await tell(database, owner, receiver.url)
+    await execute(database.durable, "UPDATE webhook_deliveries SET due_at = now() + interval '1 hour'")
+    receiver.answers.append(410)
+    first = await tell(database, owner, receiver.url)
+    assert await sender.send_due() == 1
+    row = await delivery(database, owner, first)
+    assert (row.state, row.status, row.error, row.next_attempt_at) == ("failed", 410, None, None)
+    row = await delivery(database, owner, before)
+    assert (row.state, row.error, row.attempts) == ("failed", queries.GONE, 0)
+    later = await tell(database, owner, receiver.url)
+    assert await sender.send_due() == 0
+    row = await delivery(database, owner, later)
+    assert (row.state, row.error, row.attempts, row.history) == ("failed", queries.GONE, 0, [])
+    others = [(stranger, await tell(database, stranger, receiver.url))]
+    others.append((owner, await tell(database, owner, receiver.url + "/2")))
+    assert await sender.send_due() == 2
+    assert {(await delivery(database, *other)).state for other in others} == {"delivered"}
+
+    await queries.resend_delivery(database, row.id, owner.account_id, key=None)
+    receiver.answers.append(500)
+    assert await sender.send_due() == 1
+    row = await delivery(database, owner, later)
+    assert (row.state, row.attempts) == ("pending", 1), "it is tried for a day again"
+    last = await tell(database, owner, receiver.url)
+    assert await sender.send_due() == 1
+    assert (await delivery(database, owner, last)).state == "delivered"
+
+
+async def test_what_is_taken_meanwhile_shows_that_a_url_is_not_gone(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    batches = [await tell(database, owner, receiver.url) for _ in range(2)]
+    gone, taken = await queries.claim_deliveries(database, limit=2, share=2)
+    await queries.record_delivery(database, gone, "failed", outcome(410))
+    await queries.record_delivery(database, taken, "delivered", outcome(204))
+    rows = {row.id: row for row in [await delivery(database, owner, batch_id) for batch_id in batches]}
+    assert (rows[gone.id].state, rows[taken.id].state) == ("failed", "delivered")
+    last = await tell(database, owner, receiver.url)
+    assert await sender.send_due() == 1
+    assert (await delivery(database, owner, last)).state == "delivered"
+
+
+async def test_answers_that_a_url_is_gone_at_the_same_moment_do_not_wait_for_each_other(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    batches = [await tell(database, owner, receiver.url) for _ in range(12)]
+    claimed = await queries.claim_deliveries(database, limit=12, share=12)
+    await asyncio.gather(*(queries.record_delivery(database, found, "failed", outcome(410)) for found in claimed))
+    for batch_id in batches:
+        row = await delivery(database, owner, batch_id)
+        assert (row.state, row.status, len(row.history)) == ("failed", 410, 1)
+
+
+@contextlib.asynccontextmanager
+async def hanging_receiver() -> AsyncIterator[tuple[str, list[object]]]:
+    """A receiver that never answers: its URL, and the connections that were made to it."""
+    connections: list[object] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        while await reader.read(65_536):  # until the sender goes away
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook", connections
+
+
+async def test_a_receiver_that_hangs_delays_nobody_else(
+    database: Database, owner: Owner, stranger: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    await queries.ensure_secret(database, stranger.account_id)
+    async with hanging_receiver() as (url, connections):
+        for _ in range(100):
+            await tell(database, owner, url)
+        sending = asyncio.create_task(sender.run())
+
+        async def share_taken() -> bool:
+            return len(connections) == 4
+
+        await eventually(share_taken, "its share of the slots")
+        prompt = [(whose, await tell(database, whose, receiver.url)) for whose in [owner, stranger] * 10]
+
+        async def all_delivered() -> bool:
+            return {(await delivery(database, *told)).state for told in prompt} == {"delivered"}
+
+        await eventually(all_delivered, "everybody else's webhooks")
+        assert len(receiver.messages) == 20
+        assert len(connections) == 4
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_each_receiver_gets_its_share_oldest_first(database: Database, owner: Owner, stranger: Owner) -> None:
+    for whose, count in ((owner, 5), (stranger, 1)):
+        for _ in range(count):
+            await tell(database, whose, "http://user@one.example:8080/a")
+    await tell(database, owner, "http://ONE.example:8080/b")
+    await tell(database, owner, "http://two.example?c")
+    first = await queries.claim_deliveries(database, limit=3, share=2)
+    assert [found.receiver for found in sorted(first, key=lambda found: found.id)] == [
+        (owner.account_id, "one.example:8080"),
+        (owner.account_id, "one.example:8080"),
+        (stranger.account_id, "one.example:8080"),
+    ]
+    second = await queries.claim_deliveries(database, limit=3, share=2, in_flight=first)
+    assert [found.receiver for found in second] == [(owner.account_id, "two.example")]
+    assert await queries.claim_deliveries(database, limit=3, share=2, in_flight=first) == []
+    third = await queries.claim_deliveries(database, limit=30, share=2, in_flight=first[2:])
+    assert len(third) == 2
 
 
 async def test_patience_ends_after_a_day(
@@ -202,12 +334,12 @@ async def test_what_a_dead_sender_had_in_hand_is_sent_by_another(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     batch_id = await tell(database, owner, receiver.url)
-    (held,) = await queries.claim_deliveries(database, limit=1)
+    (held,) = await queries.claim_deliveries(database, limit=1, share=1)
     assert await sender.send_due() == 0
     await make_due(database)  # a minute later
     assert await sender.send_due() == 1
     # Had it only been slow, what it has to say would not undo the other's word.
-    await queries.record_delivery(database, held, "failed", status=500, error=None)
+    await queries.record_delivery(database, held, "failed", outcome(500))
     row = await delivery(database, owner, batch_id)
     assert (row.state, row.attempts, row.status) == ("delivered", 2, 200)
 

@@ -20,6 +20,7 @@ MODELS = [
     (OPENAI, "gpt-4o"),
     (OPENAI, "gpt-4o-mini-2024-07-18"),
     (OPENAI, "gpt-5.4"),
+    (OPENAI, "gpt-audio"),
     (ANTHROPIC, "claude-sonnet-4-6"),
     (ANTHROPIC, "claude-haiku-4-5-20251001"),
     (GEMINI, "gemini-1.5-pro"),
@@ -34,11 +35,23 @@ MODELS = [
     cached=st.integers(0, 400_000),
     written=st.integers(0, 10_000),
     output=st.integers(0, 100_000),
+    heard=st.integers(0, 10_000),
+    spoken=st.integers(0, 10_000),
 )
-def test_our_price_is_the_tables(base_url: str, model: str, fresh: int, cached: int, written: int, output: int) -> None:
+def test_our_price_is_the_tables(
+    base_url: str, model: str, fresh: int, cached: int, written: int, output: int, heard: int, spoken: int
+) -> None:
     if base_url != ANTHROPIC:
         written = 0  # the others charge nothing for it
-    tokens = TokenUsage(fresh + cached + written, output, cached_tokens=cached, cache_write_tokens=written)
+    heard, spoken = min(heard, fresh), min(spoken, output)
+    tokens = TokenUsage(
+        fresh + cached + written,
+        output,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        prompt_audio_tokens=heard,
+        completion_audio_tokens=spoken,
+    )
     rates = find_model(base_url, model).rates_for(tokens.prompt_tokens)
     assert rates is not None
     theirs = calc_price(
@@ -47,6 +60,9 @@ def test_our_price_is_the_tables(base_url: str, model: str, fresh: int, cached: 
             cache_read_tokens=cached,
             cache_write_tokens=written,
             output_tokens=output,
+            input_audio_tokens=heard,
+            output_audio_tokens=spoken,
+            cache_audio_read_tokens=0,
         ),
         model,
         provider_api_url=base_url,

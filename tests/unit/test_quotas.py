@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from headrace.catalogue import Model, Provider, Route
 from headrace.chat.usage import estimate_demand
+from headrace.quotas.cost import highest_cost
 from headrace.quotas.rules import Limits
 
 
@@ -74,3 +76,25 @@ def test_a_demand_is_what_the_answer_may_be(asked: dict[str, Any], limit: int | 
     demand = estimate_demand(request, output_limit=limit)
     assert demand.completion_tokens == completion
     assert 100 <= demand.prompt_tokens <= 110
+    whole = estimate_demand(request, output_limit=limit, whole=True)
+    assert whole.completion_tokens == (limit or 4096 if not asked else completion)
+
+
+def route(output_limit: int | None, *prices: int, model: str = "m") -> Route:
+    provider = Provider(kind="openai", base_url="https://p.example/v1")
+    fresh, output = map(Decimal, prices) if prices else (None, None)
+    entry = Model(routes=[f"p/{model}"], input_price=fresh, output_price=output, output_limit=output_limit)
+    return Route("p", provider, model, entry)
+
+
+def test_an_answer_costs_at_most_what_the_dearest_of_its_routes_may_write() -> None:
+    request = {"messages": [{"role": "user", "content": "x" * 400}]}
+    prompt = estimate_demand(request, output_limit=None).prompt_tokens
+    short, long, free, unknown = route(1_000, 0, 50), route(100_000, 0, 1), route(100_000), route(None, 0, 10)
+    assert highest_cost([short], request) == Decimal("0.05")
+    assert highest_cost([short, long, free], request) == Decimal("0.1")
+    assert highest_cost([short, long, free], request | {"max_tokens": 2_000}) == Decimal("0.1")
+    assert highest_cost([long, unknown], request | {"max_tokens": 2_000}) == Decimal("0.02")
+    assert highest_cost([unknown], request) == Decimal("0.04096")
+    assert highest_cost([free], request) == highest_cost([], request) == 0
+    assert highest_cost([route(1, 1_000, 0)], request) == Decimal(prompt) / 1000

@@ -39,7 +39,18 @@ def test_secrets_differ_by_row_and_by_key() -> None:
     assert len({derive_secret(key, row) for key in (KEY, KEY + "x") for row in ("secret_1", "secret_2")}) == 4
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "168.63.129.17",
+        "2606:4700:4700::1111",
+        "::ffff:8.8.8.8",
+        "64:ff9b::808:808",
+        "2002:808:808::1",
+        "2001:0:808:808:0:0:f7f7:f7f7",  # Teredo's client 8.8.8.8
+    ],
+)
 def test_public_addresses(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
@@ -72,6 +83,19 @@ def test_public_addresses(address: str) -> None:
         "2002:7f00:1::",
         "2002:a9fe:a9fe::",
         "::127.0.0.1",
+        "::8.8.8.8",  # IPv4-compatible, which nobody routes
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "2001:0:808:808:0:0:80ff:fffe",  # Teredo's client 127.0.0.1
+        "2606:4700::5efe:10.0.0.1",
+        "2606:4700::200:5efe:10.0.0.1",
+        "fec0::1",
+        "feff::1",
+        "100::1",
+        "5f00::1",
+        "4000::1",
+        "::ffff:168.63.129.16",
+        "168.63.129.16",  # Azure's, with keys for its machines
     ],
 )
 def test_addresses_that_webhooks_may_not_go_to(address: str) -> None:

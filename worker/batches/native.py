@@ -34,6 +34,7 @@ from headrace.jobs.queries import (
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
 from headrace.usage.spent import spent_on
+from worker.batches.allowance import Purse
 from worker.batches.feed import Feeder
 from worker.native.apis import BATCH_APIS, BatchApi
 from worker.native.parcel import NativeResult
@@ -59,6 +60,7 @@ class NativeBatch:
         catalogue: Catalogue,
         batch: Row,
         *,
+        purse: Purse,
         poll_seconds: float,
     ) -> None:
         self._database = database
@@ -66,6 +68,7 @@ class NativeBatch:
         self._client = client
         self._catalogue = catalogue
         self._batch = batch
+        self._purse = purse
         self._poll_seconds = poll_seconds
 
     async def go_on(self) -> None:
@@ -99,8 +102,8 @@ class NativeBatch:
     # -- there --------------------------------------------------------------------------------------------------------
 
     async def _hand_over(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
-        if parcel.state == "filling":
-            await self._fill(api, parcel)
+        if parcel.state == "filling" and not await self._fill(api, parcel):
+            return
         try:
             remote_id = None
             if parcel.state == "submitting":  # somebody has tried, and may have been taken at their word
@@ -120,12 +123,16 @@ class NativeBatch:
             self._database, parcel.id, "submitted", remote_id=remote_id, seconds=self._poll_seconds
         )
 
-    async def _fill(self, api: BatchApi, parcel: NativeParcel) -> None:
+    async def _fill(self, api: BatchApi, parcel: NativeParcel) -> bool:
+        """Put as many lines into a parcel as budgets pay for; returns whether it has any."""
+        most = min(api.MOST_LINES, self._batch.total - self._batch.fed)
+        lines = await self._purse.take(self._database, self._catalogue, self._batch, most)
         feeder = Feeder(self._database, self._queue, self._batch)
         try:
-            await feeder.feed(min(api.MOST_LINES, self._batch.total - self._batch.fed), parcel=parcel.id)
+            await feeder.feed(lines, parcel=parcel.id)
         finally:
             await feeder.close()
+        return bool(await read_held(self._database, self._batch.id, parcel.id, limit=1))
 
     async def _lines(self, parcel_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         after = 0
@@ -230,7 +237,7 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
         }
         request = orjson.loads(line.request)
         tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
-        spent = spent_on(route, tokens, request, discount=api.DISCOUNT)
+        spent = spent_on(route, tokens, request, answered=completion["model"], discount=api.DISCOUNT)
     state = State.COMPLETED if error is None else State.FAILED
     record = {
         "attempt": line.attempt,

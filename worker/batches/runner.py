@@ -26,7 +26,7 @@ from headrace.live import Frame, Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 from headrace.telemetry import bind
-from worker.batches.allowance import Allowances
+from worker.batches.allowance import Allowances, outstanding
 from worker.batches.feed import Feeder
 from worker.batches.native import NativeBatch
 from worker.batches.output import Output
@@ -66,7 +66,7 @@ class BatchRunner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._feeders: dict[str, Feeder] = {}
         self._chores_at = 0.0
-        self._allowances = Allowances(database)
+        self._allowances = Allowances(database, file)
 
     async def run(self) -> None:
         """Move batches on until cancelled."""
@@ -107,7 +107,7 @@ class BatchRunner:
                 elif _has_ended(batch):
                     await queries.finalize_batch(self._database, batch.id)
                 elif batch.native_route is not None:
-                    if _outstanding(batch) or self._allowances.lines(batch):
+                    if outstanding(batch) or self._allowances.lines(batch):
                         self._begin(batch, self._go_on(batch))
                 elif batch.fed < batch.total and not batch.overdue:
                     feedable.append(batch)
@@ -138,15 +138,17 @@ class BatchRunner:
             log.info("the input is valid")
 
     async def _go_on(self, batch: Row) -> None:
-        native = NativeBatch(
-            self._database,
-            self._queue,
-            self._client,
-            self._file.current,
-            batch,
-            poll_seconds=self._settings.native_poll_seconds,
-        )
-        await native.go_on()
+        with self._allowances.purse(batch) as purse:
+            native = NativeBatch(
+                self._database,
+                self._queue,
+                self._client,
+                self._file.current,
+                batch,
+                purse=purse,
+                poll_seconds=self._settings.native_poll_seconds,
+            )
+            await native.go_on()
 
     async def _write(self, batch: Row) -> None:
         end = await Output(self._database, batch).write()
@@ -160,7 +162,7 @@ class BatchRunner:
                     await self._publisher.cancel(job.id)
                 elif job.state is State.CANCELLED:
                     self._publisher.publish(Frame(job.id, job.attempt, 0, job.state.value, ()), origin=job.origin)
-        if _outstanding(batch) == 0:
+        if outstanding(batch) == 0:
             self._begin(batch, self._write(batch))
         elif batch.native_route is not None:
             self._begin(batch, self._go_on(batch))
@@ -168,14 +170,14 @@ class BatchRunner:
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for batch in batches:
-            lines = _outstanding(batch) if batch.native_route is None else 0
+            lines = outstanding(batch) if batch.native_route is None else 0
             if batch in feedable:
                 lines += int(min(batch.total - batch.fed, max(0, self._allowances.lines(batch) - lines)))
             if lines:
                 wanted[batch.account_id][batch.id] = lines
         shares = share_window(self._settings.batch_window, wanted)
         for batch in feedable:
-            room = min(shares[batch.id], self._allowances.lines(batch)) - _outstanding(batch)
+            room = min(shares.get(batch.id, 0), self._allowances.lines(batch)) - outstanding(batch)
             if room > 0:
                 await self._feed_one(batch, int(room))
 
@@ -196,12 +198,6 @@ class BatchRunner:
             await self._feeders.pop(batch_id).close()
 
 
-def _outstanding(batch: Row) -> int:
-    """Return how many of a batch's lines are jobs that have not ended."""
-    lines: int = batch.fed - batch.completed - batch.failed - batch.cancelled
-    return lines
-
-
 def _has_ended(batch: Row) -> bool:
     """Tell whether nothing more will come of a batch's lines."""
-    return _outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)
+    return outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)

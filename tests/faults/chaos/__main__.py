@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import shutil
@@ -16,17 +17,22 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.chaos.checker import Checker, Verdict
-from tests.faults.chaos.load import Load, Notes, script
+import httpx
+
+from tests.faults.chaos.checker import Checker, Restart, Told, Verdict
+from tests.faults.chaos.load import Load
+from tests.faults.chaos.notes import Notes
 from tests.faults.chaos.plan import Fault, plan
-from tests.faults.chaos.rig import Rig, running_rig, until_quiet
+from tests.faults.chaos.rig import Happening, Rig, running_rig, until_quiet
+from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 
 _ACCOUNTS = ("ann", "ben", "cleo")
-_QUIET_SECONDS = 150.0
+_QUIET_SECONDS = 200.0
 
 
 @dataclass(slots=True)
@@ -36,78 +42,133 @@ class Outcome:
     seed: int
     minutes: float
     faults: Counter[str]
+    history: Sequence[Happening]
     notes: Notes
     verdict: Verdict
+    quiet_seconds: float
+    """How long it took, after the last fault, until nothing was left to do."""
+
+    @property
+    def cut_off(self) -> list[str]:
+        """The requests that were accepted, or whose answer had begun, when their connection broke."""
+        return self.verdict.cut_off
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it."""
+        began = self.history[0].began - self.history[0].fault.at if self.history else 0
         restarts = self.verdict.restarts
         return {
             "seed": self.seed,
             "minutes": self.minutes,
+            "quiet_seconds": round(self.quiet_seconds, 1),
             "faults": dict(sorted(self.faults.items())),
             "statuses": dict(self.notes.statuses.most_common()),
             "counts": dict(self.verdict.counts),
-            "restarts": {
-                "jobs": len(restarts),
-                "median_seconds": round(statistics.median(restarts), 1) if restarts else None,
-                "worst_seconds": round(max(restarts), 1) if restarts else None,
-            },
+            "restarts": _times(restarts),
+            "restarts_with_nothing_else_broken": _times([restart for restart in restarts if restart.alone]),
             "violations": self.verdict.violations,
+            "history": [
+                {
+                    "fault": f"{happening.fault.kind} {happening.fault.target}",
+                    "began": round(happening.began - began, 1),
+                    "ended": round(happening.ended - began, 1),
+                }
+                for happening in self.history
+            ],
         }
 
     def text(self) -> str:
         """Return it for people."""
         document = self.document()
-        lines = [f"seed {self.seed}, {self.minutes:g} minutes"]
-        for title in ("faults", "statuses", "counts", "restarts"):
-            lines += ["", title, *(f"{value!s:>10}  {name}" for name, value in document[title].items())]
+        lines = [f"seed {self.seed}, {self.minutes:g} minutes, {self.quiet_seconds:.0f} s until all was done", ""]
+        faults: dict[str, dict[str, int]] = {}
+        for name, count in document["faults"].items():
+            kind, _, target = name.rpartition(" ")
+            faults.setdefault(kind, {})[target] = count
+        lines += ["faults", *_table((kind, _list(targets)) for kind, targets in faults.items())]
+        lines += ["", "what clients were told", *_table(document["statuses"].items())]
+        lines += ["", "what was checked", *_table(document["counts"].items())]
+        lines += ["", "from a worker's death to the next start of each of its jobs"]
+        for title, name in (("all", "restarts"), ("nothing else broken", "restarts_with_nothing_else_broken")):
+            lines += _table([(title, ", ".join(f"{key} {value}" for key, value in document[name].items()))])
         lines += ["", f"violations: {len(self.verdict.violations)}", *self.verdict.violations[:50]]
         return "\n".join(lines)
 
 
-def run(seed: int, minutes: float, clients: int, directory: Path) -> Outcome:
-    """Run it all, from the main thread, with logs in a directory."""
-    with running_rig(directory) as rig:
-        script(rig.provider, seed)
-        keys = {account: str(rig.service.create_key(account)["key"]) for account in _ACCOUNTS}
-        first, second = rig.ports
-        load = Load(seed, (f"http://127.0.0.1:{first}", f"http://127.0.0.1:{second}"), keys)
-        loop = asyncio.new_event_loop()
-        stop = asyncio.Event()
-        thread = threading.Thread(target=lambda: loop.run_until_complete(load.run(clients, stop)), daemon=True)
-        thread.start()
-        _do(rig, plan(seed, minutes), minutes * 60)
-        rig.heal()
-        loop.call_soon_threadsafe(stop.set)
+def _times(restarts: Sequence[Restart]) -> dict[str, Any]:
+    seconds = [restart.seconds for restart in restarts]
+    return {
+        "jobs": len(seconds),
+        "median_seconds": round(statistics.median(seconds), 1) if seconds else None,
+        "worst_seconds": round(max(seconds), 1) if seconds else None,
+    }
+
+
+def _table(rows: Iterable[tuple[str, object]]) -> list[str]:
+    return [f"  {name:<40}{value}" for name, value in rows]
+
+
+def _list(targets: Mapping[str, int]) -> str:
+    return ", ".join(target if count == 1 else f"{target} x {count}" for target, count in targets.items())
+
+
+def run(
+    seed: int,
+    minutes: float,
+    clients: int,
+    directory: Path,
+    *,
+    faults: Sequence[Fault] | None = None,
+    direct: bool = False,
+) -> Outcome:
+    """Run it all, from the main thread, with logs in a directory.
+
+    By default the seed decides on `faults`; `direct` has clients ask the APIs themselves, over no link.
+    """
+    with running_rig(directory, seed) as rig:
+        keys = {account: rig.create_key(account) for account in _ACCOUNTS}
+        notes = Notes(frozenset({*keys.values(), PROVIDER_KEY, BOOTSTRAP_KEY, SECRET_KEY}))
+        load = Load(seed, rig.urls if direct else rig.linked_urls, keys, rig.hooks.url, notes)
+        with _clients(load, clients):
+            rig.run(plan(seed, minutes) if faults is None else faults, minutes * 60)
+            mended_at = time.monotonic()
+        rig.wait_until_whole()
+        if not until_quiet(rig.database_url, lambda: rig.hooks.taken, _QUIET_SECONDS):
+            notes.wrong.append(f"something is still to be done after {_QUIET_SECONDS:g} s")
+        quiet_seconds = time.monotonic() - mended_at
+        verdict = Checker(rig, notes, _ask_at_the_end(rig, keys, notes)).check()
+        return Outcome(seed, minutes, rig.done, rig.history, notes, verdict, quiet_seconds)
+
+
+@contextlib.contextmanager
+def _clients(load: Load, count: int) -> Iterator[None]:
+    """Have clients ask meanwhile, and wait afterwards until each has what it waits for."""
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(load.run(count, stop)), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
         thread.join(_QUIET_SECONDS)
         if thread.is_alive():
             load.notes.wrong.append("clients still wait for what they were promised")
-        until_quiet(rig.database_url, _QUIET_SECONDS)
-        verified = json.loads(rig.service.run("usage", "verify", "--json"))
-        if verified.get("differences"):
-            load.notes.wrong.append(f"headrace usage verify: {verified}")
-        verdict = Checker(rig.database_url, load.notes, rig.provider.calls, rig.kills).check()
-        return Outcome(seed, minutes, rig.done, load.notes, verdict)
 
 
-def _do(rig: Rig, faults: list[Fault], seconds: float) -> None:
-    """Begin and end each fault at its time; what is broken already is left alone until then."""
-    began = time.monotonic()
-    ends: list[tuple[float, Fault]] = []
-    while True:
-        now = time.monotonic() - began
-        for end, fault in [found for found in ends if found[0] <= now]:
-            ends.remove((end, fault))
-            rig.end(fault)
-        if faults and faults[0].at <= now:
-            fault = faults.pop(0)
-            if all(fault.target != other.target for _, other in ends):
-                rig.begin(fault)
-                ends.append((time.monotonic() - began + fault.seconds, fault))
-        if now >= seconds and not ends:
-            return
-        time.sleep(0.05)
+def _ask_at_the_end(rig: Rig, keys: Mapping[str, str], notes: Notes) -> Told:
+    """Return what the API says of each account's usage, and of each batch's results."""
+    told = Told()
+    for account, key in keys.items():
+        with httpx.Client(
+            base_url=f"{rig.urls[0]}/api/v1", headers={"authorization": f"Bearer {key}"}, timeout=30
+        ) as client:
+            [told.usage[account]] = client.get("/usage").json()["data"] or [{}]
+            for batch_id in [batch_id for batch_id, (owner, *_) in notes.batches.items() if owner == account]:
+                batch = client.get(f"/batches/{batch_id}").json()
+                files = [batch.get("output_file_id"), batch.get("error_file_id")]
+                texts = [client.get(f"/files/{file_id}/content").text for file_id in files if file_id]
+                told.lines[batch_id] = [json.loads(line) for text in texts for line in text.splitlines()]
+    return told
 
 
 def main() -> int:

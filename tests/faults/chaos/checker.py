@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import DictRow, dict_row
+from standardwebhooks import Webhook
 
-from tests.faults.chaos.load import Notes, Reading
-from tests.faults.chaos.rig import Kill
-from tests.provider import Call
+from headrace.database import Database, Row
+from headrace.errors import INTERRUPTED
+from headrace.usage.rollups import verify_rollups
+from headrace.webhooks.signing import derive_secret
+from tests.e2e.jobs import FINAL
+from tests.faults.chaos.notes import Ask, Json, Notes, Reading, Refusal, marks_in
+from tests.faults.chaos.plan import PROVIDER_LINK, SCHEDULERS, WORKERS
+from tests.faults.chaos.rig import Rig
+from tests.service import PROVIDER_KEY, SECRET_KEY
 
-Json = dict[str, Any]
+RESTART_SECONDS = 15.0
+"""How soon a job of a worker that died runs again, if nothing else is broken."""
 
-_MARK = re.compile(r"<[a-z]+-[0-9]{6}(?:\.[0-9]+)?>")
+# What else delays a restart, also for a while after it is mended.
+_DELAYING = {
+    *("postgres", "redis", *WORKERS, *SCHEDULERS),
+    *("worker-postgres", "worker-redis", "scheduler-postgres", "scheduler-redis"),
+}
+_MENDED_SECONDS = 10.0
+_MOST_LOST = 3
+_UPSTREAM_STATUSES = {400, 429, 502, 503, 504}
+_PRICES = Decimal("2.50"), Decimal("10.00")
+_MILLION = 1_000_000
+_UNSTORED_SECONDS = 120 + 30
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """How long a job of a worker that was killed waited for its next start, or its end."""
+
+    job_id: str
+    seconds: float
+    alone: bool
+    """Nothing else was broken meanwhile."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What the API says when all is over."""
+
+    usage: dict[str, Json] = field(default_factory=dict)
+    """Of each account: all it used, added up."""
+    lines: dict[str, list[Json]] = field(default_factory=dict)
+    """The results of each batch."""
 
 
 @dataclass(slots=True)
@@ -27,147 +70,461 @@ class Verdict:
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
-    restarts: list[float] = field(default_factory=list)
-    """Seconds from a worker's death to the next start of each job that it had."""
+    restarts: list[Restart] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
+    """Requests that were accepted, or whose answer had begun, when their connection broke."""
 
 
 class Checker:
     """Looks at everything that a run left."""
 
-    def __init__(self, database_url: str, notes: Notes, calls: Iterable[Call], kills: Iterable[Kill]) -> None:
+    def __init__(self, rig: Rig, notes: Notes, told: Told) -> None:
         """Read all rows."""
-        self.verdict = Verdict(violations=list(notes.wrong))
+        self.verdict = Verdict(violations=[*rig.wrong, *notes.wrong])
+        self._counts = self.verdict.counts
+        self._rig = rig
         self._notes = notes
-        self._kills = kills
-        self._calls = Counter(mark for call in calls for mark in set(_MARK.findall(json.dumps(call.body))))
-        with psycopg.connect(database_url, row_factory=dict_row) as connection:
-            self._jobs: dict[str, DictRow] = {
-                row["id"]: row for row in connection.execute("SELECT * FROM jobs").fetchall()
+        self._told = told
+        with psycopg.connect(rig.database_url, row_factory=dict_row) as connection:
+
+            def rows(query: str) -> list[DictRow]:
+                return connection.execute(query.encode()).fetchall()
+
+            self._jobs: dict[str, DictRow] = {row["id"]: row for row in rows("SELECT * FROM jobs")}
+            self._usage = rows("SELECT * FROM usage")
+            self._batches = {row["id"]: row for row in rows("SELECT * FROM batches")}
+            self._deliveries = {row["id"]: row for row in rows("SELECT * FROM webhook_deliveries")}
+            self._accounts = {row["id"]: row["name"] for row in rows("SELECT id, name FROM accounts")}
+            self._rolled = rows("SELECT * FROM usage_rollups WHERE view = 'total'")
+            self._secrets = {
+                row["account_id"]: derive_secret(SECRET_KEY, row["id"])
+                for row in rows("SELECT id, account_id FROM webhook_secrets")
             }
-            self._usage = connection.execute("SELECT * FROM usage").fetchall()
-            self._batches = connection.execute("SELECT * FROM batches").fetchall()
-            self._rolled = connection.execute(
-                "SELECT coalesce(sum(requests), 0) AS requests, coalesce(sum(cost), 0) AS cost FROM usage_rollups "
-                "WHERE view = 'total' AND grain = 'hour'"
-            ).fetchone()
+        by_mark = {mark: job_id for job_id, mark in notes.accepted.items()}
+        self._asks: dict[str, Ask] = {}
+        for job in self._jobs.values():
+            marks = marks_in(job["request"] or "") or {notes.accepted.get(job["id"], "")}
+            for mark in marks & notes.asks.keys():
+                self._asks[job["id"]] = notes.asks[mark]
+                if by_mark.setdefault(mark, job["id"]) != job["id"]:
+                    self._wrong(f"{mark}: two jobs, {by_mark[mark]} and {job['id']}")
+        self._by_mark = {mark: self._jobs[job_id] for mark, job_id in by_mark.items() if job_id in self._jobs}
+        self._calls = defaultdict(list)
+        for call in rig.provider.calls:
+            for mark in marks_in(json.dumps(call.body)):
+                self._calls[mark].append(call)
 
     def check(self) -> Verdict:
         """Check all there is."""
         self._check_ends()
-        self._check_usage()
-        self._check_texts()
+        for job_id, ask in self._asks.items():
+            if self._jobs[job_id]["finished_at"] is None:
+                continue
+            self._check_reason(self._jobs[job_id], ask)
+            self._check_calls(self._jobs[job_id], ask)
+            self._check_answers(self._jobs[job_id], ask)
+        for refusal in self._notes.refusals:
+            if not self._is_fair(refusal):
+                self._wrong(f"{refusal.mark}: told {refusal}")
+        self._check_cuts()
+        self._check_ledger()
+        self._check_sums()
         self._check_batches()
+        self._check_webhooks()
         for reading in self._notes.readings:
             self._check_reading(reading)
+        self._check_secrets()
         self._measure_restarts()
         return self.verdict
 
     def _wrong(self, text: str) -> None:
         self.verdict.violations.append(text)
 
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
     def _check_ends(self) -> None:
-        """Every job that somebody was told of is there and has ended, and one key was one job."""
-        counts = self.verdict.counts
+        """Every job that somebody was told of is there and has ended, as everybody was told, and one key is one job."""
+        counts = self._counts
         counts["jobs accepted, as clients know"] = len(self._notes.accepted)
         counts["jobs"] = len(self._jobs)
+        counts["… erased"] = sum(job["deleted_at"] is not None for job in self._jobs.values())
+        now = datetime.now(UTC)
         for job in self._jobs.values():
-            counts[f"jobs {job['state']}"] += 1
+            counts[f"… {job['state']}"] += 1
+            erased = job["deleted_at"] is not None
             if job["finished_at"] is None:
                 self._wrong(f"{job['id']}: has not ended")
-            if (job["state"] == "completed") != (job["response"] is not None):
+                continue
+            if (job["state"] == "completed" and not erased) != (job["response"] is not None):
                 self._wrong(f"{job['id']}: {job['state']}, and its response says otherwise")
+            if erased and (job["request"] or job["tried"] or job["metadata"]):
+                self._wrong(f"{job['id']}: erased, and something is left")
+            if not job["stored"] and not erased and (now - job["finished_at"]).total_seconds() > _UNSTORED_SECONDS:
+                self._wrong(f"{job['id']}: not to be stored, and is")
         for job_id, mark in self._notes.accepted.items():
             if job_id not in self._jobs:
                 self._wrong(f"{job_id} ({mark}): accepted and lost")
+        for job_id in self._notes.deleted & self._jobs.keys():
+            if self._jobs[job_id]["deleted_at"] is None:
+                self._wrong(f"{job_id}: somebody was told that it is erased")
+        for job_id, state, who in self._notes.ends:
+            counts[f"ends told to {who}"] += 1
+            if job_id in self._jobs and self._jobs[job_id]["state"] != state:
+                self._wrong(f"{job_id}: {self._jobs[job_id]['state']}, and {who} was told {state}")
         for key, ids in self._notes.keyed.items():
             counts["idempotency keys"] += 1
             if len(ids) > 1:
-                self._wrong(f"{key}: one key, {len(ids)} jobs")
+                self._wrong(f"{key}: one key, {len(ids)} jobs or batches")
 
-    def _check_usage(self) -> None:
-        """Each job is counted once, and sums are those of the rows."""
-        counted = Counter(row["job_id"] for row in self._usage if row["kind"] == "counted")
-        self.verdict.counts["usage rows"] = len(self._usage)
-        self.verdict.counts["… of attempts that were thrown away"] = sum(
-            row["kind"] == "discarded" for row in self._usage
+    def _check_reason(self, job: DictRow, ask: Ask) -> None:
+        """A job ends badly only for a reason: somebody's wish, its deadline, its provider or its workers."""
+        state, reason = job["state"], ""
+        if state == "completed":
+            reason = "" if not ask.model.endless else "its provider never answers"
+        elif state == "expired":
+            if "timeout" not in ask.body or job["finished_at"] < job["deadline_at"]:
+                reason = "its deadline has not passed"
+        elif state == "cancelled":
+            left = not ask.background and not ask.keyed and not ask.answers
+            if job["id"] not in self._notes.cancelled and not left:
+                reason = "nobody asked for that"
+        elif state == "failed":
+            reason = self._check_failure(job, ask)
+        if reason:
+            self._wrong(f"{job['id']} {ask.mark} of {ask.model.name}: {state}, and {reason} ({job['error']})")
+
+    def _check_failure(self, job: DictRow, ask: Ask) -> str:
+        error = json.loads(job["error"])
+        if error["code"] == "worker_lost":
+            self._counts["jobs failed for their workers' sake"] += 1
+            begun = not ask.background and ask.body.get("stream") is True
+            return "" if job["lost"] >= (1 if begun else _MOST_LOST) else f"it lost {job['lost']} workers"
+        if error["status"] not in _UPSTREAM_STATUSES:
+            return "that is no provider's error"
+        return "" if self._may_fail(job, ask) else "its provider never fails"
+
+    def _may_fail(self, job: DictRow, ask: Ask) -> bool:
+        """Tell whether a job may have failed for its provider's sake: the provider's own, or the way there."""
+        if ask.model.fails or ask.model.faultless:
+            return ask.model.fails
+        began, ended = job["created_at"].timestamp(), job["finished_at"].timestamp()
+        return any(
+            happening.fault.target == PROVIDER_LINK and happening.began < ended and happening.ended > began - 60
+            for happening in self._rig.history
         )
-        for job_id, number in counted.items():
-            if number > 1:
-                self._wrong(f"{job_id}: counted {number} times")
-        for job in self._jobs.values():
-            if job["state"] == "completed" and not counted[job["id"]]:
-                self._wrong(f"{job['id']}: completed and not counted")
-        rows = [row for row in self._usage if row["kind"] == "counted"]
-        assert self._rolled is not None
-        if self._rolled["requests"] != len(rows):
-            self._wrong(f"roll-ups have {self._rolled['requests']} requests and the ledger {len(rows)}")
-        if self._rolled["cost"] != sum(row["cost"] or 0 for row in rows):
-            self._wrong("roll-ups and the ledger differ in cost")
 
-    def _check_texts(self) -> None:
-        """An answer repeats its own request's mark and nobody else's, whoever keeps or gets it."""
-        for job in self._jobs.values():
-            marks = set(_MARK.findall(job["request"] or ""))
+    def _is_fair(self, refusal: Refusal) -> bool:
+        """Tell whether a client had to be refused what it asked for."""
+        ask, job = self._notes.asks[refusal.mark], self._by_mark.get(refusal.mark)
+        if refusal.code == "service_unavailable":
+            return refusal.status in {200, 503}  # 200 is a stream that had begun
+        if job is None:  # one that is erased by now, and whose id its client never was told
+            return ask.body.get("store") is False and not ask.model.faultless
+        if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
+            return job["attempt"] > 1 or job["lost"] > 0 or any(found["status"] == "returned" for found in job["tried"])
+        error = json.loads(job["error"] or "{}")
+        return refusal.code == error.get("code") and refusal.status in {200, error.get("status")}
+
+    def _check_cuts(self) -> None:
+        """No violation, as a network may break any connection: but who restarts one part after another breaks none."""
+        for cut in self._notes.cuts:
+            job = self._by_mark.get(cut.mark)
+            accepted = job is not None and cut.began < job["created_at"].timestamp() < cut.ended
+            if cut.answering or accepted:
+                self._counts["requests cut off after they were accepted"] += 1
+                self.verdict.cut_off.append(f"{cut}: {'was being answered' if cut.answering else job}")
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _check_answers(self, job: DictRow, ask: Ask) -> None:
+        """An answer repeats its own request's mark and nobody else's, and is the same whoever keeps or gets it."""
+        for text in ask.answers:
+            self._counts["answers that clients got"] += 1
+            if marks_in(text) != {ask.mark}:
+                self._wrong(f"{ask.mark}: the client was told {text[:100]!r}")
             if job["state"] != "completed":
-                continue
-            if not all(self._calls[mark] for mark in marks):
-                self._wrong(f"{job['id']}: answered, and the provider never was asked")
-            self.verdict.counts["calls for the same mark again"] += sum(self._calls[mark] > 1 for mark in marks)
-            if set(_MARK.findall(job["response"])) != marks:
+                self._wrong(f"{ask.mark}: answered, and {job['id']} is {job['state']}")
+        if job["response"] is not None:
+            kept = json.loads(job["response"])["choices"][0]["message"]["content"]
+            if marks_in(job["response"]) != {ask.mark}:
                 self._wrong(f"{job['id']}: its answer is another's")
-        for mark, text in self._notes.answers:
-            self.verdict.counts["answers that clients got"] += 1
-            if set(_MARK.findall(text)) != {mark}:
-                self._wrong(f"{mark}: the client was told {text[:100]!r}")
+            if any(text != kept for text in ask.answers):
+                self._wrong(f"{ask.mark}: told {ask.answers}, kept {kept!r}")
+        if self._accounts[job["account_id"]] != ask.account:
+            self._wrong(f"{job['id']}: is {self._accounts[job['account_id']]}'s")
+
+    def _check_calls(self, job: DictRow, ask: Ask) -> None:
+        """A provider is asked once an attempt, and attempts are what the row tells."""
+        calls, attempts = len(self._calls[ask.mark]), job["attempt"]
+        # A claim does not wait for the disk, so Postgres may forget one when it is killed.
+        forgotten = sum(
+            job["created_at"].timestamp() < happening.began < job["finished_at"].timestamp()
+            for happening in self._rig.history
+            if happening.fault.kind == "kill-postgres"
+        )
+        self._counts["calls to providers"] += calls
+        self._counts["… for a job that had one already"] += max(0, calls - 1)
+        self._counts["… in attempts that Postgres forgot"] += max(0, calls - attempts)
+        if calls > attempts + forgotten:
+            self._wrong(f"{job['id']}: {calls} calls in {attempts} attempts")
+        if job["deleted_at"] is None:
+            tried = [record["attempt"] for record in job["tried"]]
+            if len(set(tried)) < len(tried) or not set(tried) <= set(range(1, attempts + 1)):
+                self._wrong(f"{job['id']}: {attempts} attempts, and it tells of {tried}")
+            if calls > len(tried) + forgotten:
+                self._wrong(f"{job['id']}: {calls} calls, and it tells of {tried}")
+        if job["state"] == "completed" and not calls:
+            self._wrong(f"{job['id']}: answered, and the provider never was asked")
+
+    # -- usage --------------------------------------------------------------------------------------------------------
+
+    def _check_ledger(self) -> None:
+        """A job is counted once, with what the provider says that its answer used, and no call is counted twice."""
+        counted = Counter(row["job_id"] for row in self._usage if row["kind"] == "counted")
+        self._counts["usage rows"] = len(self._usage)
+        self._counts["… of attempts that were thrown away"] = len(self._usage) - counted.total()
+        for job_id, number in counted.items():
+            if number > 1 or job_id not in self._jobs or self._jobs[job_id]["finished_at"] is None:
+                self._wrong(f"{job_id}: counted {number} times, and may not be over")
+        for job_id, job in self._jobs.items():
+            if job["state"] == "completed" and not counted[job_id]:
+                self._wrong(f"{job_id}: completed and not counted")
+        reported: Counter[int] = Counter()
+        for row in self._usage:
+            ask = self._asks.get(row["job_id"])
+            if ask is None:
+                continue
+            said = dict(self._rig.upstreams.reported[call] for call in self._calls[ask.mark] if self._said(call))
+            prompt, completion = row["prompt_tokens"], row["completion_tokens"]
+            reported[prompt] += not row["estimated"]
+            if self._jobs[row["job_id"]]["state"] == "completed" and row["kind"] == "counted":
+                self._counts["… as the provider said"] += 1
+                cost = (prompt * _PRICES[0] + completion * _PRICES[1]) / _MILLION
+                if row["estimated"] or said.get(prompt) != completion or row["cost"] != cost:
+                    self._wrong(f"{row['job_id']}: counted {prompt} and {completion}, {row['cost']}; said: {said}")
+            elif not row["estimated"] and prompt not in said:
+                self._wrong(f"{row['job_id']}: {prompt} and {completion} {row['kind']}; said: {said}")
+        for prompt, number in reported.items():
+            if number > 1:
+                self._wrong(f"the call that used {prompt} tokens is in the ledger {number} times")
+
+    def _said(self, call: Any) -> bool:
+        return call in self._rig.upstreams.reported
+
+    def _check_sums(self) -> None:
+        """What was used is the same by hour, day and month, as the API says, and row by row."""
+        verified = asyncio.run(_verify(self._rig.database_url))
+        if verified.differences:
+            self._wrong(f"roll-ups: {verified}")
+        ledger = _add_up(self._usage)
+        for grain in ("hour", "day", "month"):
+            cells = [row for row in self._rolled if row["grain"] == grain]
+            rolled = {name: sum((row[name] for row in cells), Decimal(0)) for name in ledger}
+            if rolled != ledger:
+                self._wrong(f"roll-ups by {grain} have {rolled}, and the ledger {ledger}")
+        for account_id, account in self._accounts.items():
+            if account in self._told.usage:
+                own = _add_up([row for row in self._usage if row["account_id"] == account_id])
+                told = {name: Decimal(self._told.usage[account].get(name, 0)) for name in own}
+                if told != own:
+                    self._wrong(f"{account}: told {told}, and the ledger has {own}")
+
+    # -- batches ------------------------------------------------------------------------------------------------------
 
     def _check_batches(self) -> None:
-        for batch in self._batches:
-            lines = [job for job in self._jobs.values() if job["batch_id"] == batch["id"]]
-            self.verdict.counts["lines of batches"] += len(lines)
-            if batch["state"] != "completed" or len(lines) != batch["total"]:
-                self._wrong(f"{batch['id']}: {batch['state']} with {len(lines)} of {batch['total']} lines")
-        known = {batch["id"]: batch for batch in self._batches}
-        for batch_id, count in self._notes.batches:
-            if batch_id not in known or known[batch_id]["total"] != count:
+        """A batch that was accepted has each of its lines once, in its rows and in its results."""
+        lines: dict[str, list[DictRow]] = defaultdict(list)
+        for job in self._jobs.values():
+            if job["batch_id"] is not None:
+                lines[job["batch_id"]].append(job)
+        self._counts["batches"] = len(self._batches)
+        self._counts["lines of batches"] = sum(map(len, lines.values()))
+        for batch_id, (_, count, _) in self._notes.batches.items():
+            batch = self._batches.get(batch_id)
+            if batch is None or batch["total"] != count:
                 self._wrong(f"{batch_id}: not the batch that was accepted")
+        for batch_id, batch in self._batches.items():
+            jobs = lines[batch_id]
+            if batch["state"] != "completed" or len(jobs) != batch["total"]:
+                self._wrong(f"{batch_id}: {batch['state']} with {len(jobs)} of {batch['total']} lines")
+            ids = {job["custom_id"]: job["id"] for job in jobs}
+            results = self._told.lines.get(batch_id, [])
+            if batch_id in self._notes.batches and sorted(ids) != sorted(line["custom_id"] for line in results):
+                self._wrong(f"{batch_id}: {len(results)} results of {len(ids)} lines")
+                continue
+            for line in results:
+                job_id = ids[line["custom_id"]]
+                if (line["error"] is None and line["response"]["status_code"] == 200) != (
+                    self._jobs[job_id]["state"] == "completed"
+                ) or not marks_in(json.dumps(line)) <= {self._asks[job_id].mark}:
+                    self._wrong(f"{batch_id}: {line['custom_id']} is {self._jobs[job_id]['state']}, told {line}")
+
+    # -- webhooks -----------------------------------------------------------------------------------------------------
+
+    def _check_webhooks(self) -> None:
+        """Who is to be told of an end was told, of that one, by one id, however often; and nobody else was."""
+        hooks = self._rig.hooks
+        self._counts["webhooks that came"] = len(hooks.messages)
+        messages = defaultdict(list)
+        for message in hooks.messages:
+            messages[json.loads(message.body)["data"]["id"]].append(message)
+        subjects: dict[str, tuple[str, str, str | None]] = {
+            **{job_id: ("job", self._jobs[job_id]["state"], ask.webhook) for job_id, ask in self._asks.items()},
+            **{
+                batch_id: ("batch", self._batches[batch_id]["state"], self._notes.batches[batch_id][2])
+                for batch_id in self._batches.keys() & self._notes.batches.keys()
+            },
+        }
+        deliveries = Counter(row["job_id"] or row["batch_id"] for row in self._deliveries.values())
+        for subject, (kind, state, webhook) in subjects.items():
+            came = messages.pop(subject, [])
+            ids = {message.id for message in came}
+            self._counts["… told of"] += webhook is not None
+            if deliveries[subject] != (webhook is not None) or len(ids) != (webhook is not None):
+                self._wrong(f"{subject}: {webhook}, {deliveries[subject]} deliveries, told {len(came)} times by {ids}")
+            if not ids <= hooks.taken:
+                self._wrong(f"{subject}: its webhook was never taken")
+            for message in came:
+                if json.loads(message.body)["type"] != f"{kind}.{state}":
+                    self._wrong(f"{subject}: {state}, and its webhook says {message.body}")
+        if left := messages.keys() - self._jobs.keys() - self._batches.keys():
+            self._wrong(f"webhooks of what is not there: {left}")
+        for message in hooks.messages:
+            self._notes.read(message.body + str(message.headers), message.id)
+            secret = self._secrets[self._deliveries[message.id]["account_id"]]
+            sent_at = datetime.fromtimestamp(int(message.headers["webhook-timestamp"]), UTC)
+            if Webhook(secret).sign(message.id, sent_at, message.body) != message.headers["webhook-signature"]:
+                self._wrong(f"{message.id}: not signed with its account's secret")
+
+    # -- events -------------------------------------------------------------------------------------------------------
 
     def _check_reading(self, reading: Reading) -> None:
-        """Events come once and in order, whatever the connections, and end with the job's own end."""
-        counts, job = self.verdict.counts, self._jobs.get(reading.job_id)
+        """Events come once and in order, whatever the connections, and end once, with the job's own end."""
+        counts, job = self._counts, self._jobs.get(reading.job_id)
         counts["subscribers"] += 1
-        counts["connections of subscribers"] += reading.connections
+        counts["… their connections"] += reading.connections
         counts["events"] += len(reading.events)
-        attempt, seq, text = 0, 0, ""
+        attempt, seq, text = 0, -1, ""
         for event_id, name, data in reading.events:
+            if not marks_in(json.dumps(data)) <= {reading.mark}:
+                self._wrong(f"{reading.job_id}: an event has another's text: {data}")
+            if name == "error":
+                self._wrong(f"{reading.job_id}: a reader was told {data}")
             if event_id is None:
                 continue
-            number, _, place = event_id.partition("-")
-            if int(number) < attempt:
-                self._wrong(f"{reading.job_id}: attempt {number} after {attempt}")
-            if int(number) > attempt:
-                attempt, seq, text = int(number), 0, ""
+            number, place = map(int, event_id.split("-"))
+            if number < attempt or place != (seq + 1 if number == attempt else 0):
+                self._wrong(f"{reading.job_id}: event {event_id} after {attempt}-{seq}")
+            if number > attempt:
+                text = ""
             if name == "job.delta":
-                if int(place) != seq + 1:
-                    self._wrong(f"{reading.job_id}: event {event_id} after {attempt}-{seq}")
-                seq = int(place)
                 text += "".join(choice["delta"].get("content") or "" for choice in data["choices"])
+            attempt, seq = number, place
+        ends = [name for _, name, _ in reading.events if name.removeprefix("job.") in FINAL]
         if job is None or not reading.events:
             self._wrong(f"{reading.job_id}: a reader without events or job")
-        elif reading.events[-1][1] != f"job.{job['state']}":
-            self._wrong(f"{reading.job_id}: {job['state']}, and its reader was told {reading.events[-1][1]}")
-        elif job["state"] == "completed":
+        elif ends != [f"job.{job['state']}"] or reading.events[-1][1] != ends[0]:
+            self._wrong(f"{reading.job_id}: {job['state']}, and its reader was told {ends}")
+        elif job["response"] is not None:
             content = json.loads(job["response"])["choices"][0]["message"]["content"]
             if text != content:
                 self._wrong(f"{reading.job_id}: its reader has {text[:80]!r} of {content[:80]!r}")
-        ends = [name for _, name, _ in reading.events if name.removeprefix("job.") in {"completed", "failed"}]
-        if len(ends) > 1:
-            self._wrong(f"{reading.job_id}: {len(ends)} ends")
+
+    # -- secrets ------------------------------------------------------------------------------------------------------
+
+    def _check_secrets(self) -> None:
+        """No key and no secret is in a log, in a column, or at a provider whose it is not."""
+        webhook_secrets = {secret.removeprefix("whsec_") for secret in self._secrets.values()}
+        secrets = [*self._notes.secrets, *webhook_secrets]
+        stores = self._rig.service.stores
+        logs = [*self._rig.service.directory.glob("*.log"), stores.postgres.data_dir / "log"]
+        logs.append(stores.valkey.data_dir / "log")
+        for path in logs:
+            self._counts["log lines"] += self._check_log(path, secrets)
+        with psycopg.connect(self._rig.database_url) as connection:
+            for (table,) in connection.execute(
+                "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
+            ).fetchall():
+                found = connection.execute(
+                    sql.SQL("SELECT count(*) FROM {} AS found WHERE found::text LIKE ANY(%s)").format(
+                        sql.Identifier(table)
+                    ),
+                    [[pattern for secret in secrets for pattern in _patterns(secret)]],
+                ).fetchone()
+                self._counts["tables searched for secrets"] += 1
+                if found is None or found[0]:
+                    self._wrong(f"{table}: a secret is kept in it")
+        own = self._notes.secrets - {PROVIDER_KEY}
+        for call in self._rig.provider.calls:
+            if any(secret in json.dumps([dict(call.headers), call.body]) for secret in own):
+                self._wrong(f"a provider was told a client's key: {call.path}")
+
+    def _check_log(self, path: Path, secrets: Iterable[str]) -> int:
+        text = path.read_text(errors="replace")
+        if any(secret in text for secret in secrets):
+            self._wrong(f"{path.name}: a secret is in it")
+        return text.count("\n")
+
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     def _measure_restarts(self) -> None:
-        for kill in self._kills:
+        """Each job of a worker that was killed starts again soon, or ends."""
+        wall = time.time() - time.monotonic()
+        for kill in self._rig.kills:
             for job_id, attempt in kill.attempts:
-                job = self._jobs.get(job_id)
-                tried = {record["attempt"]: record for record in job["tried"]} if job else {}
-                following = tried.get(attempt + 1)
-                if tried.get(attempt, {}).get("status") == "lost" and following and "seconds" in following:
-                    self.verdict.restarts.append(following["ended_at"] - following["seconds"] - kill.at)
+                job = self._jobs[job_id]
+                tried = {record["attempt"]: record for record in job["tried"]}
+                if tried.get(attempt, {}).get("status") != "lost" or job["finished_at"] is None:
+                    continue  # it had just ended, or is erased, or never ended, which is told elsewhere
+                starts = [wall + call.arrived_at for call in self._calls[self._asks[job_id].mark]]
+                starts.append(job["finished_at"].timestamp())
+                if "seconds" in tried.get(attempt + 1, {}):
+                    starts.append(tried[attempt + 1]["ended_at"] - tried[attempt + 1]["seconds"])
+                start = min(start for start in starts if start > kill.at)
+                restart = Restart(job_id, start - kill.at, self._is_alone(kill.at, start))
+                self.verdict.restarts.append(restart)
+                if restart.alone and restart.seconds > RESTART_SECONDS:
+                    self._wrong(f"{job_id}: started {restart.seconds:.1f} s after its worker was killed")
+
+    def _is_alone(self, began: float, ended: float) -> bool:
+        """Tell whether nothing else was broken between a kill and what followed it."""
+        others = [
+            happening
+            for happening in self._rig.history
+            if happening.fault.target in _DELAYING
+            and happening.began < ended
+            and happening.ended > began - _MENDED_SECONDS
+        ]
+        return len(others) == 1
+
+
+async def _verify(database_url: str) -> Row:
+    """Return what `headrace usage verify` finds."""
+    database = Database.connect(database_url, connections=1)
+    try:
+        return await verify_rollups(database)
+    finally:
+        await database.close()
+
+
+def _patterns(secret: str) -> Sequence[str]:
+    """Return what a secret looks like in a row's text: as it is, or as bytes in hexadecimal digits."""
+    plain = secret.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{plain}%", f"%{secret.encode().hex()}%"
+
+
+def _add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, Decimal]:
+    """Return what rows of the ledger come to."""
+    names = "requests prompt_tokens completion_tokens cost estimated_requests discarded_attempts discarded_tokens"
+    sums = dict.fromkeys([*names.split(), "discarded_cost"], Decimal(0))
+    for row in rows:
+        if row["kind"] == "discarded":
+            sums["discarded_attempts"] += 1
+            sums["discarded_tokens"] += row["prompt_tokens"] + row["completion_tokens"]
+            sums["discarded_cost"] += row["cost"] or 0
+        else:
+            sums["requests"] += row["kind"] == "counted"
+            sums["estimated_requests"] += row["estimated"]
+            for name in ("prompt_tokens", "completion_tokens", "cost"):
+                sums[name] += row[name] or 0
+    return sums

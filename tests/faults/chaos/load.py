@@ -1,250 +1,302 @@
-"""Clients of all sorts, who note what they were told. Each request has a mark of its own, which its answer repeats."""
+"""Clients of all sorts, who note what they were told."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
-from collections import Counter
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import AsyncIterator, Collection
+from enum import Enum, auto
 from typing import Any
 
 import httpx
 
 from tests.e2e.jobs import FINAL
-from tests.provider import (
-    Behaviour,
-    Exchange,
-    Provider,
-    answer,
-    connection_reset,
-    drip,
-    hang,
-    html,
-    raw,
-    short_body,
-    status,
-    stream,
-)
+from tests.faults.chaos.notes import Ask, Cut, Json, Notes, Reading, Refusal
+from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LATE, Model
 
-Json = dict[str, Any]
-
-_HOPELESS = ("fake-500", "fake-429", "fake-garbage", "fake-reset", "impatient-hang", "impatient-drip", "fake-refused")
 _PATIENCE = httpx.Timeout(70, connect=3)
 _AGAIN_SECONDS = 0.3
+_AWAY = "service_unavailable"
+"""The code of a 503 that says nothing of the request: it is sent again."""
+# Beyond which nobody waits for a provider that is left alone again and again.
+_HOPELESS_SECONDS = 20
+_FLAKY_SECONDS = 45
 
 
-@dataclass(slots=True)
-class Reading:
-    """What one subscriber was told of a job: `(event id, name, data)` in order, over all its connections."""
+class _Outcome(Enum):
+    """How a stream went."""
 
-    job_id: str
-    mark: str
-    events: list[tuple[str | None, str, Json]] = field(default_factory=list)
-    connections: int = 0
-
-
-@dataclass(slots=True)
-class Notes:
-    """What all clients saw."""
-
-    accepted: dict[str, str] = field(default_factory=dict)
-    """The mark of each job that somebody was told of."""
-    answers: list[tuple[str, str]] = field(default_factory=list)
-    """Marks, and the whole texts that came for them."""
-    readings: list[Reading] = field(default_factory=list)
-    batches: list[tuple[str, int]] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    """What no client should ever be told."""
-    keyed: dict[str, set[str]] = field(default_factory=dict)
-    """The jobs that each Idempotency-Key stood for."""
+    OVER = auto()
+    CUT = auto()
+    BROKEN = auto()
+    """It ended with an error; what is asked again may go well, or fail the same way for good."""
 
 
-def _sometimes(chance: random.Random, good: Behaviour, *others: Behaviour) -> Behaviour:
-    async def behave(exchange: Exchange) -> None:
-        await (good if chance.random() < 0.5 else chance.choice(others))(exchange)
-
-    return behave
-
-
-def _slowly(chance: random.Random) -> Behaviour:
-    async def behave(exchange: Exchange) -> None:
-        await asyncio.sleep(chance.uniform(0, 2))
-        await answer()(exchange)
-
-    return behave
-
-
-def script(provider: Provider, seed: int) -> None:
-    """Have the provider fail in every way, each under a model's name."""
-    chance = random.Random(f"provider {seed}")
-    limited, broken = status(429, retry_after=1), status(500)
-    half = stream({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "half of"}}]})
-    good = _slowly(chance)
-    provider.always("fake-good", good)
-    provider.always("fake-flaky", _sometimes(chance, good, limited, broken, connection_reset, half, short_body, html()))
-    provider.always("fake-500", broken)
-    provider.always("fake-429", status(429))
-    provider.always("fake-garbage", raw(b"\x00{]"))
-    provider.always("fake-reset", connection_reset)
-    provider.always("fake-refused", status(400))
-    provider.always("impatient-hang", hang)
-    provider.always("impatient-drip", drip)
+class _GaveUpError(Exception):
+    """There is no point in asking on: what was told is noted already."""
 
 
 class Load:
     """Clients that ask until they are told to stop."""
 
-    def __init__(self, seed: int, urls: tuple[str, str], keys: dict[str, str]) -> None:
-        """`keys` are of accounts, by name."""
-        self.notes = Notes()
+    def __init__(self, seed: int, urls: tuple[str, ...], keys: dict[str, str], hook: str, notes: Notes) -> None:
+        """`keys` are of accounts, by name; `hook` is told of ends."""
+        self.notes = notes
         self._chance = random.Random(f"load {seed}")
         self._urls = urls
         self._keys = keys
+        self._hook = hook
         self._count = 0
         self._readers: set[asyncio.Task[None]] = set()
 
-    async def run(self, clients: int, stop: asyncio.Event) -> None:
+    async def run(self, clients: int, stop: threading.Event) -> None:
         """Ask with so many clients at a time; returns once the last has what it waits for."""
         limits = httpx.Limits(max_connections=500, max_keepalive_connections=50)
         async with httpx.AsyncClient(timeout=_PATIENCE, limits=limits) as http:
             await asyncio.gather(*(self._client(http, stop) for _ in range(clients)))
             await asyncio.gather(*self._readers)
 
-    async def _client(self, http: httpx.AsyncClient, stop: asyncio.Event) -> None:
-        kinds = (self._whole, self._streamed, self._polled, self._watched, self._cancelled, self._batch)
+    async def _client(self, http: httpx.AsyncClient, stop: threading.Event) -> None:
+        kinds = {
+            self._whole: 5.0,
+            self._streamed: 5,
+            self._polled: 4,
+            self._watched: 4,
+            self._cancelled: 1,
+            self._deleted: 1,
+            self._late: 1.5,
+            self._batch: 0.3,
+            self._usage: 0.7,
+            self._stranger: 1,
+        }
         while not stop.is_set():
             account = self._chance.choice(list(self._keys))
-            self._count += 1
-            mark = f"<{account}-{self._count:06d}>"
-            [kind] = self._chance.choices(kinds, weights=[5, 5, 4, 4, 1, 0.3])
+            [kind] = self._chance.choices(list(kinds), weights=list(kinds.values()))
             try:
-                await kind(http, account, mark)
-            except (httpx.TransportError, json.JSONDecodeError) as error:
-                self.notes.statuses[type(error).__name__] += 1
+                await kind(http, account)
+            except (_GaveUpError, httpx.TransportError):
+                pass
+            except ValueError as error:
+                self.notes.wrong.append(f"{kind.__name__}: an answer that makes no sense: {error}")
             await asyncio.sleep(self._chance.uniform(0, 0.3))
 
-    # -- one request --------------------------------------------------------------------------------------------------
+    # -- what is asked ------------------------------------------------------------------------------------------------
 
-    def _model(self) -> str:
-        [group] = self._chance.choices(("good", "flaky", "hopeless"), weights=[6, 3, 1])
-        return self._chance.choice(_HOPELESS) if group == "hopeless" else f"fake-{group}"
+    def _mark(self, account: str) -> str:
+        self._count += 1
+        return f"<{account}-{self._count:06d}>"
 
-    def _body(self, mark: str, **fields: Any) -> Json:
+    def _model(self) -> Model:
+        [group] = self._chance.choices((GOOD, FAR, FLAKY, HOPELESS), weights=[6, 1, 3, 1])
+        return self._chance.choice(group)
+
+    def _ask(self, account: str, model: Model | None = None, **fields: Any) -> Ask:
+        mark = self._mark(account)
+        ask = self._request(mark, account, model or self._model(), **fields)
+        if self._chance.random() < 0.3:
+            ask.body["service_tier"] = self._chance.choice(("priority", "default", "flex"))
+        if self._chance.random() < 0.1:
+            ask.body["store"] = False
+        if self._chance.random() < (0.4 if ask.background else 0.1):
+            ask.body["webhook"] = self._hook
+        return ask
+
+    def _request(self, mark: str, account: str, model: Model, **fields: Any) -> Ask:
         text = f"repeat {mark} " + "and so on " * self._chance.randrange(8) + mark
-        return {"model": self._model(), "messages": [{"role": "user", "content": text}], **fields}
+        body = {"model": model.name, "messages": [{"role": "user", "content": text}], **fields}
+        if model.fails:
+            body["timeout"] = _FLAKY_SECONDS if model in FLAKY else _HOPELESS_SECONDS
+        return self.notes.asks.setdefault(mark, Ask(mark, account, body))
 
     def _url(self, path: str) -> str:
         return f"{self._chance.choice(self._urls)}/api/v1{path}"
 
-    def _headers(self, account: str, mark: str | None = None) -> dict[str, str]:
+    def _headers(self, account: str, key: str | None = None) -> dict[str, str]:
         headers = {"authorization": f"Bearer {self._keys[account]}"}
-        return headers if mark is None else {**headers, "idempotency-key": mark}
+        return headers if key is None else {**headers, "idempotency-key": key}
 
-    def _note(self, response: httpx.Response, mark: str) -> bool:
-        """Note an answer's status; returns whether it is a good one."""
-        code = response.status_code
-        self.notes.statuses[str(code)] += 1
-        if "x-headrace-job" in response.headers:
-            self.notes.accepted[response.headers["x-headrace-job"]] = mark
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _broke(self, error: httpx.TransportError) -> None:
+        self.notes.statuses[type(error).__name__] += 1
+
+    def _told(self, response: httpx.Response, what: str, *others: int) -> bool:
+        """Note an answer, which is to be good, 503, or one of `others`; returns whether it is good."""
+        notes, code = self.notes, response.status_code
+        notes.statuses[str(code)] += 1
+        notes.read(response.text, what)
         if code == 503 and not response.headers.get("retry-after"):
-            self.notes.wrong.append(f"{mark}: 503 without retry-after")
-        if code >= 500 and code not in {502, 503, 504} and "worker_lost" not in response.text:
-            self.notes.wrong.append(f"{mark}: {code} {response.text[:200]}")
+            notes.wrong.append(f"{what}: 503 without retry-after")
+        if code >= 300 and code != 503 and code not in others:
+            notes.wrong.append(f"{what}: {code} {response.text[:200]}")
         return code < 300
 
-    async def _until_answered(self, http: httpx.AsyncClient, account: str, mark: str, body: Json) -> httpx.Response:
-        """Ask again and again with the same key, until there is an answer to the request itself."""
+    def _answered(self, response: httpx.Response, ask: Ask) -> bool:
+        """Note the answer to a request, whose errors are looked at when all is known; returns whether it is good."""
+        good = self._told(response, ask.mark, *range(400, 600))
+        job_id = response.headers.get("x-headrace-job")
+        if job_id is not None:
+            self.notes.accepted[job_id] = ask.mark
+            if ask.keyed:
+                self.notes.keyed.setdefault(ask.mark, set()).add(job_id)
+        if not good:
+            error = response.json()["error"]
+            self.notes.refusals.append(Refusal(ask.mark, response.status_code, error["code"], error["message"]))
+        return good
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self, http: httpx.AsyncClient, method: str, path: str, mark: str, **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request and give its answer to read; a connection that breaks is noted."""
+        began, answering = time.time(), False
+        try:
+            async with http.stream(method, self._url(path), **options) as response:
+                answering = True
+                yield response
+        except httpx.TransportError as error:
+            self._broke(error)
+            self.notes.cuts.append(Cut(mark, began, time.time(), answering))
+            raise
+
+    async def _again(self) -> None:
+        await asyncio.sleep(_AGAIN_SECONDS)
+
+    # -- clients ------------------------------------------------------------------------------------------------------
+
+    async def _post(self, http: httpx.AsyncClient, ask: Ask) -> httpx.Response:
+        """Send a request; with a key again and again, until there is an answer to the request itself."""
+        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
         while True:
             try:
-                response = await http.post(
-                    self._url("/chat/completions"), json=body, headers=self._headers(account, mark)
-                )
-            except httpx.TransportError as error:
-                self.notes.statuses[type(error).__name__] += 1
-                await asyncio.sleep(_AGAIN_SECONDS)
-                continue
-            self._note(response, mark)
-            if "x-headrace-job" in response.headers:
-                self.notes.keyed.setdefault(mark, set()).add(response.headers["x-headrace-job"])
-            if response.status_code != 503:
-                return response
-            await asyncio.sleep(_AGAIN_SECONDS)
+                async with self._open(
+                    http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers
+                ) as response:
+                    await response.aread()
+                if self._answered(response, ask) or not ask.keyed or self.notes.refusals[-1].code != _AWAY:
+                    return response
+            except httpx.TransportError:
+                if not ask.keyed:
+                    raise
+            await self._again()
 
-    async def _whole(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        body = self._body(mark)
-        if self._chance.random() < 0.5:
-            response = await self._until_answered(http, account, mark, body)
-        else:
-            response = await http.post(self._url("/chat/completions"), json=body, headers=self._headers(account))
-            self._note(response, mark)
+    async def _whole(self, http: httpx.AsyncClient, account: str) -> None:
+        ask = self._ask(account)
+        ask.keyed = self._chance.random() < 0.5
+        response = await self._post(http, ask)
         if response.status_code == 200:
-            self.notes.answers.append((mark, response.json()["choices"][0]["message"]["content"]))
+            ask.answers.append(response.json()["choices"][0]["message"]["content"])
 
-    async def _streamed(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        text = ""
-        async with http.stream(
-            "POST",
-            self._url("/chat/completions"),
-            json=self._body(mark, stream=True),
-            headers=self._headers(account),
-        ) as response:
-            if response.status_code != 200:
-                await response.aread()
-            if not self._note(response, mark):
+    async def _streamed(self, http: httpx.AsyncClient, account: str) -> None:
+        ask = self._ask(account, stream=True)
+        ask.keyed = self._chance.random() < 0.5
+        broken = 0
+        while True:
+            outcome = _Outcome.CUT
+            with contextlib.suppress(httpx.TransportError):
+                outcome = await self._stream(http, ask)
+            broken += outcome is _Outcome.BROKEN
+            if outcome is _Outcome.OVER or not ask.keyed or broken == 2:
                 return
-            async for line in response.aiter_lines():
-                if line == "data: [DONE]":
-                    self.notes.answers.append((mark, text))
-                    return
-                if line.startswith("data: "):
-                    event = json.loads(line[6:])
-                    if "error" in event:
-                        self.notes.statuses["error in a stream"] += 1
-                        return
-                    text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
-        self.notes.statuses["stream cut"] += 1
+            await self._again()
 
-    async def _submit(self, http: httpx.AsyncClient, account: str, mark: str) -> str | None:
-        body = self._body(mark, background=True)
-        response = await self._until_answered(http, account, mark, body)
+    async def _stream(self, http: httpx.AsyncClient, ask: Ask) -> _Outcome:
+        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
+        async with self._open(http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers) as response:
+            return await self._read_stream(response, ask)
+
+    async def _read_stream(self, response: httpx.Response, ask: Ask) -> _Outcome:
+        if response.status_code != 200:
+            await response.aread()
+            self._answered(response, ask)
+            return _Outcome.CUT if self.notes.refusals[-1].code == _AWAY else _Outcome.OVER
+        self.notes.accepted[response.headers["x-headrace-job"]] = ask.mark
+        self.notes.statuses["200, a stream"] += 1
+        if ask.keyed:
+            self.notes.keyed.setdefault(ask.mark, set()).add(response.headers["x-headrace-job"])
+        text = ""
+        async for line in response.aiter_lines():
+            self.notes.read(line, ask.mark)
+            if line == "data: [DONE]":
+                ask.answers.append(text)
+                return _Outcome.OVER
+            if line.startswith("data: "):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    self.notes.statuses["error in a stream"] += 1
+                    error = event["error"]
+                    self.notes.refusals.append(Refusal(ask.mark, 200, error["code"], error["message"]))
+                    return _Outcome.CUT if error["code"] == _AWAY else _Outcome.BROKEN
+                text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+        self.notes.statuses["stream cut"] += 1
+        return _Outcome.CUT
+
+    async def _submit(self, http: httpx.AsyncClient, ask: Ask) -> str | None:
+        ask.keyed = True
+        response = await self._post(http, ask)
         if response.status_code != 202:
             return None
         job_id: str = response.json()["id"]
         return job_id
 
+    async def _ask_of_job(
+        self, http: httpx.AsyncClient, method: str, account: str, job_id: str, path: str = "", *, good: Collection[int]
+    ) -> httpx.Response:
+        """Ask something of a job until there is an answer with one of these statuses."""
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                async with self._open(
+                    http, method, f"/jobs/{job_id}{path}", account, headers=self._headers(account)
+                ) as response:
+                    await response.aread()
+                self._told(response, job_id, *good)
+                if response.status_code in good:
+                    return response
+                if response.status_code != 503:
+                    raise _GaveUpError
+            await self._again()
+
     async def _ended(self, http: httpx.AsyncClient, account: str, job_id: str) -> Json:
         """Poll until a job has ended."""
         while True:
-            try:
-                response = await http.get(
-                    self._url(f"/jobs/{job_id}"), params={"wait": 10}, headers=self._headers(account)
-                )
-                self._note(response, job_id)
-                if response.status_code == 200 and response.json()["status"] in FINAL:
-                    found: Json = response.json()
-                    return found
-                if response.status_code == 404:
-                    self.notes.wrong.append(f"{job_id}: an accepted job is 404")
-                    return {}
-            except httpx.TransportError as error:
-                self.notes.statuses[type(error).__name__] += 1
-            await asyncio.sleep(_AGAIN_SECONDS)
+            response = await self._ask_of_job(http, "GET", account, job_id, "?wait=10", good={200})
+            job: Json = response.json()
+            self.notes.end(job, "a poller")
+            if job["status"] in FINAL:
+                return job
 
-    async def _polled(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        job_id = await self._submit(http, account, mark)
+    async def _polled(self, http: httpx.AsyncClient, account: str) -> None:
+        ask = self._ask(account, background=True)
+        job_id = await self._submit(http, ask)
         if job_id is not None:
-            job = await self._ended(http, account, job_id)
-            if job.get("status") == "completed":
-                self.notes.answers.append((mark, job["result"]["choices"][0]["message"]["content"]))
+            await self._poll(http, ask, job_id)
 
-    async def _watched(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        job_id = await self._submit(http, account, mark)
+    async def _poll(self, http: httpx.AsyncClient, ask: Ask, job_id: str) -> None:
+        job = await self._ended(http, ask.account, job_id)
+        if job["status"] == "completed":
+            ask.answers.append(job["result"]["choices"][0]["message"]["content"])
+
+    async def _late(self, http: httpx.AsyncClient, account: str) -> None:
+        """Ask for what may well not come before its deadline."""
+        ask = self._ask(account, self._chance.choice(LATE), background=self._chance.random() < 0.7)
+        ask.body["timeout"] = self._chance.uniform(1, 6)
+        if not ask.background:
+            ask.keyed = True
+            await self._post(http, ask)
+        elif (job_id := await self._submit(http, ask)) is not None:
+            await self._poll(http, ask, job_id)
+
+    async def _watched(self, http: httpx.AsyncClient, account: str) -> None:
+        ask = self._ask(account, background=True)
+        job_id = await self._submit(http, ask)
         if job_id is None:
             return
         for _ in range(self._chance.randint(1, 3)):
-            reading = Reading(job_id, mark)
+            reading = Reading(job_id, ask.mark)
             self.notes.readings.append(reading)
             task = asyncio.create_task(self._watch(http, account, reading))
             self._readers.add(task)
@@ -258,47 +310,112 @@ class Load:
             if ids:
                 headers["last-event-id"] = ids[-1]
             reading.connections += 1
-            try:
-                url = self._url(f"/jobs/{reading.job_id}/events")
-                async with http.stream("GET", url, headers=headers) as response:
-                    if response.status_code != 200:
-                        await response.aread()
-                        self._note(response, reading.mark)
-                        if response.status_code in {400, 404}:
-                            self.notes.wrong.append(f"{reading.job_id}: {response.status_code} {response.text[:200]}")
-                            return
+            path = f"/jobs/{reading.job_id}/events"
+            with contextlib.suppress(httpx.TransportError):
+                async with self._open(http, "GET", path, reading.mark, headers=headers) as response:
+                    if response.status_code == 200:
+                        await self._read(response, reading)
                     else:
-                        await _read(response, reading)
-            except httpx.TransportError as error:
-                self.notes.statuses[type(error).__name__] += 1
-            await asyncio.sleep(_AGAIN_SECONDS)
+                        await response.aread()
+                        self._told(response, reading.job_id)
+                        if response.status_code < 500:
+                            return
+            await self._again()
 
-    async def _cancelled(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        job_id = await self._submit(http, account, mark)
+    async def _read(self, response: httpx.Response, reading: Reading) -> None:
+        event: dict[str, str] = {}
+        async for line in response.aiter_lines():
+            if line.startswith(":"):
+                continue
+            if line:
+                name, _, value = line.partition(": ")
+                event[name] = value
+                continue
+            if "data" in event:
+                self.notes.read(event["data"], reading.job_id)
+                name, data = event.get("event", ""), json.loads(event["data"])
+                reading.events.append((event.get("id"), name, data))
+                if name.removeprefix("job.") in FINAL:
+                    self.notes.end(data, "a reader")
+            event = {}
+
+    async def _cancelled(self, http: httpx.AsyncClient, account: str) -> None:
+        job_id = await self._submit(http, self._ask(account, background=True))
         if job_id is None:
             return
         await asyncio.sleep(self._chance.uniform(0, 2))
-        response = await http.post(self._url(f"/jobs/{job_id}/cancel"), headers=self._headers(account))
-        self._note(response, mark)
+        self.notes.cancelled.add(job_id)
+        response = await self._ask_of_job(http, "POST", account, job_id, "/cancel", good={200})
+        self.notes.end(response.json(), "a canceller")
 
-    async def _batch(self, http: httpx.AsyncClient, account: str, mark: str) -> None:
-        count = self._chance.randint(3, 30)
-        requests = [{"custom_id": f"r{n}", "body": self._body(f"{mark[:-1]}.{n}>")} for n in range(count)]
-        body = {"requests": requests, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-        response = await http.post(self._url("/batches"), json=body, headers=self._headers(account, mark))
-        if self._note(response, mark):
-            self.notes.batches.append((response.json()["id"], count))
+    async def _deleted(self, http: httpx.AsyncClient, account: str) -> None:
+        """Have a job erased that has ended; it is not there for anybody then."""
+        ask = self._ask(account, background=True)
+        job_id = await self._submit(http, ask)
+        if job_id is None:
+            return
+        await self._poll(http, ask, job_id)
+        # 404 is what is told of one that is erased, and that was not heard.
+        await self._ask_of_job(http, "DELETE", account, job_id, good={200, 404})
+        self.notes.deleted.add(job_id)
+        for path in ("", "/events", "/webhook-deliveries"):
+            await self._ask_of_job(http, "GET", account, job_id, path, good={404})
 
+    async def _stranger(self, http: httpx.AsyncClient, account: str) -> None:
+        """Ask for what is another account's, in every way that there is."""
+        foreign = [job_id for job_id, mark in self.notes.accepted.items() if self.notes.asks[mark].account != account]
+        batches = [batch_id for batch_id, (owner, *_) in self.notes.batches.items() if owner != account]
+        if not foreign:
+            return
+        job_id = self._chance.choice(foreign)
+        completion = f"/chat/completions/{job_id.replace('job_', 'chatcmpl-')}"
+        requests = [("GET", completion), ("GET", f"{completion}/messages"), ("POST", f"/jobs/{job_id}/cancel")]
+        requests += [("GET", f"/jobs/{job_id}{path}") for path in ("", "/events", "/webhook-deliveries")]
+        requests += [("DELETE", f"/jobs/{job_id}")]
+        if batches:
+            batch = f"/batches/{self._chance.choice(batches)}"
+            requests += [("GET", batch), ("POST", f"{batch}/cancel"), ("GET", f"{batch}/webhook-deliveries")]
+        for method, path in self._chance.sample(requests, 3):
+            async with self._open(http, method, path, account, headers=self._headers(account)) as response:
+                await response.aread()
+            if self._told(response, f"{account}, of another's {method} {path}", 404):
+                self.notes.wrong.append(f"{account}: {method} {path} is another's, and answers")
 
-async def _read(response: httpx.Response, reading: Reading) -> None:
-    event: dict[str, str] = {}
-    async for line in response.aiter_lines():
-        if line.startswith(":"):
-            continue
-        if line:
-            name, _, value = line.partition(": ")
-            event[name] = value
-        else:
-            if "data" in event:
-                reading.events.append((event.get("id"), event.get("event", ""), json.loads(event["data"])))
-            event = {}
+    async def _usage(self, http: httpx.AsyncClient, account: str) -> None:
+        parameters = {
+            "start": int(time.time()) - 3600,
+            "bucket": self._chance.choice(("minute", "hour", "day", "month")),
+            "group_by": self._chance.choice(("model", "provider", "tier", "batch", "model,tier")),
+            "latency": self._chance.choice(("true", "false")),
+            "format": self._chance.choice(("json", "csv")),
+        }
+        async with self._open(
+            http, "GET", "/usage", account, params=parameters, headers=self._headers(account)
+        ) as response:
+            await response.aread()
+        self._told(response, "usage")
+
+    async def _batch(self, http: httpx.AsyncClient, account: str) -> None:
+        """Submit a batch with a key, again and again until it is accepted."""
+        mark, count = self._mark(account), self._chance.randint(3, 30)
+        requests = []
+        for number in range(count):
+            ask = self._request(f"{mark[:-1]}.{number}>", account, self._model())
+            ask.line = True
+            requests.append({"custom_id": f"r{number}", "body": ask.body})
+        hook = self._hook if self._chance.random() < 0.5 else None
+        body: Json = {"requests": requests, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        if hook is not None:
+            body["webhook"] = hook
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                async with self._open(
+                    http, "POST", "/batches", mark, json=body, headers=self._headers(account, mark)
+                ) as response:
+                    await response.aread()
+                if self._told(response, mark):
+                    self.notes.batches[response.json()["id"]] = (account, count, hook)
+                    self.notes.keyed.setdefault(mark, set()).add(response.json()["id"])
+                if response.status_code != 503:
+                    return
+            await self._again()

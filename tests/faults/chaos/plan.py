@@ -1,29 +1,35 @@
-"""What befalls whom and when: nothing but the seed decides, so that a run can be had again."""
+"""What befalls whom and when: nothing but the seed decides, so that a run can be had again.
+
+Kinds of faults are drawn from a deck of cards without putting them back, so that even a short run has each of the first
+ones, in whatever order.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tests.faults.chaos.proxy import Mode
 
 WORKERS = ("worker-1", "worker-2")
 APIS = ("api", "api-2")
 SCHEDULERS = ("scheduler-1", "scheduler-2")
-LINKS = ("api-postgres", "api-redis", "worker-postgres", "worker-redis", "scheduler-postgres", "scheduler-redis")
-PROVIDER_LINK = "worker-provider"
-
-_FAULTS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("kill", WORKERS, 6),
-    ("kill", APIS, 3),
-    ("kill", SCHEDULERS, 3),
-    ("terminate", WORKERS + APIS, 4),
-    ("kill-redis", ("redis",), 2),
-    ("empty-redis", ("redis",), 2),
-    ("kill-postgres", ("postgres",), 2),
-    ("restart-postgres", ("postgres",), 2),
-    *((mode.value, (*LINKS, PROVIDER_LINK), 3) for mode in (Mode.STALL, Mode.CUT, Mode.REFUSE, Mode.SLOW)),
+STORE_LINKS = (
+    *("api-postgres", "api-redis"),
+    *("worker-postgres", "worker-redis"),
+    *("scheduler-postgres", "scheduler-redis"),
 )
+CLIENT_LINKS = ("client-api", "client-api-2")
+PROVIDER_LINK = "worker-provider"
+LINKS = (*STORE_LINKS, *CLIENT_LINKS, PROVIDER_LINK)
+
+_FIRST_SECONDS = 3.0
+_LAST_SECONDS = 5.0
+_EVERY_SECONDS = 6.0
+_LONG_MINUTES = 3.0
+# Before and after a kill that is seen by itself: what a lost worker's jobs need to start again.
+_LULL_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +42,84 @@ class Fault:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A kind of fault: to whom it may happen, and for how long."""
+
+    kinds: tuple[str, ...]
+    targets: tuple[str, ...]
+    seconds: tuple[float, float] = (0.5, 5)
+
+    def draw(self, chance: random.Random, at: float) -> Fault:
+        """Return one at a time."""
+        return Fault(at, chance.choice(self.kinds), chance.choice(self.targets), chance.uniform(*self.seconds))
+
+
+_MODES = tuple(mode.value for mode in (Mode.STALL, Mode.CUT, Mode.REFUSE, Mode.SLOW))
+_BRIEFLY = (1.0, 10.0)
+_LONG = (20.0, 30.0)
+
+FIRST = (
+    Card(("kill",), WORKERS),
+    Card(("kill",), APIS),
+    Card(("kill",), SCHEDULERS),
+    Card(("kill-redis",), ("redis",)),
+    Card(("empty-redis",), ("redis",)),
+    Card(("kill-postgres", "restart-postgres"), ("postgres",)),
+    Card(("stall",), STORE_LINKS, _BRIEFLY),
+    Card(("cut",), STORE_LINKS, _BRIEFLY),
+    Card(("slow",), STORE_LINKS, _BRIEFLY),
+    Card(_MODES, (PROVIDER_LINK,), _BRIEFLY),
+)
+"""What every run has, however short."""
+
+_LATER = (
+    *(Card(("kill",), WORKERS), Card(("kill",), WORKERS)),
+    *(Card(("terminate",), parts) for parts in (WORKERS, WORKERS, APIS, SCHEDULERS)),
+    Card(("freeze",), WORKERS, (1, 20)),
+    *(Card((mode,), CLIENT_LINKS, _BRIEFLY) for mode in _MODES),
+    Card(("refuse",), STORE_LINKS, _BRIEFLY),
+    *(Card(("dead",), links, (5, 25)) for links in (STORE_LINKS, (*CLIENT_LINKS, PROVIDER_LINK))),
+    Card(("roll",), ("all",), (0, 0)),
+)
+_RARE = (
+    # Longer than it takes anybody to notice.
+    *(Card(("stall",), (link,), _LONG) for link in ("api-postgres", "worker-postgres", "scheduler-postgres")),
+    Card(("stall",), ("api-redis", "worker-redis", "scheduler-redis"), _LONG),
+    Card(("stall",), (PROVIDER_LINK, *CLIENT_LINKS), _LONG),
+    Card(("away-postgres",), ("postgres",), (20, 60)),
+    Card(("away-redis",), ("redis",), (20, 60)),
+    Card(("lull",), WORKERS),
+    Card(("lull",), WORKERS),
+)
+"""What only runs of some minutes have. A lull is a worker that is killed, and nothing else for a while."""
+
+
 def plan(seed: int, minutes: float) -> list[Fault]:
-    """Return what happens in a run, in order: a fault every few seconds, and sometimes two at a time."""
+    """Return what happens in a run, in order: a fault every few seconds, and so sometimes two at a time."""
     chance = random.Random(f"faults {seed}")
+    long = minutes >= _LONG_MINUTES
+    span = minutes * 60 - _FIRST_SECONDS - _LAST_SECONDS
+    step = min(_EVERY_SECONDS, span / len(FIRST))
+    cards = _shuffled(chance, FIRST, FIRST + _LATER + (_RARE if long else ()))
     faults: list[Fault] = []
-    at, end = 3.0, minutes * 60
-    while at < end - 5:
-        for _ in range(2 if chance.random() < 0.15 else 1):
-            kind, targets, _ = chance.choices(_FAULTS, weights=[weight for *_, weight in _FAULTS])[0]
-            longest = 10.0 if kind in {mode.value for mode in Mode} else 5.0
-            seconds = chance.uniform(0.5, longest)
-            faults.append(Fault(at, kind, chance.choice(targets), seconds))
-        at += chance.uniform(2, 9)
-    return sorted(faults, key=lambda fault: fault.at)
+    at = _FIRST_SECONDS
+    while at + step < _FIRST_SECONDS + span + 0.01:
+        fault = next(cards).draw(chance, at + chance.uniform(0, step))
+        if fault.kind == "lull":
+            faults.append(replace(fault, at=at + _LULL_SECONDS, kind="kill"))
+            at += 2 * _LULL_SECONDS
+        elif fault.kind == "roll":
+            faults += [replace(fault, target=part) for part in (*APIS, *WORKERS, *SCHEDULERS)]
+        else:
+            faults.append(fault)
+        at += step
+    return [fault for fault in faults if fault.at <= minutes * 60 - _LAST_SECONDS]
+
+
+def _shuffled(chance: random.Random, first: Sequence[Card], then: Sequence[Card]) -> Iterator[Card]:
+    """Yield the cards of one deck, shuffled, and then those of the other, shuffled anew each time it is used up."""
+    deck = first
+    while True:
+        yield from chance.sample(deck, len(deck))
+        deck = then

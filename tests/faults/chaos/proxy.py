@@ -16,7 +16,9 @@ class Mode(StrEnum):
 
     PASS = "pass"
     STALL = "stall"
-    """Connections stay and nothing goes through, in either way: half-open, as behind a dead router."""
+    """Connections stay and nothing goes through, in either way, their ends too: half-open, as behind a dead router."""
+    DEAD = "dead"
+    """The connections that there are stall, and new ones pass: what was on the way over a router that died."""
     CUT = "cut"
     """Every connection is reset, once; new ones pass."""
     REFUSE = "refuse"
@@ -37,7 +39,7 @@ class Link:
         """Listen on a free port."""
         self._target = target
         self._mode = Mode.PASS
-        self._open = asyncio.Event()
+        self._gates: set[asyncio.Event] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
@@ -57,7 +59,6 @@ class Link:
         self._loop.close()
 
     async def _listen(self) -> asyncio.Server:
-        self._open.set()
         return await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
     async def _close(self) -> None:
@@ -70,10 +71,11 @@ class Link:
 
     async def _be(self, mode: Mode) -> None:
         self._mode = Mode.PASS if mode is Mode.CUT else mode
-        if mode is Mode.STALL:
-            self._open.clear()
-        else:
-            self._open.set()
+        for gate in self._gates:
+            if mode in {Mode.STALL, Mode.DEAD}:
+                gate.clear()
+            else:
+                gate.set()
         if mode in {Mode.CUT, Mode.REFUSE}:
             for writer in list(self._writers):
                 _reset(writer)
@@ -82,32 +84,35 @@ class Link:
         if self._mode is Mode.REFUSE:
             _reset(writer)
             return
+        gate = asyncio.Event()
+        if self._mode is not Mode.STALL:
+            gate.set()
+        self._gates.add(gate)
         try:
-            await self._open.wait()
-        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await self._carry(gate, reader, writer)
+        finally:
+            self._gates.discard(gate)
             _reset(writer)
-            raise
-        try:
-            if isinstance(self._target, Path):
-                far_reader, far_writer = await asyncio.open_unix_connection(str(self._target))
-            else:
-                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            _reset(writer)
-            return
+
+    async def _carry(self, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gate.wait()
+        if isinstance(self._target, Path):
+            far_reader, far_writer = await asyncio.open_unix_connection(str(self._target))
+        else:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, far_writer}
         try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        except (OSError, asyncio.IncompleteReadError):
-            pass
+            await asyncio.gather(self._pump(gate, reader, far_writer), self._pump(gate, far_reader, writer))
+        except OSError:
+            await gate.wait()
         finally:
-            for end in (writer, far_writer):
-                self._writers.discard(end)
-                _reset(end)
+            self._writers -= {writer, far_writer}
+            _reset(far_writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
-            await self._open.wait()
+            await gate.wait()
             if self._mode is not Mode.SLOW:
                 writer.write(data)
             else:
@@ -115,6 +120,7 @@ class Link:
                     writer.write(data[at : at + _SLOW_BYTES])
                     await asyncio.sleep(_SLOW_SECONDS)
             await writer.drain()
+        await gate.wait()
         with contextlib.suppress(OSError):
             writer.write_eof()
 

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import random
 import signal
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 from redis import Redis
 
+from headrace.database import Database, migrate
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
-from tests.faults.chaos.plan import APIS, LINKS, PROVIDER_LINK, SCHEDULERS, WORKERS, Fault
+from headrace.keys.queries import create_key
+from tests.faults.chaos.hooks import Hooks, running_hooks
+from tests.faults.chaos.plan import APIS, CLIENT_LINKS, PROVIDER_LINK, SCHEDULERS, STORE_LINKS, WORKERS, Fault
 from tests.faults.chaos.proxy import Link, Mode
+from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.provider import Provider, running_provider
-from tests.service import PROVIDER_KEY, Process, Service, Stores, free_port, until
+from tests.service import QUICK, Process, Service, Stores, until
 
 _MODES = {mode.value for mode in Mode}
+_STORES = ("kill-redis", "empty-redis", "away-redis", "kill-postgres", "restart-postgres", "away-postgres")
+# Far beyond what a part needs that is told to end: to drain, and then to hand back.
+_END_SECONDS = 60.0
+
+# Everything as an operator has it, but for what tests cannot wait for.
+_ENVIRONMENT = {
+    **dict.fromkeys(QUICK, ""),
+    "HEADRACE_DRAIN_SECONDS": "5",
+    "HEADRACE_UNSTORED_SECONDS": "120",
+    "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "true",
+}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Kill:
     """A worker that was killed, when by the clock, and the attempts that it had."""
 
@@ -33,79 +52,172 @@ class Kill:
 
 
 @dataclass(slots=True)
+class Happening:
+    """A fault, and when by the clock it began and was over."""
+
+    fault: Fault
+    began: float
+    ended: float
+    """Until it is over: when it is to be."""
+    over: bool = False
+
+
+@dataclass(slots=True)
 class Rig:
     """All that runs. Faults are done from the main thread, which the stores die with."""
 
     service: Service
     provider: Provider
+    upstreams: Upstreams
+    hooks: Hooks
     links: dict[str, Link]
-    ports: tuple[int, int]
+    ports: dict[str, int]
     done: Counter[str] = field(default_factory=Counter)
+    history: list[Happening] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    """Parts that ended by themselves, or did not when they were told to."""
+    _launched: dict[str, float] = field(default_factory=dict)
 
     @property
     def database_url(self) -> str:
         """Postgres itself, around all links."""
         return self.service.stores.database_url
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the APIs are."""
+        return tuple(f"http://127.0.0.1:{port}" for port in self.ports.values())
+
+    @property
+    def linked_urls(self) -> tuple[str, ...]:
+        """Where clients find them: behind links."""
+        return tuple(f"http://127.0.0.1:{self.links[name].port}" for name in CLIENT_LINKS)
+
+    def create_key(self, account: str) -> str:
+        """Return a key of an account."""
+
+        async def create() -> str:
+            database = Database.connect(self.database_url, connections=1)
+            try:
+                return (await create_key(database, account=account))[1]
+            finally:
+                await database.close()
+
+        return asyncio.run(create())
+
     def launch(self, name: str) -> Process:
         """Start a part behind its links."""
         kind = name.partition("-")[0]
-        stores = self.service.stores
-        redis = urlsplit(stores.redis_url)
+        redis = urlsplit(self.service.stores.redis_url)
         link = self.links[f"{kind}-redis"]
         environment = {
             "DATABASE_URL": f"postgresql://headrace@127.0.0.1:{self.links[f'{kind}-postgres'].port}/headrace",
             "REDIS_URL": redis._replace(netloc=f":{redis.password}@127.0.0.1:{link.port}").geturl(),
-            "HEADRACE_PORT": str(self.ports[name == "api-2"]),
+            "HEADRACE_PORT": str(self.ports.get(name, 0)),
         }
+        self._launched[name] = time.time()
         return self.service.launch(name, **environment)
 
-    def begin(self, fault: Fault) -> None:
-        """Do it."""
-        self.done[f"{fault.kind} {fault.target}" if fault.kind not in _MODES else f"{fault.kind} link"] += 1
+    def run(self, faults: Sequence[Fault], seconds: float) -> None:
+        """Do each fault at its time, or once what it is to befall is whole again, and return when all are over."""
+        began = time.monotonic()
+        waiting, active = list(faults), list[Happening]()
+        while waiting or active or time.monotonic() - began < seconds:
+            now = time.monotonic() - began
+            for happening in list(active):
+                if happening.ended <= time.time() and self._over(happening):
+                    happening.ended, happening.over = time.time(), True
+                    active.remove(happening)
+            for fault in [fault for fault in waiting if fault.at <= now]:
+                if not any(_clash(fault, other.fault) for other in active):
+                    waiting.remove(fault)
+                    active.append(self._begin(fault))
+            self._look_after(self.service.processes.keys() - {happening.fault.target for happening in active})
+            time.sleep(0.05)
+
+    def wait_until_whole(self) -> None:
+        """Return when both APIs are ready: everything else is, or comes by itself."""
+        for name in APIS:
+            until(lambda name=name: self._answers(name, "readyz"), f"{name} to be ready", 60)
+
+    # -- one fault ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, fault: Fault) -> Happening:
+        self.done[f"{fault.kind} {fault.target}"] += 1
+        happening = Happening(fault, time.time(), 0)
+        self.history.append(happening)
         if fault.kind in _MODES:
             self.links[fault.target].be(Mode(fault.kind))
-        elif fault.kind == "kill":
-            if fault.target in WORKERS:
-                self._note(self.service.processes[fault.target])
-            self.service.processes[fault.target].kill()
-        elif fault.kind == "terminate":
-            self.service.processes[fault.target].signal(signal.SIGTERM)
-        else:
+        elif fault.kind in _STORES:
             self._break(fault)
+        else:
+            process = self.service.processes[fault.target]
+            if fault.kind == "kill":
+                if fault.target in WORKERS:
+                    self._note(process)
+                process.kill()
+            else:
+                process.signal(signal.SIGSTOP if fault.kind == "freeze" else signal.SIGTERM)
+        happening.ended = time.time() + fault.seconds
+        return happening
 
-    def end(self, fault: Fault) -> None:
-        """Have it be over."""
+    def _over(self, happening: Happening) -> bool:
+        """Mend it, and tell whether that is done."""
+        fault = happening.fault
         if fault.kind in _MODES:
             self.links[fault.target].be(Mode.PASS)
-        elif fault.kind == "terminate":
-            self.service.processes[fault.target].terminate(patience=60)
-            self.launch(fault.target)
-        elif fault.kind == "kill":
-            self.launch(fault.target)
+        elif fault.kind in _STORES:
+            self._store(fault).start()
+        elif fault.kind == "freeze":
+            self.service.processes[fault.target].signal(signal.SIGCONT)
+        elif fault.kind == "roll" and self._launched[fault.target] > happening.began:
+            self._look_after({happening.fault.target})
+            return fault.target not in APIS or self._answers(fault.target, "healthz")
         else:
-            store = self._store(fault)
-            store.start()
+            process = self.service.processes[fault.target]
+            if process.running and time.time() < happening.began + fault.seconds + _END_SECONDS:
+                return False
+            if process.running:
+                self.wrong.append(f"{fault.target} did not end within {_END_SECONDS:g} s of SIGTERM")
+                process.kill()
+            self.launch(fault.target)
+            return fault.kind != "roll"
+        return True
 
-    def heal(self) -> None:
-        """Bring back whatever is not there."""
-        for link in self.links.values():
-            link.be(Mode.PASS)
-        for store in (self.service.stores.postgres, self.service.stores.valkey):
-            store.start()
-        for name, process in self.service.processes.items():
-            if not process.running:
-                self.launch(name)
+    def _look_after(self, names: Collection[str]) -> None:
+        """Start parts again that ended by themselves, as whoever supervises them would, and note it."""
+        for name in names:
+            process = self.service.processes[name]
+            if process.running:
+                continue
+            # One that is started while Postgres is away has nothing to begin with, and says so by ending.
+            kind = name.partition("-")[0]
+            if self._broken_since(self._launched[name], {"postgres", f"{kind}-postgres"}):
+                self.done[f"(no start without Postgres) {name}"] += 1
+            else:
+                code = process.wait()
+                self.wrong.append(f"{name} ended by itself, with {code}: see {process.log.name}")
+            self.launch(name)
+
+    def _broken_since(self, since: float, targets: set[str]) -> bool:
+        return any(
+            happening.fault.target in targets and (happening.ended > since or not happening.over)
+            for happening in self.history
+        )
+
+    def _answers(self, name: str, path: str) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{self.ports[name]}/{path}", timeout=2).status_code == 200
+        return False
 
     def _store(self, fault: Fault) -> EmbeddedStore:
         stores = self.service.stores
-        return stores.valkey if fault.kind.endswith("redis") else stores.postgres
+        return stores.valkey if fault.target == "redis" else stores.postgres
 
     def _break(self, fault: Fault) -> None:
         store = self._store(fault)
-        if store.pid is None:  # it is broken already
-            return
+        assert store.pid is not None
         if fault.kind == "empty-redis":
             with Redis.from_url(self.service.stores.redis_url) as redis:
                 redis.flushall()
@@ -123,77 +235,75 @@ class Rig:
             self.kills.append(Kill(time.time(), rows))
 
 
-def _catalogue(provider_port: int) -> str:
-    return f"""
-[providers.fake]
-kind = "openai"
-base_url = "http://127.0.0.1:{provider_port}/v1"
-api_key = "env:TESTS_PROVIDER_KEY"
-timeout = 60
-connect_timeout = 2
-read_timeout = 15
+def _clash(fault: Fault, other: Fault) -> bool:
+    """Tell whether one has to wait for the other: a part is broken once at a time, and parts roll one by one."""
+    return fault.target == other.target or fault.kind == other.kind == "roll"
 
-[providers.impatient]
-kind = "openai"
-base_url = "http://127.0.0.1:{provider_port}/v1"
-api_key = "env:TESTS_PROVIDER_KEY"
-timeout = 3
-connect_timeout = 2
-read_timeout = 1
 
-[models."fake-*"]
-routes = ["fake/*"]
-input_price = 2.50
-output_price = 10.00
-
-[models."impatient-*"]
-routes = ["impatient/*"]
-input_price = 2.50
-output_price = 10.00
-"""
+def _port() -> int:
+    """Return a free port that no outgoing connection takes while whoever listens there is dead."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager
-def running_rig(directory: Path) -> Iterator[Rig]:
+def running_rig(directory: Path, seed: int) -> Iterator[Rig]:
     """Start everything; logs and the catalogue are in the directory."""
-    with (
-        scratch_dir() as scratch,
-        EmbeddedPostgres(scratch / "postgres", {"max_connections": "300"}) as postgres,
-        EmbeddedValkey(scratch / "valkey") as valkey,
-        running_provider() as provider,
-        contextlib.ExitStack() as stack,
-    ):
-        (socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
-        valkey_port = urlsplit(valkey.url).port
-        assert valkey_port is not None
-        links = {name: Link(socket if name.endswith("postgres") else valkey_port) for name in LINKS}
-        links[PROVIDER_LINK] = Link(provider.port)
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_dir())
+        # What is not flushed is lost when Postgres is killed, but this machine stays: nothing need wait for its disk.
+        options = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
+        postgres = stack.enter_context(EmbeddedPostgres(scratch / "postgres", options))
+        valkey = EmbeddedValkey(scratch / "valkey")
+        valkey._port = _port()
+        stack.enter_context(valkey)
+        provider = stack.enter_context(running_provider())
+        hooks = stack.enter_context(running_hooks())
+        (postgres_socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
+        ports = {name: _port() for name in APIS}
+        targets: dict[str, int | Path] = {
+            **{name: postgres_socket if name.endswith("postgres") else valkey._port for name in STORE_LINKS},
+            **dict(zip(CLIENT_LINKS, ports.values(), strict=True)),
+            PROVIDER_LINK: provider.port,
+        }
+        links = {name: Link(target) for name, target in targets.items()}
         for link in links.values():
             stack.callback(link.close)
         stores = Stores(postgres.url, valkey.url, postgres, valkey)
-        service = Service(directory, stores, _catalogue(links[PROVIDER_LINK].port), {"HEADRACE_DRAIN_SECONDS": "5"})
-        rig = Rig(service, provider, links, (service.port, free_port()))
-        stack.callback(service.stop)
-        service.run("migrate")
+        config = catalogue(provider.port, links[PROVIDER_LINK].port)
+        service = Service(directory, stores, config, _ENVIRONMENT)
+        rig = Rig(service, provider, Upstreams.scripted(provider, seed), hooks, links, ports)
+        migrate(postgres.url)
         Service.running.append(service)
+        stack.callback(service.stop)
         for name in (*APIS, *WORKERS, *SCHEDULERS):
             rig.launch(name)
-        service.wait_until_ready()
-        assert PROVIDER_KEY
+        rig.wait_until_whole()
         yield rig
 
 
-def until_quiet(database_url: str, patience: float) -> bool:
-    """Wait until every job and every batch has ended; returns whether they have."""
+def until_quiet(database_url: str, told: Callable[[], set[str]], patience: float) -> bool:
+    """Wait until every job and batch has ended, all that is to be told of them is told, and sums have every row.
+
+    `told` are the ids of webhooks that were taken. Returns whether it became so.
+    """
 
     def quiet() -> bool:
-        with psycopg.connect(database_url) as connection:
+        with psycopg.connect(database_url, connect_timeout=2) as connection:
             row = connection.execute(
-                "SELECT (SELECT count(*) FROM jobs WHERE finished_at IS NULL) + (SELECT count(*) FROM batches "
-                "WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling'))"
+                """
+                SELECT (SELECT count(*) FROM jobs WHERE finished_at IS NULL)
+                     + (SELECT count(*) FROM batches WHERE state IN ('validating', 'in_progress', 'finalizing',
+                                                                     'cancelling'))
+                     + (SELECT count(*) FROM webhook_deliveries WHERE state = 'pending' AND id <> ALL(%s))
+                     + (SELECT count(*) FROM usage, usage_mark WHERE usage.transaction >= usage_mark.transaction)
+                """,
+                [sorted(told())],
             ).fetchone()
             return row is not None and row[0] == 0
 
     with contextlib.suppress(TimeoutError):
-        return bool(until(quiet, "every job to end", patience))
+        return bool(until(quiet, "everything to end", patience))
     return False

@@ -1,0 +1,35 @@
+"""Taking a webhook on: it may go where it is to go, and there is a secret to sign it with."""
+
+from __future__ import annotations
+
+from headrace.database import Database
+from headrace.errors import InvalidRequestError
+from headrace.settings import Settings
+from headrace.webhooks.addresses import check_url
+from headrace.webhooks.queries import ensure_secret
+
+
+def require_secret_key(settings: Settings) -> str:
+    """Return what secrets are made of.
+
+    Raises:
+        InvalidRequestError: There is none, and so no webhook.
+    """
+    if settings.secret_key is None:
+        raise InvalidRequestError(
+            "This server sends no webhooks: its operator has set no HEADRACE_SECRET_KEY.",
+            param="webhook",
+            code="unsupported_parameter",
+        )
+    return settings.secret_key.get_secret_value()
+
+
+async def accept_webhook(settings: Settings, database: Database, account_id: str, url: str) -> None:
+    """See to it that a webhook of an account can be sent and signed.
+
+    Raises:
+        InvalidRequestError: It may not go there, or this server sends none.
+    """
+    require_secret_key(settings)
+    check_url(url, allow_private=settings.webhook_allow_private)
+    await ensure_secret(database, account_id)

@@ -1,0 +1,118 @@
+"""What clients asked and were told. Each request has a mark of its own, which its answer repeats."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.e2e.jobs import FINAL
+from tests.faults.chaos.upstreams import MODELS, Model
+
+Json = dict[str, Any]
+
+_MARK = re.compile(r"<[a-z]+-[0-9]{6}(?:\.[0-9]+)?>")
+
+
+def marks_in(text: str) -> set[str]:
+    """Return the marks of all requests that a text has anything of."""
+    return set(_MARK.findall(text))
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request for a completion, or a line of a batch."""
+
+    mark: str
+    account: str
+    body: Json
+    keyed: bool = False
+    """Sent with an Idempotency-Key, the mark."""
+    line: bool = False
+    answers: list[str] = field(default_factory=list)
+    """Whole texts that came for it."""
+
+    @property
+    def model(self) -> Model:
+        """The model that was asked for."""
+        return MODELS[self.body["model"]]
+
+    @property
+    def background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.line or self.body.get("background") is True
+
+    @property
+    def webhook(self) -> str | None:
+        """Who is told of its end."""
+        found: str | None = self.body.get("webhook")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that came instead of an answer, or within a stream."""
+
+    mark: str
+    status: int
+    code: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A request whose connection broke. Times are by the clock."""
+
+    mark: str
+    began: float
+    ended: float
+    answering: bool
+    """Its answer had begun."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one subscriber was told of a job: `(event id, name, data)` in order, over all its connections."""
+
+    job_id: str
+    mark: str
+    events: list[tuple[str | None, str, Json]] = field(default_factory=list)
+    connections: int = 0
+
+
+@dataclass(slots=True)
+class Notes:
+    """What all clients saw."""
+
+    secrets: frozenset[str]
+    """What nobody must ever read."""
+    asks: dict[str, Ask] = field(default_factory=dict)
+    accepted: dict[str, str] = field(default_factory=dict)
+    """The mark of each job that somebody was told of."""
+    keyed: dict[str, set[str]] = field(default_factory=dict)
+    """The jobs or batches that each Idempotency-Key stood for."""
+    ends: list[tuple[str, str, str]] = field(default_factory=list)
+    """Jobs, how somebody was told that they ended, and who that was."""
+    refusals: list[Refusal] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
+    cancelled: set[str] = field(default_factory=set)
+    """Jobs that somebody asked to be cancelled, whether it was heard or not."""
+    deleted: set[str] = field(default_factory=set)
+    """Jobs that somebody was told are erased."""
+    batches: dict[str, tuple[str, int, str | None]] = field(default_factory=dict)
+    """The account, the number of lines and the webhook of each batch."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    """What no client should ever be told."""
+
+    def read(self, text: str, what: str) -> None:
+        """Look for what nobody must read in what somebody was told."""
+        if any(secret in text for secret in self.secrets):
+            self.wrong.append(f"{what}: it was told a secret")
+
+    def end(self, job: Json, who: str) -> None:
+        """Note what somebody was told of a job, if that is its end."""
+        if job.get("status") in FINAL:
+            self.ends.append((job["id"], job["status"], who))

@@ -1,0 +1,194 @@
+"""The models that clients ask for: who answers well, who fails in which way, and what each call is said to have used.
+
+Each model has a provider of its own, so that what one model's failures teach workers harms no other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.provider import (
+    Behaviour,
+    Call,
+    Exchange,
+    Provider,
+    answer,
+    connection_reset,
+    drip,
+    echo_of,
+    hang,
+    html,
+    raw,
+    short_body,
+    status,
+    usage_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, and the provider of the same name."""
+
+    name: str
+    kind: str = "openai"
+    direct: bool = False
+    """Calls go around the link that is broken on purpose."""
+    fails: bool = False
+    """The provider itself may fail."""
+    endless: bool = False
+    """It does not answer before any deadline."""
+    options: str = ""
+
+    @property
+    def faultless(self) -> bool:
+        """Whether no job of it may fail for its provider's sake, whatever is broken."""
+        return self.direct and not self.fails
+
+
+_PATIENT = "timeout = 60\nread_timeout = 15"
+_IMPATIENT = "timeout = 3\nread_timeout = 1"
+
+GOOD = (
+    Model("good", direct=True, options=_PATIENT),
+    Model("good-claude", "anthropic", direct=True, options=_PATIENT),
+    Model("good-gemini", "gemini", direct=True, options=_PATIENT),
+)
+FAR = (Model("far", options=_PATIENT),)
+FLAKY = (
+    Model("flaky", fails=True, options=_PATIENT),
+    Model("flaky-claude", "anthropic", fails=True, options=_PATIENT),
+    Model("flaky-gemini", "gemini", fails=True, options=_PATIENT),
+)
+HOPELESS = (
+    Model("broken", fails=True, options=_PATIENT),
+    Model("limited", fails=True, options=_PATIENT),
+    Model("garbage", fails=True, options=_PATIENT),
+    Model("reset", fails=True, options=_PATIENT),
+    Model("refused", fails=True, options=_PATIENT),
+    Model("hanging", fails=True, options=_IMPATIENT),
+    Model("dripping", fails=True, options=_IMPATIENT),
+)
+LATE = (
+    Model("narrow", direct=True, options=f"{_PATIENT}\nmax_concurrency = 1"),
+    Model("endless", direct=True, endless=True, options="timeout = 60\nread_timeout = 60"),
+)
+"""Asked with short deadlines only: for the one a job waits its turn, and may do so in the queue."""
+
+MODELS = {model.name: model for group in (GOOD, FAR, FLAKY, HOPELESS, LATE) for model in group}
+
+
+def catalogue(provider_port: int, link_port: int) -> str:
+    """Return a headrace.toml with all of them; those that are not direct are reached over a link."""
+    sections = []
+    for model in MODELS.values():
+        port = provider_port if model.direct else link_port
+        sections.append(f"""
+[providers.{model.name}]
+kind = "{model.kind}"
+base_url = "http://127.0.0.1:{port}/v1"
+api_key = "env:TESTS_PROVIDER_KEY"
+connect_timeout = 2
+{model.options}
+
+[models."{model.name}"]
+routes = ["{model.name}/{model.name}"]
+input_price = 2.50
+output_price = 10.00
+""")
+    return "".join(sections)
+
+
+class _Enough(Exception):  # noqa: N818  (no error: the script is over)
+    """A stream has gone as far as it is to go."""
+
+
+class _Unhurried(Exchange):
+    """An exchange that pauses before each piece of a stream, and goes no further than some of them."""
+
+    def __init__(self, exchange: Exchange, pause: float, pieces: int | None = None) -> None:
+        super().__init__(exchange.call, exchange._writer)
+        self._pause = pause
+        self._left = pieces
+
+    async def stream(self, data: bytes) -> None:
+        if self._left is not None:
+            if self._left == 0:
+                raise _Enough
+            self._left -= 1
+        await asyncio.sleep(self._pause)
+        await super().stream(data)
+
+
+@dataclass
+class Upstreams:
+    """What the fake provider does, and its own log of what it said."""
+
+    chance: random.Random
+    reported: dict[Call, tuple[int, int]] = field(default_factory=dict)
+    """The tokens that the answer to a call says it used, prompt and completion: no two calls say the same."""
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    def scripted(cls, provider: Provider, seed: int) -> Upstreams:
+        """Have a provider answer for every model as the model's name says."""
+        self = cls(random.Random(f"provider {seed}"))
+        limited, broken = status(429, retry_after=1), status(500)
+        failures = (limited, broken, connection_reset, self._half, self._half, short_body, html())
+        for model in GOOD + FAR:
+            provider.always(model.name, self._well)
+        for model in FLAKY:
+            provider.always(model.name, self._sometimes(failures))
+        for name, behaviour in {
+            "broken": broken,
+            "limited": status(429),
+            "garbage": raw(b"\x00{]"),
+            "reset": connection_reset,
+            "refused": status(400),
+            "hanging": hang,
+            "dripping": drip,
+            "narrow": self._well,
+            "endless": hang,
+        }.items():
+            provider.always(name, behaviour)
+        return self
+
+    def _answer(self, call: Call) -> Behaviour:
+        """Return an echo of whose every word says which call it answers: no two are alike, as with a real model."""
+        number = next(self._numbers)
+        prompt, completion = 1000 + number, self.chance.randint(1, 100)
+        self.reported[call] = (prompt, completion)
+        text = " ".join(f"{word}#{number}" for word in echo_of(call.body).split(" "))
+        return answer(text, usage=usage_of(prompt, completion))
+
+    async def _well(self, exchange: Exchange) -> None:
+        """Answer in a second or two: all of it after a while, or word by word."""
+        if exchange.call.streamed:
+            await self._answer(exchange.call)(_Unhurried(exchange, self.chance.uniform(0, 0.15)))
+        else:
+            await asyncio.sleep(self.chance.uniform(0, 2))
+            await self._answer(exchange.call)(exchange)
+
+    async def _half(self, exchange: Exchange) -> None:
+        """Break off: with the end of the body, or with the connection's."""
+        if not exchange.call.streamed:
+            await short_body(exchange)
+            exchange.keep_alive = False
+            return
+        try:
+            await self._answer(exchange.call)(_Unhurried(exchange, 0.02, pieces=self.chance.randint(1, 6)))
+        except _Enough:
+            if self.chance.random() < 0.5:
+                await exchange.close_stream()
+            else:
+                exchange.reset()
+
+    def _sometimes(self, failures: Sequence[Behaviour]) -> Behaviour:
+        async def behave(exchange: Exchange) -> None:
+            behaviour = self._well if self.chance.random() < 0.6 else self.chance.choice(failures)
+            await behaviour(exchange)
+
+        return behave

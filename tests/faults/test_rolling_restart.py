@@ -1,0 +1,23 @@
+"""Everything is restarted, one part after another, under load of every kind: nothing is lost, and nobody is cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.chaos.__main__ import run
+from tests.faults.chaos.plan import Fault
+
+SEED = 7
+PARTS = ("api", "api-2", "worker-1", "worker-2", "scheduler-1", "scheduler-2")
+
+
+def test_a_rolling_restart_loses_nothing_and_cuts_nobody_off(tmp_path: Path) -> None:
+    faults = [Fault(3, "roll", part, 0) for part in PARTS]
+    outcome = run(SEED, 0.2, 12, tmp_path / "service", faults=faults, direct=True)
+    assert outcome.verdict.violations == [], outcome.text()
+    assert outcome.faults == {f"roll {part}": 1 for part in PARTS}
+    assert outcome.verdict.counts["jobs failed for their workers' sake"] == 0
+    # Who finds nobody listening asks the other API. Who was heard is answered, or told to come back.
+    assert outcome.cut_off == []
+    for counted in ("… completed", "answers that clients got", "events"):
+        assert outcome.verdict.counts[counted] > 20, counted

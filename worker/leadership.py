@@ -1,0 +1,39 @@
+"""Which of several schedulers acts: the one whose session holds a lock in Postgres.
+
+The lock goes with the session: when its scheduler dies, when it hangs up, and when Postgres has heard nothing of it for
+a while, as of one behind a router that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from headrace.database import Connections
+
+# Any constant will do, as long as nothing else in the database takes the same advisory lock.
+_LOCK = 0x73776565
+_PULSE_SECONDS = 1.0
+_PATIENCE_SECONDS = 5.0
+# Longer than the leader's patience, so that it knows before another leads.
+_SILENCE_SECONDS = 8
+
+
+@contextlib.asynccontextmanager
+async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awaitable[None]] | None]:
+    """Give what keeps the lead for as long as it is awaited, or None if another scheduler leads.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: Postgres is away, and the lead lost.
+    """
+    async with connections.session(patience_seconds=_PATIENCE_SECONDS) as run:
+        await run(f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'")
+        [(leads,)] = await run(f"SELECT pg_try_advisory_lock({_LOCK})")
+
+        async def keep() -> None:
+            while True:
+                await run("SELECT 1")
+                await asyncio.sleep(_PULSE_SECONDS)
+
+        yield keep if leads else None
