@@ -110,7 +110,10 @@ class Settings(BaseSettings):
     )
 
     retention_days: float | None = Field(
-        default=None, gt=0, description="Jobs that ended so long ago are deleted; their usage stays. Unset: never."
+        default=None,
+        gt=0,
+        description="Jobs that ended so long ago, and files that no batch has read since, are deleted; usage stays. "
+        "Unset: never.",
     )
     delta_retention_seconds: float = Field(
         default=86_400,

@@ -70,8 +70,14 @@ class Delivery:
         return self.account_id, self.host
 
 
+# Some of what waits for URLs that are gone, but for what somebody else has in hand at this moment: nobody waits for
+# another.
+_REFUSABLE = """
+    SELECT other.id FROM webhook_deliveries AS other JOIN {gone} AS gone USING (account_id, host, url)
+    WHERE state = 'pending' AND other.id <> ALL(%(but)s::text[]) LIMIT 1000 FOR UPDATE OF other SKIP LOCKED
+"""
 # From one receiver to the next by the index, however much is due to each.
-_CLAIM = """
+_CLAIM = f"""
 WITH RECURSIVE receiver AS (
     (SELECT account_id, host, due_at FROM webhook_deliveries WHERE state = 'pending'
      ORDER BY account_id, host, due_at LIMIT 1)
@@ -81,25 +87,26 @@ WITH RECURSIVE receiver AS (
         WHERE state = 'pending' AND (known.account_id, known.host) > (receiver.account_id, receiver.host)
         ORDER BY account_id, host, due_at LIMIT 1) AS next
 ), due AS MATERIALIZED (
-    SELECT waiting.id FROM receiver
+    SELECT waiting.id, account_id, host, url FROM receiver
     LEFT JOIN unnest(%(accounts)s::text[], %(hosts)s::text[], %(counts)s::int[]) AS busy (account_id, host, count)
          USING (account_id, host)
     CROSS JOIN LATERAL (
-        SELECT id, due_at FROM webhook_deliveries AS known
+        SELECT id, url, due_at FROM webhook_deliveries AS known
         WHERE state = 'pending' AND known.account_id = receiver.account_id AND known.host = receiver.host
               AND due_at <= now()
         ORDER BY due_at LIMIT greatest(0, %(share)s - coalesce(busy.count, 0)) FOR UPDATE SKIP LOCKED) AS waiting
     WHERE receiver.due_at <= now()
     ORDER BY waiting.due_at LIMIT %(limit)s
-), refused AS (
-    UPDATE webhook_deliveries AS delivery SET state = 'failed', error = %(gone)s, ended_at = now()
-    FROM due, webhooks_gone AS gone
-    WHERE delivery.id = due.id AND gone.account_id = delivery.account_id AND gone.url = delivery.url
-    RETURNING delivery.id
+), gone AS MATERIALIZED (
+    SELECT DISTINCT account_id, host, url FROM due JOIN webhooks_gone USING (account_id, url)
+), refusable AS MATERIALIZED ({_REFUSABLE.format(gone="gone")}), refused AS (
+    UPDATE webhook_deliveries AS delivery SET state = 'failed', error = %(why)s, ended_at = now()
+    FROM refusable WHERE delivery.id = refusable.id
 )
 UPDATE webhook_deliveries AS delivery SET attempts = attempts + 1, due_at = now() + %(lease)s * interval '1 second'
-FROM due WHERE delivery.id = due.id AND due.id NOT IN (SELECT id FROM refused)
-RETURNING delivery.id, account_id, host, url, payload, attempts, attempts - resent_after, ARRAY(
+FROM due WHERE delivery.id = due.id AND (due.account_id, due.url) NOT IN (SELECT account_id, url FROM gone)
+RETURNING delivery.id, delivery.account_id, delivery.host, delivery.url, payload, attempts, attempts - resent_after,
+ARRAY(
     SELECT known.id FROM webhook_secrets AS known
     WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC)
 """
@@ -110,7 +117,7 @@ async def claim_deliveries(
 ) -> list[Delivery]:
     """Take up to `limit` of what is due, and of each receiver no more than `share` with what is `in_flight` already.
 
-    What is not recorded within a minute is due again. What is due to a URL that is gone fails.
+    What is not recorded within a minute is due again. What is due to a URL that is gone fails, with more that waits.
     """
     busy = Counter(delivery.receiver for delivery in in_flight)
     parameters = {
@@ -119,7 +126,8 @@ async def claim_deliveries(
         "accounts": [account_id for account_id, _ in busy],
         "hosts": [host for _, host in busy],
         "counts": list(busy.values()),
-        "gone": GONE,
+        "but": [],
+        "why": GONE,
         "lease": _LEASE_SECONDS,
     }
     return [Delivery(*row) for row in await execute(database.durable, _CLAIM, parameters)]
@@ -155,7 +163,6 @@ class Outcome:
         return orjson.dumps(fields).decode()
 
 
-# The others to a URL that is gone are left to those who record them at this moment: nobody waits for another.
 _RECORD = f"""
 WITH recorded AS (
     UPDATE webhook_deliveries SET state = %(state)s, status = %(status)s, error = %(error)s,
@@ -163,19 +170,17 @@ WITH recorded AS (
         history = CASE WHEN jsonb_array_length(history) < {_LONGEST_HISTORY} THEN history ELSE history - 0 END
                   || %(outcome)s::jsonb
     WHERE id = %(id)s AND attempts = %(attempts)s AND NOT history @> jsonb_build_array(%(outcome)s::jsonb)
-    RETURNING id, account_id, host, url
-), gone AS (
-    INSERT INTO webhooks_gone (account_id, url) SELECT account_id, url FROM recorded WHERE %(gone)s
-    ON CONFLICT DO NOTHING
+    RETURNING account_id, host, url
+), gone AS MATERIALIZED (
+    SELECT * FROM recorded WHERE %(gone)s
+), noted AS (
+    INSERT INTO webhooks_gone (account_id, url) SELECT account_id, url FROM gone ON CONFLICT DO NOTHING
 ), back AS (
-    DELETE FROM webhooks_gone AS gone USING recorded
-    WHERE gone.account_id = recorded.account_id AND gone.url = recorded.url AND %(state)s = 'delivered'
-), others AS MATERIALIZED (
-    SELECT other.id FROM webhook_deliveries AS other JOIN recorded USING (account_id, host, url)
-    WHERE %(gone)s AND state = 'pending' AND other.id <> recorded.id FOR UPDATE OF other SKIP LOCKED
-)
+    DELETE FROM webhooks_gone AS known USING recorded
+    WHERE known.account_id = recorded.account_id AND known.url = recorded.url AND %(state)s = 'delivered'
+), refusable AS MATERIALIZED ({_REFUSABLE.format(gone="gone")})
 UPDATE webhook_deliveries AS other SET state = 'failed', error = %(why)s, ended_at = now()
-FROM others WHERE other.id = others.id
+FROM refusable WHERE other.id = refusable.id
 """
 
 
@@ -195,6 +200,7 @@ async def record_delivery(
         "error": outcome.error,
         "outcome": outcome.render(),
         "gone": outcome.gone,
+        "but": [delivery.id],
         "why": GONE,
         "delay": delay_seconds,
     }

@@ -51,7 +51,7 @@ async def allowed(circuits: Circuits) -> None:
 async def opened(*all_circuits: Circuits) -> None:
     """Open a circuit, and return once its cooling time is over."""
     await end(all_circuits[0], UpstreamError(), 5)
-    assert not all_circuits[0].allows(NAME)
+    assert all_circuits[0]._troubled[NAME].open_until  # it may be over by now, on a busy machine
     for circuits in all_circuits:
         await circuits.refresh()
         await allowed(circuits)

@@ -151,6 +151,20 @@ async def test_what_the_ledger_says_is_known_from_the_start(gate: Gate, jobs: Jo
     assert len(await admitted(gate, scopes, demand(cost=Decimal("0.0458")))) == 1
 
 
+async def test_whoever_asks_first_the_ledger_is_asked_once(
+    gate: Gate, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = queries.read_spent, []
+
+    async def counted(database: Database, scope_id: str) -> queries.SpentSums:
+        asked.append(scope_id)
+        return await read(database, scope_id)
+
+    monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", counted)
+    assert len(await admitted(gate, [scope(owner, daily_budget=Decimal(1))], *(demand() for _ in range(50)))) == 50
+    assert asked == [owner.key_id]
+
+
 async def test_a_redis_that_lost_everything_is_told_again(redis: Redis, gate: Gate, jobs: Jobs, owner: Owner) -> None:
     await jobs.complete()
     await jobs.run(reserved_cost=Decimal("0.05"))

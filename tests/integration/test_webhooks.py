@@ -156,8 +156,9 @@ async def test_a_url_that_is_gone_is_sent_nothing_more_until_that_is_asked_for(
     assert (row.state, row.status, row.error, row.next_attempt_at) == ("failed", 410, None, None)
     row = await delivery(database, owner, before)
     assert (row.state, row.error, row.attempts) == ("failed", queries.GONE, 0)
-    later = await tell(database, owner, receiver.url)
+    *_, later = [await tell(database, owner, receiver.url) for _ in range(9)]
     assert await sender.send_due() == 0
+    assert not await execute(database.relaxed, "SELECT FROM webhook_deliveries WHERE state = 'pending'")
     row = await delivery(database, owner, later)
     assert (row.state, row.error, row.attempts, row.history) == ("failed", queries.GONE, 0, [])
     others = [(stranger, await tell(database, stranger, receiver.url))]
