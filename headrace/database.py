@@ -1,8 +1,8 @@
 """Connections to Postgres, of autocommitted statements, and the schema's migrations.
 
 Every write of Headrace is one statement, so a transaction is one round trip and there is no session to keep. What must
-not be lost goes through `durable`; what only repeats work when it is lost (claims, heartbeats, delta segments) goes
-through `relaxed`, whose commits do not wait for the disk.
+not be lost goes through `durable`; what only repeats work when it is lost (heartbeats, lines that become jobs) and all
+reading goes through `relaxed`, whose commits do not wait for the disk.
 """
 
 from __future__ import annotations

@@ -303,9 +303,13 @@ RETURNING jobs.id, attempt, account_id, key_id, model, request, background, stre
 async def claim_jobs(
     database: Database, job_ids: Sequence[str], *, worker: str, lease_seconds: float
 ) -> list[ClaimedJob]:
-    """Take those of the jobs that are queued and due: the others are somebody else's, or over."""
+    """Take those of the jobs that are queued and due: the others are somebody else's, or over.
+
+    This waits for the disk: a Postgres that forgot a claim would give its number to another attempt, whose events its
+    readers could not tell from those that they have, and whose writes no fence.
+    """
     parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds}
-    return [ClaimedJob(*row) for row in await execute(database.relaxed, _CLAIM, parameters)]
+    return [ClaimedJob(*row) for row in await execute(database.durable, _CLAIM, parameters)]
 
 
 _HEARTBEAT = """
@@ -354,7 +358,10 @@ ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_
 
 
 async def append_segments(database: Database, segments: Sequence[Segment]) -> None:
-    """Keep deltas of running attempts. Those of an attempt that was lost meanwhile are dropped."""
+    """Keep deltas of running attempts. Those of an attempt that was lost meanwhile are dropped.
+
+    This waits for the disk: whoever wrote them keeps them no longer.
+    """
     parameters = {
         "id": [segment.job_id for segment in segments],
         "attempt": [segment.attempt for segment in segments],
@@ -362,7 +369,7 @@ async def append_segments(database: Database, segments: Sequence[Segment]) -> No
         "last_seq": [segment.last_seq for segment in segments],
         "chunks": [segment.chunks for segment in segments],
     }
-    await execute(database.relaxed, _SEGMENTS, parameters)
+    await execute(database.durable, _SEGMENTS, parameters)
 
 
 _ENDED = f"""

@@ -34,7 +34,11 @@ def test_sentinels_are_told_to_both_in_their_own_way() -> None:
     url = "sentinel://me:p%40ss@one:26380,two/4?master=mymaster&sentinel_password=guard"
     found = broker_settings(url)
     assert found["broker_url"] == "sentinel://me:p%40ss@one:26380/4;sentinel://me:p%40ss@two:26379/4"
-    assert found["broker_transport_options"] == {"master_name": "mymaster", "sentinel_kwargs": {"password": "guard"}}
+    patience = {"socket_timeout": 2, "socket_connect_timeout": 1}
+    assert found["broker_transport_options"] == {
+        "master_name": "mymaster",
+        "sentinel_kwargs": {"password": "guard", **patience},
+    }
     pool = connect(url, socket_timeout=2).connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     assert pool.service_name == "mymaster"
