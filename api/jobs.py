@@ -25,7 +25,7 @@ from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.chat.request import JobSubmission
 from headrace.chat.validation import parse_body
-from headrace.errors import HeadraceError, InvalidRequestError
+from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
 from headrace.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started, follow, furthest_cursor
 from headrace.ids import completion_id, is_id
 from headrace.jobs import queries
@@ -37,9 +37,9 @@ from headrace.webhooks.queries import list_deliveries
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
-# A delta that a reader has is in Postgres after one `segment_seconds`; this is several.
-_CHECKS = 6
-_CHECK_SECONDS = 0.2
+# A delta that a reader has is in Postgres after one `segment_seconds`, or when its worker reaches that again.
+_CHECKS = 30
+_CHECK_SECONDS = 0.3
 
 
 class DeletedJob(BaseModel):
@@ -167,15 +167,28 @@ async def watch_job(
 
 
 async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
-    """Refuse a cursor that no event of the job has; a reader may know of deltas that Postgres is yet to get."""
+    """Refuse a cursor that no event of the job has.
+
+    A reader may know of deltas that Postgres is yet to get. Once the worker has extended the job's lease, it has.
+
+    Raises:
+        InvalidRequestError: There is no such event.
+        UnavailableError: That cannot be told, as the job's worker does not reach Postgres.
+    """
+    database, job_id = request.state.database, job["id"]
+    lease = await queries.read_lease(database, job_id)
+    told = lease is None
     for _ in range(_CHECKS):
-        furthest = await furthest_cursor(request.state.database, job["id"])
+        furthest = await furthest_cursor(database, job_id)
         if cursor <= furthest and (cursor.attempt or cursor == START):
             return
-        if cursor.attempt != furthest.attempt or cursor.attempt == 0:
-            break
+        if told or cursor.attempt != furthest.attempt or cursor.attempt == 0:
+            raise InvalidRequestError(
+                f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value"
+            )
         await asyncio.sleep(_CHECK_SECONDS)
-    raise InvalidRequestError(f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value")
+        told = await queries.read_lease(database, job_id) != lease
+    raise UnavailableError("The job's worker is out of reach at the moment.", retry_after=1)
 
 
 async def _events(

@@ -940,6 +940,12 @@ async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence
     return await execute(database.relaxed, _POSITIONS, {"ids": list(job_ids)}) if job_ids else []
 
 
+async def read_lease(database: Database, job_id: str) -> datetime | None:
+    """Return until when a worker holds a job; None if none does."""
+    rows = await execute(database.relaxed, "SELECT lease_until FROM jobs WHERE id = %(id)s", {"id": job_id})
+    return rows[0][0] if rows else None
+
+
 def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger)
 
