@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from api.acceptance import new_job
@@ -34,6 +36,8 @@ from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
 from headrace.live import ListenerClosedError
 from headrace.webhooks.queries import list_deliveries
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
@@ -210,6 +214,9 @@ async def _events(
                     else:
                         yield _render(event, job_id, head)
         except ListenerClosedError:
+            yield [RECONNECT]
+        except SQLAlchemyError as error:
+            log.warning("a reader has to come back for the end: %s", error)
             yield [RECONNECT]
         except HeadraceError as error:
             yield [render_event(orjson.dumps({"error": error.body()}), name="error")]

@@ -127,14 +127,16 @@ class _Follower:
         progress = await queries.read_progress(self.database, self.job_id)
         if progress is None:
             raise NotFoundError(f"The job '{self.job_id}' was deleted.")
-        events = self._move_to(progress.attempt)
         attempt = progress.attempt
         if _is_whole(progress):
             chunks = _chunks_of(progress)
-            events += self._deltas(attempt, 1, chunks)
+            events = [*self._move_to(attempt), *self._deltas(attempt, 1, chunks)]
             return [*events, *self._end(progress, len(chunks))]
-        past = self.cursor.seq if self.cursor.attempt == attempt else _ALL  # the reader may have an end from outside
-        for first_seq, lines in await queries.read_deltas(self.database, self.job_id, attempt, after=past):
+        # The reader may have an end from outside. It stays where it is until all is read: Postgres may go meanwhile.
+        past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else _ALL
+        kept = await queries.read_deltas(self.database, self.job_id, attempt, after=past)
+        events = self._move_to(attempt)
+        for first_seq, lines in kept:
             events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
         if progress.state.is_final:
             events += self._end(progress, progress.delta_count)

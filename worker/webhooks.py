@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 import time
-from datetime import UTC, datetime
 
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
@@ -116,7 +115,7 @@ class WebhookSender:
     async def _send(self, delivery: Delivery) -> tuple[int | None, str | None]:
         """Return the status of the answer, or why there was none."""
         secrets = [derive_secret(self._secret_key, secret_id) for secret_id in delivery.secret_ids]
-        signed = sign(secrets, webhook_id=delivery.id, sent_at=datetime.now(UTC), payload=delivery.payload)
+        signed = sign(secrets, webhook_id=delivery.id, sent_at=delivery.claimed_at, payload=delivery.payload)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 url = httpx.URL(delivery.url)

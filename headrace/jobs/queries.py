@@ -485,7 +485,7 @@ WITH put_back AS (
                     lease_until = NULL, worker = NULL, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
                     sent_at = now() + %(delay)s * interval '1 second',
-                    tried = CASE WHEN %(record)s::text IS NULL THEN tried
+                    tried = CASE WHEN deleted_at IS NOT NULL THEN '[]' WHEN %(record)s::text IS NULL THEN tried
                                  ELSE tried || (%(record)s::jsonb
                                                 || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
@@ -606,8 +606,8 @@ WITH target AS MATERIALIZED (
                     error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(error)s END,
                     request = CASE WHEN deleted_at IS NULL THEN request END,
                     lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
-                    tried = tried || jsonb_build_object(
-                        'attempt', attempt, 'status', 'returned', 'ended_at', extract(epoch FROM now()))
+                    tried = CASE WHEN deleted_at IS NULL THEN tried || jsonb_build_object(
+                        'attempt', attempt, 'status', 'returned', 'ended_at', extract(epoch FROM now())) ELSE '[]' END
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, state, attempt, origin, batch_id
 {_tallied("moved")}
@@ -757,8 +757,8 @@ WITH dead AS MATERIALIZED (
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
                     lost = lost + 1, lease_until = NULL, worker = NULL,
-                    tried = tried || jsonb_build_object(
-                        'attempt', attempt, 'status', 'lost', 'ended_at', extract(epoch FROM now())),
+                    tried = CASE WHEN deleted_at IS NULL THEN tried || jsonb_build_object(
+                        'attempt', attempt, 'status', 'lost', 'ended_at', extract(epoch FROM now())) ELSE '[]' END,
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
                     finished_in = CASE WHEN fate <> 'queued' THEN {_TRANSACTION} END,

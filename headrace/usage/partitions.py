@@ -42,8 +42,8 @@ async def _ensure(database: Database, name: str, start: str, end: str) -> None:
             found = await connection.exec_driver_sql("SELECT to_regclass(%s) IS NOT NULL", (name,))
             if found.scalar_one():
                 return
-            # Whoever adds rows meanwhile waits before `usage_other`, and then finds the partition.
-            await connection.exec_driver_sql("LOCK TABLE usage_other IN ACCESS EXCLUSIVE MODE")
+            # Whoever adds rows meanwhile waits before the ledger, and then finds the partition.
+            await connection.exec_driver_sql("LOCK TABLE ONLY usage IN SHARE ROW EXCLUSIVE MODE")
             await connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage INCLUDING ALL)")
             await connection.exec_driver_sql(
                 f"WITH moved AS (DELETE FROM usage_other WHERE created_at >= '{start}' AND created_at < '{end}' "

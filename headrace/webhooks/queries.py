@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
 
@@ -63,6 +64,8 @@ class Delivery:
     tries: int
     """Those of them since it was last sent by hand."""
     secret_ids: Sequence[str]
+    claimed_at: datetime
+    """By the clock of Postgres, as receivers refuse what a wrong one dates."""
 
     @property
     def receiver(self) -> tuple[str, str]:
@@ -108,7 +111,8 @@ FROM due WHERE delivery.id = due.id AND (due.account_id, due.url) NOT IN (SELECT
 RETURNING delivery.id, delivery.account_id, delivery.host, delivery.url, payload, attempts, attempts - resent_after,
 ARRAY(
     SELECT known.id FROM webhook_secrets AS known
-    WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC)
+    WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC),
+now()
 """
 
 

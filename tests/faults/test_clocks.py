@@ -163,7 +163,6 @@ async def test_jobs_of_a_worker_that_dies_run_elsewhere(
         assert (await completed(client, job_id))["attempt"] == 1
 
 
-@pytest.mark.xfail(strict=False, reason="webhook-timestamp is of the scheduler's clock")
 async def test_webhooks_tell_the_time_of_postgres(client: httpx.AsyncClient, model: str) -> None:
     with running_receiver() as receiver:
         await submit(client, model, webhook=receiver.url)
