@@ -180,8 +180,7 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
         UnavailableError: That cannot be told, as the job's worker does not reach Postgres.
     """
     database, job_id = request.state.database, job["id"]
-    lease = await queries.read_lease(database, job_id)
-    told = lease is None
+    lease, told = None, False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
         if cursor <= furthest and (cursor.attempt or cursor == START):
@@ -190,8 +189,12 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
             raise InvalidRequestError(
                 f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value"
             )
-        await asyncio.sleep(_CHECK_SECONDS)
-        told = await queries.read_lease(database, job_id) != lease
+        if lease is None:
+            lease = await queries.read_lease(database, job_id)
+            told = lease is None
+        else:
+            await asyncio.sleep(_CHECK_SECONDS)
+            told = await queries.read_lease(database, job_id) != lease
     raise UnavailableError("The job's worker is out of reach at the moment.", retry_after=1)
 
 
