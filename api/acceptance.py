@@ -70,7 +70,7 @@ async def new_job(
     webhook = webhook or chat.webhook
     if webhook is not None:
         await accept_webhook(request, principal.account_id, webhook)
-    _check_allowed(principal, chat)
+    principal.check_may_ask(chat.model, chat.fallbacks or ())
     labels = metadata if metadata is not None else chat.metadata
     asked = orjson.loads(body)
     agent = None
@@ -105,16 +105,6 @@ async def new_job(
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
     return Submission(job, _headers(job_id, first.dropped), scopes, first.route, asked, repeated)
-
-
-def _check_allowed(principal: Principal, chat: ChatRequest) -> None:
-    """Check that the key may ask these models. Raises ModelNotFoundError as for those that are not there."""
-    for param, name in (
-        ("model", chat.model),
-        *((f"fallbacks[{n}]", name) for n, name in enumerate(chat.fallbacks or ())),
-    ):
-        if not principal.may_ask(name):
-            raise ModelNotFoundError.of(name, param=param)
 
 
 async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:

@@ -19,7 +19,7 @@ from headrace.agents.persona import AgentDefinition
 from headrace.agents.queries import AgentVersion
 from headrace.catalogue import Catalogue
 from headrace.chat.validation import parse_body
-from headrace.errors import ConflictError, ModelNotFoundError, NotFoundError
+from headrace.errors import ConflictError, NotFoundError
 from headrace.ids import is_id, new_id
 from headrace.keys.queries import Principal
 
@@ -90,7 +90,9 @@ def _checked(request: Request, principal: Principal, body: bytes) -> str:
     """
     definition = parse_body(AgentDefinition, body)
     definition.check()
-    _check_allowed(principal, definition)
+    principal.check_may_ask(
+        definition.model, (definition.parameters or {}).get("fallbacks") or (), within="parameters."
+    )
     catalogue: Catalogue = request.state.catalogue.current
     catalogue.find(definition.model)
     return orjson.dumps(orjson.loads(body)).decode()
@@ -101,14 +103,6 @@ def _changed(request: Request, principal: Principal, current: AgentVersion, chan
     definition = orjson.loads(current.definition) | changes
     kept = {name: value for name, value in definition.items() if value is not None}
     return _checked(request, principal, orjson.dumps(kept))
-
-
-def _check_allowed(principal: Principal, definition: AgentDefinition) -> None:
-    fallbacks = (definition.parameters or {}).get("fallbacks") or ()
-    names = {"model": definition.model, **{f"parameters.fallbacks[{n}]": name for n, name in enumerate(fallbacks)}}
-    for param, name in names.items():
-        if not principal.may_ask(name):
-            raise ModelNotFoundError.of(name, param=param)
 
 
 async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:

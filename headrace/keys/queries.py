@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from headrace.database import Database, Row, execute
-from headrace.errors import ConflictError, NotFoundError
+from headrace.errors import ConflictError, ModelNotFoundError, NotFoundError
 from headrace.ids import new_id
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
@@ -44,6 +44,16 @@ class Principal:
     def may_ask(self, model: str) -> bool:
         """Tell whether it may ask a model, by its name or an agent's id."""
         return self.limits.allows_model(model) and self.account_limits.allows_model(model)
+
+    def check_may_ask(self, model: str, fallbacks: Sequence[str], *, within: str = "") -> None:
+        """See to it that it may ask a model and its fallbacks, which a body has `within` some field.
+
+        Raises:
+            ModelNotFoundError: It may not, as if the model were not there.
+        """
+        for param, name in (("model", model), *((f"{within}fallbacks[{n}]", name) for n, name in enumerate(fallbacks))):
+            if not self.may_ask(name):
+                raise ModelNotFoundError.of(name, param=param)
 
     def may(self, scope: str) -> bool:
         """Tell whether it has a scope; an administrator has each."""
