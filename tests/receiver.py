@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,24 @@ class Receiver:
     answers: deque[int] = field(default_factory=deque)
     location: str = ""
 
+    def take(self, message: Message) -> int:
+        """Keep a message, and return the status to answer it with."""
+        self.messages.append(message)
+        return self.answers.popleft() if self.answers else 200
+
+
+Kind = TypeVar("Kind", bound=Receiver)
+
 
 @contextlib.contextmanager
-def running_receiver() -> Iterator[Receiver]:
+def running_receiver(kind: Callable[[str], Kind] = Receiver) -> Iterator[Kind]:  # type: ignore[assignment]
     """Listen on a free port while within."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            receiver.messages.append(Message(self.path, headers, body.decode()))
-            status = receiver.answers.popleft() if receiver.answers else 200
+            status = receiver.take(Message(self.path, headers, body.decode()))
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("location", receiver.location)
@@ -57,7 +65,7 @@ def running_receiver() -> Iterator[Receiver]:
         request_queue_size = 128  # connections that come at once
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        receiver = Receiver(f"http://127.0.0.1:{server.server_port}/hook")
+        receiver = kind(f"http://127.0.0.1:{server.server_port}/hook")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

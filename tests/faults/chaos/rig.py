@@ -22,11 +22,12 @@ from redis import Redis
 from headrace.database import Database, migrate
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
 from headrace.keys.queries import create_key
-from tests.faults.chaos.hooks import Hooks, running_hooks
+from tests.faults.chaos.hooks import Hooks
 from tests.faults.chaos.plan import APIS, CLIENT_LINKS, PROVIDER_LINK, SCHEDULERS, STORE_LINKS, WORKERS, Fault
 from tests.faults.chaos.proxy import Link, Mode
 from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.provider import Provider, running_provider
+from tests.receiver import running_receiver
 from tests.service import QUICK, Process, Service, Stores, until
 
 _MODES = {mode.value for mode in Mode}
@@ -260,7 +261,7 @@ def running_rig(directory: Path, seed: int) -> Iterator[Rig]:
         valkey._port = _port()
         stack.enter_context(valkey)
         provider = stack.enter_context(running_provider())
-        hooks = stack.enter_context(running_hooks())
+        hooks = stack.enter_context(running_receiver(Hooks))
         (postgres_socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
         ports = {name: _port() for name in APIS}
         targets: dict[str, int | Path] = {
