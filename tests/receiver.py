@@ -43,9 +43,14 @@ class Receiver:
 Kind = TypeVar("Kind", bound=Receiver)
 
 
-@contextlib.contextmanager
-def running_receiver(kind: Callable[[str], Kind] = Receiver) -> Iterator[Kind]:  # type: ignore[assignment]
+def running_receiver() -> contextlib.AbstractContextManager[Receiver]:
     """Listen on a free port while within."""
+    return listening(Receiver)
+
+
+@contextlib.contextmanager
+def listening(kind: Callable[[str], Kind]) -> Iterator[Kind]:
+    """Listen on a free port while within, with a receiver that is made of its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -27,7 +27,7 @@ from tests.faults.chaos.plan import APIS, CLIENT_LINKS, PROVIDER_LINK, SCHEDULER
 from tests.faults.chaos.proxy import Link, Mode
 from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.provider import Provider, running_provider
-from tests.receiver import running_receiver
+from tests.receiver import listening
 from tests.service import QUICK, Process, Service, Stores, until
 
 _MODES = {mode.value for mode in Mode}
@@ -261,7 +261,7 @@ def running_rig(directory: Path, seed: int) -> Iterator[Rig]:
         valkey._port = _port()
         stack.enter_context(valkey)
         provider = stack.enter_context(running_provider())
-        hooks = stack.enter_context(running_receiver(Hooks))
+        hooks = stack.enter_context(listening(Hooks))
         (postgres_socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
         ports = {name: _port() for name in APIS}
         targets: dict[str, int | Path] = {
