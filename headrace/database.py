@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 Row = sa.Row[*tuple[Any, ...]]
+Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 
 PATIENCE_SECONDS = 10.0
 """None of the statements of a job takes as long, by far."""
 LONG_PATIENCE_SECONDS = 40.0
 """Of questions that Postgres may think about until its `statement_timeout`."""
+ENDLESS_PATIENCE_SECONDS = 86_400.0
+"""Of what goes through a whole ledger, and has no `statement_timeout`."""
 # For a connection to come free: while Postgres is away nobody stands in line for long.
 _ROOM_SECONDS = 5.0
 
@@ -108,21 +111,21 @@ class Connections:
             return rows
 
     @contextlib.asynccontextmanager
-    async def session(self, *, patience_seconds: float) -> AsyncIterator[Callable[[str], Awaitable[Sequence[Row]]]]:
-        """Give what runs statements on one connection, which ends with this: for what a session keeps.
-
-        Raises:
-            sqlalchemy.exc.SQLAlchemyError: Postgres is away, at any statement too.
-        """
+    async def session(self) -> AsyncIterator[Connections]:
+        """Give one connection, which ends with this: for what a session keeps."""
         async with self.engine.connect() as connection:
-
-            async def run(statement: str) -> Sequence[Row]:
-                return await _execute(connection, sa.text(statement), None, patience_seconds=patience_seconds)
-
             try:
-                yield run
+                yield _One(self.engine, connection)
             finally:
                 await connection.invalidate()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, isolation_level: Isolation) -> AsyncIterator[Connections]:
+        """Give one connection in a transaction, which is committed at the end, or rolled back by an error."""
+        async with self.engine.connect() as connection:
+            await connection.execution_options(isolation_level=isolation_level)
+            async with connection.begin():
+                yield _One(self.engine, connection)
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -172,6 +175,20 @@ class Connections:
         return cast("DBAPIError", translated)
 
 
+class _One(Connections):
+    """One connection, for several statements that belong together."""
+
+    def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
+        super().__init__(engine, limit=1)
+        self._connection = connection
+
+    async def execute(
+        self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
+    ) -> Sequence[Row]:
+        """Run one statement on it. Raises what any other connection does."""
+        return await _execute(self._connection, statement, parameters, patience_seconds=patience_seconds)
+
+
 class _Patience:
     """Hangs up on a connection from which no answer comes for too long: behind a dead router the kernel never would."""
 
@@ -197,7 +214,7 @@ class _Patience:
 
 async def _execute(
     connection: AsyncConnection,
-    statement: sa.Executable,
+    statement: str | sa.Executable,
     parameters: Mapping[str, Any] | None,
     *,
     patience_seconds: float,
@@ -205,7 +222,10 @@ async def _execute(
     raw = await connection.get_raw_connection()
     with _Patience(cast("psycopg.AsyncConnection[Any]", raw.driver_connection), patience_seconds) as patience:
         try:
-            result = await connection.execute(statement, parameters)
+            if isinstance(statement, str):
+                result = await connection.exec_driver_sql(statement, parameters)
+            else:
+                result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else []
         except DBAPIError as error:
             if patience.over:

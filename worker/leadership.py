@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from headrace.database import Connections
+from headrace.database import Connections, Row
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x73776565
@@ -27,7 +27,11 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
     Raises:
         sqlalchemy.exc.SQLAlchemyError: Postgres is away, and the lead lost.
     """
-    async with connections.session(patience_seconds=_PATIENCE_SECONDS) as run:
+    async with connections.session() as session:
+
+        async def run(statement: str) -> Sequence[Row]:
+            return await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
+
         await run(f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'")
         [(leads,)] = await run(f"SELECT pg_try_advisory_lock({_LOCK})")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import time
@@ -13,10 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from headrace.database import Connections, Database, Row, execute
+from headrace.database import Database, Row, execute
 from headrace.ids import created_at
 from headrace.quotas.rules import Limits
 from headrace.usage.queries import ask, render_cost
@@ -27,33 +24,11 @@ _PATIENCE_SECONDS = 15
 ALERT_PERCENTS = (50, 80, 100)
 
 
-class _Snapshot(Connections):
-    """One connection in one transaction, which sees everything as of its first statement."""
-
-    def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
-        super().__init__(engine, limit=1)
-        self._connection = connection
-
-    async def execute(
-        self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
-    ) -> Sequence[Row]:
-        assert isinstance(statement, str)
-        try:
-            async with asyncio.timeout(patience_seconds):
-                return (await self._connection.exec_driver_sql(statement, parameters)).all()
-        except TimeoutError:
-            raise sa.exc.TimeoutError(f"Postgres did not answer within {patience_seconds:g} s.") from None
-
-
 @contextlib.asynccontextmanager
 async def snapshot(database: Database) -> AsyncIterator[Database]:
     """Give a database as of one moment, that of the first question to it; it is not to be written to."""
-    engine = database.relaxed.engine
-    async with engine.connect() as connection:
-        await connection.execution_options(isolation_level="REPEATABLE READ")
-        async with connection.begin():
-            then = _Snapshot(engine, connection)
-            yield Database(then, then)
+    async with database.relaxed.transaction("REPEATABLE READ") as then:
+        yield Database(then, then)
 
 
 @dataclass(frozen=True, slots=True)

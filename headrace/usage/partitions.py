@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from headrace.database import Database
+from headrace.database import LONG_PATIENCE_SECONDS, Database, execute
 
 _MONTHS_AHEAD = 2
 _NAME = re.compile(r"usage_(\d{4}_\d{2}|other)")
@@ -36,19 +36,17 @@ async def ensure_partitions(database: Database, *, now: datetime) -> None:
 
 
 async def _ensure(database: Database, name: str, start: str, end: str) -> None:
-    async with database.durable.engine.connect() as connection:
-        await connection.execution_options(isolation_level="READ COMMITTED")
-        async with connection.begin():
-            found = await connection.exec_driver_sql("SELECT to_regclass(%s) IS NOT NULL", (name,))
-            if found.scalar_one():
-                return
+    if (await execute(database.relaxed, "SELECT to_regclass(%(name)s) IS NOT NULL", {"name": name}))[0][0]:
+        return
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        for statement in (
             # Whoever adds rows meanwhile waits before the ledger, and then finds the partition.
-            await connection.exec_driver_sql("LOCK TABLE ONLY usage IN SHARE ROW EXCLUSIVE MODE")
-            await connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage INCLUDING ALL)")
-            await connection.exec_driver_sql(
+            "LOCK TABLE ONLY usage IN SHARE ROW EXCLUSIVE MODE",
+            f"CREATE TABLE {name} (LIKE usage INCLUDING ALL)",
+            (
                 f"WITH moved AS (DELETE FROM usage_other WHERE created_at >= '{start}' AND created_at < '{end}' "
                 f"RETURNING *) INSERT INTO {name} SELECT * FROM moved"
-            )
-            await connection.exec_driver_sql(
-                f"ALTER TABLE usage ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')"
-            )
+            ),
+            f"ALTER TABLE usage ATTACH PARTITION {name} FOR VALUES FROM ('{start}') TO ('{end}')",
+        ):
+            await transaction.execute(statement, None, patience_seconds=LONG_PATIENCE_SECONDS)

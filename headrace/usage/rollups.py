@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from headrace.database import LONG_PATIENCE_SECONDS, Database, execute
+from headrace.database import (
+    ENDLESS_PATIENCE_SECONDS,
+    LONG_PATIENCE_SECONDS,
+    Connections,
+    Database,
+    Row,
+    execute,
+)
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
 from headrace.usage.tables import DIMENSIONS
 from headrace.usage.views import LATENCY_VIEWS, VIEWS
@@ -155,27 +159,24 @@ _REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_AD
 
 async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
     """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 0.1 ms a row."""
-    async with database.durable.engine.connect() as connection:
-        await connection.execution_options(isolation_level="READ COMMITTED")
-        async with connection.begin():
-            await _run(connection, "SET LOCAL statement_timeout = 0")
-            # Before the first look at anything, so that nobody folds what this does not see.
-            await _run(connection, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
-            await _run(connection, "DELETE FROM usage_rollups")
-            await _run(connection, "DELETE FROM usage_latencies")
-            parameters: dict[str, Any] = {"metadata_keys": sorted(metadata_keys)}
-            # What is older than the oldest transaction under way does not change any more, whichever statement looks.
-            [(parameters["edge"],)] = await _run(connection, _EDGE, parameters)
-            count = 0
-            for (month,) in await _run(connection, _MONTHS, parameters):
-                [(rows,)] = await _run(connection, _REBUILD, parameters | {"month": month})
-                count += rows
-            return count
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        await _run(transaction, "SET LOCAL statement_timeout = 0")
+        # Before the first look at anything, so that nobody folds what this does not see.
+        await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
+        await _run(transaction, "DELETE FROM usage_rollups")
+        await _run(transaction, "DELETE FROM usage_latencies")
+        parameters: dict[str, Any] = {"metadata_keys": sorted(metadata_keys)}
+        # What is older than the oldest transaction under way does not change any more, whichever statement looks.
+        [(parameters["edge"],)] = await _run(transaction, _EDGE, parameters)
+        count = 0
+        for (month,) in await _run(transaction, _MONTHS, parameters):
+            [(rows,)] = await _run(transaction, _REBUILD, parameters | {"month": month})
+            count += rows
+        return count
 
 
-async def _run(connection: AsyncConnection, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
-    result = await connection.exec_driver_sql(statement, parameters)
-    return result.all() if result.returns_rows else []
+async def _run(transaction: Connections, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Row]:
+    return await transaction.execute(statement, parameters, patience_seconds=ENDLESS_PATIENCE_SECONDS)
 
 
 def _differences(kept: str, cells: str) -> str:
@@ -199,20 +200,17 @@ SELECT (SELECT count(*) FROM fresh) AS rows, (SELECT count(*) FROM usage_rollups
 """
 
 
-async def verify_rollups(database: Database) -> sa.Row[Any]:
+async def verify_rollups(database: Database) -> Row:
     """Add the ledger up anew and compare.
 
     Returns `rows` and `cells`, how many there are of each, `differences`, how many cells are wrong, missing or too
     many, and `counted_twice`, how many jobs the ledger has more than one count of. It takes a while: 20 µs a row.
     """
-    async with database.relaxed.engine.connect() as connection:
-        await connection.execution_options(isolation_level="REPEATABLE READ")
-        async with connection.begin():
-            await _run(connection, "SET LOCAL statement_timeout = 0")
-            state = await _run(connection, "SELECT metadata_keys FROM usage_mark")
-            keys = state[0][0] if state else []
-            rows: Sequence[sa.Row[Any]] = await _run(connection, _VERIFY, {"metadata_keys": keys})
-            return rows[0]
+    async with database.relaxed.transaction("REPEATABLE READ") as transaction:
+        await _run(transaction, "SET LOCAL statement_timeout = 0")
+        state = await _run(transaction, "SELECT metadata_keys FROM usage_mark")
+        keys = state[0][0] if state else []
+        return (await _run(transaction, _VERIFY, {"metadata_keys": keys}))[0]
 
 
 __all__ = ["fold_usage", "rebuild_rollups", "verify_rollups"]
