@@ -82,11 +82,7 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
     param = "limits.alert_webhook"
     if "\0" in url:
         raise InvalidRequestError(f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value")
-    try:
-        await accept_webhook(request, account_id, url)
-    except InvalidRequestError as error:
-        message = error.message.replace("'webhook'", f"'{param}'")
-        raise InvalidRequestError(message, param=param, code=error.code) from None
+    await accept_webhook(request, account_id, url, param=param)
 
 
 def _render(row: Row, limits: Limits, headers: Mapping[str, str] | None = None) -> Response:

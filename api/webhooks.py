@@ -75,13 +75,13 @@ class WebhookDeliveryList(BaseModel):
     data: list[WebhookDelivery]
 
 
-async def accept_webhook(request: Request, account_id: str, url: str) -> None:
-    """See to it that a webhook can be sent and signed.
+async def accept_webhook(request: Request, account_id: str, url: str, *, param: str = "webhook") -> None:
+    """See to it that a webhook, which `param` asks for, can be sent and signed.
 
     Raises:
         InvalidRequestError: It may not go there, or this server sends none.
     """
-    await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url)
+    await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
 
 
 def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:

@@ -299,9 +299,9 @@ async def _accept_alerts(settings: Settings, database: Database, account_id: str
     if url is None:
         return
     try:
-        await accept_webhook(_with_secret_key(settings), database, account_id, url)
+        await accept_webhook(_with_secret_key(settings), database, account_id, url, param="--alert-webhook")
     except InvalidRequestError as error:
-        raise click.ClickException(error.message.replace("'webhook'", "'--alert-webhook'")) from error
+        raise click.ClickException(error.message) from error
 
 
 def _with_secret_key(settings: Settings) -> Settings:

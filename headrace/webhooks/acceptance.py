@@ -9,7 +9,7 @@ from headrace.webhooks.addresses import check_url
 from headrace.webhooks.queries import ensure_secret
 
 
-def require_secret_key(settings: Settings) -> str:
+def require_secret_key(settings: Settings, *, param: str = "webhook") -> str:
     """Return what secrets are made of.
 
     Raises:
@@ -18,18 +18,20 @@ def require_secret_key(settings: Settings) -> str:
     if settings.secret_key is None:
         raise InvalidRequestError(
             "This server sends no webhooks: its operator has set no HEADRACE_SECRET_KEY.",
-            param="webhook",
+            param=param,
             code="unsupported_parameter",
         )
     return settings.secret_key.get_secret_value()
 
 
-async def accept_webhook(settings: Settings, database: Database, account_id: str, url: str) -> None:
-    """See to it that a webhook of an account can be sent and signed.
+async def accept_webhook(
+    settings: Settings, database: Database, account_id: str, url: str, *, param: str = "webhook"
+) -> None:
+    """See to it that a webhook of an account, which `param` asks for, can be sent and signed.
 
     Raises:
         InvalidRequestError: It may not go there, or this server sends none.
     """
-    require_secret_key(settings)
-    check_url(url, allow_private=settings.webhook_allow_private)
+    require_secret_key(settings, param=param)
+    check_url(url, allow_private=settings.webhook_allow_private, param=param)
     await ensure_secret(database, account_id)

@@ -28,8 +28,8 @@ class ForbiddenAddressError(Exception):
     """The host is not one that webhooks may go to, or is not there."""
 
 
-def check_url(url: str, *, allow_private: bool) -> None:
-    """Refuse an address that webhooks may not go to, where it is written in the URL itself.
+def check_url(url: str, *, allow_private: bool, param: str = "webhook") -> None:
+    """Refuse an address that webhooks may not go to, where it is written in the URL itself, which `param` has.
 
     Raises:
         InvalidRequestError: It is one, or the URL is not one to call.
@@ -39,14 +39,14 @@ def check_url(url: str, *, allow_private: bool) -> None:
     except ValueError:
         host = ""
     if not host:
-        raise InvalidRequestError("Invalid 'webhook': it is not a valid URL.", param="webhook", code="invalid_value")
+        raise InvalidRequestError(f"Invalid '{param}': it is not a valid URL.", param=param, code="invalid_value")
     try:
         forbidden = not is_public(ipaddress.ip_address(host))
     except ValueError:
         forbidden = host == "localhost" or host.endswith(".localhost")
     if forbidden and not allow_private:
         raise InvalidRequestError(
-            f"Invalid 'webhook': webhooks may not go to '{host}'.", param="webhook", code="invalid_value"
+            f"Invalid '{param}': webhooks may not go to '{host}'.", param=param, code="invalid_value"
         )
 
 
