@@ -25,7 +25,7 @@ from headrace.jobs.queries import NewJob, read_progress
 from headrace.keys.queries import Principal
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.gate import Demand, Scope
-from headrace.routing import check_servable, usable_routes
+from headrace.routing import check_servable
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -39,7 +39,8 @@ class Submission:
     job: NewJob
     headers: dict[str, str]
     scopes: Sequence[Scope]
-    route: Route
+    routes: Sequence[Route]
+    """Those that may be tried, in their order."""
     asked: Mapping[str, Any]
     repeated: bool
     """Whether an earlier request with its Idempotency-Key may have made it already."""
@@ -81,10 +82,10 @@ async def new_job(
         chat = parse_chat_request(body)  # what each may say alone may be wrong together
     check = functools.partial(check_servable, request.state.catalogue.current, chat, asked, metadata=labels)
     fresh = new_id("job")
-    first = check(seed=fresh)
+    usable = check(seed=fresh)
     job_id, repeated = await resource_id(request, principal, fresh, sent)
     if repeated:
-        first = check(seed=job_id)
+        usable = check(seed=job_id)
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,
@@ -104,7 +105,8 @@ async def new_job(
         timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
-    return Submission(job, _headers(job_id, first.dropped), scopes, first.route, asked, repeated)
+    routes = [way.route for way in usable]
+    return Submission(job, _headers(job_id, usable[0].dropped), scopes, routes, asked, repeated)
 
 
 async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
@@ -153,9 +155,8 @@ async def accept(request: Request, submission: Submission) -> int:
 
 async def _admit(request: Request, submission: Submission) -> NewJob:
     job = submission.job
-    tokens = estimate_demand(submission.asked, output_limit=submission.route.output_limit)
-    routes = usable_routes(request.state.catalogue.current, submission.asked, seed=job.id)
-    cost = highest_cost([usable.route for usable in routes], submission.asked)
+    tokens = estimate_demand(submission.asked, output_limit=submission.routes[0].output_limit)
+    cost = highest_cost(submission.routes, submission.asked)
     demand = Demand(job.id, background=job.background, tokens=tokens.total_tokens, cost=cost)
     admission = await request.state.gate.admit(submission.scopes, demand)
     submission.headers |= admission.headers

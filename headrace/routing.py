@@ -30,8 +30,8 @@ def check_servable(
     *,
     metadata: Mapping[str, str] | None,
     seed: str,
-) -> UsableRoute:
-    """Return the route that a chat request is to be tried on first; `request` is the same as `chat`, as it came.
+) -> list[UsableRoute]:
+    """Return the routes that a chat request may be tried on; `request` is the same as `chat`, as it came.
 
     That somebody can do what it asks is worth knowing before a job is accepted rather than after.
 
@@ -49,7 +49,7 @@ def check_servable(
             )
     for index, fallback in enumerate(chat.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
-    return usable_routes(catalogue, request, seed=seed)[0]
+    return usable_routes(catalogue, request, seed=seed)
 
 
 def usable_routes(catalogue: Catalogue, request: Mapping[str, Any], *, seed: str) -> list[UsableRoute]:

@@ -456,11 +456,6 @@ class Executor:
 
     # -- all jobs -----------------------------------------------------------------------------------------------------
 
-    def _interrupt(self, job_id: str, reason: Stop) -> None:
-        attempt = self._attempts.get(job_id)
-        if attempt is not None:
-            attempt.interrupt(reason)
-
     async def _heartbeat(self) -> None:
         """Extend every lease, and stop what is not ours any more or was cancelled while Redis was away."""
         while True:
@@ -488,7 +483,8 @@ class Executor:
         loop = asyncio.get_running_loop()
         async for job_id in live.cancelled_jobs(self._redis):
             self._cancelled[job_id] = loop.time()
-            self._interrupt(job_id, Stop.CANCELLED)
+            if (attempt := self._attempts.get(job_id)) is not None:
+                attempt.interrupt(Stop.CANCELLED)
             while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < loop.time() - _DEAF_SECONDS:
                 del self._cancelled[oldest]
 

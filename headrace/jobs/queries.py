@@ -182,6 +182,13 @@ def _told(moved: str) -> str:
     return f"{_tallied(moved).removesuffix(')')}{told_of_jobs(moved)})"
 
 
+def _noted(status: str) -> str:
+    """Return what notes of an attempt that its worker did not end how it went; nothing of an erased job."""
+    return f"""tried = CASE WHEN deleted_at IS NULL THEN tried || jsonb_build_object(
+                        'attempt', attempt, 'status', '{status}', 'ended_at', extract(epoch FROM now()))
+                                 ELSE '[]' END"""
+
+
 _INSERT = """
 INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
                   agent_version, reserved_cost, webhook, stored, scheduled_at, deadline_at)
@@ -606,8 +613,7 @@ WITH target AS MATERIALIZED (
                     error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(error)s END,
                     request = CASE WHEN deleted_at IS NULL THEN request END,
                     lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
-                    tried = CASE WHEN deleted_at IS NULL THEN tried || jsonb_build_object(
-                        'attempt', attempt, 'status', 'returned', 'ended_at', extract(epoch FROM now())) ELSE '[]' END
+                    {_noted("returned")}
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, state, attempt, origin, batch_id
 {_tallied("moved")}
@@ -757,8 +763,7 @@ WITH dead AS MATERIALIZED (
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
                     lost = lost + 1, lease_until = NULL, worker = NULL,
-                    tried = CASE WHEN deleted_at IS NULL THEN tried || jsonb_build_object(
-                        'attempt', attempt, 'status', 'lost', 'ended_at', extract(epoch FROM now())) ELSE '[]' END,
+                    {_noted("lost")},
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
                     finished_in = CASE WHEN fate <> 'queued' THEN {_TRANSACTION} END,

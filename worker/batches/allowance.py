@@ -18,8 +18,6 @@ from typing import Any
 
 import orjson
 
-from headrace.agents.persona import AGENT_PREFIX, resolve
-from headrace.agents.queries import find_agent
 from headrace.batches.state import BatchState
 from headrace.catalogue import Catalogue
 from headrace.catalogue_file import CatalogueFile
@@ -28,6 +26,7 @@ from headrace.errors import InvalidRequestError
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.queries import find_left
 from headrace.routing import usable_routes
+from worker.batches.agents import BatchAgents
 from worker.batches.input import read_input
 from worker.native.apis import BATCH_APIS
 
@@ -248,17 +247,11 @@ async def estimate(
 
 async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGenerator[dict[str, Any], None]:
     place = {"offset": batch.next_offset, "number": batch.next_line} if ahead else {}
+    agents = BatchAgents(database, batch)
     async with aclosing(read_input(database, batch.input_file_id, **place)) as lines:
         async for line in lines:
             assert line.text is not None  # it was checked
-            asked = orjson.loads(line.text)["body"]
-            agent_id = asked["model"]
-            if agent_id.startswith(AGENT_PREFIX):
-                version = batch.agents[agent_id]
-                agent = await find_agent(database, agent_id, batch.account_id, version=version, deleted=True)
-                assert agent is not None
-                asked = resolve(orjson.loads(agent.definition), asked)
-            yield asked
+            yield await agents.resolve(orjson.loads(line.text)["body"])
 
 
 def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import orjson
 
-from headrace.agents.persona import AGENT_PREFIX, resolve
-from headrace.agents.queries import find_agent
+from headrace.agents.persona import AGENT_PREFIX
 from headrace.batches.lines import RawLine
 from headrace.database import Database, Row
 from headrace.ids import new_id
 from headrace.jobs.queries import NewLine, feed_lines
 from headrace.queue import JobQueue
+from worker.batches.agents import BatchAgents
 from worker.batches.input import read_input
 
 _MOST_LINES = 250
@@ -32,7 +32,7 @@ class Feeder:
         self._offset: int = batch.next_offset
         self._next_line: int = batch.next_line
         self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=self._next_line)
-        self._agents: dict[str, dict[str, object]] = {}
+        self._agents = BatchAgents(database, batch)
 
     @property
     def offset(self) -> int:
@@ -85,11 +85,9 @@ class Feeder:
     async def _new_line(self, raw: RawLine) -> NewLine:
         assert raw.text is not None  # it was checked
         line = orjson.loads(raw.text)
-        asked, agent_id = line["body"], None
-        metadata = asked.get("metadata")
-        if asked["model"].startswith(AGENT_PREFIX):
-            agent_id = asked["model"]
-            asked = resolve(await self._agent(agent_id), asked)
+        body = line["body"]
+        asked, metadata = await self._agents.resolve(body), body.get("metadata")
+        agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
         return NewLine(
             id=new_id("job"),
             line=raw.number,
@@ -101,12 +99,3 @@ class Feeder:
             agent_id=agent_id,
             agent_version=None if agent_id is None else self._batch.agents[agent_id],
         )
-
-    async def _agent(self, agent_id: str) -> dict[str, object]:
-        """Return an agent as it was when the batch was checked, whatever has become of it."""
-        if agent_id not in self._agents:
-            version = self._batch.agents[agent_id]
-            agent = await find_agent(self._database, agent_id, self._batch.account_id, version=version, deleted=True)
-            assert agent is not None
-            self._agents[agent_id] = orjson.loads(agent.definition)
-        return self._agents[agent_id]

@@ -19,7 +19,6 @@ from headrace.batches.state import BatchState
 from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database, Row
 from headrace.errors import JobCancelledError
-from headrace.files.queries import sweep_files
 from headrace.jobs.queries import cancel_lines
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
@@ -91,7 +90,6 @@ class BatchRunner:
         if time.monotonic() > self._chores_at:
             self._chores_at = time.monotonic() + _CHORES_SECONDS
             await queries.fold_tallies(self._database)
-            await sweep_files(self._database)
         batches = await queries.list_active(self._database)
         await self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)

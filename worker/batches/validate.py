@@ -103,7 +103,7 @@ class Validation:
         if len(self._models) < 2:
             self._models.add(line.chat.model)
         try:
-            usable = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+            usable, *_ = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
         except InvalidRequestError as error:
             error.param = f"body.{error.param}"
             raise
