@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.idempotency import Change
-from api.scope import read_body
+from api.scope import read_body, render_json
 from api.webhooks import accept_webhook
 from headrace.chat.validation import parse_body
 from headrace.database import Row
@@ -93,7 +92,7 @@ def _render(row: Row, limits: Limits, headers: Mapping[str, str] | None = None) 
         "limits": limits.render(),
         "created_at": row.created_at,
     }
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
+    return render_json(document, headers)
 
 
 @router.get("", summary="Get the account", responses={200: {"model": Account}})

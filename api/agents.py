@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api.authentication import Authenticated
 from api.idempotency import Change, replay_headers, resource_id
 from api.pages import render_page
-from api.scope import read_body
+from api.scope import read_body, render_json
 from headrace.agents import queries
 from headrace.agents.persona import AgentDefinition
 from headrace.agents.queries import AgentVersion
@@ -77,10 +77,6 @@ def _render(agent: AgentVersion) -> dict[str, Any]:
     }
 
 
-def _json(document: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
 def _checked(request: Request, principal: Principal, body: bytes) -> str:
     """Return a definition as it is kept.
 
@@ -126,7 +122,7 @@ async def create_agent(request: Request, principal: Authenticated) -> Response:
     definition = _checked(request, principal, body)
     agent_id, repeated = await resource_id(request, principal, new_id("agent"), body)
     await queries.create_agent(request.state.database, agent_id, principal.account_id, definition)
-    return _json(_render(await _find(request, principal.account_id, agent_id)), replay_headers(repeated))
+    return render_json(_render(await _find(request, principal.account_id, agent_id)), replay_headers(repeated))
 
 
 @router.get("", summary="List agents", responses={200: {"model": AgentList}})
@@ -154,7 +150,7 @@ async def get_agent(
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="As it was then")] = None,
 ) -> Response:
     """Return an agent as it is, or as it was in a version."""
-    return _json(_render(await _find(request, principal.account_id, agent_id, version)))
+    return render_json(_render(await _find(request, principal.account_id, agent_id, version)))
 
 
 @router.get("/{agent_id}/versions", summary="List an agent's versions", responses={200: {"model": AgentList}})
@@ -189,7 +185,7 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
                 current = await _find(request, principal.account_id, agent_id)
                 if _changed(request, principal, current, changes) != current.definition:
                     raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
-    return _json(_render(await _find(request, principal.account_id, agent_id)), change.headers)
+    return render_json(_render(await _find(request, principal.account_id, agent_id)), change.headers)
 
 
 @router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})
@@ -199,4 +195,4 @@ async def delete_agent(request: Request, principal: Authenticated, agent_id: str
         request.state.database, agent_id, principal.account_id
     ):
         raise no_such_agent(agent_id)
-    return _json({"id": agent_id, "object": "agent.deleted", "deleted": True})
+    return render_json({"id": agent_id, "object": "agent.deleted", "deleted": True})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
@@ -13,7 +12,7 @@ from api.account import AccountName, accept_limits, find_account
 from api.authentication import Authenticated
 from api.idempotency import Change, resource_id
 from api.pages import render_page
-from api.scope import read_body
+from api.scope import read_body, render_json
 from headrace.chat.validation import parse_body
 from headrace.database import Row
 from headrace.errors import ConflictError, PermissionDeniedError
@@ -73,12 +72,8 @@ async def _find_to_change(request: Request, principal: Principal, key_id: str) -
     return row
 
 
-def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
 async def _show_once(request: Request, principal: Principal, key_id: str, key: str) -> Response:
-    answer = _json({**render_key(await _find(request, principal, key_id)), "key": key})
+    answer = render_json({**render_key(await _find(request, principal, key_id)), "key": key})
     answer.headers["cache-control"] = "no-store"
     return answer
 
@@ -132,7 +127,7 @@ async def list_keys(
 @router.get("/{key_id}", summary="Get an API key", responses={200: {"model": ApiKey}})
 async def get_key(request: Request, principal: Manager, key_id: str) -> Response:
     """Return what is to be known of a key."""
-    return _json(render_key(await _find(request, principal, key_id)))
+    return render_json(render_key(await _find(request, principal, key_id)))
 
 
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
@@ -152,7 +147,7 @@ async def update_key(request: Request, principal: Manager, key_id: str) -> Respo
         await accept_limits(request, row.account_id, asked.limits)
         async with change.applying():
             await queries.update_key(request.state.database, key_id, changes)
-    return _json(render_key(await _find(request, principal, key_id)), change.headers)
+    return render_json(render_key(await _find(request, principal, key_id)), change.headers)
 
 
 @router.post("/{key_id}/rotate", summary="Rotate an API key", responses={200: {"model": NewApiKey}})
@@ -183,4 +178,4 @@ async def revoke_key(request: Request, principal: Manager, key_id: str) -> Respo
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)
     await queries.revoke_key(request.state.database, key_id)
-    return _json({"id": key_id, "object": "api_key.deleted", "deleted": True})
+    return render_json({"id": key_id, "object": "api_key.deleted", "deleted": True})

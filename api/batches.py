@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from api.authentication import Authenticated
 from api.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.pages import metadata_filter, render_page
-from api.scope import read_body
+from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries
@@ -86,10 +86,6 @@ class BatchResults(BaseModel):
     has_more: bool
 
 
-def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
 async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
@@ -100,13 +96,13 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     database, account_id = request.state.database, principal.account_id
     earlier = await earlier_id(request, principal, body)
     if earlier is not None and (made := await queries.get_batch(database, earlier, account_id)) is not None:
-        return _json(render_batch(made), replay_headers(repeated=True))
+        return render_json(render_batch(made), replay_headers(repeated=True))
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
     file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
     if not await queries.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
         raise no_such_file(file_id, param="input_file_id")
-    return _json(render_batch(await find_batch(database, batch_id, account_id)))
+    return render_json(render_batch(await find_batch(database, batch_id, account_id)))
 
 
 async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:
@@ -172,7 +168,7 @@ async def list_batches(
 @router.get("/{batch_id}", summary="Get a batch", responses={200: {"model": Batch}})
 async def get_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
     """Return a batch as it is now."""
-    return _json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+    return render_json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
@@ -187,7 +183,7 @@ async def cancel_batch(request: Request, principal: Authenticated, batch_id: str
             await queries.cancel_batch(database, batch_id, account_id)
             row = await find_batch(database, batch_id, account_id)
             _check_cancellable(row)
-    return _json(render_batch(row), change.headers)
+    return render_json(render_batch(row), change.headers)
 
 
 def _check_cancellable(row: Row) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from api.authentication import Authenticated
 from api.idempotency import replay_headers
 from api.pages import render_page
+from api.scope import render_json
 from api.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
 from headrace.files import queries
@@ -33,16 +34,12 @@ class DeletedFile(BaseModel):
     deleted: Literal[True]
 
 
-def _json(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
-
-
 @router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
 async def create_file(request: Request, principal: Authenticated) -> Response:
     """Keep a file for a batch. It is streamed to storage and may have up to `HEADRACE_MAX_FILE_BYTES`."""
     file_id, repeated = await store_upload(request, principal)
     file = await get_file(request.state.database, file_id, principal.account_id)
-    return _json(render_file(file), replay_headers(repeated))
+    return render_json(render_file(file), replay_headers(repeated))
 
 
 @router.get("", summary="List files", responses={200: {"model": FileList}})
@@ -71,7 +68,7 @@ async def list_files(
 @router.get("/{file_id}", summary="Get a file", responses={200: {"model": FileObject}})
 async def get_file_object(request: Request, principal: Authenticated, file_id: str) -> Response:
     """Return what is known of a file."""
-    return _json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
+    return render_json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
 
 
 @router.get(
@@ -144,4 +141,4 @@ async def delete_file(request: Request, principal: Authenticated, file_id: str) 
         raise no_such_file(file_id)
     if batch_id is not None:
         raise ConflictError(f"The file is the input of '{batch_id}', which has not ended: cancel that first.")
-    return _json({"id": file_id, "object": "file", "deleted": True})
+    return render_json({"id": file_id, "object": "file", "deleted": True})

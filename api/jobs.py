@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ from api.cancellation import cancel_and_wait
 from api.chat import start
 from api.idempotency import Change
 from api.pages import ModelFilter, metadata_filter, render_page
-from api.scope import read_body
+from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.chat.request import JobSubmission
@@ -52,10 +52,6 @@ class DeletedJob(BaseModel):
     id: str
     object: Literal["job.deleted"]
     deleted: Literal[True]
-
-
-def _json(document: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 @router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
@@ -131,7 +127,7 @@ async def get_job(
     if wait and not State(job["status"]).is_final:
         await _wait(request, job_id, min(wait, request.state.settings.wait_limit_seconds))
         job = await find_job(request.state.database, job_id, principal.account_id)
-    return _json(job)
+    return render_json(job)
 
 
 async def _wait(request: Request, job_id: str, seconds: float) -> None:
@@ -255,7 +251,7 @@ async def cancel_job(request: Request, principal: Authenticated, job_id: str) ->
         async with change.applying():
             await cancel_and_wait(request, job_id, principal.account_id)
         job = await find_job(request.state.database, job_id, principal.account_id)
-    return _json(job, change.headers)
+    return render_json(job, change.headers)
 
 
 @router.delete("/{job_id}", summary="Erase a job", responses={200: {"model": DeletedJob}})
@@ -264,7 +260,7 @@ async def delete_job(request: Request, principal: Authenticated, job_id: str) ->
     if is_id(job_id, "job"):
         await cancel_and_wait(request, job_id, principal.account_id)
         if await queries.delete_job(request.state.database, job_id, principal.account_id):
-            return _json({"id": job_id, "object": "job.deleted", "deleted": True})
+            return render_json({"id": job_id, "object": "job.deleted", "deleted": True})
     raise no_such_job(job_id)
 
 

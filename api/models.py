@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.scope import render_json
 from headrace.agents.queries import AgentVersion, find_agent, list_agents
 from headrace.catalogue import CATALOGUE_CREATED, Catalogue
 from headrace.errors import ModelNotFoundError
@@ -82,7 +83,7 @@ async def list_models(request: Request, principal: Authenticated) -> Response:
     agents = await list_agents(request.state.database, principal.account_id)
     models = [_render(catalogue, name) for name in catalogue.names() if principal.may_ask(name)]
     models += [_render_agent(catalogue, agent) for agent in agents if principal.may_ask(agent.id)]
-    return Response(orjson.dumps({"object": "list", "data": models}), media_type="application/json")
+    return render_json({"object": "list", "data": models})
 
 
 @router.get("/{model:path}", summary="Get a model", responses={200: {"model": ModelObject}})
@@ -94,5 +95,5 @@ async def get_model(request: Request, principal: Authenticated, model: str) -> R
     if is_id(model, "agent"):
         agent = await find_agent(request.state.database, model, principal.account_id)
         if agent is not None:
-            return Response(orjson.dumps(_render_agent(catalogue, agent)), media_type="application/json")
-    return Response(orjson.dumps(_render(catalogue, model)), media_type="application/json")
+            return render_json(_render_agent(catalogue, agent))
+    return render_json(_render(catalogue, model))

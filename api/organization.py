@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.pages import read_page_token, render_page_token
+from api.scope import render_json
 from api.usage import narrow, visible
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, PermissionDeniedError
@@ -165,7 +165,7 @@ def _render(buckets: Sequence[tuple[int, int, list[Any]]], next_page: str | None
         for start, end, rows in buckets
     ]
     document = {"object": "page", "data": data, "has_more": next_page is not None, "next_page": next_page}
-    return Response(orjson.dumps(document), media_type="application/json")
+    return render_json(document)
 
 
 @router.get("/usage/completions", summary="Get completions usage", responses={200: {"model": UsagePage}})

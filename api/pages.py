@@ -12,6 +12,7 @@ import orjson
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from api.scope import render_json
 from headrace.errors import InvalidRequestError
 
 # Postgres has no place for U+0000 in a text.
@@ -32,7 +33,7 @@ def render_page(items: Sequence[dict[str, Any]], *, limit: int) -> Response:
         "last_id": page[-1]["id"] if page else None,
         "has_more": len(items) > limit,
     }
-    return Response(orjson.dumps(document), media_type="application/json")
+    return render_json(document)
 
 
 def render_page_token(query: str, position: int, until: int) -> str:

@@ -1,11 +1,11 @@
-"""What surrounds every request: its id, its body's limit, and one shape for whatever goes wrong."""
+"""What surrounds every request: its id, its body's limit, its answer, and one shape for whatever goes wrong."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 from fastapi import FastAPI, Request
@@ -25,6 +25,11 @@ from headrace.telemetry import bind
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+
+def render_json(document: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer in JSON."""
+    return Response(orjson.dumps(document), headers=headers, media_type="application/json")
 
 
 def render_error(error: HeadraceError) -> Response:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.pages import metadata_filter, read_page_token, render_page_token
+from api.scope import render_json
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from headrace.keys.queries import Principal, find_account
@@ -182,7 +182,7 @@ async def get_usage(
     if format == "csv":
         return render_csv(data, ["start_time", "end_time", *groups], next_page)
     document = {"object": "list", "data": data, "has_more": next_page is not None, "next_page": next_page}
-    return Response(orjson.dumps(document), media_type="application/json")
+    return render_json(document)
 
 
 def _check_values(only: Mapping[str, Sequence[str]]) -> None:

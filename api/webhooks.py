@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.idempotency import Change, replay_headers, resource_id
+from api.scope import render_json
 from headrace.database import Row
 from headrace.errors import NotFoundError
 from headrace.ids import new_id
@@ -103,7 +103,7 @@ def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = N
         }
         for row in rows
     ]
-    return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")
+    return render_json({"object": "list", "data": data}, headers)
 
 
 async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
@@ -136,7 +136,7 @@ def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, 
         }
         for row in rows
     ]
-    return Response(orjson.dumps({"object": "list", "data": data}), headers=headers, media_type="application/json")
+    return render_json({"object": "list", "data": data}, headers)
 
 
 @router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})

@@ -475,6 +475,11 @@ def _running_url(data_dir: Path) -> str:
         return ""
 
 
+def secret_key_file(data_dir: Path) -> Path:
+    """Return where the secret key is kept that `headrace dev` made with its own Postgres."""
+    return data_dir / "secret-key"
+
+
 def locate(settings: Settings, *, redis: bool = True) -> Settings:
     """Return the settings with URLs: their own, or else those of the stores that a running `headrace dev` started.
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import psycopg
 import pytest
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
 from tests.provider import Provider, running_provider
 from tests.service import (
@@ -21,6 +21,7 @@ from tests.service import (
     connect,
     embedded_stores,
     free_port,
+    looking_at_rows,
     running_service,
 )
 
@@ -114,9 +115,7 @@ async def openai_client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
 @pytest.fixture
 async def database(stores: Stores) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
     """A connection to look at rows with."""
-    async with await psycopg.AsyncConnection.connect(
-        stores.database_url, autocommit=True, row_factory=dict_row
-    ) as connection:
+    async with looking_at_rows(stores) as connection:
         yield connection
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import psycopg
 from psycopg import sql
+from psycopg.rows import DictRow, dict_row
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
 from tests.provider import PATIENCE
@@ -391,6 +392,15 @@ def connect(service: Service, key: str | None) -> httpx.AsyncClient:
     """Return a client of a service; without a key it sends none."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return httpx.AsyncClient(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=60, verify=False)
+
+
+@contextlib.asynccontextmanager
+async def looking_at_rows(stores: Stores) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
+    """A connection to look at rows with."""
+    async with await psycopg.AsyncConnection.connect(
+        stores.database_url, autocommit=True, row_factory=dict_row
+    ) as connection:
+        yield connection
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,7 @@ from headrace import __version__
 from headrace.catalogue import load_catalogue
 from headrace.cli.parts import listen, plain_errors
 from headrace.database import migrate
-from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedStoreError, EmbeddedValkey
+from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedStoreError, EmbeddedValkey, secret_key_file
 from headrace.keys.queries import create_first_key
 from headrace.processes import StartError, SupervisedProcess
 from headrace.redis_url import connect
@@ -209,7 +209,7 @@ def _with_secret_key(settings: Settings) -> Settings:
     """Return the settings with a secret key: the environment's, or the embedded database's own, made with it."""
     if settings.secret_key is not None:
         return settings
-    path = settings.data_dir / "secret-key"
+    path = secret_key_file(settings.data_dir)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
         contextlib.suppress(FileExistsError),

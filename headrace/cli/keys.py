@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from headrace.chat.validation import parse_body
 from headrace.cli.operators import Result, cell, json_option, show, with_database
 from headrace.database import Database, Row
+from headrace.embedded import secret_key_file
 from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.keys import queries
 from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
@@ -306,7 +307,7 @@ async def _accept_alerts(settings: Settings, database: Database, account_id: str
 
 def _with_secret_key(settings: Settings) -> Settings:
     """Return the settings with the service's secret key: ours, or what `headrace dev` keeps beside its own Postgres."""
-    path = settings.data_dir / "secret-key"
+    path = secret_key_file(settings.data_dir)
     if settings.secret_key is not None or settings.database_url or not path.exists():
         return settings
     return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})

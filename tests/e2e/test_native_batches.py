@@ -9,12 +9,12 @@ from decimal import Decimal
 import httpx
 import psycopg
 import pytest
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
 from tests.e2e.batches import get, line, lines, output, reaches, submit, text_of
 from tests.e2e.jobs import eventually
 from tests.provider import Gate, Json, Provider, answer, status, usage_of
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, looking_at_rows, running_service
 
 QUICK = {"HEADRACE_NATIVE_POLL_SECONDS": "0.2"}
 
@@ -57,9 +57,7 @@ async def native_client(desk: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def rows(desk: Service) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-    async with await psycopg.AsyncConnection.connect(
-        desk.stores.database_url, autocommit=True, row_factory=dict_row
-    ) as connection:
+    async with looking_at_rows(desk.stores) as connection:
         yield connection
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 from standardwebhooks import Webhook
 
 from tests.e2e.jobs import chat, completed, ended, eventually, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.provider import DONE, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.receiver import running_receiver
-from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, looking_at_rows, running_service
 
 SITECUSTOMIZE = """
 import ctypes, datetime, gc, os, time
@@ -75,9 +75,7 @@ async def client(apart: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def rows(apart: Service) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-    async with await psycopg.AsyncConnection.connect(
-        apart.stores.database_url, autocommit=True, row_factory=dict_row
-    ) as connection:
+    async with looking_at_rows(apart.stores) as connection:
         yield connection
 
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import psycopg
 import pytest
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
 from tests.e2e.jobs import completed, submit
 from tests.provider import Gate, Provider, answer
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, looking_at_rows, running_service
 
 SLOTS = 4
 FEW_SLOTS = {"HEADRACE_WORKER_SLOTS": str(SLOTS), "HEADRACE_RESEND_SECONDS": "3600"}
@@ -34,9 +34,7 @@ async def busy_client(busy: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def rows(busy: Service) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-    async with await psycopg.AsyncConnection.connect(
-        busy.stores.database_url, autocommit=True, row_factory=dict_row
-    ) as connection:
+    async with looking_at_rows(busy.stores) as connection:
         yield connection
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import psycopg
 import pytest
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 
 from headrace import live
 from headrace.queue import JobQueue
@@ -17,7 +17,17 @@ from tests.e2e import batches
 from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, refused, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
 from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, second_api, until
+from tests.service import (
+    BOOTSTRAP_KEY,
+    Service,
+    Stores,
+    connect,
+    free_port,
+    looking_at_rows,
+    running_service,
+    second_api,
+    until,
+)
 
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
 
@@ -44,9 +54,7 @@ async def cluster_client(cluster: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def rows(cluster: Service) -> AsyncIterator[psycopg.AsyncConnection[DictRow]]:
-    async with await psycopg.AsyncConnection.connect(
-        cluster.stores.database_url, autocommit=True, row_factory=dict_row
-    ) as connection:
+    async with looking_at_rows(cluster.stores) as connection:
         yield connection
 
 
