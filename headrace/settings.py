@@ -68,6 +68,18 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR, for every process.")
 
+    max_connections: int = Field(
+        default=10_000,
+        ge=1,
+        description="Connections of clients that one API process holds; it holds fewer where it may not open as many "
+        "files. Those without a request are closed to make room, else a new one is answered 503.",
+    )
+    client_timeout_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="Seconds a client may take over a request's headers, or send next to nothing of its body, or read "
+        "next to nothing of its answer.",
+    )
     max_body_bytes: int = Field(
         default=20 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; more is refused while reading."
     )

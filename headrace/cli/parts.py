@@ -5,7 +5,6 @@ The API and the worker are named by import string, as `headrace` imports neither
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import socket
@@ -19,11 +18,7 @@ from headrace.embedded import EmbeddedStoreError, locate
 from headrace.settings import Settings
 from headrace.telemetry import configure_logging, redact
 
-# Proxies keep an idle connection for about 60 s; a server that closes first resets some of their requests.
-_KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
-# So long before it must be gone, an API tells those who wait.
-_LAST_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -70,38 +65,13 @@ def resolve(path: str) -> Callable[..., Any]:
 @click.pass_obj
 def api(settings: Settings, fd: int | None) -> None:
     """Serve the HTTP API."""
-    import uvicorn
-
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
-        app = resolve("api.app:create_app")(locate(settings))
+        located = locate(settings)
+        app = resolve("api.app:create_app")(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
-        config = uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(settings.drain_seconds),
-        )
-
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                app.state.hub.end_watching()
-                # Before uvicorn cuts them off with a 500.
-                patience = max(0.0, int(settings.drain_seconds) - _LAST_SECONDS)
-                asyncio.get_running_loop().call_later(patience, app.state.hub.end_waiting)
-                await super().shutdown(sockets)
-
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
-            Server(config).run(sockets=[listener])
+        resolve("api.server:serve")(app, located, listener)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def test_a_variables_default_is_the_one_documented(name: str) -> None:
     assert row is not None
     shown = row[1].strip().strip("`")
     assert shown == ("" if field.default in (None, "", []) else f"{field.default}")
+
+
+def limits() -> list[tuple[str, str]]:
+    """What docs/limits.md says: each bound, and where that is set."""
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "limits.md").read_text(), re.M)
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [(row[1], row[-1].strip("`")) for row in cells if row[-1].startswith("`")]
+
+
+@pytest.mark.parametrize(("bound", "place"), limits(), ids=lambda value: value)
+def test_a_limit_is_the_one_documented(bound: str, place: str) -> None:
+    if place.startswith("HEADRACE_"):
+        value = Settings.model_fields[place.removeprefix("HEADRACE_").lower()].default
+    else:
+        module, _, name = place.partition(":")
+        value = getattr(importlib.import_module(module), name)
+    assert float(bound) == value
 
 
 def test_every_path_is_documented_and_no_other() -> None:

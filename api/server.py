@@ -1,0 +1,67 @@
+"""The HTTP server: uvicorn, which serves the application on connections with bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.connection import CHECK_SECONDS, IDLE_SECONDS, Connection, raise_descriptor_limit
+from headrace.settings import Settings
+
+# Seconds before the process must have ended at which clients that wait are told so.
+_LAST_SECONDS = 1.0
+# uvicorn's own clock ticks ten times a second.
+_TICKS = round(CHECK_SECONDS * 10)
+
+
+class Server(uvicorn.Server):
+    """The server of one process."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        """Serve nothing yet: that is `run`."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=Connection,
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=int(settings.drain_seconds),
+            )
+        )
+        self._app = app
+        self._settings = settings
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections once a second; returns whether to end."""
+        if counter % _TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.check(now)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let readers go, give requests that wait their time, and end."""
+        hub = self._app.state.hub
+        hub.end_watching()
+        # Before uvicorn cuts them off with a 500.
+        patience = max(0.0, int(self._settings.drain_seconds) - _LAST_SECONDS)
+        asyncio.get_running_loop().call_later(patience, hub.end_waiting)
+        await super().shutdown(sockets)
+
+
+def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Serve the application on a listening socket until the process is told to end."""
+    raise_descriptor_limit(settings)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
+        Server(app, settings).run(sockets=[listener])
