@@ -14,13 +14,14 @@ from headrace.quotas.gate import Gate
 from headrace.quotas.queries import alert
 from headrace.redis_url import AWAY
 from headrace.usage.partitions import ensure_partitions
-from headrace.usage.rollups import fold_usage
+from headrace.usage.rollups import fold_usage, repair_short_months
 
 log = logging.getLogger(__name__)
 
 _OFTEN_SECONDS = 1.0
 _CORRECTION_SECONDS = 10.0
 _PARTITION_SECONDS = 3600.0
+_CHECK_SECONDS = 86_400.0
 # A fold this long has more behind it.
 _LONG_FOLD = 10_000
 
@@ -41,6 +42,7 @@ class Bookkeeper:
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
             _again_and_again(self._alert, _CORRECTION_SECONDS),
             _again_and_again(self._make_partitions, _PARTITION_SECONDS),
+            _again_and_again(self._check, _CHECK_SECONDS),
         )
 
     async def _fold(self) -> None:
@@ -52,6 +54,10 @@ class Bookkeeper:
 
     async def _make_partitions(self) -> None:
         await ensure_partitions(self._database, now=datetime.now(UTC))
+
+    async def _check(self) -> None:
+        for month in await repair_short_months(self._database):
+            log.warning("the sums of %s were less than the ledger, and were made anew", f"{month:%Y-%m}")
 
 
 async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) -> None:

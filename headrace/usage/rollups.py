@@ -8,6 +8,7 @@ transaction commits and whoever dies. What is past the mark is read from the led
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from headrace.database import (
@@ -149,11 +150,13 @@ RETURNING transaction
 _MONTHS = """
 SELECT DISTINCT date_trunc('month', created_at, 'UTC') FROM usage WHERE transaction < %(edge)s ORDER BY 1
 """
-_FRESH_OF_MONTH = """
-fresh AS (
-    SELECT * FROM usage WHERE transaction < %(edge)s AND created_at >= %(month)s
-                              AND created_at < %(month)s + interval '1 month'
-)"""
+# Of UTC, whichever time zone the session has.
+_IN_MONTH = (
+    "{column} >= %(month)s AND {column} < (%(month)s AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'"
+)
+_FRESH_OF_MONTH = (
+    f"fresh AS (SELECT * FROM usage WHERE transaction < %(edge)s AND {_IN_MONTH.format(column='created_at')})"
+)
 _REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_ADD_TIMES}) SELECT count(*) FROM fresh"
 
 
@@ -173,6 +176,48 @@ async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -
             [(rows,)] = await _run(transaction, _REBUILD, parameters | {"month": month})
             count += rows
         return count
+
+
+_SHORT = """
+WITH ledger AS (
+    SELECT date_trunc('month', created_at, 'UTC') AS month, count(*) FILTER (WHERE kind = 'counted') AS counted,
+           count(*) FILTER (WHERE kind = 'discarded') AS discarded,
+           coalesce(sum(cost) FILTER (WHERE kind <> 'discarded'), 0) AS cost
+    FROM usage, usage_mark WHERE usage.transaction < usage_mark.transaction GROUP BY 1
+), kept AS (
+    SELECT start AS month, sum(requests) AS counted, sum(discarded_attempts) AS discarded, sum(cost) AS cost
+    FROM usage_rollups WHERE view = 'total' AND grain = 'month' GROUP BY 1
+)
+SELECT month FROM ledger LEFT JOIN kept USING (month)
+WHERE ledger.counted > coalesce(kept.counted, 0) OR ledger.discarded > coalesce(kept.discarded, 0)
+   OR (ledger.counted, ledger.discarded) = (kept.counted, kept.discarded) AND ledger.cost <> kept.cost
+ORDER BY 1
+"""
+
+
+async def repair_short_months(database: Database) -> Sequence[datetime]:
+    """Make the sums of each month anew that has more rows in the ledger than in its sums, and return those months.
+
+    A month that was taken out of the ledger keeps its sums. It takes a while: 1 µs a row of the ledger, and 0.1 ms a
+    row of a short month.
+    """
+    async with database.relaxed.transaction("READ COMMITTED") as transaction:
+        await _run(transaction, "SET LOCAL statement_timeout = 0")
+        months = [row.month for row in await _run(transaction, _SHORT)]
+    for month in months:
+        await _rebuild_month(database, month)
+    return months
+
+
+async def _rebuild_month(database: Database, month: datetime) -> None:
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        await _run(transaction, "SET LOCAL statement_timeout = 0")
+        await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
+        [(edge, keys)] = await _run(transaction, "SELECT transaction, metadata_keys FROM usage_mark")
+        parameters = {"month": month, "edge": edge, "metadata_keys": keys}
+        for table in ("usage_rollups", "usage_latencies"):
+            await _run(transaction, f"DELETE FROM {table} WHERE {_IN_MONTH.format(column='start')}", parameters)
+        await _run(transaction, _REBUILD, parameters)
 
 
 async def _run(transaction: Connections, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Row]:
@@ -213,4 +258,4 @@ async def verify_rollups(database: Database) -> Row:
         return (await _run(transaction, _VERIFY, {"metadata_keys": keys}))[0]
 
 
-__all__ = ["fold_usage", "rebuild_rollups", "verify_rollups"]
+__all__ = ["fold_usage", "rebuild_rollups", "repair_short_months", "verify_rollups"]
