@@ -106,7 +106,8 @@ Event = Started | Deltas | Retrying | Silence | Ended
 
 def render_chunk(chunk: dict[str, object]) -> bytes:
     """Return a chunk as it is stored: one line, without the keys that come from the job."""
-    return orjson.dumps({key: value for key, value in chunk.items() if key not in _FROM_JOB})
+    line = orjson.dumps({key: value for key, value in chunk.items() if key not in _FROM_JOB})
+    return bytes(memoryview(line))  # a copy: orjson's result keeps the kilobytes that it was written into
 
 
 _FROM_JOB = frozenset({"id", "object", "created"})
@@ -121,6 +122,11 @@ class _Follower:
         self.cursor = after
         self.over = False
         self.void = False
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where the reader stands beside Postgres; past all deltas of an attempt that is void."""
+        return self.cursor.attempt, _ALL if self.void else self.cursor.seq
 
     async def replay(self) -> list[Event]:
         """Return what Postgres has past the cursor."""
@@ -138,6 +144,8 @@ class _Follower:
         events = self._move_to(attempt)
         for first_seq, lines in kept:
             events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
+        if progress.state is State.QUEUED and attempt:
+            events += self._start_over(attempt)
         if progress.state.is_final:
             events += self._end(progress, progress.delta_count)
         return events
@@ -150,6 +158,8 @@ class _Follower:
                 break
             if frame.attempt < self.cursor.attempt:
                 continue
+            if frame.kind == "delta" and self.void and frame.attempt == self.cursor.attempt:
+                continue  # the worker of a void attempt does not know yet that it lost the job
             events += self._move_to(frame.attempt)
             if frame.kind == "retrying":
                 events += self._start_over(frame.attempt)
@@ -271,7 +281,7 @@ async def follow(
                 listener.put_back(missed)
                 await asyncio.sleep(_SEGMENT_WAIT_SECONDS)
                 events += await _patiently(follower.replay)
-        listener.position = (follower.cursor.attempt, follower.cursor.seq)
+        listener.position = follower.position
         for event in events:
             yield event
         if follower.over:
@@ -301,6 +311,8 @@ async def watch(hub: Hub, database: Database) -> None:
         hub.doubt.clear()
         try:
             for job_id, state, attempt, seq in await queries.read_positions(database, hub.followed):
-                hub.check(job_id, (attempt, seq), ended=State(state).is_final)
+                # A job that is queued again has a void attempt, of which a reader may have missed that it is.
+                void = attempt > 0 and state == State.QUEUED.value
+                hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
         except SQLAlchemyError as error:
-            log.warning("could not look after readers: %s", error)
+            log.warning("could not compare readers with Postgres: %s", error)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from headrace import redis_url
+from headrace.clock import now
 from headrace.ids import new_id
 from headrace.redis_url import AWAY
 
@@ -98,19 +100,22 @@ def unpack(message: bytes) -> Iterable[Frame]:
 
 
 class Publisher:
-    """The worker's end: sends frames soon, many at a time, and drops them when Redis is away."""
+    """The worker's end: sends frames soon, many at a time, and drops them while Redis is unavailable."""
 
     def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
         """Let a frame leave at once, unless one just did: then those of `interval_seconds` leave together."""
         self._redis = redis
         self._interval = interval_seconds
-        self._pending: list[tuple[str | None, Frame]] = []
+        self._pending: list[tuple[float, str | None, Frame]] = []
         self._task: asyncio.Task[None] | None = None
         self._away = False
 
-    def publish(self, frame: Frame, *, origin: str | None) -> None:
-        """Send a frame to those who watch the job and to the API process that waits for it, if one does."""
-        self._pending.append((origin, frame))
+    def publish(self, frame: Frame, *, origin: str | None, until: float = math.inf) -> None:
+        """Send a frame to those who watch the job and to the API process that waits for it, if one does.
+
+        After `until`, a time of `headrace.clock`, it is dropped: the job may be another's then.
+        """
+        self._pending.append((until, origin, frame))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -128,9 +133,12 @@ class Publisher:
         finally:
             self._task = None
 
-    async def _send(self, batch: Sequence[tuple[str | None, Frame]]) -> None:
+    async def _send(self, batch: Sequence[tuple[float, str | None, Frame]]) -> None:
         channels: dict[str, list[bytes]] = defaultdict(list)
-        for origin, frame in batch:
+        time = now()
+        for until, origin, frame in batch:
+            if time > until:
+                continue
             packed = frame.pack()
             if origin is not None:
                 channels[origin].append(packed if len(packed) <= _LARGEST_END else _without_lines(frame).pack())
@@ -139,12 +147,14 @@ class Publisher:
                 packed if frame.kind == "delta" else _without_lines(frame).pack()
             )
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
+        if not arguments:
+            return
         try:
             await self._redis.eval(_PUBLISH, 0, *arguments)
             self._away = False
         except AWAY as error:
             if not self._away:
-                log.warning("Redis is away, readers fall back to Postgres: %s", error)
+                log.warning("Redis is unavailable, readers fall back to Postgres: %s", error)
             self._away = True
 
 

@@ -47,6 +47,11 @@ def queue_name(tier: str) -> str:
     return f"headrace.{tier}"
 
 
+def tier_of(queue: str) -> str:
+    """Return the tier of a Celery queue: the inverse of `queue_name`."""
+    return queue.removeprefix(queue_name(""))
+
+
 def create_celery(redis_url: str) -> Celery:
     """Return the Celery application. Every option is set on purpose; what is not here is Celery's default.
 

@@ -1,4 +1,4 @@
-"""One attempt of one job, in memory: what has come from the provider so far and how much of it is kept."""
+"""One attempt of one job, in memory: which route it takes, what it has spent, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import orjson
 
 from headrace.catalogue import Route
+from headrace.clock import now
 from headrace.errors import HeadraceError
-from headrace.jobs.queries import ClaimedJob, Segment
+from headrace.jobs.queries import ClaimedJob
 from headrace.routing import UsableRoute
 from headrace.usage.spent import SpentUsage, spent_on
+from worker.deltas import Deltas
 from worker.exchange import Exchange
 
 
@@ -23,30 +25,44 @@ class Stop(Enum):
     """Why an attempt is stopped from outside."""
 
     CANCELLED = auto()
-    """Someone asked for it: the job ends."""
+    """The client asked for it: the job ends."""
     LOST = auto()
-    """The lease is another's or the job is over: nothing may be written any more."""
+    """The lease expired and the job was given to another attempt or has ended: only what it spent is written."""
     DRAINED = auto()
     """This worker is shutting down: the job goes back to the queue."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(slots=True)
+class Lease:
+    """Until when a job is this worker's, as far as the worker knows, by `headrace.clock`."""
+
+    until: float
+
+    @property
+    def expired(self) -> bool:
+        """Tell whether the job may be with another attempt: then nothing of it is published."""
+        return now() > self.until
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Attempt:
-    """State of a job's attempt, from the claim to the write that ends it."""
+    """State of a job's attempt, from the claim to the write that ends it.
+
+    Nothing that an attempt holds refers back to it, so its memory is free as soon as it has ended, without the
+    garbage collector.
+    """
 
     job: ClaimedJob
     request: dict[str, Any]
     task: asyncio.Task[None]
+    lease: Lease
+    deltas: Deltas
     routes: Sequence[UsableRoute] = ()
     index: int = 0
     began: float = field(default_factory=time.monotonic)
     exchange: Exchange | None = None
-    seq: int = 0
     stop: Stop | None = None
     ending: bool = False
-    _saved: int = 0
-    _unsaved: list[bytes] = field(default_factory=list)
-    _first_token: float | None = None
 
     @property
     def route(self) -> Route | None:
@@ -55,12 +71,12 @@ class Attempt:
 
     @property
     def provider(self) -> str | None:
-        """Who was asked, or is about to be."""
+        """The name of the provider that is called, or about to be."""
         return None if self.route is None else self.route.provider_name
 
     @property
     def secret(self) -> str | None:
-        """The provider's key that was sent, to be kept out of what is told."""
+        """The provider's key that was sent, which no client may see."""
         return None if self.exchange is None else self.exchange.secret
 
     @property
@@ -79,35 +95,8 @@ class Attempt:
         if self.stop is not None and not self.ending:
             self.task.cancel()
 
-    def append(self, chunks: list[bytes]) -> None:
-        """Count deltas, which are to be kept from here on."""
-        if self._first_token is None:
-            self._first_token = time.monotonic()
-        self._unsaved += chunks
-        self.seq += len(chunks)
-
-    def segment(self) -> Segment | None:
-        """Return the deltas that are not kept yet, or None if all are."""
-        if not self._unsaved:
-            return None
-        return Segment(self.job.id, self.job.attempt, self._saved + 1, self.seq, b"\n".join(self._unsaved).decode())
-
-    def saved(self, last_seq: int) -> None:
-        """Note that Postgres has the deltas up to this one."""
-        del self._unsaved[: last_seq - self._saved]
-        self._saved = last_seq
-
-    @property
-    def kept(self) -> bool:
-        """Tell whether Postgres has any delta of this attempt."""
-        return self._saved > 0
-
-    def seconds_since_first_token(self) -> float | None:
-        """Return how long ago the first delta came, in seconds."""
-        return None if self._first_token is None else time.monotonic() - self._first_token
-
     def spent(self) -> SpentUsage | None:
-        """Return what the attempt has used up to now; None if nobody was asked."""
+        """Return what the attempt has used up to now; None before it calls a provider."""
         if self.route is None or self.exchange is None:
             return None
         return spent_on(self.route, self.exchange.usage, self.request, answered=self.exchange.model)

@@ -1,45 +1,97 @@
-"""Deltas to Postgres: segments of every running attempt, all in one statement, a few times a second."""
+"""Deltas on their way to Postgres: segments of every running attempt, all in one statement, a few times a second."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
 from headrace.jobs import queries
-from worker.attempt import Attempt
+from headrace.jobs.queries import Segment
 
 log = logging.getLogger(__name__)
 
-# Between two writes, however many attempts begin: one statement for all of them.
+# Seconds between two writes, however many attempts begin: one statement for all of them.
 _PAUSE_SECONDS = 0.02
 
 
+class Deltas:
+    """The deltas of one attempt: counted since its start, and held until Postgres has them."""
+
+    __slots__ = ("_attempt", "_first_at", "_held", "_job_id", "_saved", "_taken", "seq")
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        """Start with none."""
+        self.seq = 0
+        """The number of the last delta, 0 before the first."""
+        self._job_id = job_id
+        self._attempt = attempt
+        self._first_at: float | None = None
+        self._saved = 0
+        # One buffer, as an object for each delta would take many times its bytes: each delta and a line end.
+        self._held = bytearray()
+        self._taken = 0
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Count deltas, one JSON object a line, and hold them."""
+        if not lines:
+            return
+        if self._first_at is None:
+            self._first_at = time.monotonic()
+        self._held += b"\n".join(lines)
+        self._held += b"\n"
+        self.seq += len(lines)
+
+    def segment(self) -> Segment | None:
+        """Return all held deltas, or None if Postgres has every one."""
+        self._taken = len(self._held)
+        if not self._taken:
+            return None
+        return Segment(self._job_id, self._attempt, self._saved + 1, self.seq, self._held[:-1].decode())
+
+    def saved(self, segment: Segment) -> None:
+        """Let go of the deltas of the last segment taken, which Postgres has now."""
+        del self._held[: self._taken]
+        self._taken = 0
+        self._saved = segment.last_seq
+
+    @property
+    def kept(self) -> bool:
+        """Tell whether Postgres has any delta of this attempt."""
+        return self._saved > 0
+
+    def seconds_since_first(self) -> float | None:
+        """Return how long ago the first delta came, in seconds."""
+        return None if self._first_at is None else time.monotonic() - self._first_at
+
+
 class DeltaWriter:
-    """Keeps what attempts append. What could not be written stays with its attempt and goes with the next segment."""
+    """Writes what attempts hold. What could not be written stays with its attempt and goes with the next segment."""
 
     def __init__(self, database: Database, *, interval_seconds: float) -> None:
         """Write every `interval_seconds` while there is something to write."""
         self._database = database
         self._interval = interval_seconds
         self._soon = asyncio.Event()
-        self._dirty: set[Attempt] = set()
-        self._writing: set[Attempt] = set()
+        self._dirty: set[Deltas] = set()
+        self._writing: set[Deltas] = set()
         self._written: asyncio.Future[None] | None = None
 
-    def touch(self, attempt: Attempt) -> None:
-        """Note that an attempt has deltas to keep; its first ones soon, as they tell that its client has text."""
-        self._dirty.add(attempt)
-        if not attempt.kept:
+    def touch(self, deltas: Deltas) -> None:
+        """Note that an attempt holds deltas; its first ones are written soon, as they tell that its client has text."""
+        self._dirty.add(deltas)
+        if not deltas.kept:
             self._soon.set()
 
-    async def settle(self, attempt: Attempt) -> None:
-        """Return once no write of this attempt's deltas is under way; those still unkept go with its end."""
-        self._dirty.discard(attempt)
-        while attempt in self._writing and self._written is not None:
+    async def settle(self, deltas: Deltas) -> None:
+        """Return once no write of an attempt's deltas is under way; those still held go with its end."""
+        self._dirty.discard(deltas)
+        while deltas in self._writing and self._written is not None:
             await asyncio.shield(self._written)
 
     async def run(self) -> None:
@@ -56,15 +108,15 @@ class DeltaWriter:
     async def _write(self) -> None:
         self._writing, self._dirty = self._dirty, set()
         self._written = asyncio.get_running_loop().create_future()
-        segments = {attempt: segment for attempt in self._writing if (segment := attempt.segment()) is not None}
+        segments = {deltas: segment for deltas in self._writing if (segment := deltas.segment()) is not None}
         try:
             await queries.append_segments(self._database, list(segments.values()))
         except SQLAlchemyError as error:
             log.warning("could not keep deltas, trying again: %s", error)
             self._dirty |= segments.keys()
         else:
-            for attempt, segment in segments.items():
-                attempt.saved(segment.last_seq)
+            for deltas, segment in segments.items():
+                deltas.saved(segment)
         finally:
             self._writing = set()
             self._written.set_result(None)

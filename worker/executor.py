@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import orjson
+import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +23,7 @@ from headrace import live
 from headrace.catalogue import Catalogue
 from headrace.catalogue_file import CatalogueFile
 from headrace.chores import going_on
+from headrace.clock import now
 from headrace.database import Database, is_away
 from headrace.errors import (
     HeadraceError,
@@ -44,12 +46,13 @@ from headrace.queue import TIERS, JobQueue
 from headrace.routing import UsableRoute, usable_routes
 from headrace.settings import Settings
 from headrace.telemetry import bind
-from headrace.usage.spent import NOTHING
-from worker.attempt import Attempt, Stop
+from headrace.usage.spent import NOTHING, SpentUsage
+from worker.attempt import Attempt, Lease, Stop
 from worker.circuit import Circuits, Rules
-from worker.deltas import DeltaWriter
+from worker.deltas import Deltas, DeltaWriter
 from worker.demo import DemoUpstream
 from worker.exchange import Exchange
+from worker.leases import Leases
 from worker.limits import Limits
 from worker.providers.client import ProviderClient, without_secret
 from worker.router import Retry, next_attempt
@@ -65,9 +68,6 @@ _CONTENT_FILTER = "content_filter"
 # Between two looks for jobs that no message came for, and how many are taken at a time.
 _LOOK_SECONDS = 0.5
 _MOST_UNCLAIMED = 64
-# While cancellations are not heard, they are looked for so often; and one that comes before its job is remembered so
-# long.
-_DEAF_SECONDS = 0.7
 # Between two demands on an attempt to stop.
 _INSIST_SECONDS = 0.5
 
@@ -103,22 +103,25 @@ class Executor:
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
         self._line_slots = asyncio.Semaphore(line_slots)
-        self._in_hand: dict[str, None] = {}
-        """Jobs that came here and wait for a slot, in their order."""
-        self._cancelled: dict[str, float] = {}
-        """Jobs that somebody has cancelled, which may be on their way here, and when we heard of it."""
+        self._in_hand: dict[str, str] = {}
+        """Jobs that came here and wait for a slot, in their order, and the tier of each."""
+        self._leases = Leases(
+            settings, database, redis, in_hand=self._in_hand.keys(), on_postgres_lost=self._hand_back_all
+        )
         self._circuits = circuits
         self._limits = limits
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._claims = GroupCommit(self._claim)
         self._ends = GroupCommit(self._finish)
-        self._attempts: dict[str, Attempt] = {}
+        self._claimed: dict[str, int] = {}
+        """The newest attempt here of each job, from the moment that its claim returns."""
+        self._doubtful: dict[str, str] = {}
+        """Jobs that a claim may have given this worker although Postgres did not answer, and the tier of each."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._redis = redis
         self._tiers = tiers
         self._heard_at = 0.0
         self._draining = False
-        self._deaf = False
         self._hurried = asyncio.Event()
 
     @classmethod
@@ -162,8 +165,8 @@ class Executor:
             )
             chores = [
                 executor._deltas.run,
-                executor._heartbeat,
-                executor._hear_cancellations,
+                executor._leases.run,
+                executor._leases.hear_cancellations,
                 executor._find_unclaimed,
                 circuits.run,
                 limits.run,
@@ -174,40 +177,40 @@ class Executor:
                 finally:
                     await executor._drain()
 
-    async def take(self, job_ids: Sequence[str]) -> None:
+    @property
+    def reachable(self) -> asyncio.Event:
+        """Set while Postgres answers; while it does not, this worker takes no jobs."""
+        return self._leases.reachable
+
+    async def take(self, job_ids: Sequence[str], *, tier: str) -> None:
         """Start jobs as slots come free; returns once each has one, or has been handed back.
 
         Jobs that wait here already are not taken twice.
         """
         self._heard_at = asyncio.get_running_loop().time()
-        await self._take(job_ids)
+        await self._take(job_ids, tier=tier)
 
-    async def take_lines(self, job_ids: Sequence[str]) -> None:
-        """Start lines of batches as `take` does."""
-        self._heard_at = asyncio.get_running_loop().time()
-        await self._take(job_ids, slots=self._line_slots)
-
-    async def _take(self, job_ids: Sequence[str], *, slots: asyncio.Semaphore | None = None) -> None:
+    async def _take(self, job_ids: Sequence[str], *, tier: str) -> None:
         fresh = [job_id for job_id in job_ids if job_id not in self._in_hand]
-        self._in_hand.update(dict.fromkeys(fresh))
-        if self._draining:
-            await self._hand_back()
+        self._in_hand.update(dict.fromkeys(fresh, tier))
+        if self._draining or not self.reachable.is_set():
+            self._hand_back_all()
             return
         for job_id in fresh:
-            await self._start(job_id, slots)
+            await self._start(job_id, self._line_slots if tier == "batch" else None)
 
     async def _start(self, job_id: str, slots: asyncio.Semaphore | None) -> None:
         """Run a job as soon as there is a slot for it, one of these too; not if it was handed back meanwhile."""
         if slots is not None:
             await slots.acquire()
         await self._slots.acquire()
-        if self._draining:
+        tier = self._in_hand.pop(job_id, None)
+        if tier is None:
             self._slots.release()
             if slots is not None:
                 slots.release()
             return
-        self._in_hand.pop(job_id, None)
-        task = asyncio.create_task(self._run(job_id))
+        task = asyncio.create_task(self._run(job_id, tier))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if slots is not None:
@@ -220,26 +223,33 @@ class Executor:
 
     # -- one job ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, job_id: str) -> None:
+    async def _run(self, job_id: str, tier: str) -> None:
         try:
             with bind(job=job_id):
                 try:
-                    job = await self._claims.submit(job_id)
+                    claim = await self._claims.submit(job_id)
                 except SQLAlchemyError as error:
-                    log.warning("could not claim, the scheduler will send it again: %s", error)
+                    log.warning("could not claim a job: %s", error)
+                    if is_away(error):
+                        self._doubtful[job_id] = tier
+                        self.hand_back([job_id], tier=tier)
                     return
-                if job is not None:
-                    await self._run_attempt(job)
+                if claim is not None:
+                    await self._run_attempt(*claim)
         finally:
             self._slots.release()
 
-    async def _run_attempt(self, job: ClaimedJob) -> None:
+    async def _run_attempt(self, job: ClaimedJob, lease: Lease) -> None:
         task = asyncio.current_task()
         assert task is not None
-        attempt = Attempt(job, request=orjson.loads(job.request), task=task)
-        self._attempts[job.id] = attempt
-        if job.id in self._cancelled:
-            attempt.interrupt(Stop.CANCELLED)
+        attempt = Attempt(
+            job,
+            request=orjson.loads(job.request),
+            task=task,
+            lease=lease,
+            deltas=Deltas(job.id, job.attempt),
+        )
+        self._leases.add(attempt)
         if job.streamed or (job.background and job.batch_id is None):  # nobody watches those that are waited for whole
             self._publish(attempt, 0, "started")
         try:
@@ -265,7 +275,9 @@ class Executor:
         else:
             await self._end(attempt, State.COMPLETED, response=response)
         finally:
-            del self._attempts[job.id]
+            self._leases.remove(attempt)
+            if self._claimed.get(job.id) == job.attempt:
+                del self._claimed[job.id]
 
     async def _answer(self, attempt: Attempt) -> dict[str, Any]:
         """Return the provider's completion, its deltas published on the way.
@@ -279,7 +291,8 @@ class Executor:
         attempt.index = self._choose(attempt.routes, min(job.route, len(attempt.routes) - 1))
         route = attempt.routes[attempt.index].route
         name, provider = route.provider_name, route.provider
-        exchange = Exchange(self._client, job, route, request, pass_on=partial(self._pass_on, attempt))
+        pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
+        exchange = Exchange(self._client, job, route, request, pass_on=pass_on)
         patience = _PATIENCE_SECONDS if job.background else math.inf
         async with asyncio.timeout(job.seconds_left), contextlib.AsyncExitStack() as leave:
             paused = self._circuits.paused_seconds(route.name)
@@ -320,14 +333,16 @@ class Executor:
                 return at
         return index
 
-    def _pass_on(self, attempt: Attempt, chunks: Sequence[dict[str, Any]]) -> None:
+    def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, chunks: Sequence[dict[str, Any]]) -> None:
+        """Hold chunks for Postgres and publish them; not the attempt itself, which holds the exchange that calls."""
         lines = [render_chunk(chunk) for chunk in chunks]
-        first_seq = attempt.seq + 1
-        attempt.append(lines)
-        self._deltas.touch(attempt)
-        self._publish(attempt, first_seq, "delta", lines)
+        frame = Frame(job.id, job.attempt, deltas.seq + 1, "delta", lines)
+        deltas.append(lines)
+        self._deltas.touch(deltas)
+        self._publisher.publish(frame, origin=job.origin, until=lease.until)
 
     def _publish(self, attempt: Attempt, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> None:
+        """Tell readers of a move that Postgres has accepted."""
         job = attempt.job
         self._publisher.publish(Frame(job.id, job.attempt, first_seq, kind, lines), origin=job.origin)
 
@@ -345,7 +360,7 @@ class Executor:
 
     def _next(self, attempt: Attempt, error: UpstreamError) -> Retry | None:
         job = attempt.job
-        if attempt.seq and job.streamed and not job.background:
+        if attempt.deltas.seq and job.streamed and not job.background:
             return None
         return next_attempt(
             error,
@@ -362,11 +377,14 @@ class Executor:
         elif attempt.stop is Stop.DRAINED:
             job = attempt.job
             await self._put_back(attempt, Retry(job.route, job.retries, 0), attempt.record("returned"))
+        else:
+            await self._discard(attempt, attempt.spent())
 
     async def _put_back(self, attempt: Attempt, again: Retry, record: str | None) -> None:
         job = attempt.job
         attempt.ending = True
-        await self._deltas.settle(attempt)
+        await self._deltas.settle(attempt.deltas)
+        spent = attempt.spent() if attempt.started else None
         state = await self._patiently(
             lambda: queries.retry_job(
                 self._database,
@@ -377,10 +395,12 @@ class Executor:
                 retries=again.retries,
                 record=record,
                 cancelled=orjson.dumps(JobCancelledError().document()).decode(),
-                spent=attempt.spent() if attempt.started else None,
+                spent=spent,
             )
         )
-        if state is State.CANCELLED:
+        if state is None:
+            await self._discard(attempt, spent)
+        elif state is State.CANCELLED:
             self._publish(attempt, 0, state.value)
         elif state is State.QUEUED:
             self._publish(attempt, 0, "retrying")
@@ -396,10 +416,10 @@ class Executor:
         response: dict[str, Any] | None = None,
         error: HeadraceError | None = None,
     ) -> None:
-        """Write the end, then tell whoever waits: in this order, so that nobody hears of what may yet be lost."""
-        job = attempt.job
+        """Write the end, then publish it: in this order, so that no client learns of what may yet be lost."""
+        job, deltas = attempt.job, attempt.deltas
         attempt.ending = True
-        await self._deltas.settle(attempt)
+        await self._deltas.settle(deltas)
         body = orjson.dumps(response if error is None else error.document())
         # A provider that failed before any text charges nothing.
         spent = attempt.spent() if attempt.started or attempt.stop is not None else None
@@ -411,9 +431,9 @@ class Executor:
             response=body.decode() if error is None else None,
             error=None if error is None else body.decode(),
             record=attempt.record(state.value, error),
-            delta_count=attempt.seq,
-            seconds_since_first_token=attempt.seconds_since_first_token(),
-            segment=attempt.segment(),
+            delta_count=deltas.seq,
+            seconds_since_first_token=deltas.seconds_since_first(),
+            segment=deltas.segment(),
             spent=spent,
         )
         try:
@@ -426,10 +446,20 @@ class Executor:
             ours = await self._patiently(lambda: self._ends.submit(broken))
         if ours:
             charge = NOTHING if spent is None else spent.charge
-            self._publish(attempt, attempt.seq + 1, state.value, [body, charge.pack()])
+            self._publish(attempt, deltas.seq + 1, state.value, [body, charge.pack()])
+        else:
+            await self._discard(attempt, spent)
+
+    async def _discard(self, attempt: Attempt, spent: SpentUsage | None) -> None:
+        """Write what an attempt spent that lost its job, as its provider is paid all the same."""
+        attempt.ending = True
+        job = attempt.job
+        log.info("attempt %d lost its job", job.attempt)
+        if spent is not None:
+            await self._patiently(lambda: queries.record_discarded(self._database, job.id, job.attempt, spent))
 
     async def _patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
-        """Return what a write returns, however long Postgres is away: what a provider sent is not thrown away.
+        """Return what a write returns, however long Postgres is unavailable: no answer of a provider is thrown away.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: Postgres is there and refuses it.
@@ -440,14 +470,28 @@ class Executor:
             except SQLAlchemyError as error:
                 if not is_away(error):
                     raise
-                log.warning("Postgres is away, an attempt's end waits for it: %s", error)
+                log.warning("Postgres is unavailable, an attempt's end waits for it: %s", error)
                 await asyncio.sleep(_DATABASE_WAIT_SECONDS)
 
-    async def _claim(self, job_ids: Sequence[str]) -> list[ClaimedJob | None]:
-        jobs = await queries.claim_jobs(
-            self._database, job_ids, worker=self._name, lease_seconds=self._settings.lease_seconds
-        )
-        claimed = {job.id: job for job in jobs}
+    async def _claim(self, job_ids: Sequence[str]) -> list[tuple[ClaimedJob, Lease] | None]:
+        if not self.reachable.is_set():
+            raise sa.exc.TimeoutError("Postgres is unavailable.")
+        settings, asked = self._settings, now()
+        try:
+            jobs = await queries.claim_jobs(
+                self._database,
+                job_ids,
+                held=[job_id for job_id in job_ids if job_id in self._claimed],
+                worker=self._name,
+                lease_seconds=settings.lease_seconds,
+                patience_seconds=settings.heartbeat_seconds,
+            )
+        except SQLAlchemyError as error:
+            if is_away(error):
+                self._leases.postgres_lost()
+            raise
+        self._claimed.update((job.id, job.attempt) for job in jobs)
+        claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}
         # Of an id that was sent twice, one task runs the job.
         return [claimed.pop(job_id, None) for job_id in job_ids]
 
@@ -456,64 +500,42 @@ class Executor:
 
     # -- all jobs -----------------------------------------------------------------------------------------------------
 
-    async def _heartbeat(self) -> None:
-        """Extend every lease, and stop what is not ours any more or was cancelled while Redis was away."""
-        while True:
-            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS if self._deaf else math.inf))
-            try:
-                await self._beat()
-            except SQLAlchemyError as error:
-                log.warning("could not extend leases: %s", error)
-
-    async def _beat(self) -> None:
-        settings, database = self._settings, self._database
-        held = [(attempt.job.id, attempt.job.attempt) for attempt in self._attempts.values()]
-        if held:
-            to_stop = await queries.extend_leases(
-                database, held, lease_seconds=settings.lease_seconds, patience_seconds=settings.heartbeat_seconds
-            )
-            for job_id, number, lost in to_stop:
-                attempt = self._attempts.get(job_id)
-                if attempt is not None and attempt.job.attempt == number:
-                    attempt.interrupt(Stop.LOST if lost else Stop.CANCELLED)
-        if self._in_hand:
-            await queries.keep_in_hand(database, list(self._in_hand))
-
-    async def _hear_cancellations(self) -> None:
-        loop = asyncio.get_running_loop()
-        async for job_id in live.cancelled_jobs(self._redis):
-            self._cancelled[job_id] = loop.time()
-            if (attempt := self._attempts.get(job_id)) is not None:
-                attempt.interrupt(Stop.CANCELLED)
-            while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < loop.time() - _DEAF_SECONDS:
-                del self._cancelled[oldest]
-
     async def _find_unclaimed(self) -> None:
-        """While there is nothing else to do, take what no message came for from Postgres.
+        """While there is nothing else to do, take from Postgres what no message came for.
 
-        Redis may be away, or have lost its lists; or Celery's consumer may hang, as it has done after reconnections.
+        Redis may be unavailable, or have lost its lists; or Celery's consumer may hang, as it has done after
+        reconnections.
         """
         while not self._draining:
             await asyncio.sleep(_LOOK_SECONDS)
-            self._deaf = away = not await live.answers(self._redis)
+            self._leases.deaf = deaf = not await live.answers(self._redis)
+            if not self.reachable.is_set():
+                continue
+            await self._settle_doubts()
             quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
-            if self._slots.locked() or not (away or quiet):
+            if self._slots.locked() or not (deaf or quiet):
                 continue
             try:
-                seconds = 0 if away else self._settings.resend_seconds
+                seconds = 0 if deaf else self._settings.resend_seconds
                 found = await queries.find_unclaimed(
                     self._database, self._tiers, seconds=seconds, limit=_MOST_UNCLAIMED
                 )
             except SQLAlchemyError as error:
                 log.warning("could not look for jobs: %s", error)
                 continue
-            await self._take([job.id for job in found if job.tier != "batch"])
-            await self._take([job.id for job in found if job.tier == "batch"], slots=self._line_slots)
+            for job_id, tier in found:
+                await self._take([job_id], tier=tier)
+
+    async def _settle_doubts(self) -> None:
+        """Claim again what a claim that got no answer may have given this worker. No other worker can."""
+        doubtful, self._doubtful = self._doubtful, {}
+        for job_id, tier in doubtful.items():
+            await self._take([job_id], tier=tier)
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
         self._draining = True
-        await self._hand_back()
+        self._hand_back_all()
         if self._tasks and not self._hurried.is_set():
             log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
             ended = asyncio.ensure_future(asyncio.wait(self._tasks))
@@ -523,26 +545,24 @@ class Executor:
             )
             ended.cancel()
             hurried.cancel()
-        until = time.monotonic() + self._settings.lease_seconds  # then they are somebody else's anyhow
+        until = time.monotonic() + self._settings.lease_seconds  # then other workers take them anyhow
         while self._tasks and time.monotonic() < until:
-            for attempt in list(self._attempts.values()):
+            for attempt in self._leases.attempts:
                 attempt.insist()
                 attempt.interrupt(Stop.DRAINED)  # one that was only claimed meanwhile too
             await asyncio.wait(self._tasks, timeout=_INSIST_SECONDS)
         if self._tasks:
             log.warning("%d jobs do not stop: their leases run out", len(self._tasks))
 
-    async def _hand_back(self) -> None:
-        """Send wake-ups for what has no slot here yet, so that it starts elsewhere."""
-        job_ids = list(self._in_hand)
+    def hand_back(self, job_ids: Sequence[str], *, tier: str) -> None:
+        """Send the wake-ups of jobs again, so that they start elsewhere."""
+        self._queue.wake(job_ids, tier=tier)
+
+    def _hand_back_all(self) -> None:
+        """Hand back every job that has no slot here yet."""
+        for job_id, tier in self._in_hand.items():
+            self.hand_back([job_id], tier=tier)
         self._in_hand.clear()
-        if not job_ids:
-            return
-        try:
-            for job in await queries.find_queued(self._database, job_ids):
-                self._queue.wake([job.id], tier=job.tier)
-        except SQLAlchemyError as error:
-            log.warning("%d jobs wait for the scheduler to find them: %s", len(job_ids), error)
 
     def hurry(self) -> None:
         """Hand everything back now, when draining."""

@@ -20,7 +20,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 
 from headrace.processes import rest_garbage_collector
-from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name
+from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
 from headrace.settings import Settings
 from worker.executor import Executor
 from worker.pool import AsyncioPool
@@ -48,6 +48,14 @@ class WorkerPool(AsyncioPool):
             rest_garbage_collector()
             yield
 
+    def takes(self) -> bool:
+        """Tell whether the executor takes jobs: not while Postgres is unavailable to it."""
+        return self.executor.reachable.is_set()
+
+    def hand_back(self, queue: str, args: list[Any]) -> None:
+        """Leave the jobs of a message to another worker."""
+        self.executor.hand_back(*args, tier=tier_of(queue))
+
     @classmethod
     def hurry(cls) -> None:
         """Have the executor drain no longer."""
@@ -61,14 +69,14 @@ class WorkerPool(AsyncioPool):
             asyncio.run_coroutine_threadsafe(cls.executor.reload(), cls.loop)
 
 
-async def run(job_ids: list[str]) -> None:
-    """Hand the jobs to the executor, as Celery's task: it is done once each has a slot."""
-    await WorkerPool.executor.take(job_ids)
+async def run(job_ids: list[str], *, queue: str) -> None:
+    """Hand the jobs of a message to the executor, as Celery's task: it is done once each has a slot."""
+    await WorkerPool.executor.take(job_ids, tier=tier_of(queue))
 
 
-async def run_lines(job_ids: list[str]) -> None:
-    """Hand lines of batches to the executor."""
-    await WorkerPool.executor.take_lines(job_ids)
+async def run_lines(job_ids: list[str], *, queue: str) -> None:
+    """Hand lines of batches to the executor, as a task of its own, of which many may wait."""
+    await run(job_ids, queue=queue)
 
 
 def _twice(first: Any) -> Callable[[int, Any], None]:

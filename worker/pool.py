@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -22,12 +23,17 @@ from kombu.serialization import loads
 
 log = logging.getLogger(__name__)
 
-# Between two looks, while the pool is full, at whether the worker is to stop.
+# Seconds between two looks, while the pool is full, at whether the worker is to stop.
 _PATIENCE_SECONDS = 0.5
+# Seconds between two looks, while no message is wanted, at whether one is.
+_LOOK_SECONDS = 0.1
 
 
 class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
-    """Runs tasks that are coroutine functions. A subclass's `lifespan` surrounds them all."""
+    """Runs tasks that are coroutine functions, each with the name of its message's `queue` as a keyword argument.
+
+    A subclass's `lifespan` surrounds them all.
+    """
 
     signal_safe = False
     patient: frozenset[str] = frozenset()
@@ -48,6 +54,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         """Open what tasks need, on the loop, before the first; close it after the last."""
         yield
 
+    def takes(self) -> bool:
+        """Tell whether messages are wanted now. A thread beside the loop asks."""
+        return True
+
+    def hand_back(self, queue: str, args: list[Any]) -> None:
+        """Take the arguments of a message that came while none is wanted, on the loop."""
+        raise NotImplementedError
+
     def on_start(self) -> None:
         """Start the loop; raises what its start-up raised."""
         self._thread.start()
@@ -58,16 +72,24 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
     ) -> None:
         """Start a task's coroutine; wait first while there are too many, unless this worker is to stop.
 
-        The message is ours, so what is in it then has to be handed back by its task.
+        The message is ours, so its task then has to hand back what is in it. One that comes while none is wanted is
+        handed back at once, and the consumer waits here, so that the others stay in Redis.
         """
-        name, _task_id, _request, body, content_type, encoding = args
-        while name not in self.patient and not self._room.acquire(timeout=_PATIENCE_SECONDS):
-            if state.should_stop is not None or state.should_terminate is not None:
-                break
+        name, _task_id, request, body, content_type, encoding = args
         arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
             body, content_type, encoding, accept={content_type}
         )
-        self._loop.call_soon_threadsafe(self._start, name, self.app.tasks[name].run, arguments, options)
+        queue = request["delivery_info"]["routing_key"]
+        if not self.takes():
+            self._loop.call_soon_threadsafe(self.hand_back, queue, arguments)
+            while not self.takes() and not _is_stopping():
+                time.sleep(_LOOK_SECONDS)
+        else:
+            while name not in self.patient and not self._room.acquire(timeout=_PATIENCE_SECONDS):
+                if _is_stopping():
+                    break
+            run = self.app.tasks[name].run
+            self._loop.call_soon_threadsafe(self._start, name, run, arguments, {**options, "queue": queue})
         callback((0, None, 0.0))  # Celery forgets the task; its outcome is none of Celery's business
 
     def on_stop(self) -> None:
@@ -105,3 +127,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
             if self._ready.done():
                 raise
             self._ready.set_exception(error)
+
+
+def _is_stopping() -> bool:
+    return state.should_stop is not None or state.should_terminate is not None

@@ -111,7 +111,9 @@ class Sweeper:
             cancelled=_error(JobCancelledError()),
             poisonous=_error(
                 HeadraceError(
-                    f"{max_lost} workers died while they ran this job: it is not tried again.", code="worker_lost"
+                    f"The leases of {max_lost} attempts of this job expired, as their workers died, froze or lost "
+                    "Postgres: it is not tried again.",
+                    code="worker_lost",
                 )
             ),
             interrupted=_error(UpstreamError(INTERRUPTED, code="worker_lost")),

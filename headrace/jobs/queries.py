@@ -295,7 +295,9 @@ async def feed_lines(
 _CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM jobs
-    WHERE id = ANY(%(ids)b::text[]) AND state = 'queued' AND scheduled_at <= now() AND deadline_at > now()
+    WHERE id = ANY(%(ids)b::text[]) AND deadline_at > now()
+          AND (state = 'queued' AND scheduled_at <= now()
+               OR state = 'running' AND worker = %(worker)s AND NOT id = ANY(%(held)b::text[]))
     ORDER BY id FOR UPDATE SKIP LOCKED
 )
 UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
@@ -308,15 +310,25 @@ RETURNING jobs.id, attempt, account_id, key_id, model, request, background, stre
 
 
 async def claim_jobs(
-    database: Database, job_ids: Sequence[str], *, worker: str, lease_seconds: float
+    database: Database,
+    job_ids: Sequence[str],
+    *,
+    worker: str,
+    lease_seconds: float,
+    held: Sequence[str] = (),
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[ClaimedJob]:
-    """Take those of the jobs that are queued and due: the others are somebody else's, or over.
+    """Take those of the jobs that are queued and due; the others are another worker's, or have ended.
+
+    A job that Postgres has as this worker's and that is not among `held`, those that the worker knows it has, was
+    claimed by a statement whose answer was lost. It is claimed again. `worker` is unique to the process.
 
     This waits for the disk: a Postgres that forgot a claim would give its number to another attempt, whose events its
     readers could not tell from those that they have, and whose writes no fence.
     """
-    parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds}
-    return [ClaimedJob(*row) for row in await execute(database.durable, _CLAIM, parameters)]
+    parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds, "held": list(held)}
+    rows = await execute(database.durable, _CLAIM, parameters, patience_seconds=patience_seconds)
+    return [ClaimedJob(*row) for row in rows]
 
 
 _HEARTBEAT = """
@@ -542,6 +554,29 @@ async def retry_job(
     }
     rows = await execute(database.durable, _RETRY, parameters)
     return State(rows[0].state) if rows else None
+
+
+_DISCARD = f"""
+{_SPENT}
+SELECT 'discarded', {_OF_SPENDER}, %(provider)s, %(answered_model)s, %(end_user)s,
+       %(prompt)s::bigint, %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint,
+       %(prompt_audio)s::bigint, %(completion_audio)s::bigint, %(estimated)s::bool, %(cost)s::numeric,
+       %(price)s::jsonb
+FROM (SELECT {_SPENDER}, %(attempt)s::int AS attempt FROM jobs
+      WHERE id = %(id)s AND NOT EXISTS (SELECT FROM usage WHERE job_id = jobs.id AND usage.attempt = %(attempt)s)
+     ) AS spender
+"""
+
+
+async def record_discarded(database: Database, job_id: str, attempt: int, spent: SpentUsage) -> None:
+    """Write what an attempt spent that lost its job; nothing if its usage is written already."""
+    parameters = {
+        "id": job_id,
+        "attempt": attempt,
+        "provider": spent.provider,
+        **{name: column[0] for name, column in _spent_columns([spent]).items()},
+    }
+    await execute(database.durable, _DISCARD, parameters)
 
 
 _CANCEL = f"""
@@ -861,14 +896,6 @@ UPDATE jobs SET sent_at = now() FROM held WHERE jobs.id = held.id
 async def keep_in_hand(database: Database, job_ids: Sequence[str]) -> None:
     """Note that the wake-ups of queued jobs are not lost: a worker that lives has them."""
     await execute(database.relaxed, _IN_HAND, {"ids": list(job_ids)})
-
-
-_QUEUED = "SELECT id, tier, state, attempt, origin FROM jobs WHERE id = ANY(%(ids)b::text[]) AND state = 'queued'"
-
-
-async def find_queued(database: Database, job_ids: Sequence[str]) -> list[MovedJob]:
-    """Return those of the jobs that are queued."""
-    return _moved(await execute(database.relaxed, _QUEUED, {"ids": list(job_ids)}))
 
 
 _UNCLAIMED = """

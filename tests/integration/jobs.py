@@ -93,9 +93,10 @@ class Jobs:
         await queries.insert_jobs(self.database, [job])
         return job.id
 
-    async def claim(self, *job_ids: str, worker: str = WORKER) -> list[ClaimedJob]:
-        """Claim jobs."""
-        return await queries.claim_jobs(self.database, job_ids, worker=worker, lease_seconds=LEASE)
+    async def claim(self, *job_ids: str, worker: str = WORKER, doubtful: bool = False) -> list[ClaimedJob]:
+        """Claim jobs; `doubtful`, as a worker that never heard how its last claim of them went."""
+        held = () if doubtful else job_ids
+        return await queries.claim_jobs(self.database, job_ids, worker=worker, lease_seconds=LEASE, held=held)
 
     async def run(self, *, deltas: int = 0, **changes: Any) -> ClaimedJob:
         """Insert and claim a job, and keep its first `deltas` deltas."""

@@ -42,8 +42,9 @@ class Pool(AsyncioPool):
             await Pool.redis.rpush("log", "closed")
 
 
-async def park(name: str) -> None:
+async def park(name: str, *, queue: str) -> None:
     """Wait until the gate is open, or the worker stops."""
+    assert queue == queue_name("default")
     who = f"{os.getpid()}:{name}"
     gone = asyncio.get_running_loop().create_future()
     Pool.tasks.add(gone)
@@ -57,9 +58,10 @@ async def park(name: str) -> None:
     gone.set_result(None)
 
 
-async def break_down() -> None:
+async def break_down(*, queue: str) -> None:
     """Raise."""
     await asyncio.sleep(0)
+    assert queue == queue_name("default")
     raise RuntimeError("this task is broken")
 
 

@@ -413,6 +413,54 @@ async def test_leaving_a_job_leaves_no_subscription_behind(jobs: Jobs, redis: Re
         assert hub.followed == []
 
 
+# -- attempts that are void -------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_drops_what_the_worker_of_a_void_attempt_still_publishes(jobs: Jobs, deaf: Redis) -> None:
+    first = await jobs.run()
+    hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
+    reading = Reading()
+    async with asyncio.timeout(PATIENCE), hub.listen(first.id, own=True) as listener:
+        collecting = asyncio.create_task(collect(listener, jobs.database, reading))
+        listener.put(Frame(first.id, 1, 0, "started", ()))
+        await eventually(lambda: reading.started == [1])
+        await jobs.lose(first.id)
+        await jobs.rescue()
+        listener.put(Frame(first.id, 1, 0, "retrying", ()))
+        listener.put(Frame(first.id, 1, 1, "delta", whole(first, 1, 3)))
+        await eventually(lambda: reading.retried == [1])
+        listener.put(Frame(first.id, 1, 4, "delta", whole(first, 4, 5)))
+        [second] = await jobs.claim(first.id)
+        await jobs.finish(end_of(second, delta_count=2, segment=segment(second, 1, 2)))
+        listener.put(Frame(first.id, 2, 1, "delta", whole(second, 1, 2)))
+        listener.put(Frame(first.id, 2, 3, "completed", [RESPONSE.encode(), NOTHING.pack()]))
+        await collecting
+    assert reading.chunks == {2: whole(second, 1, 2)}
+    assert (reading.started, reading.retried) == ([1, 2], [1])
+
+
+async def test_a_reader_that_missed_that_its_attempt_is_void_learns_it_from_postgres(
+    jobs: Jobs, deaf: Redis, hurried: None
+) -> None:
+    job = await jobs.run()
+    reading = Reading()
+    async with (
+        asyncio.timeout(PATIENCE),
+        served(deaf, jobs.database) as hub,
+        hub.listen(job.id, own=True) as listener,
+    ):
+        collecting = asyncio.create_task(collect(listener, jobs.database, reading))
+        await eventually(lambda: reading.started == [1])
+        await jobs.lose(job.id)
+        await jobs.rescue()
+        await eventually(lambda: reading.retried == [1])
+        listener.put(Frame(job.id, 1, 1, "delta", whole(job, 1, 3)))
+        await jobs.cancel(job.id)
+        await collecting
+    assert (reading.chunks, reading.retried) == ({}, [1])
+    assert [ended.state for ended in reading.ended] == [State.CANCELLED]
+
+
 # -- a wire that loses, doubles and delays ----------------------------------------------------------------------------
 
 

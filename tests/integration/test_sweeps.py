@@ -136,12 +136,6 @@ async def test_of_a_long_queue_only_what_should_have_been_at_its_head_was_lost(j
     assert [moved.id for moved in sent] == [lost], "what lies beyond the head is not known to be lost"
 
 
-async def test_of_many_ids_those_that_are_queued_are_found(jobs: Jobs) -> None:
-    queued, running = await jobs.submit(tier="flex"), await jobs.run()
-    found = await queries.find_queued(jobs.database, [queued, running.id, "job_00000000000000000000000000000000"])
-    assert found == [MovedJob(queued, "flex", State.QUEUED, 0, None)]
-
-
 async def test_sweeps_pass_over_what_another_has_locked(jobs: Jobs, other_session: Session) -> None:
     dead, late, forgotten = await jobs.run(), await jobs.submit(), await jobs.submit()
     await jobs.lose(dead.id)

@@ -28,6 +28,7 @@ _LARGEST_ANSWER = 64 * 1024 * 1024
 _LARGEST_ERROR = 64 * 1024
 # A timer is set anew no oftener than this, so a silence is noticed up to this much late.
 _COARSENESS_SECONDS = 0.5
+_READ = httpx.ByteStream(b"")
 # Statuses that another try may cure, besides 5xx.
 _RETRYABLE = frozenset({408, 409, 425, 429})
 
@@ -94,6 +95,7 @@ class ProviderClient:
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
                 await response.aclose()
+            response.stream = _READ  # httpx's response and its stream hold each other, and with them the request's body
 
 
 class Answer:

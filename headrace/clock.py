@@ -1,0 +1,13 @@
+"""The clock that leases are measured by within a process."""
+
+from __future__ import annotations
+
+import time
+
+# Linux's monotonic clock stops while the machine sleeps; a lease in Postgres does not.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Return seconds since some moment in the past, those included for which the machine slept."""
+    return time.clock_gettime(_CLOCK)

@@ -1,0 +1,134 @@
+"""The leases of one worker: renewed by one statement for all of them, and the calls stopped whose jobs are not ours.
+
+A lease says until when a job is this worker's, by this worker's own clock. Postgres decides, but it cannot always be
+asked: a worker that was frozen, or that lost its connection, goes by what it last heard. Once a lease has run out the
+job may be with another attempt, so the worker publishes nothing of it until a heartbeat has renewed the lease. The call
+itself goes on, as Postgres may be unavailable to everyone; the next heartbeat tells whether the job was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Collection
+
+from redis.asyncio import Redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace import live
+from headrace.clock import now
+from headrace.database import Database, execute
+from headrace.jobs import queries
+from headrace.settings import Settings
+from worker.attempt import Attempt, Stop
+
+log = logging.getLogger(__name__)
+
+# Seconds between two heartbeats while cancellations are not heard, as they are then found by heartbeats; and seconds
+# for which a cancellation is remembered that comes before its job.
+_DEAF_SECONDS = 0.7
+# Seconds between two heartbeats while Postgres is unavailable.
+_AGAIN_SECONDS = 0.5
+
+
+class Leases:
+    """Every attempt of this worker, the newest of each job, with its lease."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        redis: Redis,
+        *,
+        in_hand: Collection[str],
+        on_postgres_lost: Callable[[], None],
+    ) -> None:
+        """Keep the wake-ups of the jobs `in_hand`, which have no slot yet, from being sent again, besides."""
+        self._settings = settings
+        self._database = database
+        self._redis = redis
+        self._in_hand = in_hand
+        self._on_postgres_lost = on_postgres_lost
+        self._attempts: dict[str, Attempt] = {}
+        self._cancelled: dict[str, float] = {}
+        """Jobs that were cancelled a moment ago, which may be on their way here, and when."""
+        self.deaf = False
+        """Whether Redis is unavailable, so that cancellations are not heard."""
+        self.reachable = asyncio.Event()
+        """Set while Postgres answers this worker."""
+        self.reachable.set()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """The attempts that run."""
+        return list(self._attempts.values())
+
+    def add(self, attempt: Attempt) -> None:
+        """Look after an attempt from now on; an older one of its job is stopped."""
+        job_id = attempt.job.id
+        if (older := self._attempts.get(job_id)) is not None:
+            older.interrupt(Stop.LOST)
+        self._attempts[job_id] = attempt
+        if job_id in self._cancelled:
+            attempt.interrupt(Stop.CANCELLED)
+
+    def remove(self, attempt: Attempt) -> None:
+        """Look after an attempt no longer."""
+        if self._attempts.get(attempt.job.id) is attempt:
+            del self._attempts[attempt.job.id]
+
+    def postgres_lost(self) -> None:
+        """Note that Postgres does not answer; `reachable` is set again by the first heartbeat that it answers."""
+        if self.reachable.is_set():
+            log.warning("Postgres is unavailable: this worker takes no jobs until it answers")
+            self.reachable.clear()
+            self._on_postgres_lost()
+
+    async def run(self) -> None:
+        """Renew every lease, and stop the calls of jobs that were lost or cancelled; until cancelled."""
+        while True:
+            await self._pause()
+            try:
+                await self._beat()
+            except SQLAlchemyError as error:
+                log.warning("could not extend leases: %s", error)
+                self.postgres_lost()
+            else:
+                if not self.reachable.is_set():
+                    log.info("Postgres answers again: this worker takes jobs")
+                    self.reachable.set()
+
+    async def _pause(self) -> None:
+        if not self.reachable.is_set():
+            await asyncio.sleep(_AGAIN_SECONDS)
+        else:
+            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS if self.deaf else math.inf))
+
+    async def _beat(self) -> None:
+        lease, patience = self._settings.lease_seconds, self._settings.heartbeat_seconds
+        held = {(attempt.job.id, attempt.job.attempt): attempt for attempt in self._attempts.values()}
+        if held:
+            asked = now()
+            to_stop = await queries.extend_leases(
+                self._database, list(held), lease_seconds=lease, patience_seconds=patience
+            )
+            lost = {(job_id, number): lost for job_id, number, lost in to_stop}
+            for key, attempt in held.items():
+                if key in lost:
+                    attempt.interrupt(Stop.LOST if lost[key] else Stop.CANCELLED)
+                if not lost.get(key):
+                    attempt.lease.until = asked + lease
+        elif not self.reachable.is_set():
+            await execute(self._database.relaxed, "SELECT 1", patience_seconds=patience)
+        if self._in_hand:
+            await queries.keep_in_hand(self._database, list(self._in_hand))
+
+    async def hear_cancellations(self) -> None:
+        """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled."""
+        async for job_id in live.cancelled_jobs(self._redis):
+            self._cancelled[job_id] = now()
+            if (attempt := self._attempts.get(job_id)) is not None:
+                attempt.interrupt(Stop.CANCELLED)
+            while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < now() - _DEAF_SECONDS:
+                del self._cancelled[oldest]
