@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 from tests import formats, native_provider
 from tests.formats import PATHS, Said
 from tests.native_provider import Native
+from tests.waiting import PATIENCE as PATIENCE  # noqa: PLC0414  (until all tests import it from there)
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -34,9 +35,6 @@ DONE: Final = b"data: [DONE]\n\n"
 
 RESET: Final = object()
 """In a stream's script: reset the connection here, in the middle of the body."""
-
-PATIENCE = 30.0
-"""How long, in seconds, a test waits for a condition before it is taken for lost. Far beyond what any needs."""
 
 
 async def settled(future: Future[T], patience: float = PATIENCE) -> T:

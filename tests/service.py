@@ -5,7 +5,6 @@ Every process writes to a log file of its own, is known by its pid, and is ended
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +25,8 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
-from tests.provider import PATIENCE
+from tests.waiting import PATIENCE, eventually
+from tests.waiting import until as until  # noqa: PLC0414  (until all tests import it from there)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,20 +135,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Any, what: str, patience: float = PATIENCE) -> Any:
-    """Call `condition` until it returns something true, and return that.
-
-    Raises:
-        TimeoutError: it did not within `patience` seconds.
-    """
-    deadline = time.monotonic() + patience
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still waiting for: {what}")
-        time.sleep(0.05)
-    return result
-
-
 class Process:
     """One `headrace` command in a process group of its own."""
 
@@ -187,7 +172,7 @@ class Process:
         self.signal(signal.SIGKILL)
         self._process.wait()
 
-    def wait(self, patience: float = 15) -> int:
+    def wait(self, patience: float = PATIENCE) -> int:
         """Return its exit code once it has ended by itself.
 
         Raises:
@@ -195,7 +180,7 @@ class Process:
         """
         return self._process.wait(patience)
 
-    def terminate(self, patience: float = 15) -> int:
+    def terminate(self, patience: float = PATIENCE) -> int:
         """Ask it to end with SIGTERM, see to it after `patience` seconds, and return its exit code."""
         if self.running:
             self._process.terminate()
@@ -411,12 +396,14 @@ async def second_api(service: Service, key: str, **environment: str) -> AsyncIte
     url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {key}"}
     try:
         async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=60) as client:
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await client.get("/account")).status_code == 200:
-                        break
+
+            async def answers() -> bool:
                 assert process.running, f"the second API ended:\n{service.tail()}"
-                await asyncio.sleep(0.1)
+                with contextlib.suppress(httpx.TransportError):
+                    return (await client.get("/account")).status_code == 200
+                return False
+
+            await eventually(answers, "the second API")
             yield client
     finally:
         process.terminate()

@@ -64,7 +64,7 @@ async def get(client: httpx.AsyncClient, batch_id: str) -> Json:
     return batch
 
 
-async def reaches(client: httpx.AsyncClient, batch_id: str, *states: str, patience: float = 60) -> Json:
+async def reaches(client: httpx.AsyncClient, batch_id: str, *states: str) -> Json:
     """Return the batch once it is in one of these states.
 
     Raises:
@@ -76,7 +76,7 @@ async def reaches(client: httpx.AsyncClient, batch_id: str, *states: str, patien
         assert batch["status"] in states or batch["status"] not in FINAL, batch
         return batch if batch["status"] in states else None
 
-    batch = await eventually(there, f"{batch_id} to be {' or '.join(states)}", patience)
+    batch = await eventually(there, f"{batch_id} to be {' or '.join(states)}")
     assert batch is not None
     return batch
 

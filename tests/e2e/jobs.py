@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
-from tests.provider import PATIENCE, Json
-
-T = TypeVar("T")
+from tests.provider import Json
+from tests.waiting import eventually as eventually  # noqa: PLC0414  (until all tests import it from there)
 
 FINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 
@@ -21,20 +18,6 @@ FIELDS = frozenset(
     | {"created_at", "started_at", "first_token_at", "finished_at"}
     | {"result", "error", "usage", "cost", "metadata", "batch_id", "agent_id"}
 )
-
-
-async def eventually(condition: Callable[[], Awaitable[T]], what: str, patience: float = PATIENCE) -> T:
-    """Await `condition` again and again until it gives something true, and return that.
-
-    Raises:
-        TimeoutError: it did not within `patience` seconds.
-    """
-    deadline = time.monotonic() + patience
-    while not (result := await condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"still waiting for: {what}")
-        await asyncio.sleep(0.05)
-    return result
 
 
 def chat(model: str, text: str = "hello there", **fields: Any) -> Json:

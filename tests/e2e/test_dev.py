@@ -12,30 +12,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import psycopg
 import pytest
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedValkey, scratch_dir
+from tests.waiting import PATIENCE, until
 
-PATIENCE = 60.0
 COMMAND = [sys.executable, "-P", "-m", "headrace"]
-
-
-Found = TypeVar("Found")
-
-
-def until(condition: Callable[[], Found | None], what: str) -> Found:
-    deadline = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-    return found
 
 
 def ended(process: psutil.Process) -> bool:

@@ -214,7 +214,8 @@ async def test_jobs_batches_agents_and_files_are_made_once(
     file = uploads[0].json()["id"]
     batch = await made("/batches", {"input_file_id": file, **WHAT}, "batch")
     refused(await upload(client, jsonl([line("b", model)]), header), 409, code="idempotency_key_reused")
-    assert (await client.get("/files", params={"limit": 1})).json()["first_id"] == file, "nothing is left of the others"
+    inputs = (await client.get("/files", params={"limit": 1, "purpose": "batch"})).json()
+    assert inputs["first_id"] == file, "nothing is left of the others"
     await batches.reaches(client, batch, "completed")
     assert (await client.delete(f"/files/{file}")).status_code == 200
     assert await made("/batches", {"input_file_id": file, **WHAT}, "batch") == batch

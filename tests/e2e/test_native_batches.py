@@ -222,6 +222,6 @@ async def test_failures_that_pass_only_delay_it(
 ) -> None:
     provider.native.script(native_model, "poll", 500)
     batch = await submit(native_client, lines(native_model, 3))
-    done = await reaches(native_client, batch["id"], "completed", patience=90)
+    done = await reaches(native_client, batch["id"], "completed")
     assert done["request_counts"]["completed"] == 3
     assert len(provider.native.batches_for(native_model)) == 1

@@ -39,7 +39,7 @@ def cluster(shared_cluster: Service) -> Service:
 
 async def whole(client: httpx.AsyncClient, batch_id: str, count: int) -> None:
     """Check that a batch ends with every line answered once, in order."""
-    done = await reaches(client, batch_id, "completed", patience=90)
+    done = await reaches(client, batch_id, "completed")
     assert done["request_counts"] == {"total": count, "completed": count, "failed": 0}
     results = await output(client, done["output_file_id"])
     assert [result["custom_id"] for result in results] == [f"r{number}" for number in range(1, count + 1)]

@@ -63,7 +63,6 @@ async def test_a_slow_one_is_not(database: Database, link: Link) -> None:
 
 # -- parts of a service behind links ----------------------------------------------------------------------------------
 
-PATIENCE = 60.0
 CATALOGUE = """
 [providers.behind]
 kind = "openai"
@@ -126,7 +125,7 @@ def shared(
         )
         service.launch("scheduler-1", DATABASE_URL=database_url(scheduler_postgres, "scheduler-1"))
         service.wait_until_ready()
-        until(lambda: leader(service) == "scheduler-1", "the first scheduler to act", PATIENCE)
+        until(lambda: leader(service) == "scheduler-1", "the first scheduler to act")
         yield Behind(service, *links)
 
 
@@ -261,11 +260,11 @@ async def test_a_scheduler_that_postgres_hears_nothing_of_loses_the_lead_and_com
     await settled(gate.reached)
     assert leader(service) == "scheduler-1"
     behind.scheduler_postgres.be(Mode.STALL)
-    await asyncio.to_thread(until, lambda: leader(service) == "scheduler-2", "the other to act", PATIENCE)
+    await asyncio.to_thread(until, lambda: leader(service) == "scheduler-2", "the other to act")
     service.processes["worker"].kill()
     service.launch("worker")
     assert (await completed(client, job_id))["attempt"] == 2
     # The first finds out, comes back, and leaves the other the lead.
     behind.scheduler_postgres.be(Mode.PASS)
     service.processes["scheduler-2"].kill()
-    await asyncio.to_thread(until, lambda: leader(service) == "scheduler-1", "the first to act again", PATIENCE)
+    await asyncio.to_thread(until, lambda: leader(service) == "scheduler-1", "the first to act again")

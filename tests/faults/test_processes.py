@@ -86,7 +86,7 @@ async def follow(service: Service, job_id: str) -> list[Event]:
             return False
         return bool(events) and str(events[-1].name).removeprefix("job.") in FINAL
 
-    await eventually(read, f"the last event of {job_id}", patience=60)
+    await eventually(read, f"the last event of {job_id}")
     return events
 
 

@@ -16,7 +16,6 @@ from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_servi
 
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
-PATIENCE = 60.0
 
 
 def launch_scheduler(service: Service, name: str) -> None:
@@ -49,7 +48,7 @@ def pair(shared_pair: Service) -> Service:
     for name in SCHEDULERS:
         if name not in shared_pair.processes or not shared_pair.processes[name].running:
             launch_scheduler(shared_pair, name)
-    until(lambda: leader(shared_pair), "a leader", PATIENCE)
+    until(lambda: leader(shared_pair), "a leader")
     return shared_pair
 
 
@@ -86,13 +85,13 @@ async def test_a_scheduler_that_comes_back_leaves_the_other_the_lead(
     assert first is not None
     pair.processes[first].kill()
     [second] = set(SCHEDULERS) - {first}
-    await asyncio.to_thread(until, lambda: leader(pair) == second, "the other to act", PATIENCE)
+    await asyncio.to_thread(until, lambda: leader(pair) == second, "the other to act")
     launch_scheduler(pair, first)
 
     async def stands_by() -> bool:
         return await asyncio.to_thread(connections_of, pair, first) > 0
 
-    await eventually(stands_by, "the first to stand by", PATIENCE)
+    await eventually(stands_by, "the first to stand by")
     await completed(client, await submit(client, model))
     assert leader(pair) == second
 

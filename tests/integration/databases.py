@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from tests.provider import PATIENCE
+from tests.waiting import eventually
 
 Session = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -35,11 +34,11 @@ def fetch(url: str, query: str) -> Sequence[tuple[Any, ...]]:
 
 async def waiting(session: Session) -> None:
     """Return once a statement of another connection waits for a lock that this session holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            cursor = await session.execute(
-                "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-            )
-            if await cursor.fetchone() is not None:
-                return
-            await asyncio.sleep(0.01)
+
+    async def blocks() -> bool:
+        cursor = await session.execute(
+            "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        )
+        return await cursor.fetchone() is not None
+
+    await eventually(blocks, "a statement that waits for this session")

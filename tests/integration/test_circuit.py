@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from headrace import live
+from headrace.chores import going_on
 from headrace.embedded import EmbeddedValkey
 from headrace.errors import (
     UpstreamError,
@@ -20,7 +21,7 @@ from headrace.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from tests.provider import PATIENCE
+from tests.waiting import eventually
 from worker.circuit import _KEY, Circuits, Rules
 
 RULES = Rules(failures=5, cooling_seconds=60)
@@ -43,9 +44,7 @@ async def end(circuits: Circuits, error: BaseException | None = None, times: int
 
 
 async def allowed(circuits: Circuits) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not circuits.allows(NAME):  # noqa: ASYNC110  (time passes, nothing happens)
-            await asyncio.sleep(0.005)
+    await eventually(lambda: circuits.allows(NAME), "the end of the cooling time")
 
 
 async def opened(*all_circuits: Circuits) -> None:
@@ -206,9 +205,12 @@ async def test_what_is_over_leaves_nothing_behind(redis: Redis) -> None:
     await end(circuits, UpstreamError())
     await circuits.refresh()
     assert await redis.exists(_KEY)
-    async with asyncio.timeout(PATIENCE):
-        while await redis.exists(_KEY):
-            await circuits.refresh()
+
+    async def forgotten() -> bool:
+        await circuits.refresh()
+        return not await redis.exists(_KEY)
+
+    await eventually(forgotten, "the record to be forgotten")
     assert circuits.well(NAME)
 
 
@@ -240,17 +242,8 @@ async def test_without_redis_each_worker_goes_by_what_it_knows(
 
 async def test_workers_learn_by_themselves(redis: Redis) -> None:
     first, second = (Circuits(redis, rules=RULES, poll_seconds=0.02) for _ in range(2))
-    chores = [asyncio.create_task(circuits.run()) for circuits in (first, second)]
-    try:
+    async with going_on(first.run, second.run):
         first.pause(NAME, 60)
-        async with asyncio.timeout(PATIENCE):
-            while second.allows(NAME):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await eventually(lambda: not second.allows(NAME), "the second to learn of the pause")
         await redis.delete(_KEY)
-        async with asyncio.timeout(PATIENCE):
-            while not (first.allows(NAME) and second.allows(NAME)):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-    finally:
-        for chore in chores:
-            chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        await eventually(lambda: first.allows(NAME) and second.allows(NAME), "both to learn of its end")

@@ -15,9 +15,9 @@ import redis
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedStoreError, EmbeddedValkey, locate, scratch_dir
 from headrace.settings import Settings
+from tests.waiting import PATIENCE
 
 QUICK = {"fsync": "off"}
-PATIENCE = 30
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's stores run as another user")
 

@@ -18,6 +18,7 @@ from redis.asyncio.client import PubSub
 
 from headrace import follow as following
 from headrace import live
+from headrace.chores import going_on
 from headrace.database import Database
 from headrace.embedded import EmbeddedValkey
 from headrace.errors import NotFoundError
@@ -28,8 +29,8 @@ from headrace.jobs.state import State
 from headrace.live import Frame, Hub, Listener, ListenerClosedError, Publisher, job_channel
 from headrace.usage.spent import NOTHING
 from tests.integration.jobs import ERROR, RESPONSE, SPENT, Jobs, end_of, new_job, segment
-from tests.provider import PATIENCE
 from tests.service import free_port
+from tests.waiting import PATIENCE, eventually
 
 BUFFER = 1024 * 1024
 
@@ -82,14 +83,8 @@ def whole(job: ClaimedJob, first_seq: int, last_seq: int) -> list[bytes]:
 async def served(redis: Redis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
     """Give a hub as an API process has it."""
     hub = Hub(redis, buffer_bytes=buffer_bytes, patience_seconds=60)
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(following.watch(hub, database))]
-    try:
+    async with going_on(hub.run, functools.partial(following.watch, hub, database)):
         yield hub
-    finally:
-        for task in tasks:
-            task.cancel()
-        _, pending = await asyncio.wait(tasks, timeout=PATIENCE)
-        assert not pending, "cancelled, and it goes on"
 
 
 async def all_of(*work: Coroutine[Any, Any, object]) -> None:
@@ -99,18 +94,8 @@ async def all_of(*work: Coroutine[Any, Any, object]) -> None:
         raise ExceptionGroup("readers", errors)
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    """Return once the condition, which may be a coroutine function, holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            holds = condition()
-            if await holds if isinstance(holds, Awaitable) else holds:
-                return
-            await asyncio.sleep(0.01)
-
-
 async def connected(hub: Hub) -> None:
-    await eventually(lambda: hub.connected)
+    await eventually(lambda: hub.connected, "the wire")
 
 
 @pytest.fixture
@@ -309,7 +294,7 @@ async def test_without_redis_readers_get_everything_from_postgres(jobs: Jobs, de
             [job] = await jobs.claim(job_id)
             for seq in range(1, 6):
                 await jobs.append(segment(job, seq, seq))
-                await eventually(functools.partial(reading.has, Cursor(1, seq)))
+                await eventually(functools.partial(reading.has, Cursor(1, seq)), f"delta {seq}")
             await jobs.finish(end_of(job, delta_count=6, segment=segment(job, 6, 6)))
             await reader
     assert reading.chunks == {1: whole(job, 1, 6)}
@@ -351,7 +336,7 @@ async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, dea
     for _ in range(steps):
         await asyncio.sleep(0)
     watching.cancel()
-    done, _ = await asyncio.wait({watching}, timeout=2)
+    done, _ = await asyncio.wait({watching}, timeout=PATIENCE)
     watching.cancel()
     assert done
 
@@ -409,7 +394,7 @@ async def test_leaving_a_job_leaves_no_subscription_behind(jobs: Jobs, redis: Re
             async with hub.listen(job_id, own=False):
                 assert channel in await redis.pubsub_channels()
             assert channel in await redis.pubsub_channels()
-        await eventually(lambda: left(redis, channel))
+        await eventually(lambda: left(redis, channel), "the end of the subscription")
         assert hub.followed == []
 
 
@@ -423,12 +408,12 @@ async def test_a_reader_drops_what_the_worker_of_a_void_attempt_still_publishes(
     async with asyncio.timeout(PATIENCE), hub.listen(first.id, own=True) as listener:
         collecting = asyncio.create_task(collect(listener, jobs.database, reading))
         listener.put(Frame(first.id, 1, 0, "started", ()))
-        await eventually(lambda: reading.started == [1])
+        await eventually(lambda: reading.started == [1], "the first attempt")
         await jobs.lose(first.id)
         await jobs.rescue()
         listener.put(Frame(first.id, 1, 0, "retrying", ()))
         listener.put(Frame(first.id, 1, 1, "delta", whole(first, 1, 3)))
-        await eventually(lambda: reading.retried == [1])
+        await eventually(lambda: reading.retried == [1], "the attempt to be void")
         listener.put(Frame(first.id, 1, 4, "delta", whole(first, 4, 5)))
         [second] = await jobs.claim(first.id)
         await jobs.finish(end_of(second, delta_count=2, segment=segment(second, 1, 2)))
@@ -450,10 +435,10 @@ async def test_a_reader_that_missed_that_its_attempt_is_void_learns_it_from_post
         hub.listen(job.id, own=True) as listener,
     ):
         collecting = asyncio.create_task(collect(listener, jobs.database, reading))
-        await eventually(lambda: reading.started == [1])
+        await eventually(lambda: reading.started == [1], "the first attempt")
         await jobs.lose(job.id)
         await jobs.rescue()
-        await eventually(lambda: reading.retried == [1])
+        await eventually(lambda: reading.retried == [1], "the attempt to be void")
         listener.put(Frame(job.id, 1, 1, "delta", whole(job, 1, 3)))
         await jobs.cancel(job.id)
         await collecting

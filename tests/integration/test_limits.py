@@ -8,7 +8,7 @@ import functools
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -18,10 +18,11 @@ from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
 from headrace import live
+from headrace.chores import going_on
 from headrace.embedded import EmbeddedValkey
 from headrace.errors import UpstreamBusyError
-from tests.provider import PATIENCE
 from tests.service import free_port
+from tests.waiting import PATIENCE, eventually
 from worker import limits as module
 from worker.limits import _SLOTS, Decision, Demand, Limits, Quota, Window, _Place, estimate_tokens
 
@@ -45,21 +46,11 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
         yield redis
 
 
-async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110  (what it waits for happens in Redis)
-            await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def running(limits: Limits) -> AsyncIterator[None]:
     """Keep a worker's slots, as a worker that lives does."""
-    chore = asyncio.create_task(limits.run())
-    try:
+    async with going_on(limits.run):
         yield
-    finally:
-        chore.cancel()
-        await asyncio.gather(chore, return_exceptions=True)
 
 
 class Holder:
@@ -118,7 +109,7 @@ async def counted(redis: Redis) -> tuple[int, int]:
 
 
 async def all_free(redis: Redis) -> None:
-    await eventually(functools.partial(_none_held, redis))
+    await eventually(functools.partial(_none_held, redis), "all slots to be free")
 
 
 async def _none_held(redis: Redis) -> bool:
@@ -194,31 +185,48 @@ async def test_a_provider_without_limits_costs_no_round_trip() -> None:
         assert limits.shared
 
 
+async def age(redis: Redis, limits: Limits, seconds: float) -> None:
+    """Have Redis believe that it heard a worker last so many seconds earlier."""
+    numbers = (await fields(redis))[f"w{limits._worker}"]
+    numbers[-1] -= round(seconds * 1000)
+    await redis.hset(KEY, f"w{limits._worker}", " ".join(map(str, numbers)))
+
+
+async def beat(redis: Redis, limits: Limits) -> None:
+    """Have a worker send a heartbeat, and return once Redis has it."""
+    before = (await fields(redis))[f"w{limits._worker}"][0]
+    for gate in limits._gates.values():
+        gate.heartbeat()
+
+    async def again() -> bool:
+        return (await fields(redis))[f"w{limits._worker}"][0] > before
+
+    await eventually(again, "a heartbeat")
+
+
 async def test_slots_of_a_killed_worker_come_back_and_those_of_a_living_one_do_not(redis: Redis) -> None:
     provider = Provider(max_concurrency=2)
-    killed, living, third = (Limits(redis, lease_seconds=0.3) for _ in range(3))
-    async with running(living), running(third):
-        holders = [await Holder(killed, provider).started(), await Holder(living, provider).started()]
-        gained = await Holder(third, provider).started()  # after the lease of the one that runs no heartbeat
-        late = Holder(third, provider)
-
-        async def some_heartbeats(least: int = 10) -> bool:
-            return (await fields(redis))[f"w{living._worker}"][0] >= least
-
-        await eventually(some_heartbeats)
-        assert not late.admitted.is_set()
-        await finish(gained, holders[1])
-        await late.started()
-        await finish(late, holders[0])
+    killed, living, third = (Limits(redis, lease_seconds=LONG) for _ in range(3))
+    holders = [await Holder(killed, provider).started(), await Holder(living, provider).started()]
+    await refused(third, provider)
+    await age(redis, killed, LONG + 1)
+    gained = await Holder(third, provider).started()
+    for _ in range(3):
+        await age(redis, living, LONG / 2)
+        await beat(redis, living)
+    await refused(third, provider)
+    await finish(holders[1])
+    await finish(await Holder(third, provider).started())
+    await finish(gained, holders[0])
 
 
 async def test_a_redis_that_was_emptied_knows_the_slots_after_a_heartbeat(redis: Redis) -> None:
     provider = Provider(max_concurrency=1)
-    limits, other = Limits(redis, lease_seconds=0.3), Limits(redis, lease_seconds=0.3)
+    limits, other = Limits(redis, lease_seconds=0.1), Limits(redis, lease_seconds=LONG)
     async with running(limits):
         holder = await Holder(limits, provider).started()
         await redis.flushall()
-        await eventually(functools.partial(held, redis))
+        await eventually(functools.partial(held, redis), "a slot that is held")
         await refused(other, provider)
         await finish(holder)
 
@@ -228,7 +236,7 @@ async def test_a_call_that_takes_several_slots_waits_for_all_of_them(redis: Redi
     first, second = Holder(limits, provider), Holder(limits, provider, calls=2)
     await second.started()
     third = Holder(limits, provider, calls=10)  # more than there are: it takes all
-    await eventually(functools.partial(waiting, redis, 3))
+    await eventually(functools.partial(waiting, redis, 3), "three that wait")
     await finish(second)
     assert not third.admitted.is_set()
     await finish(first)
@@ -266,9 +274,9 @@ async def test_a_worker_that_holds_the_slots_leaves_them_to_one_that_came_earlie
 
     holder = await Holder(busy, provider).started()
     calls = [asyncio.create_task(call(busy, "early"))]
-    await eventually(functools.partial(waiting, redis, 1))
+    await eventually(functools.partial(waiting, redis, 1), "one that waits")
     calls.append(asyncio.create_task(call(other, "other")))
-    await eventually(functools.partial(waiting, redis, 2))
+    await eventually(functools.partial(waiting, redis, 2), "two that wait")
     calls += [asyncio.create_task(call(busy, "late")) for _ in range(20)]
     await asyncio.sleep(0)
     await finish(holder)
@@ -334,8 +342,11 @@ async def test_tokens_are_corrected_when_the_call_ends(redis: Redis) -> None:
             if used is not None:
                 admission.used(used)
         if total is not None:
-            await eventually(functools.partial(_counted_tokens, redis, total))
-    await eventually(functools.partial(_counted_tokens, redis, 403 + estimate_tokens(REQUEST) + 9000))
+            await eventually(functools.partial(_counted_tokens, redis, total), "its tokens to be counted")
+    await eventually(
+        functools.partial(_counted_tokens, redis, 403 + estimate_tokens(REQUEST) + 9000),
+        "the others' tokens to be counted",
+    )
     await refused(limits, provider)
 
 
@@ -399,10 +410,10 @@ async def test_cancelling_whoever_waits_takes_nothing_and_makes_way(redis: Redis
     holder = await Holder(limits, provider).started()
     before = await counted(redis)
     waiters = [Holder(limits, provider) for _ in range(3)]
-    await eventually(functools.partial(waiting, redis, 3))
+    await eventually(functools.partial(waiting, redis, 3), "three that wait")
     for waiter in waiters:
         waiter.task.cancel()
-    await eventually(functools.partial(waiting, redis, 0))
+    await eventually(functools.partial(waiting, redis, 0), "nobody to wait")
     assert await counted(redis) == before
     await finish(holder)
     await finish(await Holder(other, provider).started())
@@ -507,7 +518,7 @@ async def test_without_redis_each_worker_keeps_the_limits_alone_and_with_it_toge
         async def together() -> bool:
             return first.shared and second.shared
 
-        await eventually(together)
+        await eventually(together, "both to share again")
     assert await held(redis) == 3
     assert (await counted(redis))[0] == 7
     await refused(second, provider)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -140,7 +141,7 @@ class Rig:
     def wait_until_whole(self) -> None:
         """Return when both APIs are ready: everything else is, or comes by itself."""
         for name in APIS:
-            until(lambda name=name: self._answers(name, "readyz"), f"{name} to be ready", 60)
+            until(partial(self._answers, name, "readyz"), f"{name} to be ready")
 
     # -- one fault ----------------------------------------------------------------------------------------------------
 
