@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
@@ -17,12 +18,14 @@ from api.webhooks import accept_webhook
 from headrace.agents.persona import AGENT_PREFIX, resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue import Route
-from headrace.chat.request import ChatRequest, parse_chat_request
+from headrace.chat.request import ChatRequest, check_request
 from headrace.chat.usage import estimate_demand
 from headrace.errors import ModelNotFoundError
 from headrace.ids import is_id, new_id
 from headrace.jobs.queries import NewJob, read_progress
+from headrace.json_document import parse_json
 from headrace.keys.queries import Principal
+from headrace.offload import LARGE_BYTES, offloaded
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.routing import check_servable
@@ -45,12 +48,31 @@ class Submission:
     repeated: bool
     """Whether an earlier request with its Idempotency-Key may have made it already."""
 
+    def forget(self) -> None:
+        """Let go of what was asked, which Postgres has: its client may wait for long."""
+        self.job = replace(self.job, request="")
+        self.asked = {}
+
+
+@dataclass(slots=True)
+class Asked:
+    """A chat request: its JSON, what that says, and how it was understood."""
+
+    body: bytes
+    document: dict[str, Any]
+    chat: ChatRequest
+
+    @classmethod
+    def parse(cls, body: bytes) -> Asked:
+        """Return the chat request that a body is. Raises InvalidRequestError naming the parameter that is wrong."""
+        document = parse_json(body)
+        return cls(body, document, check_request(ChatRequest, document))
+
 
 async def new_job(
     request: Request,
     principal: Principal,
-    chat: ChatRequest,
-    body: bytes,
+    asked: Asked,
     *,
     sent: bytes,
     tier: str | None = None,
@@ -68,30 +90,29 @@ async def new_job(
         InvalidRequestError: It asks for what no route to the model can honour, or for a webhook that may not be sent.
         ConflictError: Its Idempotency-Key came with another request.
     """
-    webhook = webhook or chat.webhook
+    webhook = webhook or asked.chat.webhook
     if webhook is not None:
         await accept_webhook(request, principal.account_id, webhook)
-    principal.check_may_ask(chat.model, chat.fallbacks or ())
-    labels = metadata if metadata is not None else chat.metadata
-    asked = orjson.loads(body)
+    principal.check_may_ask(asked.chat.model, asked.chat.fallbacks or ())
+    labels = metadata if metadata is not None else asked.chat.metadata
     agent = None
-    if chat.model.startswith(AGENT_PREFIX):
-        agent = await _agent(request, principal, chat.model)
-        asked = resolve(orjson.loads(agent.definition), asked)
-        body = orjson.dumps(asked)
-        chat = parse_chat_request(body)  # what each may say alone may be wrong together
-    check = functools.partial(check_servable, request.state.catalogue.current, chat, asked, metadata=labels)
+    if asked.chat.model.startswith(AGENT_PREFIX):
+        agent = await _agent(request, principal, asked.chat.model)
+        size = len(agent.definition) + len(asked.body)
+        asked = await offloaded(size, _resolved, agent, asked)
+    chat, size = asked.chat, len(asked.body)
+    check = functools.partial(check_servable, request.state.catalogue.current, chat, asked.document, metadata=labels)
     fresh = new_id("job")
-    usable = check(seed=fresh)
+    usable = await offloaded(size, check, seed=fresh)
     job_id, repeated = await resource_id(request, principal, fresh, sent)
     if repeated:
-        usable = check(seed=job_id)
+        usable = await offloaded(size, check, seed=job_id)
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
         model=chat.model,
-        request=body.decode(),
+        request=asked.body.decode(),
         agent_id=None if agent is None else agent.id,
         agent_version=None if agent is None else agent.version,
         metadata=orjson.dumps(labels).decode() if labels else None,
@@ -106,7 +127,13 @@ async def new_job(
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
     routes = [way.route for way in usable]
-    return Submission(job, _headers(job_id, usable[0].dropped), scopes, routes, asked, repeated)
+    return Submission(job, _headers(job_id, usable[0].dropped), scopes, routes, asked.document, repeated)
+
+
+def _resolved(agent: AgentVersion, asked: Asked) -> Asked:
+    """Return what an agent makes of a request. Raises as `Asked.parse` does: each may be right, and both wrong."""
+    document = resolve(orjson.loads(agent.definition), asked.document)
+    return Asked(orjson.dumps(document), document, check_request(ChatRequest, document))
 
 
 async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
@@ -136,6 +163,7 @@ async def accept(request: Request, submission: Submission) -> int:
     state, job = request.state, submission.job
     if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
         submission.headers["idempotent-replayed"] = "true"
+        _let_go(request, submission)
         return progress.created
     if any(scope.is_limited for scope in submission.scopes):
         job = await _admit(request, submission)
@@ -150,14 +178,26 @@ async def accept(request: Request, submission: Submission) -> int:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
     else:
         state.queue.wake([job.id], tier=job.tier)
+    _let_go(request, submission)
     return created
+
+
+def _let_go(request: Request, submission: Submission) -> None:
+    if len(submission.job.request) > LARGE_BYTES:
+        submission.forget()
+        request.state.room.give_back(request)
 
 
 async def _admit(request: Request, submission: Submission) -> NewJob:
     job = submission.job
-    tokens = estimate_demand(submission.asked, output_limit=submission.routes[0].output_limit)
-    cost = highest_cost(submission.routes, submission.asked)
-    demand = Demand(job.id, background=job.background, tokens=tokens.total_tokens, cost=cost)
+    tokens, cost = await offloaded(len(job.request), _demand, submission)
+    demand = Demand(job.id, background=job.background, tokens=tokens, cost=cost)
     admission = await request.state.gate.admit(submission.scopes, demand)
     submission.headers |= admission.headers
     return replace(job, reserved_cost=cost, delay_seconds=admission.delay_seconds)
+
+
+def _demand(submission: Submission) -> tuple[int, Decimal]:
+    """Return what a job may use at most: tokens, and USD."""
+    tokens = estimate_demand(submission.asked, output_limit=submission.routes[0].output_limit)
+    return tokens.total_tokens, highest_cost(submission.routes, submission.asked)

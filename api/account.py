@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.idempotency import Change
-from api.scope import read_body, render_json
+from api.scope import SMALL_BODY, read_body, render_json
 from api.webhooks import accept_webhook
 from headrace.chat.validation import parse_body
 from headrace.database import Row
@@ -107,7 +107,7 @@ async def update_account(request: Request, principal: Authenticated, name: Accou
     """Set the limits of the key's account, or of another: for administrators. It has its effect within a second."""
     if not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may limit an account.")
-    body = await read_body(request)
+    body = await read_body(request, limit=SMALL_BODY)
     limits = parse_body(AccountUpdate, body).limits or Limits()
     row = await find_account(request, principal, name)
     change = await Change.of(request, principal, body)

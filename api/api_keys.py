@@ -12,7 +12,7 @@ from api.account import AccountName, accept_limits, find_account
 from api.authentication import Authenticated
 from api.idempotency import Change, resource_id
 from api.pages import render_page
-from api.scope import read_body, render_json
+from api.scope import SMALL_BODY, read_body, render_json
 from headrace.chat.validation import parse_body
 from headrace.database import Row
 from headrace.errors import ConflictError, PermissionDeniedError
@@ -84,7 +84,7 @@ async def create_key(request: Request, principal: Manager) -> Response:
 
     An account's limits hold whatever limits its keys are given.
     """
-    body = await read_body(request)
+    body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyRequest, body)
     if asked.account is not None and not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may name an account.", param="account")
@@ -133,7 +133,7 @@ async def get_key(request: Request, principal: Manager, key_id: str) -> Response
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
 async def update_key(request: Request, principal: Manager, key_id: str) -> Response:
     """Change what the body names, and leave the rest; `null` takes it away. It has its effect within a second."""
-    body = await read_body(request)
+    body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyUpdate, body)
     row = await _find_to_change(request, principal, key_id)
     _check_scopes(principal, asked.scopes or ())
@@ -156,7 +156,7 @@ async def rotate_key(request: Request, principal: Manager, key_id: str) -> Respo
 
     The key from before works for `overlap_seconds` more. A second rotation within that time ends it.
     """
-    body = await read_body(request) or b"{}"
+    body = await read_body(request, limit=SMALL_BODY) or b"{}"
     asked = parse_body(KeyRotation, body)
     row = await _find_to_change(request, principal, key_id)
     change = await Change.of(request, principal, body)

@@ -93,7 +93,9 @@ async def authenticate(request: Request) -> Principal:
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     authenticator: Authenticator = request.state.authenticator
-    return await authenticator.authenticate(key)
+    principal = await authenticator.authenticate(key)
+    request.state.account_id = principal.account_id
+    return principal
 
 
 Authenticated = Annotated[Principal, Depends(authenticate)]

@@ -14,14 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.acceptance import Submission, accept, new_job
+from api.acceptance import Asked, Submission, accept, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
 from api.idempotency import has_key
 from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
-from headrace.chat.request import ChatRequest, parse_chat_request
+from headrace.chat.request import ChatRequest
 from headrace.errors import INTERRUPTED, HeadraceError, UnavailableError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
@@ -29,6 +29,7 @@ from headrace.jobs.job_object import Job, find_job
 from headrace.jobs.queries import erase_unstored
 from headrace.keys.queries import Principal
 from headrace.live import Listener, ListenerClosedError
+from headrace.offload import offloaded
 from headrace.quotas.queries import Spent
 from headrace.usage.queries import render_cost
 
@@ -50,13 +51,19 @@ LEAVING = UnavailableError("This server is shutting down: send the request again
 )
 async def create_chat_completion(request: Request, principal: Authenticated) -> Response:
     """Answer with the completion, stream it, or with `background` start a job and return it."""
-    body = await read_body(request)
-    chat = parse_chat_request(body)
-    submission = await new_job(request, principal, chat, body, sent=body, background=bool(chat.background))
+    submission, includes_usage = await _submit(request, principal)
     if submission.job.background:
         return await start(request, submission)
     foreground = _Foreground(request, principal, submission)
-    return await (foreground.stream(_includes_usage(chat)) if chat.stream else foreground.whole())
+    return await (foreground.stream(includes_usage) if submission.job.streamed else foreground.whole())
+
+
+async def _submit(request: Request, principal: Principal) -> tuple[Submission, bool]:
+    """Return the job that is asked for, and whether its stream is to tell its usage; what was sent is let go of."""
+    body = await read_body(request)
+    asked = await offloaded(len(body), Asked.parse, body)
+    submission = await new_job(request, principal, asked, sent=body, background=bool(asked.chat.background))
+    return submission, _includes_usage(asked.chat)
 
 
 async def start(request: Request, submission: Submission) -> Response:
@@ -78,7 +85,7 @@ class _Foreground:
         self.request = request
         self.principal = principal
         self.submission = submission
-        self.job = submission.job
+        self.job_id = submission.job.id
         self.headers = submission.headers
         self.keyed = has_key(request)
 
@@ -123,7 +130,7 @@ class _Foreground:
     ) -> AsyncGenerator[list[bytes], None]:
         async with stack:
             ended = False
-            chunks = Chunks(self.job.id, self.created, include_usage=include_usage)
+            chunks = Chunks(self.job_id, self.created, include_usage=include_usage)
             try:
                 event = first
                 while not ended:
@@ -171,7 +178,7 @@ class _Foreground:
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
         """Submit the job and follow it, until the client goes away."""
         state = self.request.state
-        async with state.hub.listen(self.job.id, own=not self.keyed, waits=True) as listener:
+        async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
             self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
@@ -184,20 +191,20 @@ class _Foreground:
         """Let go of what the job held back, before its client may ask again."""
         spent = None
         if end is not None and end.cursor.attempt == 1:  # else those before may have used something too
-            spent = Spent(self.job.id, end.charge.tokens, end.charge.cost or Decimal())
-        await self.request.state.gate.settle_ended(self.submission.scopes, self.job.id, spent)
+            spent = Spent(self.job_id, end.charge.tokens, end.charge.cost or Decimal())
+        await self.request.state.gate.settle_ended(self.submission.scopes, self.job_id, spent)
 
     async def _forget(self) -> None:
         """Erase what is not to be stored, once its client has it; one that may come back for it has some minutes."""
-        if not self.job.stored and not self.keyed:
+        if not self.submission.job.stored and not self.keyed:
             with contextlib.suppress(SQLAlchemyError):  # the scheduler does it later
-                await erase_unstored(self.request.state.database, job_id=self.job.id)
+                await erase_unstored(self.request.state.database, job_id=self.job_id)
 
     async def _abandon(self) -> None:
         if self.keyed:
             return
         # In a task of its own: the client's going must not stop what its going asks for.
-        await asyncio.shield(asyncio.create_task(abandon(self.request, self.job.id, self.principal.account_id)))
+        await asyncio.shield(asyncio.create_task(abandon(self.request, self.job_id, self.principal.account_id)))
 
 
 async def close_when_gone(request: Request, listener: Listener) -> None:

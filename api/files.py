@@ -23,7 +23,9 @@ from headrace.ids import is_id
 
 router = APIRouter(prefix="/files", tags=["Files"])
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+# Digits of a position: no file is so long that it takes more.
+_DIGITS = 18
 
 
 class DeletedFile(BaseModel):
@@ -120,10 +122,16 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
         return None
     first, last = match.groups()
     if not first:
-        return max(0, size - int(last)), size if int(last) else 0
-    if last and int(last) < int(first):
+        length = _position(last)
+        return max(0, size - length), size if length else 0
+    if last and _position(last) < _position(first):
         return None
-    return int(first), min(size, int(last) + 1) if last else size
+    return _position(first), min(size, _position(last) + 1) if last else size
+
+
+def _position(digits: str) -> int:
+    """Return a position in a file; one that is far beyond any end is cut to another that is."""
+    return int(digits.lstrip("0")[:_DIGITS] or "0")
 
 
 def _disposition(filename: str) -> str:

@@ -16,6 +16,7 @@ from headrace.errors import InvalidRequestError
 from headrace.idempotency import queries
 from headrace.ids import new_id
 from headrace.keys.queries import Principal
+from headrace.offload import offloaded
 
 LONGEST_KEY = 255
 _HEADER = "idempotency-key"
@@ -45,7 +46,7 @@ async def resource_id(request: Request, principal: Principal, fresh: str, body: 
     key = _key(request)
     if key is None:
         return fresh, False
-    fingerprint = _fingerprint(request, body)
+    fingerprint = await offloaded(len(body), _fingerprint, request, body)
     found = await queries.claim_id(request.state.database, principal.account_id, key, fingerprint, fresh)
     return found, found != fresh
 
@@ -108,7 +109,8 @@ async def _find_claim(request: Request, principal: Principal, body: bytes) -> qu
     key = _key(request)
     if key is None:
         return None
-    return await queries.find_claim(request.state.database, principal.account_id, key, _fingerprint(request, body))
+    fingerprint = await offloaded(len(body), _fingerprint, request, body)
+    return await queries.find_claim(request.state.database, principal.account_id, key, fingerprint)
 
 
 def _key(request: Request) -> str | None:

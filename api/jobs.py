@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from api.acceptance import new_job
+from api.acceptance import Asked, new_job
 from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
 from api.chat import start
@@ -25,8 +25,7 @@ from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
-from headrace.chat.request import JobSubmission
-from headrace.chat.validation import parse_body
+from headrace.chat.request import JobSubmission, check_request
 from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
 from headrace.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started, follow, furthest_cursor
 from headrace.ids import completion_id, is_id
@@ -34,7 +33,9 @@ from headrace.jobs import queries
 from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render_job
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
+from headrace.json_document import parse_json
 from headrace.live import ListenerClosedError
+from headrace.offload import offloaded
 from headrace.webhooks.queries import list_deliveries
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,11 @@ class DeletedJob(BaseModel):
 async def create_job(request: Request, principal: Authenticated) -> Response:
     """Start a completion in the background; the same as `background` in a chat completion."""
     body = await read_body(request)
-    submission = parse_body(JobSubmission, body)
+    submission, asked = await offloaded(len(body), _parse, body)
     job = await new_job(
         request,
         principal,
-        submission.request,
-        orjson.dumps(orjson.loads(body)["request"]),
+        asked,
         sent=body,
         tier=submission.priority,
         metadata=submission.metadata,
@@ -72,6 +72,12 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
         background=True,
     )
     return await start(request, job)
+
+
+def _parse(body: bytes) -> tuple[JobSubmission, Asked]:
+    document = parse_json(body)
+    submission = check_request(JobSubmission, document, within="request")
+    return submission, Asked(orjson.dumps(document["request"]), document["request"], submission.request)
 
 
 @router.get("", summary="List jobs", responses={200: {"model": JobList}})

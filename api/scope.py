@@ -20,9 +20,13 @@ from headrace.chat.validation import invalid_request
 from headrace.database import is_away
 from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError, PayloadTooLargeError, UnavailableError
 from headrace.ids import new_id
+from headrace.offload import LARGE_BYTES
 from headrace.telemetry import bind
 
 log = logging.getLogger(__name__)
+
+SMALL_BODY = 64 * 1024
+"""Bytes of a body that describes a key or an account."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
@@ -44,14 +48,16 @@ def render_error(error: HeadraceError) -> Response:
     return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the whole body.
+async def read_body(request: Request, *, limit: int | None = None) -> bytes:
+    """Return the whole body, of at most `limit` bytes.
 
     Raises:
-        PayloadTooLargeError: It is larger than `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
+        PayloadTooLargeError: It is larger than that, or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
         InvalidRequestError: The client broke off.
+        RateLimitError: Too many large bodies of its account are under way.
+        UnavailableError: Too many large bodies of all accounts are.
     """
-    limit: int = request.state.settings.max_body_bytes
+    limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
     too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -66,6 +72,8 @@ async def read_body(request: Request) -> bytes:
         size += len(piece)
         if size > limit:
             raise too_large
+        if size > LARGE_BYTES:
+            await request.state.room.take(request, size)
         pieces.append(piece)
         if not message.get("more_body", False):
             return b"".join(pieces)
@@ -101,6 +109,9 @@ class RequestScope:
                 if started:
                     raise
                 await render_error(HeadraceError())(scope, receive, send_with_id)
+            finally:
+                if scope["state"].get("body_units"):
+                    scope["state"]["room"].give_back(Request(scope))
 
 
 def _asked_id(scope: Scope) -> str | None:

@@ -12,6 +12,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from api.authentication import Authenticator
+from api.room import Room
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
 from headrace.chores import going_on
@@ -40,6 +41,7 @@ class State(TypedDict):
     hub: Hub
     inserts: GroupCommit[NewJob, int]
     gate: Gate
+    room: Room
 
 
 @contextlib.asynccontextmanager
@@ -71,6 +73,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
                 inserts=GroupCommit(insert),
+                room=Room(settings.body_memory_bytes),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
 

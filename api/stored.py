@@ -129,15 +129,20 @@ async def list_messages(
 
 
 async def _find(request: Request, completion_id: str, account_id: str) -> Any:
-    job_id = job_id_of(completion_id)
-    if not completion_id.startswith("chatcmpl-") or not is_id(job_id, "job"):
+    if not _is_completion(completion_id):
         return None
-    return await queries.get_job(request.state.database, job_id, account_id)
+    return await queries.get_job(request.state.database, job_id_of(completion_id), account_id)
+
+
+def _is_completion(completion_id: str) -> bool:
+    return completion_id.startswith("chatcmpl-") and is_id(job_id_of(completion_id), "job")
 
 
 async def _asked(request: Request, completion_id: str, account_id: str) -> dict[str, Any]:
-    stored = await queries.get_request(request.state.database, job_id_of(completion_id), account_id)
-    if stored is None or not completion_id.startswith("chatcmpl-"):
+    stored = None
+    if _is_completion(completion_id):
+        stored = await queries.get_request(request.state.database, job_id_of(completion_id), account_id)
+    if stored is None:
         raise _no_such_completion(completion_id)
     asked: dict[str, Any] = orjson.loads(stored)
     return asked

@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=20 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; more is refused while reading."
     )
+    body_memory_bytes: int = Field(
+        default=128 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of large request bodies that one API process reads and checks at one time, half of them of "
+        "one account: others wait, then are refused. What is parsed of them takes a few times as much.",
+    )
     job_timeout_seconds: float = Field(
         default=86_400, gt=0, description="A job's deadline when the request sets no `timeout`: OpenAI's batch window."
     )

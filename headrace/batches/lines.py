@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import orjson
-from pydantic import ValidationError
-
-from headrace.chat.request import ChatRequest
-from headrace.chat.validation import invalid_request
+from headrace.chat.request import ChatRequest, check_request
 from headrace.errors import InvalidRequestError
+from headrace.json_document import parse_json
 
 ENDPOINT: Final = "/v1/chat/completions"
 LONGEST_CUSTOM_ID = 512
@@ -98,18 +95,19 @@ def parse_line(text: bytes | None, *, endpoint: str = ENDPOINT) -> Line:
     if text is None:
         raise InvalidRequestError(f"This line is longer than {LARGEST_LINE} bytes.", code="line_too_large")
     try:
-        line = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        line = parse_json(text)
+    except InvalidRequestError as error:
+        if error.code != "invalid_json":
+            raise
         raise InvalidRequestError("This line is not parseable as valid JSON.", code="invalid_json_line") from None
     if not isinstance(line, dict):
         raise InvalidRequestError("This line is not a JSON object.", code="invalid_json_line")
     body = _check_envelope(line, endpoint)
     try:
-        chat = ChatRequest.model_validate(body)
-    except ValidationError as error:
-        problem = invalid_request(error, body)
+        chat = check_request(ChatRequest, body)
+    except InvalidRequestError as problem:
         problem.param = "body" if problem.param is None else f"body.{problem.param}"
-        raise problem from None
+        raise
     return Line(line["custom_id"], body, _check_chat(chat))
 
 

@@ -13,11 +13,15 @@ without calling back into Python.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.chat.validation import InvalidFieldError, invalid_request, parse_body
+from headrace.chat.validation import InvalidFieldError, invalid_request, parse_body, validate
+from headrace.errors import InvalidRequestError
 
 __all__ = [
     "EXTENSIONS",
@@ -25,12 +29,23 @@ __all__ = [
     "JobSubmission",
     "Metadata",
     "Webhook",
+    "check_request",
     "invalid_request",
     "parse_chat_request",
 ]
 
 EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks", "strict_params"})
 """The parameters that are Headrace's and not OpenAI's: removed before a provider sees the request."""
+
+MOST_MESSAGES = 10_000
+MOST_PARTS = 4_096
+"""Parts of one message's content: more than any provider takes images."""
+MOST_TOOLS = 512
+"""Tools of a request, calls of one message, and its blocks of thought."""
+MOST_TOKENS = 1_000_000_000
+"""Of an answer: no model writes as many."""
+MOST_BIASES = 4_096
+LONGEST_STOP = 4_096
 
 _INT64 = 2**63
 
@@ -45,16 +60,18 @@ class _Open(BaseModel):
 
 
 # Lists stop at their first bad item: a body of a million bad items is refused as quickly as any other.
-_FAIL_FAST = Field(fail_fast=True)
-_NOT_EMPTY = Field(min_length=1, fail_fast=True)
+_TOOLS = Field(max_length=MOST_TOOLS, fail_fast=True)
+_PARTS = Field(min_length=1, max_length=MOST_PARTS, fail_fast=True)
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 """OpenAI's metadata: at most 16 pairs, keys of at most 64 characters, values of at most 512."""
 
-Webhook = Annotated[str, Field(max_length=2048, pattern=r"^(?i:https?)://[^\s/?#]+\S*$")]
+Webhook = Annotated[str, Field(max_length=2048, pattern=r"^(?i:https?)://[^\s\x00/?#]+[^\s\x00]*$")]
 """The URL that is told when a job ends."""
+
+_Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 
 Timeout = Annotated[float, Field(gt=0, le=604_800)]
 """A job's deadline in seconds from its submission: a week at most."""
@@ -136,7 +153,7 @@ class RefusalPart(_Open):
     refusal: str
 
 
-_Text = str | Annotated[list[TextPart], _NOT_EMPTY]
+_Text = str | Annotated[list[TextPart], _PARTS]
 _UserPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
 _AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 
@@ -164,7 +181,7 @@ class UserMessage(_Open):
     """What the user says, shows or sends."""
 
     role: Literal["user"]
-    content: str | Annotated[list[_UserPart], _NOT_EMPTY]
+    content: str | Annotated[list[_UserPart], _PARTS]
     name: str | None = None
 
 
@@ -217,13 +234,13 @@ class AssistantMessage(_Open):
     """What the model said before."""
 
     role: Literal["assistant"]
-    content: str | Annotated[list[_AssistantPart], _NOT_EMPTY] | None = None
+    content: str | Annotated[list[_AssistantPart], _PARTS] | None = None
     refusal: str | None = None
     name: str | None = None
     audio: AudioReference | None = None
-    tool_calls: Annotated[list[_ToolCall], _FAIL_FAST] | None = None
+    tool_calls: Annotated[list[_ToolCall], _TOOLS] | None = None
     function_call: FunctionCall | None = None
-    thinking_blocks: Annotated[list[ThinkingBlock], _FAIL_FAST] | None = None
+    thinking_blocks: Annotated[list[ThinkingBlock], _TOOLS] | None = None
 
     @model_validator(mode="after")
     def _require_content(self) -> Self:
@@ -339,7 +356,7 @@ class AllowedTools(_Open):
     """Some of the tools, and whether one of them must be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[dict[str, Any]], _FAIL_FAST]
+    tools: Annotated[list[dict[str, Any]], _TOOLS]
 
 
 class AllowedToolsChoice(_Open):
@@ -499,22 +516,24 @@ class ChatRequest(_Open):
     )
 
     model: ModelName
-    messages: Annotated[list[Message], _NOT_EMPTY]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: str | Annotated[list[str], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = _DEPRECATED
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=4, fail_fast=True)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = _DEPRECATED
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[int, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[int, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES)] | None = (
+        None
+    )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=-_INT64, le=_INT64 - 1)] | None = _DEPRECATED
 
-    tools: Annotated[list[Tool], _FAIL_FAST] | None = None
+    tools: Annotated[list[Tool], _TOOLS] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Field(min_length=1, max_length=128, fail_fast=True)] | None = (
@@ -525,7 +544,7 @@ class ChatRequest(_Open):
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    modalities: Annotated[list[Literal["text", "audio"]], _FAIL_FAST] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=8, fail_fast=True)] | None = None
     audio: AudioOutput | None = None
     prediction: Prediction | None = None
     web_search_options: WebSearchOptions | None = None
@@ -593,6 +612,69 @@ class JobSubmission(BaseModel):
     timeout: Timeout | None = None
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+# Messages, parts and calls that are checked in one call: some milliseconds.
+_SLICE = 500
+_MESSAGE_PATH = re.compile(r"messages\[(\d+)\]")
+
+
+class _Messages(BaseModel):
+    """Some messages of a long request."""
+
+    messages: list[Message]
+
+
 def parse_chat_request(body: bytes) -> ChatRequest:
     """Return the body of a chat completion request. Raises InvalidRequestError naming the parameter that is wrong."""
     return parse_body(ChatRequest, body)
+
+
+def check_request(model: type[_Model], document: Any, *, within: str | None = None) -> _Model:
+    """Return parsed JSON as a `model`, whose field `within`, or all of which, is a chat request.
+
+    The messages of a long request are checked in slices, so that no call takes more than some milliseconds. What is
+    returned has the first slice alone: those who read more of the messages read the document.
+
+    Raises:
+        InvalidRequestError: It is not valid; the error names the parameter that is wrong.
+    """
+    chat = document.get(within) if within is not None and isinstance(document, dict) else document
+    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
+        return validate(model, document)
+    messages = chat["messages"]
+    ends = list(_slices(messages))
+    if len(ends) < 2 or len(messages) > MOST_MESSAGES:
+        return validate(model, document)
+    first = {**chat, "messages": messages[: ends[0]]}
+    checked = validate(model, first if within is None else {**document, within: first})
+    for start, end in pairwise(ends):
+        _check_messages(messages[start:end], start, within)
+    return checked
+
+
+def _slices(messages: list[Any]) -> Iterator[int]:
+    """Yield where each slice of messages ends."""
+    weight = 0
+    for index, message in enumerate(messages):
+        weight += 1
+        if isinstance(message, dict):
+            weight += sum(len(value) for value in message.values() if isinstance(value, list))
+        if weight >= _SLICE:
+            yield index + 1
+            weight = 0
+    if weight:
+        yield len(messages)
+
+
+def _check_messages(messages: list[Any], start: int, within: str | None) -> None:
+    try:
+        validate(_Messages, {"messages": messages})
+    except InvalidRequestError as error:
+        prefix = "" if within is None else f"{within}."
+
+        def moved(text: str) -> str:
+            return _MESSAGE_PATH.sub(lambda match: f"{prefix}messages[{int(match[1]) + start}]", text, count=1)
+
+        param = None if error.param is None else moved(error.param)
+        raise InvalidRequestError(moved(error.message), param=param, code=error.code) from None

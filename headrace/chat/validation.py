@@ -6,25 +6,19 @@ alternatives. A client wants one sentence and one path.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from headrace.errors import InvalidRequestError
+from headrace.json_document import parse_json, render_path, shorten
 
-__all__ = ["MAX_NESTING", "InvalidFieldError", "invalid_request", "parse_body"]
+__all__ = ["InvalidFieldError", "invalid_request", "parse_body", "validate"]
 
-MAX_NESTING = 200
-"""Levels of arrays and objects that pydantic's JSON parser follows; the limit is its own."""
-
-_LONGEST_ECHO = 80
 _LONGEST_MESSAGE = 300
 _MOST_ERRORS = 1000
-
-_NOT_JSON = "We could not parse the JSON body of your request"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _Key = str | int
@@ -41,20 +35,15 @@ class InvalidFieldError(PydanticCustomError):
 
 def parse_body(model: type[_Model], body: bytes) -> _Model:
     """Return `body`, which must be JSON, as a `model`. Raises InvalidRequestError naming the field that is wrong."""
+    return validate(model, parse_json(body))
+
+
+def validate(model: type[_Model], document: object) -> _Model:
+    """Return parsed JSON as a `model`. Raises InvalidRequestError naming the field that is wrong."""
     try:
-        parsed = model.model_validate_json(body)
+        return model.model_validate(document)
     except ValidationError as exc:
-        raise invalid_request(exc, _parse_leniently(body)) from None
-    # Pydantic's parser takes NaN and Infinity, which are not JSON, wherever a field has no type of its own. Both words
-    # are so rare in a body that looking for them costs less than a stricter parser would.
-    if b"NaN" in body or b"Infinity" in body:
-        try:
-            from_json(body, allow_inf_nan=False)
-        except ValueError:
-            raise InvalidRequestError(
-                f"{_NOT_JSON}: NaN and Infinity are not valid JSON.", code="invalid_json"
-            ) from None
-    return parsed
+        raise invalid_request(exc, document) from None
 
 
 def invalid_request(exc: ValidationError, data: object | None = None) -> InvalidRequestError:
@@ -69,8 +58,6 @@ def invalid_request(exc: ValidationError, data: object | None = None) -> Invalid
             f"The request has {exc.error_count()} invalid values, too many to tell which.", code="invalid_value"
         )
     errors = exc.errors(include_url=False)
-    if errors[0]["type"] == "json_invalid":
-        return _invalid_json(errors[0]["ctx"]["error"])
     placed = [_place(error, data) for error in errors]
     # The first error and those below it concern one value. Where that value may be of several types, the failure
     # furthest inside it comes from the alternative that its client meant.
@@ -80,7 +67,7 @@ def invalid_request(exc: ValidationError, data: object | None = None) -> Invalid
     candidates = [error for error in candidates if error.path == deepest]
     best = next((error for error in candidates if error.expected is None), None)
     code, message = _invalid_type(candidates) if best is None else _explain(best)
-    return InvalidRequestError(_shorten(message, _LONGEST_MESSAGE), param=_render_path(deepest) or None, code=code)
+    return InvalidRequestError(shorten(message, _LONGEST_MESSAGE), param=render_path(deepest) or None, code=code)
 
 
 class _Placed(NamedTuple):
@@ -162,22 +149,9 @@ def _readings(data: object, loc: _Path) -> Iterator[tuple[_Path, object]]:
     yield from _readings(data, rest)
 
 
-def _render_path(path: _Path) -> str:
-    """Return `path` as its client would write it: `messages[0].content[1].image_url.url`."""
-    rendered = ""
-    for key in path:
-        if isinstance(key, int):
-            rendered += f"[{key}]"
-        elif re.fullmatch(r"[\w-]{1,64}", key):
-            rendered += f".{key}" if rendered else key
-        else:
-            rendered += f"[{_echo(key)}]"
-    return rendered
-
-
 def _explain(error: _Placed) -> tuple[str, str]:
     """Return OpenAI's code and message for a value of the right type that is wrong otherwise."""
-    path, ctx, value = _render_path(error.path), error.ctx, error.value
+    path, ctx, value = render_path(error.path), error.ctx, error.value
     name = f"key in '{path}'" if error.is_key else f"'{path}'"
     match error.type:
         case "missing":
@@ -248,26 +222,10 @@ def _wrong_length(name: str, kind: str, bound: str, limit: int, length: int) -> 
 
 def _invalid_type(errors: Sequence[_Placed]) -> tuple[str, str]:
     """Return OpenAI's code and message for a value that is of none of the types it may have."""
-    name = _render_path(errors[0].path)
+    name = render_path(errors[0].path)
     wanted = " or ".join(dict.fromkeys(error.expected for error in errors if error.expected))
     subject = f"Invalid type for '{name}'" if name else "Invalid body of your request"
     return "invalid_type", f"{subject}: expected {wanted}, but got {_json_type(errors[0].value)} instead."
-
-
-def _invalid_json(reason: str) -> InvalidRequestError:
-    if "recursion limit" in reason:
-        message = f"The JSON body of your request is nested too deeply: more than {MAX_NESTING} levels."
-    else:
-        message = f"{_NOT_JSON}: {_shorten(reason, _LONGEST_ECHO)}."
-    return InvalidRequestError(message, code="invalid_json")
-
-
-def _parse_leniently(body: bytes) -> object | None:
-    try:
-        parsed: object = from_json(body)
-    except ValueError:
-        return None
-    return parsed
 
 
 def _json_type(value: object) -> str:
@@ -291,9 +249,5 @@ def _json_type(value: object) -> str:
 def _echo(value: object) -> str:
     """Return a scalar as the client wrote it, shortened: a message is no place to send a body back in."""
     if isinstance(value, str):
-        return f"'{_shorten(value, _LONGEST_ECHO)}'"
-    return _shorten(str(value), _LONGEST_ECHO)
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        return f"'{shorten(value)}'"
+    return shorten(str(value))

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from headrace.chat.request import Webhook
+
 _MOST = 2**53 - 1
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
@@ -48,7 +50,7 @@ class Limits(BaseModel):
     wait: bool | None = Field(
         default=None, description="Background jobs beyond a rate wait in the queue instead of being refused"
     )
-    alert_webhook: Annotated[str, Field(max_length=2048, pattern=r"^(?i:https?)://[^\s/?#]+\S*$")] | None = Field(
+    alert_webhook: Webhook | None = Field(
         default=None, description="An http or https URL that is told when 50, 80 and 100 % of a budget are spent"
     )
 

@@ -73,7 +73,7 @@ def test_a_valid_line_is_read() -> None:
         (b"{", "invalid_json_line", None),
         (b"[1]", "invalid_json_line", None),
         (b'{"custom_id": "\xff"}', "invalid_json_line", None),
-        (b'{"custom_id": NaN}', "invalid_json_line", None),
+        (b'{"custom_id": NaN}', "invalid_value", "custom_id"),
         (None, "line_too_large", None),
         (line(custom_id=None), "missing_required_parameter", "custom_id"),
         (line(method=None), "missing_required_parameter", "method"),

@@ -1,0 +1,137 @@
+"""JSON from outside, parsed: with a bound on how much it may hold, and errors for whoever sent it.
+
+Twenty megabytes of text are quickly parsed; twenty megabytes of empty objects become a gigabyte of Python's. So what a
+document would become is bounded before it is parsed, by counting in its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import orjson
+
+from headrace.errors import InvalidRequestError
+
+MOST_VALUES = 100_000
+"""Values in one document, at any depth: those of objects and arrays, not their keys."""
+MAX_NESTING = 200
+"""Levels of arrays and objects. orjson writes 254 at most, and what is parsed is written again inside other objects."""
+
+# Bytes of a document that cannot hold too many values.
+_FEW_BYTES = 2 * MOST_VALUES
+_LONGEST_ECHO = 80
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+def parse_json(text: bytes) -> Any:
+    """Return what a document holds: objects, arrays, strings, finite floats and integers of 64 bits.
+
+    An integer of more bits is a float. A string with half a surrogate pair is no JSON.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or too much of it: `code` is `invalid_json` or `too_many_values`.
+    """
+    check_bounds(text)
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _not_a_number(text) or InvalidRequestError(
+            f"We could not parse the JSON body of your request: {shorten(str(error))}.", code="invalid_json"
+        ) from None
+
+
+def check_bounds(text: bytes) -> None:
+    """Check that a document, which may be no JSON, holds no more than it may.
+
+    Raises:
+        InvalidRequestError: It has too many values, or is nested too deeply.
+    """
+    opening = text.count(b"[") + text.count(b"{")
+    few = len(text) <= _FEW_BYTES or opening + text.count(b",") < MOST_VALUES
+    if few and opening <= MAX_NESTING:
+        return
+    # Most of those may stand in strings.
+    outside = _outside_strings(text)
+    opening = outside.count(b"[") + outside.count(b"{")
+    if opening + outside.count(b",") >= MOST_VALUES:
+        raise _too_many_values()
+    if opening > MAX_NESTING and _depth(outside, opening) > MAX_NESTING:
+        raise InvalidRequestError(
+            f"The JSON body of your request is nested too deeply: more than {MAX_NESTING} levels.", code="invalid_json"
+        )
+
+
+def _outside_strings(text: bytes) -> bytes:
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if text.count(b'"') > 4 * MOST_VALUES:  # a value has a key at most, and either is a string at most
+        raise _too_many_values()
+    return b"".join(text.split(b'"')[::2])
+
+
+def _depth(outside: bytes, opening: int) -> int:
+    brackets = outside.translate(None, _NOT_BRACKETS)
+    if len(brackets) > 2 * opening:
+        return 0  # it is no JSON, as the parser will find
+    return max(accumulate(map(_STEPS.__getitem__, brackets)))
+
+
+def _too_many_values() -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The JSON body of your request has more than {MOST_VALUES} values.", code="too_many_values"
+    )
+
+
+def _not_a_number(text: bytes) -> InvalidRequestError | None:
+    """Return the error for a number that no float holds, or a word that stands for one, if that is what is wrong."""
+    bad = object()
+
+    def number(written: str) -> object:
+        return 0 if math.isfinite(float(written)) else bad
+
+    try:
+        document = json.loads(text, parse_int=number, parse_float=number, parse_constant=lambda _: bad)
+    except ValueError:
+        return None
+    path = next((render_path(path) for path, value in _leaves(document, ()) if value is bad), None)
+    if path is None:
+        return None
+    return InvalidRequestError(
+        f"Invalid '{path}': expected a finite number." if path else "The body is no finite number.",
+        param=path or None,
+        code="invalid_value",
+    )
+
+
+def _leaves(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def render_path(path: Sequence[str | int]) -> str:
+    """Return the path of a value as its client would write it: `messages[0].content[1].image_url.url`."""
+    rendered = ""
+    for key in path:
+        if isinstance(key, int):
+            rendered += f"[{key}]"
+        elif re.fullmatch(r"[\w-]{1,64}", key):
+            rendered += f".{key}" if rendered else key
+        else:
+            rendered += f"['{shorten(key)}']"
+    return rendered
+
+
+def shorten(text: str, limit: int = _LONGEST_ECHO) -> str:
+    """Return the beginning of a text: a message is no place to send a body back in."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
