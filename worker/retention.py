@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
-from headrace.files.queries import forget_files, sweep_files
+from headrace.files.queries import expire_spare_outputs, forget_files, sweep_files
 from headrace.idempotency.queries import sweep_keys
 from headrace.jobs.queries import erase_unstored, forget_jobs, prune_deltas
 from headrace.settings import Settings
@@ -21,6 +23,8 @@ _IDLE_SECONDS = 5.0
 # A step that does as much has probably left something.
 _MANY = 100
 _DAY_SECONDS = 86_400
+# Between two looks at what there is only after an accident.
+_RARELY_SECONDS = 3600.0
 
 
 class Retention:
@@ -29,6 +33,7 @@ class Retention:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
+        self._rarely_at = -math.inf
 
     async def run(self) -> None:
         """Clean up until cancelled."""
@@ -57,5 +62,8 @@ class Retention:
         if settings.retention_days is not None:
             seconds = settings.retention_days * _DAY_SECONDS
             done += [await forget_jobs(database, seconds=seconds), await forget_files(database, seconds=seconds)]
+        if time.monotonic() >= self._rarely_at:
+            done.append(await expire_spare_outputs(database))
+            self._rarely_at = time.monotonic() + _RARELY_SECONDS
         done.append(await sweep_files(database))
         return max(done)

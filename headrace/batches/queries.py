@@ -13,7 +13,7 @@ import orjson
 
 from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
-from headrace.database import Database, Row, execute
+from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
 from headrace.ids import new_id
 from headrace.webhooks.queries import told
 
@@ -48,6 +48,15 @@ class NewBatch:
     output_seconds: int | None
     metadata: Mapping[str, str] | None
     webhook: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file of which all is written, and which no one sees yet."""
+
+    id: str
+    bytes: int
+    filename: str
 
 
 _CREATE = """
@@ -160,15 +169,19 @@ _START = _MOVE + ", total = %(total)s, model = %(model)s, native_route = %(nativ
 _FROM = " WHERE id = %(id)s AND state = %(from)s RETURNING id"
 
 
-def _end(assignments: str) -> str:
-    return f"""
-WITH ended AS ({_MOVE}, {assignments} {_FROM}, account_id, state, webhook),
-{told("ended")}
-SELECT id FROM ended
-"""
+def _end(assignments: str, *others: str) -> str:
+    ended = f"ended AS ({_MOVE}, {assignments} {_FROM}, account_id, state, webhook, output_seconds)"
+    return f"WITH {', '.join([ended, *others])}, {told('ended')} SELECT id FROM ended"
 
 
-_END = _end("output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s")
+_COMPLETED = """completed AS (
+    UPDATE files SET bytes = written.bytes, filename = written.filename,
+                     expires_at = created_at + output_seconds * interval '1 second'
+    FROM ended, unnest(%(file_ids)s::text[], %(sizes)s::bigint[], %(filenames)s::text[])
+                AS written (id, bytes, filename)
+    WHERE files.id = written.id AND files.bytes IS NULL
+)"""
+_END = _end("output_file_id = %(output_file_id)s, error_file_id = %(error_file_id)s", _COMPLETED)
 _FAIL = _end("errors = %(errors)s::jsonb")
 
 
@@ -223,8 +236,12 @@ async def end_batch(
     end: BatchState,
     output_file_id: str | None,
     error_file_id: str | None,
+    written: Sequence[WrittenFile] = (),
 ) -> bool:
-    """Move a batch from `begin` to its `end`, with its files. Returns False if somebody else did."""
+    """Move a batch from `begin` to its `end`, with its files, which are there from then on if they are `written` only.
+
+    Returns False if the batch was not in `begin`.
+    """
     parameters = {
         "id": batch_id,
         "from": begin,
@@ -232,6 +249,9 @@ async def end_batch(
         "event_id": new_id("evt"),
         "output_file_id": output_file_id,
         "error_file_id": error_file_id,
+        "file_ids": [file.id for file in written],
+        "sizes": [file.bytes for file in written],
+        "filenames": [file.filename for file in written],
     }
     return bool(await execute(database.durable, _END, parameters))
 
@@ -275,16 +295,30 @@ WHERE batch_id = %(batch_id)s
 """
 _IN_ORDER_OF_LINES = _RESULTS + " AND line > %(after)s AND finished_in IS NOT NULL ORDER BY line LIMIT %(limit)s"
 # A transaction that has not ended may have begun before one that has. So that a reader who goes on from the last line
-# it has misses none, it sees only what ended before every transaction that has not.
+# it has misses none, it sees only what ended before every transaction that has not. A row of a transaction that has yet
+# to begin is of the database from which this one was restored.
 _IN_ORDER_OF_ENDS = (
     _RESULTS
     + """
-AND (finished_in, line) > (SELECT coalesce(max(finished_in), 0), coalesce(max(line), 0) FROM jobs
+AND (finished_in, line) > (SELECT coalesce(max(finished_in), -9223372036854775808), coalesce(max(line), 0) FROM jobs
                            WHERE id = %(after)s AND batch_id = %(batch_id)s)
-AND finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+AND (finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+     OR finished_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
 ORDER BY finished_in, line LIMIT %(limit)s
 """
 )
+# Before all transactions of this database, in the order that they have.
+_SETTLE_RESTORED = """
+WITH restored AS MATERIALIZED (
+    SELECT line.id FROM batches CROSS JOIN LATERAL (
+        SELECT id FROM jobs WHERE batch_id = batches.id
+                                  AND finished_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+        LIMIT %(limit)s
+    ) AS line LIMIT %(limit)s
+)
+UPDATE jobs SET finished_in = finished_in - 4611686018427387904 FROM restored WHERE jobs.id = restored.id
+RETURNING jobs.id
+"""
 
 
 async def read_lines(database: Database, batch_id: str, *, after: int, limit: int) -> Sequence[Row]:
@@ -295,6 +329,16 @@ async def read_lines(database: Database, batch_id: str, *, after: int, limit: in
 async def list_ended(database: Database, batch_id: str, *, after: str | None, limit: int) -> Sequence[Row]:
     """Return up to `limit` lines that have ended, in order of their ends, past the one whose job is `after`."""
     return await execute(database.relaxed, _IN_ORDER_OF_ENDS, {"batch_id": batch_id, "after": after, "limit": limit})
+
+
+async def settle_restored_ends(database: Database, *, limit: int = 1000) -> int:
+    """Put lines that ended in the database from which this one was restored before those that end here.
+
+    Their transactions have numbers that this database may have yet to reach. Returns how many lines, `limit` at most.
+    """
+    return len(
+        await execute(database.relaxed, _SETTLE_RESTORED, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS)
+    )
 
 
 async def has_line(database: Database, batch_id: str, job_id: str) -> bool:

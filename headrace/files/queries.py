@@ -1,4 +1,8 @@
-"""Every statement on files. Nobody sees a file before all of it is there, and a file in use cannot be deleted."""
+"""Every statement on files. Nobody sees a file before all of it is there, and a file in use cannot be deleted.
+
+A statement of its own looks up whether a file is in use, after the file's row is locked: a single statement would look
+as of before it waited for a batch that is being created.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import sqlalchemy as sa
 
-from headrace.database import Database, Row, execute
+from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
 from headrace.files.tables import CHUNK_BYTES, files
 from headrace.ids import id_before, new_id
 
@@ -34,25 +38,27 @@ WHERE id = %(id)s AND bytes IS NULL
 """
 _DISCARD = "DELETE FROM files WHERE id = %(id)s AND bytes IS NULL"
 _READ = "SELECT data FROM file_chunks WHERE file_id = %(file_id)s AND number = %(number)s"
-_DELETE = """
-WITH target AS MATERIALIZED (
-    SELECT id FROM files WHERE id = %(id)s AND account_id = %(account_id)s AND bytes IS NOT NULL FOR UPDATE
-), user_of AS (
-    SELECT batches.id FROM batches JOIN target ON batches.input_file_id = target.id
-    WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
-), deleted AS (
-    DELETE FROM files USING target WHERE files.id = target.id AND NOT EXISTS (SELECT FROM user_of)
-)
-SELECT (SELECT id FROM user_of) FROM target
+_LOCK = """
+SELECT id FROM files WHERE id = %(id)s AND account_id = %(account_id)s AND bytes IS NOT NULL FOR UPDATE
 """
+_IN_USE = """EXISTS (
+    SELECT FROM batches
+    WHERE input_file_id = files.id AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+)"""
+_USER = """
+SELECT id FROM batches
+WHERE input_file_id = %(id)s AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
+"""
+_DELETE = "DELETE FROM files WHERE id = %(id)s"
 # An upload that was broken off is kept for longer than an Idempotency-Key by which it may still be ended.
-_SWEEP = """
+_LOCK_OLD = f"""
+SELECT id FROM files
+WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '2 days')) AND NOT {_IN_USE}
+ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED
+"""
+_SWEEP = f"""
 WITH gone AS MATERIALIZED (
-    SELECT id FROM files
-    WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '2 days'))
-          AND NOT EXISTS (SELECT FROM batches WHERE input_file_id = files.id
-                          AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
-    ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED
+    SELECT id FROM files WHERE id = ANY(%(ids)s::text[]) AND NOT {_IN_USE}
 ), old AS MATERIALIZED (
     SELECT file_id, number FROM file_chunks JOIN gone ON file_id = gone.id ORDER BY file_id, number LIMIT %(chunks)s
 ), emptied AS (
@@ -77,6 +83,19 @@ WITH old AS MATERIALIZED (
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE files SET expires_at = now() FROM old WHERE files.id = old.id RETURNING files.id
+"""
+
+# A batch's file is of no use if the batch, which has ended, has another.
+_EXPIRE_SPARE = """
+WITH spare AS (
+    SELECT files.id FROM files JOIN batches ON batches.account_id = files.account_id
+        AND batches.id = substring(filename FROM '^(batch_.+)_(?:output|error)[.]jsonl$')
+    WHERE purpose = 'batch_output' AND bytes IS NOT NULL AND (files.expires_at IS NULL OR files.expires_at > now())
+          AND state IN ('completed', 'failed', 'expired', 'cancelled')
+          AND files.id IS DISTINCT FROM output_file_id AND files.id IS DISTINCT FROM error_file_id
+    LIMIT %(limit)s
+)
+UPDATE files SET expires_at = now() FROM spare WHERE files.id = spare.id RETURNING files.id
 """
 
 
@@ -153,8 +172,13 @@ async def list_files(
 
 async def delete_file(database: Database, file_id: str, account_id: str) -> tuple[bool, str | None]:
     """Delete a file. Returns whether the account has it, and the unfinished batch that still needs it if one does."""
-    rows = await execute(database.durable, _DELETE, {"id": file_id, "account_id": account_id})
-    return (True, rows[0][0]) if rows else (False, None)
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        if not await execute(transaction, _LOCK, {"id": file_id, "account_id": account_id}):
+            return False, None
+        if users := await execute(transaction, _USER, {"id": file_id}):
+            return True, users[0].id
+        await execute(transaction, _DELETE, {"id": file_id})
+    return True, None
 
 
 async def read_file(
@@ -180,7 +204,9 @@ async def sweep_files(database: Database, *, chunks: int = 100) -> int:
 
     A file goes with its last chunk. Returns how many rows were deleted.
     """
-    return len(await execute(database.relaxed, _SWEEP, {"chunks": chunks}))
+    async with database.relaxed.transaction("READ COMMITTED") as transaction:
+        ids = [row.id for row in await execute(transaction, _LOCK_OLD)]
+        return len(await execute(transaction, _SWEEP, {"ids": ids, "chunks": chunks})) if ids else 0
 
 
 async def forget_files(database: Database, *, seconds: float, limit: int = 500) -> int:
@@ -190,3 +216,12 @@ async def forget_files(database: Database, *, seconds: float, limit: int = 500) 
     """
     parameters = {"before": id_before(seconds, "file"), "seconds": seconds, "limit": limit}
     return len(await execute(database.relaxed, _FORGET, parameters))
+
+
+async def expire_spare_outputs(database: Database, *, limit: int = 500) -> int:
+    """Let a batch's files expire that a scheduler wrote before it died, and another wrote anew; returns how many.
+
+    A batch of this release ends in the statement that makes its files be there. It reads every file's row.
+    """
+    rows = await execute(database.relaxed, _EXPIRE_SPARE, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS)
+    return len(rows)

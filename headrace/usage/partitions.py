@@ -105,10 +105,11 @@ _MONTHS = """
 SELECT DISTINCT (extract(year FROM created_at AT TIME ZONE 'UTC') * 12
                  + extract(month FROM created_at AT TIME ZONE 'UTC') - 1)::int AS number FROM usage_other
 """
-# Of one moment: no transaction from `oldest` to `newest` need have ended. A row of a transaction past `newest` is of a
-# database from which this one was restored.
+# Transactions before `oldest` have ended. Rows of a database from which this one was restored may have later ones than
+# `newest`, until the next fold gives them others.
 _NOW = """
-SELECT pg_snapshot_xmin(now)::text::bigint AS oldest, pg_snapshot_xmax(now)::text::bigint AS newest
+SELECT pg_snapshot_xmin(now)::text::bigint AS oldest, pg_snapshot_xmax(now)::text::bigint AS newest,
+       EXISTS (SELECT FROM usage_other WHERE transaction >= pg_snapshot_xmax(now)::text::bigint) AS restored
 FROM pg_current_snapshot() AS now
 """
 _REST = "SELECT count(*) FROM (SELECT FROM usage_other WHERE transaction BETWEEN %(start)s AND %(end)s LIMIT %(limit)s)"
@@ -128,14 +129,14 @@ class _Filling:
     async def run(self) -> int:
         """Return how many rows were copied before the partitions were put in place."""
         oids = {name: await self._create(name) for name in self._tables}
-        now = (await execute(self._database.relaxed, _NOW))[0]
-        rows = await self._copy("transaction < %(oldest)s OR transaction > %(newest)s", now._asdict())
+        rows, done = 0, -1
         while True:
-            done, now = now.oldest, (await execute(self._database.relaxed, _NOW))[0]
-            since = {"done": done, "oldest": now.oldest}
-            rows += await self._copy("transaction >= %(done)s AND transaction < %(oldest)s", since)
-            if await self._swap(oids, now):
-                return rows
+            now = (await execute(self._database.relaxed, _NOW))[0]
+            if not now.restored:
+                rows += await self._copy(done, now.oldest)
+                done = now.oldest
+                if await self._swap(oids, now):
+                    return rows
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _create(self, name: str) -> int:
@@ -150,8 +151,8 @@ class _Filling:
             await execute(self._database.durable, statement)
         return int((await execute(self._database.relaxed, f"SELECT '{name}'::regclass::oid::bigint"))[0][0])
 
-    async def _copy(self, condition: str, parameters: dict[str, Any]) -> int:
-        """Copy rows that do not change any more, a page at a time in the order of their keys."""
+    async def _copy(self, start: int, end: int) -> int:
+        """Copy the rows of transactions from `start` to just before `end`, a page at a time in the order of keys."""
         copies = ", ".join(
             f"{name}_copied AS (INSERT INTO {name} SELECT * FROM page WHERE {inside} ON CONFLICT DO NOTHING)"
             for name, inside in self._tables.items()
@@ -159,15 +160,18 @@ class _Filling:
         statement = f"""
 WITH page AS MATERIALIZED (
     SELECT * FROM usage_other
-    WHERE ({condition}) AND ({_KEY}) > (%(job_id)s, %(attempt)s, %(created_at)s, %(kind)s) ORDER BY {_KEY} LIMIT {_STEP}
+    WHERE transaction >= %(start)s AND transaction < %(end)s
+          AND ({_KEY}) > (%(job_id)s, %(attempt)s, %(created_at)s, %(kind)s)
+    ORDER BY {_KEY} LIMIT {_STEP}
 ), {copies}
 SELECT {_KEY}, (SELECT count(*) FROM page) AS rows FROM page
 ORDER BY job_id DESC, attempt DESC, created_at DESC, kind DESC LIMIT 1
 """
         last: dict[str, Any] = {"job_id": "", "attempt": 0, "created_at": datetime(1, 1, 1, tzinfo=UTC), "kind": ""}
+        window = {"start": start, "end": end}
         copied = 0
         while page := await execute(
-            self._database.relaxed, statement, parameters | last, patience_seconds=LONG_PATIENCE_SECONDS
+            self._database.relaxed, statement, window | last, patience_seconds=LONG_PATIENCE_SECONDS
         ):
             last = page[0]._asdict()
             rows = last.pop("rows")

@@ -327,7 +327,8 @@ _COLUMNS_OF_STATEMENT = {
     "output_price": "price ->> 'output'",
     "input_audio_price": "price ->> 'input_audio'",
     "output_audio_price": "price ->> 'output_audio'",
-    "discount": "price ->> 'discount'",
+    # Rows of 0.1.0's first builds have it under another name.
+    "price_factor": "coalesce(price ->> 'factor', price ->> 'discount')",
     "price_source": "price ->> 'source'",
     "kind": "kind",
     "entries": "count(*)",

@@ -123,7 +123,10 @@ UPDATE usage_mark SET transaction = greatest(usage_mark.transaction, edge.transa
 RETURNING (SELECT count(*) FROM fresh)
 """
 _STATE = """
-SELECT transaction, metadata_keys, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest FROM usage_mark
+SELECT transaction, metadata_keys,
+       transaction > pg_snapshot_xmin(pg_current_snapshot())::text::bigint OR EXISTS (
+           SELECT FROM usage WHERE transaction >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint) AS restored
+FROM usage_mark
 """
 
 
@@ -134,13 +137,17 @@ async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int
     anew.
     """
     state = await execute(database.relaxed, _STATE)
-    if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].transaction > state[0].oldest:
+    if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].restored:
         return await rebuild_rollups(database, metadata_keys=metadata_keys)
     parameters = {"metadata_keys": sorted(metadata_keys)}
     rows = await execute(database.durable, _FOLD, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
     return int(rows[0][0]) if rows else 0
 
 
+# A row of a transaction that has yet to begin is of the database from which this one was restored.
+_SETTLE_RESTORED = """
+UPDATE usage SET transaction = 0 WHERE transaction >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+"""
 _EDGE = """
 INSERT INTO usage_mark (transaction, metadata_keys)
 VALUES (pg_snapshot_xmin(pg_current_snapshot())::text::bigint, %(metadata_keys)s::text[])
@@ -166,6 +173,7 @@ async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -
         await _run(transaction, "SET LOCAL statement_timeout = 0")
         # Before the first look at anything, so that nobody folds what this does not see.
         await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
+        await _run(transaction, _SETTLE_RESTORED)
         await _run(transaction, "DELETE FROM usage_rollups")
         await _run(transaction, "DELETE FROM usage_latencies")
         parameters: dict[str, Any] = {"metadata_keys": sorted(metadata_keys)}

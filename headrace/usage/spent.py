@@ -59,20 +59,20 @@ class SpentUsage:
 
 
 def spent_on(
-    route: Route, tokens: TokenUsage, request: Mapping[str, Any], *, answered: str, discount: Decimal | None = None
+    route: Route, tokens: TokenUsage, request: Mapping[str, Any], *, answered: str, factor: Decimal | None = None
 ) -> SpentUsage:
-    """Return what an answer to a request used, at the route's price of this moment, less the discount.
+    """Return what an answer to a request used, at the route's price of this moment, times `factor`.
 
-    `answered` is the model that answered, as its provider said. A `discount` of 0.5 is half the price.
+    `answered` is the model that answered, as its provider said.
     """
     rates = route.rates(tokens.prompt_tokens)
-    cost = None if rates is None else rates.cost(tokens) * (discount or 1)
-    price = None if rates is None else _render_price(rates, discount)
+    cost = None if rates is None else rates.cost(tokens) * (1 if factor is None else factor)
+    price = None if rates is None else _render_price(rates, factor)
     return SpentUsage(route.provider_name, _storable(answered), tokens, cost, price, _end_user(request))
 
 
 @lru_cache(maxsize=4096)
-def _render_price(rates: Rates, discount: Decimal | None) -> str:
+def _render_price(rates: Rates, factor: Decimal | None) -> str:
     price = {
         "input": str(rates.input),
         "cached_input": str(rates.cached_input),
@@ -80,7 +80,7 @@ def _render_price(rates: Rates, discount: Decimal | None) -> str:
         "output": str(rates.output),
         "source": rates.source,
     }
-    special = {"input_audio": rates.input_audio, "output_audio": rates.output_audio, "discount": discount}
+    special = {"input_audio": rates.input_audio, "output_audio": rates.output_audio, "factor": factor}
     price |= {name: str(value) for name, value in special.items() if value is not None}
     return orjson.dumps(price).decode()
 

@@ -36,6 +36,7 @@ async def waiting(session: Session) -> None:
     """Return once a statement of another connection waits for a lock that this session holds."""
 
     async def blocks() -> bool:
+        await session.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees no later connections
         cursor = await session.execute(
             "SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
         )

@@ -12,12 +12,19 @@ from headrace.batches.lines import LineProblem
 from headrace.batches.queries import NewBatch
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
-from headrace.files.queries import FileWriter, delete_file, find_file, read_file, sweep_files
+from headrace.files.queries import (
+    FileWriter,
+    delete_file,
+    expire_spare_outputs,
+    find_file,
+    read_file,
+    sweep_files,
+)
 from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
 from headrace.jobs.queries import NewLine, cancel_lines, feed_lines
 from headrace.jobs.state import State
-from tests.integration.databases import Session
+from tests.integration.databases import Session, waiting
 from tests.integration.jobs import Jobs, Owner, end_of
 
 ERROR = '{"code":"batch_cancelled","message":"stopped"}'
@@ -210,6 +217,27 @@ async def test_lines_are_read_in_order_of_the_input(database: Database, owner: O
     assert [row.line for row in await queries.read_lines(database, batch_id, after=3, limit=2)] == [4]
 
 
+async def test_results_of_a_restored_database_are_there_and_come_first(
+    database: Database, owner: Owner, jobs: Jobs
+) -> None:
+    batch_id = await create(database, owner, total=4)
+    job_ids = await feed(database, batch_id, 1, 4)
+    held = {job.id: job for job in await jobs.claim(*job_ids)}
+    for job_id in (job_ids[2], job_ids[0]):
+        await jobs.finish(end_of(held[job_id]))
+    # The backup was made by a server on which more transactions had been.
+    await execute(database.relaxed, "UPDATE jobs SET finished_in = finished_in + 1000000 WHERE finished_in IS NOT NULL")
+    restored = await queries.list_ended(database, batch_id, after=None, limit=10)
+    assert [row.line for row in restored] == [3, 1]
+    assert await queries.settle_restored_ends(database, limit=1) == 1
+    assert await queries.settle_restored_ends(database) == 1
+    assert await queries.settle_restored_ends(database) == 0
+    await jobs.finish(end_of(held[job_ids[1]]))
+    assert [row.line for row in await queries.list_ended(database, batch_id, after=None, limit=10)] == [3, 1, 2]
+    since = await queries.list_ended(database, batch_id, after=restored[0].id, limit=10)
+    assert [row.line for row in since] == [1, 2]
+
+
 async def test_an_unfinished_file_is_nobodys(database: Database, owner: Owner) -> None:
     writer = FileWriter(database, account_id=owner.account_id, purpose="batch")
     await writer.write(b"x" * (CHUNK_BYTES + 1))
@@ -244,6 +272,81 @@ async def test_what_has_expired_or_was_broken_off_is_swept_but_for_an_input_in_u
     ids = {row.id for row in rows}
     assert {gone, broken.file_id}.isdisjoint(ids)
     assert {kept, batch.input_file_id} <= ids
+
+
+async def test_a_file_is_not_deleted_under_a_batch_that_is_being_created(
+    database: Database, owner: Owner, other_session: Session
+) -> None:
+    batch_id, other_id = await create(database, owner), await create(database, owner)
+    file_id = await store(database, owner)
+    # What creates a batch, in a transaction that takes long.
+    await other_session.execute("SELECT id FROM files WHERE id = %s FOR KEY SHARE", [file_id])
+    await other_session.execute("UPDATE batches SET input_file_id = %s WHERE id = %s", [file_id, batch_id])
+    deleting = asyncio.create_task(delete_file(database, file_id, owner.account_id))
+    await waiting(other_session)
+    await other_session.commit()
+    assert await deleting == (True, batch_id)
+    assert await find_file(database, file_id, owner.account_id) is not None
+
+    expired = await store(database, owner, seconds=0)
+    await other_session.execute("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
+    sweeping = asyncio.create_task(sweep_files(database))
+    await waiting(other_session)
+    await other_session.execute("UPDATE batches SET input_file_id = %s WHERE id = %s", [expired, other_id])
+    await other_session.commit()
+    await sweeping
+    assert await execute(database.relaxed, "SELECT id FROM files WHERE id = %(id)s", {"id": expired})
+
+
+async def test_a_batch_is_created_or_its_file_deleted(database: Database, owner: Owner) -> None:
+    outcomes = Counter[tuple[bool, bool]]()
+    for _ in range(30):
+        file_id = await store(database, owner)
+        new = NewBatch(
+            id=new_id("batch"),
+            account_id=owner.account_id,
+            key_id=owner.key_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            seconds=3600,
+            input_file_id=file_id,
+            output_seconds=None,
+            metadata=None,
+            webhook=None,
+        )
+        created, (_, user) = await asyncio.gather(
+            queries.create_batch(database, new), delete_file(database, file_id, owner.account_id)
+        )
+        outcomes[created, user is not None] += 1
+    assert set(outcomes) <= {(True, True), (False, False)}
+
+
+async def test_the_files_of_a_batch_are_there_when_it_has_ended(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner)
+    await queries.cancel_batch(database, batch_id, owner.account_id)
+    writer = FileWriter(database, account_id=owner.account_id, purpose="batch_output")
+    await writer.write(b"{}\n")
+    await writer.flush()
+    written = [queries.WrittenFile(writer.file_id, writer.size, f"{batch_id}_error.jsonl")]
+    for expected, begin in ((False, BatchState.FINALIZING), (True, BatchState.CANCELLING)):
+        ended = await queries.end_batch(
+            database,
+            batch_id,
+            begin=begin,
+            end=BatchState.CANCELLED,
+            output_file_id=None,
+            error_file_id=writer.file_id,
+            written=written,
+        )
+        assert ended is expected
+        assert (await find_file(database, writer.file_id, owner.account_id) is not None) is expected
+    # One of a scheduler that made its files be there first, and died.
+    spare = FileWriter(database, account_id=owner.account_id, purpose="batch_output")
+    await spare.write(b"{}\n")
+    await spare.close(filename=f"{batch_id}_error.jsonl")
+    assert await expire_spare_outputs(database) == 1
+    assert await find_file(database, spare.file_id, owner.account_id) is None
+    assert await find_file(database, writer.file_id, owner.account_id) is not None
 
 
 async def test_a_file_is_deleted_only_by_its_account_and_not_in_use(

@@ -154,8 +154,13 @@ async def test_roll_ups_of_a_restored_database_are_made_anew(database: Database,
     await write(database, entries)
     await fold_usage(database, metadata_keys=KEYS)
     await execute(database.durable, "UPDATE usage_mark SET transaction = transaction + 1000000000")
+    await execute(database.durable, "UPDATE usage SET transaction = transaction + 1000000000")
     await write(database, more := [Entry(owner.account_id, START)])
     await fold_usage(database, metadata_keys=KEYS)
+    # None is left to be read from the ledger at each question until this server has reached those transactions.
+    assert not await execute(
+        database.relaxed, "SELECT job_id FROM usage, usage_mark AS mark WHERE usage.transaction >= mark.transaction"
+    )
     await same(database, [*entries, *more], Question([owner.account_id], 0, 2**33))
     await check(database)
 

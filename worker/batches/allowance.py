@@ -262,5 +262,5 @@ def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:
     if batch.native_route is None:
         return highest_cost(routes, request, whole=False)
     own = [route for route in routes if route.native_batch and route.name == batch.native_route]
-    discount = max((BATCH_APIS[route.provider.kind].DISCOUNT for route in own), default=Decimal())
-    return highest_cost(own, request, whole=False) * discount
+    factor = max((BATCH_APIS[route.provider.kind].PRICE_FACTOR for route in own), default=Decimal())
+    return highest_cost(own, request, whole=False) * factor

@@ -237,7 +237,7 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
         }
         request = orjson.loads(line.request)
         tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
-        spent = spent_on(route, tokens, request, answered=completion["model"], discount=api.DISCOUNT)
+        spent = spent_on(route, tokens, request, answered=completion["model"], factor=api.PRICE_FACTOR)
     state = State.COMPLETED if error is None else State.FAILED
     record = {
         "attempt": line.attempt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from headrace.batches import queries
+from headrace.batches.queries import WrittenFile
 from headrace.batches.results import is_answer, render_line, render_unrun
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row
@@ -39,10 +40,11 @@ class Output:
             whole = self._batch.fed == self._batch.total
             if not whole:
                 await self._write_unrun()
+            written = []
             for writer, name in ((self._answers, "output"), (self._errors, "error")):
                 if writer.size:
-                    filename = f"{self._batch.id}_{name}.jsonl"
-                    await writer.close(filename=filename, seconds=self._batch.output_seconds)
+                    await writer.flush()
+                    written.append(WrittenFile(writer.file_id, writer.size, f"{self._batch.id}_{name}.jsonl"))
             end = self._end(whole)
             ended = await queries.end_batch(
                 self._database,
@@ -51,6 +53,7 @@ class Output:
                 end=end,
                 output_file_id=self._answers.file_id if self._answers.size else None,
                 error_file_id=self._errors.file_id if self._errors.size else None,
+                written=written,
             )
         finally:
             if not ended:

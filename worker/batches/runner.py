@@ -65,6 +65,7 @@ class BatchRunner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._feeders: dict[str, Feeder] = {}
         self._chores_at = 0.0
+        self._restored_is_settled = False
         self._allowances = Allowances(database, file)
 
     async def run(self) -> None:
@@ -90,6 +91,8 @@ class BatchRunner:
         if time.monotonic() > self._chores_at:
             self._chores_at = time.monotonic() + _CHORES_SECONDS
             await queries.fold_tallies(self._database)
+        if not self._restored_is_settled:
+            self._restored_is_settled = not await queries.settle_restored_ends(self._database)
         batches = await queries.list_active(self._database)
         await self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)

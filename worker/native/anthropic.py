@@ -23,7 +23,7 @@ from worker.providers.skipped import skip
 
 MOST_LINES = 100_000
 MOST_BYTES = 256_000_000
-DISCOUNT = Decimal("0.5")
+PRICE_FACTOR = Decimal("0.5")
 """What a batch costs of the price of calls: "Pricing" in the guide that the module names."""
 
 _PORTS = {"http": 80, "https": 443}

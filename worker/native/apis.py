@@ -20,8 +20,8 @@ class BatchApi(Protocol):
     """Of one parcel; what is beyond is left behind."""
     MOST_BYTES: int
     """Of one parcel, as it is sent."""
-    DISCOUNT: Decimal
-    """What is paid of the price of calls."""
+    PRICE_FACTOR: Decimal
+    """What a call in a batch costs, as a part of what it costs by itself."""
 
     async def submit(self, client: ProviderClient, route: Route, lines: Lines, *, parcel_id: str) -> Submitted:
         """Hand lines to the provider, each a job's id and its request.

@@ -24,7 +24,7 @@ from worker.providers.skipped import skip
 
 MOST_LINES = 50_000
 MOST_BYTES = 200_000_000
-DISCOUNT = Decimal("0.5")
+PRICE_FACTOR = Decimal("0.5")
 """What a batch costs of the price of calls: https://help.openai.com/en/articles/9197833-batch-api-faq, read 2026-11."""
 
 _ENDPOINT = "/v1/chat/completions"
