@@ -33,8 +33,21 @@ NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
 
 _SOURCE = "headrace.toml"
 
+# The wire formats whose requests have the model's name in the URL, where a `/` names another kind of resource.
+_NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
+
 Condition = Literal["context_window", "content_filter"]
 """When a route is tried: only after a route failed because of this."""
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a name is printable and has no `..`, no backslash and no empty part between `/`."""
+    return name.isprintable() and ".." not in name and "\\" not in name and "" not in name.split("/")
+
+
+def _fits(glob: str, name: str) -> bool:
+    """Return whether a name fits a glob, whose `*` stands for `/` only if the glob has a `/` or is `*` alone."""
+    return fnmatch.fnmatchcase(name, glob) and ("/" not in name or "/" in glob or glob == "*")
 
 
 class ConfigurationError(Exception):
@@ -186,14 +199,17 @@ class Catalogue(BaseModel):
     def find(self, name: str, *, param: str = "model") -> Model:
         """Return the model that a client means by `name`, in `param`: its own entry, else the first glob that fits.
 
+        A glob passes the client's text on, so it fits no text that a provider could take for more than a name.
+
         Raises:
             ModelNotFoundError: No entry fits.
         """
         if name in self.models:
             return self.models[name]
-        for pattern, model in self.models.items():
-            if "*" in pattern and fnmatch.fnmatchcase(name, pattern):
-                return model
+        if _is_plain(name):
+            for pattern, model in self.models.items():
+                if "*" in pattern and _fits(pattern, name):
+                    return model
         raise ModelNotFoundError.of(name, param=param)
 
     def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:
@@ -219,9 +235,12 @@ class Catalogue(BaseModel):
         entry = self.find(asked)
         for options in entry.ordered_routes(seed):
             provider, model = options.route.split("/", 1)
+            known = self.providers[provider]
             if "*" in model:
+                if known.kind in _NAMES_IN_URLS and asked.count("/") != model.count("/"):
+                    raise ModelNotFoundError.of(asked)
                 model = asked
-            yield Route(provider, self.providers[provider], model, entry, condition, options.native_batch)
+            yield Route(provider, known, model, entry, condition, options.native_batch)
 
     def look_up_prices(self) -> None:
         """Find the known prices of all models now: the first look reads a large table, which no job should wait for."""

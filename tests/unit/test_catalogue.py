@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -15,8 +16,10 @@ from headrace.catalogue import (
     load_catalogue,
     read_catalogue,
 )
+from headrace.chat.support import Kind
 from headrace.chat.usage import TokenUsage
 from headrace.errors import ModelNotFoundError
+from worker.providers import gemini
 
 CONFIG = """
 [providers.one]
@@ -55,6 +58,63 @@ def test_an_unknown_model_is_not_found(path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         load_catalogue(path).routes("gpt-4o", ["nobody-knows"])
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fake/../other",
+        "fake..",
+        "fake/other",
+        "fake\\other",
+        "fake\nother",
+        "fake\x7f",
+        "fake\u202e",
+        "fake\ud800",
+        "fake//",
+    ],
+)
+def test_a_glob_fits_nothing_but_a_name(path: Path, name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        load_catalogue(path).routes(name)
+    with pytest.raises(ModelNotFoundError):
+        load_catalogue(path).routes("gpt-4o", [name])
+
+
+@pytest.mark.parametrize("name", ["a/../b", "a?key=x", "a#b", "a%2Fb", "a:generateContent", "a\r\nb", "ä"])
+def test_no_name_leaves_its_place_in_a_url(name: str) -> None:
+    url = gemini.render_url("https://provider.invalid/v1beta/", model=f"tunedModels/{name}", stream=False)
+    parts = url.removeprefix("https://provider.invalid/v1beta/").removesuffix(":generateContent").split("/")
+    assert [unquote(part) for part in parts] == ["tunedModels", *name.split("/")]
+    assert not set(url.removesuffix(":generateContent").removeprefix("https:")) & set("?#:\r\n")
+
+
+def globbed(glob: str, route: str, kind: Kind = "openai") -> Catalogue:
+    return Catalogue(
+        providers={"p": Provider(kind=kind, base_url="http://127.0.0.1:1")}, models={glob: Model(routes=[route])}
+    )
+
+
+@pytest.mark.parametrize(
+    ("glob", "name"),
+    [
+        ("*", "meta-llama/Llama-3"),
+        ("meta-llama/*", "meta-llama/Llama-3.1-8B:free"),
+        ("hub/*", "hub/meta-llama/Llama-3"),
+        ("ft:*", "ft:gpt-4o:acme::id"),
+    ],
+)
+def test_a_slash_is_part_of_a_name_where_the_glob_expects_one(glob: str, name: str) -> None:
+    assert [route.model for route in globbed(glob, "p/*").routes(name)] == [name]
+    with pytest.raises(ModelNotFoundError):
+        globbed(glob, "p/*").routes(f"{name}/../other")
+
+
+def test_a_name_that_goes_into_a_url_has_the_slashes_of_its_route() -> None:
+    assert globbed("tunedModels/*", "p/tunedModels/*", "gemini").routes("tunedModels/a")[0].model == "tunedModels/a"
+    for route, name in (("p/*", "tunedModels/a"), ("p/tunedModels/*", "tunedModels/a/b"), ("p/models/*", "a")):
+        with pytest.raises(ModelNotFoundError):
+            globbed("*", route, "gemini").routes(name)
 
 
 def test_a_glob_is_no_name_to_look_up(path: Path) -> None:

@@ -86,8 +86,13 @@ _ERRORS: Mapping[int, type[UpstreamError]] = {
 
 
 def render_url(base_url: str, *, model: str, stream: bool) -> str:
-    """Return where the request goes; the model is part of it."""
-    name = quote(model if "/" in model else f"models/{model}", safe="/")
+    """Return where the request goes; the model is part of it.
+
+    A name with `/` is a resource's, such as `tunedModels/NAME`. Each of its parts is quoted, so that none of them can
+    end the path, leave it or add a query.
+    """
+    parts = model.split("/") if "/" in model else ("models", model)
+    name = "/".join(quote(part, safe="") for part in parts)
     return f"{base_url.rstrip('/')}/{name}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
