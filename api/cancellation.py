@@ -1,4 +1,4 @@
-"""Cancelling a job, wherever it is: in the queue at once, at a worker by telling it."""
+"""Cancelling a job for a client: at its request, or because it went away."""
 
 from __future__ import annotations
 
@@ -7,35 +7,24 @@ import contextlib
 import logging
 from contextlib import aclosing
 
-import orjson
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.errors import JobCancelledError
 from headrace.follow import Ended, follow
-from headrace.jobs import queries
+from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
-from headrace.live import Frame, ListenerClosedError
+from headrace.live import ListenerClosedError
 
 log = logging.getLogger(__name__)
 
 # A worker stops within a second; one that did not hear of it in time does so at its next heartbeat.
 _PATIENCE_SECONDS = 4.0
-_ERROR = orjson.dumps(JobCancelledError().document()).decode()
 
 
 async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
-    """Cancel a job and tell its worker and its readers; returns the job as it is then, or None if there is none."""
-    state = request.state
-    job = await queries.cancel_job(state.database, job_id, account_id, error=_ERROR)
-    if job is None:
-        return None
-    if job.state is State.RUNNING:
-        await state.publisher.cancel(job_id)
-    elif job.state is State.CANCELLED:
-        state.publisher.publish(Frame(job_id, job.attempt, 0, job.state.value, ()), origin=job.origin)
-    return job
+    """Cancel a job of an account; returns the job as it is then, or None if there is none."""
+    return await cancel_job(request.state.database, request.state.publisher, job_id, account_id)
 
 
 async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> MovedJob | None:

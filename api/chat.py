@@ -38,7 +38,6 @@ router = APIRouter(tags=["Chat"])
 _DONE = b"data: [DONE]\n\n"
 # Nobody reads it: the client is gone.
 _NOBODY = Response(status_code=499)
-LEAVING = UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 @router.post(
@@ -144,7 +143,7 @@ class _Foreground:
                 await self._forget()
             except ListenerClosedError:
                 if self.request.state.hub.ending.is_set():
-                    yield [error_event(LEAVING)]
+                    yield [error_event(leaving_error())]
             finally:
                 if not ended:
                     await self._abandon()
@@ -171,7 +170,7 @@ class _Foreground:
             UnavailableError: The latter; whoever asks again gets to another process.
         """
         if self.request.state.hub.ending.is_set():
-            raise LEAVING
+            raise leaving_error()
         return _NOBODY
 
     @contextlib.asynccontextmanager
@@ -250,6 +249,11 @@ class Chunks:
         completion = orjson.loads(response)
         chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
         return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
+
+
+def leaving_error() -> UnavailableError:
+    """Return what a client is told whose process ends: a new error each time, as a raised one holds its frames."""
+    return UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 def error_event(error: HeadraceError) -> bytes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.chat import LEAVING, Chunks, close_when_gone, error_event, stored_error
+from api.chat import Chunks, close_when_gone, error_event, leaving_error, stored_error
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
@@ -167,7 +167,7 @@ async def _attached(
                         return
         except ListenerClosedError:
             # Without it what has come so far would look like all; a client that is gone reads neither.
-            yield [error_event(LEAVING)]
+            yield [error_event(leaving_error())]
         except HeadraceError as error:
             yield [error_event(error)]
         finally:

@@ -19,7 +19,7 @@ Value = Callable[[Measurement], float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: what is read off a measurement, in which unit, and DESIGN.md section 7's goal for ours."""
+    """A line of the table: what is read off a measurement, in which unit, and the goal for ours."""
 
     label: str
     value: Value

@@ -19,7 +19,7 @@ MODEL = "fake-s2000-p10000"
 """A word every ten seconds for hours: each subscriber shows that it is alive without being busy."""
 
 GOAL_KB = 25
-"""DESIGN.md section 7's goal for a subscriber; a KB is 1,000 bytes."""
+"""Kilobytes of 1,000 bytes that a subscriber may cost."""
 
 _AT_ONCE = 100
 """Connections being opened at the same time."""

@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 from bench.processes import Tree
 
 LITELLM_VERSION = "1.100.5"
-"""The release that DESIGN.md's goals were set against; the newest is taken if this one is no longer to be had."""
+"""The release that the goals were set against; the newest is taken if this one is no longer to be had."""
 
 MODELS = ("fake", "fake-s100", "fake-s100-p20")
 """Every model that the scenarios ask for: LiteLLM finds a model by its name faster than by a pattern."""

@@ -21,24 +21,26 @@
       + UpstreamBusyError           429, and it was not asked: its limits are used up, or it wants no calls yet
     - UpstreamUnavailableError      503: it kept failing, and is left alone for a while
 
-Each class knows its HTTP status, OpenAI's `type` and `code`, and whether trying again can help. The docstring of a
-class is its message where none is given, so it is written for the client. Error objects are OpenAI's:
-`{"error": {"message", "type", "param", "code"}}`.
+Each class knows its HTTP status, OpenAI's `type` and `code`, whether trying again can help, and the message that
+clients get where none is given. Error objects are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
 """
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
+
+_CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 INTERRUPTED = "The answer was interrupted and would have to start over."
 
 
 class HeadraceError(Exception):
-    """The server had an error while processing your request."""
+    """Any error that a client may hear of."""
 
+    default: ClassVar[str] = "The server had an error while processing your request."
     status: int = 500
     type: str = "server_error"
     code: str | None = None
@@ -56,7 +58,7 @@ class HeadraceError(Exception):
         retry_after: float | None = None,
     ) -> None:
         """Keep what the client is told; `retry_after` is in seconds."""
-        self.message = message or inspect.getdoc(type(self)) or ""
+        self.message = message or self.default
         self.param = param
         self.code = code or self.code
         self.status = status or self.status
@@ -67,28 +69,39 @@ class HeadraceError(Exception):
         """Return OpenAI's error object, without the `error` key around it."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
+    def summary(self) -> str:
+        """Return what a log says of the error: its kind, status, type and code, but no text, which may be a prompt.
+
+        A provider may write what it likes into a code, so one that is no plain word is left out.
+        """
+        code = self.code if self.code is not None and _CODE.fullmatch(self.code) else None
+        return f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")
+
     def document(self) -> dict[str, Any]:
         """Return what a job's row keeps: the error object, and what an answer needs besides."""
         return {**self.body(), "status": self.status, "retry_after": self.retry_after}
 
 
 class InvalidRequestError(HeadraceError):
-    """The request is not valid."""
+    """The client has to change its request."""
 
+    default: ClassVar[str] = "The request is not valid."
     status = 400
     type = "invalid_request_error"
 
 
 class NotFoundError(InvalidRequestError):
-    """There is nothing here by that id."""
+    """What the request names does not exist, or belongs to another account."""
 
+    default: ClassVar[str] = "There is nothing here by that id."
     status = 404
     code = "not_found"
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """The model does not exist or you do not have access to it."""
+    """The model does not exist, or the key may not ask it."""
 
+    default: ClassVar[str] = "The model does not exist or you do not have access to it."
     status = 404
     code = "model_not_found"
 
@@ -99,38 +112,45 @@ class ModelNotFoundError(InvalidRequestError):
 
 
 class PayloadTooLargeError(InvalidRequestError):
-    """The request body is too large."""
+    """The body is larger than the server takes."""
 
+    default: ClassVar[str] = "The request body is too large."
     status = 413
     code = "request_too_large"
 
 
 class ConflictError(InvalidRequestError):
-    """The request conflicts with the state of what it names."""
+    """What the request names is in another state than the request needs."""
 
+    default: ClassVar[str] = "The request conflicts with the state of what it names."
     status = 409
     code = "conflict"
 
 
 class AuthenticationError(HeadraceError):
-    """Incorrect API key provided. Send a valid key as `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
+    """The key is missing, malformed, unknown, revoked or expired."""
 
+    default: ClassVar[str] = (
+        "Incorrect API key provided. Send a valid key as `Authorization: Bearer <key>` or `X-API-Key: <key>`."
+    )
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
 
 
 class PermissionDeniedError(HeadraceError):
-    """This API key may not do that."""
+    """The key lacks a scope."""
 
+    default: ClassVar[str] = "This API key may not do that."
     status = 403
     type = "permission_error"
     code = "insufficient_permissions"
 
 
 class RateLimitError(HeadraceError):
-    """Too many requests: try again later."""
+    """A limit of the key or its account is reached."""
 
+    default: ClassVar[str] = "Too many requests: try again later."
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
@@ -138,16 +158,18 @@ class RateLimitError(HeadraceError):
 
 
 class QuotaExceededError(RateLimitError):
-    """You exceeded your current quota, please check your plan and billing details."""
+    """A budget of the key or its account is spent."""
 
+    default: ClassVar[str] = "You exceeded your current quota, please check your plan and billing details."
     type = "insufficient_quota"
     code = "insufficient_quota"
     retryable = False
 
 
 class UnavailableError(HeadraceError):
-    """The service is not available for the moment: try again shortly."""
+    """The server cannot take the request at the moment."""
 
+    default: ClassVar[str] = "The service is not available for the moment: try again shortly."
     status = 503
     type = "service_unavailable"
     code = "service_unavailable"
@@ -157,22 +179,25 @@ class UnavailableError(HeadraceError):
 class JobCancelledError(HeadraceError):
     """The job was cancelled."""
 
+    default: ClassVar[str] = "The job was cancelled."
     status = 499
     type = "cancelled"
     code = "job_cancelled"
 
 
 class JobExpiredError(HeadraceError):
-    """The job did not end before its deadline."""
+    """The job passed its deadline."""
 
+    default: ClassVar[str] = "The job did not end before its deadline."
     status = 504
     type = "timeout"
     code = "job_expired"
 
 
 class UpstreamError(HeadraceError):
-    """The model's provider failed to answer."""
+    """The provider failed."""
 
+    default: ClassVar[str] = "The model's provider failed to answer."
     status = 502
     type = "upstream_error"
     code: str | None = "upstream_error"
@@ -180,8 +205,9 @@ class UpstreamError(HeadraceError):
 
 
 class UpstreamRefusedError(UpstreamError):
-    """The model's provider refused the request."""
+    """The provider's own 4xx, passed on."""
 
+    default: ClassVar[str] = "The model's provider refused the request."
     status = 400
     type = "invalid_request_error"
     code = None
@@ -189,34 +215,40 @@ class UpstreamRefusedError(UpstreamError):
 
 
 class UpstreamKeyError(UpstreamError):
-    """The model's provider did not accept the credentials that this server has for it."""
+    """The provider does not accept our key."""
 
+    default: ClassVar[str] = "The model's provider did not accept the credentials that this server has for it."
     code = "upstream_authentication"
     retryable = False
 
 
 class UpstreamTimeoutError(UpstreamError):
-    """The model's provider did not answer in time."""
+    """The provider was silent for too long."""
 
+    default: ClassVar[str] = "The model's provider did not answer in time."
     status = 504
     type = "timeout"
     code = "upstream_timeout"
 
 
 class UpstreamRateLimitError(UpstreamError):
-    """The model's provider is over its rate limit."""
+    """The provider is over its rate limit."""
 
+    default: ClassVar[str] = "The model's provider is over its rate limit."
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
 
 class UpstreamBusyError(UpstreamRateLimitError):
-    """The model's provider takes no more calls for the moment."""
+    """The provider was not called: its limits are used up, or it is paused."""
+
+    default: ClassVar[str] = "The model's provider takes no more calls for the moment."
 
 
 class UpstreamUnavailableError(UpstreamError):
-    """The model's provider keeps failing, and is left alone for a while."""
+    """The provider was not called: its circuit is open."""
 
+    default: ClassVar[str] = "The model's provider keeps failing, and is left alone for a while."
     status = 503
     code = "upstream_unavailable"

@@ -119,6 +119,11 @@ class Publisher:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
+    async def flush(self) -> None:
+        """Wait until every frame has been sent, or dropped."""
+        if self._task is not None:
+            await self._task
+
     async def cancel(self, job_id: str) -> None:
         """Tell every worker to stop a job. One that does not hear it finds out at its next heartbeat."""
         with contextlib.suppress(*AWAY):

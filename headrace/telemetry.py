@@ -1,4 +1,7 @@
-"""Logs: one line an event on standard error, with the request and the job that it belongs to."""
+"""Logs: one line an event on standard error, with the request and the job that it belongs to.
+
+No text can forge a line: control characters are escaped, and the lines of a traceback are indented.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,20 @@ import logging
 import re
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 _context: ContextVar[dict[str, str]] = ContextVar("headrace_log_context", default={})  # noqa: B039  never mutated
 
 # Keys of ours and of the providers that we know. Nothing logs one on purpose; this is for what others' errors carry.
 _SECRET = re.compile(r"\b(hr_|sk-|AIza)[A-Za-z0-9_\-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?<=[Bb]earer )\S+")
+
+# What could end a line, reorder it on a terminal, or not be written at all.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+# What Postgres says of the values that a statement failed on, up to what SQLAlchemy or a traceback says next.
+_VALUES = re.compile(
+    r"\n(?:DETAIL|CONTEXT):.*?(?=\n\[SQL:|\n\(Background on|\n\nThe above exception|\n\nDuring handling|\Z)", re.DOTALL
+)
+_TRACE_INDENT = "\n  | "
 
 
 def redact(text: str) -> str:
@@ -29,16 +41,33 @@ def bind(**fields: str) -> Iterator[None]:
         _context.reset(token)
 
 
+def escape(text: str) -> str:
+    """Return the text on one line, with each unprintable character as Python would write it."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value}" for name, value in _context.get().items())
-        return redact(super().format(record)) + fields
+    """Writes a record on a line of its own, and its traceback on indented lines after it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = escape(redact(_VALUES.sub("", record.message)))
+        fields = "".join(f" {name}={escape(value)}" for name, value in _context.get().items())
+        return super().formatMessage(record) + fields
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+        lines = redact(_VALUES.sub("", super().formatException(ei))).split("\n")
+        return _TRACE_INDENT.lstrip("\n") + _TRACE_INDENT.join(map(escape, lines))
+
+
+def log_formatter() -> logging.Formatter:
+    """Return what renders every record of this process."""
+    return _Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def configure_logging(level: str) -> None:
     """Send the process's log to standard error; called once, when a part starts."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(log_formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "celery", "kombu", "alembic.runtime.plugins", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -247,7 +247,7 @@ class Circuits:
             if probe:
                 self._change(name, Circuit.abandoned)
         elif error is not None and error.retryable and not isinstance(error, UpstreamRateLimitError):
-            log.debug("a call to %s failed: %s", name, error)
+            log.debug("a call to %s failed: %s", name, error.summary())
             failed = partial(Circuit.failed, rules=self._rules, probe=probe, jitter=random.random())
             self._change(name, failed)
         else:

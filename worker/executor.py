@@ -351,7 +351,7 @@ class Executor:
     async def _fail(self, attempt: Attempt, error: UpstreamError) -> None:
         """Try again if that can help, and the client has not begun to read what would then come twice."""
         job = attempt.job
-        log.info("attempt %d at %s failed: %s", job.attempt, attempt.provider, error)
+        log.info("attempt %d at %s failed: %s", job.attempt, attempt.provider, error.summary())
         again = self._next(attempt, error)
         if again is None:
             await self._end(attempt, State.FAILED, error=error)

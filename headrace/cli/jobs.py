@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rich.table import Column, Table
 from headrace.cli.operators import Result, cell, json_option, show, with_database
 from headrace.database import Database, Row
 from headrace.embedded import locate
-from headrace.errors import JobCancelledError, NotFoundError
+from headrace.errors import NotFoundError
 from headrace.ids import is_id
 from headrace.jobs import queries
 from headrace.jobs.job_object import no_such_job, render_job
@@ -24,9 +25,7 @@ from headrace.settings import Settings
 from headrace.usage.queries import render_cost
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
-_ERROR = json.dumps(JobCancelledError().document())
+    from headrace.live import Publisher
 
 
 @click.group()
@@ -104,17 +103,14 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
 @click.pass_obj
 def cancel(settings: Settings, job_id: str) -> None:
     """Cancel a job: a queued one at once, a running one as soon as its worker hears of it, upstream too."""
-    from headrace.live import Publisher
+    from headrace.jobs.cancellation import cancel_job
 
     async def work(database: Database, job_id: str) -> MovedJob:
-        redis = _connect(locate(settings, redis=False).redis_url)
         row = await _get(database, job_id)
-        job = await queries.cancel_job(database, job_id, row.account_id, error=_ERROR)
+        async with _publisher(locate(settings, redis=False).redis_url) as publisher:
+            job = await cancel_job(database, publisher, job_id, row.account_id)
         if job is None:
             raise no_such_job(job_id)
-        if job.state is State.RUNNING and redis is not None:
-            async with redis:
-                await Publisher(redis, interval_seconds=0).cancel(job_id)
         return job
 
     job = _with_job(settings, job_id, work)
@@ -145,14 +141,26 @@ async def _get(database: Database, job_id: str) -> Row:
     return row
 
 
-def _connect(redis_url: str) -> Redis | None:
-    """Return a client of the live wire, or None where nobody says where it is: workers then hear of it themselves."""
-    from headrace.live import connect
+@contextlib.asynccontextmanager
+async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
+    """Open the live wire; yields None without a URL: workers and readers then hear of it from Postgres.
 
+    Raises:
+        click.ClickException: The URL is none of Redis.
+    """
+    from headrace.live import Publisher, connect
+
+    if not redis_url:
+        yield None
+        return
     try:
-        return connect(redis_url) if redis_url else None
+        redis = connect(redis_url)
     except ValueError as error:
         raise click.ClickException("REDIS_URL is no URL like redis://host:6379/0.") from error
+    async with redis:
+        publisher = Publisher(redis, interval_seconds=0)
+        yield publisher
+        await publisher.flush()
 
 
 def _time(seconds: int) -> str:

@@ -133,12 +133,12 @@ async def test_an_answer_with_tool_calls_is_shown_with_them(
 async def test_what_others_wrote_does_nothing_to_the_terminal(
     service: Service, client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
-    hostile = f"{model}[/b]\x1b[31m\x9b2J"
+    hostile = f"{model}[bold][red]"
     provider.script(hostile, answer("[/red]\x1b]0;title\x07 over\rwritten"))
     job_id = await submit(client, hostile, metadata={"[/b]": "\x1b[2J"})
     await completed(client, job_id)
     for printed in (service.run("jobs", "show", job_id), service.run("jobs", "list")):
-        assert f"{model}[/b]" in printed
+        assert hostile in printed
         assert not set(printed) & {"\x1b", "\x9b", "\x07", "\r"}
 
 

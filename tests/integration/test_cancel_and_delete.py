@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
+from headrace import live
 from headrace.database import execute
-from headrace.jobs import queries
+from headrace.jobs import cancellation, queries
 from headrace.jobs.state import State
 from tests.integration.databases import Session, waiting
 from tests.integration.jobs import Jobs, Owner, end_of, segment
+from tests.service import Stores
 
 
 async def test_a_queued_job_is_cancelled_at_once(jobs: Jobs) -> None:
@@ -32,6 +34,26 @@ async def test_a_running_job_is_only_asked_and_its_worker_may_still_complete_it(
     await jobs.cancel(job.id)
     assert (await jobs.row(job.id)).cancel_requested_at == asked
     assert await jobs.finish(end_of(job)) == [True]
+
+
+async def test_readers_of_a_queued_job_and_workers_of_a_running_one_hear_of_it(jobs: Jobs, stores: Stores) -> None:
+    queued, running = await jobs.submit(), (await jobs.run()).id
+    account_id = jobs.owner.account_id
+    async with live.connect(stores.redis_url) as redis, redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.psubscribe("headrace:*")
+        publisher = live.Publisher(redis, interval_seconds=0)
+        for job_id in (queued, running):
+            assert await cancellation.cancel_job(jobs.database, publisher, job_id, account_id) is not None
+        await publisher.flush()
+        heard: dict[bytes, bytes] = {}
+        async with asyncio.timeout(30):
+            while len(heard) < 2:
+                message = await pubsub.get_message(timeout=5)
+                if message is not None and any(job_id.encode() in message["data"] for job_id in (queued, running)):
+                    heard[message["channel"]] = message["data"]
+    [frame] = live.unpack(heard[live.job_channel(queued).encode()])
+    assert (frame.job_id, frame.kind) == (queued, "cancelled")
+    assert heard[b"headrace:cancel"] == running.encode()
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED])

@@ -143,9 +143,9 @@ class NativeBatch:
 
     async def _failed(self, parcel: NativeParcel, error: UpstreamError) -> None:
         if not error.retryable or parcel.failures + 1 >= _MOST_FAILURES:
-            await self._give_up([parcel], error.message)
+            await self._give_up([parcel], error.message, logged=error.summary())
             return
-        log.warning("a provider's batch API failed, trying again: %s", error)
+        log.warning("a provider's batch API failed, trying again: %s", error.summary())
         await queries.move_parcel(
             self._database,
             parcel.id,
@@ -155,9 +155,12 @@ class NativeBatch:
             seconds=self._poll_seconds,
         )
 
-    async def _give_up(self, parcels: list[NativeParcel], why: str) -> None:
-        """Let our own workers run what these parcels hold, and the rest of the batch."""
-        log.warning("the batch is run here, not by its provider: %s", why)
+    async def _give_up(self, parcels: list[NativeParcel], why: str, *, logged: str | None = None) -> None:
+        """Let our own workers run what these parcels hold, and the rest of the batch.
+
+        `why` is kept with the parcels; where a provider wrote it, the log has `logged` instead.
+        """
+        log.warning("the batch is run here, not by its provider: %s", logged or why)
         await queries.run_here(self._database, self._batch.id)
         for parcel in parcels:
             await self._close(parcel.id, error=why)
@@ -179,7 +182,7 @@ class NativeBatch:
         if status.state == "running":
             await queries.move_parcel(self._database, parcel.id, "submitted", seconds=self._poll_seconds)
         elif status.error is not None:
-            await self._give_up([parcel], status.error.message)
+            await self._give_up([parcel], status.error.message, logged=status.error.summary())
         else:
             await self._close(parcel.id)
 

@@ -19,9 +19,10 @@ from headrace.batches.state import BatchState
 from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database, Row
 from headrace.errors import JobCancelledError
+from headrace.jobs.cancellation import announce
 from headrace.jobs.queries import cancel_lines
 from headrace.jobs.state import State
-from headrace.live import Frame, Publisher
+from headrace.live import Publisher
 from headrace.queue import JobQueue
 from headrace.settings import Settings
 from headrace.telemetry import bind
@@ -159,10 +160,8 @@ class BatchRunner:
     async def _cancel(self, batch: Row) -> None:
         while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
             for job in jobs:
-                if job.state is State.RUNNING and batch.native_route is None:
-                    await self._publisher.cancel(job.id)
-                elif job.state is State.CANCELLED:
-                    self._publisher.publish(Frame(job.id, job.attempt, 0, job.state.value, ()), origin=job.origin)
+                if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
+                    await announce(self._publisher, job)
         if outstanding(batch) == 0:
             self._begin(batch, self._write(batch))
         elif batch.native_route is not None:

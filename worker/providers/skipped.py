@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
+
+# What a provider may have a name of: no sentence, so no prompt that it quotes.
+_NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9 _.:/\-]")
+_MOST_NAMES = 1000
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +18,9 @@ SKIPPED: Counter[tuple[str, str]] = Counter()
 
 def skip(kind: str, what: str) -> None:
     """Count something of a format that is newer than us."""
-    name = (kind, what[:100])
+    name = (kind, _NOT_OF_A_NAME.sub("?", what[:60]))
+    if name not in SKIPPED and len(SKIPPED) >= _MOST_NAMES:
+        return
     SKIPPED[name] += 1
     if SKIPPED[name] == 1:
         log.warning("skipped from a provider that speaks %s: %s", *name)

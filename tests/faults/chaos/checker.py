@@ -1,4 +1,4 @@
-"""What must be so after everything, from the rows, the provider's own log, and what clients saw (DESIGN.md, 6)."""
+"""What must be so after everything, from the rows, the provider's own log, and what clients saw."""
 
 from __future__ import annotations
 

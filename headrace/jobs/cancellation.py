@@ -1,0 +1,33 @@
+"""Cancelling jobs: a queued one ends at once, the worker of a running one is told to stop it."""
+
+from __future__ import annotations
+
+import orjson
+
+from headrace.database import Database
+from headrace.errors import JobCancelledError
+from headrace.jobs import queries
+from headrace.jobs.queries import MovedJob
+from headrace.jobs.state import State
+from headrace.live import Frame, Publisher
+
+_ERROR = orjson.dumps(JobCancelledError().document()).decode()
+
+
+async def cancel_job(database: Database, publisher: Publisher | None, job_id: str, account_id: str) -> MovedJob | None:
+    """Cancel a job of an account and announce it; returns the job as it is then, or None if there is none.
+
+    Without a publisher the job's worker learns of it at its next heartbeat, and its readers at their next check.
+    """
+    job = await queries.cancel_job(database, job_id, account_id, error=_ERROR)
+    if job is not None and publisher is not None:
+        await announce(publisher, job)
+    return job
+
+
+async def announce(publisher: Publisher, job: MovedJob) -> None:
+    """Tell workers to stop a job that runs, or readers that it is cancelled. A job in another state needs no word."""
+    if job.state is State.RUNNING:
+        await publisher.cancel(job.id)
+    elif job.state is State.CANCELLED:
+        publisher.publish(Frame(job.id, job.attempt, 0, job.state.value, ()), origin=job.origin)
