@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         default=3, ge=1, description="Calls to one route before the next: two retries outlive a provider's hiccup."
     )
     circuit_failures: int = Field(
-        default=5, ge=1, description="A provider that fails this often in a row, over all workers, is left alone."
+        default=5, ge=1, description="A provider that fails this often in a row is left alone, by this worker."
     )
     max_lost_attempts: int = Field(
         default=3, ge=1, description="Workers that may die under a job before it is taken for the cause and failed."

@@ -1,14 +1,21 @@
 """Circuits: a provider that keeps failing is left alone for a while, and tried again by one call first.
 
-A circuit is closed until enough calls in a row have failed. Then it is open: nobody calls the provider until its
-cooling time is over. After that one call, of all workers together, probes it: an answer closes the circuit, a failure
-opens it for longer. A provider may also be paused, because it said when it will take calls again.
+A circuit is closed until enough calls in a row have failed. Then it is open: this worker does not call the provider
+until the cooling time is over. After that one call probes it: an answer closes the circuit, a failure opens it for
+longer.
 
-What a circuit is, and how it changes, is `Circuit`, which is pure. Where workers share it is one hash in Redis, with a
-field for each provider that is in trouble, and whoever changes a field compares it with what it had read. Each worker
-has a copy that it reads anew every second, so a call to a provider without trouble costs no round trip and no write.
-While Redis is away each worker goes by its own copy. If Redis loses the hash, all circuits are closed until calls fail
-again.
+A worker has a path of its own to each provider, and its circuits are about that path alone: another worker's network
+may be fine. Workers tell each other which circuits are open (`worker/peers.py`). A worker whose circuit is open hands
+its jobs to one whose circuit is not. Once two workers have opened a circuit, and more workers have it open than have
+had an answer since, the others doubt the provider: their next call is a probe.
+
+A path has one circuit for everyone and one for each account that has seen failures. A failure opens its account's
+circuit first. One account's failures make up no more than half of those that open everyone's circuit, as they may be
+due to the account's own requests.
+
+What a circuit is, and how it changes, is `Circuit`, which is pure. A call to a provider without trouble costs one
+look-up in a dictionary. While Redis is unavailable each worker goes by what it sees itself. If Redis loses the hash, or
+an operator drops it, all circuits close until calls fail again.
 """
 
 from __future__ import annotations
@@ -17,38 +24,25 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
 
 from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
+from headrace.queue import TIERS
 from headrace.redis_url import AWAY
+from worker.peers import Peers, View
 
 log = logging.getLogger(__name__)
 
-_KEY = "headrace:circuits"
-_READ = """
-local time = redis.call('TIME')
-return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('HGETALL', KEYS[1])}
-"""
-# Writes the field ARGV[1] if it still is ARGV[2]; returns whether it did, and what the field is now.
-_SWAP = """
-local current = redis.call('HGET', KEYS[1], ARGV[1]) or ''
-if current ~= ARGV[2] then return {0, current} end
-if ARGV[3] == '' then
-    redis.call('HDEL', KEYS[1], ARGV[1])
-else
-    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-    redis.call('EXPIRE', KEYS[1], 86400)
-end
-return {1, ARGV[3]}
-"""
-# Workers that change the same field at the same moment each win in turn; one that never does goes by its own copy.
-_MOST_SWAPS = 10
+# The key of the circuit that holds for every account.
+_EVERYONE = ""
+# Workers that have a circuit open before the others doubt the provider: one may have a broken path.
+_QUORUM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +61,32 @@ class Rules:
     longest_pause_seconds: float = 3600.0
     """A provider is not believed beyond this."""
 
+    @property
+    def share(self) -> int:
+        """Return how many of the failures that open everyone's circuit may be one account's."""
+        return (self.failures + 1) // 2
+
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """A provider's trouble. Times are in milliseconds of Redis's clock, 0 where there is none."""
+    """The trouble with a provider, of everyone or of one account. Times are in milliseconds, 0 where there is none."""
 
     failures: int = 0
     trips: int = 0
     failed_at: int = 0
     open_until: int = 0
     probe_until: int = 0
-    paused_until: int = 0
 
-    def failed(self, now: int, rules: Rules, *, probe: bool, jitter: float) -> Circuit:
+    def failed(self, now: int, rules: Rules, *, probe: bool, jitter: float, weight: int = 1) -> Circuit:
         """Return the circuit after a failure; `jitter` in 0 to 1 spreads its cooling time by a quarter either way.
 
-        While it is open only the probe counts: other calls were under way when it opened, and say nothing new.
+        While it is open only the probe counts: other calls were under way when it opened, and say nothing new. A
+        failure of no `weight` is remembered and not counted.
         """
         if self.open_until and not probe:
             return self
         fresh = self if now - self.failed_at <= rules.forget_seconds * 1000 else replace(self, failures=0, trips=0)
-        failures = fresh.failures + 1
+        failures = fresh.failures + (1 if probe else weight)
         if failures < rules.failures and not probe:
             return replace(fresh, failures=failures, failed_at=now)
         seconds = min(rules.longest_cooling_seconds, rules.cooling_seconds * 2 ** min(fresh.trips, 30))
@@ -100,62 +99,91 @@ class Circuit:
             probe_until=0,
         )
 
-    def answered(self, _now: int, *, probe: bool) -> Circuit:
+    def answered(self, *, probe: bool) -> Circuit:
         """Return the circuit after an answer. It remembers how often it opened, should it fail again soon."""
-        if self.open_until and not probe:
+        if self.open_until and not (probe or self.doubted):
             return self
         return replace(self, failures=0, open_until=0, probe_until=0)
 
-    def abandoned(self, _now: int) -> Circuit:
+    def abandoned(self) -> Circuit:
         """Return the circuit after a probe that was given up, and so tells nothing."""
         return replace(self, probe_until=0)
 
-    def paused(self, _now: int, *, until: int) -> Circuit:
-        """Return the circuit of a provider that wants no calls before `until`."""
-        return replace(self, paused_until=max(self.paused_until, until))
+    def in_doubt(self, now: int) -> Circuit:
+        """Return the circuit once other workers have opened theirs: the next call is a probe."""
+        return self if self.open_until else replace(self, failures=0, open_until=now)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it is open on other workers' word, and not by failures here."""
+        return bool(self.open_until) and not self.failures
 
     def blocked(self, now: int) -> int:
-        """Return the milliseconds in which nobody may call; 0 if somebody may, if only to probe."""
-        return max(0, self.paused_until - now, self.open_until - now, self.probe_until - now)
+        """Return the milliseconds in which no call is let through; 0 if one is, if only to probe."""
+        return max(0, self.open_until - now, self.probe_until - now)
 
     def tidied(self, now: int, rules: Rules) -> Circuit:
         """Return the circuit without what is too old to count."""
-        paused = self.paused_until if self.paused_until > now else 0
-        if now - max(self.failed_at, self.open_until, self.probe_until) > rules.forget_seconds * 1000:
-            return Circuit(paused_until=paused)
-        return replace(self, paused_until=paused)
-
-    def pack(self) -> str:
-        """Return the circuit as it is kept, "" if there is no trouble."""
-        return "" if self == _HEALTHY else " ".join(map(str, astuple(self)))
-
-    @classmethod
-    def unpack(cls, text: str) -> Circuit:
-        """Return what `pack` packed; what is not that is no trouble."""
-        try:
-            return cls(*map(int, text.split()))
-        except (ValueError, TypeError):
-            return _HEALTHY
+        old = now - max(self.failed_at, self.open_until, self.probe_until) > rules.forget_seconds * 1000
+        return _HEALTHY if old else self
 
 
 _HEALTHY = Circuit()
-_Change = Callable[[Circuit, int], Circuit]
+
+
+@dataclass(slots=True)
+class Path:
+    """This worker's path to a provider that is in trouble, here or elsewhere. Circuits go by account."""
+
+    circuits: dict[str, Circuit] = field(default_factory=dict)
+    blamed: Counter[str] = field(default_factory=Counter)
+    """Failures since the last answer, by account."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Circuits that are open at other workers."""
+    answered: set[str] = field(default_factory=set)
+    """Those of them on which there was an answer here since."""
+
+    def of(self, account: str) -> Iterator[tuple[str, Circuit]]:
+        """Yield the circuits that hold for an account, with their keys."""
+        for key in (_EVERYONE, account) if account else (_EVERYONE,):
+            yield key, self.circuits.get(key, _HEALTHY)
+
+    def blocked(self, account: str, now: int) -> int:
+        """Return the milliseconds in which no call of an account is let through."""
+        return max(circuit.blocked(now) for _, circuit in self.of(account))
+
+    def open(self) -> list[str]:
+        """Return the circuits that failures here have opened."""
+        return [key for key, circuit in self.circuits.items() if circuit.open_until and not circuit.doubted]
 
 
 class Circuits:
-    """The circuits of all providers, as one worker knows them."""
+    """The circuits of all providers, as one worker has them."""
 
-    def __init__(self, redis: Redis, *, rules: Rules | None = None, poll_seconds: float = 1.0) -> None:
-        """Know of no trouble yet; `run` has to run for workers to share what they learn."""
-        self._redis = redis
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        worker: str,
+        tiers: Sequence[str] = TIERS,
+        rules: Rules | None = None,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        """Know of no trouble yet; `run` has to run for workers to share what they learn.
+
+        `worker` is a name that no other worker has; `tiers` are those that it serves.
+        """
+        self._peers = Peers(redis, worker)
+        self._tiers = tiers
         self._rules = rules or Rules()
         self._poll = poll_seconds
-        self._read_script = redis.register_script(_READ)
-        self._swap_script = redis.register_script(_SWAP)
-        self._clock = int((time.time() - time.monotonic()) * 1000)
-        self._troubled: dict[str, Circuit] = {}
-        self._kept: dict[str, str] = {}
-        self._unsaved: dict[str, list[_Change]] = {}
+        self._troubled: dict[str, Path] = {}
+        self._others: Sequence[View] = ()
+        self._paused: dict[str, float] = {}
+        """When routes may be called again, by the monotonic clock in seconds."""
+        self._unsaved: set[str] = set()
+        """Routes whose pause other workers do not know yet."""
+        self._told = False
         self._changed = asyncio.Event()
         self._away = False
 
@@ -163,37 +191,44 @@ class Circuits:
         """Tell whether nothing at all is held against a provider."""
         return name not in self._troubled
 
-    def allows(self, name: str) -> bool:
-        """Tell whether a provider may be called now, as far as this worker knows. Asks nobody and changes nothing."""
-        return name not in self._troubled or not self._troubled[name].blocked(self._now())
+    def allows(self, name: str, route: str | None = None, *, account: str = "") -> bool:
+        """Tell whether an account's job may call a provider, and its route, from here now. This changes nothing."""
+        return not self.open_seconds(name, account) and not self.paused_seconds(route or name)
 
-    def open_seconds(self, name: str) -> float:
-        """Return in how many seconds a provider may be called again; 0 if it may be now."""
-        circuit = self._troubled.get(name)
-        return 0.0 if circuit is None else self._wait(circuit, self._now())
+    def open_seconds(self, name: str, account: str = "") -> float:
+        """Return in how many seconds an account's job may call a provider again; 0 if it may now."""
+        path = self._troubled.get(name)
+        return 0.0 if path is None else self._wait(path, account, _now())
 
     def paused_seconds(self, name: str) -> float:
-        """Return how much longer a provider wants no calls, in seconds, whatever its failures."""
-        circuit = self._troubled.get(name)
-        return 0.0 if circuit is None else max(0, circuit.paused_until - self._now()) / 1000
+        """Return how much longer a route, or a provider, wants no calls, in seconds, whatever its failures."""
+        return max(0.0, self._paused[name] - time.monotonic()) if name in self._paused else 0.0
 
     def pause(self, name: str, seconds: float) -> None:
-        """Let nobody call a provider for so long: it asked for that."""
-        if seconds > 0:
-            until = self._now() + int(min(seconds, self._rules.longest_pause_seconds) * 1000)
-            self._change(name, partial(Circuit.paused, until=until))
+        """Make no call of a route, or a provider, for so long, in all workers: it asked for that."""
+        ends = time.monotonic() + min(seconds, self._rules.longest_pause_seconds)
+        if seconds > 0 and ends > self._paused.get(name, 0):
+            self._paused[name] = ends
+            self._unsaved.add(name)
+            self._changed.set()
 
-    def call(self, name: str, route: str | None = None) -> Call:
-        """Return a context for one call to a provider, which learns from how the call ends.
+    def served_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
+        """Tell whether another worker of a tier may call a provider for an account, as far as this worker knows."""
+        return any(
+            tier in view.tiers and not {_EVERYONE, account} & set(view.open.get(name, ())) for view in self._others
+        )
+
+    def call(self, name: str, route: str | None = None, *, account: str = "") -> Call:
+        """Return a context for an account's call to a provider, which learns from how the call ends.
 
         `route` is what a rate limit pauses, as such limits are often a model's own; the provider where left out.
 
-        Entering raises UpstreamUnavailableError if the circuit is open, and UpstreamBusyError if the provider or the
-        route is paused; both say in `retry_after` for how long. A call that ends with an UpstreamError that another try
-        may cure is a failure, with any other the provider is well: it answered. A rate limit's `retry_after` pauses the
-        route. A call that ends by anything else, as one that is cancelled, tells nothing.
+        Entering raises UpstreamUnavailableError if the circuit is open, and UpstreamBusyError if the route is paused;
+        both say in `retry_after` for how long. A call that ends with an UpstreamError that another try may cure is a
+        failure, with any other the provider is well: it answered. A rate limit's `retry_after` pauses the route. A call
+        that ends by anything else, as one that is cancelled, tells nothing.
         """
-        return Call(self, name, route or name)
+        return Call(self, name, route or name, account)
 
     async def run(self) -> None:
         """Share what this worker learns, and learn what others did, until cancelled."""
@@ -208,167 +243,185 @@ class Circuits:
                 timer.cancel()
 
     async def refresh(self) -> None:
-        """Write what is new here and read what is new elsewhere; while Redis is away, do neither."""
+        """Write what is new here and read what is new elsewhere; while Redis is unavailable, do neither."""
+        self._tidy()
+        view = View(
+            self._tiers,
+            {name: keys for name, path in self._troubled.items() if (keys := path.open())},
+            {name: list(path.answered) for name, path in self._troubled.items() if path.answered},
+        )
+        unsaved, self._unsaved = self._unsaved, set()
         try:
-            unsaved, self._unsaved = self._unsaved, {}
-            for name, changes in unsaved.items():
-                await self._save(name, changes)
-            await self._read()
+            news = await self._peers.tell(view, [(route, self.paused_seconds(route)) for route in unsaved])
         except AWAY as error:
             if not self._away:
                 log.warning("Redis is away, circuits are this worker's own: %s", error)
             self._away = True
-        else:
-            self._away = False
+            self._unsaved |= unsaved
+            self._others = ()
+            return
+        self._away = False
+        if self._told and news.forgotten:
+            self._troubled.clear()
+        self._told = True
+        self._others = news.others
+        now = time.monotonic()
+        kept = {route: self._paused[route] for route in self._unsaved}
+        self._paused = {**{route: now + seconds for route, seconds in news.pauses.items()}, **kept}
+        self._doubt()
 
-    async def enter(self, name: str) -> bool:
-        """Let a call through, and tell whether it is the probe of an open circuit.
+    def enter(self, name: str, account: str = "") -> list[str]:
+        """Let a call through, and return the circuits that it probes.
 
         Raises:
             UpstreamUnavailableError: The circuit is open, or is probed by another call.
-            UpstreamBusyError: The provider is paused.
         """
-        for _ in range(_MOST_SWAPS):
-            now = self._now()
-            circuit = self._troubled.get(name, _HEALTHY)
-            if circuit.paused_until > now:
-                raise UpstreamBusyError(retry_after=(circuit.paused_until - now) / 1000)
-            if circuit.blocked(now):
-                raise UpstreamUnavailableError(retry_after=self._wait(circuit, now))
-            if not circuit.open_until:
-                return False
-            if await self._claim(name, replace(circuit, probe_until=now + int(self._rules.probe_seconds * 1000))):
-                return True
-        raise UpstreamUnavailableError(retry_after=self._poll)
+        path = self._troubled.get(name)
+        if path is None:
+            return []
+        now = _now()
+        if path.blocked(account, now):
+            raise UpstreamUnavailableError(retry_after=self._wait(path, account, now))
+        probed = [key for key, circuit in path.of(account) if circuit.open_until]
+        for key in probed:
+            circuit = path.circuits[key]
+            path.circuits[key] = replace(circuit, probe_until=now + int(self._rules.probe_seconds * 1000))
+        return probed
 
-    def ended(self, name: str, error: BaseException | None, *, probe: bool, route: str | None = None) -> None:
+    def ended(
+        self,
+        name: str,
+        error: BaseException | None,
+        *,
+        probed: Sequence[str] = (),
+        route: str | None = None,
+        account: str = "",
+    ) -> None:
         """Learn from how a call ended; a rate limit pauses the route."""
         if error is not None and not isinstance(error, UpstreamError):
-            if probe:
-                self._change(name, Circuit.abandoned)
+            for key in probed:
+                self._change(name, key, self._circuit(name, key).abandoned())
         elif error is not None and error.retryable and not isinstance(error, UpstreamRateLimitError):
             log.debug("a call to %s failed: %s", name, error.summary())
-            failed = partial(Circuit.failed, rules=self._rules, probe=probe, jitter=random.random())
-            self._change(name, failed)
+            self._failed(name, account, probed)
         else:
-            circuit = self._troubled.get(name)
-            if circuit is not None and (probe or (circuit.failures and not circuit.open_until)):
-                self._change(name, partial(Circuit.answered, probe=probe))
+            self._answered(name, account, probed)
             if error is not None and error.retry_after and isinstance(error, UpstreamRateLimitError):
                 self.pause(route or name, error.retry_after)
 
-    # -- the copy, and what is shared ---------------------------------------------------------------------------------
+    # -- one path -----------------------------------------------------------------------------------------------------
 
-    def _now(self) -> int:
-        return int(time.monotonic() * 1000) + self._clock
+    def _circuit(self, name: str, key: str) -> Circuit:
+        path = self._troubled.get(name)
+        return _HEALTHY if path is None else path.circuits.get(key, _HEALTHY)
 
-    def _wait(self, circuit: Circuit, now: int) -> float:
+    def _wait(self, path: Path, account: str, now: int) -> float:
         """Return in how many seconds to try again. A probe may answer at any time, so its whole patience is not it."""
-        settled = replace(circuit, probe_until=0).blocked(now) / 1000
-        return settled or min(self._rules.cooling_seconds, circuit.blocked(now) / 1000)
+        circuits = [circuit for _, circuit in path.of(account)]
+        settled = max(replace(circuit, probe_until=0).blocked(now) for circuit in circuits) / 1000
+        return settled or min(self._rules.cooling_seconds, path.blocked(account, now) / 1000)
 
-    def _change(self, name: str, change: _Change) -> None:
-        now = self._now()
-        before = self._troubled.get(name, _HEALTHY)
-        self._keep(name, change(before, now).tidied(now, self._rules))
-        self._unsaved.setdefault(name, []).append(change)
-        # A failure or two of a busy worker can wait for the next look; what others have to know cannot.
-        if self._troubled.get(name, _HEALTHY).blocked(now) != before.blocked(now):
+    def _failed(self, name: str, account: str, probed: Sequence[str]) -> None:
+        path = self._troubled.setdefault(name, Path())
+        now, jitter = _now(), random.random()
+        weight = 1 if not account or path.blamed[account] < self._rules.share else 0
+        path.blamed[account] += 1
+        for key, circuit in list(path.of(account)):
+            counted = weight if key == _EVERYONE else 1
+            after = circuit.failed(now, self._rules, probe=key in probed, jitter=jitter, weight=counted)
+            self._change(name, key, after)
+
+    def _answered(self, name: str, account: str, probed: Sequence[str]) -> None:
+        path = self._troubled.get(name)
+        if path is None:
+            return
+        path.blamed.clear()
+        keys = {key for key, _ in path.of(account)}
+        path.answered |= path.elsewhere & keys
+        for key in keys & path.circuits.keys():
+            self._change(name, key, path.circuits[key].answered(probe=key in probed))
+
+    def _change(self, name: str, key: str, after: Circuit) -> None:
+        path = self._troubled.setdefault(name, Path())
+        before = path.circuits.get(key, _HEALTHY)
+        path.circuits[key] = after
+        whose = f" for account {key}" if key else ""
+        if after.open_until > before.open_until and after.failures:
+            path.answered.discard(key)
+            seconds = (after.open_until - _now()) / 1000
+            log.warning(
+                "%s is left alone%s for %.1f s, after %d failures in a row", name, whose, seconds, after.failures
+            )
+        elif before.failures and before.open_until and not after.open_until:
+            log.info("%s is called again%s", name, whose)
+        if after.open_until != before.open_until:
             self._changed.set()
 
-    def _keep(self, name: str, circuit: Circuit) -> None:
-        before = self._troubled.get(name, _HEALTHY)
-        if circuit.open_until > before.open_until:
-            seconds = (circuit.open_until - self._now()) / 1000
-            log.warning("%s is left alone for %.1f s, after %d failures in a row", name, seconds, circuit.failures)
-        elif before.open_until and not circuit.open_until:
-            log.info("%s is called again", name)
-        if circuit == _HEALTHY:
-            self._troubled.pop(name, None)
-        else:
-            self._troubled[name] = circuit
+    def _tidy(self) -> None:
+        """Forget what is too old to count."""
+        now = _now()
+        for name, path in list(self._troubled.items()):
+            tidied = {key: circuit.tidied(now, self._rules) for key, circuit in path.circuits.items()}
+            path.circuits = {key: circuit for key, circuit in tidied.items() if circuit != _HEALTHY}
+            if not path.circuits and not path.elsewhere:
+                del self._troubled[name]
 
-    def _adopt(self, name: str, kept: str) -> None:
-        """Take over what Redis has, and upon it what this worker has not written yet."""
-        now = self._now()
-        if kept:
-            self._kept[name] = kept
-        else:
-            self._kept.pop(name, None)
-        circuit = _fold(Circuit.unpack(kept), now, self._unsaved.get(name, ()))
-        self._keep(name, circuit.tidied(now, self._rules))
+    # -- other workers' word ------------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        clock, fields = await self._read_script(keys=[_KEY])
-        self._clock = int(clock) - int(time.monotonic() * 1000)
-        kept = {fields[at].decode(): fields[at + 1].decode() for at in range(0, len(fields), 2)}
-        for name in self._troubled.keys() | kept.keys():
-            self._adopt(name, kept.get(name, ""))
-        for name, text in kept.items():
-            if name not in self._troubled:
-                await self._swap(name, text, "")
-
-    async def _save(self, name: str, changes: Sequence[_Change]) -> None:
-        for _ in range(_MOST_SWAPS):
-            now = self._now()
-            before = self._kept.get(name, "")
-            after = _fold(Circuit.unpack(before), now, changes).tidied(now, self._rules).pack()
-            if after == before or await self._swap(name, before, after):
-                return
-
-    async def _claim(self, name: str, claimed: Circuit) -> bool:
-        """Try to be the one who probes."""
-        kept = self._kept.get(name, "")
-        self._keep(name, claimed)  # before it is asked for: no other call of this worker need ask too
-        try:
-            return await self._swap(name, kept, claimed.pack())
-        except AWAY:
-            return True
-        except BaseException:
-            self._change(name, Circuit.abandoned)
-            raise
-
-    async def _swap(self, name: str, before: str, after: str) -> bool:
-        swapped, kept = await self._swap_script(keys=[_KEY], args=[name, before, after])
-        self._adopt(name, kept.decode())
-        return bool(swapped)
+    def _doubt(self) -> None:
+        """Take up which circuits are open elsewhere, and have the next call probe where several workers agree."""
+        opened, answered = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for view in self._others:
+            opened.update((name, key) for name, keys in view.open.items() for key in keys)
+            answered.update((name, key) for name, keys in view.answered.items() for key in keys)
+        for name in self._troubled.keys() | {name for name, _ in opened}:
+            path = self._troubled.setdefault(name, Path())
+            path.elsewhere = {key for troubled, key in opened if troubled == name}
+            path.answered &= path.elsewhere
+            for key in path.elsewhere - path.answered:
+                count = opened[name, key]
+                if count >= _QUORUM and count > answered[name, key]:
+                    self._change(name, key, self._circuit(name, key).in_doubt(_now()))
+            for key, circuit in path.circuits.items():
+                if circuit.doubted and key not in path.elsewhere:
+                    self._change(name, key, circuit.answered(probe=True))
 
 
-def _fold(circuit: Circuit, now: int, changes: Sequence[_Change]) -> Circuit:
-    for change in changes:
-        circuit = change(circuit, now)
-    return circuit
+def _now() -> int:
+    """Return the milliseconds of a clock that only goes forward."""
+    return int(time.monotonic() * 1000)
 
 
 class Call:
     """One call to a provider, between entering and leaving."""
 
-    __slots__ = ("_circuits", "_name", "_probe", "_route", "_told")
+    __slots__ = ("_account", "_circuits", "_name", "_probed", "_route", "_told")
 
-    def __init__(self, circuits: Circuits, name: str, route: str) -> None:
+    def __init__(self, circuits: Circuits, name: str, route: str, account: str) -> None:
         """Ask nothing yet: that is entering."""
         self._circuits = circuits
         self._name = name
         self._route = route
-        self._probe = False
+        self._account = account
+        self._probed: Sequence[str] = ()
         self._told = False
 
     def answered(self) -> None:
         """Tell that the provider answers while the call still goes on: at a stream's first text."""
         if not self._told:
             self._told = True
-            self._circuits.ended(self._name, None, probe=self._probe)
-            self._probe = False
+            self._circuits.ended(self._name, None, probed=self._probed, account=self._account)
+            self._probed = ()
 
     async def __aenter__(self) -> Self:
         if (seconds := self._circuits.paused_seconds(self._route)) > 0:
             raise UpstreamBusyError(retry_after=seconds)
         if not self._circuits.well(self._name):
-            self._probe = await self._circuits.enter(self._name)
+            self._probed = self._circuits.enter(self._name, self._account)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None or not (self._told or self._circuits.well(self._name)):
-            self._circuits.ended(self._name, error, probe=self._probe, route=self._route)
+            self._circuits.ended(self._name, error, probed=self._probed, route=self._route, account=self._account)

@@ -55,7 +55,7 @@ from worker.exchange import Exchange
 from worker.leases import Leases
 from worker.limits import Limits
 from worker.providers.client import ProviderClient, without_secret
-from worker.router import Retry, next_attempt
+from worker.router import Retry, handover_delay, next_attempt
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Executor:
         line_slots: int,
         redis: Redis,
         tiers: Sequence[str],
+        name: str,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -100,7 +101,7 @@ class Executor:
         self._queue = queue
         self._publisher = publisher
         self._client = client
-        self._name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
+        self._name = name
         self._slots = asyncio.Semaphore(settings.worker_slots)
         self._line_slots = asyncio.Semaphore(line_slots)
         self._in_hand: dict[str, str] = {}
@@ -145,7 +146,8 @@ class Executor:
             stack.push_async_callback(queue.close)
             client = ProviderClient(connections=settings.worker_slots)
             stack.push_async_callback(client.close)
-            circuits = Circuits(redis, rules=Rules(failures=settings.circuit_failures))
+            name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
+            circuits = Circuits(redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures))
             limits = Limits(redis, lease_seconds=settings.lease_seconds)
             stack.push_async_callback(limits.close)
             executor = cls(
@@ -162,6 +164,7 @@ class Executor:
                 line_slots=line_slots,
                 redis=redis,
                 tiers=tiers,
+                name=name,
             )
             chores = [
                 executor._deltas.run,
@@ -255,7 +258,9 @@ class Executor:
         try:
             response = await self._answer(attempt)
         except (UpstreamBusyError, UpstreamUnavailableError) as error:
-            if not job.background:
+            if isinstance(error, UpstreamUnavailableError) and self._has_peer(attempt):
+                await self._put_back(attempt, Retry(job.route, job.retries, handover_delay(job.attempt)), None)
+            elif not job.background:
                 await self._fail(attempt, error)
             else:  # nobody was asked: that is no attempt, and it leaves its slot to a job that need not wait
                 await self._put_back(attempt, Retry(job.route, job.retries, error.retry_after or 0), None)
@@ -288,7 +293,7 @@ class Executor:
         """
         job, request = attempt.job, attempt.request
         attempt.routes = usable_routes(self._catalogue, request, seed=job.id)
-        attempt.index = self._choose(attempt.routes, min(job.route, len(attempt.routes) - 1))
+        attempt.index = self._choose(attempt.routes, min(job.route, len(attempt.routes) - 1), job.account_id)
         route = attempt.routes[attempt.index].route
         name, provider = route.provider_name, route.provider
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
@@ -301,7 +306,7 @@ class Executor:
             admission = await leave.enter_async_context(
                 self._limits.admitted(name, provider, request, calls=exchange.calls, patience_seconds=patience)
             )
-            await leave.enter_async_context(self._circuits.call(name, route.name))
+            await leave.enter_async_context(self._circuits.call(name, route.name, account=job.account_id))
             attempt.exchange = exchange
             deadline = asyncio.timeout(provider.timeout)
             try:
@@ -320,16 +325,17 @@ class Executor:
                 raise withheld
         return completion
 
-    def _choose(self, routes: Sequence[UsableRoute], index: int) -> int:
+    def _has_peer(self, attempt: Attempt) -> bool:
+        """Tell whether another worker may call the provider that this one leaves alone: its path may be fine."""
+        job, provider = attempt.job, attempt.provider
+        return provider is not None and self._circuits.served_elsewhere(provider, job.tier, account=job.account_id)
+
+    def _choose(self, routes: Sequence[UsableRoute], index: int, account: str) -> int:
         """Return the route to try: the one at `index`, or the next of its kind if its provider is left alone."""
         condition = routes[index].route.condition
         for at in range(index, len(routes)):
             route = routes[at].route
-            if (
-                route.condition == condition
-                and self._circuits.allows(route.provider_name)
-                and self._circuits.allows(route.name)
-            ):
+            if route.condition == condition and self._circuits.allows(route.provider_name, route.name, account=account):
                 return at
         return index
 

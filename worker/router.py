@@ -11,6 +11,9 @@ from headrace.errors import UpstreamError, UpstreamRefusedError
 
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
+# Seconds before a job that one worker leaves to the others is due again: its own wake-up may come back to it.
+_FIRST_HANDOVER_SECONDS = 0.05
+_LONGEST_HANDOVER_SECONDS = 2.0
 
 # The error codes of what a request itself holds, and the routes that may take it nevertheless.
 CONDITIONS: Mapping[str, Condition] = {
@@ -31,6 +34,11 @@ class Retry:
 def backoff(retries: int) -> float:
     """Return a delay in seconds with full jitter: anywhere up to a bound that doubles with each failure."""
     return random.uniform(0, min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**retries))
+
+
+def handover_delay(attempt: int) -> float:
+    """Return the seconds that a job waits for another worker, with full jitter; the bound doubles with each attempt."""
+    return random.uniform(0, min(_LONGEST_HANDOVER_SECONDS, _FIRST_HANDOVER_SECONDS * 2 ** min(attempt, 10)))
 
 
 def next_attempt(

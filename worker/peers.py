@@ -1,0 +1,111 @@
+"""What workers tell each other of their paths to providers, over one hash in Redis.
+
+Each worker writes a field of its own, once a second and whenever it has news, and reads all of them in the same round
+trip: which tiers it serves, which circuits are open on its own paths, and where it has had an answer while a circuit is
+open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. Nobody changes another
+worker's field, so nothing has to be compared or locked. A worker that has not written for a while is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+from redis.asyncio import Redis
+
+KEY = "headrace:paths"
+# Milliseconds after which a worker that has not written is not counted.
+_PRESENT_MS = 5_000
+# ARGV: the worker, what it tells, then pairs of a route and for how many milliseconds it is paused. Returns whether the
+# worker had a field already, what present workers tell, and for how long each route is paused.
+_TELL = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local own = 'worker ' .. ARGV[1]
+local known = redis.call('HEXISTS', KEYS[1], own)
+redis.call('HSET', KEYS[1], own, string.format('%.0f ', now) .. ARGV[2])
+for i = 3, #ARGV, 2 do
+    local field, ends = 'pause ' .. ARGV[i], now + ARGV[i + 1]
+    if ends > tonumber(redis.call('HGET', KEYS[1], field) or 0) then
+        redis.call('HSET', KEYS[1], field, string.format('%.0f', ends))
+    end
+end
+redis.call('EXPIRE', KEYS[1], 86400)
+local workers, pauses = {}, {}
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+    local kind, name = string.match(fields[i], '^(%a+) (.*)$')
+    local at, told = string.match(fields[i + 1], '^(%d+) ?(.*)$')
+    if kind == 'pause' and (tonumber(at) or 0) > now then
+        pauses[#pauses + 1] = name
+        pauses[#pauses + 1] = tonumber(at) - now
+    elseif kind ~= 'worker' or (tonumber(at) or 0) < now - PRESENT then
+        redis.call('HDEL', KEYS[1], fields[i])
+    elseif name ~= ARGV[1] then
+        workers[#workers + 1] = told
+    end
+end
+return {known, workers, pauses}
+""".replace("PRESENT", str(_PRESENT_MS))
+
+Keys = Mapping[str, Sequence[str]]
+"""Circuits by provider: "" is everyone's, another key is an account's."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one worker tells."""
+
+    tiers: Sequence[str]
+    open: Keys
+    """Circuits that its own failures opened."""
+    answered: Keys
+    """Circuits that are open elsewhere, and on which it has had an answer since."""
+
+    def pack(self) -> bytes:
+        """Return the view as it is kept in Redis."""
+        return orjson.dumps({"tiers": self.tiers, "open": self.open, "answered": self.answered})
+
+    @classmethod
+    def unpack(cls, text: bytes) -> View:
+        """Return what `pack` packed; what another version wrote is a worker that serves nothing."""
+        try:
+            told = orjson.loads(text)
+            return cls(told["tiers"], told["open"], told["answered"])
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return cls((), {}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a worker reads."""
+
+    forgotten: bool
+    """This worker's field is gone: it was never written, or an operator or Redis has dropped the hash."""
+    others: Sequence[View]
+    pauses: Mapping[str, float]
+    """For how many more seconds each paused route wants no calls."""
+
+
+class Peers:
+    """The hash, as one worker reads and writes it."""
+
+    def __init__(self, redis: Redis, worker: str) -> None:
+        """Write as this worker, by a name that no other worker has."""
+        self._worker = worker
+        self._tell = redis.register_script(_TELL)
+
+    async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = ()) -> News:
+        """Write this worker's view and the pauses, in seconds, that providers asked it for; return what is known.
+
+        Raises:
+            AWAY: Redis is unavailable.
+        """
+        arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
+        known, views, kept = await self._tell(keys=[KEY], args=[self._worker, view.pack(), *arguments])
+        return News(
+            forgotten=not known,
+            others=[View.unpack(text) for text in views],
+            pauses={kept[at].decode(): kept[at + 1] / 1000 for at in range(0, len(kept), 2)},
+        )
