@@ -55,7 +55,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())
         redis = live.connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(redis)
+        queue = JobQueue(redis, partial(queries.mark_unsent, database))
         stack.push_async_callback(queue.close)
         hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
 

@@ -1,8 +1,8 @@
 """The queue: Celery over Redis, named here and in `worker/` alone.
 
 A message is a wake-up that carries job ids and nothing else: no prompt is ever in Redis. It may be lost or come twice,
-as the row in Postgres decides who runs a job. It is sent once the row is committed; what a failed or lost send leaves
-behind, the scheduler sends again.
+as the row in Postgres decides who runs a job. It is sent once the row is committed. A process whose send fails, or
+takes long, notes that in the rows, and the scheduler's next sweep sends it; what is lost on the way it sends later.
 
 Celery writes the messages, but only once a tier, when a process starts: each later one differs in its id and its jobs
 alone. To have Celery write every one costs a thread, as kombu blocks, and ten times the work.
@@ -15,13 +15,14 @@ import base64
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import orjson
 from celery import Celery
 from kombu.connection import Connection
 from kombu.entity import Queue
 from redis.asyncio import Redis
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.queries import Backlog
 from headrace.redis_url import AWAY, broker_settings
@@ -40,6 +41,8 @@ _LINES_A_MESSAGE = 64
 # So much of a long queue tells which wake-ups should have been at its head, and were lost.
 _BACKLOG_MESSAGES = 200
 _LAST_MESSAGES = 10
+# Seconds that a send may take before its jobs are noted as unsent: the scheduler need not wait for its time-out.
+_SLOW_SECONDS = 0.5
 
 
 def queue_name(tier: str) -> str:
@@ -138,14 +141,17 @@ def _read(message: bytes | str) -> list[str]:
 class JobQueue:
     """Wakes workers. What is waked while one send is under way goes together into the next."""
 
-    def __init__(self, redis: Redis) -> None:
-        """Use a client that gives up soon when Redis is away."""
+    def __init__(self, redis: Redis, unsent: Callable[[Sequence[str]], Awaitable[None]] | None = None) -> None:
+        """Use a client that gives up soon when Redis is away; `unsent` notes jobs whose wake-up may not be sent."""
         app = create_celery("memory://")
         self._messages = {tier: _Message(app, tier) for tier in TIERS}
         app.close()
         self._redis = redis
+        self._unsent = unsent
         self._pending: dict[str, list[str]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
+        self._away = False
+        self._notes: set[asyncio.Task[None]] = set()
 
     def wake(self, job_ids: Iterable[str], *, tier: str) -> None:
         """Send a wake-up for committed jobs, soon; a failure is logged and left to the scheduler."""
@@ -162,6 +168,8 @@ class JobQueue:
             self._task = None
 
     async def _send(self, batch: dict[str, list[str]]) -> None:
+        delay = 0 if self._away else _SLOW_SECONDS
+        slow = asyncio.get_running_loop().call_later(delay, self._note_unsent, batch)
         try:
             for tier, job_ids in batch.items():
                 message = self._messages[tier]
@@ -171,6 +179,26 @@ class JobQueue:
         except AWAY as error:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
+            self._away = True
+            self._note_unsent(batch)
+        else:
+            self._away = False
+        finally:
+            slow.cancel()
+
+    def _note_unsent(self, batch: dict[str, list[str]]) -> None:
+        """Have the scheduler send these at its next sweep. Twice, or sent after all, does no harm."""
+        if self._unsent is not None:
+            task = asyncio.create_task(self._write_unsent([job_id for ids in batch.values() for job_id in ids]))
+            self._notes.add(task)
+            task.add_done_callback(self._notes.discard)
+
+    async def _write_unsent(self, job_ids: Sequence[str]) -> None:
+        assert self._unsent is not None  # no note is taken without it
+        try:
+            await self._unsent(job_ids)
+        except SQLAlchemyError as error:
+            log.warning("%d jobs wait for the scheduler to find them: %s", len(job_ids), error)
 
     async def backlog(self, tier: str) -> Backlog | None:
         """Return what waits first in a tier's queue, or None while Redis is away."""
@@ -189,3 +217,4 @@ class JobQueue:
         """Send what is pending."""
         if self._task is not None:
             await self._task
+        await asyncio.gather(*self._notes)

@@ -142,7 +142,7 @@ class Executor:
             stack.push_async_callback(database.close)
             redis = live.connect(settings.redis_url)
             stack.push_async_callback(redis.aclose)
-            queue = JobQueue(redis)
+            queue = JobQueue(redis, partial(queries.mark_unsent, database))
             stack.push_async_callback(queue.close)
             client = ProviderClient(connections=settings.worker_slots)
             stack.push_async_callback(client.close)

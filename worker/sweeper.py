@@ -11,6 +11,7 @@ import logging
 import signal
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import orjson
 import uvloop
@@ -134,7 +135,7 @@ async def _schedule(settings: Settings) -> None:
         stack.push_async_callback(database.close)
         redis = live.connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(redis)
+        queue = JobQueue(redis, partial(queries.mark_unsent, database))
         stack.push_async_callback(queue.close)
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         sweeper = Sweeper(settings, database, queue, publisher)

@@ -853,17 +853,32 @@ async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
     return _moved(await execute(database.durable, _EXPIRE, {"error": error}))
 
 
+_UNSENT = """
+WITH waiting AS MATERIALIZED (
+    SELECT id FROM jobs WHERE id = ANY(%(ids)b::text[]) AND state = 'queued' ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET sent_at = 'epoch' FROM waiting WHERE jobs.id = waiting.id RETURNING jobs.id
+"""
+
+
+async def mark_unsent(database: Database, job_ids: Sequence[str]) -> None:
+    """Note of queued jobs that their wake-ups may not have been sent: the next sweep sends them."""
+    await execute(database.relaxed, _UNSENT, {"ids": list(job_ids)})
+
+
 # Of a long queue only the head is known. What was sent before its last messages were, and is not in it, was lost; a
 # moment's doubt, as jobs that are committed together are not sent together.
 _RESEND = """
 WITH edge AS (
     SELECT CASE WHEN %(whole)s THEN 'infinity'
-                ELSE (SELECT min(sent_at) - interval '2 seconds' FROM jobs WHERE id = ANY(%(last)b::text[])) END AS at
+                ELSE (SELECT min(sent_at) - interval '2 seconds' FROM jobs
+                      WHERE id = ANY(%(last)b::text[]) AND sent_at > 'epoch') END AS at
 ), oldest AS MATERIALIZED (
     SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = %(tier)s ORDER BY id LIMIT 20000
 ), lost AS MATERIALIZED (
     SELECT id FROM oldest, edge
-    WHERE scheduled_at <= now() AND sent_at < least(now() - %(resend)s * interval '1 second', edge.at)
+    WHERE scheduled_at <= now()
+          AND (sent_at = 'epoch' OR sent_at < least(now() - %(resend)s * interval '1 second', edge.at))
           AND NOT EXISTS (SELECT FROM unnest(%(waiting)b::text[]) AS waiting (id) WHERE waiting.id = oldest.id)
 ), free AS MATERIALIZED (
     SELECT jobs.id FROM jobs JOIN lost USING (id) WHERE state = 'queued' ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
@@ -874,7 +889,10 @@ RETURNING jobs.id, tier, state, attempt, origin
 
 
 async def resend_jobs(database: Database, tier: str, backlog: Backlog, *, resend_seconds: float) -> list[MovedJob]:
-    """Mark as sent and return due jobs of a tier whose wake-up, sent at least `resend_seconds` ago, is on no queue."""
+    """Mark as sent and return due jobs of a tier whose wake-up is on no queue.
+
+    A job counts if its wake-up was sent at least `resend_seconds` ago, or if `mark_unsent` marked it.
+    """
     parameters = {
         "tier": tier,
         "resend": resend_seconds,

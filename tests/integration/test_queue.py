@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -105,6 +105,23 @@ async def test_without_redis_nothing_is_raised_and_nothing_looks_lost(caplog: py
             assert await queue.backlog("default") is None
         assert "the scheduler will" in caplog.text
         await queue.close()
+
+
+async def test_what_is_not_sent_is_noted_and_what_is_sent_is_not(valkey: EmbeddedValkey) -> None:
+    noted: list[str] = []
+
+    async def note(job_ids: Sequence[str]) -> None:
+        noted.extend(job_ids)
+
+    async with live.connect(valkey.url) as redis:
+        queue = JobQueue(redis, note)
+        queue.wake(["job_1"], tier="default")
+        await settled(queue)
+        valkey.stop()
+        queue.wake(["job_2"], tier="default")
+        queue.wake(["job_3"], tier="flex")
+        await queue.close()
+        assert set(noted) == {"job_2", "job_3"}
 
 
 async def test_wake_ups_are_sent_again_as_soon_as_redis_is_back(queue: JobQueue, valkey: EmbeddedValkey) -> None:

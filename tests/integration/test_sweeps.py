@@ -66,6 +66,23 @@ async def test_only_a_foreground_stream_that_has_begun_fails_rather_than_repeat_
     assert (await jobs.row(job.id)).error == ('{"why":"interrupted"}' if interrupted else None)
 
 
+async def test_a_job_whose_wake_up_was_not_sent_is_sent_by_the_next_sweep(jobs: Jobs) -> None:
+    unsent, sent, claimed = [await jobs.submit() for _ in range(3)]
+    await jobs.claim(claimed)
+    await queries.mark_unsent(jobs.database, [unsent, claimed, "job_0"])
+    assert [moved.id for moved in await jobs.resend(seconds=30)] == [unsent]
+    assert await jobs.resend(seconds=30) == [], "it counts as sent now"
+    assert (await jobs.row(sent)).state == "queued"
+
+
+async def test_an_unsent_job_at_the_head_of_a_long_queue_hides_no_lost_one(jobs: Jobs) -> None:
+    lost, last = await jobs.submit(), await jobs.submit()
+    await jobs.set(lost, "sent_at = now() - interval '1 hour'")
+    await queries.mark_unsent(jobs.database, [last])
+    backlog = Backlog([last], [last], whole=False)
+    assert [moved.id for moved in await jobs.resend(backlog=backlog, seconds=30)] == [lost]
+
+
 async def test_a_rescued_job_is_due_after_the_delay_and_not_sent_again_at_once(jobs: Jobs) -> None:
     job = await jobs.run()
     await jobs.set(job.id, "sent_at = now() - interval '1 hour'")
