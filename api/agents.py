@@ -15,13 +15,14 @@ from api.idempotency import Change, replay_headers, resource_id
 from api.pages import render_page
 from api.scope import read_body, render_json
 from headrace.agents import queries
-from headrace.agents.persona import AgentDefinition
+from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
 from headrace.agents.queries import AgentVersion
 from headrace.catalogue import Catalogue
 from headrace.chat.validation import parse_body
-from headrace.errors import ConflictError, NotFoundError
+from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError
 from headrace.ids import is_id, new_id
 from headrace.keys.queries import Principal
+from headrace.offload import offloaded
 
 router = APIRouter(prefix="/agents", tags=["Agents"])
 
@@ -77,28 +78,35 @@ def _render(agent: AgentVersion) -> dict[str, Any]:
     }
 
 
-def _checked(request: Request, principal: Principal, body: bytes) -> str:
-    """Return a definition as it is kept.
+async def _checked(request: Request, principal: Principal, body: bytes) -> AgentDefinition:
+    """Return a definition that may be kept.
 
     Raises:
         InvalidRequestError: It is not valid, or its model is not in the catalogue.
         ModelNotFoundError: The key may not ask its model, or one of its fallbacks.
+        PayloadTooLargeError: It is too large.
     """
-    definition = parse_body(AgentDefinition, body)
-    definition.check()
+    if len(body) > LARGEST_AGENT:
+        raise PayloadTooLargeError(f"The agent is larger than {LARGEST_AGENT} bytes.")
+    definition = await offloaded(len(body), _parse, body)
     principal.check_may_ask(
         definition.model, (definition.parameters or {}).get("fallbacks") or (), within="parameters."
     )
     catalogue: Catalogue = request.state.catalogue.current
     catalogue.find(definition.model)
-    return orjson.dumps(orjson.loads(body)).decode()
+    return definition
 
 
-def _changed(request: Request, principal: Principal, current: AgentVersion, changes: Mapping[str, Any]) -> str:
-    """Return an agent's definition as it is kept once these changes are made. Raises as `_checked` does."""
+def _parse(body: bytes) -> AgentDefinition:
+    definition = parse_body(AgentDefinition, body)
+    definition.check()
+    return definition
+
+
+def _changed(current: AgentVersion, changes: Mapping[str, Any]) -> bytes:
+    """Return an agent's definition as it is kept once these changes are made, if it is valid then."""
     definition = orjson.loads(current.definition) | changes
-    kept = {name: value for name, value in definition.items() if value is not None}
-    return _checked(request, principal, orjson.dumps(kept))
+    return orjson.dumps({name: value for name, value in definition.items() if value is not None})
 
 
 async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
@@ -118,11 +126,15 @@ def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
 @router.post("", summary="Create an agent", responses={200: {"model": Agent}})
 async def create_agent(request: Request, principal: Authenticated) -> Response:
     """Create an agent, in its version 1."""
-    body = await read_body(request)
-    definition = _checked(request, principal, body)
+    body = await read_body(request, limit=LARGEST_AGENT)
+    definition = await _checked(request, principal, body)
     agent_id, repeated = await resource_id(request, principal, new_id("agent"), body)
-    await queries.create_agent(request.state.database, agent_id, principal.account_id, definition)
-    return render_json(_render(await _find(request, principal.account_id, agent_id)), replay_headers(repeated))
+    database, account_id = request.state.database, principal.account_id
+    kept = orjson.dumps(orjson.loads(body)).decode()
+    await queries.create_agent(database, agent_id, account_id, definition=kept, model=definition.model)
+    if not repeated and await queries.find_agent(database, agent_id, account_id) is None:
+        raise ConflictError(f"An account has at most {queries.MOST_AGENTS} agents: delete one first.")
+    return render_json(_render(await _find(request, account_id, agent_id)), replay_headers(repeated))
 
 
 @router.get("", summary="List agents", responses={200: {"model": AgentList}})
@@ -136,10 +148,10 @@ async def list_agents(
     """List the account's agents, newest first."""
     if after is not None:
         await _find(request, principal.account_id, after)
-    found = await queries.list_agents(
-        request.state.database, principal.account_id, after=after, limit=limit + 1, descending=order == "desc"
+    found, more = await queries.list_agents(
+        request.state.database, principal.account_id, after=after, limit=limit, descending=order == "desc"
     )
-    return render_page([_render(agent) for agent in found], limit=limit)
+    return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
 
 
 @router.get("/{agent_id}", summary="Get an agent", responses={200: {"model": Agent}})
@@ -159,8 +171,8 @@ async def list_versions(
 ) -> Response:
     """List an agent's versions, newest first."""
     await _find(request, principal.account_id, agent_id)
-    found = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit + 1)
-    return render_page([_render(agent) for agent in found], limit=limit)
+    found, more = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit)
+    return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
 
 
 @router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
@@ -170,22 +182,27 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
 
     This makes a new version, unless nothing is different.
     """
-    body = await read_body(request)
-    current = await _find(request, principal.account_id, agent_id)
+    body = await read_body(request, limit=LARGEST_AGENT)
+    database, account_id = request.state.database, principal.account_id
+    current = await _find(request, account_id, agent_id)
     parse_body(AgentChanges, body)
     changes = orjson.loads(body)
     change = await Change.of(request, principal, body)
     if not change.done:
-        kept = _changed(request, principal, current, changes)
+        kept = _changed(current, changes)
+        model = (await _checked(request, principal, kept)).model
+        same = kept.decode() == current.definition
+        if not same and current.version >= queries.MOST_VERSIONS:
+            raise ConflictError(f"An agent has at most {queries.MOST_VERSIONS} versions: create another one.")
         async with change.applying():
-            if kept != current.definition and not await queries.update_agent(
-                request.state.database, agent_id, principal.account_id, version=current.version, definition=kept
+            if not same and not await queries.update_agent(
+                database, agent_id, account_id, version=current.version, definition=kept.decode(), model=model
             ):
-                # Somebody else changed it: perhaps just so, as when a request is sent again before it has its answer.
-                current = await _find(request, principal.account_id, agent_id)
-                if _changed(request, principal, current, changes) != current.definition:
+                # Another request changed it: perhaps this very one, sent again before it had its answer.
+                current = await _find(request, account_id, agent_id)
+                if _changed(current, changes).decode() != current.definition:
                     raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
-    return render_json(_render(await _find(request, principal.account_id, agent_id)), change.headers)
+    return render_json(_render(await _find(request, account_id, agent_id)), change.headers)
 
 
 @router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from typing import Literal
 
 import orjson
@@ -11,9 +13,14 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from headrace.database import current_revision, head_revision
+from headrace.database import Database, current_revision, head_revision
 
 router = APIRouter(tags=["Health"])
+
+DatabaseState = Literal["ok", "not migrated", "away"]
+
+# Seconds for which an answer is as good as new.
+_FRESH_SECONDS = 1.0
 
 
 class Health(BaseModel):
@@ -26,8 +33,36 @@ class Readiness(BaseModel):
     """Whether jobs can be accepted, and what of that which it takes is there."""
 
     status: Literal["ready", "not ready"]
-    database: Literal["ok", "not migrated", "away"]
+    database: DatabaseState
     redis: Literal["ok", "away"]
+
+
+class DatabaseCheck:
+    """Whether Postgres can be used: asked once a second, however many want to know without a key."""
+
+    def __init__(self, database: Database) -> None:
+        """Ask nothing yet."""
+        self._database = database
+        self._turn = asyncio.Lock()
+        self._state: DatabaseState = "away"
+        self._until = -math.inf
+
+    async def state(self) -> DatabaseState:
+        """Return what Postgres is like, or was within the last second."""
+        async with self._turn:
+            if time.monotonic() >= self._until:
+                self._state = await self._look()
+                self._until = time.monotonic() + _FRESH_SECONDS
+        return self._state
+
+    async def _look(self) -> DatabaseState:
+        expected = await asyncio.to_thread(head_revision)
+        try:
+            async with asyncio.timeout(5):
+                revision = await current_revision(self._database)
+        except (SQLAlchemyError, TimeoutError):
+            return "away"
+        return "ok" if revision == expected else "not migrated"
 
 
 @router.get("/healthz", summary="Is the process alive?", responses={200: {"model": Health}})
@@ -46,12 +81,7 @@ async def readyz(request: Request) -> Response:
 
     Without the live wire jobs are accepted all the same, so it alone does not make the answer 503.
     """
-    try:
-        async with asyncio.timeout(5):
-            revision = await current_revision(request.state.database)
-        database = "ok" if revision == head_revision() else "not migrated"
-    except (SQLAlchemyError, TimeoutError):
-        database = "away"
+    database = await request.state.database_check.state()
     redis = "ok" if request.state.hub.connected else "away"
     ready = database == "ok"
     body = {"status": "ready" if ready else "not ready", "database": database, "redis": redis}

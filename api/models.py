@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.scope import render_json
-from headrace.agents.queries import AgentVersion, find_agent, list_agents
+from headrace.agents.queries import AgentModel, find_agent, list_agent_models
 from headrace.catalogue import CATALOGUE_CREATED, Catalogue
 from headrace.errors import ModelNotFoundError
 from headrace.ids import is_id
@@ -66,11 +66,11 @@ def _render(catalogue: Catalogue, name: str) -> dict[str, Any]:
     }
 
 
-def _render_agent(catalogue: Catalogue, agent: AgentVersion) -> dict[str, Any]:
+def _render_agent(catalogue: Catalogue, agent: AgentModel) -> dict[str, Any]:
     """Return an agent as a model: what its own model can do, if that is still there."""
     about = {"id": agent.id, "object": "model", "created": agent.created_at, "owned_by": "agent"}
     try:
-        return _render(catalogue, orjson.loads(agent.definition)["model"]) | about
+        return _render(catalogue, agent.model) | about
     except ModelNotFoundError:
         nothing: dict[str, Any] = {"context_window": None, "output_limit": None, "prices": None}
         return about | nothing | {"providers": [], "abilities": []}
@@ -80,7 +80,7 @@ def _render_agent(catalogue: Catalogue, agent: AgentVersion) -> dict[str, Any]:
 async def list_models(request: Request, principal: Authenticated) -> Response:
     """List the catalogue, and the account's agents."""
     catalogue: Catalogue = request.state.catalogue.current
-    agents = await list_agents(request.state.database, principal.account_id)
+    agents = await list_agent_models(request.state.database, principal.account_id)
     models = [_render(catalogue, name) for name in catalogue.names() if principal.may_ask(name)]
     models += [_render_agent(catalogue, agent) for agent in agents if principal.may_ask(agent.id)]
     return render_json({"object": "list", "data": models})
@@ -95,5 +95,6 @@ async def get_model(request: Request, principal: Authenticated, model: str) -> R
     if is_id(model, "agent"):
         agent = await find_agent(request.state.database, model, principal.account_id)
         if agent is not None:
-            return render_json(_render_agent(catalogue, agent))
+            asked = AgentModel(agent.id, agent.created_at, orjson.loads(agent.definition)["model"])
+            return render_json(_render_agent(catalogue, asked))
     return render_json(_render(catalogue, model))

@@ -23,15 +23,15 @@ _MOST_METADATA = 16
 _LAST = 2**40
 
 
-def render_page(items: Sequence[dict[str, Any]], *, limit: int) -> Response:
-    """Return a page of up to `limit` items; that there are more of them than that says that the list goes on."""
+def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:
+    """Return a page of up to `limit` items; the list goes on if there are more of them, or if it `has_more`."""
     page = items[:limit]
     document = {
         "object": "list",
         "data": page,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > limit,
+        "has_more": has_more or len(items) > limit,
     }
     return render_json(document)
 

@@ -19,9 +19,10 @@ from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.files.queries import FileWriter
 from headrace.keys.queries import Principal
 
-# What stands in the form beside the file: names, boundaries, fields.
-_FORM_BYTES = 64 * 1024
-_LONGEST_FIELD = 1024
+LARGEST_FORM = 64 * 1024
+"""Bytes of a form beside its file: boundaries, headers, names, fields."""
+LONGEST_FIELD = 1024
+"""Bytes of a field that is not the file."""
 _LONGEST_FILENAME = 512
 _SECONDS = range(3600, 2_592_000 + 1)
 
@@ -47,6 +48,7 @@ class _Form:
     pieces: list[bytes] = field(default_factory=list)
     ended: bool = False
     files: int = 0
+    file_bytes: int = 0
     _header: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
     _headers: dict[str, str] = field(default_factory=dict)
@@ -85,9 +87,10 @@ class _Form:
     def _take(self, data: bytes, start: int, end: int) -> None:
         if self._text is None:
             self.pieces.append(data[start:end])
+            self.file_bytes += end - start
             return
         self._text.extend(data[start:end])
-        if len(self._text) > _LONGEST_FIELD:
+        if len(self._text) > LONGEST_FIELD:
             raise InvalidRequestError(f"The form's field '{self._name[:64]}' is too long.", param=self._name[:64])
 
     def _end_part(self) -> None:
@@ -114,19 +117,27 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
     limit: int = request.state.settings.max_file_bytes
     too_large = PayloadTooLargeError(f"The file is larger than {limit} bytes.", param="file")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit + _FORM_BYTES:
+    if declared.isdecimal() and int(declared) > limit + LARGEST_FORM:
         raise too_large
     form = _Form()
     parser = _parser(request, form)
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
     claimed = False
+    received = 0
     try:
         async for piece in _pieces(request):
+            received += len(piece)
             try:
                 parser.write(piece)
             except MultipartParseError as error:
-                raise InvalidRequestError(f"The form is not valid multipart/form-data: {error}") from None
+                raise InvalidRequestError(
+                    f"The form is not valid multipart/form-data: {error}", code="invalid_form"
+                ) from None
+            if received - form.file_bytes > LARGEST_FORM:
+                raise InvalidRequestError(
+                    f"The form has more than {LARGEST_FORM} bytes beside its file.", code="invalid_form"
+                )
             for part in form.pieces:
                 await writer.write(part)
                 if keyed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -333,8 +334,9 @@ def migrate(database_url: str, revision: str = "head") -> None:
         command.downgrade(config, revision)
 
 
+@functools.cache
 def head_revision() -> str:
-    """Return the revision that this code expects the schema to have."""
+    """Return the revision that this code expects the schema to have. Reading the migrations takes a while, once."""
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory(str(_MIGRATIONS)).get_current_head()

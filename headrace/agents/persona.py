@@ -15,6 +15,9 @@ from headrace.errors import InvalidRequestError
 AGENT_PREFIX = "agent_"
 """What the name of a model begins with if it is an agent's id."""
 
+LARGEST_AGENT = 1024 * 1024
+"""Bytes of a definition, as JSON."""
+
 # What is of a call and not of the one who answers it.
 _NOT_DEFAULTS = frozenset({
     "model", "messages", "stream", "stream_options", "background", "webhook", "timeout", "metadata", "store", "user",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from headrace.database import Database, Row, execute
+
+MOST_AGENTS = 1000
+"""Agents of an account that are not deleted."""
+MOST_VERSIONS = 1000
+"""Versions of one agent."""
+# Bytes of definitions in one page of a list, unless one alone has more.
+_PAGE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +28,32 @@ class AgentVersion:
     updated_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class AgentModel:
+    """Which model an agent asks. `created_at` is in Unix seconds."""
+
+    id: str
+    created_at: int
+    model: str
+
+
 _CREATE = """
 WITH agent AS (
-    INSERT INTO agents (id, account_id) VALUES (%(id)s, %(account_id)s) ON CONFLICT (id) DO NOTHING
+    INSERT INTO agents (id, account_id)
+    SELECT %(id)s, %(account_id)s
+    WHERE (SELECT count(*) FROM agents WHERE account_id = %(account_id)s AND deleted_at IS NULL) < %(most)s
+    ON CONFLICT (id) DO NOTHING
     RETURNING id, version, created_at
 )
-INSERT INTO agent_versions (agent_id, version, definition, created_at)
-SELECT id, version, %(definition)s, created_at FROM agent
+INSERT INTO agent_versions (agent_id, version, definition, model, created_at)
+SELECT id, version, %(definition)s, %(model)s, created_at FROM agent
 """
 
 
-async def create_agent(database: Database, agent_id: str, account_id: str, definition: str) -> None:
-    """Keep a new agent, in its version 1."""
-    await execute(database.durable, _CREATE, {"id": agent_id, "account_id": account_id, "definition": definition})
+async def create_agent(database: Database, agent_id: str, account_id: str, *, definition: str, model: str) -> None:
+    """Keep a new agent, in its version 1, unless the account has `MOST_AGENTS`."""
+    parameters = {"id": agent_id, "account_id": account_id, "definition": definition, "model": model}
+    await execute(database.durable, _CREATE, parameters | {"most": MOST_AGENTS})
 
 
 _UPDATE = """
@@ -40,15 +62,17 @@ WITH agent AS (
     WHERE id = %(id)s AND account_id = %(account_id)s AND version = %(version)s AND deleted_at IS NULL
     RETURNING id, version
 )
-INSERT INTO agent_versions (agent_id, version, definition)
-SELECT id, version, %(definition)s FROM agent RETURNING version
+INSERT INTO agent_versions (agent_id, version, definition, model)
+SELECT id, version, %(definition)s, %(model)s FROM agent RETURNING version
 """
 
 
-async def update_agent(database: Database, agent_id: str, account_id: str, *, version: int, definition: str) -> bool:
+async def update_agent(
+    database: Database, agent_id: str, account_id: str, *, version: int, definition: str, model: str
+) -> bool:
     """Keep a new version of an agent that still is at `version`; returns whether it was."""
-    parameters = {"id": agent_id, "account_id": account_id, "version": version, "definition": definition}
-    return bool(await execute(database.durable, _UPDATE, parameters))
+    parameters = {"id": agent_id, "account_id": account_id, "version": version}
+    return bool(await execute(database.durable, _UPDATE, parameters | {"definition": definition, "model": model}))
 
 
 _DELETE = """
@@ -89,39 +113,74 @@ async def find_agent(
     return AgentVersion(*rows[0]) if rows else None
 
 
+# Definitions are up to a megabyte each: a page ends where it has enough of them.
+_PAGE = """
+SELECT id, version, CASE WHEN before < %(bytes)s THEN definition END AS definition, created_at, updated_at
+FROM (
+    SELECT *, sum(octet_length(definition)) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
+              - octet_length(definition) AS before
+    FROM ({rows}
+          ORDER BY {order} LIMIT %(limit)s + 1) AS found
+) AS page
+ORDER BY {order}
+"""
 _LIST = (
     _COLUMNS
     + """
 WHERE account_id = %(account_id)s AND deleted_at IS NULL AND agent_versions.version = agents.version
       AND (%(after)s::text IS NULL OR agents.id {beyond} %(after)s::text)
-ORDER BY agents.id {direction} LIMIT %(limit)s
 """
 )
-_OLDEST_FIRST = _LIST.format(beyond=">", direction="ASC")
-_NEWEST_FIRST = _LIST.format(beyond="<", direction="DESC")
+_OLDEST_FIRST = _PAGE.format(rows=_LIST.format(beyond=">"), order="id")
+_NEWEST_FIRST = _PAGE.format(rows=_LIST.format(beyond="<"), order="id DESC")
 
 
 async def list_agents(
-    database: Database, account_id: str, *, after: str | None = None, limit: int = 1000, descending: bool = True
-) -> list[AgentVersion]:
-    """Return up to `limit` of an account's agents past the agent `after`, as they are, in order of creation."""
+    database: Database, account_id: str, *, after: str | None, limit: int, descending: bool
+) -> tuple[list[AgentVersion], bool]:
+    """Return a page of an account's agents past the agent `after`, as they are, in order of creation.
+
+    It has up to `limit`, and whether there are more.
+    """
     query = _NEWEST_FIRST if descending else _OLDEST_FIRST
-    rows: Sequence[Row] = await execute(
-        database.relaxed, query, {"account_id": account_id, "after": after, "limit": limit}
-    )
-    return [AgentVersion(*row) for row in rows]
+    parameters = {"account_id": account_id, "after": after, "limit": limit, "bytes": _PAGE_BYTES}
+    return _page(await execute(database.relaxed, query, parameters), limit)
 
 
-_VERSIONS = (
-    _COLUMNS
-    + """
-WHERE agents.id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
-ORDER BY agent_versions.version DESC LIMIT %(limit)s
-"""
+_VERSIONS = _PAGE.format(
+    rows=_COLUMNS + " WHERE agents.id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL",
+    order="version DESC",
 )
 
 
-async def list_versions(database: Database, agent_id: str, account_id: str, *, limit: int) -> list[AgentVersion]:
-    """Return up to `limit` versions of an agent, newest first."""
-    parameters = {"id": agent_id, "account_id": account_id, "limit": limit}
-    return [AgentVersion(*row) for row in await execute(database.relaxed, _VERSIONS, parameters)]
+async def list_versions(
+    database: Database, agent_id: str, account_id: str, *, limit: int
+) -> tuple[list[AgentVersion], bool]:
+    """Return up to `limit` versions of an agent, newest first, and whether there are more."""
+    parameters = {"id": agent_id, "account_id": account_id, "limit": limit, "bytes": _PAGE_BYTES}
+    return _page(await execute(database.relaxed, _VERSIONS, parameters), limit)
+
+
+def _page(rows: Sequence[Row], limit: int) -> tuple[list[AgentVersion], bool]:
+    page = [AgentVersion(*row) for row in rows[:limit] if row.definition is not None]
+    return page, len(page) < len(rows)
+
+
+_MODELS = """
+SELECT agents.id, floor(extract(epoch FROM agents.created_at))::bigint AS created_at, model
+FROM agents JOIN agent_versions ON agent_id = agents.id AND agent_versions.version = agents.version
+WHERE account_id = %(account_id)s AND deleted_at IS NULL ORDER BY agents.id DESC LIMIT %(most)s
+"""
+
+
+async def list_agent_models(database: Database, account_id: str) -> list[AgentModel]:
+    """Return the model of each of an account's agents, newest first, without reading their definitions."""
+    rows = await execute(database.relaxed, _MODELS, {"account_id": account_id, "most": MOST_AGENTS})
+    agents = []
+    for agent_id, created_at, named in rows:
+        model = named
+        if model is None:  # the release before has kept it
+            agent = await find_agent(database, agent_id, account_id)
+            model = "" if agent is None else orjson.loads(agent.definition)["model"]
+        agents.append(AgentModel(agent_id, created_at, model))
+    return agents

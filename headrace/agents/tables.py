@@ -26,6 +26,7 @@ agent_versions = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("definition", sa.Text, nullable=False, comment="What its client sent, checked, as JSON"),
     instant("created_at", default=True),
+    sa.Column("model", sa.Text, comment="That of the definition; null if it has to be read there"),
     sa.PrimaryKeyConstraint("agent_id", "version"),
     sa.CheckConstraint("version >= 1", name="version_from_one"),
 )

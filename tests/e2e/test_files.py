@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -135,6 +136,25 @@ async def test_a_form_that_is_wrong_is_refused_and_nothing_is_kept(
     before = (await client.get("/files", params={"limit": 1})).json()["first_id"]
     refused(await client.post("/files", data=fields, files=files), 400, param=param)
     assert (await client.get("/files", params={"limit": 1})).json()["first_id"] == before
+
+
+@pytest.mark.parametrize("what", ["fields", "headers", "a name", "a preamble"])
+async def test_a_form_that_does_not_come_to_its_file_is_refused(client: httpx.AsyncClient, what: str) -> None:
+    pieces = {
+        "fields": b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + b"v" * 900 + b"\r\n",
+        "headers": b"x: " + b"v" * 900 + b"\r\n",
+        "a name": b"v" * 1000,
+        "a preamble": b"\r\n" * 500,
+    }
+    openings = {"headers": b"--b\r\n", "a name": b'--b\r\nContent-Disposition: form-data; name="'}
+
+    async def form() -> AsyncIterator[bytes]:
+        yield openings.get(what, b"")
+        for _ in range(200):
+            yield pieces[what]
+
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    refused(await client.post("/files", content=form(), headers=kind), 400, code="invalid_form")
 
 
 @pytest.mark.parametrize(
