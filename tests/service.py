@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -25,6 +26,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
+from tests.forks import Fork, fork
 from tests.waiting import PATIENCE, eventually
 from tests.waiting import until as until  # noqa: PLC0414  (until all tests import it from there)
 
@@ -135,22 +137,60 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def run_command(
+    arguments: Sequence[str], environment: Mapping[str, str], directory: Path, output: Path, errors: Path | None = None
+) -> Fork | subprocess.Popen[bytes]:
+    """Start a `headrace` command as the leader of a session; what it prints is appended to files.
+
+    It is forked, unless its path says that its interpreter is to be another one: with another clock, for instance.
+    """
+    if sys.platform == "linux" and environment["PYTHONPATH"] == str(ROOT):
+        return fork(arguments, environment, directory, output, errors)
+    with output.open("ab") as out, (errors or output).open("ab") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "headrace", *arguments],
+            env=dict(environment),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """A `headrace` command whose output is kept."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
+        self._kept = tempfile.TemporaryDirectory()
+        self._output, self._errors = Path(self._kept.name, "output"), Path(self._kept.name, "errors")
+        self._process = run_command(arguments, environment, directory, self._output, self._errors)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def ended(self) -> Ended:
+        """Return how it ended, once it has."""
+        with self._kept:
+            return Ended(self._process.wait(PATIENCE), self._output.read_text(), self._errors.read_text())
+
+
 class Process:
     """One `headrace` command in a process group of its own."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "headrace", *arguments],
-                env=dict(environment),
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = run_command(arguments, environment, directory, self.log)
 
     @property
     def pid(self) -> int:
@@ -187,7 +227,7 @@ class Process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
         self.kill()
-        return self._process.returncode
+        return self._process.wait()
 
 
 @dataclass(frozen=True)
@@ -263,22 +303,17 @@ class Service:
             **(environment or {}),
         }
 
+    def command(self, *arguments: str, **environment: str) -> Ended:
+        """Run a `headrace` command to its end, however that is."""
+        return Command(arguments, {**self._environment, **environment}, self.directory).ended()
+
     def run(self, *arguments: str) -> str:
         """Run a `headrace` command to its end and return what it printed.
 
         Raises:
             AssertionError: it failed.
         """
-        ended = subprocess.run(
-            [sys.executable, "-m", "headrace", *arguments],
-            env=self._environment,
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = self.command(*arguments)
         assert ended.returncode == 0, f"headrace {' '.join(arguments)}:\n{ended.stdout}{ended.stderr}"
         return ended.stdout
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,27 +14,19 @@ import pytest
 from tests.e2e.batches import get, jsonl, line, lines, reaches
 from tests.e2e.jobs import eventually
 from tests.provider import Behaviour, Exchange, Gate, Json, Provider, answer, status
-from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, ROOT, Command, Service, Stores, connect, running_service
 
 
-def start(service: Service, directory: Path, *arguments: str, key: str = BOOTSTRAP_KEY) -> subprocess.Popen[str]:
+def start(service: Service, directory: Path, *arguments: str, key: str = BOOTSTRAP_KEY) -> Command:
     """Start a `headrace batch` command."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "headrace", "batch", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_URL": service.base_url, "HEADRACE_API_KEY": key},
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {"PYTHONPATH": str(ROOT), "HEADRACE_URL": service.base_url, "HEADRACE_API_KEY": key}
+    return Command(["batch", *arguments], {**os.environ, **environment}, directory)
 
 
 def run(service: Service, directory: Path, *arguments: str, code: int = 0, key: str = BOOTSTRAP_KEY) -> tuple[str, str]:
     """Run a `headrace batch` command to its end; returns what it printed, and what it said."""
-    with start(service, directory, *arguments, key=key) as process:
-        printed, said = process.communicate(timeout=90)
-    assert process.returncode == code, f"{process.returncode}: {printed}{said}"
+    returned, printed, said = start(service, directory, *arguments, key=key).ended()
+    assert returned == code, f"{returned}: {printed}{said}"
     return printed, said
 
 
@@ -128,15 +118,11 @@ async def test_an_interrupt_leaves_the_batch_running_and_the_next_run_goes_on(
     gate = Gate()
     provider.always(model, held(gate))
     (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 2)))
-    with start(service, tmp_path, "run", "in.jsonl") as process:
-
-        async def under_way() -> bool:
-            return len(provider.calls_for(model)) == 2
-
-        await eventually(under_way, "the calls")
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
+    command = start(service, tmp_path, "run", "in.jsonl")
+    await eventually(lambda: len(provider.calls_for(model)) == 2, "the calls")
+    command.signal(signal.SIGINT)
+    code, _, said = command.ended()
+    assert code == 130, said
     [batch_id] = {word.rstrip(".") for word in said.split() if word.startswith("batch_")}
     assert f"headrace batch results {batch_id}" in said
     assert (await get(client, batch_id))["status"] == "in_progress"
@@ -153,18 +139,17 @@ async def test_batches_are_listed_shown_cancelled_and_fetched(
     gate, slow = Gate(), f"{model}-slow"
     provider.always(slow, held(gate))
     (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), line("b", slow)]))
-    with start(service, tmp_path, "run", "in.jsonl") as process:
+    command = start(service, tmp_path, "run", "in.jsonl")
 
-        async def one() -> str | None:
-            for found in (await client.get("/batches", params={"limit": 1})).json()["data"]:
-                if found["request_counts"] == {"total": 2, "completed": 1, "failed": 0}:
-                    return str(found["id"])
-            return None
+    async def one() -> str | None:
+        for found in (await client.get("/batches", params={"limit": 1})).json()["data"]:
+            if found["request_counts"] == {"total": 2, "completed": 1, "failed": 0}:
+                return str(found["id"])
+        return None
 
-        batch_id = await eventually(one, "the first answer")
-        process.kill()
-        process.communicate()
-    assert batch_id is not None
+    batch_id = await eventually(one, "the first answer")
+    command.signal(signal.SIGKILL)
+    command.ended()
     assert json.loads(run(service, tmp_path, "list", "--json", "--limit", "1")[0])[0]["id"] == batch_id
     assert batch_id in run(service, tmp_path, "list")[0]
     assert json.loads(run(service, tmp_path, "show", batch_id, "--json")[0])["status"] == "in_progress"
@@ -221,18 +206,14 @@ async def test_an_api_that_is_started_anew_only_delays_it(
     gate = Gate()
     provider.always(model, held(gate))
     (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 3)))
-    with start(own, tmp_path, "run", "in.jsonl", "--json") as process:
-
-        async def under_way() -> bool:
-            return len(provider.calls_for(model)) == 3
-
-        await eventually(under_way, "the calls")
-        own.processes["api"].kill()
-        gate.release()
-        own.launch("api")
-        own.wait_until_ready()
-        printed, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    command = start(own, tmp_path, "run", "in.jsonl", "--json")
+    await eventually(lambda: len(provider.calls_for(model)) == 3, "the calls")
+    own.processes["api"].kill()
+    gate.release()
+    own.launch("api")
+    own.wait_until_ready()
+    code, printed, said = command.ended()
+    assert code == 0, said
     assert json.loads(printed)["request_counts"]["completed"] == 3
     async with connect(own, BOOTSTRAP_KEY) as client:
         assert len((await client.get("/batches")).json()["data"]) == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
-import sys
 
 import httpx
 import pytest
@@ -17,23 +15,9 @@ from tests.service import Service, free_port
 UNKNOWN = "job_" + "0" * 32
 
 
-def run(service: Service, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a `headrace` command to its end, however that is."""
-    return subprocess.run(
-        [sys.executable, "-m", "headrace", *arguments],
-        env={**service._environment, **environment},
-        cwd=service.directory,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def failed(service: Service, *arguments: str, **environment: str) -> str:
     """Return the one line that a command which cannot do its work says."""
-    result = run(service, *arguments, **environment)
+    result = service.command(*arguments, **environment)
     assert result.returncode == 1, f"{result.returncode}\n{result.stdout}{result.stderr}"
     assert not result.stdout
     (line,) = result.stderr.splitlines()
@@ -171,7 +155,7 @@ async def test_without_redis_the_worker_finds_out_by_itself(
     provider.script(model, hang)
     job_id = await submit(client, model)
     call = await provider.call(model)
-    result = run(service, "jobs", "cancel", job_id, REDIS_URL=redis_url.format(free=free_port()))
+    result = service.command("jobs", "cancel", job_id, REDIS_URL=redis_url.format(free=free_port()))
     assert result.returncode == 0, result.stderr
     await settled(call.disconnected)
     assert (await ended(client, job_id))["status"] == "cancelled"
@@ -231,7 +215,7 @@ async def test_a_redis_url_that_is_none_is_told_before_anything_is_done(
     ids=" ".join,
 )
 def test_a_command_that_makes_no_sense_is_refused(service: Service, arguments: list[str]) -> None:
-    result = run(service, "jobs", *arguments)
+    result = service.command("jobs", *arguments)
     assert result.returncode == 2
     assert "Usage: " in result.stderr
     assert "Traceback" not in result.stderr

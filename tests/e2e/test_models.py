@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import openai
 
 from tests.e2e.jobs import refused
-from tests.service import ROOT
+from tests.service import ROOT, Command, Ended
 
 
 async def test_models_are_listed_as_openai_lists_them(openai_client: openai.AsyncOpenAI) -> None:
@@ -44,15 +42,8 @@ async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:
     refused(await client.get("/models/nobody"), 404, code="model_not_found", param="model")
 
 
-def check(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "headrace", "config", "check", str(path), *options],
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def check(path: Path, *options: str) -> Ended:
+    return Command(["config", "check", str(path), *options], {"PYTHONPATH": str(ROOT)}, path.parent).ended()
 
 
 def test_a_valid_file_is_said_to_be(tmp_path: Path, config: str) -> None:

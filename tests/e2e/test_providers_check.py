@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.provider import Provider, status
-from tests.service import PROVIDER_KEY, ROOT
+from tests.service import PROVIDER_KEY, ROOT, Command, Ended
 
 CONFIG = """
 [providers.good]
@@ -51,15 +49,9 @@ def config(tmp_path: Path, provider: Provider) -> Path:
     return path
 
 
-def check(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "headrace", "providers", "check", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_CONFIG": str(config), "CHECKED_KEY": PROVIDER_KEY},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def check(config: Path, *arguments: str) -> Ended:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HEADRACE_CONFIG": str(config), "CHECKED_KEY": PROVIDER_KEY}
+    return Command(["providers", "check", *arguments], environment, config.parent).ended()
 
 
 def checked(config: Path, *arguments: str) -> dict[str, dict[str, Any]]:

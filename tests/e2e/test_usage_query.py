@@ -6,8 +6,6 @@ import contextlib
 import json
 import random
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -539,13 +537,6 @@ def test_without_usage_the_command_shows_zeros(service: Service) -> None:
     "options", [["--days", "0"], ["--days", "nan"], ["--days", "36501"], ["--by", "colour"], ["what"]], ids=" ".join
 )
 def test_the_command_refuses_what_makes_no_sense(service: Service, options: list[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "headrace", "usage", *options],
-        env=service._environment,
-        cwd=service.directory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = service.command("usage", *options)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -327,15 +325,7 @@ async def test_what_makes_no_sense_is_refused_as_well(
 
 
 def run(service: Service, *arguments: str, code: int = 0) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "headrace", *arguments],
-        env=service._environment,
-        cwd=service.directory,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    ended = service.command(*arguments)
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     return ended.stdout
