@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from api.authentication import Authenticated
+from api.authentication import Administrator, Authenticated
 from api.idempotency import Change
 from api.scope import SMALL_BODY, read_body, render_json
 from api.webhooks import accept_webhook
@@ -103,10 +103,8 @@ async def get_account(request: Request, principal: Authenticated, name: AccountN
 
 
 @router.post("", summary="Limit the account", responses={200: {"model": Account}})
-async def update_account(request: Request, principal: Authenticated, name: AccountName = None) -> Response:
+async def update_account(request: Request, principal: Administrator, name: AccountName = None) -> Response:
     """Set the limits of the key's account, or of another: for administrators. It has its effect within a second."""
-    if not principal.is_admin:
-        raise PermissionDeniedError("Only a key with the scope 'admin' may limit an account.")
     body = await read_body(request, limit=SMALL_BODY)
     limits = parse_body(AccountUpdate, body).limits or Limits()
     row = await find_account(request, principal, name)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.account import AccountName, accept_limits, find_account
-from api.authentication import Authenticated
+from api.authentication import KeyManager
 from api.idempotency import Change, resource_id
 from api.pages import render_page
 from api.scope import SMALL_BODY, read_body, render_json
@@ -29,20 +29,13 @@ from headrace.keys.key_object import (
     no_such_key,
     render_key,
 )
-from headrace.keys.queries import Principal
+from headrace.keys.queries import KeyChanges, Principal
+from headrace.keys.strength import Strength, inherit
+from headrace.quotas.rules import Limits
 
 router = APIRouter(prefix="/api-keys", tags=["API keys"])
 
 _BOOTSTRAP = "The bootstrap key is decided by its operator's variable, HEADRACE_BOOTSTRAP_KEY."
-
-
-def _manager(principal: Authenticated) -> Principal:
-    if not principal.may("keys:write"):
-        raise PermissionDeniedError("Only a key with the scope 'keys:write' may manage API keys.")
-    return principal
-
-
-Manager = Annotated[Principal, Depends(_manager)]
 
 
 async def _find(request: Request, principal: Principal, key_id: str) -> Row:
@@ -55,21 +48,37 @@ async def _find(request: Request, principal: Principal, key_id: str) -> Row:
     return row
 
 
-def _check_scopes(principal: Principal, scopes: Iterable[str]) -> None:
-    """Check that a key would not come by more than it has: by making, changing or rotating another one.
+def _check_strength(own: Strength, strength: Strength) -> None:
+    """Check that a key can do no more than `own`, which it is made, changed or taken over with.
 
     Raises:
-        PermissionDeniedError: It lacks one of the scopes.
+        PermissionDeniedError: It could; the error names the field.
     """
-    for scope in scopes:
-        if not principal.may(scope):
-            raise PermissionDeniedError(f"This API key does not have the scope '{scope}' itself.", param="scopes")
+    field = strength.beyond(own)
+    if field is not None:
+        raise PermissionDeniedError(
+            f"Invalid '{field}': a key may make and change only keys that can do no more than itself.", param=field
+        )
 
 
 async def _find_to_change(request: Request, principal: Principal, key_id: str) -> Row:
     row = await _find(request, principal, key_id)
-    _check_scopes(principal, row.scopes)
+    if key_id != principal.key_id:
+        _check_strength(principal.strength, _strength(row))
     return row
+
+
+def _strength(row: Row) -> Strength:
+    return Strength(row.scopes, Limits.parse(row.limits), row.expires_at)
+
+
+def _changed(row: Row, changes: KeyChanges) -> Strength:
+    """Return what a key could do once the changes are made."""
+    before = _strength(row)
+    expires_at = before.expires_at
+    if "expires_at" in changes:
+        expires_at = None if changes["expires_at"] is None else changes["expires_at"].timestamp()
+    return Strength(changes.get("scopes", before.scopes), changes.get("limits", before.limits), expires_at)
 
 
 async def _show_once(request: Request, principal: Principal, key_id: str, key: str) -> Response:
@@ -79,30 +88,40 @@ async def _show_once(request: Request, principal: Principal, key_id: str, key: s
 
 
 @router.post("", summary="Create an API key", responses={200: {"model": NewApiKey}})
-async def create_key(request: Request, principal: Manager) -> Response:
-    """Create a key, which the answer alone has. It can have no scope that the one who creates it lacks.
+async def create_key(request: Request, principal: KeyManager) -> Response:
+    """Create a key, which the answer alone has. It can do no more than the key that creates it.
 
-    An account's limits hold whatever limits its keys are given.
+    What the body leaves out of limits and expiry is that key's. An account's limits hold whatever limits its keys have.
     """
     body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyRequest, body)
     if asked.account is not None and not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may name an account.", param="account")
-    _check_scopes(principal, asked.scopes or ())
+    changes = asked.changes
+    changes["limits"] = inherit(changes.get("limits", Limits()), principal.limits)
+    if changes.get("expires_at") is None and principal.expires_at is not None:
+        changes["expires_at"] = datetime.fromtimestamp(principal.expires_at, UTC)
+    expires_at = changes.get("expires_at")
+    _check_strength(
+        principal.strength,
+        Strength(changes.get("scopes", ()), changes["limits"], None if expires_at is None else expires_at.timestamp()),
+    )
     database = request.state.database
     account_id = principal.account_id
     if asked.account is not None:
         account_id = await queries.ensure_account(database, asked.account)
     await accept_limits(request, account_id, asked.limits)
     key_id, _ = await resource_id(request, principal, new_id("key"), body)
-    key_id, key = await queries.create_key(database, key_id=key_id, account_id=account_id, **asked.changes)
+    key_id, key = await queries.create_key(
+        database, key_id=key_id, account_id=account_id, parent_id=principal.key_id, **changes
+    )
     return await _show_once(request, principal, key_id, key)
 
 
 @router.get("", summary="List API keys", responses={200: {"model": ApiKeyList}})
 async def list_keys(
     request: Request,
-    principal: Manager,
+    principal: KeyManager,
     account: AccountName = None,
     include_revoked: bool = False,
     after: Annotated[str | None, Query(description="The last id of the page before")] = None,
@@ -125,19 +144,24 @@ async def list_keys(
 
 
 @router.get("/{key_id}", summary="Get an API key", responses={200: {"model": ApiKey}})
-async def get_key(request: Request, principal: Manager, key_id: str) -> Response:
+async def get_key(request: Request, principal: KeyManager, key_id: str) -> Response:
     """Return what is to be known of a key."""
     return render_json(render_key(await _find(request, principal, key_id)))
 
 
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
-async def update_key(request: Request, principal: Manager, key_id: str) -> Response:
-    """Change what the body names, and leave the rest; `null` takes it away. It has its effect within a second."""
+async def update_key(request: Request, principal: KeyManager, key_id: str) -> Response:
+    """Change what the body names, and leave the rest; `null` takes it away. It has its effect within a second.
+
+    The key can do no more afterwards than the one that changes it; itself, a key can only narrow.
+    """
     body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyUpdate, body)
     row = await _find_to_change(request, principal, key_id)
-    _check_scopes(principal, asked.scopes or ())
     changes = asked.changes
+    if changes.keys() & {"scopes", "limits", "expires_at"}:
+        own = _strength(row) if key_id == principal.key_id else principal.strength
+        _check_strength(own, _changed(row, changes))
     change = await Change.of(request, principal, body)
     if not change.done:
         if row.status == "revoked":
@@ -151,7 +175,7 @@ async def update_key(request: Request, principal: Manager, key_id: str) -> Respo
 
 
 @router.post("/{key_id}/rotate", summary="Rotate an API key", responses={200: {"model": NewApiKey}})
-async def rotate_key(request: Request, principal: Manager, key_id: str) -> Response:
+async def rotate_key(request: Request, principal: KeyManager, key_id: str) -> Response:
     """Replace the key by a new one, which the answer alone has; its id, limits and usage stay.
 
     The key from before works for `overlap_seconds` more. A second rotation within that time ends it.
@@ -172,10 +196,18 @@ async def rotate_key(request: Request, principal: Manager, key_id: str) -> Respo
 
 
 @router.delete("/{key_id}", summary="Revoke an API key", responses={200: {"model": DeletedApiKey}})
-async def revoke_key(request: Request, principal: Manager, key_id: str) -> Response:
+async def revoke_key(
+    request: Request,
+    principal: KeyManager,
+    key_id: str,
+    children: Annotated[
+        bool | None,
+        Query(description="Revoke the keys that it made, and theirs; by default those of a key without 'admin'"),
+    ] = None,
+) -> Response:
     """Let a key work no longer, within a second. What was asked with it runs on, and its usage stays."""
     row = await _find_to_change(request, principal, key_id)
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)
-    await queries.revoke_key(request.state.database, key_id)
+    await queries.revoke_key(request.state.database, key_id, children=children)
     return render_json({"id": key_id, "object": "api_key.deleted", "deleted": True})

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
-from headrace.errors import AuthenticationError
-from headrace.keys.queries import Principal, find_principal, hash_key, mark_used
+from headrace.errors import AuthenticationError, PermissionDeniedError
+from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used
 
 log = logging.getLogger(__name__)
 
@@ -99,3 +100,27 @@ async def authenticate(request: Request) -> Principal:
 
 
 Authenticated = Annotated[Principal, Depends(authenticate)]
+
+REQUIRED_SCOPES: dict[Callable[..., object], KeyScope] = {}
+"""The scope that each dependency made by `requires` asks for."""
+
+
+def requires(scope: KeyScope) -> Callable[..., Awaitable[Principal]]:
+    """Return a dependency that lets a request through if its key has a scope, or `admin`.
+
+    It raises PermissionDeniedError otherwise, before the body is read.
+    """
+
+    async def authorize(principal: Authenticated) -> Principal:
+        if not principal.may(scope):
+            raise PermissionDeniedError(f"This needs an API key with the scope '{scope}'.")
+        return principal
+
+    REQUIRED_SCOPES[authorize] = scope
+    return authorize
+
+
+Administrator = Annotated[Principal, Depends(requires("admin"))]
+UsageReader = Annotated[Principal, Depends(requires("usage:read"))]
+KeyManager = Annotated[Principal, Depends(requires("keys:write"))]
+WebhookManager = Annotated[Principal, Depends(requires("webhooks:write"))]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from api.authentication import Authenticated
+from api.authentication import Authenticated, UsageReader
 from api.pages import metadata_filter, read_page_token, render_page_token
 from api.scope import render_json
 from headrace.database import Database
@@ -233,7 +233,7 @@ def render_csv(data: Sequence[Mapping[str, Any]], names: Sequence[str], next_pag
 @router.get("/statement", summary="Get a month's statement", responses={200: {"content": {"text/csv": {}}}})
 async def get_statement(
     request: Request,
-    principal: Authenticated,
+    principal: UsageReader,
     month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
     account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
 ) -> Response:
@@ -241,7 +241,5 @@ async def get_statement(
 
     A key with the scope `usage:read` gets its account's, and an administrator's everybody's.
     """
-    whose, own = await visible(request.state.database, principal, account)
-    if own:
-        raise PermissionDeniedError("A statement needs the scope 'usage:read'.")
+    whose, _ = await visible(request.state.database, principal, account)
     return render_csv(await statement_of_month(request.state.database, month, whose), STATEMENT_COLUMNS)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from api.authentication import Authenticated
+from api.authentication import WebhookManager
 from api.idempotency import Change, replay_headers, resource_id
 from api.scope import render_json
 from headrace.database import Row
@@ -136,18 +136,18 @@ def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, 
         }
         for row in rows
     ]
-    return render_json({"object": "list", "data": data}, headers)
+    return render_json({"object": "list", "data": data}, {"cache-control": "no-store", **(headers or {})})
 
 
 @router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
-async def list_secrets(request: Request, principal: Authenticated) -> Response:
+async def list_secrets(request: Request, principal: WebhookManager) -> Response:
     """List the account's valid secrets; there is always one."""
     secret_key = require_secret_key(request.state.settings)
     return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
 
 
 @router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
-async def rotate_secret(request: Request, principal: Authenticated) -> Response:
+async def rotate_secret(request: Request, principal: WebhookManager) -> Response:
     """Make a new secret. For a day webhooks are signed with the one before too."""
     secret_key = require_secret_key(request.state.settings)
     database, account_id = request.state.database, principal.account_id

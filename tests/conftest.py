@@ -78,8 +78,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: st
 
 @pytest.fixture(scope="session")
 def other_key(service: Service) -> str:
-    """A key of another account."""
-    return str(service.create_key("other")["key"])
+    """A key of another account, which may read its webhooks' secrets."""
+    return str(service.create_key("other", "--scope", "webhooks:write")["key"])
 
 
 @pytest.fixture

@@ -230,13 +230,18 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
 
 @keys.command()
 @click.argument("key_id")
+@click.option(
+    "--children/--no-children",
+    default=None,
+    help="Revoke the keys that it made over HTTP, and theirs; by default those of a key that is no administrator's.",
+)
 @click.pass_obj
-def revoke(settings: Settings, key_id: str) -> None:
+def revoke(settings: Settings, key_id: str, children: bool | None) -> None:
     """Revoke a key; it stops working within a second."""
 
     async def work(database: Database) -> None:
         _refuse_bootstrap(await _get(database, key_id))
-        await queries.revoke_key(database, key_id)
+        await queries.revoke_key(database, key_id, children=children)
 
     _with_database(settings, work)
     click.echo(f"Revoked {key_id}.")

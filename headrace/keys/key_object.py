@@ -33,6 +33,7 @@ _EXAMPLE: dict[str, Any] = {
     "last_used_at": 1763859600,
     "previous_expires_at": None,
     "status": "active",
+    "parent_id": None,
 }
 
 
@@ -54,6 +55,7 @@ class ApiKey(BaseModel):
     last_used_at: int | None = Field(description="To the minute")
     previous_expires_at: int | None = Field(description="When the key from before its rotation ceases to work")
     status: Literal["active", "expired", "revoked"]
+    parent_id: str | None = Field(description="The key that made it over HTTP")
 
 
 class NewApiKey(ApiKey):
@@ -98,6 +100,7 @@ def render_key(row: Row) -> dict[str, Any]:
         "last_used_at": row.last_used_at,
         "previous_expires_at": row.previous_expires_at,
         "status": row.status,
+        "parent_id": row.parent_id,
     }
 
 

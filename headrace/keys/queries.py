@@ -14,16 +14,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from headrace.database import Database, Row, execute
-from headrace.errors import ConflictError, ModelNotFoundError, NotFoundError
+from headrace.errors import AuthenticationError, ConflictError, ModelNotFoundError, NotFoundError
 from headrace.ids import new_id
+from headrace.keys.strength import Strength
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 
 DEFAULT_ACCOUNT = "default"
 
-KeyScope = Literal["admin", "usage:read", "keys:write"]
-"""What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys."""
+KeyScope = Literal["admin", "usage:read", "keys:write", "webhooks:write"]
+"""What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys; read and
+rotate the secrets of its webhooks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,13 @@ class Principal:
     scopes: frozenset[str]
     limits: Limits
     account_limits: Limits
+    expires_at: float | None = None
+    """In Unix seconds; None is never."""
+
+    @property
+    def strength(self) -> Strength:
+        """What it may do, and so the most that a key may do that is made or changed with it."""
+        return Strength(self.scopes, self.limits, self.expires_at)
 
     @property
     def is_admin(self) -> bool:
@@ -84,7 +93,8 @@ def _hint(key: str, *, given: bool = False) -> str:
 
 
 _FIND = """
-SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits
+SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits,
+       extract(epoch FROM expires_at)::float8 AS expires_at
 FROM api_keys JOIN accounts ON accounts.id = account_id
 WHERE (hash = %(hash)s OR previous_hash = %(hash)s AND previous_expires_at > now())
       AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
@@ -99,8 +109,10 @@ async def find_principal(database: Database, key_hash: bytes) -> Principal | Non
     rows = await execute(database.relaxed, _FIND, {"hash": key_hash})
     if not rows:
         return None
-    account_id, key_id, scopes, limits, account_limits = rows[0]
-    return Principal(account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits))
+    account_id, key_id, scopes, limits, account_limits, expires_at = rows[0]
+    return Principal(
+        account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits), expires_at
+    )
 
 
 # A key that another process is just marking is left to that one: nobody waits, and none can be in another's way.
@@ -155,27 +167,51 @@ async def create_key(
     scopes: Sequence[str] = (),
     limits: Limits | None = None,
     expires_at: datetime | None = None,
+    parent_id: str | None = None,
 ) -> tuple[str, str]:
     """Create a key in the account with this id, or else in the one by this name, which is made if it is new.
 
-    Returns the key's id, `key_id` if there is one, and the key, which is not to be had again.
+    With `parent_id` it is that key's child. Returns the key's id, `key_id` if there is one, and the key, which is not
+    to be had again.
 
     Raises:
+        AuthenticationError: The parent was revoked meanwhile.
         ConflictError: There is a key with that id.
     """
     key = _new_key()
-    statement = insert(api_keys).values(
-        id=key_id or new_id("key"),
-        account_id=account_id or await ensure_account(database, account),
-        name=name,
-        hash=hash_key(key),
-        hint=_hint(key),
-        scopes=list(scopes),
-        limits={} if limits is None else limits.render(),
-        expires_at=expires_at,
-    )
+    values = {
+        "id": key_id or new_id("key"),
+        "account_id": account_id or await ensure_account(database, account),
+        "name": name,
+        "hash": hash_key(key),
+        "hint": _hint(key),
+        "scopes": list(scopes),
+        "limits": {} if limits is None else limits.render(),
+        "expires_at": expires_at,
+        "parent_id": parent_id,
+    }
+    statement = insert(api_keys)
+    if parent_id is None:
+        statement = statement.values(values)
+    else:
+        # The lock makes the parent's revocation wait for the child, and then find it.
+        alive = sa.select(*(sa.literal(value, api_keys.c[name].type) for name, value in values.items()))
+        alive = alive.where(
+            sa.exists().where(
+                sa.select(api_keys.c.id)
+                .where(api_keys.c.id == parent_id, api_keys.c.revoked_at.is_(None))
+                .with_for_update(read=True)
+                .cte("parent")
+                .c.id
+                == parent_id
+            )
+        )
+        statement = statement.from_select(list(values), alive)
     statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": statement.excluded.id})
-    [row] = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash))
+    rows = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash))
+    if not rows:
+        raise AuthenticationError
+    [row] = rows
     if bytes(row.hash) != hash_key(key):
         raise ConflictError("The key was created already, and is shown once: rotate it to have a new one.")
     return row.id, key
@@ -224,6 +260,7 @@ _KEYS = sa.select(
     _seconds(api_keys.c.previous_expires_at),
     _STATUS,
     api_keys.c.bootstrap,
+    api_keys.c.parent_id,
 ).join_from(api_keys, accounts)
 
 
@@ -260,13 +297,27 @@ async def find_key(database: Database, key_id: str, *, account_id: str | None = 
 
 
 async def update_key(database: Database, key_id: str, changes: KeyChanges) -> None:
-    """Change what is named of a key. It has its effect within a second."""
+    """Change what is named of a key. It has its effect within a second.
+
+    Keys that it made, and theirs, end with it at the latest.
+    """
     if not changes:
         return
     values: dict[str, Any] = {**changes}
     if "limits" in changes:
         values["limits"] = changes["limits"].render()
     await execute(database.durable, sa.update(api_keys).where(api_keys.c.id == key_id).values(values))
+    if (end := changes.get("expires_at")) is not None:
+        later = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > end)
+        await execute(database.durable, sa.update(api_keys).where(_below(key_id), later).values(expires_at=end))
+
+
+def _below(key_id: str) -> sa.ColumnElement[bool]:
+    """Return the condition of keys that a key has made, or that those have made, however far down."""
+    made = sa.select(api_keys.c.id).where(api_keys.c.parent_id == key_id).cte("made", recursive=True)
+    child = api_keys.alias()
+    made = made.union(sa.select(child.c.id).join(made, child.c.parent_id == made.c.id))
+    return api_keys.c.id.in_(sa.select(made.c.id))
 
 
 _ROTATE = """
@@ -287,8 +338,11 @@ async def rotate_key(database: Database, key_id: str, *, overlap_seconds: float)
     return key
 
 
-async def revoke_key(database: Database, key_id: str) -> None:
+async def revoke_key(database: Database, key_id: str, *, children: bool | None = None) -> None:
     """Revoke a key; one that is revoked already stays as it is.
+
+    With `children` the keys that it made, and theirs, are revoked too; by default they are unless it is an
+    administrator's, which makes keys for its operator.
 
     Raises:
         NotFoundError: There is no such key.
@@ -297,10 +351,16 @@ async def revoke_key(database: Database, key_id: str) -> None:
         sa.update(api_keys)
         .where(api_keys.c.id == key_id)
         .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, sa.func.now()))
-        .returning(api_keys.c.id)
+        .returning(api_keys.c.scopes)
     )
-    if not await execute(database.durable, statement):
+    rows = await execute(database.durable, statement)
+    if not rows:
         raise NotFoundError(f"There is no key {key_id!r}.")
+    if "admin" not in rows[0].scopes if children is None else children:
+        # A child may just be making a key of its own: once that is here, it is found by the next look.
+        below = sa.update(api_keys).where(_below(key_id), api_keys.c.revoked_at.is_(None))
+        while await execute(database.durable, below.values(revoked_at=sa.func.now()).returning(api_keys.c.id)):
+            pass
 
 
 def create_first_key(settings: Settings) -> str | None:

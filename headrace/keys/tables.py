@@ -34,8 +34,10 @@ api_keys = sa.Table(
     instant("expires_at"),
     instant("revoked_at"),
     instant("last_used_at"),
+    sa.Column("parent_id", sa.ForeignKey("api_keys.id"), comment="The key that made it over HTTP"),
     sa.CheckConstraint("octet_length(hash) = 32", name="hash_is_sha256"),
     sa.CheckConstraint("octet_length(previous_hash) = 32", name="previous_hash_is_sha256"),
     sa.CheckConstraint("(previous_hash IS NULL) = (previous_expires_at IS NULL)", name="previous_hash_ends"),
     sa.Index("ix_api_keys_account_id_id", "account_id", "id"),
+    sa.Index("ix_api_keys_parent_id", "parent_id", postgresql_where=sa.text("parent_id IS NOT NULL")),
 )

@@ -37,6 +37,7 @@ FIELDS = {
     "last_used_at",
     "previous_expires_at",
     "status",
+    "parent_id",
 }
 LIMITS = {"requests_per_minute": 60, "monthly_budget": "25", "models": ["fake*"]}
 
@@ -252,6 +253,57 @@ async def test_a_key_may_narrow_and_revoke_itself(client: httpx.AsyncClient, usi
     await eventually(narrow, "the narrower scopes")
     assert (await who.delete(f"/api-keys/{made['id']}")).json()["deleted"] is True
     await refuses(who)
+
+
+async def test_a_limited_key_makes_and_changes_nothing_stronger(
+    client: httpx.AsyncClient, using: Connect, account: str
+) -> None:
+    until = int(time.time()) + 3600
+    limits = {"models": ["fake-a*"], "requests_per_minute": 10, "daily_budget": "0"}
+    made = await create(client, account=account, scopes=["keys:write"], limits=limits, expires_at=until)
+    stronger, weaker = await create(client, account=account), await create(client, account=account, limits=limits)
+    who = using(made["key"])
+    own = f"/api-keys/{made['id']}"
+    for field, response in [
+        ("limits.models", await who.post("/api-keys", json={"limits": {"models": ["fake*"]}})),
+        ("limits.requests_per_minute", await who.post("/api-keys", json={"limits": {"requests_per_minute": 11}})),
+        ("limits.daily_budget", await who.post("/api-keys", json={"limits": {"daily_budget": "0.01"}})),
+        ("expires_at", await who.post("/api-keys", json={"expires_at": until + 60})),
+        ("scopes", await who.post("/api-keys", json={"scopes": ["webhooks:write"]})),
+        ("limits.requests_per_minute", await who.post(own, json={"limits": None})),
+        ("limits.requests_per_minute", await who.post(own, json={"limits": {**limits, "requests_per_minute": 11}})),
+        ("expires_at", await who.post(own, json={"expires_at": None})),
+        ("expires_at", await who.post(own, json={"expires_in_seconds": 7200})),
+        ("limits.requests_per_minute", await who.post(f"/api-keys/{stronger['id']}/rotate", json={})),
+        ("limits.requests_per_minute", await who.post(f"/api-keys/{stronger['id']}", json={"limits": limits})),
+        ("limits.requests_per_minute", await who.delete(f"/api-keys/{stronger['id']}")),
+        ("expires_at", await who.post(f"/api-keys/{weaker['id']}/rotate", json={})),
+    ]:
+        refused(response, 403, code="insufficient_permissions", param=field)
+    kept = await get(client, made["id"])
+    assert (kept["limits"], kept["expires_at"], kept["scopes"]) == (made["limits"], until, ["keys:write"])
+    child = await create(who, scopes=["keys:write"], limits={"requests_per_minute": 5})
+    assert child["limits"] == {**limits, "requests_per_minute": 5}
+    assert (child["expires_at"], child["parent_id"]) == (until, made["id"])
+    grandchild = await create(using(child["key"]))
+    await client.delete(own)
+    for key in (made, child, grandchild):
+        await refuses(using(key["key"]))
+    assert await works(using(stronger["key"]))
+
+
+async def test_the_webhook_secrets_need_their_own_scope(
+    client: httpx.AsyncClient, using: Connect, account: str
+) -> None:
+    for scopes in ([], ["keys:write", "usage:read"]):
+        who = using((await create(client, account=account, scopes=scopes))["key"])
+        for response in (await who.get("/webhook-secrets"), await who.post("/webhook-secrets")):
+            refused(response, 403, code="insufficient_permissions")
+    who = using((await create(client, account=account, scopes=["webhooks:write"]))["key"])
+    listed = await who.get("/webhook-secrets")
+    assert listed.headers["cache-control"] == "no-store"
+    rotated = (await who.post("/webhook-secrets")).json()["data"]
+    assert [secret["id"] for secret in rotated[1:]] == [secret["id"] for secret in listed.json()["data"]]
 
 
 @pytest.mark.parametrize("scopes", [["keys:write"], ["keys:write", "usage:read"]])

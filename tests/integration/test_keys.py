@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from headrace.database import Database, Row, execute
-from headrace.errors import NotFoundError
+from headrace.errors import AuthenticationError, NotFoundError
 from headrace.keys import queries
 from headrace.keys.queries import (
     KeyChanges,
@@ -267,3 +269,60 @@ async def test_a_key_that_is_given_twice_is_refused_and_shows_little_of_itself(d
     await ensure_bootstrap_key(database, given)
     [row] = [row for row in await list_keys(database) if row.name == "bootstrap" and given.startswith(row.hint)][-1:]
     assert len(row.hint) == 4
+
+
+async def family(database: Database, **first: Any) -> list[tuple[str, str]]:
+    """Make a key, one that it made, and one that this one made."""
+    made = [await create_key(database, **first)]
+    for _ in range(2):
+        made.append(await create_key(database, parent_id=made[-1][0]))
+    return made
+
+
+async def test_a_revoked_key_takes_those_with_it_that_it_made_and_they(database: Database) -> None:
+    made, other = await family(database, scopes=["keys:write"]), await create_key(database)
+    await revoke_key(database, made[0][0])
+    assert [await works(database, key) for _, key in (*made, other)] == [False, False, False, True]
+    assert (await read(database, made[2][0])).parent_id == made[1][0]
+
+
+async def test_keys_that_an_administrator_made_stay_unless_asked(database: Database) -> None:
+    first, second, third = await family(database, scopes=["admin"])
+    await revoke_key(database, first[0])
+    assert [await works(database, key) for _, key in (first, second, third)] == [False, True, True]
+    await revoke_key(database, first[0], children=True)
+    assert not await works(database, third[1])
+    kept = await family(database, scopes=["keys:write"])
+    await revoke_key(database, kept[0][0], children=False)
+    assert await works(database, kept[2][1])
+
+
+async def test_a_key_that_is_revoked_makes_no_more(database: Database) -> None:
+    parent, _ = await create_key(database)
+    await revoke_key(database, parent)
+    before = len(await list_keys(database))
+    with pytest.raises(AuthenticationError):
+        await create_key(database, parent_id=parent)
+    assert len(await list_keys(database)) == before
+
+
+async def test_children_end_with_their_parent_at_the_latest(database: Database) -> None:
+    made = await family(database)
+    sooner = datetime.now(UTC) + timedelta(hours=1)
+    await update_key(database, made[2][0], {"expires_at": sooner})
+    await update_key(database, made[0][0], {"expires_at": sooner + timedelta(hours=1)})
+    ends = [(await read(database, key_id)).expires_at for key_id, _ in made]
+    assert ends[0] == ends[1] == ends[2] + 3600
+    assert (await find(database, made[2][1])).expires_at == pytest.approx(sooner.timestamp())
+
+
+async def test_a_child_that_is_made_while_its_parent_is_revoked_is_revoked_too_or_never_was(database: Database) -> None:
+    for _ in range(10):
+        parent, _ = await create_key(database, account="racing")
+        outcomes = await asyncio.gather(
+            *(create_key(database, parent_id=parent) for _ in range(4)),
+            revoke_key(database, parent),
+            return_exceptions=True,
+        )
+        assert all(outcome is None or isinstance(outcome, tuple | AuthenticationError) for outcome in outcomes)
+        assert not [outcome for outcome in outcomes if isinstance(outcome, tuple) and await works(database, outcome[1])]

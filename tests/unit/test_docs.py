@@ -5,13 +5,19 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
+import api.app
 from api.app import create_app
+from api.authentication import REQUIRED_SCOPES, authenticate
 from headrace.catalogue import load_catalogue, read_catalogue
 from headrace.chat.request import EXTENSIONS, ChatRequest
 from headrace.chat.support import HANDLINGS, Kind, render_table
+from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,11 +74,42 @@ def test_a_limit_is_the_one_documented(bound: str, place: str) -> None:
     assert float(bound) == value
 
 
-def test_every_path_is_documented_and_no_other() -> None:
+def operations() -> set[str]:
     paths = create_app(Settings()).openapi()["paths"]
-    operations = {f"{method.upper()} {path.removeprefix('/api/v1')}" for path in paths for method in paths[path]}
+    return {f"{method.upper()} {path.removeprefix('/api/v1')}" for path in paths for method in paths[path]}
+
+
+def test_every_path_is_documented_and_no_other() -> None:
     documented = re.findall(r"^### `([A-Z]+ \S+)`", (ROOT / "docs" / "api.md").read_text(), re.M)
-    assert set(documented) == operations
+    assert set(documented) == operations()
+
+
+def required_scope(dependant: Dependant) -> str:
+    """Return what a route asks of a key: `none`, `any key`, or a scope."""
+    calls = [dependency.call for dependency in dependant.dependencies]
+    scopes = [REQUIRED_SCOPES[call] for call in calls if call in REQUIRED_SCOPES]
+    if scopes:
+        [scope] = scopes
+        return f"`{scope}`"
+    return "any key" if authenticate in calls else "none"
+
+
+def test_the_scope_of_every_endpoint_is_documented() -> None:
+    routers = [vars(part)["router"] for part in vars(api.app).values() if "router" in getattr(part, "__dict__", {})]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    asked = {
+        f"{method} {route.path}".replace(":path", ""): required_scope(route.dependant)
+        for route in routes
+        for method in route.methods or ()
+    }
+    assert operations() <= asked.keys()
+    table = section("docs/security.md", "What each endpoint asks of a key")
+    assert dict(re.findall(r"^\| `([A-Z]+ \S+)` \| ([^|]+?) \|", table, re.M)) == asked
+
+
+def test_every_scope_is_documented() -> None:
+    table = section("docs/security.md", "What each scope may do")
+    assert set(re.findall(r"^\| `([a-z:]+)` \|", table, re.M)) == set(get_args(KeyScope))
 
 
 def test_every_file_on_the_map_exists() -> None:
