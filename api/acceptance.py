@@ -26,7 +26,7 @@ from headrace.jobs.queries import NewJob, read_progress
 from headrace.json_document import parse_json
 from headrace.keys.queries import Principal
 from headrace.offload import LARGE_BYTES, offloaded
-from headrace.quotas.cost import highest_cost
+from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.routing import check_servable
 
@@ -159,6 +159,7 @@ async def accept(request: Request, submission: Submission) -> int:
 
     Raises:
         RateLimitError: The limits of its key or account do not allow it now.
+        InvalidRequestError: Its key or account has a budget, and the model has no price.
     """
     state, job = request.state, submission.job
     if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
@@ -190,6 +191,8 @@ def _let_go(request: Request, submission: Submission) -> None:
 
 async def _admit(request: Request, submission: Submission) -> NewJob:
     job = submission.job
+    if any(scope.limits.has_budget for scope in submission.scopes):
+        check_priced(request.state.catalogue.current, submission.routes, submission.asked)
     tokens, cost = await offloaded(len(job.request), _demand, submission)
     demand = Demand(job.id, background=job.background, tokens=tokens, cost=cost)
     admission = await request.state.gate.admit(submission.scopes, demand)

@@ -17,10 +17,19 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 """What redis-py raises while Redis is away; the last one is uvloop's, of a transport that was closed meanwhile."""
+
+
+def is_spoilt(error: Exception) -> bool:
+    """Tell whether a command failed over what its keys hold, rather than over the state that Redis is in.
+
+    A Redis that is full, read-only, loading, busy, or allows too little refuses whatever the keys hold.
+    """
+    return type(error) is ResponseError and str(error).startswith(("WRONGTYPE", "ERR", "user_script"))
+
 
 _SENTINEL_PORT = 26379
 _SENTINEL_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 1}

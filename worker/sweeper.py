@@ -143,10 +143,9 @@ async def _schedule(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
-        bookkeeper = Bookkeeper(
-            database, Gate(redis, database, open_when_away=True), metadata_keys=settings.usage_metadata_keys
-        )
-        batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client)
+        gate = Gate(redis, database, open_when_away=settings.limits_without_redis == "open")
+        bookkeeper = Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys)
+        batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate)
         retention = Retention(settings, database)
         chores = [sweeper.run, batches.run, bookkeeper.run, retention.run]
         if settings.secret_key is not None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
@@ -22,13 +22,13 @@ import orjson
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database
+from headrace.database import Database, is_away
 from headrace.errors import HeadraceError, QuotaExceededError, RateLimitError, UnavailableError
 from headrace.group_commit import GroupCommit
 from headrace.quotas import queries
-from headrace.quotas.queries import Spent
+from headrace.quotas.queries import Spent, UnknownScopeError
 from headrace.quotas.rules import Limits
-from headrace.redis_url import AWAY
+from headrace.redis_url import AWAY, is_spoilt
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ local function settle(id, job, tokens, day, month, nano)
     if tonumber(at) > now then correct(key(id, 'requests'), at, -1) end
 end
 """
-# Of each job: day, month, id, whether it is a background job, tokens, cost, and scopes as `Gate._ask` has them.
+# Of each job: day, month, id, its kind (0 a client waits, 1 background, 2 a batch's line), tokens, cost, and scopes as
+# `Gate._ask` has them.
 _ADMIT = (
     _LIBRARY
     + """
@@ -192,16 +193,16 @@ local function exceeds(budget, spent, held, nano)
     if nano == 0 then return spent > budget end
     return spent + held + nano > budget and (held > 0 or spent >= budget)
 end
-local function refusal(scope, background, nano, open, held, spent_day, spent_month)
+local function refusal(scope, kind, nano, open, held, spent_day, spent_month)
     local flight, queued, daily, monthly = unpack(scope, 4, 7)
     if exceeds(daily, spent_day, held, nano) then return 'daily_budget' end
     if exceeds(monthly, spent_month, held, nano) then return 'monthly_budget' end
-    if background == 0 and flight >= 0 and open >= flight then return 'jobs_in_flight' end
-    if background == 1 and queued >= 0 and open >= queued then return 'jobs_queued' end
+    if kind == 0 and flight >= 0 and open >= flight then return 'jobs_in_flight' end
+    if kind == 1 and queued >= 0 and open >= queued then return 'jobs_queued' end
 end
-local function hold(id, job, background, open, held, nano, holds)
+local function hold(id, job, kind, open, held, nano, holds)
     if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
-        redis.call('HSET', key(id, 'sums'), 'open' .. background, open + 1, 'held', held + nano)
+        redis.call('HSET', key(id, 'sums'), 'open' .. kind, open + 1, 'held', held + nano)
     end
     if open == 0 then
         redis.call('EXPIRE', key(id, 'open'), 3456000)
@@ -209,18 +210,19 @@ local function hold(id, job, background, open, held, nano, holds)
     end
     redis.call('SADD', 'hr:quota:scopes', id)
 end
-local function admit(day, month, job, background, tokens, nano, scopes)
+local function admit(day, month, job, kind, tokens, nano, scopes)
     local windows, states, at, refused = {}, {}
     for i, scope in ipairs(scopes) do
         local id, rpm, tpm, flight, queued, daily, monthly, waits = unpack(scope)
-        local sums = redis.call('HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'held', day, month)
+        local sums = redis.call(
+            'HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'open2', 'held', day, month)
         local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
-        if stateful and not (sums[1] and sums[6] and sums[7]) then return {'load', i, tonumber(sums[2] or 0)} end
-        local open, held = tonumber(sums[3 + background] or 0), tonumber(sums[5] or 0)
-        local word = refusal(scope, background, nano, open, held, tonumber(sums[6] or 0), tonumber(sums[7] or 0))
+        if stateful and not (sums[1] and sums[7] and sums[8]) then return {'load', i, tonumber(sums[2] or 0)} end
+        local open, held = tonumber(sums[3 + kind] or 0), tonumber(sums[6] or 0)
+        local word = refusal(scope, kind, nano, open, held, tonumber(sums[7] or 0), tonumber(sums[8] or 0))
         if word and not refused then refused = {word, i, open, 0} end
         states[i] = {id, open, held}
-        waits = waits and background == 1
+        waits = waits and kind == 1
         if rpm >= 0 then windows[#windows + 1] = window(i, id, 'requests', rpm, 1, waits) end
         if tpm >= 0 then windows[#windows + 1] = window(i, id, 'tokens', tpm, tokens, waits) end
     end
@@ -229,11 +231,11 @@ local function admit(day, month, job, background, tokens, nano, scopes)
         refused[5] = rates(windows)
         return refused
     end
-    local holds = string.format('%d:%.0f:%.0f:%d', background, tokens, nano, at)
+    local holds = string.format('%d:%.0f:%.0f:%d', kind, tokens, nano, at)
     for _, win in ipairs(windows) do take(win, at) end
     for _, state in ipairs(states) do
         local id, open, held = unpack(state)
-        hold(id, job, background, open, held, nano, holds)
+        hold(id, job, kind, open, held, nano, holds)
     end
     return {'ok', 0, 0, at - now, rates(windows, at)}
 end
@@ -319,6 +321,8 @@ class Demand:
     background: bool
     tokens: int
     cost: Decimal
+    line: bool = False
+    """Whether it is a batch's line, which counts by the minute alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +380,18 @@ class Gate:
                 return Admission()
         raise UnavailableError("Limits cannot be checked at the moment.", retry_after=1)
 
+    async def admit_line(self, scopes: Sequence[Scope], job_id: str, tokens: int) -> float:
+        """Take a batch's line from these rates, all or nothing. Returns 0, or after how many seconds to ask again.
+
+        A line that is too large for a minute takes all of one.
+        """
+        most = min((scope.limits.tokens_per_minute or tokens for scope in scopes), default=tokens)
+        try:
+            await self.admit(scopes, Demand(job_id, True, min(tokens, most), Decimal(), line=True))
+        except (RateLimitError, UnavailableError) as error:
+            return error.retry_after or 1.0
+        return 0.0
+
     async def _ask(self, scopes: Sequence[Scope], demand: Demand) -> list[Any]:
         asked = []
         for scope in scopes:
@@ -390,7 +406,13 @@ class Gate:
                     bool(limits.wait),
                 ]
             )
-        about = [*_periods(), demand.job_id, int(demand.background), demand.tokens, _nano(demand.cost)]
+        about = [
+            *_periods(),
+            demand.job_id,
+            2 if demand.line else int(demand.background),
+            demand.tokens,
+            _nano(demand.cost),
+        ]
         answer: list[Any] = await self._admissions.submit(orjson.dumps([*about, asked]))
         return answer
 
@@ -433,27 +455,56 @@ class Gate:
             headrace.redis_url.AWAY: Redis is away.
             sqlalchemy.exc.SQLAlchemyError: Postgres is.
         """
-        for scope_id in await self._scopes():
-            cursor = 0
-            while True:
-                cursor, held = await self._redis.hscan(f"hr:quota:{scope_id}:open", cursor, count=500)
-                if held:
-                    job_ids = [_text(job_id) for job_id in held]
-                    await self.settle([scope_id], await queries.find_ended(self._database, job_ids))
-                if not cursor:
-                    break
+        await self._for_each_scope(self._reconcile)
+
+    async def _reconcile(self, scope_id: str) -> None:
+        cursor = 0
+        while True:
+            cursor, held = await self._redis.hscan(f"hr:quota:{scope_id}:open", cursor, count=500)
+            if held:
+                job_ids = [_text(job_id) for job_id in held]
+                await self.settle([scope_id], await queries.find_ended(self._database, job_ids))
+            if not cursor:
+                break
 
     async def correct(self) -> None:
         """Put right, from the ledger, what was spent of budgets. Raises what `reconcile` does."""
-        for scope_id in await self._scopes():
-            loaded, version = await self._redis.hmget(f"hr:quota:{scope_id}:sums", ["loaded", "version"])
-            if loaded is None:  # it has rates alone, or none any more
-                await self._forget(args=[scope_id])
-            else:
-                await self._reload(scope_id, version=int(version or 0))
+        await self._for_each_scope(self._correct)
 
-    async def _scopes(self) -> list[str]:
-        return [_text(scope_id) for scope_id in await self._redis.smembers(_SCOPES)]
+    async def _correct(self, scope_id: str) -> None:
+        loaded, version = await self._redis.hmget(f"hr:quota:{scope_id}:sums", ["loaded", "version"])
+        if loaded is None:  # it has rates alone, or none any more
+            await self._forget(args=[scope_id])
+        else:
+            await self._reload(scope_id, version=int(version or 0))
+
+    async def _for_each_scope(self, work: Callable[[str], Awaitable[None]]) -> None:
+        """Do some work for every scope; one that fails by itself is logged, and the others go on.
+
+        What Redis has of a scope that Postgres does not know, or that no script understands, is deleted.
+        """
+        for scope_id in sorted(map(_text, await self._redis.smembers(_SCOPES))):
+            try:
+                await work(scope_id)
+            except UnknownScopeError:
+                log.warning("forgot what was counted of %s, which is not in Postgres", scope_id)
+                await self._delete(scope_id)
+            except AWAY as error:
+                if not is_spoilt(error):
+                    raise
+                log.exception("forgot what was counted of %s", scope_id)
+                await self._delete(scope_id)
+            except SQLAlchemyError as error:
+                if is_away(error):
+                    raise
+                log.exception("could not put right what was counted of %s", scope_id)
+            except Exception:
+                log.exception("could not put right what was counted of %s", scope_id)
+
+    async def _delete(self, scope_id: str) -> None:
+        parts = ("requests", "tokens", "open", "sums")
+        await self._redis.delete(*(f"hr:quota:{scope_id}:{part}" for part in parts))
+        await self._redis.srem(_SCOPES, scope_id)
 
     async def _load_once(self, scope_id: str, *, version: int) -> None:
         """Load a scope's sums, for all who ask for them at the same time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database, Row, execute
+from headrace.database import Database, Row, execute, is_away
 from headrace.ids import created_at
 from headrace.quotas.rules import Limits
 from headrace.usage.queries import ask, render_cost
 from headrace.usage.question import Question
+
+log = logging.getLogger(__name__)
 
 # A job that was let in this long ago and has no row has not just not been written yet.
 _PATIENCE_SECONDS = 15
@@ -58,15 +62,24 @@ class SpentSums:
     open_jobs: Sequence[OpenJob]
 
 
+class UnknownScopeError(LookupError):
+    """Postgres has no such key or account."""
+
+
 _OPEN = """
 SELECT id, background, coalesce(reserved_cost, 0) FROM jobs
 WHERE state IN ('queued', 'running') AND batch_id IS NULL AND {column} = %(id)s
 """
 _OF_KEY = "SELECT account_id FROM api_keys WHERE id = %(id)s"
+_OF_ACCOUNT = "SELECT id AS account_id FROM accounts WHERE id = %(id)s"
 
 
 async def read_spent(database: Database, scope_id: str) -> SpentSums:
-    """Return what the ledger and the jobs say of a key or an account."""
+    """Return what the ledger and the jobs say of a key or an account.
+
+    Raises:
+        UnknownScopeError: There is no such key or account.
+    """
     rows = await execute(database.relaxed, _OPEN.format(column=_column(scope_id)), {"id": scope_id})
     day, month = await _read_sums(database, scope_id)
     return SpentSums(day, month, [OpenJob(*row) for row in rows])
@@ -79,7 +92,10 @@ def _column(scope_id: str) -> str:
 async def _read_sums(database: Database, scope_id: str) -> tuple[Decimal, Decimal]:
     """Return what was spent this day and this month. Thrown-away attempts have cost money too."""
     is_key = scope_id.startswith("key_")
-    account_id = (await execute(database.relaxed, _OF_KEY, {"id": scope_id}))[0][0] if is_key else scope_id
+    owners = await execute(database.relaxed, _OF_KEY if is_key else _OF_ACCOUNT, {"id": scope_id})
+    if not owners:
+        raise UnknownScopeError(scope_id)
+    account_id = owners[0].account_id
     now = datetime.now(UTC)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     sums = []
@@ -165,24 +181,30 @@ VALUES (%(event_id)s, %(account_id)s, %(url)s, 'budget.alert', %(payload)s) ON C
 async def alert(database: Database) -> None:
     """Have whoever asked for it told of budgets of which a half, four fifths or all are spent, each once a period."""
     for row in await execute(database.relaxed, _ALERTED):
-        limits = Limits.parse(row.limits)
-        budgets = {"daily_budget": limits.daily_budget, "monthly_budget": limits.monthly_budget}
-        if not any(budgets.values()):
-            continue
-        day, month = await _read_sums(database, row.id)
-        now = datetime.now(UTC)
-        periods = {"daily_budget": (day, f"{now:%Y-%m-%d}"), "monthly_budget": (month, f"{now:%Y-%m}")}
-        for name, budget in budgets.items():
-            total, period = periods[name]
-            reached = [percent for percent in ALERT_PERCENTS if budget and total * 100 >= budget * percent]
-            for percent in reached:
-                news = {
-                    "budget": name,
-                    "period": period,
-                    "percent": percent,
-                    "limit": render_cost(budget or Decimal()),
-                }
-                await _tell(database, row, limits, news, spent=total)
+        try:
+            await _alert_of(database, row)
+        except SQLAlchemyError as error:
+            if is_away(error):
+                raise
+            log.exception("could not alert of the budgets of %s", row.id)
+        except Exception:
+            log.exception("could not alert of the budgets of %s", row.id)
+
+
+async def _alert_of(database: Database, row: Row) -> None:
+    limits = Limits.parse(row.limits)
+    budgets = {"daily_budget": limits.daily_budget, "monthly_budget": limits.monthly_budget}
+    if not any(budgets.values()):
+        return
+    day, month = await _read_sums(database, row.id)
+    now = datetime.now(UTC)
+    periods = {"daily_budget": (day, f"{now:%Y-%m-%d}"), "monthly_budget": (month, f"{now:%Y-%m}")}
+    for name, budget in budgets.items():
+        total, period = periods[name]
+        reached = [percent for percent in ALERT_PERCENTS if budget and total * 100 >= budget * percent]
+        for percent in reached:
+            news = {"budget": name, "period": period, "percent": percent, "limit": render_cost(budget or Decimal())}
+            await _tell(database, row, limits, news, spent=total)
 
 
 async def _tell(database: Database, row: Row, limits: Limits, news: Mapping[str, Any], *, spent: Decimal) -> None:

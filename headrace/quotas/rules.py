@@ -38,10 +38,16 @@ class Limits(BaseModel):
         json_schema_extra={"examples": [{"requests_per_minute": 60, "monthly_budget": "100", "models": ["gpt-*"]}]},
     )
 
-    requests_per_minute: _Count | None = None
-    tokens_per_minute: _Count | None = Field(default=None, description="Estimated at the start, settled at the end")
-    jobs_in_flight: _Count | None = Field(default=None, description="Requests whose client waits, at one time")
-    jobs_queued: _Count | None = Field(default=None, description="Background jobs that have not ended, at one time")
+    requests_per_minute: _Count | None = Field(default=None, description="Lines of batches wait for it")
+    tokens_per_minute: _Count | None = Field(
+        default=None, description="Estimated at the start, settled at the end; lines of batches wait for it"
+    )
+    jobs_in_flight: _Count | None = Field(
+        default=None, description="Requests whose client waits, at one time; not lines of batches"
+    )
+    jobs_queued: _Count | None = Field(
+        default=None, description="Background jobs that have not ended, at one time; not lines of batches"
+    )
     daily_budget: _Budget | None = Field(default=None, description="USD for a day in UTC")
     monthly_budget: _Budget | None = Field(default=None, description="USD for a month in UTC")
     models: Annotated[list[_Pattern], Field(max_length=100)] | None = Field(
@@ -62,6 +68,16 @@ class Limits(BaseModel):
     def render(self) -> dict[str, Any]:
         """Return what is set, as JSON has it."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def rates(self) -> Limits:
+        """The limits by the minute alone."""
+        return Limits(requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether what is asked has to have a price."""
+        return self.daily_budget is not None or self.monthly_budget is not None
 
     def allows_model(self, name: str) -> bool:
         """Tell whether a model may be asked."""

@@ -317,6 +317,41 @@ async def looked_at(new: New, model: str) -> None:
     await batches.reaches(client, batch["id"], "completed")
 
 
+async def test_under_a_budget_a_model_has_a_price(new: New, provider: Provider, model: str) -> None:
+    user, free, unpriced = new("--daily-budget", "1"), new(), f"impatient-{model}"
+    provider.always(unpriced, answer("ok"))
+    assert (await ask(free.client, unpriced)).status_code == 200
+    refused(await ask(user.client, unpriced), 400, code="model_not_priced", param="model")
+    refused(await ask(user.client, model, fallbacks=[unpriced]), 400, code="model_not_priced", param="fallbacks[0]")
+    agent = (await user.client.post("/agents", json={"name": "a", "model": unpriced})).json()["id"]
+    refused(await ask(user.client, agent), 400, code="model_not_priced", param="model")
+    batch = await batches.submit(user.client, [line("a", model), line("b", unpriced), line("c", agent)])
+    failed = await batches.reaches(user.client, batch["id"], "failed")
+    errors = failed["errors"]["data"]
+    assert [(error["line"], error["code"], error["param"]) for error in errors] == [
+        (number, "model_not_priced", "body.model") for number in (2, 3)
+    ]
+    assert len(provider.calls_for(unpriced)) == 1
+
+
+async def test_lines_of_batches_wait_for_the_rates_of_their_key(new: New, provider: Provider, model: str) -> None:
+    provider.always(model, answer("ok", usage=USED))
+    user = new("--rpm", "3", "--queued", "1")
+    batch = await batches.submit(user.client, lines(model, 10))
+
+    async def some_ended() -> bool:
+        counts = (await user.client.get(f"/batches/{batch['id']}")).json()["request_counts"]
+        return bool(counts["completed"] == 3)
+
+    await eventually(some_ended, "as many lines as a minute has requests")
+    await looked_at(new, model)
+    refused(await ask(user.client, model), 429, code="rate_limit_exceeded")
+    assert len(provider.calls_for(model)) == 3
+    unbound = new()
+    other = await batches.submit(unbound.client, lines(f"{model}-other", 10))
+    await batches.reaches(unbound.client, other["id"], "completed")
+
+
 async def test_batches_of_all_keys_share_the_accounts_budget(
     service: Service, provider: Provider, new: New, model: str
 ) -> None:

@@ -623,3 +623,42 @@ async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
     assert len(rows) == 4, "of the new budget a half is spent"
     assert (rows[0].data["percent"], rows[0].data["limit"], rows[0].data["spent"]) == (50, "0.02", "0.0126")
     await limit_account(database, owner.account_id, Limits())
+
+
+async def test_a_scope_that_is_not_in_postgres_or_is_spoilt_holds_up_no_other(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner
+) -> None:
+    scopes = [scope(owner, daily_budget=Decimal(1))]
+    job = await jobs.submit()
+    await gate.admit(scopes, demand(job))
+    for stranger in ("key_a", "acct_a"):  # as after a restore, in Redis's order before and behind the other
+        await redis.sadd("hr:quota:scopes", stranger)
+        await redis.hset(f"hr:quota:{stranger}:sums", mapping={"loaded": 1, "version": 1})
+    await redis.sadd("hr:quota:scopes", "key_b")
+    await redis.set("hr:quota:key_b:open", "nonsense")
+    await redis.set("hr:quota:key_b:sums", "nonsense")
+    await jobs.cancel(job)
+    await gate.correct()
+    await gate.reconcile()
+    assert not await redis.exists(f"hr:quota:{owner.key_id}:open")
+    assert await redis.smembers("hr:quota:scopes") == {owner.key_id.encode()}
+    assert not await redis.exists("hr:quota:key_a:sums", "hr:quota:key_b:open", "hr:quota:key_b:sums")
+
+
+async def test_lines_of_batches_take_from_the_rates_of_requests_alone(redis: Redis, gate: Gate, owner: Owner) -> None:
+    rated = [scope(owner, requests_per_minute=3, tokens_per_minute=100, jobs_queued=1, jobs_in_flight=1)]
+    rates = [Scope(each.id, each.limits.rates) for each in rated]
+    assert await gate.admit_line(rates, new_id("job"), 10) == 0
+    await gate.admit(rated, demand())
+    assert await gate.admit_line(rates, new_id("job"), 10) == 0
+    assert 0 < await gate.admit_line(rates, new_id("job"), 10) <= 61
+    with pytest.raises(RateLimitError, match="requests per min"):
+        await gate.admit(rated, demand(background=True))
+    tokens = await redis.hget(f"hr:quota:{owner.key_id}:tokens", "sum")
+    assert int(tokens or 0) == 30, "what is refused takes nothing"
+
+
+async def test_a_line_that_is_too_large_takes_all_of_a_minute(gate: Gate, owner: Owner) -> None:
+    rates = [scope(owner, tokens_per_minute=100)]
+    assert await gate.admit_line(rates, new_id("job"), 1_000) == 0
+    assert await gate.admit_line(rates, new_id("job"), 1) > 0

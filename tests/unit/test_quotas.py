@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headrace.catalogue import Model, Provider, Route
+from headrace.catalogue import Catalogue, Model, Provider, Route
 from headrace.chat.usage import estimate_demand
-from headrace.quotas.cost import highest_cost
+from headrace.errors import InvalidRequestError
+from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.rules import Limits
 
 
@@ -98,3 +99,35 @@ def test_an_answer_costs_at_most_what_the_dearest_of_its_routes_may_write() -> N
     assert highest_cost([unknown], request) == Decimal("0.04096")
     assert highest_cost([free], request) == highest_cost([], request) == 0
     assert highest_cost([route(1, 1_000, 0)], request) == Decimal(prompt) / 1000
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({"model": "priced"}, None),
+        ({"model": "free"}, None),
+        ({"model": "unheard-of"}, "model"),
+        ({"model": "partly"}, "model"),
+        ({"model": "detour"}, "model"),
+        ({"model": "priced", "fallbacks": ["free", "unheard-of"]}, "fallbacks[1]"),
+    ],
+)
+def test_under_a_budget_each_model_that_may_answer_has_a_price(request_: dict[str, Any], param: str | None) -> None:
+    price = {"input_price": Decimal(1), "output_price": Decimal(1)}
+    catalogue = Catalogue(
+        providers={"p": Provider(kind="openai", base_url="https://p.example/v1")},
+        models={
+            "priced": Model(routes=["p/priced"], **price),
+            "free": Model(routes=["p/free"], input_price=Decimal(), output_price=Decimal()),
+            "partly": Model(routes=["p/partly"], input_price=Decimal(1)),
+            "detour": Model(routes=["p/detour"], **price, context_window_fallbacks=["unheard-of"]),
+            "*": Model(routes=["p/*"]),
+        },
+    )
+    routes = catalogue.routes(request_["model"], request_.get("fallbacks", ()))
+    if param is None:
+        check_priced(catalogue, routes, request_)
+        return
+    with pytest.raises(InvalidRequestError) as refused:
+        check_priced(catalogue, routes, request_)
+    assert (refused.value.param, refused.value.code) == (param, "model_not_priced")

@@ -8,6 +8,7 @@ that are handed to a provider's own batch API, of which none ends for hours, run
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.batches.state import BatchState
 from headrace.catalogue import Catalogue
@@ -29,6 +31,8 @@ from headrace.routing import usable_routes
 from worker.batches.agents import BatchAgents
 from worker.batches.input import read_input
 from worker.native.apis import BATCH_APIS
+
+log = logging.getLogger(__name__)
 
 # So long the ledger is not asked again; what batches spend meanwhile is counted.
 _LOOK_SECONDS = 2.0
@@ -55,6 +59,10 @@ class Estimate:
     def plus(self, more: Estimate) -> Estimate:
         """Return what both are together."""
         return Estimate(self.lines + more.lines, self.cost + more.cost)
+
+
+_UNKNOWN = Estimate(1, Decimal(1_000_000_000))
+"""More than any budget has."""
 
 
 @dataclass(slots=True)
@@ -204,7 +212,14 @@ class Allowances:
             runs = _has_more(batch) or outstanding(batch)
             if self._is_limited(batch) and runs and not batch.completed and _key(batch) not in self._estimates:
                 most = 1 if batch.native_route is None else max(1, batch.fed)
-                self._estimates[_key(batch)] = await estimate(self._database, self._file.current, batch, most=most)
+                try:
+                    known = await estimate(self._database, self._file.current, batch, most=most)
+                except SQLAlchemyError:
+                    raise
+                except Exception:
+                    log.exception("could not estimate what a line of %s costs", batch.id)
+                    known = _UNKNOWN
+                self._estimates[_key(batch)] = known
 
 
 def _mean(batch: Row) -> Decimal:

@@ -16,6 +16,7 @@ from headrace.jobs.queries import NewLine, feed_lines
 from headrace.queue import JobQueue
 from worker.batches.agents import BatchAgents
 from worker.batches.input import read_input
+from worker.batches.pace import Pace
 
 _MOST_LINES = 250
 _MOST_BYTES = 2 * 1024 * 1024
@@ -24,8 +25,8 @@ _MOST_BYTES = 2 * 1024 * 1024
 class Feeder:
     """Feeds one batch, and keeps its place in the input between two times."""
 
-    def __init__(self, database: Database, queue: JobQueue, batch: Row) -> None:
-        """Begin where the batch stands."""
+    def __init__(self, database: Database, queue: JobQueue, batch: Row, *, pace: Pace | None = None) -> None:
+        """Begin where the batch stands. With a pace, lines wait for the rates of its key and account."""
         self._database = database
         self._queue = queue
         self._batch = batch
@@ -33,6 +34,8 @@ class Feeder:
         self._next_line: int = batch.next_line
         self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=self._next_line)
         self._agents = BatchAgents(database, batch)
+        self._pace = pace
+        self._waiting: tuple[RawLine, NewLine] | None = None
 
     @property
     def offset(self) -> int:
@@ -45,10 +48,9 @@ class Feeder:
         Returns False if the batch does not stand where this feeder does: then it is of no use any more.
         """
         while count > 0:
-            raw = await self._take(min(count, _MOST_LINES))
+            raw, lines = await self._take(min(count, _MOST_LINES))
             if not raw:
                 return True
-            lines = [await self._new_line(line) for line in raw]
             start, end = self._offset, raw[-1].end
             fed = await feed_lines(
                 self._database,
@@ -71,16 +73,28 @@ class Feeder:
         """Let go of the input."""
         await self._lines.aclose()
 
-    async def _take(self, count: int) -> list[RawLine]:
-        taken: list[RawLine] = []
+    async def _take(self, count: int) -> tuple[list[RawLine], list[NewLine]]:
+        """Return the next lines and what they become: none if they are to wait, or there are no more."""
+        bounds = None if self._pace is None else await self._pace.bounds(self._batch)
+        raw: list[RawLine] = []
+        taken: list[NewLine] = []
         size = 0
         while len(taken) < count and size < _MOST_BYTES:
-            line = await anext(self._lines, None)
-            if line is None:
-                break
-            taken.append(line)
+            if self._waiting is None:
+                line = await anext(self._lines, None)
+                if line is None:
+                    break
+                self._waiting = line, await self._new_line(line)
+            line, new = self._waiting
+            if self._pace is not None and bounds is not None:
+                request = orjson.loads(new.request)
+                if not await self._pace.allows(self._batch, bounds, new.id, request):
+                    break
+            self._waiting = None
+            raw.append(line)
+            taken.append(new)
             size += len(line.text or b"")
-        return taken
+        return raw, taken
 
     async def _new_line(self, raw: RawLine) -> NewLine:
         assert raw.text is not None  # it was checked

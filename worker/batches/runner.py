@@ -17,19 +17,21 @@ from headrace.batches.results import CANCELLED
 from headrace.batches.shares import share_window
 from headrace.batches.state import BatchState
 from headrace.catalogue_file import CatalogueFile
-from headrace.database import Database, Row
+from headrace.database import Database, Row, is_away
 from headrace.errors import JobCancelledError
 from headrace.jobs.cancellation import announce
 from headrace.jobs.queries import cancel_lines
 from headrace.jobs.state import State
 from headrace.live import Publisher
 from headrace.queue import JobQueue
+from headrace.quotas.gate import Gate
 from headrace.settings import Settings
 from headrace.telemetry import bind
 from worker.batches.allowance import Allowances, outstanding
 from worker.batches.feed import Feeder
 from worker.batches.native import NativeBatch
 from worker.batches.output import Output
+from worker.batches.pace import Pace
 from worker.batches.validate import Validation
 from worker.providers.client import ProviderClient
 
@@ -56,6 +58,7 @@ class BatchRunner:
         queue: JobQueue,
         publisher: Publisher,
         client: ProviderClient,
+        gate: Gate,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -65,9 +68,11 @@ class BatchRunner:
         self._client = client
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._feeders: dict[str, Feeder] = {}
+        self._paused: dict[str, float] = {}
         self._chores_at = 0.0
         self._restored_is_settled = False
         self._allowances = Allowances(database, file)
+        self._pace = Pace(database, file, gate)
 
     async def run(self) -> None:
         """Move batches on until cancelled."""
@@ -97,24 +102,41 @@ class BatchRunner:
         batches = await queries.list_active(self._database)
         await self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)
-        feedable: list[Row] = []
         for batch in batches:
-            with bind(batch=batch.id):
-                if batch.state == BatchState.VALIDATING:
-                    self._begin(batch, self._validate(batch))
-                elif batch.state == BatchState.FINALIZING:
-                    self._begin(batch, self._write(batch))
-                elif batch.state == BatchState.CANCELLING:
-                    await self._cancel(batch)
-                elif _has_ended(batch):
-                    await queries.finalize_batch(self._database, batch.id)
-                elif batch.native_route is not None:
-                    if outstanding(batch) or self._allowances.lines(batch):
-                        self._begin(batch, self._go_on(batch))
-                elif batch.fed < batch.total and not batch.overdue:
-                    feedable.append(batch)
-        await self._feed(feedable, batches)
+            await self._alone(batch, self._move(batch))
+        await self._feed([batch for batch in batches if self._is_feedable(batch)], batches)
         return bool(batches)
+
+    async def _move(self, batch: Row) -> None:
+        if batch.state == BatchState.VALIDATING:
+            self._begin(batch, self._validate(batch))
+        elif batch.state == BatchState.FINALIZING:
+            self._begin(batch, self._write(batch))
+        elif batch.state == BatchState.CANCELLING:
+            await self._cancel(batch)
+        elif _has_ended(batch):
+            await queries.finalize_batch(self._database, batch.id)
+        elif batch.native_route is not None and (outstanding(batch) or self._allowances.lines(batch)):
+            self._begin(batch, self._go_on(batch))
+
+    def _is_feedable(self, batch: Row) -> bool:
+        runs = batch.state == BatchState.IN_PROGRESS and batch.native_route is None
+        return runs and batch.fed < batch.total and not batch.overdue and not self._pace.rests(batch)
+
+    async def _alone(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
+        """Do something for one batch. If that breaks, this batch pauses and the others go on."""
+        if self._paused.get(batch.id, 0.0) > time.monotonic():
+            work.close()
+            return
+        try:
+            with bind(batch=batch.id):
+                await work
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError) and is_away(error):
+                raise
+            with bind(batch=batch.id):
+                log.exception("could not move a batch on, trying again")
+            self._paused[batch.id] = time.monotonic() + _PAUSE_SECONDS
 
     def _begin(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
         """Do what takes long beside everything else, once at a time for each batch."""
@@ -179,12 +201,12 @@ class BatchRunner:
         for batch in feedable:
             room = min(shares.get(batch.id, 0), self._allowances.lines(batch)) - outstanding(batch)
             if room > 0:
-                await self._feed_one(batch, int(room))
+                await self._alone(batch, self._feed_one(batch, int(room)))
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)
         if feeder is None or feeder.offset != batch.next_offset:
-            feeder = self._feeders[batch.id] = Feeder(self._database, self._queue, batch)
+            feeder = self._feeders[batch.id] = Feeder(self._database, self._queue, batch, pace=self._pace)
         try:
             useful = await feeder.feed(room)
         except BaseException:
@@ -196,6 +218,9 @@ class BatchRunner:
     async def _forget(self, active: set[str]) -> None:
         for batch_id in self._feeders.keys() - active:
             await self._feeders.pop(batch_id).close()
+        for batch_id in self._paused.keys() - active:
+            del self._paused[batch_id]
+        self._pace.forget(active)
 
 
 def _has_ended(batch: Row) -> bool:

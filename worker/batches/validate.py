@@ -18,6 +18,7 @@ from headrace.chat.validation import invalid_request
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.ids import is_id
+from headrace.quotas.cost import check_priced
 from headrace.quotas.queries import find_limits
 from headrace.quotas.rules import Limits
 from headrace.routing import check_servable
@@ -103,13 +104,15 @@ class Validation:
         if len(self._models) < 2:
             self._models.add(line.chat.model)
         try:
-            usable, *_ = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+            usable = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+            if any(limits.has_budget for limits in self._limits):
+                check_priced(self._catalogue, [way.route for way in usable], asked)
         except InvalidRequestError as error:
             error.param = f"body.{error.param}"
             raise
         if len(self._routes) < 2:
-            native = usable.route.native_batch and self._batch.has_a_day
-            self._routes.add(usable.route.name if native else None)
+            first = usable[0].route
+            self._routes.add(first.name if first.native_batch and self._batch.has_a_day else None)
 
     async def _agent(self, agent_id: str) -> AgentVersion:
         if agent_id not in self._agents:
