@@ -17,6 +17,7 @@
     - UpstreamRefusedError          the provider's own 4xx, passed on
     - UpstreamKeyError              the provider does not take the key that we have for it
     - UpstreamTimeoutError          504
+    - UpstreamTooLargeError         its answer has no end, or is larger than any completion
     - UpstreamRateLimitError        429
       + UpstreamBusyError           429, and it was not asked: its limits are used up, or it wants no calls yet
     - UpstreamUnavailableError      503: it kept failing, and is left alone for a while
@@ -229,6 +230,13 @@ class UpstreamTimeoutError(UpstreamError):
     status = 504
     type = "timeout"
     code = "upstream_timeout"
+
+
+class UpstreamTooLargeError(UpstreamError):
+    """The model's provider answered with more than any completion holds."""
+
+    code = "upstream_answer_too_large"
+    retryable = False
 
 
 class UpstreamRateLimitError(UpstreamError):

@@ -57,28 +57,36 @@ def check_bounds(text: bytes) -> None:
     if few and opening <= MAX_NESTING:
         return
     # Most of those may stand in strings.
-    outside = _outside_strings(text)
+    outside = _outside_strings(text, most_quotes=4 * MOST_VALUES)
     opening = outside.count(b"[") + outside.count(b"{")
     if opening + outside.count(b",") >= MOST_VALUES:
         raise _too_many_values()
-    if opening > MAX_NESTING and _depth(outside, opening) > MAX_NESTING:
+    if opening > MAX_NESTING and _depth(outside) > MAX_NESTING:
         raise InvalidRequestError(
             f"The JSON body of your request is nested too deeply: more than {MAX_NESTING} levels.", code="invalid_json"
         )
 
 
-def _outside_strings(text: bytes) -> bytes:
+def is_too_deep(text: bytes) -> bool:
+    """Tell whether a document, which may be no JSON, has more than `MAX_NESTING` levels of arrays and objects."""
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return False
+    return _depth(_outside_strings(text, most_quotes=len(text))) > MAX_NESTING
+
+
+def _outside_strings(text: bytes, *, most_quotes: int) -> bytes:
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if text.count(b'"') > 4 * MOST_VALUES:  # a value has a key at most, and either is a string at most
+    if text.count(b'"') > most_quotes:  # a value has a key at most, and either is a string at most
         raise _too_many_values()
     return b"".join(text.split(b'"')[::2])
 
 
-def _depth(outside: bytes, opening: int) -> int:
+def _depth(outside: bytes) -> int:
     brackets = outside.translate(None, _NOT_BRACKETS)
+    opening = brackets.count(b"[") + brackets.count(b"{")
     if len(brackets) > 2 * opening:
         return 0  # it is no JSON, as the parser will find
-    return max(accumulate(map(_STEPS.__getitem__, brackets)))
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def _too_many_values() -> InvalidRequestError:

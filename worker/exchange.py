@@ -10,12 +10,17 @@ from typing import Any
 from headrace.catalogue import Route
 from headrace.chat.completion import Fold, chunks_of
 from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.ids import completion_id
 from headrace.jobs.queries import ClaimedJob
-from worker.providers.client import Answer, ProviderClient
+from headrace.json_document import is_too_deep
+from headrace.offload import offloaded
+from worker.providers.client import Allowance, Answer, ProviderClient
 from worker.providers.formats import FORMATS, StreamParser
 from worker.providers.sse import EventReader
+
+MOST_HELD = 10_000
+"""Chunks before the first text of an answer, of all of its choices."""
 
 PassOn = Callable[[Sequence[dict[str, Any]]], None]
 """Takes the chunks that readers are to see, in order, without id, object and created."""
@@ -46,6 +51,7 @@ class Exchange:
         """How many calls it takes."""
         self._folds = [Fold() for _ in range(self.calls)]
         self._held: list[dict[str, Any]] = []
+        self._allowance = Allowance()
         self._model = route.model
         self._whole: dict[str, Any] | None = None
 
@@ -101,20 +107,27 @@ class Exchange:
 
     async def _call(self, number: int) -> dict[str, Any]:
         route, form = self._route, self._format
+        body = await offloaded(
+            len(self._job.request),
+            form.render_request,
+            self._request,
+            model=route.model,
+            stream=self._stream,
+            output_limit=route.output_limit,
+        )
         async with self._client.call(
             route.provider,
             url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream),
             headers=form.render_headers(self.secret),
-            body=form.render_request(
-                self._request, model=route.model, stream=self._stream, output_limit=route.output_limit
-            ),
+            body=body,
+            allowance=self._allowance,
         ) as answer:
             if not self._stream:
-                return form.parse_completion(await answer.read())
+                return form.parse_completion(_shallow(await answer.read()))
             if answer.is_stream:
                 await self._read_stream(number, answer)
             else:
-                self._take(number, chunks_of(form.parse_completion(await answer.read())))
+                self._take(number, chunks_of(form.parse_completion(_shallow(await answer.read()))))
         return self._folds[number].completion(
             id=completion_id(self._job.id), created=self._job.created, model=self._model
         )
@@ -134,7 +147,7 @@ class Exchange:
     def _parse(self, number: int, parser: StreamParser, events: Sequence[bytes]) -> None:
         chunks: list[dict[str, Any]] = []
         for data in events:
-            chunks += parser.parse(data)
+            chunks += parser.parse(_shallow(data))
             if parser.done:
                 break
         self._take(number, chunks)
@@ -158,6 +171,8 @@ class Exchange:
             self._held.append(chunk)
         if fold.started or fold.finished:
             self._let_go()
+        elif len(self._held) > MOST_HELD:
+            raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
 
     def _text(self) -> str:
         if self._whole is None or any(fold.started for fold in self._folds):
@@ -171,6 +186,17 @@ class Exchange:
         if self._held:
             chunks, self._held = self._held, []
             self._pass_on(chunks)
+
+
+def _shallow(data: bytes) -> bytes:
+    """Return a document of a provider's that can be walked level by level.
+
+    Raises:
+        UpstreamTooLargeError: It is nested too deeply for that.
+    """
+    if is_too_deep(data):
+        raise UpstreamTooLargeError("The model's provider sent something that is nested too deeply.")
+    return data
 
 
 def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -42,6 +42,7 @@ from headrace.jobs import queries
 from headrace.jobs.queries import ClaimedJob, FinishedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
+from headrace.offload import offloaded
 from headrace.queue import TIERS, JobQueue
 from headrace.routing import UsableRoute, usable_routes
 from headrace.settings import Settings
@@ -292,7 +293,7 @@ class Executor:
             TimeoutError: The job's deadline passed.
         """
         job, request = attempt.job, attempt.request
-        attempt.routes = usable_routes(self._catalogue, request, seed=job.id)
+        attempt.routes = await offloaded(len(job.request), usable_routes, self._catalogue, request, seed=job.id)
         attempt.index = self._choose(attempt.routes, min(job.route, len(attempt.routes) - 1), job.account_id)
         route = attempt.routes[attempt.index].route
         name, provider = route.provider_name, route.provider

@@ -24,6 +24,12 @@ _WHOLE = frozenset({"id", "type", "role", "name", "format"})
 _NOT_WRITTEN = frozenset({"annotations", "data", "encrypted_content", "extra_content", "signature", "thinking_blocks"})
 
 
+MOST_CHOICES = 128
+"""Choices of an answer: as many as can be asked for."""
+MOST_INDEXED = 1024
+"""Items of one list that are told apart by their `index`, such as tool calls."""
+
+
 class Fold:
     """The whole completion of a stream, gathered chunk by chunk.
 
@@ -60,6 +66,8 @@ class Fold:
         index = choice.get("index")
         if type(index) is not int:
             index = 0
+        if not 0 <= index < MOST_CHOICES:
+            return
         folded = self._choices.get(index)
         if folded is None:
             folded = self._choices[index] = _Choice()
@@ -147,10 +155,12 @@ class _Choice:
     def add_field(self, key: str, value: Any) -> None:
         """Take a field of the choice itself that is not OpenAI's: a verdict, which replaces, or a list, which grows."""
         known = self.fields.get(key)
-        if isinstance(value, list) and isinstance(known, list):
-            self.fields[key] = known + value
-        else:
+        if not isinstance(value, list):
             _replace(self.fields, key, value)
+        elif isinstance(known, list):
+            known += value
+        else:
+            self.fields[key] = value.copy()  # the chunk keeps its own
 
 
 def _merge(into: _Object, delta: dict[str, Any]) -> None:
@@ -177,6 +187,8 @@ def _merge(into: _Object, delta: dict[str, Any]) -> None:
 def _add_item(items: _Items, item: Any) -> None:
     if not isinstance(item, dict) or type(index := item.get("index")) is not int:
         items.append(item)
+        return
+    if not 0 <= index < MOST_INDEXED:
         return
     # From the end: nearly always it is the last one that grows.
     for known in reversed(items):

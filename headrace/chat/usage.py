@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 __all__ = ["TokenUsage", "estimate_demand", "estimate_usage", "parse_usage", "render_usage"]
 
@@ -147,8 +148,9 @@ def _estimate_part(part: Mapping[str, Any]) -> int:
 
 
 def _estimate_json(value: object) -> int:
-    return _estimate_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return -(-len(orjson.dumps(value)) // _BYTES_PER_TOKEN)
 
 
 def _estimate_text(text: str) -> int:
-    return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)
+    size = len(text) if text.isascii() else len(text.encode(errors="replace"))
+    return -(-size // _BYTES_PER_TOKEN)

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.chat.completion import ChatCompletion, ChatCompletionChunk, Fold, chunks_of
+from headrace.chat.completion import (
+    MOST_CHOICES,
+    MOST_INDEXED,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Fold,
+    chunks_of,
+)
 
 
 def chunk(delta: Any = None, *, index: int = 0, finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -414,3 +421,21 @@ def test_what_a_fold_gives_is_of_the_documented_format() -> None:
     deltas = [{"content": "a"}, {"tool_calls": [{**call(0, "{}", id="a", type="function")}]}]
     deltas[1]["tool_calls"][0]["function"]["name"] = "f"  # type: ignore[index]
     ChatCompletion.model_validate(complete(*map(chunk, deltas), chunk(finish_reason="tool_calls")))
+
+
+def test_indexes_that_no_answer_has_are_left_out() -> None:
+    fold = Fold()
+    for index in (0, MOST_CHOICES, -1, 10**18):
+        calls = [{"index": index, "function": {"arguments": "x"}} for index in (0, MOST_INDEXED, -1)]
+        fold.add({"choices": [{"index": index, "delta": {"content": "a", "tool_calls": calls}}]})
+    [choice] = fold.completion(id="c", created=0, model="m")["choices"]
+    assert (choice["index"], choice["message"]["content"], len(choice["message"]["tool_calls"])) == (0, "a", 1)
+
+
+def test_a_list_that_grows_leaves_the_chunks_as_they_came() -> None:
+    fold = Fold()
+    chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "seen": [number]}]} for number in range(3)]
+    for piece in chunks:
+        fold.add(piece)
+    assert fold.completion(id="c", created=0, model="m")["choices"][0]["seen"] == [0, 1, 2]
+    assert [piece["choices"][0]["seen"] for piece in chunks] == [[0], [1], [2]]

@@ -37,3 +37,9 @@ def test_an_event_without_end_is_refused() -> None:
         reader.feed(b"x" * 1024 * 1024)
     with pytest.raises(UpstreamError):
         reader.feed(b"x")
+
+
+def test_a_large_event_is_read_in_the_smallest_of_pieces() -> None:
+    reader, text = EventReader(), b"x" * 300_000
+    stream = b"data: " + text + b"\r\n\r\ndata: 2\r\n\r\n"
+    assert [event for at in range(len(stream)) for event in reader.feed(stream[at : at + 1])] == [text, b"2"]

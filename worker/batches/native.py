@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 # How many failures in a row there may be that may pass.
 _MOST_FAILURES = 5
 _RESULTS_AT_ONCE = 100
+# Bytes of their lines, unless one alone has more.
+_RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
 _CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
@@ -190,12 +192,14 @@ class NativeBatch:
         self, route: Route, api: BatchApi, parcel: NativeParcel, results: AsyncIterator[NativeResult]
     ) -> None:
         taken: dict[str, NativeResult] = {}
+        size = 0
         async for result in results:
             if not _for_workers(result):
                 taken[result.job_id] = result
-            if len(taken) >= _RESULTS_AT_ONCE:
+                size += result.size
+            if len(taken) >= _RESULTS_AT_ONCE or size >= _RESULT_BYTES_AT_ONCE:
                 await self._finish(route, api, parcel, taken)
-                taken = {}
+                taken, size = {}, 0
         await self._finish(route, api, parcel, taken)
 
     async def _finish(self, route: Route, api: BatchApi, parcel: NativeParcel, taken: dict[str, NativeResult]) -> None:

@@ -11,7 +11,8 @@ import orjson
 
 from headrace.batches.lines import LineReader, RawLine
 from headrace.catalogue import Provider
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, UpstreamTooLargeError
+from headrace.json_document import is_too_deep
 from worker.native.parcel import NativeResult
 from worker.providers.client import ProviderClient, Upload, without_secret
 from worker.providers.formats import FORMATS
@@ -21,7 +22,10 @@ Reading = Callable[[dict[str, Any]], dict[str, Any]]
 """Returns the completion of one result. Raises the UpstreamError of one that is none."""
 
 # A line holds a whole completion, and a call takes none that is larger.
-_LARGEST_LINE = 64 * 1024 * 1024
+LARGEST_LINE = 64 * 1024 * 1024
+"""Bytes of one result."""
+LARGEST_RESULTS = 16 * 1024 * 1024 * 1024
+"""Bytes of one file of results."""
 
 
 def url_of(provider: Provider, *path: str) -> str:
@@ -82,13 +86,16 @@ async def read_results(
     secret = provider.secret()
     headers = FORMATS[provider.kind].render_headers(secret)
     for url in urls:
-        lines = LineReader(largest=_LARGEST_LINE)
+        lines, size = LineReader(largest=LARGEST_LINE), 0
         with _concealed(secret):
             async with (
                 client.call(provider, method="GET", url=url, headers=headers) as answer,
                 contextlib.aclosing(answer.unhurried()) as pieces,
             ):
                 async for piece in pieces:
+                    size += len(piece)
+                    if size > LARGEST_RESULTS:
+                        raise UpstreamTooLargeError("The provider's batch has more results than any batch.")
                     for result in _parse(lines.feed(piece), provider, read):
                         yield result
         for result in _parse(lines.close(), provider, read):
@@ -102,9 +109,9 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
         if document is None:
             skip(provider.kind, "result without a custom_id")
             continue
-        job_id = document["custom_id"]
+        job_id, size = document["custom_id"], len(line.text or b"")
         try:
-            yield NativeResult(job_id, completion=read(document))
+            yield NativeResult(job_id, completion=read(document), size=size)
         except UpstreamError as error:
             yield NativeResult(job_id, error=without_secret(error, secret))
         except (LookupError, TypeError, ValueError, AttributeError):
@@ -113,8 +120,9 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
 
 def _document(line: RawLine) -> dict[str, Any] | None:
     """Return a line that says whose result it is, or None."""
+    text = line.text or b""
     try:
-        document = orjson.loads(line.text or b"")
+        document = None if is_too_deep(text) else orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
     return document if isinstance(document, dict) and isinstance(document.get("custom_id"), str) else None

@@ -67,6 +67,8 @@ class NativeResult:
     completion: dict[str, Any] | None = None
     error: UpstreamError | None = None
     """Of the class that a call would have raised."""
+    size: int = 0
+    """Bytes of the line that it came in."""
 
     @property
     def retryable(self) -> bool:

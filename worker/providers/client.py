@@ -19,12 +19,16 @@ from headrace.errors import (
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
+    UpstreamTooLargeError,
 )
 from headrace.telemetry import redact
 from worker.cooldown import cooldown_seconds
 from worker.providers.formats import FORMATS, WireFormat
 
-_LARGEST_ANSWER = 64 * 1024 * 1024
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer, whole or streamed, of all of its choices together."""
+MOST_VALUES = 4_000_000
+"""JSON values of an answer: 200,000 tokens in as many events have about three million."""
 _LARGEST_ERROR = 64 * 1024
 # A timer is set anew no oftener than this, so a silence is noticed up to this much late.
 _COARSENESS_SECONDS = 0.5
@@ -39,6 +43,26 @@ class Upload:
 
     size: int
     pieces: AsyncIterable[bytes]
+
+
+class Allowance:
+    """What one answer may still have, in however many calls: bytes, and the values that these become."""
+
+    def __init__(self) -> None:
+        """Allow all of one answer."""
+        self._bytes = LARGEST_ANSWER
+        self._values = MOST_VALUES
+
+    def take(self, piece: bytes) -> None:
+        """Count a piece of the answer. What stands in strings is counted too, so values are a bound from above.
+
+        Raises:
+            UpstreamTooLargeError: That is too much.
+        """
+        self._bytes -= len(piece)
+        self._values -= piece.count(b",") + piece.count(b"{") + piece.count(b"[")
+        if self._bytes < 0 or self._values < 0:
+            raise UpstreamTooLargeError
 
 
 class ProviderClient:
@@ -68,10 +92,11 @@ class ProviderClient:
         headers: Mapping[str, str],
         body: bytes | Upload = b"",
         method: Literal["POST", "GET"] = "POST",
+        allowance: Allowance | None = None,
     ) -> AsyncIterator[Answer]:
         """Send a request and give its answer to read; leaving ends the call upstream too.
 
-        A body is JSON where `headers` do not say what it is.
+        A body is JSON where `headers` do not say what it is. Calls that make up one answer share an `allowance`.
 
         Raises:
             UpstreamError: No answer, or an error status; its class tells which and whether to try again.
@@ -91,7 +116,7 @@ class ProviderClient:
         try:
             if response.status_code != 200:
                 raise await _refusal(response, FORMATS[provider.kind])
-            yield Answer(response, silence_seconds=provider.read_timeout)
+            yield Answer(response, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
                 await response.aclose()
@@ -101,9 +126,10 @@ class ProviderClient:
 class Answer:
     """A provider's answer with status 200, yet to be read."""
 
-    def __init__(self, response: httpx.Response, *, silence_seconds: float) -> None:
+    def __init__(self, response: httpx.Response, *, silence_seconds: float, allowance: Allowance) -> None:
         """Wait no longer than `silence_seconds` for the next bytes."""
         self._response = response
+        self._allowance = allowance
         self._silence = silence_seconds
 
     @property
@@ -115,7 +141,7 @@ class Answer:
         """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.
 
         Raises:
-            UpstreamError: The connection broke, or fell silent for too long.
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
         now = asyncio.get_running_loop().time
         patience = self._silence + _COARSENESS_SECONDS
@@ -126,6 +152,7 @@ class Answer:
                     if now() > next_look:
                         silence.reschedule(now() + patience)
                         next_look = now() + _COARSENESS_SECONDS
+                    self._allowance.take(piece)
                     yield piece
 
     async def unhurried(self) -> AsyncGenerator[bytes, None]:
@@ -150,15 +177,8 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
-        pieces = []
-        size = 0
         async with contextlib.aclosing(self.pieces()) as arriving:
-            async for piece in arriving:
-                pieces.append(piece)
-                size += len(piece)
-                if size > _LARGEST_ANSWER:
-                    raise UpstreamError("The model's provider answered with more than any completion holds.")
-        return b"".join(pieces)
+            return b"".join([piece async for piece in arriving])
 
 
 def _body_headers(body: bytes | Upload) -> dict[str, str]:

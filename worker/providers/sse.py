@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from headrace.errors import UpstreamError
+import re
 
-# A single event beyond this is no completion chunk any more.
-_LARGEST_EVENT = 4 * 1024 * 1024
+from headrace.errors import UpstreamTooLargeError
+
+LARGEST_EVENT = 4 * 1024 * 1024
+"""Bytes of one event: an image or a recording in base64 fits, and nothing else is nearly as large."""
+
+# Where an event may end, in a stream with any kind of line end.
+_BLANK_LINE = re.compile(rb"\n\n|\r\r|\n\r")
+# Pieces that are held apart until an event ends: each costs some bytes of its own.
+_MOST_HELD = 1024
 
 
 class EventReader:
     """Cuts a stream of bytes, however it is split, into the data of its events. Names, ids and comments are skipped."""
 
     def __init__(self) -> None:
-        self._rest: bytes = b""
+        self._held: list[bytes] = []
+        self._size = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the data of the events that these bytes complete.
 
         Raises:
-            UpstreamError: An event is larger than any that a provider sends.
+            UpstreamTooLargeError: An event is larger than any that a provider sends.
         """
-        buffer = self._rest + data
-        if b"\r" in buffer:
+        if self._held:
+            before = self._held[-1][-1:]
+            self._hold(data)
+            # Joining what is held at every piece would take a large event's time squared.
+            if before != b"\r" and len(self._held) < _MOST_HELD and not _BLANK_LINE.search(before + data):
+                return []
+            data = self._take()
+        if b"\r" in data:
             # A carriage return at the very end may be the first half of a line end.
-            held = b"\r" if buffer.endswith(b"\r") else b""
-            buffer = buffer[: len(buffer) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
-        events = buffer.split(b"\n\n")
-        self._rest = events.pop()
-        if len(self._rest) > _LARGEST_EVENT:
-            raise UpstreamError("The model's provider sent an event that is too large.")
+            last = b"\r" if data.endswith(b"\r") else b""
+            data = data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
+        events = data.split(b"\n\n")
+        if rest := events.pop():
+            self._hold(rest)
         return [content for event in events if (content := _data(event)) is not None]
+
+    def _hold(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > LARGEST_EVENT:
+            raise UpstreamTooLargeError("The model's provider sent an event that is too large.")
+        self._held.append(data)
+
+    def _take(self) -> bytes:
+        held = b"".join(self._held)
+        self._held.clear()
+        self._size = 0
+        return held
 
     def close(self) -> list[bytes]:
         """Return the data of a last event that the stream ended without a blank line after."""
-        data = _data(self._rest.strip(b"\r\n"))
-        self._rest = b""
+        data = _data(self._take().strip(b"\r\n"))
         return [] if data is None else [data]
 
 
