@@ -6,8 +6,9 @@ longer.
 
 A worker has a path of its own to each provider, and its circuits are about that path alone: another worker's network
 may be fine. Workers tell each other which circuits are open (`worker/peers.py`). A worker whose circuit is open hands
-its jobs to one whose circuit is not. Once two workers have opened a circuit, and more workers have it open than have
-had an answer since, the others doubt the provider: their next call is a probe.
+its jobs to one whose circuit is not, and a job that has failed once to one whose calls do not fail. Once two workers
+have opened a circuit, and more workers have it open than have had an answer since, the others doubt the provider: their
+next call is a probe.
 
 A path has one circuit for everyone and one for each account that has seen failures. A failure opens its account's
 circuit first. One account's failures make up no more than half of those that open everyone's circuit, as they may be
@@ -152,9 +153,13 @@ class Path:
         """Return the milliseconds in which no call of an account is let through."""
         return max(circuit.blocked(now) for _, circuit in self.of(account))
 
+    def failing(self) -> list[str]:
+        """Return the circuits with failures here and no answer since."""
+        return [key for key, circuit in self.circuits.items() if circuit.failures]
+
     def open(self) -> list[str]:
-        """Return the circuits that failures here have opened."""
-        return [key for key, circuit in self.circuits.items() if circuit.open_until and not circuit.doubted]
+        """Return those of them that are open."""
+        return [key for key in self.failing() if self.circuits[key].open_until]
 
 
 class Circuits:
@@ -218,6 +223,13 @@ class Circuits:
             tier in view.tiers and not {_EVERYONE, account} & set(view.open.get(name, ())) for view in self._others
         )
 
+    def better_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
+        """Tell whether calls of an account fail from here, and another worker of the tier knows of no failure."""
+        path, keys = self._troubled.get(name), {_EVERYONE, account}
+        if path is None or not keys & set(path.failing()):
+            return False
+        return any(tier in view.tiers and not keys & set(view.failing.get(name, ())) for view in self._others)
+
     def call(self, name: str, route: str | None = None, *, account: str = "") -> Call:
         """Return a context for an account's call to a provider, which learns from how the call ends.
 
@@ -248,6 +260,7 @@ class Circuits:
         view = View(
             self._tiers,
             {name: keys for name, path in self._troubled.items() if (keys := path.open())},
+            {name: keys for name, path in self._troubled.items() if (keys := path.failing())},
             {name: list(path.answered) for name, path in self._troubled.items() if path.answered},
         )
         unsaved, self._unsaved = self._unsaved, set()

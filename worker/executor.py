@@ -298,6 +298,8 @@ class Executor:
         route = attempt.routes[attempt.index].route
         name, provider = route.provider_name, route.provider
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
+        if job.retries and self._circuits.better_elsewhere(name, job.tier, account=job.account_id):
+            raise UpstreamUnavailableError  # it has failed once: another worker's path may be fine
         exchange = Exchange(self._client, job, route, request, pass_on=pass_on)
         patience = _PATIENCE_SECONDS if job.background else math.inf
         async with asyncio.timeout(job.seconds_left), contextlib.AsyncExitStack() as leave:

@@ -1,9 +1,10 @@
 """What workers tell each other of their paths to providers, over one hash in Redis.
 
 Each worker writes a field of its own, once a second and whenever it has news, and reads all of them in the same round
-trip: which tiers it serves, which circuits are open on its own paths, and where it has had an answer while a circuit is
-open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. Nobody changes another
-worker's field, so nothing has to be compared or locked. A worker that has not written for a while is not counted.
+trip: which tiers it serves, which circuits are open on its own paths or have failures, and where it has had an answer
+while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. Nobody
+changes another worker's field, so nothing has to be compared or locked. A worker that has not written for a while is
+not counted.
 """
 
 from __future__ import annotations
@@ -60,21 +61,25 @@ class View:
     tiers: Sequence[str]
     open: Keys
     """Circuits that its own failures opened."""
+    failing: Keys
+    """Circuits with failures and no answer since; open ones too."""
     answered: Keys
     """Circuits that are open elsewhere, and on which it has had an answer since."""
 
     def pack(self) -> bytes:
         """Return the view as it is kept in Redis."""
-        return orjson.dumps({"tiers": self.tiers, "open": self.open, "answered": self.answered})
+        return orjson.dumps(
+            {"tiers": self.tiers, "open": self.open, "failing": self.failing, "answered": self.answered}
+        )
 
     @classmethod
     def unpack(cls, text: bytes) -> View:
         """Return what `pack` packed; what another version wrote is a worker that serves nothing."""
         try:
             told = orjson.loads(text)
-            return cls(told["tiers"], told["open"], told["answered"])
+            return cls(told["tiers"], told["open"], told["failing"], told["answered"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            return cls((), {}, {})
+            return cls((), {}, {}, {})
 
 
 @dataclass(frozen=True, slots=True)

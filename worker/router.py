@@ -12,7 +12,8 @@ from headrace.errors import UpstreamError, UpstreamRefusedError
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 # Seconds before a job that one worker leaves to the others is due again: its own wake-up may come back to it.
-_FIRST_HANDOVER_SECONDS = 0.05
+_FIRST_HANDOVER_SECONDS = 0.1
+_HANDOVER_GROWTH = 1.25
 _LONGEST_HANDOVER_SECONDS = 2.0
 
 # The error codes of what a request itself holds, and the routes that may take it nevertheless.
@@ -37,8 +38,10 @@ def backoff(retries: int) -> float:
 
 
 def handover_delay(attempt: int) -> float:
-    """Return the seconds that a job waits for another worker, with full jitter; the bound doubles with each attempt."""
-    return random.uniform(0, min(_LONGEST_HANDOVER_SECONDS, _FIRST_HANDOVER_SECONDS * 2 ** min(attempt, 10)))
+    """Return the seconds that a job waits for another worker, with full jitter; the bound grows with each attempt."""
+    return random.uniform(
+        0, min(_LONGEST_HANDOVER_SECONDS, _FIRST_HANDOVER_SECONDS * _HANDOVER_GROWTH ** min(attempt, 20))
+    )
 
 
 def next_attempt(

@@ -204,6 +204,21 @@ async def test_a_broken_path_of_one_worker_is_its_own(redis: Redis) -> None:
     assert not broken.served_elsewhere(NAME, "batch"), "no other worker serves that tier"
 
 
+async def test_what_failed_once_is_better_tried_by_a_worker_whose_calls_do_not_fail(redis: Redis) -> None:
+    failing, fine = workers = [worker(redis) for _ in range(2)]
+    await told(*workers)
+    assert not failing.better_elsewhere(NAME, "default", account="only")
+    await end(failing, UpstreamTimeoutError(), account="only")
+    assert failing.better_elsewhere(NAME, "default", account="only")
+    assert not failing.better_elsewhere(NAME, "batch", account="only"), "no other worker serves that tier"
+    await end(fine, UpstreamTimeoutError(), account="only")
+    await told(*workers)
+    assert not failing.better_elsewhere(NAME, "default", account="only"), "the provider fails from everywhere"
+    await end(fine, account="only")
+    await told(*workers)
+    assert failing.better_elsewhere(NAME, "default", account="only")
+
+
 async def test_where_every_worker_has_opened_it_no_one_serves_it_elsewhere(redis: Redis) -> None:
     first, second = workers = [worker(redis) for _ in range(2)]
     await end(first, UpstreamError(), 5, account="only")

@@ -98,10 +98,10 @@ def test_a_failure_blocks_for_no_longer_than_the_bound(circuit: Circuit, jitter:
 def test_a_view_comes_back_the_same(
     tiers: list[str], opened: dict[str, list[str]], answered: dict[str, list[str]]
 ) -> None:
-    view = View(tiers, opened, answered)
+    view = View(tiers, opened, opened, answered)
     assert View.unpack(view.pack()) == view
 
 
 @given(st.binary())
 def test_a_view_of_another_version_is_a_worker_that_serves_nothing(text: bytes) -> None:
-    assert View.unpack(text) == View((), {}, {})
+    assert View.unpack(text) == View((), {}, {}, {})
