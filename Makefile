@@ -17,7 +17,7 @@ ARGS ?=
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check format test demo dev bench chaos lock clean
+.PHONY: help install check format test demo dev bench chaos hosts lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: install ## Measure against LiteLLM's proxy, in the same run
 
 chaos: install ## Kill, stall and cut everything under load, then count what was lost; ARGS="--minutes 10 --seed 7"
 	@"$(BIN)/python" -m tests.faults.chaos $(ARGS)
+
+hosts: install ## Break a service of several hosts, which are network namespaces: root and `ip netns`; else it is skipped
+	@exec "$(BIN)/python" -m tests.hosts $(ARGS)
 
 COMPILE = "$(BIN)/uv" pip compile --quiet --universal --generate-hashes --no-header $(ARGS)
 lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgrade takes the newest

@@ -446,13 +446,14 @@ class Provider:
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake provider", daemon=True)
+        self.host = "127.0.0.1"
         self.port = 0
 
     def start(self) -> None:
-        """Listen on a free port of the loopback interface."""
+        """Listen on a free port of the loopback interface, or of another `host`."""
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=2**24), self._loop
+            asyncio.start_server(self._connected, self.host, self.port, limit=2**24), self._loop
         ).result()
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -473,7 +474,7 @@ class Provider:
 
     def url(self, prefix: str = "") -> str:
         """Return the base URL; a prefix tells routes to the same server apart in the ledger's paths."""
-        return f"http://127.0.0.1:{self.port}{prefix}/v1"
+        return f"http://{self.host}:{self.port}{prefix}/v1"
 
     def script(self, model: str, *behaviours: Behaviour) -> None:
         """Say what the next calls for this model get, one behaviour a call."""
@@ -593,9 +594,10 @@ async def _read_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -
 
 
 @contextlib.contextmanager
-def running_provider() -> Iterator[Provider]:
+def running_provider(host: str = "127.0.0.1") -> Iterator[Provider]:
     """Yield a provider that listens, and stop it afterwards."""
     provider = Provider()
+    provider.host = host
     provider.start()
     try:
         yield provider

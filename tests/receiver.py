@@ -49,7 +49,7 @@ def running_receiver() -> contextlib.AbstractContextManager[Receiver]:
 
 
 @contextlib.contextmanager
-def listening(kind: Callable[[str], Kind]) -> Iterator[Kind]:
+def listening(kind: Callable[[str], Kind], host: str = "127.0.0.1") -> Iterator[Kind]:
     """Listen on a free port while within, with a receiver that is made of its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -69,8 +69,8 @@ def listening(kind: Callable[[str], Kind]) -> Iterator[Kind]:
     class Server(ThreadingHTTPServer):
         request_queue_size = 128  # connections that come at once
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        receiver = kind(f"http://127.0.0.1:{server.server_port}/hook")
+    with Server((host, 0), Handler) as server:
+        receiver = kind(f"http://{host}:{server.server_port}/hook")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
