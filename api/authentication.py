@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,13 +16,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.database import Database
 from headrace.errors import AuthenticationError, PermissionDeniedError
-from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used
+from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
 
 log = logging.getLogger(__name__)
 
 # A revoked key works no longer than this in a process that has just seen it.
 _CACHE_SECONDS = 1.0
 _CACHE_SIZE = 10_000
+# Seconds between two checks of the keys by which streams are open.
+_RECHECK_SECONDS = 2.0
 # How often a key's use is written down, and how long the write waits for other keys' uses.
 _MARK_SECONDS = 60.0
 _GATHER_SECONDS = 0.5
@@ -42,6 +45,7 @@ class Authenticator:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._cache: dict[bytes, _Known] = {}
+        self._held: dict[bytes, set[Callable[[], None]]] = {}
         self._used: set[str] = set()
         self._marking: asyncio.Task[None] | None = None
 
@@ -68,6 +72,36 @@ class Authenticator:
             self._mark(principal.key_id)
         self._cache[key_hash] = _Known(principal, now + _CACHE_SECONDS, marked_at)
         return principal
+
+    @contextlib.contextmanager
+    def holding(self, principal: Principal, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` if the principal's key is revoked, expires or is rotated away while within."""
+        held = self._held.setdefault(principal.key_hash, set())
+        held.add(end)
+        try:
+            yield
+        finally:
+            held.discard(end)
+            if not held:
+                self._held.pop(principal.key_hash, None)
+
+    async def run(self) -> None:
+        """End what is held with keys that are valid no longer, until cancelled: one query for all of them."""
+        while True:
+            await asyncio.sleep(_RECHECK_SECONDS)
+            if not self._held:
+                continue
+            hashes = list(self._held)
+            try:
+                valid = await still_valid(self._database, hashes)
+            except SQLAlchemyError as error:
+                log.warning("open streams keep their keys until Postgres is back: %s", error)
+                continue
+            for key_hash in hashes:
+                if key_hash not in valid:
+                    self._cache.pop(key_hash, None)
+                    for end in tuple(self._held.get(key_hash, ())):
+                        end()
 
     def _mark(self, key_id: str) -> None:
         self._used.add(key_id)

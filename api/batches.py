@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from api.authentication import Authenticated
+from api.authentication import Authenticated, authenticate
 from api.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.pages import metadata_filter, render_page
 from api.scope import read_body, render_json
@@ -35,7 +35,7 @@ from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
 from headrace.database import Row
-from headrace.errors import ConflictError, InvalidRequestError
+from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
@@ -257,7 +257,11 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             yield [RECONNECT]
             return
         try:
+            await authenticate(request)  # the key may have been revoked meanwhile
             row = await find_batch(request.state.database, row.id, account_id)
+        except AuthenticationError as error:
+            yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
+            return
         except SQLAlchemyError as error:
             log.warning("a reader of a batch waits for Postgres: %s", error)
 

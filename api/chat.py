@@ -22,7 +22,7 @@ from api.scope import read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
 from headrace.chat.request import ChatRequest
-from headrace.errors import INTERRUPTED, HeadraceError, UnavailableError, UpstreamError
+from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, UnavailableError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
@@ -75,7 +75,7 @@ async def start(request: Request, submission: Submission) -> Response:
 
 
 class _Foreground:
-    """A completion whose client waits: if it goes away, so does the job, upstream too.
+    """A completion whose client waits: if it goes away, or its key does, so does the job, upstream too.
 
     One that came with an Idempotency-Key runs on: its client comes back for it.
     """
@@ -87,6 +87,7 @@ class _Foreground:
         self.job_id = submission.job.id
         self.headers = submission.headers
         self.keyed = has_key(request)
+        self._listener: Listener | None = None
 
     async def whole(self) -> Response:
         """Return the completion once it is there."""
@@ -142,7 +143,9 @@ class _Foreground:
                 ended = not chunks.broken
                 await self._forget()
             except ListenerClosedError:
-                if self.request.state.hub.ending.is_set():
+                if self._listener is not None and self._listener.refused:
+                    yield [error_event(AuthenticationError())]
+                elif self.request.state.hub.ending.is_set():
                     yield [error_event(leaving_error())]
             finally:
                 if not ended:
@@ -164,11 +167,14 @@ class _Foreground:
         return error
 
     def _let_go(self) -> Response:
-        """Answer a client that went away, or that this process cannot wait for any longer.
+        """Answer a client that went away, or whose request ends before its job.
 
         Raises:
-            UnavailableError: The latter; whoever asks again gets to another process.
+            AuthenticationError: Its key is valid no longer.
+            UnavailableError: This process ends; another one takes the request.
         """
+        if self._listener is not None and self._listener.refused:
+            raise AuthenticationError
         if self.request.state.hub.ending.is_set():
             raise leaving_error()
         return _NOBODY
@@ -178,11 +184,13 @@ class _Foreground:
         """Submit the job and follow it, until the client goes away."""
         state = self.request.state
         async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
+            self._listener = listener
             self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
                 async with aclosing(follow(listener, state.database, replay=self.keyed)) as events:
-                    yield listener, events
+                    with state.authenticator.holding(self.principal, listener.refuse):
+                        yield listener, events
             finally:
                 leaving.cancel()
 

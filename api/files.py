@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from api.authentication import Authenticated
+from api.authentication import Authenticated, authenticate
 from api.idempotency import replay_headers
 from api.pages import render_page
 from api.scope import render_json
@@ -110,6 +110,7 @@ def _content(
     async def pieces() -> AsyncIterator[bytes]:
         async for piece in queries.read_file(request.state.database, file_id, start=start, end=end):
             yield piece
+            await authenticate(request)  # a slow download ends with its key
 
     headers["content-length"] = str(end - start)
     return StreamingResponse(pieces(), status, headers, "application/octet-stream")

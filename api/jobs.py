@@ -26,7 +26,7 @@ from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.chat.request import JobSubmission, check_request
-from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
+from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, UnavailableError
 from headrace.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started, follow, furthest_cursor
 from headrace.ids import completion_id, is_id
 from headrace.jobs import queries
@@ -34,6 +34,7 @@ from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
 from headrace.json_document import parse_json
+from headrace.keys.queries import Principal
 from headrace.live import ListenerClosedError
 from headrace.offload import offloaded
 from headrace.webhooks.queries import list_deliveries
@@ -131,22 +132,27 @@ async def get_job(
     """Return a job as it is now, or with `wait` as it is at its end."""
     job = await find_job(request.state.database, job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
-        await _wait(request, job_id, min(wait, request.state.settings.wait_limit_seconds))
+        await _wait(request, principal, job_id, min(wait, request.state.settings.wait_limit_seconds))
         job = await find_job(request.state.database, job_id, principal.account_id)
     return render_json(job)
 
 
-async def _wait(request: Request, job_id: str, seconds: float) -> None:
+async def _wait(request: Request, principal: Principal, job_id: str, seconds: float) -> None:
+    """Wait for a job's end.
+
+    Raises:
+        AuthenticationError: The key that asked is valid no longer.
+    """
     state = request.state
-    with contextlib.suppress(TimeoutError, ListenerClosedError):
-        async with (
-            asyncio.timeout(seconds),
-            state.hub.listen(job_id, own=False) as listener,
-            aclosing(follow(listener, state.database)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, Ended):
-                    return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds), state.hub.listen(job_id, own=False) as listener:
+            with contextlib.suppress(ListenerClosedError), state.authenticator.holding(principal, listener.refuse):
+                async with aclosing(follow(listener, state.database)) as events:
+                    async for event in events:
+                        if isinstance(event, Ended):
+                            return
+            if listener.refused:
+                raise AuthenticationError
 
 
 @router.get(
@@ -169,7 +175,7 @@ async def watch_job(
     cursor = None if event_id is None else Cursor.parse(event_id, param=param)
     if cursor is not None:
         await _check_cursor(request, job, cursor, param=param)
-    return EventStream(_events(request, principal.account_id, job, cursor))
+    return EventStream(_events(request, principal, job, cursor))
 
 
 async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
@@ -201,7 +207,7 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
 
 
 async def _events(
-    request: Request, account_id: str, job: dict[str, Any], cursor: Cursor | None
+    request: Request, principal: Principal, job: dict[str, Any], cursor: Cursor | None
 ) -> AsyncGenerator[list[bytes], None]:
     state = request.state
     job_id = job["id"]
@@ -211,20 +217,25 @@ async def _events(
     async with state.hub.listen(job_id, own=False) as listener:
         try:
             async with aclosing(follow(listener, state.database, after=cursor or START)) as events:
-                async for event in events:
-                    if isinstance(event, Ended):
-                        ended = await find_job(request.state.database, job_id, account_id)
-                        name = f"job.{event.state.value}"
-                        yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
-                    else:
-                        yield _render(event, job_id, head)
+                with state.authenticator.holding(principal, listener.refuse):
+                    async for event in events:
+                        if isinstance(event, Ended):
+                            ended = await find_job(request.state.database, job_id, principal.account_id)
+                            name = f"job.{event.state.value}"
+                            yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
+                        else:
+                            yield _render(event, job_id, head)
         except ListenerClosedError:
-            yield [RECONNECT]
+            yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
         except SQLAlchemyError as error:
             log.warning("a reader has to come back for the end: %s", error)
             yield [RECONNECT]
         except HeadraceError as error:
-            yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
+            yield [_render_error(error)]
+
+
+def _render_error(error: HeadraceError) -> bytes:
+    return render_event(orjson.dumps({"error": error.body()}), name="error")
 
 
 def _render(event: Event, job_id: str, head: bytes) -> list[bytes]:

@@ -65,12 +65,13 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             return await queries.insert_jobs(database, jobs)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
-        async with going_on(hub.run, partial(watch, hub, database)):
+        authenticator = Authenticator(database)
+        async with going_on(hub.run, partial(watch, hub, database), authenticator.run):
             yield State(
                 settings=settings,
                 catalogue=catalogue,
                 database=database,
-                authenticator=Authenticator(database),
+                authenticator=authenticator,
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,

@@ -17,12 +17,13 @@ from api.chat import Chunks, close_when_gone, error_event, leaving_error, stored
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
-from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError
+from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, NotFoundError
 from headrace.follow import follow
 from headrace.ids import is_id, job_id_of
 from headrace.jobs import queries
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
+from headrace.keys.queries import Principal
 from headrace.live import ListenerClosedError
 
 router = APIRouter(prefix="/chat/completions", tags=["Chat"])
@@ -94,7 +95,7 @@ async def get_completion(
     if stream:
         asked = await _asked(request, completion_id, principal.account_id)
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        return EventStream(_attached(request, row.id, row.created_at, include_usage=include_usage))
+        return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
     if row.error is not None:
         raise stored_error(row.error.encode())
     if row.response is None:
@@ -153,7 +154,7 @@ def _no_such_completion(completion_id: str) -> NotFoundError:
 
 
 async def _attached(
-    request: Request, job_id: str, created: int, *, include_usage: bool
+    request: Request, principal: Principal, job_id: str, created: int, *, include_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
     chunks = Chunks(job_id, created, include_usage=include_usage)
     state = request.state
@@ -161,11 +162,15 @@ async def _attached(
         leaving = asyncio.create_task(close_when_gone(request, listener))
         try:
             async with aclosing(follow(listener, state.database)) as events:
-                async for event in events:
-                    yield chunks.render(event)
-                    if chunks.over:
-                        return
+                with state.authenticator.holding(principal, listener.refuse):
+                    async for event in events:
+                        yield chunks.render(event)
+                        if chunks.over:
+                            return
         except ListenerClosedError:
+            if listener.refused:
+                yield [error_event(AuthenticationError())]
+                return
             # Without it what has come so far would look like all; a client that is gone reads neither.
             yield [error_event(leaving_error())]
         except HeadraceError as error:

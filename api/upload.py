@@ -13,6 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
+from api.authentication import authenticate
 from api.idempotency import has_key, resource_id
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
@@ -151,6 +152,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
         seconds = _seconds(form.fields)
         await writer.flush()
+        await authenticate(request)  # an upload may outlast its key
         digest.update(orjson.dumps([form.fields, filename]))
         asked = orjson.dumps(digest.hexdigest())
         file_id, repeated = await resource_id(request, principal, writer.file_id, asked)

@@ -265,6 +265,8 @@ class Listener:
         self.job_id = job_id
         self.waits = own
         """Whether its client waits for an answer, which no other process can give it."""
+        self.refused = False
+        """Whether it was closed because its client may not read any longer."""
         self.position = (0, 0)
         self.patience_seconds = patience_seconds
         self._limit = limit_bytes
@@ -303,6 +305,11 @@ class Listener:
         """Tell the reader that nobody wants what it reads any more."""
         self._closed = True
         self._wake()
+
+    def refuse(self) -> None:
+        """Close the listener of a client whose key is valid no longer."""
+        self.refused = True
+        self.close()
 
     async def get(self) -> list[Frame] | None:
         """Return the frames since the last call, none after `patience_seconds`, or None if it is time to replay.

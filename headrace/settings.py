@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         "process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside an embedded "
         "Postgres.",
     )
+    previous_secret_keys: Annotated[list[Annotated[SecretStr, Field(min_length=32)]], NoDecode] = Field(
+        default=[],
+        max_length=4,
+        description="Earlier values of `HEADRACE_SECRET_KEY`, with commas between: webhooks are signed with secrets "
+        "made of these too, until every receiver has the new ones.",
+    )
     limits_without_redis: Literal["open", "closed"] = Field(
         default="open", description="While Redis is away, limits of keys hold nobody, or let nobody through."
     )
@@ -172,7 +178,7 @@ class Settings(BaseSettings):
         default=0.005, ge=0, description="Deltas that follow each other faster than this are published together."
     )
 
-    @field_validator("usage_metadata_keys", mode="before")
+    @field_validator("usage_metadata_keys", "previous_secret_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value

@@ -150,7 +150,12 @@ async def _schedule(settings: Settings) -> None:
         chores = [sweeper.run, batches.run, bookkeeper.run, retention.run]
         if settings.secret_key is not None:
             secret_key = settings.secret_key.get_secret_value()
-            sender = WebhookSender(database, secret_key=secret_key, allow_private=settings.webhook_allow_private)
+            sender = WebhookSender(
+                database,
+                secret_key=secret_key,
+                previous_keys=[key.get_secret_value() for key in settings.previous_secret_keys],
+                allow_private=settings.webhook_allow_private,
+            )
             stack.push_async_callback(sender.close)
             chores.append(sender.run)
         while True:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Sequence
 
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,10 +33,15 @@ _JITTER = 0.2
 class WebhookSender:
     """The sender of one process. Several may run: what one has claimed, no other sends for a minute."""
 
-    def __init__(self, database: Database, *, secret_key: str, allow_private: bool) -> None:
-        """`allow_private` lets webhooks go to this machine and its network: for development."""
+    def __init__(
+        self, database: Database, *, secret_key: str, previous_keys: Sequence[str] = (), allow_private: bool
+    ) -> None:
+        """Sign with secrets made of the secret key, and of those before it, which some receivers still check with.
+
+        `allow_private` lets webhooks go to this machine and its network: for development.
+        """
         self._database = database
-        self._secret_key = secret_key
+        self._secret_keys = (secret_key, *previous_keys)
         self._allow_private = allow_private
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
         # No proxy and no redirect: the address that was looked at is the one that is called. No connection is kept, as
@@ -114,7 +120,7 @@ class WebhookSender:
 
     async def _send(self, delivery: Delivery) -> tuple[int | None, str | None]:
         """Return the status of the answer, or why there was none."""
-        secrets = [derive_secret(self._secret_key, secret_id) for secret_id in delivery.secret_ids]
+        secrets = [derive_secret(key, secret_id) for key in self._secret_keys for secret_id in delivery.secret_ids]
         signed = sign(secrets, webhook_id=delivery.id, sent_at=delivery.claimed_at, payload=delivery.payload)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -39,6 +39,8 @@ class Principal:
     account_limits: Limits
     expires_at: float | None = None
     """In Unix seconds; None is never."""
+    key_hash: bytes = b""
+    """Of the key that was sent: after a rotation a key has two for a while."""
 
     @property
     def strength(self) -> Strength:
@@ -92,12 +94,18 @@ def _hint(key: str, *, given: bool = False) -> str:
     return key[: 4 if given else 7]
 
 
-_FIND = """
+_VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+_FIND = f"""
 SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits,
        extract(epoch FROM expires_at)::float8 AS expires_at
 FROM api_keys JOIN accounts ON accounts.id = account_id
 WHERE (hash = %(hash)s OR previous_hash = %(hash)s AND previous_expires_at > now())
-      AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+      AND {_VALID}
+"""
+_STILL_VALID = f"""
+SELECT hash FROM api_keys WHERE hash = ANY(%(hashes)s) AND {_VALID}
+UNION ALL
+SELECT previous_hash FROM api_keys WHERE previous_hash = ANY(%(hashes)s) AND previous_expires_at > now() AND {_VALID}
 """
 
 
@@ -111,8 +119,14 @@ async def find_principal(database: Database, key_hash: bytes) -> Principal | Non
         return None
     account_id, key_id, scopes, limits, account_limits, expires_at = rows[0]
     return Principal(
-        account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits), expires_at
+        account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits), expires_at, key_hash
     )
+
+
+async def still_valid(database: Database, hashes: Collection[bytes]) -> set[bytes]:
+    """Return those of the hashes by which `find_principal` would find a key now."""
+    rows = await execute(database.relaxed, _STILL_VALID, {"hashes": list(hashes)})
+    return {bytes(row[0]) for row in rows}
 
 
 # A key that another process is just marking is left to that one: nobody waits, and none can be in another's way.

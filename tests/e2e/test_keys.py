@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from decimal import Decimal
@@ -139,6 +140,56 @@ async def test_a_key_that_expires_stops_working(service: Service, database: Data
             return (await client.get("/jobs")).status_code == 401
 
         await eventually(refused_now, "the key to be refused")
+
+
+async def test_what_is_open_ends_with_its_key(
+    service: Service, provider: Provider, database: Database, model: str
+) -> None:
+    gate = Gate()
+    provider.always(model, answer("Never read.", hold=gate))
+    created = service.create_key("watching")
+    batch = {"requests": [{"custom_id": "1", "body": chat(model)}]}
+    async with connect(service, created["key"]) as watcher:
+        job_id = await submit(watcher, model)
+        batch_id = (await watcher.post("/batches", json=batch)).json()["id"]
+        await settled(gate.reached)
+
+        async def read(path: str) -> str:
+            async with watcher.stream("GET", path) as response:
+                assert response.status_code == 200
+                opened.release()
+                return (await response.aread()).decode()
+
+        async def all_run() -> bool:
+            count = "SELECT count(*) AS n FROM jobs WHERE model = %s AND state = 'running'"
+            row = await (await database.execute(count, [model])).fetchone()
+            return row is not None and row["n"] == 4
+
+        opened = asyncio.Semaphore(0)
+        watching = [
+            asyncio.create_task(read(path))
+            for path in (
+                f"/jobs/{job_id}/events",
+                f"/batches/{batch_id}/events",
+                f"/chat/completions/chatcmpl-{job_id.removeprefix('job_')}?stream=true",
+            )
+        ]
+        for _ in watching:
+            await opened.acquire()
+        polling = asyncio.create_task(watcher.get(f"/jobs/{job_id}", params={"wait": 60}))
+        asking = [
+            asyncio.create_task(watcher.post("/chat/completions", json=chat(model, stream=stream)))
+            for stream in (False, True)
+        ]
+        await eventually(all_run, "the requests to run")
+        service.run("keys", "revoke", created["id"])
+        for text in await asyncio.gather(*watching):
+            assert "invalid_api_key" in text.strip().split("\n\n")[-1]
+        refused(await polling, 401, code="invalid_api_key")
+        whole, streamed = await asyncio.gather(*asking)
+        refused(whole, 401, code="invalid_api_key")
+        assert "invalid_api_key" in streamed.text
+    gate.release()
 
 
 async def test_a_job_whose_key_is_revoked_still_runs_to_its_end(

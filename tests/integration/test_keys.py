@@ -24,6 +24,7 @@ from headrace.keys.queries import (
     mark_used,
     revoke_key,
     rotate_key,
+    still_valid,
     update_key,
 )
 from headrace.quotas.rules import Limits
@@ -326,3 +327,16 @@ async def test_a_child_that_is_made_while_its_parent_is_revoked_is_revoked_too_o
         )
         assert all(outcome is None or isinstance(outcome, tuple | AuthenticationError) for outcome in outcomes)
         assert not [outcome for outcome in outcomes if isinstance(outcome, tuple) and await works(database, outcome[1])]
+
+
+async def test_which_keys_are_still_valid_is_one_question(database: Database) -> None:
+    made = {name: await create_key(database) for name in ("good", "revoked", "expired", "rotated", "overlapping")}
+    await revoke_key(database, made["revoked"][0])
+    await update_key(database, made["expired"][0], {"expires_at": datetime.now(UTC) - timedelta(seconds=1)})
+    await rotate_key(database, made["rotated"][0], overlap_seconds=0)
+    new = await rotate_key(database, made["overlapping"][0], overlap_seconds=60)
+    hashes = {name: hash_key(key) for name, (_, key) in made.items()} | {"new": hash_key(new), "unknown": hash_key("x")}
+    valid = await still_valid(database, list(hashes.values()))
+    assert valid == {hashes["good"], hashes["overlapping"], hashes["new"]}
+    for name, key_hash in hashes.items():
+        assert (await find_principal(database, key_hash) is not None) == (key_hash in valid), name

@@ -364,6 +364,23 @@ async def test_after_a_rotation_both_secrets_sign_until_the_old_one_ends(
         Webhook(old).verify(receiver.messages[1].body, receiver.messages[1].headers)
 
 
+async def test_after_a_change_of_the_secret_key_both_sign(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    changed = WebhookSender(
+        database, secret_key="a-new-secret-key-of-32-characters", previous_keys=[KEY], allow_private=True
+    )
+    await tell(database, owner, receiver.url)
+    assert await changed.send_due() == 1
+    await changed.close()
+    [message] = receiver.messages
+    [row] = await queries.list_secrets(database, owner.account_id)
+    for key in (KEY, "a-new-secret-key-of-32-characters"):
+        assert Webhook(derive_secret(key, row.id)).verify(message.body, message.headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(derive_secret("another" * 6, row.id)).verify(message.body, message.headers)
+
+
 async def test_rotations_and_first_looks_at_once_leave_one_current_secret(database: Database, owner: Owner) -> None:
     await execute(database.durable, "TRUNCATE webhook_secrets")
     await asyncio.gather(*(queries.ensure_secret(database, owner.account_id) for _ in range(5)))
