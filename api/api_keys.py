@@ -35,6 +35,9 @@ from headrace.quotas.rules import Limits
 
 router = APIRouter(prefix="/api-keys", tags=["API keys"])
 
+MOST_KEYS = 1000
+"""Keys of an account that are not revoked."""
+
 _BOOTSTRAP = "The bootstrap key is decided by its operator's variable, HEADRACE_BOOTSTRAP_KEY."
 
 
@@ -111,6 +114,8 @@ async def create_key(request: Request, principal: KeyManager) -> Response:
     if asked.account is not None:
         account_id = await queries.ensure_account(database, asked.account)
     await accept_limits(request, account_id, asked.limits)
+    if await queries.count_keys(database, account_id) >= MOST_KEYS:
+        raise ConflictError(f"An account has at most {MOST_KEYS} API keys: revoke one first.")
     key_id, _ = await resource_id(request, principal, new_id("key"), body)
     key_id, key = await queries.create_key(
         database, key_id=key_id, account_id=account_id, parent_id=principal.key_id, **changes

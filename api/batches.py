@@ -35,7 +35,7 @@ from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
 from headrace.database import Row
-from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError
+from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError, RateLimitError
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
@@ -111,7 +111,13 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
     Raises:
         InvalidRequestError: Its metadata holds what Postgres has no place for.
         NotFoundError: The account has no such file for a batch.
+        RateLimitError: As many batches of the account as may be have not ended.
     """
+    most = request.state.settings.batches_in_progress
+    if await queries.count_active(request.state.database, principal.account_id) >= most:
+        raise RateLimitError(
+            f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
+        )
     for key, value in (asked.metadata or {}).items():
         if "\0" in key + value:
             raise InvalidRequestError(

@@ -13,7 +13,7 @@ from api.authentication import WebhookManager
 from api.idempotency import Change, replay_headers, resource_id
 from api.scope import render_json
 from headrace.database import Row
-from headrace.errors import NotFoundError
+from headrace.errors import ConflictError, NotFoundError
 from headrace.ids import new_id
 from headrace.keys.queries import Principal
 from headrace.webhooks import acceptance, queries
@@ -21,6 +21,9 @@ from headrace.webhooks.acceptance import require_secret_key
 from headrace.webhooks.signing import derive_secret
 
 router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
+
+MOST_SECRETS = 8
+"""Valid secrets of an account, by each of which its webhooks are signed."""
 
 _OVERLAP_SECONDS = 86_400
 
@@ -154,5 +157,9 @@ async def rotate_secret(request: Request, principal: WebhookManager) -> Response
     secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
     rows = await queries.list_secrets(database, account_id)
     if not repeated or all(row.id != secret_id for row in rows):
+        if len(rows) >= MOST_SECRETS:
+            raise ConflictError(
+                f"An account has at most {MOST_SECRETS} valid secrets: the oldest ones end by themselves."
+            )
         rows = await queries.rotate_secret(database, account_id, secret_id, overlap_seconds=_OVERLAP_SECONDS)
     return _render_secrets(secret_key, rows, replay_headers(repeated))

@@ -115,6 +115,9 @@ class Settings(BaseSettings):
         default=512 * 1024 * 1024, ge=1024, description="Largest file that is uploaded, in bytes: OpenAI's limit."
     )
     batch_max_lines: int = Field(default=100_000, ge=1, description="Most requests in one batch.")
+    batches_in_progress: int = Field(
+        default=200, ge=1, description="Batches of one account that have not ended; the next one is refused with 429."
+    )
     batch_window: int = Field(
         default=2000,
         ge=1,

@@ -133,6 +133,15 @@ WHERE account_id = %(account_id)s AND (%(after)s::text IS NULL OR batches.id < %
 ORDER BY batches.id DESC LIMIT %(limit)s
 """
 )
+_COUNT_ACTIVE = f"SELECT count(*) FROM batches WHERE account_id = %(account_id)s AND state IN {_ACTIVE}"
+
+
+async def count_active(database: Database, account_id: str) -> int:
+    """Return how many batches of an account have not ended."""
+    rows = await execute(database.relaxed, _COUNT_ACTIVE, {"account_id": account_id})
+    return int(rows[0][0])
+
+
 _LIST_ACTIVE = _VIEW + f"WHERE state IN {_ACTIVE} ORDER BY batches.id"
 
 

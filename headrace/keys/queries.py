@@ -171,6 +171,13 @@ async def limit_account(database: Database, account_id: str, limits: Limits) -> 
     )
 
 
+async def count_keys(database: Database, account_id: str) -> int:
+    """Return how many keys of an account are not revoked."""
+    query = "SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL"
+    rows = await execute(database.relaxed, query, {"account_id": account_id})
+    return int(rows[0][0])
+
+
 async def create_key(
     database: Database,
     *,
