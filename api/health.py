@@ -10,10 +10,12 @@ from typing import Literal
 import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from headrace.database import Database, current_revision, head_revision
+from headrace.live import answers
 
 router = APIRouter(tags=["Health"])
 
@@ -34,24 +36,26 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "not ready"]
     database: DatabaseState
-    redis: Literal["ok", "away"]
+    redis: Literal["ok", "refuses writes", "away"]
 
 
-class DatabaseCheck:
-    """Whether Postgres can be used: asked once a second, however many want to know without a key."""
+class StoresCheck:
+    """Whether Postgres and Redis can be used: asked once a second, however many want to know without a key."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, redis: Redis) -> None:
         """Ask nothing yet."""
         self._database = database
+        self._redis = redis
         self._turn = asyncio.Lock()
-        self._state: DatabaseState = "away"
+        self._state: tuple[DatabaseState, bool] = "away", False
         self._until = -math.inf
 
-    async def state(self) -> DatabaseState:
-        """Return what Postgres is like, or was within the last second."""
+    async def state(self) -> tuple[DatabaseState, bool]:
+        """Return what Postgres is like, and whether Redis takes writes, or was and did within the last second."""
         async with self._turn:
             if time.monotonic() >= self._until:
-                self._state = await self._look()
+                database, takes_writes = await asyncio.gather(self._look(), answers(self._redis))
+                self._state = database, takes_writes
                 self._until = time.monotonic() + _FRESH_SECONDS
         return self._state
 
@@ -77,12 +81,14 @@ async def healthz() -> Response:
     responses={200: {"model": Readiness}, 503: {"model": Readiness, "description": "Postgres is away or not migrated"}},
 )
 async def readyz(request: Request) -> Response:
-    """Tell whether Postgres answers and has the schema of this version, and whether the live wire works.
+    """Tell whether Postgres has the schema of this version, and whether the live wire works and Redis takes writes.
 
-    Without the live wire jobs are accepted all the same, so it alone does not make the answer 503.
+    Without Redis jobs are accepted all the same, so it alone does not make the answer 503.
     """
-    database = await request.state.database_check.state()
-    redis = "ok" if request.state.hub.connected else "away"
+    database, takes_writes = await request.state.stores_check.state()
+    redis = "away"
+    if request.state.hub.connected:
+        redis = "ok" if takes_writes else "refuses writes"
     ready = database == "ok"
     body = {"status": "ready" if ready else "not ready", "database": database, "redis": redis}
     return Response(orjson.dumps(body), 200 if ready else 503, media_type="application/json")

@@ -12,7 +12,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from api.authentication import Authenticator
-from api.health import DatabaseCheck
+from api.health import StoresCheck
 from api.room import Room
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
@@ -43,7 +43,7 @@ class State(TypedDict):
     inserts: GroupCommit[NewJob, int]
     gate: Gate
     room: Room
-    database_check: DatabaseCheck
+    stores_check: StoresCheck
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +77,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 hub=hub,
                 inserts=GroupCommit(insert),
                 room=Room(settings.body_memory_bytes),
-                database_check=DatabaseCheck(database),
+                stores_check=StoresCheck(database, redis),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
 

@@ -36,6 +36,7 @@ from headrace.redis_url import AWAY
 log = logging.getLogger(__name__)
 
 _CANCEL_CHANNEL = "headrace:cancel"
+_CHECK_KEY = "headrace:check"
 _PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
 # A larger end is read from Postgres: pub/sub buffers count against Redis's memory.
 _LARGEST_END = 256 * 1024
@@ -59,9 +60,9 @@ def connect(url: str) -> Redis:
 
 
 async def answers(redis: Redis) -> bool:
-    """Tell whether Redis is there."""
+    """Tell whether Redis takes writes: one that is full, read-only or loading is of as little use as none."""
     try:
-        await redis.ping()
+        await redis.set(_CHECK_KEY, 1, ex=60)
     except AWAY:
         return False
     return True

@@ -9,11 +9,13 @@ import orjson
 import pytest
 
 from api import health
-from api.health import DatabaseCheck
+from api.health import StoresCheck
+from headrace import live
 from headrace.agents import queries
 from headrace.database import Database, current_revision, execute
 from headrace.ids import new_id
 from tests.integration.jobs import Owner
+from tests.service import Stores
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +83,8 @@ async def test_a_list_of_models_knows_them_without_the_definitions(database: Dat
     assert [(agent.id, agent.model) for agent in models] == [(two, "b"), (one, "a")]
 
 
-async def test_postgres_is_asked_once_however_many_want_to_know(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_stores_are_asked_once_however_many_want_to_know(
+    database: Database, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
 
@@ -92,7 +94,9 @@ async def test_postgres_is_asked_once_however_many_want_to_know(
         return await current_revision(connected)
 
     monkeypatch.setattr(health, "current_revision", counted)
-    check = DatabaseCheck(database)
+    redis = live.connect(stores.redis_url)
+    check = StoresCheck(database, redis)
     begun = time.monotonic()
-    assert set(await asyncio.gather(*(check.state() for _ in range(50)))) == {"ok"}
+    assert set(await asyncio.gather(*(check.state() for _ in range(50)))) == {("ok", True)}
     assert asked <= 1 + (time.monotonic() - begun)  # once a second, on a machine as slow as can be
+    await redis.aclose()

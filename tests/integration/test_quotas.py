@@ -21,6 +21,7 @@ from headrace.errors import QuotaExceededError, RateLimitError, UnavailableError
 from headrace.ids import new_id
 from headrace.jobs.queries import cancel_job, delete_job
 from headrace.keys.queries import limit_account
+from headrace.queue import JobQueue
 from headrace.quotas import queries
 from headrace.quotas.gate import _ADMIT, _SETTLE, Demand, Gate, Scope
 from headrace.quotas.queries import Spent
@@ -594,6 +595,37 @@ async def test_while_redis_is_away(database: Database, owner: Owner) -> None:
         await Gate(nowhere, database, open_when_away=True).admit(scopes, demand())
     with pytest.raises(RedisError):
         await Gate(nowhere, database, open_when_away=True).reconcile()
+
+
+@pytest.mark.parametrize(
+    ("refuse", "restore"),
+    [
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+        (["REPLICAOF", "127.0.0.1", "9"], ["REPLICAOF", "NO", "ONE"]),
+        (["ACL", "SETUSER", "default", "-@write"], ["ACL", "SETUSER", "default", "+@all"]),
+    ],
+    ids=["full", "a replica", "without permission"],
+)
+async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
+    database: Database, owner: Owner, valkey: EmbeddedValkey, refuse: list[str], restore: list[str]
+) -> None:
+    redis = live.connect(valkey.url)
+    scopes = [scope(owner, requests_per_minute=1)]
+    queue = JobQueue(redis)
+    try:
+        assert await live.answers(redis)
+        await redis.execute_command(*refuse)  # type: ignore[no-untyped-call]
+        assert not await live.answers(redis)
+        with pytest.raises(UnavailableError):
+            await Gate(redis, database, open_when_away=False).admit(scopes, demand())
+        await Gate(redis, database, open_when_away=True).admit(scopes, demand())
+        queue.wake([new_id("job")], tier="default")
+        await queue.close()
+    finally:
+        await redis.execute_command(*restore)  # type: ignore[no-untyped-call]
+    assert await live.answers(redis)
+    await Gate(redis, database, open_when_away=False).admit(scopes, demand())
+    await redis.aclose()
 
 
 async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
