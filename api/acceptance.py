@@ -15,13 +15,13 @@ from fastapi import Request
 
 from api.idempotency import has_key, resource_id
 from api.webhooks import accept_webhook
-from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.persona import resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue import Route
 from headrace.chat.request import ChatRequest, check_request
 from headrace.chat.usage import estimate_demand
 from headrace.errors import ModelNotFoundError
-from headrace.ids import is_id, new_id
+from headrace.ids import AGENT_PREFIX, is_id, new_id
 from headrace.jobs.queries import NewJob, read_progress
 from headrace.json_document import parse_json
 from headrace.keys.queries import Principal

@@ -17,6 +17,10 @@ PING = b": ping\n\n"
 # To browsers an order to come back at once; to all others a line without an event.
 RECONNECT = b"retry: 100\n\n"
 
+# Characters of JSON strings that are no line ends of events, but at which many readers cut lines, as Python's do:
+# U+2028, U+2029 and U+0085.
+_LINE_ENDS = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
+
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -55,6 +59,8 @@ class EventStream(Response):
 
 def _pieces(events: list[bytes]) -> list[bytes]:
     joined = b"".join(events)
+    if any(end in joined for end in _LINE_ENDS):
+        return _pieces([_escaped(event) for event in events])
     if len(joined) <= _LARGEST_WRITE:
         return [joined]
     pieces: list[bytes] = []
@@ -67,3 +73,9 @@ def _pieces(events: list[bytes]) -> list[bytes]:
         piece.append(event)
         size += len(event)
     return [*pieces, b"".join(piece)]
+
+
+def _escaped(event: bytes) -> bytes:
+    for end, escape in _LINE_ENDS.items():
+        event = event.replace(end, escape)
+    return event

@@ -6,6 +6,9 @@ import os
 import re
 import time
 
+AGENT_PREFIX = "agent_"
+"""What a model's name begins with where it is an agent's id."""
+
 _DIGITS = re.compile(r"[0-9a-f]{32}")
 
 

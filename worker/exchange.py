@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headrace.catalogue import Route
 from headrace.chat.completion import Fold, chunks_of
+from headrace.chat.normaliser import Normaliser
 from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.ids import completion_id
@@ -17,7 +18,7 @@ from headrace.json_document import is_too_deep
 from headrace.offload import offloaded
 from worker.providers.client import Allowance, Answer, ProviderClient
 from worker.providers.formats import FORMATS, StreamParser
-from worker.providers.sse import EventReader
+from worker.providers.sse import Event, EventReader
 
 MOST_HELD = 10_000
 """Chunks before the first text of an answer, of all of its choices."""
@@ -50,6 +51,8 @@ class Exchange:
         self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
         """How many calls it takes."""
         self._folds = [Fold() for _ in range(self.calls)]
+        taken = list(_call_ids(request))
+        self._normalisers = [Normaliser(taken=taken) for _ in range(self.calls)]
         self._held: list[dict[str, Any]] = []
         self._allowance = Allowance()
         self._model = route.model
@@ -122,12 +125,14 @@ class Exchange:
             body=body,
             allowance=self._allowance,
         ) as answer:
-            if not self._stream:
-                return form.parse_completion(_shallow(await answer.read()))
-            if answer.is_stream:
+            if await answer.is_stream():
                 await self._read_stream(number, answer)
             else:
-                self._take(number, chunks_of(form.parse_completion(_shallow(await answer.read()))))
+                whole = form.parse_completion(_shallow(await answer.read()))
+                whole = self._normalisers[number].completion(whole)
+                if not self._stream:
+                    return whole
+                self._take(number, chunks_of(whole))
         return self._folds[number].completion(
             id=completion_id(self._job.id), created=self._job.created, model=self._model
         )
@@ -141,13 +146,17 @@ class Exchange:
                     break
         if not parser.done:
             self._parse(number, parser, events.close())
-        if not fold.finished and not (parser.done and fold.started):
+        if parser.done and fold.started:
+            self._take(number, self._normalisers[number].close())
+        if not fold.finished:
             raise UpstreamError("The model's provider broke off its answer.")
 
-    def _parse(self, number: int, parser: StreamParser, events: Sequence[bytes]) -> None:
+    def _parse(self, number: int, parser: StreamParser, events: Sequence[Event]) -> None:
         chunks: list[dict[str, Any]] = []
-        for data in events:
-            chunks += parser.parse(_shallow(data))
+        normalise = self._normalisers[number].chunk
+        for name, data in events:
+            parsed = parser.parse(_shallow(data), name)
+            chunks += [exact for chunk in parsed if (exact := normalise(chunk)) is not None]
             if parser.done:
                 break
         self._take(number, chunks)
@@ -185,7 +194,8 @@ class Exchange:
     def _let_go(self) -> None:
         if self._held:
             chunks, self._held = self._held, []
-            self._pass_on(chunks)
+            if self._stream:  # else its provider streamed what was to come whole, as it does
+                self._pass_on(chunks)
 
 
 def _shallow(data: bytes) -> bytes:
@@ -197,6 +207,13 @@ def _shallow(data: bytes) -> bytes:
     if is_too_deep(data):
         raise UpstreamTooLargeError("The model's provider sent something that is nested too deeply.")
     return data
+
+
+def _call_ids(request: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the ids of the calls that a conversation has."""
+    for message in request.get("messages") or ():
+        for call in message.get("tool_calls") or ():
+            yield call["id"]
 
 
 def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -11,9 +11,7 @@ from pydantic_core import to_json
 from headrace.chat.request import ChatRequest, Message, Metadata, ModelName
 from headrace.chat.validation import invalid_request
 from headrace.errors import InvalidRequestError
-
-AGENT_PREFIX = "agent_"
-"""What the name of a model begins with if it is an agent's id."""
+from headrace.ids import AGENT_PREFIX
 
 LARGEST_AGENT = 1024 * 1024
 """Bytes of a definition, as JSON."""

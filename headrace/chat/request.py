@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headrace.chat.validation import InvalidFieldError, invalid_request, parse_body, validate
 from headrace.errors import InvalidRequestError
+from headrace.ids import AGENT_PREFIX
 
 __all__ = [
     "EXTENSIONS",
@@ -579,6 +580,9 @@ class ChatRequest(_Open):
             raise InvalidFieldError("top_logprobs", "only allowed when 'logprobs' is true.")
         if self.stream_options is not None and not self.stream:
             raise InvalidFieldError("stream_options", "only allowed when 'stream' is true.")
+        calls = self.tool_choice is not None and self.tool_choice not in ("none", "auto")
+        if calls and not self.tools and not self.model.startswith(AGENT_PREFIX):  # an agent may have tools of its own
+            raise InvalidFieldError("tool_choice", "only allowed when 'tools' are specified.")
         if self.modalities is not None and "audio" in self.modalities and self.audio is None:
             raise InvalidFieldError("audio", "required when 'modalities' has 'audio'.", "missing_required_parameter")
         return self

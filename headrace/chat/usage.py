@@ -8,10 +8,13 @@ from typing import Any
 
 import orjson
 
-__all__ = ["TokenUsage", "estimate_demand", "estimate_usage", "parse_usage", "render_usage"]
+__all__ = ["TokenUsage", "estimate_demand", "estimate_usage", "exact_usage", "parse_usage", "render_usage"]
 
 # No call has this many tokens, so a count beyond it is garbage; and the sum of two still fits Postgres's integer.
 _MOST_TOKENS = 1_000_000_000
+
+# Where other servers put what was read from a cache, beside the details.
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens")
 
 # For the estimate. In English a token is about four bytes of UTF-8; in other scripts bytes are nearer than characters.
 _BYTES_PER_TOKEN = 4
@@ -49,7 +52,7 @@ def parse_usage(usage: object) -> TokenUsage | None:
     """Return OpenAI's usage object `usage` as TokenUsage, or None where it gives no counts that can be believed.
 
     A count that is left out is 0, OpenAI's default. Details that make no sense are taken for 0; those that exceed the
-    whole they are part of are cut to it.
+    whole they are part of are cut to it. docs/providers.md has a table of what is read besides OpenAI's own fields.
     """
     if not isinstance(usage, Mapping) or not ("prompt_tokens" in usage or "completion_tokens" in usage):
         return None
@@ -57,19 +60,43 @@ def parse_usage(usage: object) -> TokenUsage | None:
     completion = _parse_count(usage.get("completion_tokens", 0))
     if prompt is None or completion is None:
         return None
-    cached = _parse_detail(usage.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = _parse_detail(usage.get("completion_tokens_details"), "reasoning_tokens")
+    prompt_details, completion_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    reasoning = _parse_detail(completion_details, "reasoning_tokens")
+    total = _parse_count(usage.get("total_tokens")) or 0
+    if total and (total == prompt + completion + reasoning or "completion_tokens" not in usage):
+        completion = max(completion, total - prompt)  # what was thought is not counted, or only the total has it
+    cached = _parse_detail(prompt_details, "cached_tokens") or max(_parse_detail(usage, name) for name in _CACHED)
     cached = min(cached, prompt)
-    written = min(_parse_detail(usage.get("prompt_tokens_details"), "cache_write_tokens"), prompt - cached)
+    written = min(_parse_detail(prompt_details, "cache_write_tokens"), prompt - cached)
     return TokenUsage(
         prompt,
         completion,
         cached,
         min(reasoning, completion),
         cache_write_tokens=written,
-        prompt_audio_tokens=min(_parse_detail(usage.get("prompt_tokens_details"), "audio_tokens"), prompt),
-        completion_audio_tokens=min(_parse_detail(usage.get("completion_tokens_details"), "audio_tokens"), completion),
+        prompt_audio_tokens=min(_parse_detail(prompt_details, "audio_tokens"), prompt),
+        completion_audio_tokens=min(_parse_detail(completion_details, "audio_tokens"), completion),
     )
+
+
+def exact_usage(usage: object) -> dict[str, Any] | None:
+    """Return a provider's usage object as OpenAI has it, with what is there besides, or None where it says nothing."""
+    counts = parse_usage(usage)
+    if counts is None or not isinstance(usage, dict):
+        return None
+    ours = render_usage(counts)
+    exact: dict[str, Any] = {**usage}
+    for name, count in ours.items():
+        if isinstance(count, int):
+            exact[name] = count
+            continue
+        said = exact.pop(name, None)
+        # OpenAI's counts are there or are left out; none is null.
+        details = {key: tokens for key, tokens in said.items() if tokens is not None} if isinstance(said, dict) else {}
+        details |= {key: tokens for key, tokens in count.items() if tokens or key in details}
+        if details:
+            exact[name] = details
+    return exact
 
 
 def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
@@ -118,6 +145,8 @@ def render_usage(usage: TokenUsage) -> dict[str, Any]:
 
 
 def _parse_count(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
         return None
     return value

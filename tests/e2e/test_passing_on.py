@@ -216,7 +216,7 @@ async def test_a_refusal_in_pieces_is_joined(client: httpx.AsyncClient, provider
     assert message["content"] is None
 
 
-@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "reason_of_2030"])
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
 async def test_the_finish_reason_is_the_upstreams(
     client: httpx.AsyncClient, provider: Provider, model: str, reason: str
 ) -> None:

@@ -102,9 +102,13 @@ ACCEPTED = {
         ]
     ),
     "a named choice": chat(tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "get_weather"}}),
-    "a named custom choice": chat(tool_choice={"type": "custom", "custom": {"name": "sql"}}),
+    "a named custom choice": chat(
+        tools=[{"type": "custom", "custom": {"name": "sql"}}], tool_choice={"type": "custom", "custom": {"name": "sql"}}
+    ),
+    "a choice among an agent's tools": chat(model="agent_1", tool_choice="required"),
     "allowed tools": chat(
-        tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}}
+        tools=[WEATHER],
+        tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}},
     ),
     "functions": chat(functions=[{"name": "f"}], function_call={"name": "f"}),
     "text format": chat(response_format={"type": "text"}),
@@ -315,6 +319,7 @@ REFUSED: dict[str, tuple[Any, str, str, str]] = {
         "invalid_value",
         "'lark' or 'regex'",
     ),
+    "choice without tools": (chat(tool_choice="required"), "tool_choice", "invalid_value", "'tools' are specified"),
     "unknown choice": (chat(tool_choice="maybe"), "tool_choice", "invalid_value", "'none', 'auto' or 'required'"),
     "choice a number": (chat(tool_choice=3), "tool_choice", "invalid_type", "or an object, but got an integer"),
     "choice of unknown type": (chat(tool_choice={"type": "x"}), "tool_choice.type", "invalid_value", "'allowed_tools'"),

@@ -22,7 +22,7 @@ from headrace.chat.request import parse_chat_request
 from headrace.chat.support import dropped_parameters
 from headrace.errors import InvalidRequestError, UpstreamError
 from worker.providers.formats import FORMATS, WireFormat
-from worker.providers.sse import EventReader
+from worker.providers.sse import Event, EventReader
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
 ENVELOPE = {"id": "chatcmpl-1", "created": 1}
@@ -129,10 +129,10 @@ def test_it_does_not_matter_how_the_bytes_arrive(
     stream = b"".join(b"event: whatever\ndata: " + event + b"\n\n" for event in events)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     reader = EventReader()
-    arrived: list[bytes] = []
+    arrived: list[Event] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         arrived += reader.feed(stream[start:end])
-    assert [*arrived, *reader.close()] == events
+    assert [*arrived, *reader.close()] == [(b"whatever", event) for event in events]
     assert form is not None
 
 

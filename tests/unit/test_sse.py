@@ -10,7 +10,7 @@ from headrace.errors import UpstreamError
 from worker.providers.sse import EventReader
 
 STREAM = b': hello\ndata: {"a":1}\n\nevent: x\nid: 3\ndata: {"b":\ndata: 2}\n\n: only a comment\n\ndata:[DONE]\n\n'
-EVENTS = [b'{"a":1}', b'{"b":\n2}', b"[DONE]"]
+EVENTS = [(b"", b'{"a":1}'), (b"x", b'{"b":\n2}'), (b"", b"[DONE]")]
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
@@ -26,8 +26,8 @@ def test_events_are_the_same_however_the_bytes_are_split(line_end: bytes, cuts: 
 
 def test_a_last_event_without_a_blank_line_is_read_at_the_close() -> None:
     reader = EventReader()
-    assert reader.feed(b"data: 1\n\ndata: 2") == [b"1"]
-    assert reader.close() == [b"2"]
+    assert reader.feed(b"data: 1\n\ndata: 2") == [(b"", b"1")]
+    assert reader.close() == [(b"", b"2")]
     assert reader.close() == []
 
 
@@ -42,4 +42,5 @@ def test_an_event_without_end_is_refused() -> None:
 def test_a_large_event_is_read_in_the_smallest_of_pieces() -> None:
     reader, text = EventReader(), b"x" * 300_000
     stream = b"data: " + text + b"\r\n\r\ndata: 2\r\n\r\n"
-    assert [event for at in range(len(stream)) for event in reader.feed(stream[at : at + 1])] == [text, b"2"]
+    events = [event for at in range(len(stream)) for event in reader.feed(stream[at : at + 1])]
+    assert events == [(b"", text), (b"", b"2")]

@@ -6,9 +6,10 @@ from typing import Any
 
 import orjson
 
-from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.persona import resolve
 from headrace.agents.queries import find_agent
 from headrace.database import Database, Row
+from headrace.ids import AGENT_PREFIX
 
 
 class BatchAgents:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import orjson
 
-from headrace.agents.persona import AGENT_PREFIX
 from headrace.batches.lines import RawLine
 from headrace.database import Database, Row
-from headrace.ids import new_id
+from headrace.ids import AGENT_PREFIX, new_id
 from headrace.jobs.queries import NewLine, feed_lines
 from headrace.queue import JobQueue
 from worker.batches.agents import BatchAgents

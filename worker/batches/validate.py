@@ -8,7 +8,7 @@ import time
 import orjson
 from pydantic import ValidationError
 
-from headrace.agents.persona import AGENT_PREFIX, resolve
+from headrace.agents.persona import resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.batches import queries
 from headrace.batches.lines import CustomIds, Line, LineProblem, RawLine, parse_line
@@ -17,7 +17,7 @@ from headrace.chat.request import ChatRequest
 from headrace.chat.validation import invalid_request
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError, ModelNotFoundError
-from headrace.ids import is_id
+from headrace.ids import AGENT_PREFIX, is_id
 from headrace.quotas.cost import check_priced
 from headrace.quotas.queries import find_limits
 from headrace.quotas.rules import Limits

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 import orjson
 
 from headrace.catalogue import Provider, Route
+from headrace.chat.normaliser import Normaliser
 from headrace.errors import UpstreamError, UpstreamRefusedError
 from worker.native.calls import ask, count, id_in, read_results, url_of
 from worker.native.parcel import Lines, NativeResult, Parcel, Status, Submitted, fill
@@ -110,7 +111,7 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
     result = line["result"]
     match result["type"]:
         case "succeeded":
-            return anthropic.parse_completion(orjson.dumps(result["message"]))
+            return Normaliser().completion(anthropic.parse_completion(orjson.dumps(result["message"])))
         case "errored":
             # The body of an error status; the format's own parser knows which error it is.
             error = result["error"]

@@ -15,11 +15,13 @@ from urllib.parse import urlencode
 import orjson
 
 from headrace.catalogue import Provider, Route
+from headrace.chat.normaliser import Normaliser
 from headrace.errors import UpstreamError, UpstreamRateLimitError, UpstreamRefusedError
 from worker.native.calls import ask, count, id_in, read_results, url_of
 from worker.native.parcel import Lines, NativeResult, Parcel, Status, Submitted, fill
 from worker.providers import openai
-from worker.providers.client import ProviderClient, Upload, error_of_status, without_secret
+from worker.providers.client import ProviderClient, Upload, without_secret
+from worker.providers.failures import failure
 from worker.providers.skipped import skip
 
 MOST_LINES = 50_000
@@ -159,8 +161,8 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
         )
     body = orjson.dumps(response["body"])
     if response["status_code"] != 200:
-        raise error_of_status(openai, response["status_code"], body)
-    return openai.parse_completion(body)
+        raise failure(openai.parse_error(body), response["status_code"])
+    return Normaliser().completion(openai.parse_completion(body))
 
 
 async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> None:

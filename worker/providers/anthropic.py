@@ -26,6 +26,7 @@ from headrace.errors import (
     UpstreamRefusedError,
     UpstreamTimeoutError,
 )
+from worker.providers.lenient import parse_json
 from worker.providers.media import Medium, file_of, image_of
 from worker.providers.skipped import skip
 from worker.providers.tools import offered_tools, parse_arguments
@@ -337,7 +338,7 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     try:
         message = _parse_content(answer["content"])
         choice = {"index": 0, "message": message, "logprobs": None, **_finish(answer["stop_reason"])}
-        completion = {"model": answer["model"], "choices": [choice], "usage": _usage(answer["usage"])}
+        completion = {"choices": [choice], **_known(answer.get("model"), answer.get("usage") or {})}
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise _nonsense() from None
     return completion
@@ -377,8 +378,14 @@ def _parse_content(blocks: Sequence[_Json]) -> _Json:
 def _finish(reason: str) -> dict[str, str]:
     """Return a choice's finish reason, and the provider's own word, which may say more."""
     if reason not in _FINISH_REASONS:
-        skip("anthropic", f"stop reason {reason}")
-    return {"finish_reason": _FINISH_REASONS.get(reason, "stop"), "native_finish_reason": reason}
+        raise UpstreamError(f"The model's provider ended its answer with the reason {reason[:100]!r}.")
+    return {"finish_reason": _FINISH_REASONS[reason], "native_finish_reason": reason}
+
+
+def _known(model: str | None, usage: Mapping[str, Any]) -> _Json:
+    """Return the model and the usage of a completion, as far as its provider said them."""
+    said: _Json = {"model": model} if model else {}
+    return said | {"usage": _usage(usage)} if usage else said
 
 
 def _usage(usage: Mapping[str, Any]) -> _Json:
@@ -405,7 +412,7 @@ class StreamParser:
 
     def __init__(self) -> None:
         self.done = False
-        self._model = ""
+        self._said: _Json = {}
         self._usage: _Json = {}
         self._calls = 0
         self._block: _Json = {}
@@ -420,7 +427,7 @@ class StreamParser:
             "ping": lambda _: (),
         }
 
-    def parse(self, data: bytes) -> Sequence[dict[str, Any]]:
+    def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:  # noqa: ARG002  (the data has it too)
         """Return the chunks of an event.
 
         Raises:
@@ -439,12 +446,13 @@ class StreamParser:
         return ()
 
     def _chunk(self, delta: _Json) -> tuple[_Json]:
-        return ({"model": self._model, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},)
+        return ({**self._said, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},)
 
     def _start(self, event: _Json) -> Sequence[_Json]:
         message = event["message"]
-        self._model = message["model"]
-        self._usage = dict(message["usage"])
+        if message.get("model"):
+            self._said = {"model": message["model"]}
+        self._count(message.get("usage"))
         return self._chunk({"role": "assistant", "content": None})
 
     def _block_start(self, event: _Json) -> Sequence[_Json]:
@@ -496,23 +504,29 @@ class StreamParser:
         return ()
 
     def _end(self, event: _Json) -> Sequence[_Json]:
-        # Counts are of all up to now: those that come again replace, they do not add.
-        self._usage |= {name: count for name, count in event["usage"].items() if count is not None}
+        self._count(event.get("usage"))
         reason = event["delta"].get("stop_reason")
         if reason is None:
             return ()
-        return ({"model": self._model, "choices": [{"index": 0, "delta": {}, **_finish(reason)}]},)
+        return ({**self._said, "choices": [{"index": 0, "delta": {}, **_finish(reason)}]},)
 
     def _stop(self, _: _Json) -> Sequence[_Json]:
         self.done = True
-        return ({"model": self._model, "choices": [], "usage": _usage(self._usage)},)
+        return ({**self._said, "choices": [], "usage": _usage(self._usage)},) if self._usage else ()
+
+    def _count(self, usage: _Json | None) -> None:
+        """Take note of counts. They are of all up to now, so one that comes again replaces the last, unless smaller."""
+        for name, count in (usage or {}).items():
+            known = self._usage.get(name)
+            if count is not None and not (type(count) is int and type(known) is int and count < known):
+                self._usage[name] = count
 
 
 def parse_error(body: bytes) -> dict[str, Any]:
     """Return OpenAI's error object, or what there is of one, from the body of an error status."""
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        document = parse_json(body)
+    except ValueError:
         return {}
     error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict) or not isinstance(message := error.get("message"), str):
@@ -522,8 +536,8 @@ def parse_error(body: bytes) -> dict[str, Any]:
 
 def _parse_object(data: bytes) -> _Json:
     try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        document = parse_json(data)
+    except ValueError:
         raise UpstreamError("The model's provider answered with something that is not JSON.") from None
     if not isinstance(document, dict):
         raise _nonsense()

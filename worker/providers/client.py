@@ -6,23 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from headrace.catalogue import Provider
-from headrace.errors import (
-    UpstreamError,
-    UpstreamKeyError,
-    UpstreamRateLimitError,
-    UpstreamRefusedError,
-    UpstreamTimeoutError,
-    UpstreamTooLargeError,
-)
+from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError
 from headrace.telemetry import redact
 from worker.cooldown import cooldown_seconds
+from worker.providers.failures import failure
 from worker.providers.formats import FORMATS, WireFormat
 
 LARGEST_ANSWER = 64 * 1024 * 1024
@@ -33,8 +27,8 @@ _LARGEST_ERROR = 64 * 1024
 # A timer is set anew no oftener than this, so a silence is noticed up to this much late.
 _COARSENESS_SECONDS = 0.5
 _READ = httpx.ByteStream(b"")
-# Statuses that another try may cure, besides 5xx.
-_RETRYABLE = frozenset({408, 409, 425, 429})
+# How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
+_EVENTS = (b"data", b"event", b"id", b"retry", b":", b"\xef\xbb\xbf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +122,26 @@ class Answer:
 
     def __init__(self, response: httpx.Response, *, silence_seconds: float, allowance: Allowance) -> None:
         """Wait no longer than `silence_seconds` for the next bytes."""
-        self._response = response
+        self._arriving = _decoded(response)
         self._allowance = allowance
         self._silence = silence_seconds
+        self._first = b""
 
-    @property
-    def is_stream(self) -> bool:
-        """Tell whether it comes as server-sent events, whatever was asked for."""
-        return str(self._response.headers.get("content-type", "")).startswith("text/event-stream")
+    async def is_stream(self) -> bool:
+        """Tell whether it comes as server-sent events, whatever was asked for and whatever its header says.
+
+        Raises:
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
+        """
+        with _translated():
+            async with asyncio.timeout(self._silence):
+                while not self._first.strip():
+                    piece = await anext(self._arriving, None)
+                    if piece is None:
+                        return False
+                    self._allowance.take(piece)
+                    self._first += piece
+        return self._first.lstrip().startswith(_EVENTS)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.
@@ -148,7 +154,9 @@ class Answer:
         with _translated():
             async with asyncio.timeout(patience) as silence:
                 next_look = now() + _COARSENESS_SECONDS
-                async for piece in self._response.aiter_raw():
+                if self._first:
+                    yield self._first
+                async for piece in self._arriving:
                     if now() > next_look:
                         silence.reschedule(now() + patience)
                         next_look = now() + _COARSENESS_SECONDS
@@ -161,12 +169,11 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, or fell silent for too long.
         """
-        arriving = self._response.aiter_raw()
         while True:
             with _translated():
                 try:
                     async with asyncio.timeout(self._silence):
-                        piece = await anext(arriving)
+                        piece = await anext(self._arriving)
                 except StopAsyncIteration:
                     return
             yield piece
@@ -179,6 +186,12 @@ class Answer:
         """
         async with contextlib.aclosing(self.pieces()) as arriving:
             return b"".join([piece async for piece in arriving])
+
+
+def _decoded(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the bytes of an answer as they arrive, uncompressed: some servers compress whatever was asked for."""
+    encoding = response.headers.get("content-encoding", "identity")
+    return response.aiter_raw() if encoding == "identity" else response.aiter_bytes()
 
 
 def _body_headers(body: bytes | Upload) -> dict[str, str]:
@@ -219,34 +232,11 @@ def _translated() -> Iterator[None]:
 async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
     body = b""
     with contextlib.suppress(UpstreamError), _translated():
-        async for piece in response.aiter_raw():
+        async for piece in _decoded(response):
             body += piece
             if len(body) > _LARGEST_ERROR:
                 break
-    return error_of_status(form, response.status_code, body, retry_after=cooldown_seconds(response.headers))
-
-
-def error_of_status(form: WireFormat, status: int, body: bytes, *, retry_after: float | None = None) -> UpstreamError:
-    """Return what an error status of a provider means; `body` came with it, `retry_after` is in seconds."""
-    error = form.parse_error(body)
-    message = _text(error, "message") or f"The model's provider answered with status {status}."
-    code, param = _text(error, "code"), _text(error, "param")
-    if retry_after is None:
-        retry_after = error.get("retry_after")
-    if status in (401, 403) or code == "invalid_api_key":
-        return UpstreamKeyError()
-    if status == 429:
-        return UpstreamRateLimitError(message, code=code, retry_after=retry_after)
-    if status in (408, 504):
-        return UpstreamTimeoutError(retry_after=retry_after)
-    if 400 <= status < 500 and status not in _RETRYABLE:
-        return UpstreamRefusedError(message, param=param, code=code, status=status)
-    return UpstreamError(message, retry_after=retry_after)
-
-
-def _text(error: Mapping[str, Any], name: str) -> str | None:
-    value = error.get(name)
-    return value[:1000] if isinstance(value, str) else None
+    return failure(form.parse_error(body), response.status_code, retry_after=cooldown_seconds(response.headers))
 
 
 def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:

@@ -15,8 +15,10 @@ class StreamParser(Protocol):
     done: bool
     """Whether the provider has said that the stream is over: nothing is read after that."""
 
-    def parse(self, data: bytes) -> Sequence[dict[str, Any]]:
-        """Return the `chat.completion.chunk`s that a server-sent event's data makes, often one, sometimes none.
+    def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:
+        """Return the `chat.completion.chunk`s that a server-sent event makes, often one, sometimes none.
+
+        They are as exact as the provider is: `headrace.chat.normaliser` makes them OpenAI's.
 
         Raises:
             UpstreamError: It makes no sense, or it is an error.

@@ -29,6 +29,7 @@ from headrace.errors import (
     UpstreamRefusedError,
     UpstreamTimeoutError,
 )
+from worker.providers.lenient import parse_json
 from worker.providers.media import audio_of, file_of, image_of
 from worker.providers.skipped import skip
 from worker.providers.tools import offered_tools, parse_arguments
@@ -66,14 +67,7 @@ _FINISH_REASONS = {
     "IMAGE_SAFETY": "content_filter",
     "IMAGE_PROHIBITED_CONTENT": "content_filter",
     "IMAGE_RECITATION": "content_filter",
-    "LANGUAGE": "stop",
-    "OTHER": "stop",
-    "MALFORMED_FUNCTION_CALL": "stop",
-    "UNEXPECTED_TOOL_CALL": "stop",
-    "TOO_MANY_TOOL_CALLS": "stop",
-    "NO_IMAGE": "stop",
-    "IMAGE_OTHER": "stop",
-    "FINISH_REASON_UNSPECIFIED": "stop",
+    "UNEXPECTED_TOOL_CALL": "stop",  # of a tool that it was not given: there is no more to say
 }
 _ERRORS: Mapping[int, type[UpstreamError]] = {
     400: UpstreamRefusedError,
@@ -261,9 +255,18 @@ def _render_result(message: _Json, names: Mapping[str, str], param: str) -> _Jso
         response = orjson.loads(text)
     except orjson.JSONDecodeError:
         response = None
-    if not isinstance(response, dict):
+    if not isinstance(response, dict) or _has_reference(response):
         response = {"output": text}
     return {"functionResponse": {"name": names[call_id], "id": call_id, "response": response}}
+
+
+def _has_reference(value: Any) -> bool:
+    """Tell whether a key of a document begins with `$`: Google takes `$ref` for a reference of its own, and refuses."""
+    if isinstance(value, list):
+        return any(map(_has_reference, value))
+    return isinstance(value, dict) and any(
+        name.startswith("$") or _has_reference(inner) for name, inner in value.items()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,14 +279,25 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     Raises:
         UpstreamError: It is none.
     """
-    fold = Fold()
-    chunks = StreamParser().parse(body)
+    fold, parser = Fold(), StreamParser()
+    chunks = [chunk for answer in _answers(body) for chunk in parser.parse(answer)]
     for chunk in chunks:
         fold.add(chunk)
     if not fold.finished:
         raise _nonsense()
     completion = fold.completion(id="", created=0, model=chunks[0]["model"])
     return {name: value for name, value in completion.items() if name not in ("id", "object", "created")}
+
+
+def _answers(body: bytes) -> list[bytes]:
+    """Return the answers of a body: one, or all of a stream as one array, as Google sends it without `alt=sse`."""
+    if not body.lstrip().startswith(b"["):
+        return [body]
+    try:
+        document = parse_json(body)
+    except ValueError:
+        return [body]
+    return [orjson.dumps(answer) for answer in document]
 
 
 def parse_stream() -> StreamParser:
@@ -298,7 +312,7 @@ class StreamParser:
         self.done = False
         self._calls: dict[int, int] = {}
 
-    def parse(self, data: bytes) -> Sequence[dict[str, Any]]:
+    def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:  # noqa: ARG002  (its events have none)
         """Return the chunks of an event.
 
         Raises:
@@ -358,10 +372,9 @@ class StreamParser:
         called = part["functionCall"]
         number = self._calls[index]
         self._calls[index] += 1
-        seed = f"{answer.get('responseId')}/{index}/{number}"
         call = {
             "index": number,
-            "id": called.get("id") or f"call_{hashlib.sha256(seed.encode()).hexdigest()[:24]}",
+            "id": called.get("id") or _call_id(answer, f"{index}/{number}"),
             "type": "function",
             "function": {
                 "name": called["name"],
@@ -374,14 +387,23 @@ class StreamParser:
 
     def _finish(self, model: str, index: int, reason: str, candidate: _Json) -> _Json:
         if reason not in _FINISH_REASONS:
-            skip("gemini", f"finish reason {reason}")
-        ours = _FINISH_REASONS.get(reason, "stop")
+            said = candidate.get("finishMessage")
+            because = f": {said[:500]}" if isinstance(said, str) else "."
+            raise UpstreamError(f"The model's provider ended its answer with the reason {reason[:100]!r}{because}")
+        ours = _FINISH_REASONS[reason]
         chunk = _chunk(model, index, {}, "tool_calls" if reason == "STOP" and self._calls[index] else ours)
         choice = chunk["choices"][0]
         choice["native_finish_reason"] = reason
         if candidate.get("logprobsResult"):
             choice["logprobs"] = _logprobs(candidate["logprobsResult"])
         return chunk
+
+
+def _call_id(answer: _Json, place: str) -> str | None:
+    """Return an id for the call at a place of an answer that has one, the same whenever it is read."""
+    if not (named := answer.get("responseId")):
+        return None
+    return f"call_{hashlib.sha256(f'{named}/{place}'.encode()).hexdigest()[:24]}"
 
 
 def _chunk(model: str, index: int, delta: _Json, finish_reason: str | None = None) -> _Json:
@@ -429,8 +451,8 @@ def _audio(details: Sequence[_Json] | None) -> int:
 def parse_error(body: bytes) -> dict[str, Any]:
     """Return OpenAI's error object, or what there is of one, and `retry_after`, from the body of an error status."""
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        document = parse_json(body)
+    except ValueError:
         return {}
     if isinstance(document, list) and document:
         document = document[0]
@@ -454,8 +476,8 @@ def parse_error(body: bytes) -> dict[str, Any]:
 
 def _parse_object(data: bytes) -> _Json:
     try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        document = parse_json(data)
+    except ValueError:
         raise UpstreamError("The model's provider answered with something that is not JSON.") from None
     if not isinstance(document, dict):
         raise _nonsense()

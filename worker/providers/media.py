@@ -15,6 +15,10 @@ from headrace.errors import InvalidRequestError
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
 
 
+# What many programs call a media type, and what it is called.
+_SYNONYMS = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+
+
 @dataclass(frozen=True, slots=True)
 class Medium:
     """Something that is not text: its media type, and either its data in base64 or where it is."""
@@ -78,7 +82,8 @@ def _from_data_url(url: str, param: str) -> Medium:
     match = _DATA_URL.match(url)
     if match is None or match["base64"] is None:
         raise _invalid(param, "it is not a data: URL in base64")
-    return Medium(match["type"] or "text/plain", _checked(url[match.end() :], param))
+    named = (match["type"] or "text/plain").lower()
+    return Medium(_SYNONYMS.get(named, named), _checked(url[match.end() :], param))
 
 
 def _checked(data: str, param: str) -> str:

@@ -15,15 +15,23 @@ _BLANK_LINE = re.compile(rb"\n\n|\r\r|\n\r")
 _MOST_HELD = 1024
 
 
+# Of events that only keep a connection open.
+_IDLE = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Event = tuple[bytes, bytes]
+"""The name of an event, empty where it has none, and its data."""
+
+
 class EventReader:
-    """Cuts a stream of bytes, however it is split, into the data of its events. Names, ids and comments are skipped."""
+    """Cuts a stream of bytes, however it is split, into events. Ids and comments are skipped."""
 
     def __init__(self) -> None:
         self._held: list[bytes] = []
         self._size = 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of the events that these bytes complete.
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that these bytes complete.
 
         Raises:
             UpstreamTooLargeError: An event is larger than any that a provider sends.
@@ -42,7 +50,7 @@ class EventReader:
         events = data.split(b"\n\n")
         if rest := events.pop():
             self._hold(rest)
-        return [content for event in events if (content := _data(event)) is not None]
+        return [read for event in events if (read := _read(event)) is not None]
 
     def _hold(self, data: bytes) -> None:
         self._size += len(data)
@@ -56,14 +64,21 @@ class EventReader:
         self._size = 0
         return held
 
-    def close(self) -> list[bytes]:
-        """Return the data of a last event that the stream ended without a blank line after."""
-        data = _data(self._take().strip(b"\r\n"))
-        return [] if data is None else [data]
+    def close(self) -> list[Event]:
+        """Return a last event that the stream ended without a blank line after."""
+        event = _read(self._take().strip(b"\r\n"))
+        return [] if event is None else [event]
 
 
-def _data(event: bytes) -> bytes | None:
+def _read(event: bytes) -> Event | None:
     if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
+        return b"", event[6:]
+    name, data = b"", []
+    for line in event.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+    return (name, b"\n".join(data)) if data and name not in _IDLE else None
