@@ -1,6 +1,8 @@
 # One image for every part: the command is `api`, `worker`, `scheduler` or `migrate`, or any other of `headrace`.
 
-FROM python:3.11-slim AS build
+ARG PYTHON_IMAGE=python:3.11.14-slim
+
+FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 # What changes seldom comes first: an edit of the code builds nothing but its own wheel.
@@ -16,11 +18,12 @@ COPY migrations migrations
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/headrace/bin/pip install --no-deps /dist/*.whl
 
-FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home headrace
+FROM ${PYTHON_IMAGE}
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin headrace
 COPY --from=build /opt/headrace /opt/headrace
-ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1 HEADRACE_HOST=0.0.0.0
-USER headrace
+ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HEADRACE_HOST=0.0.0.0
+# By number, so that `runAsNonRoot` can tell.
+USER 10001:10001
 # A headrace.toml mounted here is found.
 WORKDIR /home/headrace
 EXPOSE 8700

@@ -1,0 +1,85 @@
+"""What the containers may do, read off `docker-compose.yml` and the `Dockerfile`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+STORES = {"postgres", "valkey"}
+NO_DEFAULT = re.compile(r"\$\{[A-Z_]*PASSWORD:\?[^}]+\}")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert set(service.get("cap_add", ())) <= (
+        {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"} if name in STORES else set()
+    )
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory", "pids"}
+    assert not {"privileged", "network_mode", "pid", "ipc"} & service.keys()
+    assert not any("docker.sock" in str(volume) for volume in service.get("volumes", ()))
+
+
+def test_no_password_has_a_default_and_every_store_has_one() -> None:
+    text = "\n".join(
+        line for line in (ROOT / "docker-compose.yml").read_text().splitlines() if not line.startswith("#")
+    )
+    named = re.findall(r"\$\{[A-Z_]*PASSWORD[^}]*\}", text)
+    assert named
+    assert all(NO_DEFAULT.fullmatch(one) for one in named)
+    assert NO_DEFAULT.fullmatch(SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"])
+    assert re.search(r"^requirepass \$\{VALKEY_PASSWORD:\?", COMPOSE["configs"]["valkey"]["content"], re.M)
+    for name in SERVICES.keys() - STORES:
+        environment = SERVICES[name]["environment"]
+        assert "${POSTGRES_PASSWORD:?" in environment["DATABASE_URL"]
+        assert environment["REDIS_URL"].startswith("redis://:${VALKEY_PASSWORD:?")
+
+
+def test_secrets_go_to_the_parts_that_need_them_alone() -> None:
+    holders = {
+        secret: {name for name in SERVICES if secret in SERVICES[name].get("environment", ())}
+        for secret in ("HEADRACE_BOOTSTRAP_KEY", "HEADRACE_SECRET_KEY")
+    }
+    assert holders == {"HEADRACE_BOOTSTRAP_KEY": {"api"}, "HEADRACE_SECRET_KEY": {"api", "scheduler"}}
+
+
+def test_stores_are_reached_by_the_parts_alone() -> None:
+    assert COMPOSE["networks"]["stores"]["internal"] is True
+    for name in STORES:
+        assert SERVICES[name]["networks"] == ["stores"]
+        assert "ports" not in SERVICES[name]
+    assert [port for name in SERVICES for port in SERVICES[name].get("ports", ())] == [
+        "127.0.0.1:${HEADRACE_PORT:-8700}:8700"
+    ]
+
+
+def test_images_are_exact_and_may_be_given_by_digest() -> None:
+    for name, variable in (("postgres", "POSTGRES_IMAGE"), ("valkey", "VALKEY_IMAGE")):
+        assert re.fullmatch(rf"\$\{{{variable}:-[a-z/]+:\d+\.\d+(\.\d+)?\}}", SERVICES[name]["image"])
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    [default] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, re.M)
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim", default)
+    assert SERVICES["api"]["build"]["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{default}}}"
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.M)) == {"${PYTHON_IMAGE}"}
+
+
+def test_the_image_runs_as_a_user_and_installs_what_is_locked() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    final = dockerfile.rpartition("FROM ")[2]
+    [user] = re.findall(r"^USER (\S+)$", final, re.M)
+    assert int(user.partition(":")[0]) > 0
+    assert final.index("USER ") < final.index("ENTRYPOINT")
+    installs = [line for line in dockerfile.splitlines() if "pip install" in line and "requirements" in line]
+    assert installs
+    assert all("--require-hashes" in line for line in installs)
+    assert not re.search(r"^(ADD|ENV .*(KEY|PASSWORD|SECRET))", dockerfile, re.M)
