@@ -26,7 +26,7 @@ from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.hosts.network import VIRTUAL, Network
 from tests.provider import running_provider
 from tests.receiver import listening
-from tests.service import QUICK, Process, Service, Stores
+from tests.service import QUICK, ROOT, Process, Service, Stores
 from tests.waiting import until
 
 STANDBY = "postgres-2"
@@ -40,6 +40,7 @@ _HBA = "local all all trust\nhost all all 0.0.0.0/0 trust\nhost replication all 
 # Everything as an operator has it, but for what tests cannot wait for.
 _ENVIRONMENT = {
     **dict.fromkeys(QUICK, ""),
+    "PYTHONPATH": f"{ROOT}/",  # not ROOT itself, by which it would be forked by a process that is on no host
     "HEADRACE_HOST": "0.0.0.0",  # a namespace of its own
     "HEADRACE_PORT": str(_PORT),
     "HEADRACE_DRAIN_SECONDS": "5",
