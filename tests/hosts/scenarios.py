@@ -7,14 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import psycopg
 
 from tests.faults.chaos.load import Load
-from tests.faults.chaos.plan import PROVIDER_LINK, SCHEDULERS
-from tests.faults.chaos.upstreams import GOOD
+from tests.faults.chaos.plan import PROVIDER_LINK, SCHEDULERS, WORKERS
+from tests.faults.chaos.upstreams import GOOD, _Unhurried
 from tests.hosts.rig import HostsRig
+from tests.provider import Exchange
 from tests.waiting import until
 
 # Longer than a lease, so that its owner must lose it.
@@ -22,6 +24,10 @@ _LONG_SECONDS = 16.0
 _SECONDS = 10.0
 _REQUESTS = 40
 _SETTLE_SECONDS = 4.0
+# Jobs that outlive a lease, the seconds between two of their words, and those that they are waited for.
+_LONG_JOBS = 6
+_PIECE_SECONDS = 3.0
+_PATIENCE_SECONDS = 90.0
 
 
 @dataclass(slots=True)
@@ -52,6 +58,7 @@ class Scenarios:
         both = ("worker-1", "provider"), ("provider", "worker-1")
         scenarios: Sequence[tuple[str, str, Callable[[], Mapping[str, str]]]] = (
             ("worker-1 without Postgres", "worker-postgres", lambda: self._cut("worker-1", "virtual", _LONG_SECONDS)),
+            ("both workers without Postgres", "worker-postgres", self._without_postgres),
             ("worker-1 without Redis", "worker-redis", lambda: self._cut("worker-1", "redis", _SECONDS)),
             ("api without Redis", "api-redis", self._api_without_redis),
             ("worker-1's calls are lost", PROVIDER_LINK, lambda: self._requests(both[:1])),
@@ -79,6 +86,37 @@ class Scenarios:
         self._drop((host, other), (other, host))
         time.sleep(seconds)
         return {}
+
+    def _without_postgres(self) -> Mapping[str, str]:
+        """Jobs that take longer than a lease end well, once, when their workers lose Postgres and live on."""
+        rig = self._rig
+
+        async def long(exchange: Exchange) -> None:
+            await rig.upstreams._answer(exchange.call)(_Unhurried(exchange, _PIECE_SECONDS))
+
+        rig.provider.script(GOOD[0].name, *[long] * _LONG_JOBS)
+        job_ids = asyncio.run(self._submit(rig.urls[0], _LONG_JOBS, every_seconds=0))
+        self._waits(job_ids)
+        for worker in WORKERS:
+            self._drop((worker, "virtual"), ("virtual", worker))
+        time.sleep(_LONG_SECONDS)
+        rig.network.mend()
+        with psycopg.connect(rig.database_url, autocommit=True) as connection:
+            query = "SELECT state, attempt, finished_at FROM jobs WHERE id = ANY(%s)"
+            until(
+                lambda: all(row[2] for row in connection.execute(query, [job_ids]).fetchall()),
+                "long jobs to end",
+                _PATIENCE_SECONDS,
+            )
+            rows = connection.execute(query, [job_ids]).fetchall()
+            kept = connection.execute("SELECT kind FROM usage WHERE job_id = ANY(%s)", [job_ids]).fetchall()
+        if {row[0] for row in rows} != {"completed"}:
+            self.wrong.append(f"jobs of workers that lost Postgres and lived: {rows}")
+        return {
+            "long jobs": _listed(Counter(row[0] for row in rows)),
+            "their attempts": str(sum(row[1] for row in rows)),
+            "their usage": _listed(Counter(row[0] for row in kept)),
+        }
 
     def _api_without_redis(self) -> Mapping[str, str]:
         """Jobs of an API that alone has lost Redis start with the next sweep."""
@@ -186,5 +224,5 @@ class Scenarios:
             return until(started, "jobs to start", 60)
 
 
-def _listed(statuses: Mapping[int, int]) -> str:
-    return ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+def _listed(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count} x {what}" for what, count in sorted(counts.items()))
