@@ -49,12 +49,13 @@ from headrace.settings import Settings
 from headrace.telemetry import bind
 from headrace.usage.spent import NOTHING, SpentUsage
 from worker.attempt import Attempt, Lease, Stop
-from worker.circuit import Circuits, Rules
+from worker.circuit import Rules
 from worker.deltas import Deltas, DeltaWriter
 from worker.demo import DemoUpstream
 from worker.exchange import Exchange
 from worker.leases import Leases
 from worker.limits import Limits
+from worker.paths import Circuits
 from worker.providers.client import ProviderClient, without_secret
 from worker.router import Retry, handover_delay, next_attempt
 

@@ -1,4 +1,4 @@
-"""Circuits of several workers that tell each other of them over a real Valkey."""
+"""Paths of several workers, which tell each other of their circuits over a real Valkey."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from headrace.errors import (
     UpstreamUnavailableError,
 )
 from tests.waiting import eventually
-from worker.circuit import Circuits, Rules
+from worker.circuit import Rules
+from worker.paths import Circuits
 from worker.peers import KEY
 
 RULES = Rules(failures=5, cooling_seconds=60)
