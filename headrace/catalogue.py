@@ -15,6 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -237,7 +238,8 @@ class Catalogue(BaseModel):
             provider, model = options.route.split("/", 1)
             known = self.providers[provider]
             if "*" in model:
-                if known.kind in _NAMES_IN_URLS and asked.count("/") != model.count("/"):
+                # A client's name is a part of the path that needs no quoting, and has the slashes of its route.
+                if known.kind in _NAMES_IN_URLS and (quote(asked) != asked or asked.count("/") != model.count("/")):
                     raise ModelNotFoundError.of(asked)
                 model = asked
             yield Route(provider, known, model, entry, condition, options.native_batch)

@@ -28,7 +28,9 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     database_url: str = Field(
         default="",

@@ -22,6 +22,22 @@ _UNICAST = ipaddress.ip_network("2000::/3")
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 # Of the internet by its number, and yet it is Azure's machine beside each of its virtual ones.
 _WIRE_SERVER = ipaddress.ip_address("168.63.129.16")
+# Set aside in IANA's registries: https://www.iana.org/assignments/iana-ipv4-special-registry. Python takes them for
+# global, as some are reached from everywhere, or does not know them yet.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",  # protocol assignments, where one cloud has its metadata
+            "192.31.196.0/24",
+            "192.52.193.0/24",
+            "192.88.99.0/24",
+            "192.175.48.0/24",
+            "2620:4f:8000::/48",
+            "3fff::/20",  # documentation
+        ),
+    )
+)
 
 
 class ForbiddenAddressError(Exception):
@@ -58,7 +74,9 @@ def is_public(address: Address) -> bool:
             return is_public(inner)
         if address not in _UNICAST:
             return False
-    return address.is_global and not (address.is_multicast or address.is_reserved or address == _WIRE_SERVER)
+    if address == _WIRE_SERVER or any(address in network for network in _SPECIAL):
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

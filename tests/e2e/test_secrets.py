@@ -88,3 +88,17 @@ async def test_no_key_and_no_prompt_is_in_any_log(
     logs = service.logs()
     for text in (PROVIDER_KEY, BOOTSTRAP_KEY, other_key, prompt):
         assert text not in logs
+
+
+async def test_a_provider_that_quotes_the_prompt_puts_nothing_into_the_log(
+    service: Service, client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    prompt = f"prompt of {model}\n2026-01-01 00:00:00,000 WARNING worker.sweeper: forged for {model}"
+    told = {"message": f"input_value={prompt}", "type": prompt, "code": prompt, "param": prompt}
+    provider.script(model, status(422, {"error": told}))
+    response = await client.post("/chat/completions", json=chat(model, prompt))
+    assert prompt in response.json()["error"]["message"]
+    logs = service.logs()
+    assert f"prompt of {model}" not in logs
+    assert f"forged for {model}" not in logs
+    assert "UpstreamRefusedError 422" in logs

@@ -112,6 +112,10 @@ def test_a_slash_is_part_of_a_name_where_the_glob_expects_one(glob: str, name: s
 
 def test_a_name_that_goes_into_a_url_has_the_slashes_of_its_route() -> None:
     assert globbed("tunedModels/*", "p/tunedModels/*", "gemini").routes("tunedModels/a")[0].model == "tunedModels/a"
+    for name in ("a:countTokens", "a;b=c", "a?key=b", "a#b", "a%2e", "a b", "ä"):
+        with pytest.raises(ModelNotFoundError):
+            globbed("*", "p/*", "gemini").routes(name)
+        assert globbed("*", "p/*").routes(name)[0].model == name
     for route, name in (("p/*", "tunedModels/a"), ("p/tunedModels/*", "tunedModels/a/b"), ("p/models/*", "a")):
         with pytest.raises(ModelNotFoundError):
             globbed("*", route, "gemini").routes(name)

@@ -95,6 +95,14 @@ def test_public_addresses(address: str) -> None:
         "5f00::1",
         "4000::1",
         "::ffff:168.63.129.16",
+        "192.0.0.192",  # a cloud's metadata
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.88.99.1",
+        "192.175.48.1",
+        "2620:4f:8000::1",
+        "3fff::1",
+        "::ffff:192.0.0.192",
         "168.63.129.16",  # Azure's, with keys for its machines
     ],
 )
