@@ -136,7 +136,7 @@ class Normaliser:
         index = choice.get("index")
         exact = {
             **choice,
-            "index": index if type(index) is int else place,
+            "index": index if type(index) is int and index >= 0 else place,
             "message": {"content": None, "refusal": None, **message, "role": "assistant"},
             "logprobs": _exact_logprobs(choice.get("logprobs")),
         }
