@@ -144,6 +144,11 @@ class Settings(BaseSettings):
         description="Jobs that ended so long ago, and files that no batch has read since, are deleted; usage stays. "
         "Unset: never.",
     )
+    batch_retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Batches that ended so long ago are deleted, once their jobs are; usage stays. Unset: never.",
+    )
     delta_retention_seconds: float = Field(
         default=86_400,
         gt=0,

@@ -6,14 +6,19 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database
+from headrace.agents.queries import empty_deleted_agents
+from headrace.batches.queries import forget_batches
+from headrace.database import Database, is_away
 from headrace.files.queries import expire_spare_outputs, forget_files, sweep_files
 from headrace.idempotency.queries import sweep_keys
 from headrace.jobs.queries import erase_unstored, forget_jobs, prune_deltas
 from headrace.settings import Settings
+from headrace.webhooks.queries import forget_gone
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +28,7 @@ _IDLE_SECONDS = 5.0
 # A step that does as much has probably left something.
 _MANY = 100
 _DAY_SECONDS = 86_400
-# Between two looks at what there is only after an accident.
+# Between two looks at what there is little of.
 _RARELY_SECONDS = 3600.0
 
 
@@ -54,16 +59,28 @@ class Retention:
             sqlalchemy.exc.SQLAlchemyError: Postgres is away.
         """
         settings, database = self._settings, self._database
-        done = [
-            await erase_unstored(database, seconds=settings.unstored_seconds),
-            await prune_deltas(database, seconds=settings.delta_retention_seconds),
-            await sweep_keys(database),
+        work = [
+            partial(erase_unstored, database, seconds=settings.unstored_seconds),
+            partial(prune_deltas, database, seconds=settings.delta_retention_seconds),
+            partial(sweep_keys, database),
         ]
         if settings.retention_days is not None:
             seconds = settings.retention_days * _DAY_SECONDS
-            done += [await forget_jobs(database, seconds=seconds), await forget_files(database, seconds=seconds)]
+            work += [partial(forget_jobs, database, seconds=seconds), partial(forget_files, database, seconds=seconds)]
+        if settings.batch_retention_days is not None:
+            work.append(partial(forget_batches, database, seconds=settings.batch_retention_days * _DAY_SECONDS))
         if time.monotonic() >= self._rarely_at:
-            done.append(await expire_spare_outputs(database))
+            work += [partial(each, database) for each in (expire_spare_outputs, empty_deleted_agents, forget_gone)]
             self._rarely_at = time.monotonic() + _RARELY_SECONDS
-        done.append(await sweep_files(database))
-        return max(done)
+        return max([await _alone(each) for each in (*work, partial(sweep_files, database))])
+
+
+async def _alone(work: Callable[[], Awaitable[int]]) -> int:
+    """Do one kind of work. If Postgres refuses it, the others go on."""
+    try:
+        return await work()
+    except SQLAlchemyError as error:
+        if is_away(error):
+            raise
+        log.exception("could not clean up")
+        return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from headrace.database import Database, Row, execute
+from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
 
 MOST_AGENTS = 1000
 """Agents of an account that are not deleted."""
@@ -184,3 +184,24 @@ async def list_agent_models(database: Database, account_id: str) -> list[AgentMo
             model = "" if agent is None else orjson.loads(agent.definition)["model"]
         agents.append(AgentModel(agent_id, created_at, model))
     return agents
+
+
+_EMPTY = """
+WITH deleted AS MATERIALIZED (
+    SELECT agent_id, agent_versions.version FROM agent_versions JOIN agents ON agents.id = agent_id
+    WHERE deleted_at < now() - interval '2 days' AND definition <> '{}'
+          AND NOT EXISTS (SELECT FROM batches WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+                          AND batches.account_id = agents.account_id AND jsonb_exists(batches.agents, agents.id))
+    LIMIT %(limit)s
+)
+UPDATE agent_versions AS known SET definition = '{}' FROM deleted
+WHERE known.agent_id = deleted.agent_id AND known.version = deleted.version RETURNING known.version
+"""
+
+
+async def empty_deleted_agents(database: Database, *, limit: int = 500) -> int:
+    """Drop definitions of agents that were deleted two days ago and that no batch runs with; returns how many.
+
+    The rows stay, as jobs name them. It reads every deleted agent's row.
+    """
+    return len(await execute(database.relaxed, _EMPTY, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS))

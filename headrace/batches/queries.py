@@ -14,7 +14,7 @@ import orjson
 from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
 from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
-from headrace.ids import new_id
+from headrace.ids import id_before, new_id
 from headrace.webhooks.queries import told
 
 _RECENT_SECONDS = 30
@@ -354,6 +354,25 @@ async def has_line(database: Database, batch_id: str, job_id: str) -> bool:
     """Tell whether a job is one of a batch's lines."""
     query = "SELECT id FROM jobs WHERE id = %(id)s AND batch_id = %(batch_id)s"
     return bool(await execute(database.relaxed, query, {"id": job_id, "batch_id": batch_id}))
+
+
+# Its tallies, parcels and webhooks go with it.
+_FORGET = f"""
+WITH old AS MATERIALIZED (
+    SELECT id FROM batches
+    WHERE id < %(before)s AND state IN {_FINAL}
+          AND greatest(completed_at, failed_at, expired_at, cancelled_at) < now() - %(seconds)s * interval '1 second'
+          AND NOT EXISTS (SELECT FROM jobs WHERE batch_id = batches.id)
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM batches USING old WHERE batches.id = old.id RETURNING batches.id
+"""
+
+
+async def forget_batches(database: Database, *, seconds: float, limit: int = 500) -> int:
+    """Delete some batches that ended so long ago and have no jobs any more; returns how many. Their usage stays."""
+    parameters = {"before": id_before(seconds, "batch"), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _FORGET, parameters))
 
 
 @dataclass(frozen=True, slots=True)

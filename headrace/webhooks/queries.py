@@ -243,6 +243,16 @@ async def resend_delivery(database: Database, delivery_id: str, account_id: str,
     await execute(database.durable, _RESEND, {"id": delivery_id, "account_id": account_id, "key": key})
 
 
+_FORGET_GONE = """
+DELETE FROM webhooks_gone WHERE created_at < now() - interval '30 days' RETURNING url
+"""
+
+
+async def forget_gone(database: Database) -> int:
+    """Forget that URLs were gone thirty days ago: the next webhook there tells anew; returns how many."""
+    return len(await execute(database.relaxed, _FORGET_GONE))
+
+
 _SECRETS = """
 SELECT id, floor(extract(epoch FROM created_at))::bigint AS created_at,
        floor(extract(epoch FROM expires_at))::bigint AS expires_at

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from headrace.agents.queries import create_agent, delete_agent
 from headrace.batches import queries as batch_queries
 from headrace.batches.state import BatchState
 from headrace.database import Database, execute
@@ -206,3 +207,59 @@ async def test_of_many_that_come_at_once_all_get_one_id(database: Database, owne
         found = await asyncio.gather(*(claim_id(database, owner.account_id, key, b"\1" * 32, job_id) for job_id in ids))
         assert len(set(found)) == 1
         assert found[0] in ids
+
+
+async def test_batches_are_deleted_once_their_jobs_are_if_that_is_set(
+    database: Database, owner: Owner, retention: Retention
+) -> None:
+    files = [await old_file(database, owner, days=1) for _ in range(3)]
+    ended = [await ended_batch(database, owner, days=days, files=files) for days in (41, 41, 39)]
+    old = []
+    for number, batch_id in enumerate(ended):
+        old.append(id_before(50 * DAY, "batch") + batch_id[-20:])
+        moved = "UPDATE batches SET id = %(old)s WHERE id = %(id)s"
+        await execute(database.relaxed, moved, {"old": old[number], "id": batch_id})
+    line = """INSERT INTO jobs (id, account_id, key_id, model, request, tier, background, streamed, batch_id, line,
+                                custom_id, state, error, finished_at, finished_in, deadline_at)
+              VALUES (%(id)s, %(account)s, %(key)s, 'm', '{}', 'batch', true, false, %(batch)s, 1, 'a',
+                      'failed', '{}', now(), 1, now())"""
+    ids = {"id": new_id("job"), "account": owner.account_id, "key": owner.key_id, "batch": old[1]}
+    await execute(database.relaxed, line, ids)
+    query = "SELECT id FROM batches WHERE id = ANY(%(ids)s)"
+    await retention.step()
+    assert len(await execute(database.relaxed, query, {"ids": old})) == 3
+    await Retention(Settings(batch_retention_days=40), database).step()
+    kept = {row.id for row in await execute(database.relaxed, query, {"ids": old})}
+    assert kept == set(old[1:])
+
+
+async def test_what_deleted_agents_say_and_urls_that_were_gone_are_forgotten(
+    database: Database, owner: Owner, retention: Retention
+) -> None:
+    agents = [new_id("agent") for _ in range(4)]
+    for agent_id in agents:
+        await create_agent(database, agent_id, owner.account_id, definition='{"model": "m"}', model="m")
+    for agent_id, days in zip(agents[1:], (1, 3, 3), strict=True):
+        await delete_agent(database, agent_id, owner.account_id)
+        await execute(
+            database.relaxed,
+            "UPDATE agents SET deleted_at = now() - %(days)s * interval '1 day' WHERE id = %(id)s",
+            {"id": agent_id, "days": days},
+        )
+    batch_id = await create(database, owner)
+    await execute(
+        database.relaxed,
+        "UPDATE batches SET agents = jsonb_build_object(%(agent)s::text, 1) WHERE id = %(id)s",
+        {"agent": agents[3], "id": batch_id},
+    )
+    for days in (29, 31):
+        await execute(
+            database.relaxed,
+            "INSERT INTO webhooks_gone VALUES (%(account)s, %(url)s, now() - %(days)s * interval '1 day')",
+            {"account": owner.account_id, "url": f"https://example.invalid/{days}", "days": days},
+        )
+    await retention.step()
+    query = "SELECT agent_id FROM agent_versions WHERE agent_id = ANY(%(ids)s) AND definition = '{}'"
+    assert [row.agent_id for row in await execute(database.relaxed, query, {"ids": agents})] == [agents[2]]
+    gone = await execute(database.relaxed, "SELECT url FROM webhooks_gone")
+    assert [row.url for row in gone] == ["https://example.invalid/29"]
