@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -240,8 +241,18 @@ async def watch_batch(request: Request, principal: Authenticated, batch_id: str)
 
     `Last-Event-ID` says what a reader knows already, so that one who comes back is not told it again.
     """
+    request.state.subscribers.check(principal.key_id)
     row = await find_batch(request.state.database, batch_id, principal.account_id)
-    return EventStream(_events(request, principal.account_id, row, request.headers.get("last-event-id")))
+    return EventStream(_watched(request, principal, row, request.headers.get("last-event-id")))
+
+
+async def _watched(
+    request: Request, principal: Principal, row: Row, known: str | None
+) -> AsyncGenerator[list[bytes], None]:
+    with request.state.subscribers.watching(principal.key_id):
+        async with aclosing(_events(request, principal.account_id, row, known)) as events:
+            async for event in events:
+                yield event
 
 
 async def _events(request: Request, account_id: str, row: Row, known: str | None) -> AsyncGenerator[list[bytes], None]:
@@ -261,6 +272,8 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             yield [PING]
         if await _is_told_to_end(request.state.hub.ending):
             yield [RECONNECT]
+            return
+        if await request.is_disconnected():
             return
         try:
             await authenticate(request)  # the key may have been revoked meanwhile

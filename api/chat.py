@@ -221,6 +221,23 @@ async def close_when_gone(request: Request, listener: Listener) -> None:
     listener.close()
 
 
+@contextlib.asynccontextmanager
+async def watching(request: Request, principal: Principal, job_id: str) -> AsyncIterator[Listener]:
+    """Listen to a job as one of a key's subscribers, until its client goes away or the key is valid no longer.
+
+    The listener is closed then; `refused` tells that it is because of the key.
+    """
+    state = request.state
+    with state.subscribers.watching(principal.key_id):
+        async with state.hub.listen(job_id, own=False) as listener:
+            leaving = asyncio.create_task(close_when_gone(request, listener))
+            try:
+                with state.authenticator.holding(principal, listener.refuse):
+                    yield listener
+            finally:
+                leaving.cancel()
+
+
 class Chunks:
     """Events of a job as the chunks of one stream: one id and one creation time throughout."""
 

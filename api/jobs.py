@@ -19,7 +19,7 @@ from starlette.responses import Response
 from api.acceptance import Asked, new_job
 from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
-from api.chat import start
+from api.chat import start, watching
 from api.idempotency import Change
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.scope import read_body, render_json
@@ -132,6 +132,7 @@ async def get_job(
     """Return a job as it is now, or with `wait` as it is at its end."""
     job = await find_job(request.state.database, job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
+        request.state.subscribers.check(principal.key_id)
         await _wait(request, principal, job_id, min(wait, request.state.settings.wait_limit_seconds))
         job = await find_job(request.state.database, job_id, principal.account_id)
     return render_json(job)
@@ -143,11 +144,10 @@ async def _wait(request: Request, principal: Principal, job_id: str, seconds: fl
     Raises:
         AuthenticationError: The key that asked is valid no longer.
     """
-    state = request.state
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds), state.hub.listen(job_id, own=False) as listener:
-            with contextlib.suppress(ListenerClosedError), state.authenticator.holding(principal, listener.refuse):
-                async with aclosing(follow(listener, state.database)) as events:
+        async with asyncio.timeout(seconds), watching(request, principal, job_id) as listener:
+            with contextlib.suppress(ListenerClosedError):
+                async with aclosing(follow(listener, request.state.database)) as events:
                     async for event in events:
                         if isinstance(event, Ended):
                             return
@@ -169,6 +169,7 @@ async def watch_job(
     ] = None,
 ) -> EventStream:
     """Stream a job's events from its start, or from where a reader was cut off, to its end."""
+    request.state.subscribers.check(principal.key_id)
     job = await find_job(request.state.database, job_id, principal.account_id)
     param = "Last-Event-ID" if after is None else "after"
     event_id = request.headers.get("last-event-id") if after is None else after
@@ -209,22 +210,20 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
 async def _events(
     request: Request, principal: Principal, job: dict[str, Any], cursor: Cursor | None
 ) -> AsyncGenerator[list[bytes], None]:
-    state = request.state
     job_id = job["id"]
-    if cursor is None:
-        yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
     head = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{job["created_at"]},'.encode()
-    async with state.hub.listen(job_id, own=False) as listener:
+    async with watching(request, principal, job_id) as listener:
+        if cursor is None:
+            yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
         try:
-            async with aclosing(follow(listener, state.database, after=cursor or START)) as events:
-                with state.authenticator.holding(principal, listener.refuse):
-                    async for event in events:
-                        if isinstance(event, Ended):
-                            ended = await find_job(request.state.database, job_id, principal.account_id)
-                            name = f"job.{event.state.value}"
-                            yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
-                        else:
-                            yield _render(event, job_id, head)
+            async with aclosing(follow(listener, request.state.database, after=cursor or START)) as events:
+                async for event in events:
+                    if isinstance(event, Ended):
+                        ended = await find_job(request.state.database, job_id, principal.account_id)
+                        name = f"job.{event.state.value}"
+                        yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
+                    else:
+                        yield _render(event, job_id, head)
         except ListenerClosedError:
             yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
         except SQLAlchemyError as error:

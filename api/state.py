@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from api.authentication import Authenticator
 from api.health import StoresCheck
 from api.room import Room
+from api.subscribers import Subscribers
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
 from headrace.chores import going_on
@@ -43,6 +44,7 @@ class State(TypedDict):
     inserts: GroupCommit[NewJob, int]
     gate: Gate
     room: Room
+    subscribers: Subscribers
     stores_check: StoresCheck
 
 
@@ -77,6 +79,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 hub=hub,
                 inserts=GroupCommit(insert),
                 room=Room(settings.body_memory_bytes),
+                subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.chat import Chunks, close_when_gone, error_event, leaving_error, stored_error
+from api.chat import Chunks, error_event, leaving_error, stored_error, watching
 from api.pages import ModelFilter, metadata_filter, render_page
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
@@ -95,6 +94,7 @@ async def get_completion(
     if stream:
         asked = await _asked(request, completion_id, principal.account_id)
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+        request.state.subscribers.check(principal.key_id)
         return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
     if row.error is not None:
         raise stored_error(row.error.encode())
@@ -157,23 +157,15 @@ async def _attached(
     request: Request, principal: Principal, job_id: str, created: int, *, include_usage: bool
 ) -> AsyncGenerator[list[bytes], None]:
     chunks = Chunks(job_id, created, include_usage=include_usage)
-    state = request.state
-    async with state.hub.listen(job_id, own=False) as listener:
-        leaving = asyncio.create_task(close_when_gone(request, listener))
+    async with watching(request, principal, job_id) as listener:
         try:
-            async with aclosing(follow(listener, state.database)) as events:
-                with state.authenticator.holding(principal, listener.refuse):
-                    async for event in events:
-                        yield chunks.render(event)
-                        if chunks.over:
-                            return
+            async with aclosing(follow(listener, request.state.database)) as events:
+                async for event in events:
+                    yield chunks.render(event)
+                    if chunks.over:
+                        return
         except ListenerClosedError:
-            if listener.refused:
-                yield [error_event(AuthenticationError())]
-                return
             # Without it what has come so far would look like all; a client that is gone reads neither.
-            yield [error_event(leaving_error())]
+            yield [error_event(AuthenticationError() if listener.refused else leaving_error())]
         except HeadraceError as error:
             yield [error_event(error)]
-        finally:
-            leaving.cancel()

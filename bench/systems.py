@@ -227,6 +227,8 @@ class Headrace(System):
             "HEADRACE_HOST": "127.0.0.1",
             "HEADRACE_PORT": str(self.port),
             "HEADRACE_BOOTSTRAP_KEY": self.key,
+            "HEADRACE_SUBSCRIBERS_PER_KEY": "20000",
+            "HEADRACE_MAX_CONNECTIONS": "20000",
             "BENCH_UPSTREAM_KEY": "sk-upstream",
         }
         # `python -m headrace` is the `headrace` of the venv that runs us.

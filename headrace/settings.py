@@ -107,6 +107,11 @@ class Settings(BaseSettings):
         default=15, gt=0, description="A comment this often keeps a silent stream open: proxies cut at 60 s."
     )
     wait_limit_seconds: float = Field(default=60, gt=0, description="Longest `?wait=`: proxies cut at 60 s.")
+    subscribers_per_key: int = Field(
+        default=1000,
+        ge=1,
+        description="Event streams and waits of one key that one API process holds open; the next is refused with 429.",
+    )
     subscriber_buffer_bytes: int = Field(
         default=1024 * 1024,
         ge=4096,

@@ -49,6 +49,7 @@ QUICK = {
     "HEADRACE_CIRCUIT_FAILURES": "1000000",  # one test's broken provider is another one's
     "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "true",
     "HEADRACE_MAX_BODY_BYTES": str(256 * 1024),
+    "HEADRACE_SUBSCRIBERS_PER_KEY": "50",
 }
 """What makes waiting short. Leases and heartbeats keep their defaults, so that a busy machine loses none."""
 

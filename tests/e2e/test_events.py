@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
-from tests.e2e.jobs import chat, completed, ended, submit
+from tests.e2e.jobs import chat, completed, ended, refused, submit
 from tests.e2e.streams import FINAL, Event, EventStream, outline, text_of
 from tests.provider import (
     DONE,
@@ -24,6 +25,8 @@ from tests.provider import (
     usage_chunk,
     usage_of,
 )
+from tests.service import QUICK, Service
+from tests.waiting import PATIENCE
 
 CONTENT = "The wheel turns and turns."
 
@@ -341,3 +344,41 @@ async def test_a_slow_reader_misses_nothing(client: httpx.AsyncClient, provider:
         events += await reader.rest()
     assert outline(events) == outline(await read(client, job_id))
     assert len(text_of(deltas(events))) == pieces * len(piece)
+
+
+async def test_a_key_has_so_many_subscribers_and_no_more(
+    service: Service, client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, hang, hang, hang)  # the job, the line of the batch, and no retry
+    most = int(QUICK["HEADRACE_SUBSCRIBERS_PER_KEY"])
+    headers = {"authorization": f"Bearer {service.create_key('watchers')['key']}"}
+    other = {"authorization": f"Bearer {service.create_key('watchers')['key']}"}
+    created = await client.post("/jobs", json={"request": chat(model)}, headers=headers)
+    job = f"/jobs/{created.json()['id']}"
+    batch = await client.post("/batches", json={"requests": [{"custom_id": "a", "body": chat(model)}]}, headers=headers)
+    paths = [f"{job}/events", f"/batches/{batch.json()['id']}/events"]
+    reading = []
+    async with AsyncExitStack() as streams:
+        for number in range(most):
+            request = client.stream("GET", paths[number % 2], headers=headers)
+            response = await streams.enter_async_context(request)
+            assert response.status_code == 200
+            pieces = response.aiter_raw()
+            await anext(pieces)  # it has begun
+            reading.append(pieces)  # else it would be closed
+        for path in (*paths, f"{job}?wait=30"):
+            answer = await client.get(path, headers=headers)
+            assert int(answer.headers["retry-after"]) >= 1
+            refused(answer, 429, type="rate_limit_error", code="rate_limit_exceeded")
+        async with client.stream("GET", paths[0], headers=other) as response:
+            assert response.status_code == 200
+        assert (await client.get(job, headers=headers)).status_code == 200
+
+    async def is_let_in() -> bool:
+        async with client.stream("GET", paths[0], headers=headers) as response:
+            return response.status_code == 200
+
+    async with asyncio.timeout(PATIENCE):
+        while not await is_let_in():  # noqa: ASYNC110  (once the server has noticed that they are gone)
+            await asyncio.sleep(0.05)
+    await client.post(f"{job}/cancel", headers=headers)
