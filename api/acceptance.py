@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import quote
 import orjson
 from fastapi import Request
 
+from api.doubts import Doubts
 from api.idempotency import has_key, resource_id
 from api.webhooks import accept_webhook
 from headrace.agents.persona import resolve
@@ -22,6 +24,7 @@ from headrace.chat.request import ChatRequest, check_request
 from headrace.chat.usage import estimate_demand
 from headrace.errors import ModelNotFoundError
 from headrace.ids import AGENT_PREFIX, is_id, new_id
+from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.queries import NewJob, read_progress
 from headrace.json_document import parse_json
 from headrace.keys.queries import Principal
@@ -181,6 +184,13 @@ async def accept(request: Request, submission: Submission) -> int:
         state.queue.wake([job.id], tier=job.tier)
     _let_go(request, submission)
     return created
+
+
+def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[None]:
+    """Return a context in which a job is accepted and answered for: if Postgres fails meanwhile, it is cancelled."""
+    doubts: Doubts = request.state.doubts
+    cancel = functools.partial(cancel_job, request.state.database, request.state.publisher, job.id, job.account_id)
+    return doubts.answering(request, job.id, cancel)
 
 
 def _let_go(request: Request, submission: Submission) -> None:

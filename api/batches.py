@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -101,9 +102,12 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
     file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
-    if not await queries.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
-        raise no_such_file(file_id, param="input_file_id")
-    return render_json(render_batch(await find_batch(database, batch_id, account_id)))
+    cancel = functools.partial(queries.cancel_batch, database, batch_id, account_id)
+    async with request.state.doubts.answering(request, batch_id, cancel):
+        if not await queries.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
+            raise no_such_file(file_id, param="input_file_id")
+        made = await find_batch(database, batch_id, account_id)
+    return render_json(render_batch(made))
 
 
 async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.acceptance import Asked, Submission, accept, new_job
+from api.acceptance import Asked, Submission, accept, answering, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
 from api.idempotency import has_key
@@ -67,10 +67,11 @@ async def _submit(request: Request, principal: Principal) -> tuple[Submission, b
 
 async def start(request: Request, submission: Submission) -> Response:
     """Accept a job that runs in the background, and return its answer: the job."""
-    await accept(request, submission)
     job = submission.job
+    async with answering(request, job):
+        await accept(request, submission)
+        rendered = await find_job(request.state.database, job.id, job.account_id)
     headers = {"location": f"/api/v1/jobs/{job.id}", **submission.headers}
-    rendered = await find_job(request.state.database, job.id, job.account_id)
     return Response(orjson.dumps(rendered), 202, headers, "application/json")
 
 
@@ -185,7 +186,8 @@ class _Foreground:
         state = self.request.state
         async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
             self._listener = listener
-            self.created = await accept(self.request, self.submission)
+            async with answering(self.request, self.submission.job):
+                self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
                 async with aclosing(follow(listener, state.database, replay=self.keyed)) as events:

@@ -12,6 +12,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from api.authentication import Authenticator
+from api.doubts import Doubts
 from api.health import StoresCheck
 from api.room import Room
 from api.subscribers import Subscribers
@@ -43,6 +44,7 @@ class State(TypedDict):
     hub: Hub
     inserts: GroupCommit[NewJob, int]
     gate: Gate
+    doubts: Doubts
     room: Room
     subscribers: Subscribers
     stores_check: StoresCheck
@@ -68,7 +70,8 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         authenticator = Authenticator(database)
-        async with going_on(hub.run, partial(watch, hub, database), authenticator.run):
+        doubts = Doubts()
+        async with going_on(hub.run, partial(watch, hub, database), authenticator.run, doubts.run):
             yield State(
                 settings=settings,
                 catalogue=catalogue,
@@ -78,6 +81,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
                 inserts=GroupCommit(insert),
+                doubts=doubts,
                 room=Room(settings.body_memory_bytes),
                 subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),

@@ -30,11 +30,15 @@ Row = sa.Row[*tuple[Any, ...]]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 
 PATIENCE_SECONDS = 10.0
-"""None of the statements of a job takes as long, by far."""
+"""Seconds to wait for a job's statement, which normally takes milliseconds."""
 LONG_PATIENCE_SECONDS = 40.0
-"""Of questions that Postgres may think about until its `statement_timeout`."""
+"""Seconds to wait for a statement that reads many rows."""
 ENDLESS_PATIENCE_SECONDS = 86_400.0
-"""Of what goes through a whole ledger, and has no `statement_timeout`."""
+"""Seconds to wait for what goes through a whole ledger: a day."""
+# The part of the patience after which Postgres gives up itself. It has to be the first: a statement that is given up by
+# its client alone may be done later.
+_SERVER_SHARE = 0.8
+_READ_ONLY = "25006"
 # For a connection to come free: while Postgres is away nobody stands in line for long.
 _ROOM_SECONDS = 5.0
 
@@ -48,7 +52,7 @@ _CONNECT_ARGS: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 _OPTIONS = {
-    "statement_timeout": "30s",
+    "statement_timeout": f"{round(PATIENCE_SECONDS * _SERVER_SHARE * 1000)}ms",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
@@ -87,19 +91,24 @@ class Connections:
             sqlalchemy.exc.TimeoutError: It did not answer for `patience_seconds`, or no connection came free.
         """
         if not isinstance(statement, str):
-            async with self.engine.connect() as connection:
+            async with self.engine.connect() as connection, _longer(connection, patience_seconds):
                 return await _execute(connection, statement, parameters, patience_seconds=patience_seconds)
         async with self._turn():
             plain = self._idle.pop() if self._idle else await self._open()
             patience = _Patience(plain.connection, patience_seconds)
+            timeout = max(patience_seconds, PATIENCE_SECONDS)
             try:
                 with patience:
+                    if plain.timeout != timeout:
+                        await plain.cursor.execute(_give_up_after(timeout))
+                        plain.timeout = timeout
                     await plain.cursor.execute(statement, parameters)
                     rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
             except psycopg.Error as error:
-                dead = plain.connection.closed
+                dead = plain.connection.closed or error.sqlstate == _READ_ONLY
                 if dead:
-                    await self._close_idle()  # after a restart of Postgres they are all dead
+                    await plain.connection.close()
+                    await self._close_idle()  # after a restart of Postgres, or a failover, they are all dead
                 else:
                     self._idle.append(plain)
                 if patience.over:
@@ -186,7 +195,14 @@ class _One(Connections):
     async def execute(
         self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
     ) -> Sequence[Row]:
-        """Run one statement on it. Raises what any other connection does."""
+        """Run one statement on it. Raises what any other connection does.
+
+        In a transaction, a longer patience holds for the rest of it.
+        """
+        if patience_seconds > PATIENCE_SECONDS:
+            await _execute(
+                self._connection, _give_up_after(patience_seconds, local=True), None, patience_seconds=PATIENCE_SECONDS
+            )
         return await _execute(self._connection, statement, parameters, patience_seconds=patience_seconds)
 
 
@@ -213,6 +229,26 @@ class _Patience:
             wire.shutdown(socket.SHUT_RDWR)
 
 
+def _give_up_after(patience_seconds: float, *, local: bool = False) -> str:
+    """Return what has Postgres give up before a client of such patience does; `local` to a transaction or not."""
+    milliseconds = round(patience_seconds * _SERVER_SHARE * 1000)
+    return f"SET {'LOCAL ' if local else ''}statement_timeout = {milliseconds}"
+
+
+@contextlib.asynccontextmanager
+async def _longer(connection: AsyncConnection, patience_seconds: float) -> AsyncIterator[None]:
+    """Let Postgres take longer over a connection's statements meanwhile, if the patience is longer than usual."""
+    if patience_seconds <= PATIENCE_SECONDS:
+        yield
+        return
+    await connection.exec_driver_sql(_give_up_after(patience_seconds))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(SQLAlchemyError):
+            await connection.exec_driver_sql(_give_up_after(PATIENCE_SECONDS))
+
+
 async def _execute(
     connection: AsyncConnection,
     statement: str | sa.Executable,
@@ -234,8 +270,36 @@ async def _execute(
             raise
 
 
-def _no_answer(patience_seconds: float) -> sa.exc.TimeoutError:
-    return sa.exc.TimeoutError(f"Postgres did not answer within {patience_seconds:g} s.")
+class NoAnswerError(sa.exc.TimeoutError):
+    """Postgres did not answer in time: what was asked of it may be done, or may yet be."""
+
+
+def _no_answer(patience_seconds: float) -> NoAnswerError:
+    return NoAnswerError(f"Postgres did not answer within {patience_seconds:g} s.")
+
+
+def was_certainly_refused(error: SQLAlchemyError) -> bool:
+    """Tell whether a statement that failed by `error` did nothing, also where it was tried twice.
+
+    That of a connection that broke under it, or from which no answer came, may have been done.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, NoAnswerError) or (isinstance(cause, DBAPIError) and _broke(cause)):
+            return False
+        cause = cause.__context__
+    return True
+
+
+def _broke(error: DBAPIError) -> bool:
+    """Tell whether a connection broke under its statement, rather than be left as one to a server that refused it."""
+    return error.connection_invalidated and getattr(error.orig, "sqlstate", None) != _READ_ONLY
+
+
+def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
+    """Have the engine close a connection to a server that is no primary any more, and all that are as old."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def is_away(error: SQLAlchemyError) -> bool:
@@ -249,10 +313,12 @@ def is_away(error: SQLAlchemyError) -> bool:
     return error.connection_invalidated or state.startswith(("08", "40", "53", "57")) or state == "25006"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Plain:
     connection: psycopg.AsyncConnection[Any]
     cursor: psycopg.AsyncCursor[Any]
+    timeout: float = PATIENCE_SECONDS
+    """The patience in seconds that its `statement_timeout` is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +344,7 @@ class Database:
                 pool_use_lifo=True,
                 connect_args={**_CONNECT_ARGS, "options": settings},
             )
+            sa.event.listen(engine.sync_engine, "handle_error", _leave_read_only)
             return Connections(engine, limit=connections)
 
         return cls(durable=kind(), relaxed=kind(synchronous_commit="off"))
@@ -310,7 +377,7 @@ async def execute(
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-    return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
+        return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
 
 
 def _alembic(database_url: str) -> Config:

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 
+from headrace.database import is_away
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -60,10 +62,10 @@ class GroupCommit(Generic[Item, Result]):
         try:
             results = await self._flush([item for item, _ in batch])
         except sa.exc.DBAPIError as error:
-            if len(batch) == 1 and getattr(error.orig, "sqlstate", None) in _TRY_AGAIN:
+            if len(batch) == 1 and _state(error) in _TRY_AGAIN:
                 await asyncio.sleep(self._linger)
                 await self._write(batch)
-            elif len(batch) > 1 and not error.connection_invalidated:
+            elif len(batch) > 1 and (_state(error) in _TRY_AGAIN or not is_away(error)):
                 for entry in batch:
                     await self._write([entry])
             else:
@@ -80,3 +82,7 @@ def _fail(batch: Sequence[tuple[Item, asyncio.Future[Result]]], error: Exception
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
+
+
+def _state(error: sa.exc.DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)

@@ -25,7 +25,8 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
     """Give what keeps the lead for as long as it is awaited, or None if another scheduler leads.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: Postgres is away, and the lead lost.
+        sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable, and the lead lost.
+        ConnectionError: This Postgres has become a standby, and the lead is lost.
     """
     async with connections.session() as session:
 
@@ -33,11 +34,13 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
             return await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
 
         await run(f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'")
-        [(leads,)] = await run(f"SELECT pg_try_advisory_lock({_LOCK})")
+        [(leads,)] = await run(f"SELECT NOT pg_is_in_recovery() AND pg_try_advisory_lock({_LOCK})")
 
         async def keep() -> None:
             while True:
-                await run("SELECT 1")
+                [(is_standby,)] = await run("SELECT pg_is_in_recovery()")
+                if is_standby:
+                    raise ConnectionError("This Postgres is no primary any more.")
                 await asyncio.sleep(_PULSE_SECONDS)
 
         yield keep if leads else None

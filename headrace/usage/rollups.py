@@ -170,7 +170,6 @@ _REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_AD
 async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
     """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 0.1 ms a row."""
     async with database.durable.transaction("READ COMMITTED") as transaction:
-        await _run(transaction, "SET LOCAL statement_timeout = 0")
         # Before the first look at anything, so that nobody folds what this does not see.
         await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
         await _run(transaction, _SETTLE_RESTORED)
@@ -210,7 +209,6 @@ async def repair_short_months(database: Database) -> Sequence[datetime]:
     row of a short month.
     """
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
-        await _run(transaction, "SET LOCAL statement_timeout = 0")
         months = [row.month for row in await _run(transaction, _SHORT)]
     for month in months:
         await _rebuild_month(database, month)
@@ -219,7 +217,6 @@ async def repair_short_months(database: Database) -> Sequence[datetime]:
 
 async def _rebuild_month(database: Database, month: datetime) -> None:
     async with database.durable.transaction("READ COMMITTED") as transaction:
-        await _run(transaction, "SET LOCAL statement_timeout = 0")
         await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
         [(edge, keys)] = await _run(transaction, "SELECT transaction, metadata_keys FROM usage_mark")
         parameters = {"month": month, "edge": edge, "metadata_keys": keys}
@@ -260,7 +257,6 @@ async def verify_rollups(database: Database) -> Row:
     many, and `counted_twice`, how many jobs the ledger has more than one count of. It takes a while: 20 µs a row.
     """
     async with database.relaxed.transaction("REPEATABLE READ") as transaction:
-        await _run(transaction, "SET LOCAL statement_timeout = 0")
         state = await _run(transaction, "SELECT metadata_keys FROM usage_mark")
         keys = state[0][0] if state else []
         return (await _run(transaction, _VERIFY, {"metadata_keys": keys}))[0]

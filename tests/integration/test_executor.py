@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,7 +25,6 @@ from tests.faults.chaos.proxy import Link, Mode
 from tests.integration.jobs import Jobs
 from tests.provider import (
     DONE,
-    PATIENCE,
     RESET,
     Gate,
     Provider,
@@ -36,20 +35,11 @@ from tests.provider import (
     status,
     stream,
 )
+from tests.waiting import PATIENCE, eventually
 from worker.attempt import Attempt
 from worker.executor import Executor
 
 REQUEST = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}'
-
-
-async def until(condition: Callable[[], Any]) -> Any:
-    """Return what the condition returns, which may be a coroutine function, once that is true."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            holds = condition()
-            if result := (await holds if isinstance(holds, Awaitable) else holds):
-                return result
-            await asyncio.sleep(0.02)
 
 
 class Rig:
@@ -72,7 +62,7 @@ class Rig:
 
     async def ended(self, job_id: str) -> State:
         """Return the final state of a job."""
-        await until(lambda: self._is_final(job_id))
+        await eventually(lambda: self._is_final(job_id), "its end")
         return await self.jobs.state(job_id)
 
     async def _is_final(self, job_id: str) -> bool:
@@ -84,7 +74,7 @@ class Rig:
         def found() -> Attempt | None:
             return next((attempt for attempt in self.executor._leases.attempts if attempt.job.id == job_id), None)
 
-        attempt: Attempt = await until(found)
+        attempt: Attempt = await eventually(found, "the attempt")
         return attempt
 
     async def usage(self, job_id: str) -> list[Row]:
@@ -175,7 +165,7 @@ async def test_an_attempt_that_has_ended_is_freed_without_the_garbage_collector(
         gate.release()
         assert await rig.ended(await rig.run(background=False)) is State.COMPLETED
         assert len(made) >= 9
-        await until(lambda: [ref() for ref in made] == [None] * len(made))
+        await eventually(lambda: [ref() for ref in made] == [None] * len(made), "their memory to be free")
     finally:
         gc.enable()
 
@@ -205,14 +195,14 @@ async def test_a_worker_that_claims_a_lost_job_again_looks_after_the_new_attempt
     first, second = Gate(), Gate()
     provider.script(rig.model, stream(chunk("one"), first), answer("two", hold=second))
     job_id = await rig.run()
-    await until(lambda: _deltas(rig, job_id))
+    await eventually(lambda: _deltas(rig, job_id), "a kept delta")
     await rig.jobs.lose(job_id)
     assert [moved.id for moved in await rig.jobs.rescue()] == [job_id]
     await rig.executor.take([job_id], tier="default")
     await settled(second.reached)
     await rig.jobs.lose(job_id)
-    await until(lambda: _held(rig, job_id))  # a heartbeat renews the lease of the second attempt
-    await until(lambda: rig.usage(job_id))
+    await eventually(lambda: _held(rig, job_id), "a renewed lease")  # of the second attempt, by a heartbeat
+    await eventually(lambda: rig.usage(job_id), "the row in the ledger")
     second.release()
     assert await rig.ended(job_id) is State.COMPLETED
     assert [tuple(row) for row in await rig.usage(job_id)] == [(1, "discarded"), (2, "counted")]
@@ -224,14 +214,14 @@ async def test_what_a_lost_attempt_spent_is_written_whichever_worker_has_the_job
     gate = Gate()
     provider.script(rig.model, stream(chunk("one"), gate, chunk(finish="stop"), DONE))
     job_id = await rig.run()
-    await until(lambda: _deltas(rig, job_id))
+    await eventually(lambda: _deltas(rig, job_id), "a kept delta")
     attempt = await rig.attempt(job_id)
     attempt.ending = True  # no heartbeat stops it: the answer comes before the loss is known
     await rig.jobs.lose(job_id)
     await rig.jobs.rescue()
     [taken] = await rig.jobs.claim(job_id, worker="another")
     gate.release()
-    await until(lambda: rig.usage(job_id))
+    await eventually(lambda: rig.usage(job_id), "the row in the ledger")
     assert [tuple(row) for row in await rig.usage(job_id)] == [(1, "discarded")]
     row = await rig.jobs.row(job_id)
     assert (row.state, row.attempt, row.worker) == ("running", taken.attempt, "another")
@@ -253,7 +243,7 @@ async def test_a_worker_whose_lease_may_have_expired_publishes_nothing_until_it_
         attempt = await rig.attempt(job_id)
         valid, attempt.lease.until = attempt.lease.until, 0.0
         first.release()
-        await until(lambda: attempt.deltas.seq == 2)
+        await eventually(lambda: attempt.deltas.seq == 2, "the second delta")
         attempt.lease.until = valid
         second.release()
         assert b"two" not in await _heard(pubsub, b"three")
@@ -278,7 +268,7 @@ async def test_a_job_that_comes_again_while_it_runs_here_is_not_run_twice(rig: R
     job_id = await rig.run()
     await settled(gate.reached)
     await rig.executor.take([job_id, await rig.run()], tier="default")
-    await until(lambda: len(provider.calls_for(rig.model)) == 2)
+    await eventually(lambda: len(provider.calls_for(rig.model)) == 2, "the call of the other job")
     gate.release()
     assert await rig.ended(job_id) is State.COMPLETED
     assert (await rig.jobs.row(job_id)).attempt == 1
@@ -304,14 +294,14 @@ async def test_a_worker_that_cannot_reach_postgres_takes_no_jobs_and_leaves_them
             link.be(Mode.STALL)
             left = [await rig.submit() for _ in range(3)]
             await rig.executor.take(left, tier="flex")
-            await until(lambda: not rig.executor.reachable.is_set())
-            await until(lambda: _waiting(redis, "flex", left))
+            await eventually(lambda: not rig.executor.reachable.is_set(), "Postgres to be missed")
+            await eventually(lambda: _waiting(redis, "flex", left), "the wake-ups")
             late = await rig.submit()
             await rig.executor.take([late], tier="default")
-            await until(lambda: _waiting(redis, "default", [late]))
+            await eventually(lambda: _waiting(redis, "default", [late]), "the late wake-up")
             assert [await jobs.state(job_id) for job_id in (*left, late)] == [State.QUEUED] * 4
             link.be(Mode.CUT)
-            await until(rig.executor.reachable.is_set)
+            await eventually(rig.executor.reachable.is_set, "Postgres to answer")
             gate.release()
             assert await rig.ended(running) is State.COMPLETED
             for job_id in left:  # the claim that got no answer is made again

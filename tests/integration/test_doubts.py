@@ -1,0 +1,61 @@
+"""What was answered with 503 does not run, although Postgres did what no answer came of."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import api.doubts
+from api.doubts import Doubts
+from headrace.database import NoAnswerError
+from headrace.jobs import queries
+from headrace.jobs.cancellation import cancel_job
+from headrace.jobs.state import State
+from tests.integration.jobs import Jobs, new_job
+from tests.waiting import eventually
+
+
+def asking(**headers: str) -> Any:
+    return SimpleNamespace(headers=headers)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.doubts, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(api.doubts, "_CERTAIN_SECONDS", 0.3)
+
+
+async def fail(doubts: Doubts, jobs: Jobs, job_id: str, request: Any) -> None:
+    """Answer for a job whose insert gets no answer."""
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+    with pytest.raises(NoAnswerError):
+        async with doubts.answering(request, job_id, cancel):
+            raise NoAnswerError
+
+
+async def test_a_job_that_was_inserted_though_no_answer_came_is_cancelled_before_its_client_is_answered(
+    jobs: Jobs, hurried: None
+) -> None:
+    job_id = await jobs.submit()
+    await fail(Doubts(), jobs, job_id, asking())
+    assert await jobs.state(job_id) is State.CANCELLED
+
+
+async def test_a_job_whose_insert_arrives_late_is_cancelled_then(jobs: Jobs, hurried: None) -> None:
+    doubts, new = Doubts(), new_job(jobs.owner)
+    await fail(doubts, jobs, new.id, asking())
+    running = asyncio.create_task(doubts.run())
+    await queries.insert_jobs(jobs.database, [new])
+    await eventually(lambda: not doubts._doubts, "the end of the doubt")
+    running.cancel()
+    assert await jobs.state(new.id) is State.CANCELLED
+
+
+async def test_a_job_that_its_client_will_ask_for_again_runs(jobs: Jobs, hurried: None) -> None:
+    job_id = await jobs.submit()
+    await fail(Doubts(), jobs, job_id, asking(**{"idempotency-key": "again"}))
+    assert await jobs.state(job_id) is State.QUEUED
