@@ -40,6 +40,7 @@ from headrace.database import Row
 from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError, RateLimitError
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
+from headrace.files.quota import check_room
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.keys.queries import Principal
 from headrace.webhooks.queries import list_deliveries
@@ -151,7 +152,9 @@ def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Prin
 
 async def _store_inline(request: Request, principal: Principal, lines: list[dict[str, Any]]) -> str:
     """Keep the lines of a request as the file that they would have been, and return its id."""
-    writer = FileWriter(request.state.database, account_id=principal.account_id, purpose="batch")
+    state = request.state
+    await check_room(state.database, principal.account_id, state.settings, files=1, param="requests")
+    writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
     for at in range(0, len(lines), 100):
         await writer.write(
             b"".join(orjson.dumps({"method": "POST", "url": ENDPOINT} | line) + b"\n" for line in lines[at : at + 100])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ from api.idempotency import has_key, resource_id
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.files.queries import FileWriter
+from headrace.files.quota import check_room
 from headrace.keys.queries import Principal
 
 LARGEST_FORM = 64 * 1024
@@ -112,6 +114,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
     Raises:
         ConflictError: Its Idempotency-Key came with another file.
         InvalidRequestError: It is no such form, lacks a field, or was broken off.
+        QuotaExceededError: The account has as many files, or bytes of them, as it may have.
         PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`; the rest of it is not read.
     """
     database: Database = request.state.database
@@ -122,6 +125,8 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         raise too_large
     form = _Form()
     parser = _parser(request, form)
+    room = partial(check_room, database, principal.account_id, request.state.settings, param="file")
+    await room(files=1, size=max(0, int(declared) - LARGEST_FORM) if declared.isdecimal() else 0)
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
     claimed = False
@@ -152,6 +157,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
         seconds = _seconds(form.fields)
         await writer.flush()
+        await room()  # with all that is uploaded at the same time
         await authenticate(request)  # an upload may outlast its key
         digest.update(orjson.dumps([form.fields, filename]))
         asked = orjson.dumps(digest.hexdigest())

@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(
         default=512 * 1024 * 1024, ge=1024, description="Largest file that is uploaded, in bytes: OpenAI's limit."
     )
+    account_files: int = Field(
+        default=100_000, ge=0, description="Files that an account may have; more uploads are refused."
+    )
+    account_file_bytes: int = Field(
+        default=100 * 1024**3, ge=0, description="Bytes that an account's files may have together, outputs included."
+    )
     batch_max_lines: int = Field(default=100_000, ge=1, description="Most requests in one batch.")
     batches_in_progress: int = Field(
         default=200, ge=1, description="Batches of one account that have not ended; the next one is refused with 429."

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from headrace.batches.lines import LineProblem
 from headrace.batches.queries import NewBatch
 from headrace.batches.state import BatchState
 from headrace.database import Database, Row, execute
+from headrace.errors import QuotaExceededError
 from headrace.files.queries import (
     FileWriter,
     delete_file,
@@ -20,10 +22,12 @@ from headrace.files.queries import (
     read_file,
     sweep_files,
 )
+from headrace.files.quota import check_room
 from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
 from headrace.jobs.queries import NewLine, cancel_lines, feed_lines
 from headrace.jobs.state import State
+from headrace.settings import Settings
 from tests.integration.databases import Session, waiting
 from tests.integration.jobs import Jobs, Owner, end_of
 
@@ -236,6 +240,21 @@ async def test_results_of_a_restored_database_are_there_and_come_first(
     assert [row.line for row in await queries.list_ended(database, batch_id, after=None, limit=10)] == [3, 1, 2]
     since = await queries.list_ended(database, batch_id, after=restored[0].id, limit=10)
     assert [row.line for row in since] == [1, 2]
+
+
+async def test_files_of_an_account_are_bounded_in_number_and_bytes(database: Database, stranger: Owner) -> None:
+    await store(database, stranger, b"x" * 600)
+    await store(database, stranger, b"x" * 600, seconds=0)  # has expired
+    writer = FileWriter(database, account_id=stranger.account_id, purpose="batch")
+    await writer.write(b"x" * 300)
+    await writer.flush()  # is under way
+    room = partial(check_room, database, stranger.account_id, param="file")
+    await room(Settings(account_files=2, account_file_bytes=900))
+    await room(Settings(account_files=3, account_file_bytes=1000), files=1, size=100)
+    for files, size in ((2, 1000), (3, 999)):
+        with pytest.raises(QuotaExceededError) as refused:
+            await room(Settings(account_files=files, account_file_bytes=size), files=1, size=100)
+        assert (refused.value.code, refused.value.param) == ("file_quota_exceeded", "file")
 
 
 async def test_an_unfinished_file_is_nobodys(database: Database, owner: Owner) -> None:

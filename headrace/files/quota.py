@@ -1,0 +1,40 @@
+"""How many files an account may have, and how large together."""
+
+from __future__ import annotations
+
+from headrace.database import Database, execute
+from headrace.errors import QuotaExceededError
+from headrace.settings import Settings
+
+# Uploads under way count with what is written of them. What has expired is about to be swept.
+_USED = """
+SELECT count(*) AS files, coalesce(sum(coalesce(bytes, (
+    SELECT sum(octet_length(data)) FROM file_chunks WHERE file_id = files.id
+))), 0)::bigint AS bytes
+FROM files WHERE account_id = %(account_id)s AND (expires_at IS NULL OR expires_at > now())
+"""
+
+
+async def check_room(
+    database: Database, account_id: str, settings: Settings, *, files: int = 0, size: int = 0, param: str
+) -> None:
+    """Check that an account has room for so many files more, of `size` bytes together, that no row tells of yet.
+
+    Files that batches wrote count as well, but no batch is kept from writing its own.
+
+    Raises:
+        QuotaExceededError: It has not; the error names `param`.
+    """
+    [used] = await execute(database.relaxed, _USED, {"account_id": account_id})
+    for name, taken, limit in (
+        ("files", used.files + files, settings.account_files),
+        ("bytes of files", used.bytes + size, settings.account_file_bytes),
+    ):
+        if taken > limit:
+            error = QuotaExceededError(
+                f"This account may have {limit} {name}, and would have {taken}. Delete some, or let them expire.",
+                param=param,
+                code="file_quota_exceeded",
+            )
+            error.headers = {"x-should-retry": "false"}  # OpenAI's clients try a 429 again
+            raise error
