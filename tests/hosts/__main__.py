@@ -32,6 +32,8 @@ from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 _ACCOUNTS = ("ann", "ben", "cleo", "probe")
 _PROBE = "probe"
 _QUIET_SECONDS = 120.0
+# Seconds after which a run is given up: twice what one takes on two busy cores.
+_MOST_SECONDS = 600
 
 
 class HostsChecker(Checker):
@@ -92,11 +94,17 @@ def main() -> int:
     except NoNamespacesError as error:
         print(f"Skipped: {error}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is removed then too
+    for number in (signal.SIGTERM, signal.SIGALRM):  # so that everything is removed then too
+        signal.signal(number, lambda *_: sys.exit(f"Given up after {_MOST_SECONDS} s, or told to end."))
+    signal.alarm(_MOST_SECONDS)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="headrace-hosts-"))
     began = time.monotonic()
-    shown, verdict = run(directory, seed, options.clients)
+    try:
+        shown, verdict = run(directory, seed, options.clients)
+    except KeyboardInterrupt:
+        shutil.rmtree(directory)
+        return 1
     _print(shown, verdict)
     print(f"{time.monotonic() - began:.0f} s, seed {seed}")
     if verdict.violations:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,17 +62,20 @@ class Network:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[Network]:
-        """Make the hosts, and remove them and the processes that are left on them afterwards."""
+        """Make the hosts, and remove them and the processes that are left on them afterwards.
+
+        What a run left that was killed is removed first.
+        """
+        for name in _names():
+            if not Path("/proc", name.split("-")[1]).exists():
+                _remove(name)
         try:
             self._make()
             yield self
         finally:
-            for host in (*self._hosts, "router"):
-                with contextlib.suppress(NoNamespacesError):
-                    for pid in self.processes(host):
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, 9)
-                    _ip("netns", "del", self._name(host))
+            for name in _names():
+                if name.startswith(self._prefix):
+                    _remove(name)
 
     def address(self, host: str) -> str:
         """Return a host's address."""
@@ -115,8 +119,7 @@ class Network:
 
     def processes(self, host: str) -> list[int]:
         """Return the ids of the processes on a host."""
-        own = os.getpid()
-        return [int(pid) for pid in _ip("netns", "pids", self._name(host)).split() if int(pid) != own]
+        return _processes(self._name(host))
 
     def _name(self, host: str) -> str:
         return self._prefix + host
@@ -142,6 +145,25 @@ class Network:
             _ip("-n", name, "route", "add", "default", "via", f"{net}.1")
             if host.startswith("postgres"):
                 _ip("-n", name, "address", "add", f"{VIRTUAL}/32", "dev", "lo")
+
+
+def _names() -> list[str]:
+    """Return the namespaces of all runs: the prefix, the process's id, the host."""
+    names = [line.split()[0] for line in _ip("netns", "list").splitlines()]
+    return [name for name in names if name.startswith(_PREFIX)]
+
+
+def _processes(name: str) -> list[int]:
+    own = os.getpid()
+    return [int(pid) for pid in _ip("netns", "pids", name).split() if int(pid) != own]
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(NoNamespacesError):
+        for pid in _processes(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _ip("netns", "del", name)
 
 
 def _enter(namespace: int) -> None:
