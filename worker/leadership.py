@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from headrace.database import Connections, Row
+from headrace.database import Connections
+
+log = logging.getLogger(__name__)
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x73776565
@@ -21,26 +24,36 @@ _SILENCE_SECONDS = 8
 
 
 @contextlib.asynccontextmanager
-async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awaitable[None]] | None]:
-    """Give what keeps the lead for as long as it is awaited, or None if another scheduler leads.
+async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Wait for the lead, and give what keeps it for as long as it is awaited. Both use one connection.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable, and the lead lost.
-        ConnectionError: This Postgres has become a standby, and the lead is lost.
+        ConnectionError: This Postgres is a standby, where no scheduler can lead.
     """
     async with connections.session() as session:
 
-        async def run(statement: str) -> Sequence[Row]:
-            return await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
+        async def ask(question: str) -> bool:
+            statement = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {question} END"
+            [(answer,)] = await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
+            if answer is None:
+                raise ConnectionError("This Postgres is a standby.")
+            return bool(answer)
 
-        await run(f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'")
-        [(leads,)] = await run(f"SELECT NOT pg_is_in_recovery() AND pg_try_advisory_lock({_LOCK})")
+        await session.execute(
+            f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'", None, patience_seconds=_PATIENCE_SECONDS
+        )
+        take = f"pg_try_advisory_lock({_LOCK})"
+        leads = await ask(take)
+        if not leads:
+            log.info("ready: another scheduler leads, this one waits")
+        while not leads:
+            await asyncio.sleep(_PULSE_SECONDS)
+            leads = await ask(take)
 
         async def keep() -> None:
             while True:
-                [(is_standby,)] = await run("SELECT pg_is_in_recovery()")
-                if is_standby:
-                    raise ConnectionError("This Postgres is no primary any more.")
+                await ask("true")
                 await asyncio.sleep(_PULSE_SECONDS)
 
-        yield keep if leads else None
+        yield keep

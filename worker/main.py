@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_ce
 from headrace.settings import Settings
 from worker.executor import Executor
 from worker.pool import AsyncioPool
+
+log = logging.getLogger(__name__)
 
 # Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for whoever is free.
 _WAITING_MESSAGES = 4
@@ -95,13 +98,17 @@ def _twice(first: Any) -> Callable[[int, Any], None]:
     return handle
 
 
-def _worker_class(app: Celery) -> Any:
+def _worker_class(app: Celery, tiers: Sequence[str]) -> Any:
     class Worker(app.Worker):  # type: ignore[misc]  # Celery has no types
         def install_platform_tweaks(self, worker: Any) -> None:
             super().install_platform_tweaks(worker)
             signal.signal(signal.SIGHUP, WorkerPool.reload)  # Celery would start the process anew
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _twice(signal.getsignal(number)))
+
+        def on_consumer_ready(self, consumer: Any) -> None:
+            super().on_consumer_ready(consumer)
+            log.info("ready: this worker is connected to Redis and serves %s", ", ".join(tiers))
 
     return Worker
 
@@ -122,7 +129,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
     app.conf["headrace_tiers"] = tiers
     app.task(run, name=RUN_TASK)
     app.task(run_lines, name=RUN_LINES_TASK)
-    worker = _worker_class(app)(
+    worker = _worker_class(app, tiers)(
         pool_cls=WorkerPool,
         concurrency=_WAITING_MESSAGES,
         loglevel=settings.log_level,

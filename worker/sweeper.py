@@ -158,15 +158,16 @@ async def _schedule(settings: Settings) -> None:
             )
             stack.push_async_callback(sender.close)
             chores.append(sender.run)
+        else:
+            log.warning("HEADRACE_SECRET_KEY is not set: this scheduler sends no webhooks, pending ones wait")
         while True:
             try:
                 async with leadership(database.relaxed) as keep:
-                    if keep is not None:
-                        log.info("this scheduler acts")
-                        async with going_on(*chores):
-                            await keep()
+                    log.info("ready: this scheduler leads")
+                    async with going_on(*chores):
+                        await keep()
             except (SQLAlchemyError, OSError) as error:
-                log.warning("Postgres is away: %s", error)
+                log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
             await asyncio.sleep(settings.sweep_seconds)
 
 
