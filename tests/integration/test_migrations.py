@@ -88,6 +88,16 @@ def test_alembic_finds_nothing_left_to_migrate(database_url: str) -> None:
     engine.dispose()
 
 
+def test_tables_that_change_all_the_time_are_vacuumed_before_a_fifth_is_dead(database_url: str) -> None:
+    query = """
+        SELECT relname, option_value::float FROM pg_class, pg_options_to_table(reloptions)
+        WHERE relnamespace = 'public'::regnamespace AND option_name = 'autovacuum_vacuum_scale_factor'
+    """
+    factors = dict(fetch(database_url, query))
+    assert {"jobs", "job_deltas", "batch_tallies", "idempotency_keys", "webhook_deliveries"} <= factors.keys()
+    assert max(factors.values()) < 0.1
+
+
 def test_down_to_nothing_and_up_again_gives_the_same_schema(empty_url: str) -> None:
     migrate(empty_url)
     before = [fetch(empty_url, query) for query in DEFINITIONS.values()]
