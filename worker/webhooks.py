@@ -21,8 +21,9 @@ from headrace.webhooks.signing import derive_secret, sign
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-_AT_ONCE = 64
-# Of those, to one host for one account: one that hangs holds up nobody else.
+# Deliveries in flight at one time. One account gets half of them, and the next half of what is left.
+_AT_ONCE = 128
+# Deliveries of those to one host for one account: one that hangs does not hold up the account's others.
 _SHARE = 4
 _PATIENCE_SECONDS = 15.0
 # After each failure; a day and a bit in all. Nobody who is away is called by many at the same moment.

@@ -79,7 +79,8 @@ _REFUSABLE = """
     SELECT other.id FROM webhook_deliveries AS other JOIN {gone} AS gone USING (account_id, host, url)
     WHERE state = 'pending' AND other.id <> ALL(%(but)s::text[]) LIMIT 1000 FOR UPDATE OF other SKIP LOCKED
 """
-# From one receiver to the next by the index, however much is due to each.
+# From one receiver to the next by the index, however much is due to each. Of what is due, the accounts with the fewest
+# in flight come first, and each row needs more free room than its account has in flight by then.
 _CLAIM = f"""
 WITH RECURSIVE receiver AS (
     (SELECT account_id, host, due_at FROM webhook_deliveries WHERE state = 'pending'
@@ -89,8 +90,8 @@ WITH RECURSIVE receiver AS (
         SELECT account_id, host, due_at FROM webhook_deliveries AS known
         WHERE state = 'pending' AND (known.account_id, known.host) > (receiver.account_id, receiver.host)
         ORDER BY account_id, host, due_at LIMIT 1) AS next
-), due AS MATERIALIZED (
-    SELECT waiting.id, account_id, host, url FROM receiver
+), waiting AS (
+    SELECT waiting.*, account_id, host FROM receiver
     LEFT JOIN unnest(%(accounts)s::text[], %(hosts)s::text[], %(counts)s::int[]) AS busy (account_id, host, count)
          USING (account_id, host)
     CROSS JOIN LATERAL (
@@ -99,7 +100,16 @@ WITH RECURSIVE receiver AS (
               AND due_at <= now()
         ORDER BY due_at LIMIT greatest(0, %(share)s - coalesce(busy.count, 0)) FOR UPDATE SKIP LOCKED) AS waiting
     WHERE receiver.due_at <= now()
-    ORDER BY waiting.due_at LIMIT %(limit)s
+), placed AS (
+    SELECT waiting.*, row_number() OVER (PARTITION BY account_id ORDER BY due_at) - 1 + coalesce(busy.count, 0) AS held
+    FROM waiting LEFT JOIN (
+        SELECT account_id, sum(count) AS count
+        FROM unnest(%(accounts)s::text[], %(counts)s::int[]) AS known (account_id, count) GROUP BY account_id) AS busy
+        USING (account_id)
+), due AS MATERIALIZED (
+    SELECT id, account_id, host, url
+    FROM (SELECT placed.*, row_number() OVER (ORDER BY held, due_at) - 1 AS taken FROM placed) AS ordered
+    WHERE held < %(limit)s - taken
 ), gone AS MATERIALIZED (
     SELECT DISTINCT account_id, host, url FROM due JOIN webhooks_gone USING (account_id, url)
 ), refusable AS MATERIALIZED ({_REFUSABLE.format(gone="gone")}), refused AS (
@@ -120,6 +130,9 @@ async def claim_deliveries(
     database: Database, *, limit: int, share: int, in_flight: Iterable[Delivery] = ()
 ) -> list[Delivery]:
     """Take up to `limit` of what is due, and of each receiver no more than `share` with what is `in_flight` already.
+
+    An account gets no more than leaves as much room free as it holds: however many receivers it has, there is room for
+    another account.
 
     What is not recorded within a minute is due again. What is due to a URL that is gone fails, with more that waits.
     """

@@ -180,7 +180,7 @@ async def test_what_is_taken_meanwhile_shows_that_a_url_is_not_gone(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     batches = [await tell(database, owner, receiver.url) for _ in range(2)]
-    gone, taken = await queries.claim_deliveries(database, limit=2, share=2)
+    gone, taken = await queries.claim_deliveries(database, limit=4, share=2)
     await queries.record_delivery(database, gone, "failed", outcome(410))
     await queries.record_delivery(database, taken, "delivered", outcome(204))
     rows = {row.id: row for row in [await delivery(database, owner, batch_id) for batch_id in batches]}
@@ -194,7 +194,7 @@ async def test_answers_that_a_url_is_gone_at_the_same_moment_do_not_wait_for_eac
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     batches = [await tell(database, owner, receiver.url) for _ in range(12)]
-    claimed = await queries.claim_deliveries(database, limit=12, share=12)
+    claimed = await queries.claim_deliveries(database, limit=24, share=12)
     await asyncio.gather(*(queries.record_delivery(database, found, "failed", outcome(410)) for found in claimed))
     for batch_id in batches:
         row = await delivery(database, owner, batch_id)
@@ -247,7 +247,7 @@ async def test_each_receiver_gets_its_share_oldest_first(database: Database, own
             await tell(database, whose, "http://user@one.example:8080/a")
     await tell(database, owner, "http://ONE.example:8080/b")
     await tell(database, owner, "http://two.example?c")
-    first = await queries.claim_deliveries(database, limit=3, share=2)
+    first = await queries.claim_deliveries(database, limit=4, share=2)
     assert [found.receiver for found in sorted(first, key=lambda found: found.id)] == [
         (owner.account_id, "one.example:8080"),
         (owner.account_id, "one.example:8080"),
@@ -258,6 +258,19 @@ async def test_each_receiver_gets_its_share_oldest_first(database: Database, own
     assert await queries.claim_deliveries(database, limit=3, share=2, in_flight=first) == []
     third = await queries.claim_deliveries(database, limit=30, share=2, in_flight=first[2:])
     assert len(third) == 2
+
+
+async def test_receivers_of_one_account_leave_room_for_other_accounts(
+    database: Database, owner: Owner, stranger: Owner
+) -> None:
+    for number in range(20):
+        await tell(database, owner, f"http://{number}.example/")
+    silent = await queries.claim_deliveries(database, limit=16, share=4)
+    assert len(silent) == 8
+    assert await queries.claim_deliveries(database, limit=8, share=4, in_flight=silent) == []
+    await tell(database, stranger, "http://0.example/")
+    (found,) = await queries.claim_deliveries(database, limit=8, share=4, in_flight=silent)
+    assert found.account_id == stranger.account_id
 
 
 async def test_patience_ends_after_a_day(
