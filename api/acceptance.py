@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -186,8 +186,8 @@ async def accept(request: Request, submission: Submission) -> int:
     return created
 
 
-def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[None]:
-    """Return a context in which a job is accepted and answered for: if Postgres fails meanwhile, it is cancelled."""
+def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
+    """Return a context in which a job is accepted and answered for, as `Doubts.answering` has it."""
     doubts: Doubts = request.state.doubts
     cancel = functools.partial(cancel_job, request.state.database, request.state.publisher, job.id, job.account_id)
     return doubts.answering(request, job.id, cancel)

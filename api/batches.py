@@ -98,17 +98,18 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         await accept_webhook(request, principal.account_id, asked.webhook)
     database, account_id = request.state.database, principal.account_id
     earlier = await earlier_id(request, principal, body)
-    if earlier is not None and (made := await queries.get_batch(database, earlier, account_id)) is not None:
-        return render_json(render_batch(made), replay_headers(repeated=True))
+    if earlier is not None and (batch := await queries.get_batch(database, earlier, account_id)) is not None:
+        return render_json(render_batch(batch), replay_headers(repeated=True))
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
     file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
     cancel = functools.partial(queries.cancel_batch, database, batch_id, account_id)
-    async with request.state.doubts.answering(request, batch_id, cancel):
+    async with request.state.doubts.answering(request, batch_id, cancel) as made:
         if not await queries.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
             raise no_such_file(file_id, param="input_file_id")
-        made = await find_batch(database, batch_id, account_id)
-    return render_json(render_batch(made))
+        made()
+        batch = await find_batch(database, batch_id, account_id)
+    return render_json(render_batch(batch))
 
 
 async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:

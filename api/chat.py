@@ -68,8 +68,9 @@ async def _submit(request: Request, principal: Principal) -> tuple[Submission, b
 async def start(request: Request, submission: Submission) -> Response:
     """Accept a job that runs in the background, and return its answer: the job."""
     job = submission.job
-    async with answering(request, job):
+    async with answering(request, job) as made:
         await accept(request, submission)
+        made()
         rendered = await find_job(request.state.database, job.id, job.account_id)
     headers = {"location": f"/api/v1/jobs/{job.id}", **submission.headers}
     return Response(orjson.dumps(rendered), 202, headers, "application/json")

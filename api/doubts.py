@@ -46,12 +46,21 @@ class Doubts:
         self._doubts: dict[str, _Doubt] = {}
 
     @contextlib.asynccontextmanager
-    async def answering(self, request: Request, name: str, cancel: Cancel) -> AsyncIterator[None]:
-        """Make something called `name` and answer for it; `cancel` undoes it if Postgres fails meanwhile."""
+    async def answering(self, request: Request, name: str, cancel: Cancel) -> AsyncIterator[Callable[[], None]]:
+        """Make something called `name` and answer for it; `cancel` undoes it if Postgres fails meanwhile.
+
+        Gives what is to be called once it is made: from then on any failure leaves it without an answer.
+        """
+        is_made = False
+
+        def made() -> None:
+            nonlocal is_made
+            is_made = True
+
         try:
-            yield
+            yield made
         except SQLAlchemyError as error:
-            if not has_key(request) and not was_certainly_refused(error):
+            if not has_key(request) and (is_made or not was_certainly_refused(error)):
                 log.warning("%s may have been accepted although its client is told that it is not", name)
                 self._doubts[name] = doubt = _Doubt(name, cancel)
                 with contextlib.suppress(TimeoutError):

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.chat.validation import invalid_request
-from headrace.database import is_away
+from headrace.database import is_away, is_foreign_schema
 from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError, PayloadTooLargeError, UnavailableError
 from headrace.ids import new_id
 from headrace.offload import LARGE_BYTES
@@ -140,7 +140,10 @@ def _our_error(error: Exception) -> HeadraceError:
         if not is_away(error):
             log.error("a statement failed", exc_info=error)
             return HeadraceError()
-        log.warning("Postgres is away: %s", error)
+        if is_foreign_schema(error):
+            log.error("the database's schema is not the one that this release knows: %s", error)
+        else:
+            log.warning("Postgres is unavailable: %s", error)
         return UnavailableError()
     log.error("a request broke", exc_info=error)
     return HeadraceError()

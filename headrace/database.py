@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -39,6 +38,11 @@ ENDLESS_PATIENCE_SECONDS = 86_400.0
 # its client alone may be done later.
 _SERVER_SHARE = 0.8
 _READ_ONLY = "25006"
+# What a connection says that a new one does not: it leads to a server that is no primary any more, or its prepared
+# statements are older than a change of the schema.
+_STALE = frozenset({_READ_ONLY, "0A000"})
+# A column or a table is not there: the schema is changed meanwhile, or is not that of this release.
+_UNKNOWN = frozenset({"42703", "42P01"})
 # For a connection to come free: while Postgres is away nobody stands in line for long.
 _ROOM_SECONDS = 5.0
 
@@ -66,6 +70,11 @@ def engine_url(database_url: str) -> sa.URL:
     """Return the URL with psycopg as its driver; `postgresql://…` and `postgres://…` are both understood."""
     url = sa.make_url(database_url.replace("postgres://", "postgresql://", 1))
     return url.set(drivername="postgresql+psycopg")
+
+
+def connection_url(database_url: str) -> str:
+    """Return the URL as psycopg itself takes it."""
+    return engine_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class Connections:
@@ -105,7 +114,7 @@ class Connections:
                     await plain.cursor.execute(statement, parameters)
                     rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
             except psycopg.Error as error:
-                dead = plain.connection.closed or error.sqlstate == _READ_ONLY
+                dead = plain.connection.closed or error.sqlstate in _STALE
                 if dead:
                     await plain.connection.close()
                     await self._close_idle()  # after a restart of Postgres, or a failover, they are all dead
@@ -293,24 +302,31 @@ def was_certainly_refused(error: SQLAlchemyError) -> bool:
 
 def _broke(error: DBAPIError) -> bool:
     """Tell whether a connection broke under its statement, rather than be left as one to a server that refused it."""
-    return error.connection_invalidated and getattr(error.orig, "sqlstate", None) != _READ_ONLY
+    return error.connection_invalidated and getattr(error.orig, "sqlstate", None) not in _STALE
 
 
-def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
-    """Have the engine close a connection to a server that is no primary any more, and all that are as old."""
-    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+def _leave_stale(context: sa.engine.ExceptionContext) -> None:
+    """Have the engine close a connection that a new one should replace, and all that are as old."""
+    if getattr(context.original_exception, "sqlstate", None) in _STALE:
         context.is_disconnect = True
 
 
+def is_foreign_schema(error: SQLAlchemyError) -> bool:
+    """Tell whether a statement failed as the schema lacks what this release expects."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNKNOWN
+
+
 def is_away(error: SQLAlchemyError) -> bool:
-    """Tell whether Postgres is not there or has no time, rather than that it refused a statement."""
+    """Tell whether Postgres cannot serve now, rather than that it refused a statement."""
     if not isinstance(error, DBAPIError):
         return True  # nobody answered, or no connection came free
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    # Connections, conflicts, resources, a server that shuts down or took too long; and one that is no primary any more.
-    return error.connection_invalidated or state.startswith(("08", "40", "53", "57")) or state == "25006"
+    # Connections, conflicts, resources, a server that shuts down or took too long; and one that is no primary any more,
+    # or whose schema is being changed.
+    unavailable = state.startswith(("08", "40", "53", "57")) or state in _STALE | _UNKNOWN
+    return error.connection_invalidated or unavailable
 
 
 @dataclass(slots=True)
@@ -344,7 +360,7 @@ class Database:
                 pool_use_lifo=True,
                 connect_args={**_CONNECT_ARGS, "options": settings},
             )
-            sa.event.listen(engine.sync_engine, "handle_error", _leave_read_only)
+            sa.event.listen(engine.sync_engine, "handle_error", _leave_stale)
             return Connections(engine, limit=connections)
 
         return cls(durable=kind(), relaxed=kind(synchronous_commit="off"))
@@ -399,22 +415,3 @@ def migrate(database_url: str, revision: str = "head") -> None:
         command.upgrade(config, revision)
     else:
         command.downgrade(config, revision)
-
-
-@functools.cache
-def head_revision() -> str:
-    """Return the revision that this code expects the schema to have. Reading the migrations takes a while, once."""
-    from alembic.script import ScriptDirectory
-
-    head = ScriptDirectory(str(_MIGRATIONS)).get_current_head()
-    assert head is not None
-    return head
-
-
-async def current_revision(database: Database) -> str | None:
-    """Return the revision that the schema has, or None if it was never migrated."""
-    found = await execute(database.relaxed, "SELECT to_regclass('alembic_version') IS NOT NULL")
-    if not found[0][0]:
-        return None
-    rows = await execute(database.relaxed, "SELECT version_num FROM alembic_version")
-    return rows[0][0] if rows else None

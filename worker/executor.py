@@ -481,6 +481,7 @@ class Executor:
                 if not is_away(error):
                     raise
                 log.warning("Postgres is unavailable, an attempt's end waits for it: %s", error)
+                self._leases.postgres_lost(error)
                 await asyncio.sleep(_DATABASE_WAIT_SECONDS)
 
     async def _claim(self, job_ids: Sequence[str]) -> list[tuple[ClaimedJob, Lease] | None]:
@@ -498,7 +499,7 @@ class Executor:
             )
         except SQLAlchemyError as error:
             if is_away(error):
-                self._leases.postgres_lost()
+                self._leases.postgres_lost(error)
             raise
         self._claimed.update((job.id, job.attempt) for job in jobs)
         claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}

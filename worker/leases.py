@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace import live
 from headrace.clock import now
-from headrace.database import Database, execute
+from headrace.database import Database, is_foreign_schema
 from headrace.jobs import queries
 from headrace.settings import Settings
 from worker.attempt import Attempt, Stop
@@ -78,9 +78,11 @@ class Leases:
         if self._attempts.get(attempt.job.id) is attempt:
             del self._attempts[attempt.job.id]
 
-    def postgres_lost(self) -> None:
-        """Note that Postgres does not answer; `reachable` is set again by the first heartbeat that it answers."""
+    def postgres_lost(self, error: SQLAlchemyError) -> None:
+        """Note that Postgres cannot serve; `reachable` is set again by the first heartbeat that finds that it can."""
         if self.reachable.is_set():
+            if is_foreign_schema(error):
+                log.error("the database's schema is not the one that this release knows: %s", error)
             log.warning("Postgres is unavailable: this worker takes no jobs until it answers")
             self.reachable.clear()
             self._on_postgres_lost()
@@ -93,7 +95,7 @@ class Leases:
                 await self._beat()
             except SQLAlchemyError as error:
                 log.warning("could not extend leases: %s", error)
-                self.postgres_lost()
+                self.postgres_lost(error)
             else:
                 if not self.reachable.is_set():
                     log.info("Postgres answers again: this worker takes jobs")
@@ -119,8 +121,8 @@ class Leases:
                     attempt.interrupt(Stop.LOST if lost[key] else Stop.CANCELLED)
                 if not lost.get(key):
                     attempt.lease.until = asked + lease
-        elif not self.reachable.is_set():
-            await execute(self._database.relaxed, "SELECT 1", patience_seconds=patience)
+        if not self.reachable.is_set():
+            await queries.rehearse(self._database, patience_seconds=patience)
         if self._in_hand:
             await queries.keep_in_hand(self._database, list(self._in_hand))
 

@@ -26,9 +26,11 @@ def plain_errors() -> Iterator[None]:
     """Turn what an operator can put right (a URL, a port, a file) into one line without a traceback."""
     from sqlalchemy.exc import ArgumentError, OperationalError
 
+    from headrace.schema import SchemaError
+
     try:
         yield
-    except (EmbeddedStoreError, ConfigurationError) as error:
+    except (EmbeddedStoreError, ConfigurationError, SchemaError) as error:
         raise click.ClickException(str(error)) from error
     except ArgumentError as error:
         raise click.ClickException("DATABASE_URL is no URL like postgresql://user:password@host/name.") from error
@@ -53,6 +55,15 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
+def _located(settings: Settings) -> Settings:
+    """Return the settings with the stores that a part runs on, whose schema is not older than this release."""
+    from headrace.schema import check_schema
+
+    located = locate(settings)
+    check_schema(located.database_url)
+    return located
+
+
 def resolve(path: str) -> Callable[..., Any]:
     """Return what `module:attribute` names."""
     module, attribute = path.split(":")
@@ -68,7 +79,7 @@ def api(settings: Settings, fd: int | None) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
-        located = locate(settings)
+        located = _located(settings)
         app = resolve("api.app:create_app")(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
         resolve("api.server:serve")(app, located, listener)
@@ -90,7 +101,8 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)
-        resolve("worker.main:main")(locate(settings), [tier for tier in TIERS if tier in (tiers or TIERS)])
+        located = _located(settings)
+        resolve("worker.main:main")(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
@@ -100,7 +112,8 @@ def scheduler(settings: Settings) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         load_catalogue(settings.config)
-        resolve("worker.sweeper:main")(locate(settings))
+        located = _located(settings)
+        resolve("worker.sweeper:main")(located)
 
 
 @click.command()

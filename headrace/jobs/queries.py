@@ -444,9 +444,11 @@ SELECT id FROM finished
 """
 
 
-async def finish_jobs(database: Database, ended: Sequence[FinishedJob]) -> list[bool]:
+async def finish_jobs(
+    database: Database, ended: Sequence[FinishedJob], *, patience_seconds: float = PATIENCE_SECONDS
+) -> list[bool]:
     """End jobs: state, response, last deltas and usage, all at once. Returns, for each, whether it was still ours."""
-    rows = await execute(database.durable, _ENDED, _ended_columns(ended))
+    rows = await execute(database.durable, _ENDED, _ended_columns(ended), patience_seconds=patience_seconds)
     finished = {row[0] for row in rows}
     return [job.id in finished for job in ended]
 
@@ -554,6 +556,17 @@ async def retry_job(
     }
     rows = await execute(database.durable, _RETRY, parameters)
     return State(rows[0].state) if rows else None
+
+
+async def rehearse(database: Database, *, patience_seconds: float) -> None:
+    """Run what a worker writes, of no job: it fails as it would of one.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: Postgres cannot serve, or its schema is not the one that this release knows.
+    """
+    await claim_jobs(database, [], worker="", lease_seconds=0, patience_seconds=patience_seconds)
+    await append_segments(database, [])
+    await finish_jobs(database, [], patience_seconds=patience_seconds)
 
 
 _DISCARD = f"""

@@ -12,8 +12,9 @@ from api import health
 from api.health import StoresCheck
 from headrace import live
 from headrace.agents import queries
-from headrace.database import Database, current_revision, execute
+from headrace.database import Database, execute
 from headrace.ids import new_id
+from headrace.schema import current_revision
 from tests.integration.jobs import Owner
 from tests.service import Stores
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 import api.doubts
 from api.doubts import Doubts
@@ -59,3 +60,21 @@ async def test_a_job_that_its_client_will_ask_for_again_runs(jobs: Jobs, hurried
     job_id = await jobs.submit()
     await fail(Doubts(), jobs, job_id, asking(**{"idempotency-key": "again"}))
     assert await jobs.state(job_id) is State.QUEUED
+
+
+@pytest.mark.parametrize(("is_made", "state"), [(False, State.QUEUED), (True, State.CANCELLED)])
+async def test_a_job_that_was_made_and_not_answered_for_is_cancelled(
+    jobs: Jobs, hurried: None, is_made: bool, state: State
+) -> None:
+    job_id = await jobs.submit()
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+
+    async def answer() -> None:
+        async with Doubts().answering(asking(), job_id, cancel) as made:
+            if is_made:
+                made()
+            raise DBAPIError("SELECT", None, Exception(), connection_invalidated=False)
+
+    with pytest.raises(DBAPIError):
+        await answer()
+    assert await jobs.state(job_id) is state

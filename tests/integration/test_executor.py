@@ -310,6 +310,28 @@ async def test_a_worker_that_cannot_reach_postgres_takes_no_jobs_and_leaves_them
         link.close()
 
 
+async def test_a_worker_under_whose_hands_the_schema_changes_takes_nothing_and_loses_nothing(
+    rig: Rig, provider: Provider, redis: Redis
+) -> None:
+    gate = Gate()
+    provider.script(rig.model, answer("kept", hold=gate))
+    running = await rig.run()
+    await settled(gate.reached)
+    await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME delta_count TO deltas_counted")
+    try:
+        gate.release()
+        await eventually(lambda: not rig.executor.reachable.is_set(), "the end that cannot be written")
+        late = await rig.submit()
+        await rig.executor.take([late], tier="default")
+        await eventually(lambda: _waiting(redis, "default", [late]), "the wake-up")
+        assert await rig.jobs.state(late) is State.QUEUED
+    finally:
+        await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME deltas_counted TO delta_count")
+    assert await rig.ended(running) is State.COMPLETED
+    await eventually(rig.executor.reachable.is_set, "the schema to be found")
+    assert len(provider.calls_for(rig.model)) == 1
+
+
 async def _deltas(rig: Rig, job_id: str) -> bool:
     statement = "SELECT 1 FROM job_deltas WHERE job_id = %(id)s"
     return bool(await execute(rig.jobs.database.durable, statement, {"id": job_id}))

@@ -18,7 +18,8 @@ import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
-from headrace.database import Database, current_revision, engine_url, head_revision, migrate
+from headrace.database import Database, engine_url, migrate
+from headrace.schema import current_revision, head_revision
 from headrace.tables import metadata
 from headrace.usage.partitions import is_partition
 from tests.integration.databases import create_database, fetch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.database import head_revision
+from headrace.schema import head_revision
 
 
 def test_there_is_one_newest_migration() -> None:
