@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from tests import formats, native_provider
+from tests.connections import closing
 from tests.formats import PATHS, Said
 from tests.native_provider import Native
 from tests.waiting import PATIENCE as PATIENCE  # noqa: PLC0414  (until all tests import it from there)
@@ -526,11 +527,11 @@ class Provider:
         self._connections.add(task)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                while await self._exchange(reader, writer):
-                    pass
+                async with closing(writer):
+                    while await self._exchange(reader, writer):
+                        pass
         finally:
             self._connections.discard(task)
-            writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Serve one request; return whether the connection may carry another."""

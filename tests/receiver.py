@@ -53,6 +53,8 @@ def listening(kind: Callable[[str], Kind], host: str = "127.0.0.1") -> Iterator[
     """Listen on a free port while within, with a receiver that is made of its URL."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds that a sender may be silent, and hold up the end
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -68,6 +70,7 @@ def listening(kind: Callable[[str], Kind], host: str = "127.0.0.1") -> Iterator[
 
     class Server(ThreadingHTTPServer):
         request_queue_size = 128  # connections that come at once
+        daemon_threads = False  # the end waits until every connection is closed
 
     with Server((host, 0), Handler) as server:
         receiver = kind(f"http://{host}:{server.server_port}/hook")

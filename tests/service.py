@@ -139,13 +139,19 @@ def free_port() -> int:
 
 
 def run_command(
-    arguments: Sequence[str], environment: Mapping[str, str], directory: Path, output: Path, errors: Path | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path,
+    output: Path,
+    errors: Path | None = None,
+    *,
+    forked: bool = True,
 ) -> Fork | subprocess.Popen[bytes]:
     """Start a `headrace` command as the leader of a session; what it prints is appended to files.
 
-    It is forked, unless its path says that its interpreter is to be another one: with another clock, for instance.
+    It is forked if it may be, unless its path asks for an interpreter of its own, one with another clock for instance.
     """
-    if sys.platform == "linux" and environment["PYTHONPATH"] == str(ROOT):
+    if forked and sys.platform == "linux" and environment["PYTHONPATH"] == str(ROOT):
         return fork(arguments, environment, directory, output, errors)
     with output.open("ab") as out, (errors or output).open("ab") as err:
         return subprocess.Popen(
@@ -188,10 +194,12 @@ class Command:
 class Process:
     """One `headrace` command in a process group of its own."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], directory: Path, *, forked: bool
+    ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
-        self._process = run_command(arguments, environment, directory, self.log)
+        self._process = run_command(arguments, environment, directory, self.log, forked=forked)
 
     @property
     def pid(self) -> int:
@@ -272,8 +280,15 @@ class Service:
     running: list[Service] = []  # noqa: RUF012  (who failed a test wants to see the logs of)
 
     def __init__(
-        self, directory: Path, stores: Stores, config: str, environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        stores: Stores,
+        config: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        forked: bool = True,
     ) -> None:
+        self._forked = forked
         self.directory = directory
         self.stores = stores
         self.port = free_port()
@@ -325,7 +340,9 @@ class Service:
 
     def launch(self, name: str, **environment: str) -> Process:
         """Start a part by name: its command is the name up to the first hyphen (`worker-2` is a `headrace worker`)."""
-        process = Process(name, [name.partition("-")[0]], {**self._environment, **environment}, self.directory)
+        process = Process(
+            name, [name.partition("-")[0]], {**self._environment, **environment}, self.directory, forked=self._forked
+        )
         self.processes[name] = process
         return process
 

@@ -27,12 +27,14 @@ import httpx
 from tests.faults.chaos.checker import Checker, Restart, Told, Verdict
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.notes import Notes
-from tests.faults.chaos.plan import Fault, plan
+from tests.faults.chaos.plan import LONG_MINUTES, Fault, plan
 from tests.faults.chaos.rig import Happening, Rig, running_rig, until_quiet
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 
 _ACCOUNTS = ("ann", "ben", "cleo")
 _QUIET_SECONDS = 200.0
+# Seconds after which processes have let go of what they had for their load.
+_SETTLE_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -45,6 +47,8 @@ class Outcome:
     history: Sequence[Happening]
     notes: Notes
     verdict: Verdict
+    memory: Mapping[str, str]
+    """Of each process."""
     quiet_seconds: float
     """How long it took, after the last fault, until nothing was left to do."""
 
@@ -66,6 +70,7 @@ class Outcome:
             "counts": dict(self.verdict.counts),
             "restarts": _times(restarts),
             "restarts_with_nothing_else_broken": _times([restart for restart in restarts if restart.alone]),
+            "memory": self.memory,
             "violations": self.verdict.violations,
             "history": [
                 {
@@ -88,6 +93,7 @@ class Outcome:
         lines += ["faults", *_table((kind, _list(targets)) for kind, targets in faults.items())]
         lines += ["", "what clients were told", *_table(document["statuses"].items())]
         lines += ["", "what was checked", *_table(document["counts"].items())]
+        lines += ["", "memory", *_table(self.memory.items())]
         lines += ["", "from a worker's death to the next start of each of its jobs"]
         for title, name in (("all", "restarts"), ("nothing else broken", "restarts_with_nothing_else_broken")):
             lines += _table([(title, ", ".join(f"{key} {value}" for key, value in document[name].items()))])
@@ -125,7 +131,7 @@ def run(
 
     By default the seed decides on `faults`; `direct` has clients ask the APIs themselves, over no link.
     """
-    with running_rig(directory, seed) as rig:
+    with running_rig(directory, seed, forked=minutes < LONG_MINUTES) as rig:
         keys = {account: rig.create_key(account) for account in _ACCOUNTS}
         notes = Notes(frozenset({*keys.values(), PROVIDER_KEY, BOOTSTRAP_KEY, SECRET_KEY}))
         load = Load(seed, rig.urls if direct else rig.linked_urls, keys, rig.hooks.url, notes)
@@ -136,8 +142,11 @@ def run(
         if not until_quiet(rig.database_url, lambda: rig.hooks.taken, _QUIET_SECONDS):
             notes.wrong.append(f"something is still to be done after {_QUIET_SECONDS:g} s")
         quiet_seconds = time.monotonic() - mended_at
+        if minutes >= LONG_MINUTES:
+            time.sleep(_SETTLE_SECONDS)
+        rig.settle()
         verdict = Checker(rig, notes, _ask_at_the_end(rig, keys, notes)).check()
-        return Outcome(seed, minutes, rig.done, rig.history, notes, verdict, quiet_seconds)
+        return Outcome(seed, minutes, rig.done, rig.history, notes, verdict, rig.memory.table(), quiet_seconds)
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from headrace.errors import INTERRUPTED
 from headrace.usage.rollups import verify_rollups
 from headrace.webhooks.signing import derive_secret
 from tests.e2e.jobs import FINAL
-from tests.faults.chaos.notes import Ask, Json, Notes, Reading, Refusal, marks_in
-from tests.faults.chaos.plan import PROVIDER_LINK, SCHEDULERS, WORKERS
+from tests.faults.chaos.notes import Ask, Json, Notes, Reading, Refusal, Stream, calls_in, marks_in
+from tests.faults.chaos.plan import ALL_WORKERS, PROVIDER_LINK, SCHEDULERS, WORKERS
 from tests.faults.chaos.rig import Rig
 from tests.service import PROVIDER_KEY, SECRET_KEY
 
@@ -33,7 +33,7 @@ RESTART_SECONDS = 15.0
 
 # What else delays a restart, also for a while after it is mended.
 _DELAYING = {
-    *("postgres", "redis", *WORKERS, *SCHEDULERS),
+    *("postgres", "redis", ALL_WORKERS, *WORKERS, *SCHEDULERS),
     *("worker-postgres", "worker-redis", "scheduler-postgres", "scheduler-redis"),
 }
 _MENDED_SECONDS = 10.0
@@ -102,12 +102,13 @@ class Checker:
             }
         by_mark = {mark: job_id for job_id, mark in notes.accepted.items()}
         self._asks: dict[str, Ask] = {}
+        self._of: defaultdict[str, list[DictRow]] = defaultdict(list)
         for job in self._jobs.values():
             marks = marks_in(job["request"] or "") or {notes.accepted.get(job["id"], "")}
             for mark in marks & notes.asks.keys():
                 self._asks[job["id"]] = notes.asks[mark]
-                if by_mark.setdefault(mark, job["id"]) != job["id"]:
-                    self._wrong(f"{mark}: two jobs, {by_mark[mark]} and {job['id']}")
+                self._of[mark].append(job)
+                by_mark.setdefault(mark, job["id"])
         self._by_mark = {mark: self._jobs[job_id] for mark, job_id in by_mark.items() if job_id in self._jobs}
         self._calls = defaultdict(list)
         for call in rig.provider.calls:
@@ -126,11 +127,14 @@ class Checker:
         for refusal in self._notes.refusals:
             if not self._is_fair(refusal):
                 self._wrong(f"{refusal.mark}: told {refusal}")
+        self._check_ghosts()
         self._check_cuts()
         self._check_ledger()
         self._check_sums()
         self._check_batches()
         self._check_webhooks()
+        for stream in self._notes.streams:
+            self._check_stream(stream)
         for reading in self._notes.readings:
             self._check_reading(reading)
         self._check_secrets()
@@ -186,7 +190,7 @@ class Checker:
                 reason = "its deadline has not passed"
         elif state == "cancelled":
             left = not ask.background and not ask.keyed and not ask.answers
-            if job["id"] not in self._notes.cancelled and not left:
+            if job["id"] not in self._notes.cancelled and not left and not ask.refused:
                 reason = "nobody asked for that"
         elif state == "failed":
             reason = self._check_failure(job, ask)
@@ -225,6 +229,19 @@ class Checker:
         error = json.loads(job["error"] or "{}")
         return refusal.code == error.get("code") and refusal.status in {200, error.get("status")}
 
+    def _check_ghosts(self) -> None:
+        """A request is one job, however often its key was sent; without a key, each that was answered 503 is none."""
+        for mark, found in self._of.items():
+            ask = self._notes.asks[mark]
+            running = [job["id"] for job in found if job["state"] != "cancelled"]
+            self._counts["answers of 503 that left no job"] += ask.refused
+            self._counts["… that left a cancelled one"] += len(found) - len(running) if ask.refused else 0
+            if ask.keyed or ask.line:
+                if len(found) > 1:
+                    self._wrong(f"{mark}: one request, and {len(found)} jobs")
+            elif len(running) > ask.sent - ask.refused:
+                self._wrong(f"{mark}: sent {ask.sent} times, refused {ask.refused} times, and jobs that ran: {running}")
+
     def _check_cuts(self) -> None:
         """No violation, as a network may break any connection: but who restarts one part after another breaks none."""
         for cut in self._notes.cuts:
@@ -256,22 +273,17 @@ class Checker:
     def _check_calls(self, job: DictRow, ask: Ask) -> None:
         """A provider is asked once an attempt, and attempts are what the row tells."""
         calls, attempts = len(self._calls[ask.mark]), job["attempt"]
-        # A claim does not wait for the disk, so Postgres may forget one when it is killed.
-        forgotten = sum(
-            job["created_at"].timestamp() < happening.began < job["finished_at"].timestamp()
-            for happening in self._rig.history
-            if happening.fault.kind == "kill-postgres"
-        )
+        # Calls are known by their request: one that was sent again may have had several jobs.
+        others = sum(other["attempt"] for other in self._of[ask.mark]) - attempts
         self._counts["calls to providers"] += calls
         self._counts["… for a job that had one already"] += max(0, calls - 1)
-        self._counts["… in attempts that Postgres forgot"] += max(0, calls - attempts)
-        if calls > attempts + forgotten:
+        if calls > attempts + others:
             self._wrong(f"{job['id']}: {calls} calls in {attempts} attempts")
         if job["deleted_at"] is None:
             tried = [record["attempt"] for record in job["tried"]]
             if len(set(tried)) < len(tried) or not set(tried) <= set(range(1, attempts + 1)):
                 self._wrong(f"{job['id']}: {attempts} attempts, and it tells of {tried}")
-            if calls > len(tried) + forgotten:
+            if calls > len(tried) + others:
                 self._wrong(f"{job['id']}: {calls} calls, and it tells of {tried}")
         if job["state"] == "completed" and not calls:
             self._wrong(f"{job['id']}: answered, and the provider never was asked")
@@ -404,7 +416,7 @@ class Checker:
         counts["subscribers"] += 1
         counts["… their connections"] += reading.connections
         counts["events"] += len(reading.events)
-        attempt, seq, text = 0, -1, ""
+        attempt, seq, text, finishes = 0, -1, "", 0
         for event_id, name, data in reading.events:
             if not marks_in(json.dumps(data)) <= {reading.mark}:
                 self._wrong(f"{reading.job_id}: an event has another's text: {data}")
@@ -416,9 +428,12 @@ class Checker:
             if number < attempt or place != (seq + 1 if number == attempt else 0):
                 self._wrong(f"{reading.job_id}: event {event_id} after {attempt}-{seq}")
             if number > attempt:
-                text = ""
+                text, finishes = "", 0
             if name == "job.delta":
                 text += "".join(choice["delta"].get("content") or "" for choice in data["choices"])
+                finishes += sum(choice["finish_reason"] is not None for choice in data["choices"])
+                if len(calls_in(text)) > 1:
+                    self._wrong(f"{reading.job_id}: event {event_id} is not of attempt {number}")
             attempt, seq = number, place
         ends = [name for _, name, _ in reading.events if name.removeprefix("job.") in FINAL]
         if job is None or not reading.events:
@@ -427,8 +442,20 @@ class Checker:
             self._wrong(f"{reading.job_id}: {job['state']}, and its reader was told {ends}")
         elif job["response"] is not None:
             content = json.loads(job["response"])["choices"][0]["message"]["content"]
-            if text != content:
-                self._wrong(f"{reading.job_id}: its reader has {text[:80]!r} of {content[:80]!r}")
+            if text != content or finishes != 1:
+                self._wrong(f"{reading.job_id}: its reader has {text[:80]!r} of {content[:80]!r}, {finishes} finishes")
+
+    def _check_stream(self, stream: Stream) -> None:
+        """A stream is of one attempt; one that is whole finishes once, is done once, and is the answer that is kept."""
+        counts, mark = self._counts, stream.mark
+        counts["streams"] += 1
+        counts["… that broke off"] += not stream.done
+        if stream.late:
+            self._wrong(f"{mark}: {stream.late} events after a stream's end")
+        if len(calls_in(stream.text)) > 1:
+            self._wrong(f"{mark}: a stream has text of several attempts: {stream.text[:200]!r}")
+        if stream.finishes > 1 or stream.finishes < stream.done:
+            self._wrong(f"{mark}: a stream with {stream.finishes} finishes")
 
     # -- secrets ------------------------------------------------------------------------------------------------------
 

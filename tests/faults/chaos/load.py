@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from tests.e2e.jobs import FINAL
-from tests.faults.chaos.notes import Ask, Cut, Json, Notes, Reading, Refusal
-from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LATE, Model
+from tests.faults.chaos.notes import Ask, Cut, Json, Notes, Reading, Refusal, Stream
+from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LATE, LONG, Model
 
 _PATIENCE = httpx.Timeout(70, connect=3)
 _AGAIN_SECONDS = 0.3
@@ -24,6 +24,10 @@ _AWAY = "service_unavailable"
 """The code of a 503 that says nothing of the request: it is sent again."""
 # Beyond which nobody waits for a provider that is left alone again and again.
 _HOPELESS_SECONDS = 20
+# Seconds in which the loop closes the sockets of a client that is closed; those it does not are reported as errors.
+_CLOSING_SECONDS = 0.25
+_MOST_TRIES = 3
+"""How often a client without a key asks that is told to come back: as often as OpenAI's own."""
 _FLAKY_SECONDS = 45
 
 
@@ -59,11 +63,14 @@ class Load:
         async with httpx.AsyncClient(timeout=_PATIENCE, limits=limits) as http:
             await asyncio.gather(*(self._client(http, stop) for _ in range(clients)))
             await asyncio.gather(*self._readers)
+        await asyncio.sleep(_CLOSING_SECONDS)
 
     async def _client(self, http: httpx.AsyncClient, stop: threading.Event) -> None:
         kinds = {
             self._whole: 5.0,
             self._streamed: 5,
+            self._persistent: 2,
+            self._left: 1,
             self._polled: 4,
             self._watched: 4,
             self._cancelled: 1,
@@ -78,7 +85,7 @@ class Load:
             [kind] = self._chance.choices(list(kinds), weights=list(kinds.values()))
             try:
                 await kind(http, account)
-            except (_GaveUpError, httpx.TransportError):
+            except (_GaveUpError, httpx.TransportError, TimeoutError):
                 pass
             except ValueError as error:
                 self.notes.wrong.append(f"{kind.__name__}: an answer that makes no sense: {error}")
@@ -91,7 +98,7 @@ class Load:
         return f"<{account}-{self._count:06d}>"
 
     def _model(self) -> Model:
-        [group] = self._chance.choices((GOOD, FAR, FLAKY, HOPELESS), weights=[6, 1, 3, 1])
+        [group] = self._chance.choices((GOOD, LONG, FAR, FLAKY, HOPELESS), weights=[6, 0.5, 1, 3, 1])
         return self._chance.choice(group)
 
     def _ask(self, account: str, model: Model | None = None, **fields: Any) -> Ask:
@@ -146,6 +153,7 @@ class Load:
         if not good:
             error = response.json()["error"]
             self.notes.refusals.append(Refusal(ask.mark, response.status_code, error["code"], error["message"]))
+            ask.refused += error["code"] == _AWAY
         return good
 
     @contextlib.asynccontextmanager
@@ -168,14 +176,16 @@ class Load:
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
+    def _send(self, http: httpx.AsyncClient, ask: Ask) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
+        ask.sent += 1
+        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
+        return self._open(http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers)
+
     async def _post(self, http: httpx.AsyncClient, ask: Ask) -> httpx.Response:
         """Send a request; with a key again and again, until there is an answer to the request itself."""
-        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
         while True:
             try:
-                async with self._open(
-                    http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers
-                ) as response:
+                async with self._send(http, ask) as response:
                     await response.aread()
                 if self._answered(response, ask) or not ask.keyed or self.notes.refusals[-1].code != _AWAY:
                     return response
@@ -205,8 +215,7 @@ class Load:
             await self._again()
 
     async def _stream(self, http: httpx.AsyncClient, ask: Ask) -> _Outcome:
-        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
-        async with self._open(http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers) as response:
+        async with self._send(http, ask) as response:
             return await self._read_stream(response, ask)
 
     async def _read_stream(self, response: httpx.Response, ask: Ask) -> _Outcome:
@@ -218,22 +227,40 @@ class Load:
         self.notes.statuses["200, a stream"] += 1
         if ask.keyed:
             self.notes.keyed.setdefault(ask.mark, set()).add(response.headers["x-headrace-job"])
-        text = ""
+        told = Stream(ask.mark)
+        self.notes.streams.append(told)
         async for line in response.aiter_lines():
             self.notes.read(line, ask.mark)
-            if line == "data: [DONE]":
-                ask.answers.append(text)
-                return _Outcome.OVER
             if line.startswith("data: "):
-                event = json.loads(line[6:])
-                if "error" in event:
-                    self.notes.statuses["error in a stream"] += 1
-                    error = event["error"]
-                    self.notes.refusals.append(Refusal(ask.mark, 200, error["code"], error["message"]))
-                    return _Outcome.CUT if error["code"] == _AWAY else _Outcome.BROKEN
-                text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+                told.take(line[6:])
+        if told.done:
+            ask.answers.append(told.text)
+            return _Outcome.OVER
+        if told.error is not None:
+            self.notes.statuses["error in a stream"] += 1
+            code = told.error["code"]
+            self.notes.refusals.append(Refusal(ask.mark, 200, code, told.error["message"]))
+            return _Outcome.CUT if code == _AWAY else _Outcome.BROKEN
         self.notes.statuses["stream cut"] += 1
         return _Outcome.CUT
+
+    async def _persistent(self, http: httpx.AsyncClient, account: str) -> None:
+        """Ask without a key, and again when told to come back, as OpenAI's client does: what was refused never runs."""
+        ask = self._ask(account, background=self._chance.random() < 0.5)
+        response = await self._post(http, ask)
+        while ask.refused == ask.sent < _MOST_TRIES:
+            await self._again()
+            response = await self._post(http, ask)
+        if response.status_code == 202:
+            await self._poll(http, ask, response.json()["id"])
+        elif response.status_code == 200:
+            ask.answers.append(response.json()["choices"][0]["message"]["content"])
+
+    async def _left(self, http: httpx.AsyncClient, account: str) -> None:
+        """Ask for a stream, and go away in the middle of it."""
+        ask = self._ask(account, stream=True)
+        async with asyncio.timeout(self._chance.uniform(0, 3)):
+            await self._stream(http, ask)
 
     async def _submit(self, http: httpx.AsyncClient, ask: Ask) -> str | None:
         ask.keyed = True

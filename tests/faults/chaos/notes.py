@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,11 +14,17 @@ from tests.faults.chaos.upstreams import MODELS, Model
 Json = dict[str, Any]
 
 _MARK = re.compile(r"<[a-z]+-[0-9]{6}(?:\.[0-9]+)?>")
+_CALL = re.compile(r"#([0-9]+)(?= |$)")
 
 
 def marks_in(text: str) -> set[str]:
     """Return the marks of all requests that a text has anything of."""
     return set(_MARK.findall(text))
+
+
+def calls_in(text: str) -> set[str]:
+    """Return the numbers of all calls to providers whose words a text has: each word tells its own."""
+    return set(_CALL.findall(text))
 
 
 @dataclass(slots=True)
@@ -32,6 +39,10 @@ class Ask:
     line: bool = False
     answers: list[str] = field(default_factory=list)
     """Whole texts that came for it."""
+    sent: int = 0
+    """How often it was sent."""
+    refused: int = 0
+    """How often its answer was 503, which says that nothing was accepted."""
 
     @property
     def model(self) -> Model:
@@ -72,6 +83,34 @@ class Cut:
 
 
 @dataclass(slots=True)
+class Stream:
+    """What came over one connection of a completion that is streamed."""
+
+    mark: str
+    text: str = ""
+    finishes: int = 0
+    """Chunks with a finish reason."""
+    done: bool = False
+    error: Json | None = None
+    late: int = 0
+    """Events after its end."""
+
+    def take(self, data: str) -> None:
+        """Note an event's data."""
+        self.late += self.done or self.error is not None
+        if data == "[DONE]":
+            self.done = True
+            return
+        event = json.loads(data)
+        if "error" in event:
+            self.error = event["error"]
+            return
+        for choice in event["choices"]:
+            self.text += choice["delta"].get("content") or ""
+            self.finishes += choice["finish_reason"] is not None
+
+
+@dataclass(slots=True)
 class Reading:
     """What one subscriber was told of a job: `(event id, name, data)` in order, over all its connections."""
 
@@ -96,6 +135,7 @@ class Notes:
     """Jobs, how somebody was told that they ended, and who that was."""
     refusals: list[Refusal] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
     """Jobs that somebody asked to be cancelled, whether it was heard or not."""

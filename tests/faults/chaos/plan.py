@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from tests.faults.chaos.proxy import Mode
 
 WORKERS = ("worker-1", "worker-2")
+ALL_WORKERS = "workers"
+"""A target that stands for all of them at once."""
 APIS = ("api", "api-2")
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 STORE_LINKS = (
@@ -27,7 +29,9 @@ LINKS = (*STORE_LINKS, *CLIENT_LINKS, PROVIDER_LINK)
 _FIRST_SECONDS = 3.0
 _LAST_SECONDS = 5.0
 _EVERY_SECONDS = 6.0
-_LONG_MINUTES = 3.0
+LONG_MINUTES = 3.0
+# The share of a long run, at its end, in which nothing breaks: what a process keeps of its load shows then.
+_SOAK_SHARE = 0.2
 # Before and after a kill that is seen by itself: what a lost worker's jobs need to start again.
 _LULL_SECONDS = 15.0
 
@@ -81,6 +85,10 @@ _LATER = (
     Card(("refuse",), STORE_LINKS, _BRIEFLY),
     *(Card(("dead",), links, (5, 25)) for links in (STORE_LINKS, (*CLIENT_LINKS, PROVIDER_LINK))),
     Card(("roll",), ("all",), (0, 0)),
+    *(Card(("wake",), (ALL_WORKERS,)), Card(("wake",), (ALL_WORKERS,))),
+    # Longer than any client of ours waits for an answer that says nothing.
+    Card(("lock-jobs",), ("postgres",), (15, 25)),
+    Card(("fail-over",), ("postgres",), (5, 15)),
 )
 _RARE = (
     # Longer than it takes anybody to notice.
@@ -98,8 +106,9 @@ _RARE = (
 def plan(seed: int, minutes: float) -> list[Fault]:
     """Return what happens in a run, in order: a fault every few seconds, and so sometimes two at a time."""
     chance = random.Random(f"faults {seed}")
-    long = minutes >= _LONG_MINUTES
-    span = minutes * 60 - _FIRST_SECONDS - _LAST_SECONDS
+    long = minutes >= LONG_MINUTES
+    last = minutes * 60 * _SOAK_SHARE if long else _LAST_SECONDS
+    span = minutes * 60 - _FIRST_SECONDS - last
     step = min(_EVERY_SECONDS, span / len(FIRST))
     cards = _shuffled(chance, FIRST, FIRST + _LATER + (_RARE if long else ()))
     faults: list[Fault] = []
@@ -114,7 +123,7 @@ def plan(seed: int, minutes: float) -> list[Fault]:
         else:
             faults.append(fault)
         at += step
-    return [fault for fault in faults if fault.at <= minutes * 60 - _LAST_SECONDS]
+    return [fault for fault in faults if fault.at <= minutes * 60 - last]
 
 
 def _shuffled(chance: random.Random, first: Sequence[Card], then: Sequence[Card]) -> Iterator[Card]:

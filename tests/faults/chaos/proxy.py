@@ -82,7 +82,7 @@ class Link:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._mode is Mode.REFUSE:
-            _reset(writer)
+            await _end(writer)
             return
         gate = asyncio.Event()
         if self._mode is not Mode.STALL:
@@ -93,7 +93,7 @@ class Link:
                 await self._carry(gate, reader, writer)
         finally:
             self._gates.discard(gate)
-            _reset(writer)
+            await _end(writer)
 
     async def _carry(self, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await gate.wait()
@@ -108,7 +108,7 @@ class Link:
             await gate.wait()
         finally:
             self._writers -= {writer, far_writer}
-            _reset(far_writer)
+            await _end(far_writer)
 
     async def _pump(self, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -123,6 +123,13 @@ class Link:
         await gate.wait()
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Reset a connection, and return once its socket is closed: one that is left to the loop's end is an error."""
+    _reset(writer)
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -23,8 +23,19 @@ from redis import Redis
 from headrace.database import Database, migrate
 from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
 from headrace.keys.queries import create_key
+from tests.faults.chaos import steps
 from tests.faults.chaos.hooks import Hooks
-from tests.faults.chaos.plan import APIS, CLIENT_LINKS, PROVIDER_LINK, SCHEDULERS, STORE_LINKS, WORKERS, Fault
+from tests.faults.chaos.memory import Memory
+from tests.faults.chaos.plan import (
+    ALL_WORKERS,
+    APIS,
+    CLIENT_LINKS,
+    PROVIDER_LINK,
+    SCHEDULERS,
+    STORE_LINKS,
+    WORKERS,
+    Fault,
+)
 from tests.faults.chaos.proxy import Link, Mode
 from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.provider import Provider, running_provider
@@ -32,6 +43,7 @@ from tests.receiver import listening
 from tests.service import QUICK, Process, Service, Stores, until
 
 _MODES = {mode.value for mode in Mode}
+_STEPPED = ("wake", "lock-jobs", "fail-over")
 _STORES = ("kill-redis", "empty-redis", "away-redis", "kill-postgres", "restart-postgres", "away-postgres")
 # Far beyond what a part needs that is told to end: to drain, and then to hand back.
 _END_SECONDS = 60.0
@@ -62,6 +74,8 @@ class Happening:
     ended: float
     """Until it is over: when it is to be."""
     over: bool = False
+    steps: Iterator[None] = field(default_factory=lambda: iter(()))
+    """What is left to do, of a fault that has steps."""
 
 
 @dataclass(slots=True)
@@ -79,6 +93,7 @@ class Rig:
     kills: list[Kill] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """Parts that ended by themselves, or did not when they were told to."""
+    memory: Memory = field(default_factory=Memory)
     _launched: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -135,8 +150,15 @@ class Rig:
                 if not any(_clash(fault, other.fault) for other in active):
                     waiting.remove(fault)
                     active.append(self._begin(fault))
-            self._look_after(self.service.processes.keys() - {happening.fault.target for happening in active})
+            broken = {part for happening in active for part in _parts(happening.fault.target)}
+            self._look_after(self.service.processes.keys() - broken)
+            self.memory.look(self.service.processes, self._launched)
             time.sleep(0.05)
+
+    def settle(self) -> None:
+        """Measure what memory is left in use, and note where that is too much."""
+        self.memory.settle(self.service.processes, self._launched)
+        self.wrong += self.memory.problems()
 
     def wait_until_whole(self) -> None:
         """Return when both APIs are ready: everything else is, or comes by itself."""
@@ -151,6 +173,9 @@ class Rig:
         self.history.append(happening)
         if fault.kind in _MODES:
             self.links[fault.target].be(Mode(fault.kind))
+        elif fault.kind in _STEPPED:
+            happening.steps = self._steps(fault)
+            return happening
         elif fault.kind in _STORES:
             self._break(fault)
         else:
@@ -169,6 +194,8 @@ class Rig:
         fault = happening.fault
         if fault.kind in _MODES:
             self.links[fault.target].be(Mode.PASS)
+        elif fault.kind in _STEPPED:
+            return self._step(happening)
         elif fault.kind in _STORES:
             self._store(fault).start()
         elif fault.kind == "freeze":
@@ -186,6 +213,24 @@ class Rig:
             self.launch(fault.target)
             return fault.kind != "roll"
         return True
+
+    def _steps(self, fault: Fault) -> Iterator[None]:
+        if fault.kind == "wake":
+            return steps.wake_after_rescue(self.database_url, {name: self.service.processes[name] for name in WORKERS})
+        if fault.kind == "lock-jobs":
+            return steps.lock_jobs(self.database_url, fault.seconds)
+        return steps.fail_over(self.database_url, fault.seconds)
+
+    def _step(self, happening: Happening) -> bool:
+        """Take the next step, and tell whether it was the last."""
+        try:
+            next(happening.steps)
+        except StopIteration:
+            return True
+        except steps.NotMendedError as error:
+            self.wrong.append(str(error))
+            return True
+        return False
 
     def _look_after(self, names: Collection[str]) -> None:
         """Start parts again that ended by themselves, as whoever supervises them would, and note it."""
@@ -239,7 +284,12 @@ class Rig:
 
 def _clash(fault: Fault, other: Fault) -> bool:
     """Tell whether one has to wait for the other: a part is broken once at a time, and parts roll one by one."""
-    return fault.target == other.target or fault.kind == other.kind == "roll"
+    return not _parts(fault.target).isdisjoint(_parts(other.target)) or fault.kind == other.kind == "roll"
+
+
+def _parts(target: str) -> set[str]:
+    """Return the parts that a target stands for."""
+    return set(WORKERS) if target == ALL_WORKERS else {target}
 
 
 def _port() -> int:
@@ -251,8 +301,8 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def running_rig(directory: Path, seed: int) -> Iterator[Rig]:
-    """Start everything; logs and the catalogue are in the directory."""
+def running_rig(directory: Path, seed: int, *, forked: bool = True) -> Iterator[Rig]:
+    """Start everything; logs and the catalogue are in the directory. Processes that are not forked take longer."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_dir())
         # What is not flushed is lost when Postgres is killed, but this machine stays: nothing need wait for its disk.
@@ -275,7 +325,7 @@ def running_rig(directory: Path, seed: int) -> Iterator[Rig]:
             stack.callback(link.close)
         stores = Stores(postgres.url, valkey.url, postgres, valkey)
         config = catalogue(provider.port, links[PROVIDER_LINK].port)
-        service = Service(directory, stores, config, _ENVIRONMENT)
+        service = Service(directory, stores, config, _ENVIRONMENT, forked=forked)
         rig = Rig(service, provider, Upstreams.scripted(provider, seed), hooks, links, ports)
         migrate(postgres.url)
         Service.running.append(service)

@@ -39,6 +39,10 @@ class Model:
     """Calls go around the link that is broken on purpose."""
     fails: bool = False
     """The provider itself may fail."""
+    long: bool = False
+    """Its answers have thousands of words."""
+    thoughtful: bool = False
+    """It is silent for some seconds before the first word."""
     endless: bool = False
     """It does not answer before any deadline."""
     options: str = ""
@@ -56,7 +60,9 @@ GOOD = (
     Model("good", direct=True, options=_PATIENT),
     Model("good-claude", "anthropic", direct=True, options=_PATIENT),
     Model("good-gemini", "gemini", direct=True, options=_PATIENT),
+    Model("thoughtful", direct=True, thoughtful=True, options=_PATIENT),
 )
+LONG = (Model("long", direct=True, long=True, options=_PATIENT),)
 FAR = (Model("far", options=_PATIENT),)
 FLAKY = (
     Model("flaky", fails=True, options=_PATIENT),
@@ -78,7 +84,7 @@ LATE = (
 )
 """Asked with short deadlines only: for the one a job waits its turn, and may do so in the queue."""
 
-MODELS = {model.name: model for group in (GOOD, FAR, FLAKY, HOPELESS, LATE) for model in group}
+MODELS = {model.name: model for group in (GOOD, LONG, FAR, FLAKY, HOPELESS, LATE) for model in group}
 
 
 def catalogue(provider_port: int, link_port: int) -> str:
@@ -100,6 +106,9 @@ input_price = 2.50
 output_price = 10.00
 """)
     return "".join(sections)
+
+
+_LONG_WORDS = 2000
 
 
 class _Enough(Exception):  # noqa: N818  (no error: the script is over)
@@ -138,7 +147,7 @@ class Upstreams:
         self = cls(random.Random(f"provider {seed}"))
         limited, broken = status(429, retry_after=1), status(500)
         failures = (limited, broken, connection_reset, self._half, self._half, short_body, html())
-        for model in GOOD + FAR:
+        for model in GOOD + LONG + FAR:
             provider.always(model.name, self._well)
         for model in FLAKY:
             provider.always(model.name, self._sometimes(failures))
@@ -161,13 +170,20 @@ class Upstreams:
         number = next(self._numbers)
         prompt, completion = 1000 + number, self.chance.randint(1, 100)
         self.reported[call] = (prompt, completion)
-        text = " ".join(f"{word}#{number}" for word in echo_of(call.body).split(" "))
+        words = echo_of(call.body).split(" ")
+        if MODELS[call.model].long:
+            words += ["and"] * _LONG_WORDS
+        text = " ".join(f"{word}#{number}" for word in words)
         return answer(text, usage=usage_of(prompt, completion))
 
     async def _well(self, exchange: Exchange) -> None:
         """Answer in a second or two: all of it after a while, or word by word."""
+        model = MODELS[exchange.call.model]
+        if model.thoughtful:
+            await asyncio.sleep(self.chance.uniform(2, 6))
         if exchange.call.streamed:
-            await self._answer(exchange.call)(_Unhurried(exchange, self.chance.uniform(0, 0.15)))
+            pause = 0 if model.long else self.chance.uniform(0, 0.15)
+            await self._answer(exchange.call)(_Unhurried(exchange, pause))
         else:
             await asyncio.sleep(self.chance.uniform(0, 2))
             await self._answer(exchange.call)(exchange)
