@@ -46,8 +46,9 @@ format: install ## Format, and fix what ruff can fix
 	"$(BIN)/ruff" format
 	"$(BIN)/ruff" check --fix
 
+# Tests wait much of their time: three processes keep two cores busy.
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
-	"$(BIN)/python" -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	"$(BIN)/python" -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 demo: install ## Start everything, stream a completion, run a few jobs, show results and usage
 	@exec "$(BIN)/headrace" demo $(ARGS)

@@ -410,8 +410,8 @@ async def hang(exchange: Exchange) -> None:
 
 
 async def drip(exchange: Exchange) -> None:
-    """Answer well, but one byte a second: never silent, never done."""
-    text = "one byte a second"
+    """Answer well, but a byte at a time: never silent, never done."""
+    text = "a byte at a time " * 50
     if exchange.call.streamed:
         body = b"".join([sse(chunk({"role": "assistant", "content": text})), sse(chunk(finish="stop")), DONE])
         kind = "text/event-stream"
@@ -422,7 +422,7 @@ async def drip(exchange: Exchange) -> None:
     await exchange.send(_head(200, {"content-type": kind, "content-length": str(len(body))}))
     for position in range(len(body)):
         await exchange.send(body[position : position + 1])
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
 
 
 async def connection_reset(exchange: Exchange) -> None:

@@ -74,9 +74,9 @@ api_key = "env:TESTS_PROVIDER_KEY"
 kind = "openai"
 base_url = "{provider_url}"
 api_key = "env:TESTS_PROVIDER_KEY"
-timeout = 2
+timeout = 1
 connect_timeout = 1
-read_timeout = 1
+read_timeout = 0.5
 
 [providers.absent]
 kind = "openai"

@@ -137,7 +137,7 @@ async def test_a_stream_that_breaks_after_text_ends_with_an_error_event(
     assert (await ended(client, first["id"].replace("chatcmpl-", "job_")))["status"] == "failed"
 
 
-@pytest.mark.parametrize("behaviour", [hang, drip], ids=["nothing at all", "one byte a second"])
+@pytest.mark.parametrize("behaviour", [hang, drip], ids=["nothing at all", "a byte at a time"])
 @pytest.mark.parametrize("use", ["whole", "streamed", "background"])
 async def test_an_upstream_that_does_not_come_to_an_end_is_a_504(
     client: httpx.AsyncClient, provider: Provider, behaviour: Behaviour, use: str
