@@ -1,8 +1,15 @@
-"""How Alembic reaches the database: one connection, one transaction, one migration at a time."""
+"""How Alembic reaches the database: one process at a time, one transaction for each migration.
+
+An index on a table that may be large is built concurrently, in an `autocommit_block`, between transactions. It waits
+for every transaction that has begun before, so a process that waits for its turn must not be in one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from alembic import context
@@ -21,21 +28,32 @@ from headrace.usage.partitions import is_partition
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x68656164
+# Seconds between two tries to get it.
+_AGAIN_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def _turn(engine: sa.Engine) -> Iterator[None]:
+    """Wait until no other process migrates, and keep them waiting meanwhile, on a connection without a transaction."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK))):
+            time.sleep(_AGAIN_SECONDS)
+        yield
 
 
 def run_migrations() -> None:
-    """Migrate under an advisory lock, so that several containers may start at once."""
+    """Migrate when it is this process's turn, so that several containers may start at once."""
     url = context.config.attributes.get("url") or engine_url(os.environ["DATABASE_URL"])
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with _turn(engine), engine.connect() as connection:
         context.configure(
             connection=connection,
             target_metadata=metadata,
             compare_server_default=True,
+            transaction_per_migration=True,
             include_name=lambda name, kind, _parents: kind != "table" or not is_partition(str(name)),
         )
         with context.begin_transaction():
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             context.run_migrations()
     engine.dispose()
 
