@@ -55,7 +55,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
     """Connect, and serve live readers while within."""
     async with contextlib.AsyncExitStack() as stack:
         catalogue = CatalogueFile(settings.config)
-        database = Database.connect(settings.database_url)
+        database = Database.connect(settings.database_url, part="api")
         stack.push_async_callback(database.close)
         if settings.bootstrap_key is not None:
             await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())

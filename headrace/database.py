@@ -1,8 +1,9 @@
 """Connections to Postgres, of autocommitted statements, and the schema's migrations.
 
-Every write of Headrace is one statement, so a transaction is one round trip and there is no session to keep. What must
-not be lost goes through `durable`; what only repeats work when it is lost (heartbeats, lines that become jobs) and all
-reading goes through `relaxed`, whose commits do not wait for the disk.
+Every write of Headrace is one statement, so a transaction is one round trip. What must not be lost goes through
+`durable`; what only repeats work when it is lost (heartbeats, lines that become jobs) and all reading goes through
+`relaxed`, whose commits do not wait for the disk. That and the time-outs are settings of a connection's session, which
+a pooler has to keep.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import sqlalchemy as sa
 from psycopg.rows import namedtuple_row
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from headrace.database_url import connection_parameters
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -45,17 +48,12 @@ _STALE = frozenset({_READ_ONLY, "0A000"})
 _UNKNOWN = frozenset({"42703", "42P01"})
 # For a connection to come free: while Postgres is away nobody stands in line for long.
 _ROOM_SECONDS = 5.0
+# Times that a process compares two connections' sessions, as other clients of a pooler may use the same ones meanwhile.
+_SESSION_CHECKS = 4
 
-# Half-open connections are noticed in about ten seconds rather than in the kernel's two hours, at both ends: what a
-# client that is gone held, as a lock, is free again as soon.
-_CONNECT_ARGS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}
-_OPTIONS = {
+# What every session sets once it is connected: poolers refuse options in a connection's start-up. The server, too,
+# notices half-open connections in about ten seconds: what a client that is gone held, as a lock, is free as soon.
+_SESSION = {
     "statement_timeout": f"{round(PATIENCE_SECONDS * _SERVER_SHARE * 1000)}ms",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
@@ -64,17 +62,18 @@ _OPTIONS = {
 }
 
 _MIGRATIONS = Path(__file__).parent.parent / "migrations"
+_DIALECT = "postgresql+psycopg://"
 
 
-def engine_url(database_url: str) -> sa.URL:
-    """Return the URL with psycopg as its driver; `postgresql://…` and `postgres://…` are both understood."""
-    url = sa.make_url(database_url.replace("postgres://", "postgresql://", 1))
-    return url.set(drivername="postgresql+psycopg")
+class SessionsNotKeptError(psycopg.OperationalError):
+    """`DATABASE_URL` leads to a pooler that gives one connection's statements to several sessions of Postgres."""
 
-
-def connection_url(database_url: str) -> str:
-    """Return the URL as psycopg itself takes it."""
-    return engine_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__(
+            "DATABASE_URL leads through a pooler in transaction or statement mode: set it to session mode, or connect "
+            "to Postgres directly."
+        )
 
 
 class Connections:
@@ -337,6 +336,67 @@ class _Plain:
     """The patience in seconds that its `statement_timeout` is for."""
 
 
+class _Opener:
+    """Opens connections whose sessions have some settings."""
+
+    def __init__(self, parameters: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+        self._parameters = dict(parameters)
+        self._settings = "; ".join(f"SET {name} = '{value}'" for name, value in settings.items())
+        self._keeps_sessions = False
+
+    async def __call__(self) -> psycopg.AsyncConnection[Any]:
+        """Open a connection.
+
+        Raises:
+            psycopg.OperationalError: Postgres is unavailable, or a pooler does not keep sessions.
+        """
+        connection = await psycopg.AsyncConnection.connect(**self._parameters, autocommit=True)
+        try:
+            with _Patience(connection, PATIENCE_SECONDS):
+                await connection.execute(self._settings.encode())
+                if not self._keeps_sessions:
+                    await _check_sessions(connection, self._parameters)
+                    self._keeps_sessions = True
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+async def _check_sessions(connection: psycopg.AsyncConnection[Any], parameters: Mapping[str, Any]) -> None:
+    """See that each connection has a session of Postgres of its own, which its next statement finds again.
+
+    A pooler in transaction mode gives a statement to any session that is free: two connections then have the same one,
+    or one connection has several. Two statements in a row tell that of a pooler that takes turns.
+
+    Raises:
+        SessionsNotKeptError: They have not.
+        psycopg.OperationalError: Postgres is unavailable.
+    """
+    async with await psycopg.AsyncConnection.connect(**parameters, autocommit=True) as other:
+        with _Patience(other, PATIENCE_SECONDS):
+            for _ in range(_SESSION_CHECKS):
+                first, again, others = [await _session_of(each) for each in (connection, connection, other)]
+                if first != again or first == others:
+                    raise SessionsNotKeptError
+
+
+async def _session_of(connection: psycopg.AsyncConnection[Any]) -> Any:
+    """Return what tells the session apart from every other one, of this server or of another host."""
+    cursor = await connection.execute("SELECT pg_backend_pid(), pg_postmaster_start_time()")
+    return await cursor.fetchone()
+
+
+async def check_sessions(database_url: str, part: str) -> None:
+    """See that the URL leads to sessions that are kept, as every part needs them.
+
+    Raises:
+        SessionsNotKeptError: It leads through a pooler in transaction or statement mode.
+        psycopg.OperationalError: Postgres is unavailable.
+    """
+    await (await _Opener(connection_parameters(database_url, part), {})()).close()
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """The two kinds of connections of a process."""
@@ -345,20 +405,25 @@ class Database:
     relaxed: Connections
 
     @classmethod
-    def connect(cls, database_url: str, *, connections: int = 8) -> Database:
-        """Return connections that are opened when first needed, at most `connections` of each kind and use."""
+    def connect(cls, database_url: str, *, connections: int = 8, part: str = "cli") -> Database:
+        """Return connections that are opened when first needed, at most `connections` of each kind and use.
 
-        def kind(**options: str) -> Connections:
-            settings = " ".join(f"-c {name}={value}" for name, value in {**_OPTIONS, **options}.items())
+        Postgres shows them as `headrace {part}`, unless the URL has an `application_name`.
+
+        Raises:
+            headrace.settings.SettingError: The URL is of no form that libpq takes.
+        """
+
+        def kind(**settings: str) -> Connections:
             engine = create_async_engine(
-                engine_url(database_url),
+                _DIALECT,
                 isolation_level="AUTOCOMMIT",
                 hide_parameters=True,  # a prompt has no place in a log
                 pool_size=connections,
                 max_overflow=0,
                 pool_timeout=_ROOM_SECONDS,
                 pool_use_lifo=True,
-                connect_args={**_CONNECT_ARGS, "options": settings},
+                async_creator=_Opener(connection_parameters(database_url, part), {**_SESSION, **settings}),
             )
             sa.event.listen(engine.sync_engine, "handle_error", _leave_stale)
             return Connections(engine, limit=connections)
@@ -396,13 +461,24 @@ async def execute(
         return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
 
 
+def create_sync_engine(database_url: str) -> sa.Engine:
+    """Return an engine for migrations, which keeps no connections.
+
+    Raises:
+        headrace.settings.SettingError: The URL is of no form that libpq takes.
+    """
+    # Behind a pooler, no statement of a migration may count on what the session before it has prepared.
+    parameters = {**connection_parameters(database_url), "prepare_threshold": None}
+    return sa.create_engine(_DIALECT, poolclass=sa.NullPool, connect_args=parameters)
+
+
 def _alembic(database_url: str) -> Config:
     # Alembic takes a quarter of a second to import, and most commands migrate nothing.
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    config.attributes["url"] = engine_url(database_url)
+    config.attributes["url"] = database_url
     return config
 
 

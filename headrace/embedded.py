@@ -34,7 +34,9 @@ from urllib.parse import quote
 import psycopg
 import redis
 
+from headrace.database_url import connection_parameters
 from headrace.processes import die_with_parent
+from headrace.redis_url import broker_settings
 from headrace.settings import Settings
 
 _START_SECONDS = 60.0  # crash recovery of a large database takes its time
@@ -485,6 +487,7 @@ def locate(settings: Settings, *, redis: bool = True) -> Settings:
 
     Raises:
         EmbeddedStoreError: A URL that is needed is not set, and no `headrace dev` runs over the data directory.
+        SettingError: A URL is of no form that every part knows.
     """
     found = {
         "database_url": settings.database_url or _running_url(settings.data_dir / "postgres"),
@@ -493,6 +496,9 @@ def locate(settings: Settings, *, redis: bool = True) -> Settings:
     if not found["database_url"] or (redis and not found["redis_url"]):
         needed = "DATABASE_URL and REDIS_URL" if redis else "DATABASE_URL"
         raise EmbeddedStoreError(f"Set {needed}, or start `headrace dev`: none is running over {settings.data_dir}.")
+    connection_parameters(found["database_url"])
+    if redis:
+        broker_settings(found["redis_url"])
     return settings.model_copy(update=found)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psycopg
 
-from headrace.database import Database, connection_url, execute
+from headrace.database import Database, execute
+from headrace.database_url import connection_parameters
 
 _VERSIONS = Path(__file__).parent.parent / "migrations" / "versions"
 _REVISION = re.compile(
@@ -60,7 +61,7 @@ def check_schema(database_url: str) -> None:
         SchemaError: The schema is older than this release needs.
     """
     try:
-        with psycopg.connect(connection_url(database_url), connect_timeout=5, autocommit=True) as connection:
+        with psycopg.connect(**connection_parameters(database_url), autocommit=True) as connection:
             made = connection.execute(_TABLE).fetchone()
             row = connection.execute(_CURRENT).fetchone() if made is not None and made[0] else None
     except psycopg.OperationalError:

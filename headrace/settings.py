@@ -25,6 +25,10 @@ def default_data_dir() -> Path:
     return Path.home() / ".local" / "share" / "headrace"
 
 
+class SettingError(ValueError):
+    """A variable's value makes no sense. The message is one line, which names the variable and quotes no secret."""
+
+
 class Settings(BaseSettings):
     """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
 
@@ -35,7 +39,7 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="",
         validation_alias="DATABASE_URL",
-        description="Postgres, as `postgresql://user:password@host:port/database`. Empty: `headrace dev` starts one.",
+        description="Postgres, as `headrace.database_url` has it. Empty: `headrace dev` starts one.",
     )
     redis_url: str = Field(
         default="",

@@ -22,7 +22,8 @@ import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
-from headrace.database import engine_url
+from headrace.database import create_sync_engine
+from headrace.settings import SettingError
 from headrace.tables import metadata
 from headrace.usage.partitions import is_partition
 
@@ -36,6 +37,9 @@ _AGAIN_SECONDS = 0.5
 def _turn(engine: sa.Engine) -> Iterator[None]:
     """Wait until no other process migrates, and keep them waiting meanwhile, on a connection without a transaction."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        encoding = connection.scalar(sa.text("SHOW server_encoding"))
+        if encoding != "UTF8":
+            raise SettingError(f"DATABASE_URL: the database's encoding is {encoding}, and is to be UTF8.")
         while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_LOCK))):
             time.sleep(_AGAIN_SECONDS)
         yield
@@ -43,8 +47,7 @@ def _turn(engine: sa.Engine) -> Iterator[None]:
 
 def run_migrations() -> None:
     """Migrate when it is this process's turn, so that several containers may start at once."""
-    url = context.config.attributes.get("url") or engine_url(os.environ["DATABASE_URL"])
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = create_sync_engine(context.config.attributes.get("url") or os.environ["DATABASE_URL"])
     with _turn(engine), engine.connect() as connection:
         context.configure(
             connection=connection,

@@ -140,7 +140,7 @@ class Executor:
             demo = DemoUpstream()
             stack.push_async_callback(demo.close)
             file = CatalogueFile(settings.config)
-            database = Database.connect(settings.database_url)
+            database = Database.connect(settings.database_url, part="worker")
             stack.push_async_callback(database.close)
             redis = live.connect(settings.redis_url)
             stack.push_async_callback(redis.aclose)

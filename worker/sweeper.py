@@ -131,7 +131,7 @@ class Sweeper:
 
 async def _schedule(settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        database = Database.connect(settings.database_url, connections=4)
+        database = Database.connect(settings.database_url, connections=4, part="scheduler")
         stack.push_async_callback(database.close)
         redis = live.connect(settings.redis_url)
         stack.push_async_callback(redis.aclose)

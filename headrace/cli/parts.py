@@ -5,6 +5,7 @@ The API and the worker are named by import string, as `headrace` imports neither
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import socket
@@ -15,28 +16,61 @@ import click
 
 from headrace.catalogue import ConfigurationError, load_catalogue
 from headrace.embedded import EmbeddedStoreError, locate
-from headrace.settings import Settings
+from headrace.settings import SettingError, Settings
 from headrace.telemetry import configure_logging, redact
 
 _BACKLOG = 2048
+# Postgres's codes for a role that lacks a right, and for a database that is read-only.
+_OPERATORS_STATES = {"42501", "25006"}
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn what an operator can put right (a URL, a port, a file) into one line without a traceback."""
-    from sqlalchemy.exc import ArgumentError, OperationalError
+    import psycopg
+    from sqlalchemy.exc import DBAPIError, OperationalError
 
     from headrace.schema import SchemaError
 
     try:
         yield
-    except (EmbeddedStoreError, ConfigurationError, SchemaError) as error:
+    except (EmbeddedStoreError, ConfigurationError, SchemaError, SettingError) as error:
         raise click.ClickException(str(error)) from error
-    except ArgumentError as error:
-        raise click.ClickException("DATABASE_URL is no URL like postgresql://user:password@host/name.") from error
-    except OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        raise click.ClickException(f"Postgres at DATABASE_URL: {redact(reason)}") from error
+    except (DBAPIError, psycopg.OperationalError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        # A role that may not, and a database that is read-only, are no fault of the statement's.
+        of_server = isinstance(error, psycopg.OperationalError | OperationalError)
+        if not of_server and getattr(cause, "sqlstate", None) not in _OPERATORS_STATES:
+            raise
+        reason = str(cause).strip().splitlines()[0]
+        if "DATABASE_URL" not in reason:
+            reason = f"Postgres at DATABASE_URL: {reason}"
+        raise click.ClickException(redact(reason)) from error
+
+
+def _ready(settings: Settings, part: str) -> Settings:
+    """Return the settings with the stores' URLs, once what they name is known to be of use to a part.
+
+    Raises:
+        EmbeddedStoreError, ConfigurationError, SettingError: Something in them makes no sense.
+        SessionsNotKeptError: The database is behind a pooler that does not keep sessions.
+        SchemaError: The database's schema is older than this release needs.
+    """
+    import psycopg
+
+    from headrace.database import SessionsNotKeptError, check_sessions
+    from headrace.schema import check_schema
+
+    load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
+    located = locate(settings)
+    try:
+        asyncio.run(check_sessions(located.database_url, part))
+    except SessionsNotKeptError:
+        raise
+    except psycopg.OperationalError:
+        return located  # each part waits for Postgres by itself
+    check_schema(located.database_url)
+    return located
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -55,15 +89,6 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _located(settings: Settings) -> Settings:
-    """Return the settings with the stores that a part runs on, whose schema is not older than this release."""
-    from headrace.schema import check_schema
-
-    located = locate(settings)
-    check_schema(located.database_url)
-    return located
-
-
 def resolve(path: str) -> Callable[..., Any]:
     """Return what `module:attribute` names."""
     module, attribute = path.split(":")
@@ -78,8 +103,7 @@ def api(settings: Settings, fd: int | None) -> None:
     """Serve the HTTP API."""
     configure_logging(settings.log_level)
     with plain_errors():
-        load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
-        located = _located(settings)
+        located = _ready(settings, "api")
         app = resolve("api.app:create_app")(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
         resolve("api.server:serve")(app, located, listener)
@@ -100,9 +124,7 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
 
     configure_logging(settings.log_level)
     with plain_errors():
-        load_catalogue(settings.config)
-        located = _located(settings)
-        resolve("worker.main:main")(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
+        resolve("worker.main:main")(_ready(settings, "worker"), [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
@@ -111,17 +133,17 @@ def scheduler(settings: Settings) -> None:
     """Find lost jobs and wake them, expire late ones, run batches. One is enough; several do no harm."""
     configure_logging(settings.log_level)
     with plain_errors():
-        load_catalogue(settings.config)
-        located = _located(settings)
-        resolve("worker.sweeper:main")(located)
+        resolve("worker.sweeper:main")(_ready(settings, "scheduler"))
 
 
 @click.command()
 @click.pass_obj
 def migrate(settings: Settings) -> None:
     """Bring the database's schema up to date."""
-    from headrace.database import migrate
+    from headrace.database import check_sessions, migrate
 
     configure_logging(settings.log_level)
     with plain_errors():
-        migrate(locate(settings, redis=False).database_url)
+        database_url = locate(settings, redis=False).database_url
+        asyncio.run(check_sessions(database_url, "cli"))
+        migrate(database_url)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -18,7 +17,7 @@ import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
-from headrace.database import Database, engine_url, migrate
+from headrace.database import Database, create_sync_engine, migrate
 from headrace.schema import current_revision, head_revision
 from headrace.tables import metadata
 from headrace.usage.partitions import is_partition
@@ -50,7 +49,7 @@ DEFINITIONS = {
 def models_url(stores: Stores) -> str:
     """A database that the models made, without a migration."""
     url = create_database(stores.database_url)
-    engine = sa.create_engine(engine_url(url), poolclass=sa.NullPool)
+    engine = create_sync_engine(url)
     metadata.create_all(engine)
     engine.dispose()
     return url
@@ -75,7 +74,7 @@ def test_migrations_make_what_the_models_say(database_url: str, models_url: str,
 
 
 def test_alembic_finds_nothing_left_to_migrate(database_url: str) -> None:
-    engine = sa.create_engine(engine_url(database_url), poolclass=sa.NullPool)
+    engine = create_sync_engine(database_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,

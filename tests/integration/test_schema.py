@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from headrace.database import connection_url, migrate
+from headrace.database import migrate
 from headrace.schema import SchemaError, check_schema, head_revision, is_fit, known_revisions
 from tests.integration.databases import create_database
 from tests.service import Stores, free_port
@@ -27,7 +27,7 @@ def test_a_part_does_not_start_before_the_schema_is_migrated(stores: Stores) -> 
         check_schema(url)
     migrate(url)
     check_schema(url)
-    with psycopg.connect(connection_url(url), autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'later'")
     check_schema(url)
 

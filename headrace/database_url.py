@@ -1,0 +1,76 @@
+"""`DATABASE_URL` and its forms: all that libpq documents, as libpq itself reads them.
+
+postgresql://user:password@host:5432/database?sslmode=verify-full
+postgresql://user@host1,host2:5433/database?target_session_attrs=read-write
+postgresql://user@%2Frun%2Fpostgresql/database
+host=/run/postgresql user=me dbname=database
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from headrace.settings import SettingError
+
+# Half-open connections are noticed in about ten seconds rather than in the kernel's two hours.
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+_SCHEMES = {"postgresql", "postgres"}
+# No directory, so that libpq fails there at once.
+_NOWHERE = "/dev/null"
+# libpq's errors that name an option, and so quote nothing secret.
+_NAMES_AN_OPTION = ("invalid URI query parameter", "invalid connection option")
+
+
+def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any]:
+    """Return libpq's parameters for a connection of a part, such as `worker`. What the URL says of one stands.
+
+    Raises:
+        SettingError: libpq does not take the URL, or an option in it.
+    """
+    scheme = re.match(r"\s*([\w+.-]+)://", database_url)
+    if scheme and scheme[1] not in _SCHEMES:
+        raise SettingError(f"DATABASE_URL begins with {scheme[1]}://, and is to begin with postgresql://.")
+    try:
+        found = conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError as error:
+        raise SettingError(f"DATABASE_URL: {_reason(str(error))}.") from error
+    _check_values(found)
+    return {**_DEFAULTS, "fallback_application_name": f"headrace {part}", **found, "client_encoding": "UTF8"}
+
+
+def _check_values(parameters: dict[str, Any]) -> None:
+    """Have libpq check values as it does before it connects, without an address of a server."""
+    given = {name: value for name, value in parameters.items() if name not in {"host", "hostaddr"}}
+    hosts = str(parameters.get("host") or parameters.get("hostaddr") or "").split(",")
+    attempt = pq.PGconn.connect_start(
+        make_conninfo("", **{**given, "host": ",".join([_NOWHERE] * len(hosts))}).encode()
+    )
+    problem = attempt.error_message.decode(errors="replace").strip()
+    attempt.finish()
+    bad_port = "invalid port number" in problem
+    if problem and (bad_port or not problem.startswith("connection to server")):
+        raise SettingError(f"DATABASE_URL: {problem.splitlines()[0]}.")
+    for name in ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"):
+        if name in parameters and not re.fullmatch(r"\s*-?\d+\s*", str(parameters[name])):
+            raise SettingError(f"DATABASE_URL: {name} is to be a whole number.")
+
+
+def _reason(message: str) -> str:
+    """Return libpq's reason without what it quotes, which may be the password."""
+    message = message.strip()
+    if message.startswith(_NAMES_AN_OPTION):
+        return message
+    if message.startswith('missing "="'):
+        return "it is no URL like postgresql://user:password@host:5432/database"
+    return message.partition(': "')[0]
