@@ -53,6 +53,7 @@ from worker.circuit import Rules
 from worker.deltas import Deltas, DeltaWriter
 from worker.demo import DemoUpstream
 from worker.exchange import Exchange
+from worker.intake import Intake, Slot, Slots, reserve_of
 from worker.leases import Leases
 from worker.limits import Limits
 from worker.paths import Circuits
@@ -67,9 +68,8 @@ _DATABASE_WAIT_SECONDS = 0.5
 # How long a job that nobody waits for may hold a slot here because its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
 _CONTENT_FILTER = "content_filter"
-# Between two looks for jobs that no message came for, and how many are taken at a time.
+# Seconds between two looks for jobs that no wake-up came for.
 _LOOK_SECONDS = 0.5
-_MOST_UNCLAIMED = 64
 # Between two demands on an attempt to stop.
 _INSIST_SECONDS = 0.5
 
@@ -104,12 +104,22 @@ class Executor:
         self._publisher = publisher
         self._client = client
         self._name = name
-        self._slots = asyncio.Semaphore(settings.worker_slots)
-        self._line_slots = asyncio.Semaphore(line_slots)
-        self._in_hand: dict[str, str] = {}
-        """Jobs that came here and wait for a slot, in their order, and the tier of each."""
+        self._redis = redis
+        self._intake = Intake(
+            settings,
+            database,
+            tiers=tiers,
+            slots=Slots(settings.worker_slots, line_slots=line_slots),
+            run=self._run,
+            send_back=lambda job_ids, tier: self.hand_back(job_ids, tier=tier),
+            reachable=lambda: self.reachable.is_set(),  # noqa: PLW0108  (there are no leases yet)
+        )
         self._leases = Leases(
-            settings, database, redis, in_hand=self._in_hand.keys(), on_postgres_lost=self._hand_back_all
+            settings,
+            database,
+            redis,
+            in_hand=self._intake.in_hand.keys(),
+            on_postgres_lost=self._intake.hand_back_all,
         )
         self._circuits = circuits
         self._limits = limits
@@ -120,11 +130,6 @@ class Executor:
         """The newest attempt here of each job, from the moment that its claim returns."""
         self._doubtful: dict[str, str] = {}
         """Jobs that a claim may have given this worker although Postgres did not answer, and the tier of each."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._redis = redis
-        self._tiers = tiers
-        self._heard_at = 0.0
-        self._draining = False
         self._hurried = asyncio.Event()
 
     @classmethod
@@ -146,7 +151,7 @@ class Executor:
             stack.push_async_callback(redis.aclose)
             queue = JobQueue(redis, partial(queries.mark_unsent, database))
             stack.push_async_callback(queue.close)
-            client = ProviderClient(connections=settings.worker_slots)
+            client = ProviderClient(connections=settings.worker_slots + reserve_of(settings.worker_slots))
             stack.push_async_callback(client.close)
             name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
             circuits = Circuits(redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures))
@@ -173,6 +178,7 @@ class Executor:
                 executor._leases.run,
                 executor._leases.hear_cancellations,
                 executor._find_unclaimed,
+                executor._intake.share,
                 circuits.run,
                 limits.run,
             ]
@@ -188,38 +194,11 @@ class Executor:
         return self._leases.reachable
 
     async def take(self, job_ids: Sequence[str], *, tier: str) -> None:
-        """Start jobs as slots come free; returns once each has one, or has been handed back.
+        """Start jobs as slots come free; returns once none of them waits here.
 
         Jobs that wait here already are not taken twice.
         """
-        self._heard_at = asyncio.get_running_loop().time()
-        await self._take(job_ids, tier=tier)
-
-    async def _take(self, job_ids: Sequence[str], *, tier: str) -> None:
-        fresh = [job_id for job_id in job_ids if job_id not in self._in_hand]
-        self._in_hand.update(dict.fromkeys(fresh, tier))
-        if self._draining or not self.reachable.is_set():
-            self._hand_back_all()
-            return
-        for job_id in fresh:
-            await self._start(job_id, self._line_slots if tier == "batch" else None)
-
-    async def _start(self, job_id: str, slots: asyncio.Semaphore | None) -> None:
-        """Run a job as soon as there is a slot for it, one of these too; not if it was handed back meanwhile."""
-        if slots is not None:
-            await slots.acquire()
-        await self._slots.acquire()
-        tier = self._in_hand.pop(job_id, None)
-        if tier is None:
-            self._slots.release()
-            if slots is not None:
-                slots.release()
-            return
-        task = asyncio.create_task(self._run(job_id, tier))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if slots is not None:
-            task.add_done_callback(lambda _: slots.release())
+        await self._intake.hear(job_ids, tier=tier)
 
     async def reload(self) -> None:
         """Take up a changed configuration, if it is valid; attempts that are under way keep the routes they have."""
@@ -228,21 +207,20 @@ class Executor:
 
     # -- one job ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, job_id: str, tier: str) -> None:
-        try:
-            with bind(job=job_id):
-                try:
-                    claim = await self._claims.submit(job_id)
-                except SQLAlchemyError as error:
-                    log.warning("could not claim a job: %s", error)
-                    if is_away(error):
-                        self._doubtful[job_id] = tier
-                        self.hand_back([job_id], tier=tier)
-                    return
-                if claim is not None:
-                    await self._run_attempt(*claim)
-        finally:
-            self._slots.release()
+    async def _run(self, job_id: str, tier: str, slot: Slot) -> None:
+        with bind(job=job_id):
+            try:
+                claim = await self._claims.submit(job_id)
+            except SQLAlchemyError as error:
+                log.warning("could not claim a job: %s", error)
+                if is_away(error):
+                    self._doubtful[job_id] = tier
+                    self.hand_back([job_id], tier=tier)
+                return
+            if claim is not None:
+                job, lease = claim
+                slot.hold(job.account_id, background=job.background)
+                await self._run_attempt(job, lease)
 
     async def _run_attempt(self, job: ClaimedJob, lease: Lease) -> None:
         task = asyncio.current_task()
@@ -512,44 +490,27 @@ class Executor:
     # -- all jobs -----------------------------------------------------------------------------------------------------
 
     async def _find_unclaimed(self) -> None:
-        """While there is nothing else to do, take from Postgres what no message came for.
-
-        Redis may be unavailable, or have lost its lists; or Celery's consumer may hang, as it has done after
-        reconnections.
-        """
-        while not self._draining:
+        """Find what no wake-up came for, and what claims left in doubt; until cancelled."""
+        while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._leases.deaf = deaf = not await live.answers(self._redis)
-            if not self.reachable.is_set():
-                continue
-            await self._settle_doubts()
-            quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
-            if self._slots.locked() or not (deaf or quiet):
-                continue
-            try:
-                seconds = 0 if deaf else self._settings.resend_seconds
-                found = await queries.find_unclaimed(
-                    self._database, self._tiers, seconds=seconds, limit=_MOST_UNCLAIMED
-                )
-            except SQLAlchemyError as error:
-                log.warning("could not look for jobs: %s", error)
-                continue
-            for job_id, tier in found:
-                await self._take([job_id], tier=tier)
+            if self.reachable.is_set():
+                self._settle_doubts()
+                await self._intake.find_unclaimed(deaf=deaf)
 
-    async def _settle_doubts(self) -> None:
+    def _settle_doubts(self) -> None:
         """Claim again what a claim that got no answer may have given this worker. No other worker can."""
         doubtful, self._doubtful = self._doubtful, {}
         for job_id, tier in doubtful.items():
-            await self._take([job_id], tier=tier)
+            self._intake.start(job_id, tier)
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
-        self._draining = True
-        self._hand_back_all()
-        if self._tasks and not self._hurried.is_set():
-            log.info("draining %d jobs, for at most %g s", len(self._tasks), self._settings.drain_seconds)
-            ended = asyncio.ensure_future(asyncio.wait(self._tasks))
+        self._intake.close()
+        tasks = self._intake.tasks
+        if tasks and not self._hurried.is_set():
+            log.info("draining %d jobs, for at most %g s", len(tasks), self._settings.drain_seconds)
+            ended = asyncio.ensure_future(asyncio.wait(tasks))
             hurried = asyncio.ensure_future(self._hurried.wait())
             await asyncio.wait(
                 [ended, hurried], timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -557,23 +518,17 @@ class Executor:
             ended.cancel()
             hurried.cancel()
         until = time.monotonic() + self._settings.lease_seconds  # then other workers take them anyhow
-        while self._tasks and time.monotonic() < until:
+        while tasks and time.monotonic() < until:
             for attempt in self._leases.attempts:
                 attempt.insist()
                 attempt.interrupt(Stop.DRAINED)  # one that was only claimed meanwhile too
-            await asyncio.wait(self._tasks, timeout=_INSIST_SECONDS)
-        if self._tasks:
-            log.warning("%d jobs do not stop: their leases run out", len(self._tasks))
+            await asyncio.wait(tasks, timeout=_INSIST_SECONDS)
+        if tasks:
+            log.warning("%d jobs do not stop: their leases run out", len(tasks))
 
     def hand_back(self, job_ids: Sequence[str], *, tier: str) -> None:
         """Send the wake-ups of jobs again, so that they start elsewhere."""
         self._queue.wake(job_ids, tier=tier)
-
-    def _hand_back_all(self) -> None:
-        """Hand back every job that has no slot here yet."""
-        for job_id, tier in self._in_hand.items():
-            self.hand_back([job_id], tier=tier)
-        self._in_hand.clear()
 
     def hurry(self) -> None:
         """Hand everything back now, when draining."""

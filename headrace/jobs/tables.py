@@ -94,8 +94,17 @@ jobs = sa.Table(
     ),
     sa.CheckConstraint("batch_id IS NULL OR (finished_at IS NULL) = (finished_in IS NULL)", name="finished_in_of_line"),
     sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
-    # The two small sets that are looked through all the time; ended jobs are in neither.
+    # The small sets that are looked through all the time: what is queued, in order and by account, and what runs. Ended
+    # jobs are in none of them.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),
+    sa.Index(
+        "ix_jobs_waiting",
+        "tier",
+        "background",
+        "account_id",
+        "scheduled_at",
+        postgresql_where=sa.text("state = 'queued'"),
+    ),
     sa.Index("ix_jobs_running", "id", postgresql_where=sa.text("state = 'running'")),
     sa.Index(
         "ix_jobs_unstored",
