@@ -44,7 +44,7 @@ def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any
     try:
         found = conninfo_to_dict(database_url)
     except psycopg.ProgrammingError as error:
-        raise SettingError(f"DATABASE_URL: {_reason(str(error))}.") from error
+        raise SettingError(f"DATABASE_URL {_reason(str(error))}.") from error
     _check_values(found)
     return {**_DEFAULTS, "fallback_application_name": f"headrace {part}", **found, "client_encoding": "UTF8"}
 
@@ -67,10 +67,11 @@ def _check_values(parameters: dict[str, Any]) -> None:
 
 
 def _reason(message: str) -> str:
-    """Return libpq's reason without what it quotes, which may be the password."""
+    """Return what is wrong with the URL, without what libpq quotes of it, which may be the password."""
     message = message.strip()
-    if message.startswith(_NAMES_AN_OPTION):
-        return message
     if message.startswith('missing "="'):
-        return "it is no URL like postgresql://user:password@host:5432/database"
-    return message.partition(': "')[0]
+        return "is no URL like postgresql://user:password@host:5432/database"
+    if message.startswith(_NAMES_AN_OPTION):
+        return f"has an {message}"
+    reason, _, _ = message.partition(': "')
+    return f"is malformed: {reason}"

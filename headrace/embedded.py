@@ -496,10 +496,21 @@ def locate(settings: Settings, *, redis: bool = True) -> Settings:
     if not found["database_url"] or (redis and not found["redis_url"]):
         needed = "DATABASE_URL and REDIS_URL" if redis else "DATABASE_URL"
         raise EmbeddedStoreError(f"Set {needed}, or start `headrace dev`: none is running over {settings.data_dir}.")
-    connection_parameters(found["database_url"])
-    if redis:
-        broker_settings(found["redis_url"])
-    return settings.model_copy(update=found)
+    located = settings.model_copy(update=found)
+    check_urls(located if redis else located.model_copy(update={"redis_url": ""}))
+    return located
+
+
+def check_urls(settings: Settings) -> None:
+    """See that the URLs that are set are of forms that every part knows.
+
+    Raises:
+        SettingError: One is not.
+    """
+    if settings.database_url:
+        connection_parameters(settings.database_url)
+    if settings.redis_url:
+        broker_settings(settings.redis_url)
 
 
 _REAP = 'read -r line; for try in $(seq 100); do rm -rf "$0" 2>/dev/null && exit; sleep 0.1; done'

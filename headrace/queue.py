@@ -59,7 +59,7 @@ def create_celery(redis_url: str) -> Celery:
     """Return the Celery application. Every option is set on purpose; what is not here is Celery's default.
 
     Raises:
-        ValueError: It is no URL that `headrace.redis_url` knows.
+        SettingError: It is no URL that `headrace.redis_url` knows.
     """
     app = Celery("headrace")
     broker = broker_settings(redis_url)
@@ -143,7 +143,7 @@ class JobQueue:
 
     def __init__(self, redis: Redis, unsent: Callable[[Sequence[str]], Awaitable[None]] | None = None) -> None:
         """Use a client that gives up soon when Redis is away; `unsent` notes jobs whose wake-up may not be sent."""
-        app = create_celery("memory://")
+        app = create_celery("redis://")  # which connects nowhere: a message is written with a connection of its own
         self._messages = {tier: _Message(app, tier) for tier in TIERS}
         app.close()
         self._redis = redis

@@ -2,22 +2,26 @@
 
     redis://:password@host:6379/0
     rediss://:password@host:6379/0?ssl_ca_certs=/path/ca.pem
+    unix://:password@/path/redis.sock?db=0
     sentinel://:password@host1:26379,host2:26379/0?master=mymaster&sentinel_password=…
 
-`sentinels://` is Sentinels and servers behind TLS. The `ssl_…` options are redis-py's. redis-py and kombu have forms of
-their own for Sentinels, which differ; ours is turned into both.
+`sentinels://` is Sentinels and servers behind TLS. The `ssl_…` options are redis-py's. redis-py and kombu differ in the
+forms and options that they know, so a URL is read here, and both get it in their way. Any other option is refused.
 """
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError, ResponseError
+
+from headrace.settings import SettingError
 
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 """What redis-py raises while Redis is away; the last one is uvloop's, of a transport that was closed meanwhile."""
@@ -34,6 +38,86 @@ def is_spoilt(error: Exception) -> bool:
 _SENTINEL_PORT = 26379
 _SENTINEL_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 1}
 _REQUIREMENTS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_TLS = frozenset(
+    f"ssl_{name}"
+    for name in ("ca_certs", "ca_path", "ca_data", "certfile", "keyfile", "password", "cert_reqs", "check_hostname")
+)
+_SENTINEL = frozenset({"master", "sentinel_username", "sentinel_password"})
+# The schemes, and the options that each has.
+_FORMS = {
+    "redis": frozenset({"db"}),
+    "rediss": frozenset({"db"}) | _TLS,
+    "unix": frozenset({"db"}),
+    "sentinel": _SENTINEL,
+    "sentinels": _SENTINEL | _TLS,
+}
+
+
+def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
+    """Return a URL's parts and options. Its errors quote nothing that may be the password."""
+    scheme, found, _ = url.partition("://")
+    if not found or scheme not in _FORMS:
+        raise SettingError(f"REDIS_URL is to begin with {', '.join(f'{name}://' for name in _FORMS)}.")
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        _ = scheme.startswith("sentinel") or parts.port
+    except ValueError:
+        raise SettingError(
+            f"REDIS_URL is no URL like {scheme}://:password@host:6379/0; a password's own signs are percent-encoded."
+        ) from None
+    for name in query:
+        if name not in _FORMS[scheme]:
+            raise SettingError(
+                f"REDIS_URL has the option {name!r}; those of {scheme}:// are {', '.join(sorted(_FORMS[scheme]))}."
+            )
+    if parts.fragment:
+        raise SettingError("REDIS_URL has a '#', which in a password is to be written %23.")
+    return parts, query
+
+
+def _database(text: str) -> int:
+    if not re.fullmatch(r"[0-9]*", text):
+        raise SettingError("REDIS_URL: the database is to be a number, such as 0.")
+    return int(text or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What a URL of one server says."""
+
+    address: str
+    """The URL without its options and database."""
+    path: str | None
+    """Of its socket, percent-encoded."""
+    database: int
+    tls: dict[str, Any]
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read a URL.
+
+        Raises:
+            SettingError: Something in it makes no sense.
+        """
+        parts, query = _split(url)
+        socket = parts.scheme == "unix"
+        if socket and (not parts.path.strip("/") or parts.netloc.rpartition("@")[2]):
+            raise SettingError("REDIS_URL: a socket is to be named as unix:///path/redis.sock.")
+        return cls(
+            address=f"{parts.scheme}://{parts.netloc}{parts.path if socket else ''}",
+            path=parts.path if socket else None,
+            database=_database(query.get("db", "" if socket else parts.path.strip("/"))),
+            tls=_tls(query) if parts.scheme == "rediss" else {},
+        )
+
+    @property
+    def broker_url(self) -> str:
+        """The URL as kombu has it."""
+        if self.path is None:
+            return f"{self.address}/{self.database}"
+        return f"redis+socket{self.address.removeprefix('unix')}?virtual_host={self.database}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +137,13 @@ class _Sentinels:
         """Read a URL.
 
         Raises:
-            ValueError: It has no `master`, or something in it is not what it should be.
+            SettingError: It has no `master`, or something in it makes no sense.
         """
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
+        parts, query = _split(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
         username, _, password = credentials.partition(":")
-        if "master" not in query:
-            raise ValueError("a URL of Sentinels needs ?master=NAME")
+        if not query.get("master"):
+            raise SettingError("REDIS_URL: a URL of Sentinels needs ?master=NAME.")
         sentinel_options = {
             name: query[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in query
         }
@@ -69,7 +152,7 @@ class _Sentinels:
             master=query["master"],
             username=unquote(username) or None,
             password=unquote(password) or None,
-            database=int(parts.path.strip("/") or 0),
+            database=_database(parts.path.strip("/")),
             sentinel_options=sentinel_options,
             tls=_tls(query) if parts.scheme == "sentinels" else {},
         )
@@ -77,34 +160,42 @@ class _Sentinels:
 
 def _host(text: str) -> tuple[str, int]:
     host = urlsplit(f"//{text}")
+    try:
+        port = host.port
+    except ValueError:
+        raise SettingError("REDIS_URL: a Sentinel's port is to be a number.") from None
     if not host.hostname:
-        raise ValueError("a Sentinel has no host")
-    return host.hostname, host.port or _SENTINEL_PORT
+        raise SettingError("REDIS_URL: a Sentinel has no host.")
+    return host.hostname, port or _SENTINEL_PORT
 
 
 def _tls(query: dict[str, str]) -> dict[str, Any]:
-    """Return the options of TLS; whoever answers must have a certificate, unless the URL says otherwise."""
-    options: dict[str, Any] = {name: value for name, value in query.items() if name.startswith("ssl_")}
-    options["ssl_cert_reqs"] = _REQUIREMENTS[options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")]
-    if "ssl_check_hostname" in options:
-        options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() in {"true", "1", "yes"}
-    else:
-        options["ssl_check_hostname"] = options["ssl_cert_reqs"] is ssl.CERT_REQUIRED
+    """Return the options of TLS; the server must have a certificate, unless the URL says otherwise."""
+    options: dict[str, Any] = {name: value for name, value in query.items() if name in _TLS}
+    required = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if required not in _REQUIREMENTS:
+        raise SettingError(f"REDIS_URL: ssl_cert_reqs is to be one of {', '.join(_REQUIREMENTS)}.")
+    options["ssl_cert_reqs"] = _REQUIREMENTS[required]
+    checks = options.get("ssl_check_hostname", str(required == "required")).lower()
+    if checks not in _TRUTHS:
+        raise SettingError("REDIS_URL: ssl_check_hostname is to be true or false.")
+    options["ssl_check_hostname"] = _TRUTHS[checks]
     return options
 
 
 def _has_sentinels(url: str) -> bool:
-    return urlsplit(url).scheme in {"sentinel", "sentinels"}
+    return url.startswith(("sentinel://", "sentinels://"))
 
 
 def connect(url: str, **options: Any) -> Redis:
     """Return a client with redis-py's options.
 
     Raises:
-        ValueError: It is no such URL.
+        SettingError: It is no such URL.
     """
     if not _has_sentinels(url):
-        return Redis.from_url(url, **options)
+        server = _Server.parse(url)
+        return Redis.from_url(server.address, db=server.database, **options, **server.tls)
     found = _Sentinels.parse(url)
     tls = {"ssl": True, **found.tls} if found.tls else {}
     timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}
@@ -127,13 +218,11 @@ def broker_settings(url: str) -> dict[str, Any]:
     """Return Celery's settings for a URL: `broker_url`, `broker_use_ssl` and `broker_transport_options`.
 
     Raises:
-        ValueError: It is no such URL.
+        SettingError: It is no such URL.
     """
-    parts = urlsplit(url)
     if not _has_sentinels(url):
-        tls = _tls(dict(parse_qsl(parts.query))) if parts.scheme == "rediss" else None
-        plain = parts._replace(query="").geturl() if tls else url
-        return {"broker_url": plain, "broker_use_ssl": tls, "broker_transport_options": {}}
+        server = _Server.parse(url)
+        return {"broker_url": server.broker_url, "broker_use_ssl": server.tls or None, "broker_transport_options": {}}
     found = _Sentinels.parse(url)
     credentials = f"{quote(found.username or '', safe='')}:{quote(found.password or '', safe='')}@"
     if not (found.username or found.password):

@@ -25,7 +25,14 @@ from headrace import __version__
 from headrace.catalogue import load_catalogue
 from headrace.cli.parts import listen, plain_errors
 from headrace.database import migrate
-from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedStoreError, EmbeddedValkey, secret_key_file
+from headrace.embedded import (
+    EmbeddedPostgres,
+    EmbeddedStore,
+    EmbeddedStoreError,
+    EmbeddedValkey,
+    check_urls,
+    secret_key_file,
+)
 from headrace.keys.queries import create_first_key
 from headrace.processes import StartError, SupervisedProcess
 from headrace.redis_url import connect
@@ -91,6 +98,7 @@ class Service:
                 signal.signal(signal_number, self._on_signal)
         with contextlib.ExitStack() as stack, plain_errors():
             self.models = load_catalogue(self.settings.config).names()
+            check_urls(self.settings)
             self._listener = stack.enter_context(listen(self.settings))
             try:
                 self._start_stores(stack)
@@ -132,7 +140,7 @@ class Service:
             self.settings = self.settings.model_copy(update={field: store.url})
         try:
             asyncio.run(_ping(self.settings.redis_url))
-        except (RedisError, ValueError) as error:
+        except RedisError as error:
             raise click.ClickException(f"Redis at REDIS_URL: {redact(str(error))}") from error
 
     async def _supervise(self, main: Callable[[Service], Awaitable[None]]) -> None:

@@ -146,18 +146,14 @@ async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
     """Open the live wire; yields None without a URL: workers and readers then hear of it from Postgres.
 
     Raises:
-        click.ClickException: The URL is none of Redis.
+        SettingError: The URL is none that `headrace.redis_url` knows.
     """
     from headrace.live import Publisher, connect
 
     if not redis_url:
         yield None
         return
-    try:
-        redis = connect(redis_url)
-    except ValueError as error:
-        raise click.ClickException("REDIS_URL is no URL like redis://host:6379/0.") from error
-    async with redis:
+    async with connect(redis_url) as redis:
         publisher = Publisher(redis, interval_seconds=0)
         yield publisher
         await publisher.flush()

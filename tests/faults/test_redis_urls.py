@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from redis import Redis
@@ -40,7 +41,7 @@ class Valkey:
         lines = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), **settings}
         file.write_text("".join(f"{name.replace('_', '-')} {value}\n" for name, value in lines.items()))
         self.process = subprocess.Popen([program, file, *arguments], stdout=subprocess.DEVNULL)
-        self.redis = Redis(port=self.port, socket_timeout=5)
+        self.redis = Redis(port=self.port, password=settings.get("requirepass"), socket_timeout=5)
         until(self.answers, "Valkey")
 
     def answers(self) -> bool:
@@ -169,3 +170,17 @@ async def test_behind_tls(
         with Redis.from_url(url) as redis:
             assert any(found["cmd"] == "brpop" for found in redis.client_list()), "the worker's consumer"
             assert any(int(found["sub"]) for found in redis.client_list()), "the live wire"
+
+
+async def test_over_a_socket(tmp_path: Path, stores: Stores, config: str, provider: Provider, model: str) -> None:
+    path = tmp_path / "valkey" / "my valkey.sock"
+    valkey = Valkey(tmp_path / "valkey", unixsocket=f'"{path}"', requirepass="a/secret")
+    try:
+        url = f"unix://:{quote('a/secret', safe='')}@{quote(str(path))}?db=1"
+        with running_service(tmp_path / "service", replace(stores.fresh(), redis_url=url), config) as service:
+            await works(service, provider, model)
+            found = [client for client in valkey.redis.client_list() if "U" in client["flags"]]
+            assert {client["db"] for client in found} == {"1"}
+            assert any(client["cmd"] == "brpop" for client in found), "the worker's consumer"
+    finally:
+        valkey.kill()

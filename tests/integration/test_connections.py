@@ -111,9 +111,19 @@ def test_an_encoding_that_cannot_hold_every_text_is_told(stores: Stores) -> None
     assert "LATIN1" in refusal(urlsplit(stores.database_url)._replace(path="/latin").geturl())
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "scheduler", "migrate", "jobs list"])
+@pytest.mark.parametrize("command", ["api", "worker", "scheduler", "dev"])
+@pytest.mark.parametrize("url", ["http://u:hidden@h/", "redis://u:hidden@h/0?health_check_interval=30"])
+def test_every_part_refuses_a_redis_url_in_one_line(database_url: str, command: str, url: str) -> None:
+    environment = {"DATABASE_URL": database_url, "REDIS_URL": url, "HEADRACE_PORT": "0"}
+    ended = CliRunner(env=environment).invoke(main, [command])
+    [line] = ended.output.splitlines()
+    assert line.startswith("Error: REDIS_URL")
+    assert "hidden" not in line
+
+
+@pytest.mark.parametrize("command", ["api", "worker", "scheduler", "migrate", "dev", "jobs list"])
 def test_every_part_refuses_a_url_in_one_line(command: str) -> None:
-    environment = {"DATABASE_URL": "mysql://u:hidden@h/db", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    environment = {"DATABASE_URL": "mysql://u:hidden@h/db", "REDIS_URL": "redis://127.0.0.1:1/0", "HEADRACE_PORT": "0"}
     ended = CliRunner(env=environment).invoke(main, command.split())
     assert ended.output.splitlines() == [
         "Error: DATABASE_URL begins with mysql://, and is to begin with postgresql://."
