@@ -14,7 +14,8 @@ from psycopg import sql
 
 from headrace.cli import main
 from headrace.database import Database, execute, migrate
-from headrace.schema import current_revision, head_revision
+from headrace.embedded import EmbeddedPostgres, scratch_dir
+from headrace.schema import check_schema, current_revision, head_revision
 from tests.integration.databases import create_database, fetch
 from tests.service import Stores, free_port
 
@@ -78,6 +79,22 @@ async def test_of_two_hosts_the_one_that_answers_is_taken(database_url: str) -> 
         migrate(url)
         async with connected(url) as database:
             assert await current_revision(database) == head_revision()
+
+
+async def test_of_two_hosts_the_one_that_takes_writes_is_taken(stores: Stores, database_url: str) -> None:
+    name, user = urlsplit(database_url).path.lstrip("/"), urlsplit(database_url).username
+    with scratch_dir() as directory, EmbeddedPostgres(directory / "postgres") as other:
+        with psycopg.connect(other.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            connection.execute("SELECT pg_reload_conf()")
+        hosts = ",".join(socket_directory(url).replace("/", "%2F") for url in (other.url, database_url))
+        url = f"postgresql://{user}@{hosts}/{name}?target_session_attrs=read-write"
+        migrate(url)
+        check_schema(url)
+        async with connected(url) as database:
+            assert await current_revision(database) == head_revision()
+            assert await setting(database, "transaction_read_only") == "off"
 
 
 def refusal(url: str) -> str:
