@@ -37,6 +37,9 @@ LONG_PATIENCE_SECONDS = 40.0
 """Seconds to wait for a statement that reads many rows."""
 ENDLESS_PATIENCE_SECONDS = 86_400.0
 """Seconds to wait for what goes through a whole ledger: a day."""
+LIST_SECONDS = 3.0
+"""Seconds that a list may take, over all that it has to look at."""
+_LIST_CONNECTIONS = 3
 # The part of the patience after which Postgres gives up itself. It has to be the first: a statement that is given up by
 # its client alone may be done later.
 _SERVER_SHARE = 0.8
@@ -399,10 +402,12 @@ async def check_sessions(database_url: str, part: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The two kinds of connections of a process."""
+    """The kinds of connections of a process."""
 
     durable: Connections
     relaxed: Connections
+    lists: Connections
+    """Few, for questions that may have to look at all of an account's rows: they keep no other statement waiting."""
 
     @classmethod
     def connect(cls, database_url: str, *, connections: int = 8, part: str = "cli") -> Database:
@@ -414,7 +419,7 @@ class Database:
             headrace.settings.SettingError: The URL is of no form that libpq takes.
         """
 
-        def kind(**settings: str) -> Connections:
+        def kind(connections: int = connections, **settings: str) -> Connections:
             engine = create_async_engine(
                 _DIALECT,
                 isolation_level="AUTOCOMMIT",
@@ -428,12 +433,13 @@ class Database:
             sa.event.listen(engine.sync_engine, "handle_error", _leave_stale)
             return Connections(engine, limit=connections)
 
-        return cls(durable=kind(), relaxed=kind(synchronous_commit="off"))
+        lists = kind(min(connections, _LIST_CONNECTIONS), statement_timeout=f"{LIST_SECONDS:g}s")
+        return cls(durable=kind(), relaxed=kind(synchronous_commit="off"), lists=lists)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.durable.close()
-        await self.relaxed.close()
+        for connections in (self.durable, self.relaxed, self.lists):
+            await connections.close()
 
 
 async def execute(

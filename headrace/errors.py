@@ -4,6 +4,7 @@
   + InvalidRequestError             400 invalid_request_error
     - NotFoundError                 404
     - ModelNotFoundError            404 model_not_found
+    - ListTooLongError              400 list_too_long
     - PayloadTooLargeError          413
     - ConflictError                 409
   + AuthenticationError             401 authentication_error
@@ -97,6 +98,15 @@ class NotFoundError(InvalidRequestError):
     default: ClassVar[str] = "There is nothing here by that id."
     status = 404
     code = "not_found"
+
+
+class ListTooLongError(InvalidRequestError):
+    """A list has to look at more rows than it has time for."""
+
+    default: ClassVar[str] = (
+        "This list has to look at too many jobs: narrow it with 'created_after' and 'created_before'."
+    )
+    code = "list_too_long"
 
 
 class ModelNotFoundError(InvalidRequestError):

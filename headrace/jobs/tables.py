@@ -93,7 +93,21 @@ jobs = sa.Table(
         name="line_of_batch",
     ),
     sa.CheckConstraint("batch_id IS NULL OR (finished_at IS NULL) = (finished_in IS NULL)", name="finished_in_of_line"),
-    sa.Index("ix_jobs_account_id_id", "account_id", "id", postgresql_where=sa.text("deleted_at IS NULL")),
+    # What lists are narrowed to is in the index, so that a list without a match reads no row.
+    sa.Index(
+        "ix_jobs_listed",
+        "account_id",
+        "id",
+        postgresql_include=["state", "model", "agent_id", "batch_id", "created_at"],
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    ),
+    sa.Index(
+        "ix_jobs_metadata",
+        "metadata",
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+        postgresql_where=sa.text("metadata IS NOT NULL AND deleted_at IS NULL"),
+    ),
     # The small sets that are looked through all the time: what is queued, in order and by account, and what runs. Ended
     # jobs are in none of them.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),

@@ -32,7 +32,7 @@ ALERT_PERCENTS = (50, 80, 100)
 async def snapshot(database: Database) -> AsyncIterator[Database]:
     """Give a database as of one moment, that of the first question to it; it is not to be written to."""
     async with database.relaxed.transaction("REPEATABLE READ") as then:
-        yield Database(then, then)
+        yield Database(then, then, then)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from headrace.database import execute
+from headrace.errors import ListTooLongError
 from headrace.jobs import queries
 from headrace.jobs.queries import JobFilter
 from headrace.jobs.state import State
+from tests.integration.databases import Session
 from tests.integration.jobs import ERROR, RESPONSE, Jobs, Owner, end_of, segment
 
 ALL = JobFilter()
@@ -145,3 +149,26 @@ async def test_progress_and_positions_tell_where_a_job_stands(jobs: Jobs) -> Non
     assert (progress.state, progress.attempt, progress.delta_count) == (State.COMPLETED, 1, 2)
     assert (progress.response, progress.error) == (RESPONSE, None)
     assert await queries.read_progress(jobs.database, "job_0") is None
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_metadata_is_found_beyond_the_latest_jobs(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, descending: bool
+) -> None:
+    monkeypatch.setattr(queries, "_RECENT_JOBS", 3)
+    rare = [await jobs.submit(metadata='{"customer": "rare", "at": "x"}') for _ in range(2)]
+    common = [await jobs.submit(metadata='{"customer": "common"}') for _ in range(6)]
+    for customer, expected in (("rare", rare), ("common", common), ("none", [])):
+        wanted, found = JobFilter(metadata={"customer": customer}), list[str]()
+        while page := await ids(jobs, wanted, after=found[-1] if found else None, limit=2, descending=descending):
+            found += page
+        assert found == sorted(expected, reverse=descending)
+
+
+async def test_a_list_that_takes_too_long_is_refused_with_what_would_help(
+    jobs: Jobs, other_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await execute(jobs.database.lists, sa.text("SET statement_timeout = 100"))
+    await other_session.execute("LOCK TABLE usage IN ACCESS EXCLUSIVE MODE")
+    with pytest.raises(ListTooLongError, match="created_after"):
+        await queries.list_jobs(jobs.database, jobs.owner.account_id, JobFilter(), after=None, limit=2, descending=True)
