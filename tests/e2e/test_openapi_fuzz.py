@@ -123,7 +123,8 @@ class Things:
 @pytest.fixture(scope="module")
 def headers(service: Service) -> dict[str, str]:
     """Of a key of an account that nobody else has."""
-    key = service.create_key("fuzz", "--scope", "keys:write", "--scope", "usage:read")
+    scopes = ("keys:write", "usage:read", "webhooks:write")
+    key = service.create_key("fuzz", *(option for scope in scopes for option in ("--scope", scope)))
     return {"authorization": f"Bearer {key['key']}"}
 
 
