@@ -161,7 +161,7 @@ async def accept(request: Request, submission: Submission) -> int:
     """Commit the job and wake a worker for it; returns when it was created, in Unix seconds.
 
     Raises:
-        RateLimitError: The limits of its key or account do not allow it now.
+        RateLimitError: The limits of its key or account do not allow it now, or too many of its jobs wait.
         InvalidRequestError: Its key or account has a budget, and the model has no price.
     """
     state, job = request.state, submission.job
@@ -169,6 +169,7 @@ async def accept(request: Request, submission: Submission) -> int:
         submission.headers["idempotent-replayed"] = "true"
         _let_go(request, submission)
         return progress.created
+    state.waiting.check(job.account_id)
     if any(scope.is_limited for scope in submission.scopes):
         job = await _admit(request, submission)
     try:
@@ -178,6 +179,7 @@ async def accept(request: Request, submission: Submission) -> int:
             # In a task of its own: it may be the client's going that stops us.
             await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
         raise
+    state.waiting.add(job.account_id)
     if job.delay_seconds:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
     else:

@@ -16,6 +16,7 @@ from api.doubts import Doubts
 from api.health import StoresCheck
 from api.room import Room
 from api.subscribers import Subscribers
+from api.waiting import WaitingJobs
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
 from headrace.chores import going_on
@@ -45,6 +46,7 @@ class State(TypedDict):
     inserts: GroupCommit[NewJob, int]
     gate: Gate
     doubts: Doubts
+    waiting: WaitingJobs
     room: Room
     subscribers: Subscribers
     stores_check: StoresCheck
@@ -71,7 +73,8 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         authenticator = Authenticator(database)
         doubts = Doubts()
-        async with going_on(hub.run, partial(watch, hub, database), authenticator.run, doubts.run):
+        waiting = WaitingJobs(database, most=settings.account_waiting_jobs)
+        async with going_on(hub.run, partial(watch, hub, database), authenticator.run, doubts.run, waiting.run):
             yield State(
                 settings=settings,
                 catalogue=catalogue,
@@ -82,6 +85,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 hub=hub,
                 inserts=GroupCommit(insert),
                 doubts=doubts,
+                waiting=waiting,
                 room=Room(settings.body_memory_bytes),
                 subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),

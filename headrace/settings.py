@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         default=100 * 1024**3, ge=0, description="Bytes that an account's files may have together, outputs included."
     )
     batch_max_lines: int = Field(default=100_000, ge=1, description="Most requests in one batch.")
+    account_waiting_jobs: int = Field(
+        default=100_000,
+        ge=1,
+        description="Jobs of one account that may wait for a worker, lines of batches aside. Above it, 429.",
+    )
     batches_in_progress: int = Field(
         default=200, ge=1, description="Batches of one account that have not ended; the next one is refused with 429."
     )

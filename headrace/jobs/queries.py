@@ -1007,6 +1007,19 @@ async def find_fair(
     return [WaitingJob(*row) for row in await execute(database.relaxed, _FAIR, parameters)]
 
 
+_COUNT_WAITING = """
+SELECT count(*) FROM (
+    SELECT FROM jobs WHERE state = 'queued' AND tier IN ('priority', 'default', 'flex') AND background IN (false, true)
+                           AND account_id = %(account_id)s LIMIT %(limit)s) AS waiting
+"""
+
+
+async def count_waiting(database: Database, account_id: str, *, limit: int) -> int:
+    """Return how many jobs of an account wait, lines of batches aside, counted no further than `limit`."""
+    rows = await execute(database.lists, _COUNT_WAITING, {"account_id": account_id, "limit": limit})
+    return int(rows[0][0])
+
+
 _TAKEN = """
 SELECT known.id FROM unnest(%(ids)b::text[]) AS known (id)
 WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND state = 'queued')
