@@ -286,7 +286,15 @@ class Executor:
             if 0 < paused <= patience:
                 await asyncio.sleep(paused)
             admission = await leave.enter_async_context(
-                self._limits.admitted(name, provider, request, calls=exchange.calls, patience_seconds=patience)
+                self._limits.admitted(
+                    name,
+                    provider,
+                    request,
+                    account=job.account_id,
+                    background=job.background,
+                    calls=exchange.calls,
+                    patience_seconds=patience,
+                )
             )
             await leave.enter_async_context(self._circuits.call(name, route.name, account=job.account_id))
             attempt.exchange = exchange

@@ -9,8 +9,9 @@ trip, and what has ended meanwhile travels with them.
   set right by the next question, and a Redis that was emptied knows all again after a heartbeat.
 * A minute is any sixty seconds: the last of them are counted in thirty slots of two seconds each, and a slot counts
   until all of it is a minute old. A call's tokens are estimated when it is admitted, and corrected when it ends.
-* Whoever waits does so in order of arrival, within a worker exactly and between workers by the head of their lines. A
-  worker that asks tells how many wait there, and others leave them what is free if they came earlier.
+* Within a worker accounts take turns, those of waiting clients first (`worker/line.py`); between workers the order is
+  that of arrival, by the oldest that is asked for. A worker that asks tells how many wait there, and others leave them
+  what is free if they came earlier.
 
 While Redis is away, each worker keeps the whole limits by itself: how many others there are, nobody can tell it then.
 """
@@ -21,10 +22,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -33,6 +32,7 @@ from redis.asyncio import Redis
 from headrace.chat.usage import estimate_usage
 from headrace.errors import UpstreamBusyError
 from headrace.ids import new_id
+from worker.line import Line
 
 log = logging.getLogger(__name__)
 
@@ -269,6 +269,8 @@ class Limits:
         provider: LimitedProvider,
         request: Mapping[str, Any],
         *,
+        account: str = "",
+        background: bool = False,
         calls: int = 1,
         patience_seconds: float = math.inf,
     ) -> AbstractAsyncContextManager[Admission]:
@@ -286,7 +288,7 @@ class Limits:
             gate = self._gates[name] = _Gate(self, name, self._window_seconds)
         gate.quota = quota
         tokens = 0 if quota.tokens is None else estimate_tokens(request)
-        return _Place(gate, Demand(calls, tokens), patience_seconds)
+        return _Place(gate, account, background, Demand(calls, tokens), patience_seconds)
 
     async def run(self) -> None:
         """Keep this worker's slots, and come back to Redis when it does, until cancelled."""
@@ -351,10 +353,14 @@ _UNLIMITED = _Unlimited()
 class _Place:
     """A place in a provider's line, and then the admission."""
 
-    __slots__ = ("_gate", "_patience", "_used", "deadline", "demand", "future", "since", "slots")
+    __slots__ = (
+        "_gate", "_patience", "_used", "account", "background", "deadline", "demand", "future", "since", "slots",
+    )  # fmt: skip
 
-    def __init__(self, gate: _Gate, demand: Demand, patience: float) -> None:
+    def __init__(self, gate: _Gate, account: str, background: bool, demand: Demand, patience: float) -> None:
         self._gate = gate
+        self.account = account
+        self.background = background
         self._patience = patience
         self._used: int | None = None
         self.demand = demand
@@ -391,7 +397,7 @@ class _Gate:
         self.quota = Quota(None, None, None)
         self._limits = limits
         self._name = name
-        self._line: deque[_Place] = deque()
+        self._line: Line[_Place] = Line()
         self._left = False
         self._soonest_deadline = math.inf
         self._held = 0
@@ -500,13 +506,14 @@ class _Gate:
         """Admit those for whom there is room. If somebody has to wait, return for how many seconds, 0 if unknown."""
         if self._left:
             self._left = False
-            self._line = deque(place for place in self._line if not place.future.done())
-        asking = list(islice(self._line, _MOST_AT_ONCE))
+            self._line.keep(lambda place: not place.future.done())
+        asking = self._line.first(_MOST_AT_ONCE)
         for place in asking:
             place.demand = _at_most(place.demand, self.quota)
         decision = await self._decide(asking)
-        for place in asking[: decision.granted]:
-            self._line.popleft()
+        granted = asking[: decision.granted]
+        self._line.remove(granted)
+        for place in granted:
             self._admit(place, decision.slot)
         if not self._line or decision.granted == len(asking):
             return None
@@ -529,7 +536,7 @@ class _Gate:
         question = [
             self._question,
             self._held,
-            round((time.monotonic() - asking[0].since) * 1000) if asking else 0,
+            round((time.monotonic() - min(place.since for place in asking)) * 1000) if asking else 0,
             sum(place.demand.calls for place in asking),
             sum(place.demand.tokens for place in asking),
             len(corrections),
