@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.idempotency import Change, replay_headers, resource_id
-from api.pages import render_page
+from api.pages import check_after, render_page
 from api.scope import read_body, render_json
 from headrace.agents import queries
 from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
@@ -146,8 +146,7 @@ async def list_agents(
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """List the account's agents, newest first."""
-    if after is not None:
-        await _find(request, principal.account_id, after)
+    check_after(after, "agent")
     found, more = await queries.list_agents(
         request.state.database, principal.account_id, after=after, limit=limit, descending=order == "desc"
     )

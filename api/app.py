@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 import headrace
 from api import (
@@ -59,6 +60,16 @@ def create_app(settings: Settings) -> FastAPI:
     for prefix in ("", *_PREFIXES):
         app.include_router(health.router, prefix=prefix, include_in_schema=not prefix)
     handle_errors(app)
+    if settings.cors_origins:
+        # Keys are sent in headers, never in cookies, so the answers may be open to every header.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],  # those that are asked for, as `x-stainless-os` of OpenAI's clients
+            expose_headers=["*"],
+            max_age=7200,
+        )
     app.add_middleware(RequestScope)
     describe(app)
     return app

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated, authenticate
 from api.idempotency import Change, earlier_id, replay_headers, resource_id
-from api.pages import metadata_filter, render_page
+from api.pages import check_after, metadata_filter, render_page
 from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
@@ -172,8 +172,7 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List the account's batches, newest first; `metadata[key]=value` narrows it."""
-    if after is not None:
-        await find_batch(request.state.database, after, principal.account_id)
+    check_after(after, "batch")
     rows = await queries.list_batches(
         request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata_filter(request)
     )

@@ -12,7 +12,8 @@ import asyncio
 import resource
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.scope import render_error
 from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
@@ -35,6 +36,9 @@ CHECK_SECONDS = 1.0
 
 # Seconds a client that was refused may take to read why.
 _LINGER_SECONDS = 2.0
+# Bytes of a body that are read and thrown away after its request was answered. A client that only reads an answer when
+# it has sent everything would find a closed connection instead.
+_MOST_DRAINED = 256 * 1024 * 1024
 # Descriptors that are not for clients: the connections to Postgres and Redis, files, and clients that are refused.
 _RESERVED_DESCRIPTORS = 128
 _LEAST_CONNECTIONS = 16
@@ -139,6 +143,9 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             self._fail(InvalidRequestError("Too many requests wait on this connection.", code="too_many_pipelined"))
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            cycle = self.pipeline[0][0] if self.pipeline else self.cycle
+            cycle.__class__ = _UnframedCycle  # uvicorn has no hook for the cycle's class
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -149,6 +156,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         self.since = self.loop.time()
+        self._received = 0
         super().on_response_complete()
 
     def _fail(self, problem: HeadraceError) -> None:
@@ -182,7 +190,9 @@ class Connection(HttpToolsProtocol):
             if waited > patience:
                 self._refuse(_too_slow("headers"))
         elif cycle is not None and cycle.more_body:
-            if waited > _LINGER_SECONDS:  # it has its answer, and goes on sending
+            # It has its answer, and goes on sending: it may read that only afterwards.
+            slow = waited > _LINGER_SECONDS and self._received < LEAST_BYTES_PER_SECOND * waited
+            if slow or waited > patience or self._received > _MOST_DRAINED:
                 self.transport.abort()
         elif waited > IDLE_SECONDS:
             self.transport.close()
@@ -232,6 +242,20 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+
+class _UnframedCycle(RequestResponseCycle):
+    """A request of HTTP/1.0 and its answer, which no chunks frame: the connection's end ends it (RFC 9112, 6.1)."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.keep_alive = False
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and not self.expected_content_length:
+            self.expected_content_length = len(message.get("body", b""))  # uvicorn sends no more than it expects
+        await super().send(message)
 
 
 def _head_too_large() -> InvalidRequestError:

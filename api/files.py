@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -13,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.authentication import Authenticated, authenticate
 from api.idempotency import replay_headers
-from api.pages import render_page
+from api.pages import check_after, render_page
 from api.scope import render_json
 from api.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
@@ -54,8 +55,7 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """List the account's files, newest first."""
-    if after is not None:
-        await get_file(request.state.database, after, principal.account_id, param="after")
+    check_after(after, "file")
     rows = await queries.list_files(
         request.state.database,
         principal.account_id,
@@ -85,8 +85,11 @@ async def get_file_object(request: Request, principal: Authenticated, file_id: s
 async def get_content(request: Request, principal: Authenticated, file_id: str) -> Response:
     """Stream a file, or with `Range: bytes=…` a part of it."""
     row = await get_file(request.state.database, file_id, principal.account_id)
-    headers = {"accept-ranges": "bytes", "content-disposition": _disposition(row.filename)}
-    span = _range(request.headers.get("range", ""), row.bytes)
+    tag = f'"{file_id}"'  # a file never changes
+    headers = {"accept-ranges": "bytes", "etag": tag, "content-disposition": _disposition(row.filename)}
+    # With another validator than ours, the part is of something else: RFC 9110, section 13.1.5.
+    same = request.headers.get("if-range", tag).strip() == tag
+    span = _range(request.headers.get("range", ""), row.bytes) if same else None
     if span is None:
         return _content(request, file_id, 0, row.bytes, 200, headers)
     start, end = span
@@ -137,7 +140,8 @@ def _position(digits: str) -> int:
 
 def _disposition(filename: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", filename)
-    return f'attachment; filename="{plain}"'
+    disposition = f'attachment; filename="{plain}"'
+    return disposition if plain == filename else f"{disposition}; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 @router.delete("/{file_id}", summary="Delete a file", responses={200: {"model": DeletedFile}})

@@ -21,7 +21,7 @@ from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait
 from api.chat import start, watching
 from api.idempotency import Change
-from api.pages import ModelFilter, metadata_filter, render_page
+from api.pages import ModelFilter, check_after, metadata_filter, render_page
 from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
@@ -96,8 +96,7 @@ async def list_jobs(
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
     """List the account's jobs, newest first; `metadata[key]=value` narrows it further."""
-    if after is not None and not is_id(after, "job"):
-        raise InvalidRequestError("Invalid 'after': it is not the id of a job.", param="after", code="invalid_value")
+    check_after(after, "job")
     wanted = JobFilter(
         state=status,
         model=model,
@@ -107,13 +106,8 @@ async def list_jobs(
         created_after=_time(created_after),
         created_before=_time(created_before),
     )
-    database = request.state.database
-    if after is not None and await queries.get_job(database, after, principal.account_id) is None:
-        raise InvalidRequestError(
-            f"Invalid 'after': no job found with id '{after}'.", param="after", code="invalid_value"
-        )
     rows = await queries.list_jobs(
-        database, principal.account_id, wanted, after=after, limit=limit + 1, descending=order == "desc"
+        request.state.database, principal.account_id, wanted, after=after, limit=limit + 1, descending=order == "desc"
     )
     return render_page([render_job(row) for row in rows], limit=limit)
 
@@ -167,15 +161,19 @@ async def watch_job(
     after: Annotated[
         str | None, Query(description="An event id: what comes after it. `Last-Event-ID` does the same")
     ] = None,
-) -> EventStream:
+) -> Response:
     """Stream a job's events from its start, or from where a reader was cut off, to its end."""
     request.state.subscribers.check(principal.key_id)
     job = await find_job(request.state.database, job_id, principal.account_id)
-    param = "Last-Event-ID" if after is None else "after"
-    event_id = request.headers.get("last-event-id") if after is None else after
+    # A browser that connects again sends the header to the same URL: the query is from its first time.
+    param, event_id = "Last-Event-ID", request.headers.get("last-event-id")
+    if not event_id:
+        param, event_id = "after", after
     cursor = None if event_id is None else Cursor.parse(event_id, param=param)
     if cursor is not None:
         await _check_cursor(request, job, cursor, param=param)
+        if State(job["status"]).is_final and cursor == await furthest_cursor(request.state.database, job_id):
+            return Response(status_code=204)  # a browser would come back for ever for an empty stream
     return EventStream(_events(request, principal, job, cursor))
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from api.scope import render_json
 from headrace.errors import InvalidRequestError
+from headrace.ids import is_id
 
 # Postgres has no place for U+0000 in a text.
 ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
@@ -21,6 +22,21 @@ ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _MOST_METADATA = 16
 _LAST = 2**40
+
+
+def check_after(after: str | None, prefix: str) -> None:
+    """Check that a list's `after` has the form of an id with this prefix.
+
+    Ids sort by age, and a list goes on behind an id whether or not what it named is still there: a client may delete
+    what it lists, page by page.
+
+    Raises:
+        InvalidRequestError: It has not.
+    """
+    if after is not None and not is_id(after, prefix):
+        raise InvalidRequestError(
+            f"Invalid 'after': it is not an id of the form '{prefix}…'.", param="after", code="invalid_value"
+        )
 
 
 def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:

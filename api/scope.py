@@ -16,9 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.content_encoding import content_decoder
+from api.endpoints import unknown_endpoint
 from headrace.chat.validation import invalid_request
 from headrace.database import is_away, is_foreign_schema
-from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError, PayloadTooLargeError, UnavailableError
+from headrace.errors import HeadraceError, InvalidRequestError, PayloadTooLargeError, UnavailableError
 from headrace.ids import new_id
 from headrace.offload import LARGE_BYTES
 from headrace.telemetry import bind
@@ -41,8 +43,6 @@ def render_error(error: HeadraceError) -> Response:
     headers = dict(error.headers)
     if error.retry_after is not None or error.status in (429, 503):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
-    if isinstance(error, PayloadTooLargeError):
-        headers["connection"] = "close"  # the rest of the body is not waited for
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")
@@ -51,9 +51,11 @@ def render_error(error: HeadraceError) -> Response:
 async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     """Return the whole body, of at most `limit` bytes.
 
+    A compressed body is decompressed; the limit is of what comes out.
+
     Raises:
         PayloadTooLargeError: It is larger than that, or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
-        InvalidRequestError: The client broke off.
+        InvalidRequestError: The client broke off, or the body is compressed in a way that is unknown or broken.
         RateLimitError: Too many large bodies of its account are under way.
         UnavailableError: Too many large bodies of all accounts are.
     """
@@ -62,6 +64,8 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
+    encoding = request.headers.get("content-encoding")
+    decoder = None if encoding is None else content_decoder(encoding)
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -69,6 +73,8 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         if message["type"] != "http.request":
             raise InvalidRequestError("The request body was broken off.")
         piece = message.get("body", b"")
+        if decoder is not None:
+            piece = decoder.decode(piece, limit - size + 1)
         size += len(piece)
         if size > limit:
             raise too_large
@@ -76,6 +82,8 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
             await request.state.room.take(request, size)
         pieces.append(piece)
         if not message.get("more_body", False):
+            if decoder is not None:
+                decoder.finish()
             return b"".join(pieces)
 
 
@@ -90,6 +98,7 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        inner = {**scope, "method": "GET"} if (is_head := scope["method"] == "HEAD") else scope
         request_id = _asked_id(scope) or new_id("req")
         header = (b"x-request-id", request_id.encode())
         started = False
@@ -100,11 +109,17 @@ class RequestScope:
                 started = True
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
+            if started and is_head:
+                # The rest is not made: it may be a large file, or a stream without an end.
+                await send({"type": "http.response.body"})
+                raise _HeadAnsweredError
 
         with bind(request=request_id):
             try:
-                await self._app(scope, receive, send_with_id)
+                await self._app(inner, receive, send_with_id)
             except Exception:
+                if started and is_head:
+                    return
                 log.exception("a request broke: %s %s", scope["method"], scope["path"])
                 if started:
                     raise
@@ -112,6 +127,10 @@ class RequestScope:
             finally:
                 if scope["state"].get("body_units"):
                     scope["state"]["room"].give_back(Request(scope))
+
+
+class _HeadAnsweredError(Exception):
+    """Ends a request by HEAD when its headers are sent."""
 
 
 def _asked_id(scope: Scope) -> str | None:
@@ -133,8 +152,6 @@ def _our_error(error: Exception) -> HeadraceError:
         param = str(first["loc"][-1])
         return InvalidRequestError(f"Invalid '{param}': {first['msg']}.", param=param, code="invalid_value")
     if isinstance(error, HTTPException):
-        if error.status_code == 404:
-            return NotFoundError("Unknown request URL.", code="unknown_url")
         return InvalidRequestError(str(error.detail), status=error.status_code)
     if isinstance(error, SQLAlchemyError):
         if not is_away(error):
@@ -149,7 +166,9 @@ def _our_error(error: Exception) -> HeadraceError:
     return HeadraceError()
 
 
-async def _handle(_: Request, error: Exception) -> Response:
+async def _handle(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        return render_error(unknown_endpoint(request))
     return render_error(_our_error(error))
 
 

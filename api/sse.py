@@ -23,7 +23,7 @@ _LINE_ENDS = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x
 
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
+    "cache-control": "no-cache, no-transform",  # what compresses events holds them back
     "x-accel-buffering": "no",  # nginx would otherwise gather events
 }
 

@@ -64,8 +64,10 @@ async def list_completions(
 ) -> Response:
     """List the account's completions, oldest first; `metadata[key]=value` narrows it further."""
     database = request.state.database
-    if after is not None and await _find(request, after, principal.account_id) is None:
-        raise InvalidRequestError("Invalid 'after': there is no such completion.", param="after", code="invalid_value")
+    if after is not None and not (after.startswith("chatcmpl-") and is_id(job_id_of(after), "job")):
+        raise InvalidRequestError(
+            "Invalid 'after': it is not the id of a completion.", param="after", code="invalid_value"
+        )
     rows = await queries.list_jobs(
         database,
         principal.account_id,

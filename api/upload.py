@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import python_multipart
@@ -27,6 +29,8 @@ LARGEST_FORM = 64 * 1024
 LONGEST_FIELD = 1024
 """Bytes of a field that is not the file."""
 _LONGEST_FILENAME = 512
+# RFC 8187's form of a name. RFC 7578 forbids it in a form, and clients in C#, Java and Go send it beside the other.
+_EXTENDED = re.compile(r""";\s*filename\*\s*=\s*"?utf-8'[^']*'([^";\s]+)""", re.IGNORECASE)
 _SECONDS = range(3600, 2_592_000 + 1)
 
 FORM: dict[str, Any] = {
@@ -83,7 +87,7 @@ class _Form:
         self._text = None
         if self._name == "file":
             self.files += 1
-            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            self.filename = _extended_filename(header) or options.get(b"filename", b"").decode("utf-8", "replace")
         else:
             self._text = bytearray()
 
@@ -179,6 +183,11 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
             raise InvalidRequestError("The request body was broken off.")
         yield message.get("body", b"")
         more = message.get("more_body", False)
+
+
+def _extended_filename(disposition: str) -> str | None:
+    found = _EXTENDED.search(disposition)
+    return None if found is None else unquote(found[1])
 
 
 def _parser(request: Request, form: _Form) -> python_multipart.MultipartParser:

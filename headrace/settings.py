@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR, for every process.")
 
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Origins whose pages may call the API from a browser, as `https://app.example.com`, with commas "
+        "between; `*` is every origin. Unset: none.",
+    )
     max_connections: int = Field(
         default=10_000,
         ge=1,
@@ -208,7 +213,7 @@ class Settings(BaseSettings):
         default=0.005, ge=0, description="Deltas that follow each other faster than this are published together."
     )
 
-    @field_validator("usage_metadata_keys", "previous_secret_keys", mode="before")
+    @field_validator("usage_metadata_keys", "previous_secret_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value

@@ -396,7 +396,6 @@ async def test_another_accounts_batch_is_not_there(
         other.get(f"/batches/{done['id']}/results"),
         other.get(f"/batches/{done['id']}/events"),
         other.post(f"/batches/{done['id']}/cancel"),
-        other.get("/batches", params={"after": done["id"]}),
         other.get(f"/files/{done['output_file_id']}/content"),
         other.post("/batches", json={"input_file_id": done["input_file_id"], **WHAT}),
     ):

@@ -32,8 +32,10 @@ CONTENT = "The wheel turns and turns."
 
 
 async def read(client: httpx.AsyncClient, job_id: str, **request: dict[str, str]) -> list[Event]:
-    """Return a job's events to the end of the stream."""
+    """Return a job's events to the end of the stream; after the last one there are none, and 204."""
     async with client.stream("GET", f"/jobs/{job_id}/events", **request) as response:  # type: ignore[arg-type]
+        if response.status_code == 204:
+            return []
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
         return await EventStream(response).rest()
@@ -122,6 +124,19 @@ async def test_resuming_a_finished_job_after_any_event_gives_exactly_the_rest(
         where = {"headers": {"last-event-id": event.id}} if by == "Last-Event-ID" else {"params": {"after": event.id}}
         rest = await read(client, job_id, **where)
         assert rest == events[position + 1 :], f"after {event.id}"
+
+
+async def test_a_browser_that_connects_again_gets_what_is_new_and_stops_at_the_end(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, answer(CONTENT))
+    job_id = await submit(client, model)
+    await completed(client, job_id)
+    events = await read(client, job_id)
+    again = {"params": {"after": str(events[0].id)}, "headers": {"last-event-id": str(events[-2].id)}}
+    assert await read(client, job_id, **again) == events[-1:]
+    again["headers"] = {"last-event-id": str(events[-1].id)}
+    assert (await client.get(f"/jobs/{job_id}/events", **again)).status_code == 204  # type: ignore[arg-type]
 
 
 async def test_resuming_a_running_job_after_any_event_gives_exactly_the_rest(

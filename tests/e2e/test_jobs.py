@@ -166,8 +166,7 @@ async def test_the_list_filters_on_status_model_and_metadata(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("limit", "0"), ("limit", "many"), ("limit", "100000"), ("order", "sideways"), ("status", "lost"), ("after", "x"),
-     ("after", "job_" + "0" * 32)],
+    [("limit", "0"), ("limit", "many"), ("limit", "100000"), ("order", "sideways"), ("status", "lost"), ("after", "x")],
 )  # fmt: skip
 async def test_a_bad_parameter_of_the_list_is_refused_by_name(client: httpx.AsyncClient, name: str, value: str) -> None:
     refused(await client.get("/jobs", params={name: value}), 400, param=name)

@@ -221,3 +221,14 @@ async def test_a_connection_too_many_is_told_so() -> None:
         assert (status, error["type"]) == (503, "service_unavailable")
         for _, writer in busy:
             writer.close()
+
+
+async def test_an_answer_to_http_1_0_ends_with_its_connection() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"5"

@@ -1,0 +1,44 @@
+"""What a client is told that asks for an endpoint which does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from fastapi import Request
+from fastapi.routing import iter_route_contexts
+from starlette.routing import compile_path
+
+from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError
+
+# Characters of a path that are compared and quoted.
+_LONGEST = 100
+
+
+def unknown_endpoint(request: Request) -> HeadraceError:
+    """Return the error for a path that does not exist, or that does not have the request's method."""
+    path = request.url.path
+    # HEAD was turned into GET on the way, as every path that has one has the other.
+    allowed = sorted({method for form, method in _endpoints(request) if compile_path(form)[0].match(path)})
+    asked = f"{request.scope['method']} {path[:_LONGEST]}"
+    if allowed:
+        error: HeadraceError = InvalidRequestError(
+            f"Method not allowed: {asked}. This path has {', '.join(allowed)}.", status=405, code="method_not_allowed"
+        )
+        error.headers = {"allow": ", ".join(allowed)}
+        return error
+    prefix = "/api/v1/" if path.startswith("/api/v1/") else "/v1/"
+    known = [f"{method} {form}" for form, method in _endpoints(request) if form.startswith(prefix)]
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0)
+    hint = f" The nearest endpoint is {near[0]}." if near else ""
+    return NotFoundError(f"Unknown request URL: {asked} does not exist.{hint}", code="unknown_url")
+
+
+def _endpoints(request: Request) -> Iterator[tuple[str, str]]:
+    """Return the path and method of every endpoint."""
+    for route in iter_route_contexts(request.app.routes):
+        assert route.path_format is not None
+        for method in route.methods or ():
+            yield route.path_format, method
+            if method == "GET":
+                yield route.path_format, "HEAD"
