@@ -29,6 +29,7 @@ from headrace.errors import (
     HeadraceError,
     JobCancelledError,
     JobExpiredError,
+    ModelNotFoundError,
     UpstreamBusyError,
     UpstreamError,
     UpstreamRefusedError,
@@ -68,6 +69,8 @@ _DATABASE_WAIT_SECONDS = 0.5
 # How long a job that nobody waits for may hold a slot here because its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
 _CONTENT_FILTER = "content_filter"
+# Attempts of a job after which a worker that does not know its model fails it, rather than leave it to another worker.
+_MOST_ATTEMPTS_WITHOUT_MODEL = 20
 # Seconds between two looks for jobs that no wake-up came for.
 _LOOK_SECONDS = 0.5
 # Between two demands on an attempt to stop.
@@ -252,6 +255,8 @@ class Executor:
             if attempt.stop is None:
                 raise
             await self._stopped(attempt)
+        except ModelNotFoundError as error:
+            await self._without_model(attempt, error)
         except HeadraceError as error:
             await self._end(attempt, State.FAILED, error=error)
         except Exception:
@@ -353,6 +358,18 @@ class Executor:
             await self._end(attempt, State.FAILED, error=error)
         else:
             await self._put_back(attempt, again, attempt.record("failed", error))
+
+    async def _without_model(self, attempt: Attempt, error: ModelNotFoundError) -> None:
+        """Leave a job whose model this worker does not know to another worker: its configuration may have the model."""
+        job = attempt.job
+        if job.attempt < _MOST_ATTEMPTS_WITHOUT_MODEL and self._circuits.tier_served_elsewhere(job.tier):
+            log.warning("this worker's configuration has no model %.100r: another worker may run the job", job.model)
+            await self._put_back(attempt, Retry(job.route, job.retries, handover_delay(job.attempt)), None)
+            return
+        message = (
+            f"{error} The configuration of the worker does not have it, or no longer, though the job was accepted."
+        )
+        await self._end(attempt, State.FAILED, error=ModelNotFoundError(message, param=error.param))
 
     def _next(self, attempt: Attempt, error: UpstreamError) -> Retry | None:
         job = attempt.job

@@ -133,6 +133,10 @@ class Circuits:
             tier in view.tiers and not {_EVERYONE, account} & set(view.open.get(name, ())) for view in self._others
         )
 
+    def tier_served_elsewhere(self, tier: str) -> bool:
+        """Tell whether there is another worker of a tier, as far as this worker knows."""
+        return any(tier in view.tiers for view in self._others)
+
     def better_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
         """Tell whether calls of an account fail from here, and another worker of the tier knows of no failure."""
         path, keys = self._troubled.get(name), {_EVERYONE, account}

@@ -356,3 +356,28 @@ async def _heard(pubsub: Any, text: bytes) -> bytes:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
             heard += b"" if message is None else message["data"]
     return heard
+
+
+# -- configurations that differ ---------------------------------------------------------------------------------------
+
+
+async def test_a_worker_without_the_model_leaves_the_job_to_another_and_fails_it_where_there_is_none(
+    settings: Settings, jobs: Jobs, model: str, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.script(model, answer("from the worker that has the model"))
+    other = tmp_path / "other.toml"
+    other.write_text('[providers.other]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    async with executing(settings.model_copy(update={"config": other}), jobs, model) as without:
+        async with executing(settings, jobs, model) as rig:
+            await eventually(lambda: without.executor._circuits.tier_served_elsewhere("default"), "the other worker")
+            job_id = await without.run()
+            while not await rig._is_final(job_id):
+                await rig.executor.take([job_id], tier="default")
+                await asyncio.sleep(0.05)
+            assert await jobs.state(job_id) is State.COMPLETED
+            monkeypatch.setattr(worker.executor, "_MOST_ATTEMPTS_WITHOUT_MODEL", 1)
+            job_id = await without.run()
+            assert await without.ended(job_id) is State.FAILED
+        statement = "SELECT error FROM jobs WHERE id = %(id)s"
+        rows = await execute(jobs.database.durable, statement, {"id": job_id})
+        assert "The configuration of the worker does not have it" in str(rows[0][0])
