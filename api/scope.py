@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 SMALL_BODY = 64 * 1024
 """Bytes of a body that describes a key or an account."""
 
+# Seconds of a `retry-after`: OpenAI's clients take a longer one for none, and come back at once or not at all.
+_LONGEST_RETRY_AFTER = 59
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
@@ -42,7 +45,7 @@ def render_error(error: HeadraceError) -> Response:
     """Return an error as OpenAI has it."""
     headers = dict(error.headers)
     if error.retry_after is not None or error.status in (429, 503):
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after or 1)))
+        headers["retry-after"] = str(min(max(1, math.ceil(error.retry_after or 1)), _LONGEST_RETRY_AFTER))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")

@@ -8,6 +8,8 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
+from api.scope import render_error
+from headrace.errors import RateLimitError
 from headrace.settings import Settings
 
 ORIGIN = "https://app.example.com"
@@ -38,6 +40,11 @@ async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it
     assert answer.headers["allow"] == "GET, HEAD"
     both = await ask("PATCH", "/v1/files/file-x")
     assert both.headers["allow"] == "DELETE, GET, HEAD"
+
+
+def test_no_client_is_told_to_wait_longer_than_it_heeds() -> None:
+    assert render_error(RateLimitError(retry_after=0.2)).headers["retry-after"] == "1"
+    assert render_error(RateLimitError(retry_after=600)).headers["retry-after"] == "59"
 
 
 async def test_head_is_answered_without_a_body() -> None:
