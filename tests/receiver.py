@@ -33,6 +33,8 @@ class Receiver:
     messages: list[Message] = field(default_factory=list)
     answers: deque[int] = field(default_factory=deque)
     location: str = ""
+    retry_after: str = ""
+    """What a 429 says of when to come again."""
 
     def take(self, message: Message) -> int:
         """Keep a message, and return the status to answer it with."""
@@ -62,6 +64,8 @@ def listening(kind: Callable[[str], Kind], host: str = "127.0.0.1") -> Iterator[
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("location", receiver.location)
+            if status == 429 and receiver.retry_after:
+                self.send_header("retry-after", receiver.retry_after)
             self.send_header("content-length", "0")
             self.end_headers()
 

@@ -17,6 +17,7 @@ from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, resolve
 from headrace.webhooks.queries import Delivery, Outcome
 from headrace.webhooks.signing import derive_secret, sign
+from worker.cooldown import cooldown_seconds
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _PATIENCE_SECONDS = 15.0
 # After each failure; a day and a bit in all. Nobody who is away is called by many at the same moment.
 _DELAYS = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 28_800)
 _JITTER = 0.2
+# Seconds of a receiver's `Retry-After` that are heeded.
+_LONGEST_WAIT = 86_400.0
 
 
 class WebhookSender:
@@ -106,7 +109,7 @@ class WebhookSender:
 
     async def _attempt(self, delivery: Delivery) -> None:
         at, start = time.time(), time.monotonic()
-        status, error = await self._send(delivery)
+        status, error, wait = await self._send(delivery)
         outcome = Outcome(status, error, at, round((time.monotonic() - start) * 1000))
         state, delay = "pending", 0.0
         if outcome.taken:
@@ -114,34 +117,43 @@ class WebhookSender:
         elif outcome.gone or delivery.tries > len(_DELAYS):
             state = "failed"
         else:
-            delay = _DELAYS[delivery.tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)
+            delay = max(wait, _DELAYS[delivery.tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER))
         if not outcome.taken:
             log.info("a webhook was not taken: %s", error or status)
         await queries.record_delivery(self._database, delivery, state, outcome, delay_seconds=delay)
 
-    async def _send(self, delivery: Delivery) -> tuple[int | None, str | None]:
-        """Return the status of the answer, or why there was none."""
+    async def _send(self, delivery: Delivery) -> tuple[int | None, str | None, float]:
+        """Return the status of the answer, or why there was none, and how many seconds the receiver wants to wait."""
         secrets = [derive_secret(key, secret_id) for key in self._secret_keys for secret_id in delivery.secret_ids]
         signed = sign(secrets, webhook_id=delivery.id, sent_at=delivery.claimed_at, payload=delivery.payload)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 url = httpx.URL(delivery.url)
                 port = url.port or (443 if url.scheme == "https" else 80)
-                address = await resolve(url.host, port, allow_private=self._allow_private)
+                host = ascii_host(url)
+                address = await resolve(host, port, allow_private=self._allow_private)
                 request = self._http.build_request(
                     "POST",
                     url.copy_with(host=address),
                     content=delivery.payload,
                     headers={"content-type": "application/json", "host": url.netloc.decode(), **signed},
                     # The certificate is that of the name, whichever address is called.
-                    extensions={"sni_hostname": url.host},
+                    extensions={"sni_hostname": host},
                 )
                 response = await self._http.send(request, stream=True)
                 await response.aclose()  # what it says is nobody's business, however long it is
         except ForbiddenAddressError as error:
-            return None, str(error)
+            return None, str(error), 0.0
         except TimeoutError:
-            return None, f"No answer within {_PATIENCE_SECONDS:g} s."
+            return None, f"No answer within {_PATIENCE_SECONDS:g} s.", 0.0
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return None, f"The connection failed: {type(error).__name__}."
-        return response.status_code, None
+            return None, f"The connection failed: {type(error).__name__}.", 0.0
+        return response.status_code, None, min(cooldown_seconds(response.headers) or 0.0, _LONGEST_WAIT)
+
+
+def ascii_host(url: httpx.URL) -> str:
+    """Return a URL's host as it is looked up: in ASCII, by IDNA 2008.
+
+    Python's resolver would encode other characters by IDNA 2003, by which some names are those of other domains.
+    """
+    return url.raw_host.decode("ascii").strip("[]")

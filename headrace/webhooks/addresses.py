@@ -40,6 +40,12 @@ _SPECIAL = tuple(
 )
 
 
+# Characters of a host's name, and of each part of it: RFC 1035, section 2.3.4.
+_LONGEST_HOST = 253
+_LONGEST_LABEL = 63
+_LAST_PORT = 65_535
+
+
 class ForbiddenAddressError(Exception):
     """The host is not one that webhooks may go to, or is not there."""
 
@@ -51,10 +57,12 @@ def check_url(url: str, *, allow_private: bool, param: str = "webhook") -> None:
         InvalidRequestError: It is one, or the URL is not one to call.
     """
     try:
-        host = urlsplit(url).hostname or ""
+        parsed = urlsplit(url)
+        host, port = parsed.hostname or "", parsed.port
     except ValueError:
-        host = ""
-    if not host:
+        host, port = "", None
+    callable_host = bool(host) and all(0 < len(label) <= _LONGEST_LABEL for label in host.rstrip(".").split("."))
+    if not callable_host or len(host) > _LONGEST_HOST or (port is not None and not 0 < port <= _LAST_PORT):
         raise InvalidRequestError(f"Invalid '{param}': it is not a valid URL.", param=param, code="invalid_value")
     try:
         forbidden = not is_public(ipaddress.ip_address(host))

@@ -127,6 +127,17 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id(
     assert all(attempt["milliseconds"] >= 0 and attempt["error"] is None for attempt in row.history)
 
 
+async def test_a_receiver_says_when_it_is_called_again(
+    database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
+) -> None:
+    receiver.answers.append(429)
+    receiver.retry_after = "1200"
+    batch_id = await tell(database, owner, receiver.url)
+    await sender.send_due()
+    row = await delivery(database, owner, batch_id)
+    assert row.next_attempt_at >= row.created_at + 1199
+
+
 async def test_of_many_attempts_the_last_are_kept_each_once(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:

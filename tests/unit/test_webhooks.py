@@ -6,11 +6,13 @@ import hmac
 import ipaddress
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from headrace.errors import InvalidRequestError
 from headrace.webhooks.addresses import ForbiddenAddressError, check_url, is_public, resolve
 from headrace.webhooks.signing import derive_secret, sign
+from worker.webhooks import ascii_host
 
 KEY = "k" * 32
 
@@ -128,6 +130,28 @@ def test_a_url_with_such_an_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         check_url(url, allow_private=False)
     assert refused.value.param == "webhook"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x.invalid:99999/",
+        "http://x.invalid:0/",
+        "http://x..invalid/",
+        f"http://{'a' * 64}.invalid/",
+        f"http://{'a.' * 127}invalid/",
+        "http:///path",
+    ],
+)
+def test_a_url_that_cannot_be_called_is_refused_when_it_is_given(url: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        check_url(url, allow_private=True)
+    assert refused.value.param == "webhook"
+
+
+def test_a_name_is_looked_up_by_idna_2008() -> None:
+    assert ascii_host(httpx.URL("http://stra\u00dfe.invalid/")) == "xn--strae-oqa.invalid"
+    assert ascii_host(httpx.URL("http://[::1]:80/")) == "::1"
 
 
 def test_other_urls_are_taken() -> None:
