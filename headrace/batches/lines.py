@@ -41,6 +41,11 @@ class LineReader:
         self._held: list[bytes] = []
         self._size = 0
 
+    @property
+    def held(self) -> int:
+        """How many bytes it holds of a line whose end has not come."""
+        return self._size if self._size <= self._largest else 0
+
     def feed(self, piece: bytes) -> Iterator[RawLine]:
         """Yield the lines that end in this piece, in order. All of them have to be taken before the next piece."""
         at = 0

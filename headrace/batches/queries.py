@@ -302,7 +302,16 @@ SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= exp
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
-_IN_ORDER_OF_LINES = _RESULTS + " AND line > %(after)s AND finished_in IS NOT NULL ORDER BY line LIMIT %(limit)s"
+# Answers are of any size: a page ends where it has enough of them.
+_IN_ORDER_OF_LINES = f"""
+SELECT * FROM (
+    SELECT *, sum(bytes) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING) - bytes AS before
+    FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
+          FROM ({_RESULTS} AND line > %(after)s AND finished_in IS NOT NULL ORDER BY line LIMIT %(limit)s) AS ended
+         ) AS sized
+) AS page
+WHERE before < %(bytes)s ORDER BY line
+"""
 # A transaction that has not ended may have begun before one that has. So that a reader who goes on from the last line
 # it has misses none, it sees only what ended before every transaction that has not. A row of a transaction that has yet
 # to begin is of the database from which this one was restored.
@@ -330,9 +339,13 @@ RETURNING jobs.id
 """
 
 
-async def read_lines(database: Database, batch_id: str, *, after: int, limit: int) -> Sequence[Row]:
-    """Return up to `limit` lines that have ended, in order of the input, past the line numbered `after`."""
-    return await execute(database.relaxed, _IN_ORDER_OF_LINES, {"batch_id": batch_id, "after": after, "limit": limit})
+async def read_lines(database: Database, batch_id: str, *, after: int, limit: int, most_bytes: int) -> Sequence[Row]:
+    """Return up to `limit` lines that have ended, in order of the input, past the line numbered `after`.
+
+    The page ends with the line with which its answers and errors come to `most_bytes`.
+    """
+    parameters = {"batch_id": batch_id, "after": after, "limit": limit, "bytes": most_bytes}
+    return await execute(database.relaxed, _IN_ORDER_OF_LINES, parameters)
 
 
 async def list_ended(database: Database, batch_id: str, *, after: str | None, limit: int) -> Sequence[Row]:

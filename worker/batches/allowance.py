@@ -25,6 +25,7 @@ from headrace.catalogue import Catalogue
 from headrace.catalogue_file import CatalogueFile
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError
+from headrace.offload import offloaded
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.queries import find_left
 from headrace.routing import usable_routes
@@ -251,8 +252,10 @@ async def estimate(
     """Estimate what lines of a batch cost, of the first or those ahead: so many at most, and what money pays for."""
     lines, cost = 0, Decimal()
     async with aclosing(_requests(database, batch, ahead=ahead)) as requests:
-        while lines < most and (request := await anext(requests, None)) is not None:
-            one = _cost(catalogue, batch, request)
+        while lines < most and (sized := await anext(requests, None)) is not None:
+            size, request = sized
+            one = await offloaded(size, _cost, catalogue, batch, request)
+            del sized, request  # the next one may be as large
             if money is not None and cost + one > money:
                 break
             lines += 1
@@ -260,13 +263,16 @@ async def estimate(
     return Estimate(lines, cost)
 
 
-async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGenerator[dict[str, Any], None]:
+async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
+    """Yield the requests of lines, each with the bytes of its line."""
     place = {"offset": batch.next_offset, "number": batch.next_line} if ahead else {}
     agents = BatchAgents(database, batch)
     async with aclosing(read_input(database, batch.input_file_id, **place)) as lines:
         async for line in lines:
             assert line.text is not None  # it was checked
-            yield await agents.resolve(orjson.loads(line.text)["body"])
+            size = len(line.text)
+            body = (await offloaded(size, orjson.loads, line.text))["body"]
+            yield size, await agents.resolve(body)
 
 
 def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:

@@ -6,12 +6,15 @@ no line is run twice or left out.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import orjson
 
 from headrace.batches.lines import RawLine
 from headrace.database import Database, Row
 from headrace.ids import AGENT_PREFIX, new_id
 from headrace.jobs.queries import NewLine, feed_lines
+from headrace.offload import offloaded
 from headrace.queue import JobQueue
 from worker.batches.agents import BatchAgents
 from worker.batches.input import read_input
@@ -19,6 +22,13 @@ from worker.batches.pace import Pace
 
 _MOST_LINES = 250
 _MOST_BYTES = 2 * 1024 * 1024
+
+
+class _Taken(NamedTuple):
+    """A line that is to become a job, and where the next one begins."""
+
+    new: NewLine
+    end: int
 
 
 class Feeder:
@@ -30,11 +40,10 @@ class Feeder:
         self._queue = queue
         self._batch = batch
         self._offset: int = batch.next_offset
-        self._next_line: int = batch.next_line
-        self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=self._next_line)
+        self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=batch.next_line)
         self._agents = BatchAgents(database, batch)
         self._pace = pace
-        self._waiting: tuple[RawLine, NewLine] | None = None
+        self._waiting: _Taken | None = None
 
     @property
     def offset(self) -> int:
@@ -47,17 +56,18 @@ class Feeder:
         Returns False if the batch does not stand where this feeder does: then it is of no use any more.
         """
         while count > 0:
-            raw, lines = await self._take(min(count, _MOST_LINES))
-            if not raw:
+            taken = await self._take(min(count, _MOST_LINES))
+            if not taken:
                 return True
-            start, end = self._offset, raw[-1].end
+            start, end = self._offset, taken[-1].end
+            lines = [line.new for line in taken]
             fed = await feed_lines(
                 self._database,
                 self._batch.id,
                 lines,
                 start=start,
                 end=end,
-                next_line=raw[-1].number + 1,
+                next_line=lines[-1].line + 1,
                 parcel=parcel,
             )
             if not fed:
@@ -72,43 +82,47 @@ class Feeder:
         """Let go of the input."""
         await self._lines.aclose()
 
-    async def _take(self, count: int) -> tuple[list[RawLine], list[NewLine]]:
-        """Return the next lines and what they become: none if they are to wait, or there are no more."""
+    async def _take(self, count: int) -> list[_Taken]:
+        """Return the next lines: none if they are to wait, or there are no more."""
         bounds = None if self._pace is None else await self._pace.bounds(self._batch)
-        raw: list[RawLine] = []
-        taken: list[NewLine] = []
+        taken: list[_Taken] = []
         size = 0
         while len(taken) < count and size < _MOST_BYTES:
             if self._waiting is None:
                 line = await anext(self._lines, None)
                 if line is None:
                     break
-                self._waiting = line, await self._new_line(line)
-            line, new = self._waiting
+                self._waiting = await self._new_line(line)
+            next_line = self._waiting
+            request_size = len(next_line.new.request)
             if self._pace is not None and bounds is not None:
-                request = orjson.loads(new.request)
-                if not await self._pace.allows(self._batch, bounds, new.id, request):
+                request = await offloaded(request_size, orjson.loads, next_line.new.request)
+                if not await self._pace.allows(self._batch, bounds, next_line.new.id, request, size=request_size):
                     break
             self._waiting = None
-            raw.append(line)
-            taken.append(new)
-            size += len(line.text or b"")
-        return raw, taken
+            taken.append(next_line)
+            size += request_size
+        return taken
 
-    async def _new_line(self, raw: RawLine) -> NewLine:
+    async def _new_line(self, raw: RawLine) -> _Taken:
         assert raw.text is not None  # it was checked
-        line = orjson.loads(raw.text)
+        line = await offloaded(len(raw.text), orjson.loads, raw.text)
         body = line["body"]
         asked, metadata = await self._agents.resolve(body), body.get("metadata")
         agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
-        return NewLine(
+        new = NewLine(
             id=new_id("job"),
             line=raw.number,
             custom_id=line["custom_id"],
             model=asked["model"],
-            request=orjson.dumps(asked).decode(),
+            request=await offloaded(len(raw.text), _render, asked),
             metadata=orjson.dumps(metadata).decode() if metadata else None,
             timeout_seconds=asked.get("timeout"),
             agent_id=agent_id,
             agent_version=None if agent_id is None else self._batch.agents[agent_id],
         )
+        return _Taken(new, raw.end)
+
+
+def _render(asked: dict[str, Any]) -> str:
+    return orjson.dumps(asked).decode()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
+
 import orjson
 
 from headrace.batches import queries
@@ -11,6 +14,7 @@ from headrace.batches.state import BatchState
 from headrace.database import Database, Row
 from headrace.files.queries import FileWriter
 from headrace.ids import new_id
+from headrace.offload import offloaded
 from worker.batches.input import read_input
 
 # What a page of lines should come to: answers may be of any size, and a page is held in memory.
@@ -22,10 +26,11 @@ _LARGEST_PAGE = 1000
 class Output:
     """The two files of one batch. A file that nothing goes into is never there."""
 
-    def __init__(self, database: Database, batch: Row) -> None:
-        """Write nothing yet."""
+    def __init__(self, database: Database, batch: Row, *, room: asyncio.Semaphore) -> None:
+        """Write nothing yet. A large line of the input waits for `room`."""
         self._database = database
         self._batch = batch
+        self._room = room
         self._answers = self._writer()
         self._errors = self._writer()
 
@@ -68,7 +73,9 @@ class Output:
 
     async def _write_ended(self) -> None:
         after, limit = 0, _FIRST_PAGE
-        while rows := await queries.read_lines(self._database, self._batch.id, after=after, limit=limit):
+        while rows := await queries.read_lines(
+            self._database, self._batch.id, after=after, limit=limit, most_bytes=_PAGE_BYTES
+        ):
             answers, errors = bytearray(), bytearray()
             for row in rows:
                 (answers if is_answer(row) else errors).extend(render_line(row) + b"\n")
@@ -82,10 +89,12 @@ class Output:
         """Write the lines that never became jobs, for a batch that was cancelled or has expired."""
         cancelled = self._batch.state == BatchState.CANCELLING
         batch = self._batch
-        async for raw in read_input(
-            self._database, batch.input_file_id, offset=batch.next_offset, number=batch.next_line
-        ):
-            if batch.total == 0 or raw.text is None:  # it was cancelled before it was checked: nobody knows what it is
-                return
-            custom_id = orjson.loads(raw.text)["custom_id"]
-            await self._errors.write(render_unrun(new_id("job"), custom_id, cancelled=cancelled) + b"\n")
+        lines = read_input(
+            self._database, batch.input_file_id, offset=batch.next_offset, number=batch.next_line, room=self._room
+        )
+        async with aclosing(lines):
+            async for raw in lines:
+                assert raw.text is not None  # it was checked
+                custom_id = (await offloaded(len(raw.text), orjson.loads, raw.text))["custom_id"]
+                del raw  # the next line has the room
+                await self._errors.write(render_unrun(new_id("job"), custom_id, cancelled=cancelled) + b"\n")

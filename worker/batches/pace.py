@@ -15,6 +15,7 @@ from headrace.catalogue_file import CatalogueFile
 from headrace.chat.usage import estimate_demand
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError
+from headrace.offload import offloaded
 from headrace.quotas.cost import check_priced
 from headrace.quotas.gate import Gate, Scope
 from headrace.quotas.queries import find_limits
@@ -59,14 +60,17 @@ class Pace:
             self._bounds[batch.key_id] = found
         return found[1]
 
-    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: Mapping[str, Any]) -> bool:
-        """Take a line from the rates. If it has no room there, or no price, its batch rests, and this is False."""
+    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: Mapping[str, Any], *, size: int) -> bool:
+        """Take a line from the rates, whose request has `size` bytes.
+
+        If it has no room there, or no price, its batch rests, and this is False.
+        """
         wait = 0.0
-        if bounds.has_budget and not self._is_priced(batch, request):
+        if bounds.has_budget and not await offloaded(size, self._is_priced, batch, request):
             wait = _LONGEST_REST_SECONDS
         elif bounds.rates:
-            tokens = estimate_demand(request, output_limit=None).total_tokens
-            wait = min(_LONGEST_REST_SECONDS, await self._gate.admit_line(bounds.rates, job_id, tokens))
+            demand = await offloaded(size, estimate_demand, request, output_limit=None)
+            wait = min(_LONGEST_REST_SECONDS, await self._gate.admit_line(bounds.rates, job_id, demand.total_tokens))
         if wait:
             self._rests[batch.id] = time.monotonic() + wait
         return not wait

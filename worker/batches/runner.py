@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import orjson
@@ -32,6 +32,7 @@ from worker.batches.feed import Feeder
 from worker.batches.native import NativeBatch
 from worker.batches.output import Output
 from worker.batches.pace import Pace
+from worker.batches.turns import Turns
 from worker.batches.validate import Validation
 from worker.providers.client import ProviderClient
 
@@ -43,6 +44,10 @@ _IDLE_SECONDS = 0.25
 _CHORES_SECONDS = 10.0
 # After something broke that a second try may mend.
 _PAUSE_SECONDS = 5.0
+# Batches that are checked at once, and as many whose output is written. Each holds a chunk of its file, and the event
+# loop for some milliseconds at a time.
+MOST_AT_ONCE = 4
+MOST_OF_ACCOUNT_AT_ONCE = 2
 _CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
@@ -71,6 +76,10 @@ class BatchRunner:
         self._paused: dict[str, float] = {}
         self._chores_at = 0.0
         self._restored_is_settled = False
+        self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
+        self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
+        # One line that is larger than a chunk is held at a time, over all of those.
+        self._room = asyncio.Semaphore(1)
         self._allowances = Allowances(database, file)
         self._pace = Pace(database, file, gate)
 
@@ -104,16 +113,16 @@ class BatchRunner:
         await self._allowances.look(batches)
         for batch in batches:
             await self._alone(batch, self._move(batch))
+        self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
+        self._begin_in_turn(self._outputs, [batch for batch in batches if _is_unwritten(batch)], self._write)
         await self._feed([batch for batch in batches if self._is_feedable(batch)], batches)
         return bool(batches)
 
     async def _move(self, batch: Row) -> None:
-        if batch.state == BatchState.VALIDATING:
-            self._begin(batch, self._validate(batch))
-        elif batch.state == BatchState.FINALIZING:
-            self._begin(batch, self._write(batch))
-        elif batch.state == BatchState.CANCELLING:
+        if batch.state == BatchState.CANCELLING:
             await self._cancel(batch)
+        elif batch.state != BatchState.IN_PROGRESS:
+            return
         elif _has_ended(batch):
             await queries.finalize_batch(self._database, batch.id)
         elif batch.native_route is not None and (outstanding(batch) or self._allowances.lines(batch)):
@@ -138,13 +147,27 @@ class BatchRunner:
                 log.exception("could not move a batch on, trying again")
             self._paused[batch.id] = time.monotonic() + _PAUSE_SECONDS
 
-    def _begin(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
-        """Do what takes long beside everything else, once at a time for each batch."""
+    def _begin(self, batch: Row, work: Coroutine[Any, Any, None], *, turns: Turns | None = None) -> None:
+        """Do what takes long beside everything else, once at a time for each batch, and then end its turn."""
         if batch.id in self._tasks:
             work.close()
             return
         self._tasks[batch.id] = task = asyncio.create_task(self._guard(work))
-        task.add_done_callback(lambda _: self._tasks.pop(batch.id, None))
+
+        def end(_: object) -> None:
+            self._tasks.pop(batch.id, None)
+            if turns is not None:
+                turns.end(batch.id)
+
+        task.add_done_callback(end)
+
+    def _begin_in_turn(
+        self, turns: Turns, waiting: Sequence[Row], work: Callable[[Row], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Do the same for those of some batches whose turn it is."""
+        for batch in turns.take([batch for batch in waiting if batch.id not in self._tasks]):
+            with bind(batch=batch.id):
+                self._begin(batch, work(batch), turns=turns)
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -157,7 +180,8 @@ class BatchRunner:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _validate(self, batch: Row) -> None:
-        validation = Validation(self._database, self._file.current, batch, most_lines=self._settings.batch_max_lines)
+        most_lines = self._settings.batch_max_lines
+        validation = Validation(self._database, self._file.current, batch, most_lines=most_lines, room=self._room)
         if await validation.run():
             log.info("the input is valid")
 
@@ -175,18 +199,18 @@ class BatchRunner:
             await native.go_on()
 
     async def _write(self, batch: Row) -> None:
-        end = await Output(self._database, batch).write()
+        end = await Output(self._database, batch, room=self._room).write()
         if end is not None:
             log.info("ended: %s", end.value)
 
     async def _cancel(self, batch: Row) -> None:
+        if batch.id in self._validations:
+            self._tasks[batch.id].cancel()
         while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
             for job in jobs:
                 if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
                     await announce(self._publisher, job)
-        if outstanding(batch) == 0:
-            self._begin(batch, self._write(batch))
-        elif batch.native_route is not None:
+        if outstanding(batch) and batch.native_route is not None:
             self._begin(batch, self._go_on(batch))
 
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
@@ -221,6 +245,15 @@ class BatchRunner:
         for batch_id in self._paused.keys() - active:
             del self._paused[batch_id]
         self._pace.forget(active)
+
+
+def _is_unchecked(batch: Row) -> bool:
+    return bool(batch.state == BatchState.VALIDATING)
+
+
+def _is_unwritten(batch: Row) -> bool:
+    cancelled = batch.state == BatchState.CANCELLING and outstanding(batch) == 0
+    return bool(batch.state == BatchState.FINALIZING or cancelled)
 
 
 def _has_ended(batch: Row) -> bool:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import aclosing
 
 import orjson
-from pydantic import ValidationError
 
 from headrace.agents.persona import resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.batches import queries
 from headrace.batches.lines import CustomIds, Line, LineProblem, RawLine, parse_line
 from headrace.catalogue import Catalogue
-from headrace.chat.request import ChatRequest
-from headrace.chat.validation import invalid_request
+from headrace.chat.request import ChatRequest, check_request
 from headrace.database import Database, Row
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.ids import AGENT_PREFIX, is_id
+from headrace.offload import offloaded
 from headrace.quotas.cost import check_priced
 from headrace.quotas.queries import find_limits
 from headrace.quotas.rules import Limits
@@ -25,19 +24,20 @@ from headrace.routing import check_servable
 from worker.batches.input import read_input
 
 _MOST_PROBLEMS = 100
-# Between two lines, how long the event loop is kept from everything else.
-_SLICE_SECONDS = 0.01
 
 
 class Validation:
     """One pass over the input of one batch."""
 
-    def __init__(self, database: Database, catalogue: Catalogue, batch: Row, *, most_lines: int) -> None:
-        """Check nothing yet. More than `most_lines` are a problem."""
+    def __init__(
+        self, database: Database, catalogue: Catalogue, batch: Row, *, most_lines: int, room: asyncio.Semaphore
+    ) -> None:
+        """Check nothing yet. More than `most_lines` are a problem. A large line waits for `room`."""
         self._database = database
         self._catalogue = catalogue
         self._batch = batch
         self._most_lines = most_lines
+        self._room = room
         self._custom_ids = CustomIds()
         self._agents: dict[str, AgentVersion | None] = {}
         self._problems: list[LineProblem] = []
@@ -49,18 +49,16 @@ class Validation:
     async def run(self) -> bool:
         """Start the batch if its input is valid, else fail it with all that is wrong; returns whether it is valid."""
         self._limits = list((await find_limits(self._database, self._batch.key_id)).values())
-        began = time.monotonic()
-        async for raw in read_input(self._database, self._batch.input_file_id):
-            self._total += 1
-            if self._total > self._most_lines:
-                self._too_many()
-                break
-            await self._check(raw)
-            if len(self._problems) >= _MOST_PROBLEMS:
-                break
-            if time.monotonic() - began > _SLICE_SECONDS:
-                await asyncio.sleep(0)
-                began = time.monotonic()
+        async with aclosing(read_input(self._database, self._batch.input_file_id, room=self._room)) as lines:
+            async for raw in lines:
+                self._total += 1
+                if self._total > self._most_lines:
+                    self._too_many()
+                    break
+                await self._check(raw)
+                del raw  # the next line has the room
+                if len(self._problems) >= _MOST_PROBLEMS:
+                    break
         if not self._total:
             text = "The input file is empty. It must have at least one request."
             self._problems.append(LineProblem(None, "empty_file", text, None))
@@ -84,23 +82,23 @@ class Validation:
 
     async def _check(self, raw: RawLine) -> None:
         try:
-            line = parse_line(raw.text, endpoint=self._batch.endpoint)
+            size = len(raw.text or b"")
+            line = await offloaded(size, parse_line, raw.text, endpoint=self._batch.endpoint)
             self._custom_ids.check(line.custom_id)
-            await self._check_servable(line)
+            for name in (line.chat.model, *(line.chat.fallbacks or ())):
+                if not all(limits.allows_model(name) for limits in self._limits):
+                    raise ModelNotFoundError.of(name, param="body.model")
+            agent = await self._agent(line.chat.model) if line.chat.model.startswith(AGENT_PREFIX) else None
+            size += 0 if agent is None else len(agent.definition)
+            await offloaded(size, self._check_servable, line, agent)
         except InvalidRequestError as error:
             self._problems.append(LineProblem.of(raw.number, error))
 
-    async def _check_servable(self, line: Line) -> None:
+    def _check_servable(self, line: Line, agent: AgentVersion | None) -> None:
         chat, asked = line.chat, line.body
-        for name in (chat.model, *(chat.fallbacks or ())):
-            if not all(limits.allows_model(name) for limits in self._limits):
-                raise ModelNotFoundError.of(name, param="body.model")
-        if chat.model.startswith(AGENT_PREFIX):
-            asked = resolve(orjson.loads((await self._agent(chat.model)).definition), asked)
-            try:
-                chat = ChatRequest.model_validate(asked)
-            except ValidationError as error:
-                raise invalid_request(error, asked) from None
+        if agent is not None:
+            asked = resolve(orjson.loads(agent.definition), asked)
+            chat = check_request(ChatRequest, asked)
         if len(self._models) < 2:
             self._models.add(line.chat.model)
         try:
