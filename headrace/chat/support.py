@@ -128,7 +128,7 @@ _GEMINI = _OURS | {
     "seed": _passed(),
     "tools": _translated("`functionDeclarations`, schemas as they are; custom tools refused"),
     "tool_choice": _translated("`functionCallingConfig`; of `allowed_tools` only those are sent"),
-    "parallel_tool_calls": _refused("the model calls as many as it likes; `true` is taken"),
+    "parallel_tool_calls": _dropped("the model calls as many as it likes"),
     "functions": _refused("use `tools`"),
     "function_call": _refused("use `tool_choice`"),
     "response_format": _translated("`responseMimeType` and `responseJsonSchema`"),

@@ -47,6 +47,11 @@ def test_what_is_harmless_is_dropped_and_named(kind: Kind) -> None:
     ]
 
 
+def test_gemini_drops_a_wish_for_one_call_at_a_time() -> None:
+    assert dropped("gemini", tools=TOOLS, parallel_tool_calls=False) == ["parallel_tool_calls"]
+    assert dropped("gemini", tools=TOOLS, parallel_tool_calls=True) == []
+
+
 @pytest.mark.parametrize("kind", ["anthropic", "gemini"])
 def test_what_is_not_given_or_happens_anyway_is_nothing(kind: Kind) -> None:
     assert dropped(kind, n=1, logprobs=False, logit_bias={}, presence_penalty=0, modalities=["text"], user=None) == []
