@@ -130,7 +130,7 @@ class BatchClient:
         def read() -> Iterator[tuple[str, dict[str, Any]]]:
             event_id = ""
             try:
-                for line in response.iter_lines():
+                for line in event_lines(response):
                     field, _, value = line.partition(": ")
                     if field == "id":
                         event_id = value
@@ -206,3 +206,14 @@ class _Reading:
 
     def fileno(self) -> int:
         return self._file.fileno()
+
+
+def event_lines(response: httpx.Response) -> Iterator[str]:
+    """Yield the lines of an event stream, which end at a line feed alone.
+
+    httpx's `iter_lines` also cuts at U+2028 and others, which may stand in the text of an event.
+    """
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.decode() for line in lines)
