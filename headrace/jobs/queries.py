@@ -698,11 +698,18 @@ class HeldLine:
     request: str
 
 
+# Requests are up to 20 MB each: a page ends where it has enough of them.
+_HELD_BYTES = 4 * 1024 * 1024
 _HELD = """
-SELECT id, line, attempt, floor(extract(epoch FROM created_at))::bigint AS created, request FROM jobs
-WHERE batch_id = %(batch_id)s AND worker = %(parcel)s AND state = 'running' AND line > %(after)s
-      AND (%(ids)b::text[] IS NULL OR id = ANY(%(ids)b::text[]))
-ORDER BY line LIMIT %(limit)s
+SELECT id, line, attempt, created, request FROM (
+    SELECT *, sum(octet_length(request)) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING)
+              - octet_length(request) AS before
+    FROM (SELECT id, line, attempt, floor(extract(epoch FROM created_at))::bigint AS created, request FROM jobs
+          WHERE batch_id = %(batch_id)s AND worker = %(parcel)s AND state = 'running' AND line > %(after)s
+                AND (%(ids)b::text[] IS NULL OR id = ANY(%(ids)b::text[]))
+          ORDER BY line LIMIT %(limit)s) AS held
+) AS page
+WHERE before < %(bytes)s ORDER BY line
 """
 
 
@@ -715,13 +722,17 @@ async def read_held(
     job_ids: Sequence[str] | None = None,
     limit: int = 100,
 ) -> list[HeldLine]:
-    """Return up to `limit` jobs that a parcel holds, or of these, in order of their lines, past the line `after`."""
+    """Return up to `limit` jobs that a parcel holds, or of these, in order of their lines, past the line `after`.
+
+    They are fewer if their requests are large; none if there are no more.
+    """
     parameters = {
         "batch_id": batch_id,
         "parcel": parcel,
         "after": after,
         "ids": None if job_ids is None else list(job_ids),
         "limit": limit,
+        "bytes": _HELD_BYTES,
     }
     return [HeldLine(*row) for row in await execute(database.relaxed, _HELD, parameters)]
 

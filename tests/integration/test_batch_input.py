@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import orjson
 
@@ -12,8 +13,9 @@ from headrace.batches import queries
 from headrace.catalogue import Catalogue
 from headrace.database import Database
 from headrace.files.tables import CHUNK_BYTES
+from headrace.jobs.queries import feed_lines, read_held
 from tests.integration.jobs import Jobs, Owner, end_of
-from tests.integration.test_batches import create, feed, get, store
+from tests.integration.test_batches import create, feed, get, new_lines, store
 from worker.batches.input import read_input
 from worker.batches.validate import Validation
 
@@ -84,6 +86,16 @@ async def test_one_large_line_is_held_at_a_time(database: Database, owner: Owner
     assert (await goes_on).number == 2
     await first.aclose()
     assert not room.locked()
+
+
+async def test_a_page_of_lines_with_a_provider_ends_where_it_has_enough_bytes(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner, total=4)
+    lines = [replace(line, request=orjson.dumps("x" * 3_000_000).decode()) for line in new_lines(1, 4)]
+    assert await feed_lines(database, batch_id, lines, start=0, end=40, next_line=5, parcel="parcel_a")
+    first = await read_held(database, batch_id, "parcel_a")
+    assert [line.line for line in first] == [1, 2]
+    rest = await read_held(database, batch_id, "parcel_a", after=2, job_ids=[line.id for line in lines])
+    assert [line.line for line in rest] == [3, 4]
 
 
 async def test_a_page_of_ended_lines_ends_where_it_has_enough_bytes(

@@ -203,12 +203,12 @@ class NativeBatch:
         await self._finish(route, api, parcel, taken)
 
     async def _finish(self, route: Route, api: BatchApi, parcel: NativeParcel, taken: dict[str, NativeResult]) -> None:
-        if not taken:
-            return
-        held = await read_held(self._database, self._batch.id, parcel.id, job_ids=list(taken), limit=_RESULTS_AT_ONCE)
-        ended = [_ended(route, api, line, taken[line.id]) for line in held]
-        if ended:
-            await finish_jobs(self._database, ended)
+        after, job_ids = 0, list(taken)
+        while job_ids and (
+            held := await read_held(self._database, self._batch.id, parcel.id, after=after, job_ids=job_ids)
+        ):
+            await finish_jobs(self._database, [_ended(route, api, line, taken[line.id]) for line in held])
+            after = held[-1].line
 
     async def _close(self, parcel_id: str, *, error: str | None = None) -> None:
         """Let our own workers run what a parcel still holds, and forget it."""
