@@ -21,6 +21,7 @@ from headrace import live
 from headrace.catalogue_file import CatalogueFile
 from headrace.chores import going_on
 from headrace.database import Database
+from headrace.fingerprints import Fingerprint
 from headrace.follow import watch
 from headrace.group_commit import GroupCommit
 from headrace.jobs import queries
@@ -74,7 +75,10 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         authenticator = Authenticator(database)
         doubts = Doubts()
         waiting = WaitingJobs(database, most=settings.account_waiting_jobs)
-        async with going_on(hub.run, partial(watch, hub, database), authenticator.run, doubts.run, waiting.run):
+        fingerprint = Fingerprint(settings, catalogue, database, part="api")
+        async with going_on(
+            fingerprint.run, hub.run, partial(watch, hub, database), authenticator.run, doubts.run, waiting.run
+        ):
             yield State(
                 settings=settings,
                 catalogue=catalogue,

@@ -17,6 +17,7 @@ from alembic import context
 import headrace.agents.tables
 import headrace.batches.tables
 import headrace.files.tables
+import headrace.fingerprints
 import headrace.idempotency.tables
 import headrace.jobs.tables
 import headrace.keys.tables

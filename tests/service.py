@@ -260,7 +260,7 @@ class Stores:
         )
 
 
-_KEYSPACES = iter(range(1, 16))
+_KEYSPACES = iter(range(1, 64))
 
 
 @contextlib.contextmanager
@@ -269,7 +269,7 @@ def embedded_stores() -> Iterator[Stores]:
     with (
         scratch_dir() as directory,
         EmbeddedPostgres(directory / "postgres", {"fsync": "off", "full_page_writes": "off"}) as postgres,
-        EmbeddedValkey(directory / "valkey", {"databases": "16"}) as valkey,
+        EmbeddedValkey(directory / "valkey", {"databases": "64"}) as valkey,
     ):
         yield Stores(postgres.url, valkey.url, postgres, valkey)
 

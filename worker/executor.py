@@ -36,6 +36,7 @@ from headrace.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from headrace.fingerprints import Fingerprint
 from headrace.follow import render_chunk
 from headrace.group_commit import GroupCommit
 from headrace.ids import new_id
@@ -182,6 +183,7 @@ class Executor:
                 executor._leases.hear_cancellations,
                 executor._find_unclaimed,
                 executor._intake.share,
+                Fingerprint(settings, file, database, part="worker").run,
                 circuits.run,
                 limits.run,
             ]

@@ -19,9 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace import live
 from headrace.catalogue_file import CatalogueFile
-from headrace.chores import going_on
+from headrace.chores import Chore, going_on
 from headrace.database import Database
 from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
+from headrace.fingerprints import Fingerprint
 from headrace.jobs import queries
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
@@ -160,15 +161,22 @@ async def _schedule(settings: Settings) -> None:
             chores.append(sender.run)
         else:
             log.warning("HEADRACE_SECRET_KEY is not set: this scheduler sends no webhooks, pending ones wait")
-        while True:
-            try:
-                async with leadership(database.relaxed) as keep:
-                    log.info("ready: this scheduler leads")
-                    async with going_on(*chores):
-                        await keep()
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
-            await asyncio.sleep(settings.sweep_seconds)
+        fingerprint = Fingerprint(settings, file, database, part="scheduler")
+        async with going_on(fingerprint.run):
+            await _lead(database, chores, again_seconds=settings.sweep_seconds)
+
+
+async def _lead(database: Database, chores: Sequence[Chore], *, again_seconds: float) -> None:
+    """Do the chores whenever this scheduler leads, until cancelled."""
+    while True:
+        try:
+            async with leadership(database.relaxed) as keep:
+                log.info("ready: this scheduler leads")
+                async with going_on(*chores):
+                    await keep()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
+        await asyncio.sleep(again_seconds)
 
 
 async def _until_told(settings: Settings) -> None:

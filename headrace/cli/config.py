@@ -1,4 +1,4 @@
-"""`headrace config`: what is wrong in headrace.toml."""
+"""`headrace config`: what is wrong in headrace.toml, and where it differs from that of other hosts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import click
+from rich.table import Table
 
 from headrace.catalogue import ConfigurationError, read_catalogue
-from headrace.cli.operators import json_option
+from headrace.cli.operators import cell, json_option, show, with_database
 from headrace.settings import Settings
 
 
@@ -51,3 +52,26 @@ def check(settings: Settings, path: Path | None, as_json: bool) -> None:
         if catalogue is not None:
             click.echo(f"{path}: {len(catalogue.providers)} providers, {len(catalogue.models)} models")
     sys.exit(catalogue is None)
+
+
+@config.command()
+@json_option
+@click.pass_obj
+def compare(settings: Settings, as_json: bool) -> None:
+    """Show the processes that run, with digests of their configuration and secret key, which should be the same.
+
+    Exits with 1 if they differ.
+    """
+    from headrace.fingerprints import read_fingerprints
+
+    rows = with_database(settings, read_fingerprints)
+    configurations = {row.configuration for row in rows}
+    secret_keys = {row.secret_key for row in rows if row.secret_key is not None}
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in rows]))
+    else:
+        table = Table("part", "process", "configuration", "secret key", box=None)
+        for row in rows:
+            table.add_row(row.part, cell(row.process), row.configuration, row.secret_key or "")
+        show(table)
+    sys.exit(len(configurations) > 1 or len(secret_keys) > 1)
