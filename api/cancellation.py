@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 4.0
 
 
 async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
-    """Cancel a job of an account; returns the job as it is then, or None if there is none."""
+    """Cancel a job of an account; returns the job as it is then, or None if the account has no such job."""
     return await cancel_job(request.state.database, request.state.publisher, job_id, account_id)
 
 

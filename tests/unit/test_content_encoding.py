@@ -13,7 +13,9 @@ from headrace.errors import InvalidRequestError
 TEXT = b'{"model": "demo"}' * 1000
 
 
-@pytest.mark.parametrize(("encoding", "body"), [("gzip", gzip.compress(TEXT)), ("Deflate ", zlib.compress(TEXT))])
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("gzip", gzip.compress(TEXT)), ("Deflate ", zlib.compress(TEXT))], ids=["gzip", "deflate"]
+)
 def test_a_compressed_body_is_decompressed_piece_by_piece(encoding: str, body: bytes) -> None:
     decoder = content_decoder(encoding)
     assert decoder is not None
@@ -27,7 +29,9 @@ def test_no_more_is_decompressed_than_was_asked_for() -> None:
     assert len(decoder.decode(gzip.compress(bytes(10**7)), 1000)) == 1000
 
 
-@pytest.mark.parametrize("body", [TEXT, gzip.compress(TEXT)[:-5], gzip.compress(TEXT) + b"more"])
+@pytest.mark.parametrize(
+    "body", [TEXT, gzip.compress(TEXT)[:-5], gzip.compress(TEXT) + b"more"], ids=["plain", "cut off", "more after it"]
+)
 def test_a_body_that_is_broken_is_refused(body: bytes) -> None:
     decoder = content_decoder("gzip")
     assert decoder is not None
