@@ -98,6 +98,16 @@ def test_tables_that_change_all_the_time_are_vacuumed_before_a_fifth_is_dead(dat
     assert max(factors.values()) < 0.1
 
 
+def test_a_job_whose_lease_is_extended_stays_in_its_page(database_url: str) -> None:
+    query = """
+        SELECT option_value FROM pg_class, pg_options_to_table(reloptions)
+        WHERE relname = 'jobs' AND option_name = 'fillfactor'
+    """
+    assert fetch(database_url, query) == [("80",)]
+    indexed = "SELECT indexdef FROM pg_indexes WHERE tablename = 'jobs'"
+    assert not any("lease_until" in definition for (definition,) in fetch(database_url, indexed))
+
+
 def test_down_to_nothing_and_up_again_gives_the_same_schema(empty_url: str) -> None:
     migrate(empty_url)
     before = [fetch(empty_url, query) for query in DEFINITIONS.values()]
