@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 
 import uvicorn
@@ -11,6 +12,8 @@ from fastapi import FastAPI
 
 from api.connection import CHECK_SECONDS, IDLE_SECONDS, Connection, raise_descriptor_limit
 from headrace.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Seconds before the process must have ended at which clients that wait are told so.
 _LAST_SECONDS = 1.0
@@ -40,6 +43,14 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where the API listens."""
+        await super().startup(sockets)
+        if self.started:
+            for listener in sockets or ():
+                host, port, *_ = listener.getsockname()
+                log.info("ready: this API serves http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections once a second; returns whether to end."""
