@@ -386,7 +386,8 @@ async def _check_sessions(connection: psycopg.AsyncConnection[Any], parameters: 
 
 async def _session_of(connection: psycopg.AsyncConnection[Any]) -> Any:
     """Return what tells the session apart from every other one, of this server or of another host."""
-    cursor = await connection.execute("SELECT pg_backend_pid(), pg_postmaster_start_time()")
+    # Prepared, as psycopg does on its own when it comes again, it would be unknown to another session.
+    cursor = await connection.execute("SELECT pg_backend_pid(), pg_postmaster_start_time()", prepare=False)
     return await cursor.fetchone()
 
 

@@ -27,7 +27,6 @@ from headrace.quotas.gate import _ADMIT, _SETTLE, Demand, Gate, Scope
 from headrace.quotas.queries import Spent
 from headrace.quotas.rules import Limits
 from tests.integration.jobs import ERROR, SPENT, Jobs, Owner, end_of
-from tests.service import Stores
 
 CENT = Decimal("0.01")
 NOON = 1_800_000_000
@@ -35,12 +34,10 @@ NOON = 1_800_000_000
 
 
 @pytest.fixture
-async def redis(stores: Stores) -> AsyncIterator[Redis]:
-    redis = Redis.from_url(stores.redis_url, socket_timeout=2)
-    for key in await redis.keys("hr:quota:*"):
-        await redis.delete(key)
-    yield redis
-    await redis.aclose()
+async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+    """A Redis that no service uses: its scheduler would forget scopes that its own database does not know."""
+    async with Redis.from_url(valkey.url, socket_timeout=30) as redis:
+        yield redis
 
 
 @pytest.fixture
