@@ -106,10 +106,10 @@ async def list_jobs(
         created_after=_time(created_after),
         created_before=_time(created_before),
     )
-    rows = await queries.list_jobs(
-        request.state.database, principal.account_id, wanted, after=after, limit=limit + 1, descending=order == "desc"
+    rows, more = await queries.list_jobs(
+        request.state.database, principal.account_id, wanted, after=after, limit=limit, descending=order == "desc"
     )
-    return render_page([render_job(row) for row in rows], limit=limit)
+    return render_page([render_job(row) for row in rows], limit=limit, has_more=more)
 
 
 def _time(seconds: int | None) -> datetime | None:

@@ -68,17 +68,17 @@ async def list_completions(
         raise InvalidRequestError(
             "Invalid 'after': it is not the id of a completion.", param="after", code="invalid_value"
         )
-    rows = await queries.list_jobs(
+    rows, more = await queries.list_jobs(
         database,
         principal.account_id,
         JobFilter(state=State.COMPLETED, model=model, metadata=metadata_filter(request)),
         after=None if after is None else job_id_of(after),
-        limit=limit + 1,
+        limit=limit,
         descending=order == "desc",
     )
     # With its metadata, which is the job's and no part of what the provider answered.
     page = [{**orjson.loads(row.response), "metadata": row.metadata or {}} for row in rows]
-    return render_page(page, limit=limit)
+    return render_page(page, limit=limit, has_more=more)
 
 
 @router.get(

@@ -1195,36 +1195,67 @@ class JobFilter:
 
 # The latest jobs of an account that are looked at for metadata before its index is: what many have is found there.
 _RECENT_JOBS = 2_000
+PAGE_BYTES = 16 * 1024 * 1024
+"""Bytes of answers after which a page of jobs ends."""
 _TIMED_OUT = "57014"
 
 
 async def list_jobs(
     database: Database, account_id: str, wanted: JobFilter, *, after: str | None, limit: int, descending: bool
-) -> Sequence[Row]:
-    """Return up to `limit` of an account's jobs past the job `after`, in order of creation.
+) -> tuple[Sequence[Row], bool]:
+    """Return up to `limit` of an account's jobs past the job `after`, in order of creation, and whether there are more.
+
+    A page with large answers has fewer: it ends with the job that takes it past `PAGE_BYTES`.
 
     Raises:
         ListTooLongError: It has to look at more jobs than it has time for.
     """
-    where = _conditions(account_id, wanted, after=after, descending=descending)
     try:
-        if not wanted.metadata:
-            return await _page(database, sa.select(jobs.c.id).where(*where), limit, descending=descending)
-        recent = _in_order(sa.select(jobs.c.id, jobs.c.metadata).where(*where), jobs.c.id, descending=descending)
-        among = recent.limit(_RECENT_JOBS).subquery()
-        has = sa.cast(dict(wanted.metadata), JSONB)
-        found = sa.select(among.c.id).where(among.c.metadata.contains(has))
-        rows = await _page(database, found, limit, descending=descending)
-        if len(rows) == limit:
-            return rows
-        # The planner does not know how few jobs have this metadata, so it is made to begin with those.
-        all_found = sa.select(jobs.c.id).where(*where, jobs.c.metadata.contains(has)).cte("having_it")
-        found = sa.select(all_found.prefix_with("MATERIALIZED").c.id)
-        return await _page(database, found, limit, descending=descending)
+        where = _conditions(account_id, wanted, after=after, descending=descending)
+        found = await _find(database, where, wanted.metadata, limit + 1, descending=descending)
+        ids, size = list[str](), 0
+        for row in found[:limit]:
+            if size < PAGE_BYTES:
+                ids.append(row.id)
+                size += row.size
+        query = _in_order(_VIEW.where(jobs.c.id.in_(ids)), jobs.c.id, descending=descending)
+        return await execute(database.lists, query) if ids else [], len(found) > len(ids)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _TIMED_OUT:
             raise ListTooLongError from error
         raise
+
+
+async def _find(
+    database: Database,
+    where: Sequence[sa.ColumnElement[bool]],
+    metadata: Mapping[str, str] | None,
+    limit: int,
+    *,
+    descending: bool,
+) -> Sequence[Row]:
+    """Return `(id, size)` of the first jobs of a list, the bytes of their answers."""
+    if not metadata:
+        return await _sizes(database, sa.select(jobs.c.id).where(*where), limit, descending=descending)
+    recent = _in_order(sa.select(jobs.c.id, jobs.c.metadata).where(*where), jobs.c.id, descending=descending)
+    among = recent.limit(_RECENT_JOBS).subquery()
+    has = sa.cast(dict(metadata), JSONB)
+    query = sa.select(among.c.id).where(among.c.metadata.contains(has))
+    found = await _sizes(database, query, limit, descending=descending)
+    if len(found) == limit:
+        return found
+    # The planner does not know how few jobs have this metadata, so it is made to begin with those.
+    having_it = sa.select(jobs.c.id).where(*where, jobs.c.metadata.contains(has)).cte("having_it")
+    query = sa.select(having_it.prefix_with("MATERIALIZED").c.id)
+    return await _sizes(database, query, limit, descending=descending)
+
+
+async def _sizes(database: Database, found: sa.Select[tuple[str]], limit: int, *, descending: bool) -> Sequence[Row]:
+    [column] = found.selected_columns
+    ids = _in_order(found, column, descending=descending).limit(limit)
+    size = sa.func.coalesce(sa.func.octet_length(jobs.c.response), 0).label("size")
+    query = sa.select(jobs.c.id, size).where(jobs.c.id.in_(ids))
+    return await execute(database.lists, _in_order(query, jobs.c.id, descending=descending))
 
 
 def _conditions(
@@ -1247,14 +1278,6 @@ def _conditions(
     if after is not None:
         where.append(jobs.c.id < after if descending else jobs.c.id > after)
     return where
-
-
-async def _page(database: Database, found: sa.Select[tuple[str]], limit: int, *, descending: bool) -> Sequence[Row]:
-    """Return the first `limit` of the jobs whose ids are found, as they are shown."""
-    [column] = found.selected_columns
-    ids = _in_order(found, column, descending=descending).limit(limit)
-    query = _in_order(_VIEW.where(jobs.c.id.in_(ids)), jobs.c.id, descending=descending)
-    return await execute(database.lists, query)
 
 
 _Query = TypeVar("_Query", bound=sa.Select[Any])

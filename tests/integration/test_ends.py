@@ -206,7 +206,7 @@ async def test_a_retry_puts_the_job_back_and_discards_what_the_attempt_made(jobs
     assert (again.attempt, again.route) == (2, 1)
     assert await jobs.finish(end_of(again)) == [True]
     assert [(usage.attempt, usage.kind) for usage in await jobs.ledger(job.id)] == [(1, "discarded"), (2, "counted")]
-    seen = await queries.list_jobs(
+    seen, _ = await queries.list_jobs(
         jobs.database, jobs.owner.account_id, queries.JobFilter(), after=None, limit=10, descending=True
     )
     assert [row.id for row in seen] == [job.id], "discarded usage makes no second job"

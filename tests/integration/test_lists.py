@@ -22,7 +22,7 @@ ALL = JobFilter()
 async def ids(
     jobs: Jobs, wanted: JobFilter = ALL, *, after: str | None = None, limit: int = 100, descending: bool = False
 ) -> list[str]:
-    rows = await queries.list_jobs(
+    rows, _ = await queries.list_jobs(
         jobs.database, jobs.owner.account_id, wanted, after=after, limit=limit, descending=descending
     )
     return [row.id for row in rows]
@@ -97,7 +97,7 @@ async def test_a_job_is_seen_as_it_stands(jobs: Jobs) -> None:
     async def seen(job_id: str) -> Any:
         row = await queries.get_job(jobs.database, job_id, jobs.owner.account_id)
         assert row is not None
-        [listed] = await queries.list_jobs(
+        [listed], _ = await queries.list_jobs(
             jobs.database, jobs.owner.account_id, ALL, after=None, limit=1, descending=True
         )
         assert row == listed
@@ -168,7 +168,26 @@ async def test_metadata_is_found_beyond_the_latest_jobs(
 async def test_a_list_that_takes_too_long_is_refused_with_what_would_help(
     jobs: Jobs, other_session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await jobs.submit()
     await execute(jobs.database.lists, sa.text("SET statement_timeout = 100"))
     await other_session.execute("LOCK TABLE usage IN ACCESS EXCLUSIVE MODE")
     with pytest.raises(ListTooLongError, match="created_after"):
         await queries.list_jobs(jobs.database, jobs.owner.account_id, JobFilter(), after=None, limit=2, descending=True)
+
+
+async def test_a_page_ends_with_the_answer_that_makes_it_too_large(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "PAGE_BYTES", 3 * len(RESPONSE) - 1)
+    ended = [(await jobs.complete()).id for _ in range(5)]
+    pages: list[list[str]] = []
+    more = True
+    while more:
+        rows, more = await queries.list_jobs(
+            jobs.database,
+            jobs.owner.account_id,
+            ALL,
+            after=pages[-1][-1] if pages else None,
+            limit=4,
+            descending=False,
+        )
+        pages.append([row.id for row in rows])
+    assert pages == [ended[:3], ended[3:]]
