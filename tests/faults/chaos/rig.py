@@ -274,7 +274,11 @@ class Rig:
 
     def _note(self, worker: Process) -> None:
         """Note what a worker has that is about to die."""
-        with contextlib.suppress(psycopg.Error), psycopg.connect(self.database_url, connect_timeout=1) as connection:
+        options = steps.NO_WAIT
+        with (
+            contextlib.suppress(psycopg.Error),
+            psycopg.connect(self.database_url, connect_timeout=1, options=options) as connection,
+        ):
             rows = connection.execute(
                 "SELECT id, attempt FROM jobs WHERE state = 'running' AND split_part(worker, ':', 2) = %s",
                 [str(worker.pid)],

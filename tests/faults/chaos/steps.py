@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -26,6 +27,8 @@ _LOCK_SECONDS = 30
 _READ_ONLY_SECONDS = 4.0
 # Seconds that the service has to find the new primary, once there is one.
 _FOUND_SECONDS = 8.0
+# Steps go on in turns: one that waited for a lock of another would wait for ever.
+NO_WAIT = "-c lock_timeout=100ms"
 
 
 class NotMendedError(Exception):
@@ -38,7 +41,7 @@ def wake_after_rescue(database_url: str, workers: Mapping[str, Process]) -> Iter
     It holds a whole answer or a stream's first deltas by then, which it must keep to itself.
     """
     held: Attempts = {}
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    with psycopg.connect(database_url, autocommit=True, options=NO_WAIT) as connection:
         over = time.monotonic() + _MOMENT_SECONDS
         while not (held := _silent_attempts(connection)) and time.monotonic() < over:
             yield
@@ -61,19 +64,27 @@ def wake_after_rescue(database_url: str, workers: Mapping[str, Process]) -> Iter
 
 def _silent_attempts(connection: psycopg.Connection) -> Attempts:
     """Return the attempts at streams before their first delta."""
-    rows = connection.execute(
+    rows = _look(
+        connection,
         "SELECT id, attempt, split_part(worker, ':', 2)::int FROM jobs"
-        " WHERE state = 'running' AND first_token_at IS NULL AND batch_id IS NULL"
-    ).fetchall()
+        " WHERE state = 'running' AND first_token_at IS NULL AND batch_id IS NULL",
+    )
     return {(job_id, attempt): pid for job_id, attempt, pid in rows}
 
 
 def _rescued(connection: psycopg.Connection, held: Attempts) -> Attempts:
     """Return those of the attempts that were put back."""
-    rows = connection.execute(
-        "SELECT id, attempt FROM jobs WHERE state = 'queued' AND id = ANY(%s)", [[job_id for job_id, _ in held]]
-    ).fetchall()
+    query = "SELECT id, attempt FROM jobs WHERE state = 'queued' AND id = ANY(%s)"
+    rows = _look(connection, query, [job_id for job_id, _ in held])
     return {attempt: held[attempt] for attempt in map(tuple, rows) if attempt in held}
+
+
+def _look(connection: psycopg.Connection, query: LiteralString, *parameters: object) -> list[Any]:
+    """Return the rows of a question about jobs, none while another step has locked the table."""
+    try:
+        return connection.execute(query, parameters).fetchall()
+    except psycopg.errors.LockNotAvailable:
+        return []
 
 
 def lock_jobs(database_url: str, seconds: float) -> Iterator[None]:
