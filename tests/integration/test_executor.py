@@ -7,7 +7,7 @@ import contextlib
 import gc
 import warnings
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -88,7 +88,12 @@ class Rig:
 async def executing(settings: Settings, jobs: Jobs, model: str) -> AsyncIterator[Rig]:
     async with Executor.running(settings, line_slots=8) as executor:
         yield Rig(executor, jobs, model)
-    # redis-py leaves a connection that it was making when it was cancelled to the garbage collector.
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect what a test's loop left behind: redis-py leaves a connection that was cancelled to the collector."""
+    yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

@@ -11,7 +11,7 @@ from headrace.jobs import queries
 from headrace.jobs.state import State
 from headrace.settings import Settings
 from tests.integration.jobs import Jobs, Owner
-from tests.integration.test_executor import REQUEST, executing, settings  # noqa: F401
+from tests.integration.test_executor import REQUEST, collected, executing, settings  # noqa: F401
 from tests.provider import Gate, Provider, answer
 from tests.waiting import eventually
 
