@@ -1,22 +1,19 @@
-"""Cancelling a job for a client: at its request, or because it went away."""
+"""Cancelling a job for a client: at its request, or because the client left."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import functools
 from contextlib import aclosing
 
 from fastapi import Request
-from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.follow import Ended, follow
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
 from headrace.live import ListenerClosedError
-
-log = logging.getLogger(__name__)
 
 # A worker stops within a second; one that did not hear of it in time does so at its next heartbeat.
 _PATIENCE_SECONDS = 4.0
@@ -42,8 +39,5 @@ async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> Mov
 
 
 async def abandon(request: Request, job_id: str, account_id: str) -> None:
-    """Cancel the job of a client that went away; if Postgres is away too, the job runs to its end."""
-    try:
-        await cancel(request, job_id, account_id)
-    except SQLAlchemyError as error:
-        log.warning("could not cancel %s of a client that left: %s", job_id, error)
+    """Cancel the job of a client that left, and try again if Postgres is unavailable."""
+    await request.state.doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))

@@ -18,11 +18,11 @@ from api.acceptance import Asked, Submission, accept, answering, new_job
 from api.authentication import Authenticated
 from api.cancellation import abandon
 from api.idempotency import has_key
-from api.scope import read_body
+from api.scope import leaving_error, read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
 from headrace.chat.request import ChatRequest
-from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, UnavailableError, UpstreamError
+from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
@@ -277,11 +277,6 @@ class Chunks:
         completion = orjson.loads(response)
         chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
         return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
-
-
-def leaving_error() -> UnavailableError:
-    """Return what a client is told whose process ends: a new error each time, as a raised one holds its frames."""
-    return UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 def error_event(error: HeadraceError) -> bytes:

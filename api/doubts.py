@@ -1,8 +1,8 @@
-"""What a client was told is not accepted, though Postgres may have it: it is cancelled until that is certain.
+"""What an API process has to cancel, and tries again to cancel while Postgres is unavailable.
 
-A statement whose answer is lost may have been done, and it may be done yet, as long as a network may still deliver it.
-A client that is answered 503 asks again, so what it asked for first must not run as well. A request that came with an
-Idempotency-Key is another matter: its repetition finds what the first one made.
+A statement whose answer is lost may have been done, and a network may still deliver it. A client that is answered 503
+asks again, so what it asked for first must not run as well. A request that came with an Idempotency-Key is another
+matter: its repetition finds what the first one made. The job of a client that left is cancelled the same way.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ log = logging.getLogger(__name__)
 
 Cancel = Callable[[], Awaitable[object]]
 
-# Seconds that a request waits for a first try to cancel, before it is answered.
+# Seconds that a request waits for the first try to cancel, before it is answered.
 _PATIENCE_SECONDS = 2.0
 # Seconds between two tries, and for which a cancellation that was done is done again: a connection that was given up
 # delivers nothing later than its `tcp_user_timeout` says, and a statement ends by its `statement_timeout`.
 _AGAIN_SECONDS = 1.0
 _CERTAIN_SECONDS = 30.0
+# Seconds that a process which ends waits for what it has not cancelled yet.
+_LAST_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class _Doubt:
     name: str
     cancel: Cancel
-    until: float = field(default_factory=lambda: now() + _CERTAIN_SECONDS)
+    until: float
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Doubts:
@@ -47,9 +50,10 @@ class Doubts:
 
     @contextlib.asynccontextmanager
     async def answering(self, request: Request, name: str, cancel: Cancel) -> AsyncIterator[Callable[[], None]]:
-        """Make something called `name` and answer for it; `cancel` undoes it if Postgres fails meanwhile.
+        """Make something called `name` and answer for it; `cancel` undoes it if that fails.
 
-        Gives what is to be called once it is made: from then on any failure leaves it without an answer.
+        It fails by Postgres, or because the process ends. Gives what is to be called once it is made: from then on
+        any failure leaves it without an answer.
         """
         is_made = False
 
@@ -59,14 +63,22 @@ class Doubts:
 
         try:
             yield made
-        except SQLAlchemyError as error:
-            if not has_key(request) and (is_made or not was_certainly_refused(error)):
-                log.warning("%s may have been accepted although its client is told that it is not", name)
-                self._doubts[name] = doubt = _Doubt(name, cancel)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PATIENCE_SECONDS):
-                        await self._try(doubt)
+        except (SQLAlchemyError, asyncio.CancelledError) as error:
+            refused = isinstance(error, SQLAlchemyError) and was_certainly_refused(error)
+            if not has_key(request) and (is_made or not refused):
+                log.warning("%s may have been accepted although its client is answered that it is not", name)
+                await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS)
             raise
+
+    async def cancel(self, name: str, cancel: Cancel, *, certain_seconds: float = 0.0) -> None:
+        """Cancel what is called `name`, and try again until it is done if Postgres is unavailable.
+
+        For `certain_seconds` it is cancelled again after it was done. Returns when it is done, or after two seconds.
+        """
+        self._doubts[name] = doubt = _Doubt(name, cancel, now() + certain_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._try(doubt)
 
     async def run(self) -> None:
         """Cancel, again and again, until cancelled."""
@@ -75,11 +87,21 @@ class Doubts:
             for doubt in list(self._doubts.values()):
                 await self._try(doubt)
 
+    async def finish(self) -> None:
+        """Wait until `run` has cancelled everything once, for at most five seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await asyncio.gather(*(doubt.cancelled.wait() for doubt in self._doubts.values()))
+        for doubt in self._doubts.values():
+            if not doubt.cancelled.is_set():
+                log.warning("could not cancel %s before the process ends", doubt.name)
+
     async def _try(self, doubt: _Doubt) -> None:
         try:
             await doubt.cancel()
         except SQLAlchemyError as error:
             log.debug("could not cancel %s yet: %s", doubt.name, error)
             return
+        doubt.cancelled.set()
         if now() >= doubt.until:
-            del self._doubts[doubt.name]
+            self._doubts.pop(doubt.name, None)

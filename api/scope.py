@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -49,6 +50,11 @@ def render_error(error: HeadraceError) -> Response:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")
+
+
+def leaving_error() -> UnavailableError:
+    """Return what a client is answered whose process ends: a new error each time, as a raised one holds its frames."""
+    return UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 async def read_body(request: Request, *, limit: int | None = None) -> bytes:
@@ -120,6 +126,11 @@ class RequestScope:
         with bind(request=request_id):
             try:
                 await self._app(inner, receive, send_with_id)
+            except asyncio.CancelledError:
+                # The server cancels what has no answer when the time of a process that ends is over.
+                if started:
+                    raise
+                await render_error(leaving_error())(scope, receive, send_with_id)
             except Exception:
                 if started and is_head:
                     return

@@ -15,8 +15,10 @@ from headrace.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Seconds before the process must have ended at which clients that wait are told so.
+# Seconds before the process must have ended at which clients that wait are answered so, and at which requests that
+# still have no answer are cut off with one.
 _LAST_SECONDS = 1.0
+_CUT_SECONDS = 0.5
 # uvicorn's own clock ticks ten times a second.
 _TICKS = round(CHECK_SECONDS * 10)
 
@@ -65,10 +67,15 @@ class Server(uvicorn.Server):
         """Let readers go, give requests that wait their time, and end."""
         hub = self._app.state.hub
         hub.end_watching()
-        # Before uvicorn cuts them off with a 500.
-        patience = max(0.0, int(self._settings.drain_seconds) - _LAST_SECONDS)
-        asyncio.get_running_loop().call_later(patience, hub.end_waiting)
+        # Both before uvicorn closes what the requests still need.
+        loop, grace = asyncio.get_running_loop(), int(self._settings.drain_seconds)
+        loop.call_later(max(0.0, grace - _LAST_SECONDS), hub.end_waiting)
+        loop.call_later(max(0.0, grace - _CUT_SECONDS), self._cut)
         await super().shutdown(sockets)
+
+    def _cut(self) -> None:
+        for request in self.server_state.tasks:
+            request.cancel()
 
 
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:

@@ -95,6 +95,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 stores_check=StoresCheck(database, redis),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
+            await doubts.finish()
 
 
 def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:

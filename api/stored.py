@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.chat import Chunks, error_event, leaving_error, stored_error, watching
+from api.chat import Chunks, error_event, stored_error, watching
 from api.pages import ModelFilter, metadata_filter, render_page
+from api.scope import leaving_error
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
 from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, NotFoundError

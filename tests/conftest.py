@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
 
@@ -47,6 +48,13 @@ def pytest_runtest_makereport(
     if report.failed:
         report.sections.extend((f"service {service.directory.name}", service.tail()) for service in Service.running)
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # At once, as a run that is cut off never comes to its summary. A test process that dies is reported like this too.
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid} ({report.when})", flush=True)  # noqa: T201
 
 
 @pytest.fixture(scope="session")

@@ -78,3 +78,33 @@ async def test_a_job_that_was_made_and_not_answered_for_is_cancelled(
     with pytest.raises(DBAPIError):
         await answer()
     assert await jobs.state(job_id) is state
+
+
+async def test_a_job_that_cannot_be_cancelled_for_its_client_that_left_is_cancelled_later(
+    jobs: Jobs, hurried: None
+) -> None:
+    job_id = await jobs.submit()
+    failures = [NoAnswerError(), NoAnswerError()]
+
+    async def cancel() -> object:
+        if failures:
+            raise failures.pop()
+        return await cancel_job(jobs.database, None, job_id, jobs.owner.account_id)
+
+    doubts = Doubts()
+    await doubts.cancel(job_id, cancel)
+    assert await jobs.state(job_id) is State.QUEUED
+    running = asyncio.create_task(doubts.run())
+    await doubts.finish()
+    assert await jobs.state(job_id) is State.CANCELLED
+    await eventually(lambda: not doubts._doubts, "the end of the doubt")
+    running.cancel()
+
+
+async def test_a_job_whose_insert_is_cut_off_by_the_end_of_the_process_is_cancelled(jobs: Jobs, hurried: None) -> None:
+    job_id = await jobs.submit()
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+    with pytest.raises(asyncio.CancelledError):
+        async with Doubts().answering(asking(), job_id, cancel):
+            raise asyncio.CancelledError
+    assert await jobs.state(job_id) is State.CANCELLED
