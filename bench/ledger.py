@@ -1,9 +1,9 @@
 """`python -m bench.ledger`: what questions to a long ledger take, what its sums cost, and what limits cost.
 
 The ledger is made up: ten million rows over ninety days, of 20 accounts with 200 keys, 20 models, users, customers,
-agents and batches. Each shape of question that docs/api.md names is asked of it again and again, of changing accounts
-and times, and beside it the same question of the rows themselves. It takes about fifteen minutes, and writes
-`bench/ledger.md` if all rows are there.
+agents and batches. Each shape of question that docs/reference/api.md names is asked of it again and again, of
+changing accounts and times, and beside it the same question of the rows themselves. It takes about fifteen minutes, and
+writes `bench/ledger.md` if all rows are there.
 """
 
 from __future__ import annotations

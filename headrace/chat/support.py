@@ -4,7 +4,7 @@ A parameter that a format cannot express is dropped where the answer is as good 
 name; where the client would get something else than it asked for, the request is refused. A value that asks for what
 happens anyway (`n` of 1, `logprobs` of false) counts as not given.
 
-`python -m headrace.chat.support` prints the table of docs/parameters.md.
+`python -m headrace.chat.support` prints the table of docs/reference/parameters.md.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def parse_usage(usage: object) -> TokenUsage | None:
     """Return OpenAI's usage object `usage` as TokenUsage, or None where it gives no counts that can be believed.
 
     A count that is left out is 0, OpenAI's default. Details that make no sense are taken for 0; those that exceed the
-    whole they are part of are cut to it. docs/providers.md has a table of what is read besides OpenAI's own fields.
+    whole they are part of are cut to it. docs/how-to/add-a-provider.md has a table of what is
+    read besides OpenAI's own fields.
     """
     if not isinstance(usage, Mapping) or not ("prompt_tokens" in usage or "completion_tokens" in usage):
         return None

@@ -12,7 +12,7 @@ from tests.waiting import eventually as eventually  # noqa: PLC0414  (until all 
 
 FINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 
-# The job object, as docs/api.md has it. `queue_position` is there only while the job is queued.
+# The job object, as docs/reference/api.md has it. `queue_position` is there only while the job is queued.
 FIELDS = frozenset(
     {"id", "object", "status", "model", "provider", "attempt", "attempts"}
     | {"created_at", "started_at", "first_token_at", "finished_at"}

@@ -23,7 +23,7 @@ from headrace.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAP = "Map of the code"
 FIXED = [name for name, field in Settings.model_fields.items() if field.default_factory is None]
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def section(page: str, heading: str) -> str:
@@ -40,7 +40,7 @@ def mapped() -> list[str]:
 def test_every_variable_is_documented_and_no_other() -> None:
     fields = Settings.model_fields
     variables = {str(field.validation_alias or f"HEADRACE_{name.upper()}") for name, field in fields.items()}
-    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", section("docs/operations.md", "Variables"), re.M))
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", section("docs/how-to/operations.md", "Variables"), re.M))
     assert documented - {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"} == variables
     variables |= {"HEADRACE_URL", "HEADRACE_API_KEY"}  # a client's, of `headrace batch`
     named = {name for page in PAGES for name in re.findall(r"\bHEADRACE_[A-Z_]+\b", page.read_text())}
@@ -51,15 +51,15 @@ def test_every_variable_is_documented_and_no_other() -> None:
 def test_a_variables_default_is_the_one_documented(name: str) -> None:
     field = Settings.model_fields[name]
     variable = str(field.validation_alias or f"HEADRACE_{name.upper()}")
-    row = re.search(rf"^\| `{variable}` \| ([^|]*) \|", section("docs/operations.md", "Variables"), re.M)
+    row = re.search(rf"^\| `{variable}` \| ([^|]*) \|", section("docs/how-to/operations.md", "Variables"), re.M)
     assert row is not None
     shown = row[1].strip().strip("`")
     assert shown == ("" if field.default in (None, "", []) else f"{field.default}")
 
 
 def limits() -> list[tuple[str, str]]:
-    """What docs/limits.md says: each bound, and where that is set."""
-    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "limits.md").read_text(), re.M)
+    """What docs/reference/limits.md says: each bound, and where that is set."""
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "reference" / "limits.md").read_text(), re.M)
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(row[1], row[-1].strip("`")) for row in cells if row[-1].startswith("`")]
 
@@ -80,7 +80,7 @@ def operations() -> set[str]:
 
 
 def test_every_path_is_documented_and_no_other() -> None:
-    documented = re.findall(r"^### `([A-Z]+ \S+)`", (ROOT / "docs" / "api.md").read_text(), re.M)
+    documented = re.findall(r"^### `([A-Z]+ \S+)`", (ROOT / "docs" / "reference" / "api.md").read_text(), re.M)
     assert set(documented) == operations()
 
 
@@ -103,12 +103,12 @@ def test_the_scope_of_every_endpoint_is_documented() -> None:
         for method in route.methods or ()
     }
     assert operations() <= asked.keys()
-    table = section("docs/security.md", "What each endpoint asks of a key")
+    table = section("docs/explanation/security.md", "What each endpoint asks of a key")
     assert dict(re.findall(r"^\| `([A-Z]+ \S+)` \| ([^|]+?) \|", table, re.M)) == asked
 
 
 def test_every_scope_is_documented() -> None:
-    table = section("docs/security.md", "What each scope may do")
+    table = section("docs/explanation/security.md", "What each scope may do")
     assert set(re.findall(r"^\| `([a-z:]+)` \|", table, re.M)) == set(get_args(KeyScope))
 
 
@@ -134,7 +134,7 @@ def test_the_example_configuration_is_valid() -> None:
 
 
 def test_the_table_of_parameters_is_the_codes() -> None:
-    assert render_table() in (ROOT / "docs/parameters.md").read_text()
+    assert render_table() in (ROOT / "docs/reference/parameters.md").read_text()
 
 
 @pytest.mark.parametrize("kind", HANDLINGS)
@@ -142,7 +142,7 @@ def test_every_parameter_has_its_handling(kind: Kind) -> None:
     assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[kind])
 
 
-BLOCKS = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs/providers.md").read_text(), re.M | re.S)
+BLOCKS = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs/how-to/add-a-provider.md").read_text(), re.M | re.S)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
