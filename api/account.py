@@ -13,9 +13,9 @@ from api.authentication import Administrator, Authenticated
 from api.idempotency import Change
 from api.scope import SMALL_BODY, read_body, render_json
 from api.webhooks import accept_webhook
-from headrace.chat.validation import parse_body
+from headrace.chat.validation import check_text, parse_body
 from headrace.database import Row
-from headrace.errors import InvalidRequestError, PermissionDeniedError
+from headrace.errors import PermissionDeniedError
 from headrace.keys import queries
 from headrace.keys.key_object import no_such_account
 from headrace.keys.queries import Principal
@@ -79,8 +79,7 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
     if url is None:
         return
     param = "limits.alert_webhook"
-    if "\0" in url:
-        raise InvalidRequestError(f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value")
+    check_text(url, param)
     await accept_webhook(request, account_id, url, param=param)
 
 

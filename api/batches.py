@@ -36,6 +36,7 @@ from headrace.batches.queries import NewBatch
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
+from headrace.chat.validation import check_text
 from headrace.database import Row
 from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError, RateLimitError
 from headrace.files.file_object import get_file, no_such_file
@@ -126,10 +127,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
             f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
         )
     for key, value in (asked.metadata or {}).items():
-        if "\0" in key + value:
-            raise InvalidRequestError(
-                "Invalid 'metadata': it has the character U+0000.", param="metadata", code="invalid_value"
-            )
+        check_text(key + value, f"metadata.{key}")
     if asked.input_file_id is not None:
         file = await get_file(request.state.database, asked.input_file_id, principal.account_id, param="input_file_id")
         if file.purpose != "batch":

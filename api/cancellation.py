@@ -1,4 +1,4 @@
-"""Cancelling a job for a client: at its request, or because the client left."""
+"""Ending a job for a client: cancelled or erased at its request, or abandoned because the client left."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import aclosing
 from fastapi import Request
 
 from headrace.follow import Ended, follow
+from headrace.jobs import queries
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
@@ -36,6 +37,12 @@ async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> Mov
                         if isinstance(event, Ended):
                             break
         return job
+
+
+async def erase(request: Request, job_id: str, account_id: str) -> bool:
+    """Stop a job if it has not ended, and erase its content. Returns False if the account has no such job."""
+    await cancel_and_wait(request, job_id, account_id)
+    return await queries.delete_job(request.state.database, job_id, account_id)
 
 
 async def abandon(request: Request, job_id: str, account_id: str) -> None:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from api.acceptance import Asked, new_job
 from api.authentication import Authenticated
-from api.cancellation import cancel_and_wait
+from api.cancellation import cancel_and_wait, erase
 from api.chat import start, watching
 from api.idempotency import Change
 from api.pages import ModelFilter, check_after, metadata_filter, render_page
@@ -271,11 +271,9 @@ async def cancel_job(request: Request, principal: Authenticated, job_id: str) ->
 @router.delete("/{job_id}", summary="Erase a job", responses={200: {"model": DeletedJob}})
 async def delete_job(request: Request, principal: Authenticated, job_id: str) -> Response:
     """Stop a job if it has not ended, and erase its content. Its usage stays."""
-    if is_id(job_id, "job"):
-        await cancel_and_wait(request, job_id, principal.account_id)
-        if await queries.delete_job(request.state.database, job_id, principal.account_id):
-            return render_json({"id": job_id, "object": "job.deleted", "deleted": True})
-    raise no_such_job(job_id)
+    if not is_id(job_id, "job") or not await erase(request, job_id, principal.account_id):
+        raise no_such_job(job_id)
+    return render_json({"id": job_id, "object": "job.deleted", "deleted": True})
 
 
 @router.get(

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from api.account import AccountUpdate
 from api.agents import AgentChanges
 from api.idempotency import LONGEST_KEY
+from api.stored import CompletionUpdate
 from api.upload import FORM
 from headrace.agents.persona import AgentDefinition
 from headrace.batches.request import BatchRequest
@@ -21,6 +22,7 @@ from headrace.keys.key_object import KeyRequest, KeyRotation, KeyUpdate
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/api/v1/chat/completions": ChatRequest,
+    "/api/v1/chat/completions/{completion_id}": CompletionUpdate,
     "/api/v1/jobs": JobSubmission,
     "/api/v1/batches": BatchRequest,
     "/api/v1/agents": AgentDefinition,

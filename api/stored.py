@@ -1,22 +1,27 @@
-"""Stored completions: those of the account's jobs, found again by OpenAI's own paths."""
+"""Stored completions: those of the account's jobs, found, labelled and erased by OpenAI's own paths."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.authentication import Authenticated
+from api.cancellation import erase
 from api.chat import Chunks, error_event, stored_error, watching
+from api.idempotency import Change
 from api.pages import ModelFilter, metadata_filter, render_page
-from api.scope import leaving_error
+from api.scope import leaving_error, read_body, render_json
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
+from headrace.chat.request import Metadata
+from headrace.chat.validation import check_text, parse_body
+from headrace.database import Row
 from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, NotFoundError
 from headrace.follow import follow
 from headrace.ids import is_id, job_id_of
@@ -49,6 +54,27 @@ class MessageList(BaseModel):
     has_more: bool
 
 
+class CompletionUpdate(BaseModel):
+    """What a stored completion is to have: metadata in place of all it had; `null` is none."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", json_schema_extra={"examples": [{"metadata": {"customer": "42"}}]}
+    )
+
+    metadata: Metadata | None
+
+
+class DeletedCompletion(BaseModel):
+    """That a completion is erased."""
+
+    id: str
+    object: Literal["chat.completion.deleted"]
+    deleted: Literal[True]
+
+
+# Bytes of an update: metadata of the greatest length, each character escaped.
+_LARGEST_UPDATE = 128 * 1024
+
 _After = Annotated[str | None, Query(description="The last id of the page before")]
 _Limit = Annotated[int, Query(ge=1, le=100)]
 _Order = Literal["asc", "desc"]
@@ -77,9 +103,12 @@ async def list_completions(
         limit=limit,
         descending=order == "desc",
     )
-    # With its metadata, which is the job's and no part of what the provider answered.
-    page = [{**orjson.loads(row.response), "metadata": row.metadata or {}} for row in rows]
-    return render_page(page, limit=limit, has_more=more)
+    return render_page([_render(row) for row in rows], limit=limit, has_more=more)
+
+
+def _render(row: Row) -> dict[str, Any]:
+    """Return a completion with its metadata, which is the job's and no part of what the provider answered."""
+    return {**orjson.loads(row.response), "metadata": row.metadata or {}}
 
 
 @router.get(
@@ -101,13 +130,38 @@ async def get_completion(
         return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
     if row.error is not None:
         raise stored_error(row.error.encode())
-    if row.response is None:
-        raise NotFoundError(
-            f"The completion '{completion_id}' is not there yet: its job is {row.state}. Poll GET /jobs/{row.id}.",
-            param="completion_id",
-            code="completion_not_ready",
-        )
-    return Response(row.response, media_type="application/json")
+    _check_there(row, completion_id)
+    return render_json(_render(row))
+
+
+@router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
+async def update_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+    """Give a stored completion, and so its job, other metadata. Usage keeps what the completion was made with."""
+    body = await read_body(request, limit=_LARGEST_UPDATE)
+    metadata = parse_body(CompletionUpdate, body).metadata
+    for key, value in (metadata or {}).items():
+        check_text(key + value, f"metadata.{key}")
+    account_id = principal.account_id
+    row = await _find(request, completion_id, account_id)
+    change = await Change.of(request, principal, body)
+    if row is not None and not change.done:
+        _check_there(row, completion_id)
+        text = orjson.dumps(metadata).decode() if metadata else None
+        async with change.applying():
+            if not await queries.label_job(request.state.database, row.id, account_id, text):
+                raise _no_such_completion(completion_id)
+        row = await _find(request, completion_id, account_id)
+    if row is None:
+        raise _no_such_completion(completion_id)
+    return render_json(_render(row), change.headers)
+
+
+@router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
+async def delete_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+    """Erase a completion with all of its job's content, and stop a job that has not ended. Its usage stays."""
+    if not _is_completion(completion_id) or not await erase(request, job_id_of(completion_id), principal.account_id):
+        raise _no_such_completion(completion_id)
+    return render_json({"id": completion_id, "object": "chat.completion.deleted", "deleted": True})
 
 
 @router.get("/{completion_id}/messages", summary="Get a completion's messages", responses={200: {"model": MessageList}})
@@ -121,7 +175,10 @@ async def list_messages(
 ) -> Response:
     """List the messages that the completion answers."""
     asked = await _asked(request, completion_id, principal.account_id)
-    messages = [{"id": f"{completion_id}-{index}", **message} for index, message in enumerate(asked["messages"])]
+    messages = [
+        {"id": f"{completion_id}-{index}", **_render_message(message)}
+        for index, message in enumerate(asked["messages"])
+    ]
     if order == "desc":
         messages.reverse()
     if after is not None:
@@ -132,7 +189,28 @@ async def list_messages(
     return render_page(messages, limit=limit)
 
 
-async def _find(request: Request, completion_id: str, account_id: str) -> Any:
+def _render_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as OpenAI lists it: content that was sent in parts is in `content_parts`."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else None
+    return {**message, "content": None if parts is not None else content, "content_parts": parts}
+
+
+def _check_there(row: Row, completion_id: str) -> None:
+    """Check that a job has a completion.
+
+    Raises:
+        NotFoundError: It has none yet, or ended without.
+    """
+    if row.response is None:
+        raise NotFoundError(
+            f"The completion '{completion_id}' is not there: its job is {row.state}. See GET /jobs/{row.id}.",
+            param="completion_id",
+            code=None if State(row.state).is_final else "completion_not_ready",
+        )
+
+
+async def _find(request: Request, completion_id: str, account_id: str) -> Row | None:
     if not _is_completion(completion_id):
         return None
     return await queries.get_job(request.state.database, job_id_of(completion_id), account_id)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api.authentication import Authenticated, UsageReader
 from api.pages import metadata_filter, read_page_token, render_page_token
 from api.scope import render_json
+from headrace.chat.validation import check_text
 from headrace.database import Database
 from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from headrace.keys.queries import Principal, find_account
@@ -187,10 +188,8 @@ async def get_usage(
 
 def _check_values(only: Mapping[str, Sequence[str]]) -> None:
     for name, values in only.items():
-        if any("\0" in value for value in values):
-            raise InvalidRequestError(
-                f"Invalid '{name}': it has the character U+0000.", param=name, code="invalid_value"
-            )
+        for value in values:
+            check_text(value, name)
 
 
 def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

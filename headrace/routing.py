@@ -12,6 +12,7 @@ from typing import Any
 from headrace.catalogue import Catalogue, Route
 from headrace.chat.request import ChatRequest
 from headrace.chat.support import dropped_parameters, unsupported_parameter
+from headrace.chat.validation import check_text
 from headrace.errors import InvalidRequestError
 
 
@@ -39,14 +40,9 @@ def check_servable(
         ModelNotFoundError: Nobody serves the model, or one of its fallbacks.
         InvalidRequestError: No route to the model can honour it, or it holds what Postgres has no place for.
     """
-    for param, text in (
-        ("model", chat.model),
-        *((f"metadata.{key}", key + value) for key, value in (metadata or {}).items()),
-    ):
-        if "\0" in text:
-            raise InvalidRequestError(
-                f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value"
-            )
+    check_text(chat.model, "model")
+    for key, value in (metadata or {}).items():
+        check_text(key + value, f"metadata.{key}")
     for index, fallback in enumerate(chat.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
     return usable_routes(catalogue, request, seed=seed)

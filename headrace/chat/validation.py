@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from headrace.errors import InvalidRequestError
 from headrace.json_document import parse_json, render_path, shorten
 
-__all__ = ["InvalidFieldError", "invalid_request", "parse_body", "validate"]
+__all__ = ["InvalidFieldError", "check_text", "invalid_request", "parse_body", "validate"]
 
 _LONGEST_MESSAGE = 300
 _MOST_ERRORS = 1000
@@ -44,6 +44,16 @@ def validate(model: type[_Model], document: object) -> _Model:
         return model.model_validate(document)
     except ValidationError as exc:
         raise invalid_request(exc, document) from None
+
+
+def check_text(text: str, param: str) -> None:
+    """Check that Postgres can keep a text, which is about `param`: it has no place for U+0000.
+
+    Raises:
+        InvalidRequestError: It cannot; the error names the parameter.
+    """
+    if "\0" in text:
+        raise InvalidRequestError(f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value")
 
 
 def invalid_request(exc: ValidationError, data: object | None = None) -> InvalidRequestError:

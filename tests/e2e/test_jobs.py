@@ -320,6 +320,27 @@ async def test_stored_completions_are_listed_with_their_messages_to_their_accoun
     refused(await other.get(f"/chat/completions/{body['id']}/messages"), 404)
 
 
+async def test_what_has_no_stored_completion_is_given_no_metadata_but_may_be_erased(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    provider.script(model, answer(hold=gate), status(400), answer())
+    running = await submit(client, model, metadata={"a": "b"})
+    await settled(gate.reached)
+    failed = (await ended(client, await submit(client, model, "fail")))["id"]
+    unstored = (await completed(client, await submit(client, model, store=False)))["id"]
+    for job_id, code in ((running, "completion_not_ready"), (failed, "not_found"), (unstored, "not_found")):
+        path = f"/chat/completions/{job_id.replace('job_', 'chatcmpl-')}"
+        refused(await client.post(path, json={"metadata": {"a": "c"}}), 404, code=code, param="completion_id")
+        for body in ({}, {"metadata": "a"}, {"metadata": {"a": 1}}, {"metadata": {}, "model": model}):
+            refused(await client.post(path, json=body), 400)
+        refused(await client.post(path, json={"metadata": {"a": "\0"}}), 400, param="metadata.a")
+        erased = await client.delete(path)
+        assert erased.json() == {"id": path.rpartition("/")[2], "object": "chat.completion.deleted", "deleted": True}
+        refused(await client.get(f"/jobs/{job_id}"), 404)
+    assert await settled((await provider.call(model, 1)).disconnected), "the call of the job that ran was ended"
+
+
 async def test_a_finished_completion_streams_as_the_original_call_would_have(
     client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:

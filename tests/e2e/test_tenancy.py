@@ -22,7 +22,11 @@ OPERATIONS = [
     for method in PATHS[path]
     if re.search(r"\{\w+_id\}", path)
 ]
-BODIES: dict[str, Json] = {"/agents/{agent_id}": {"name": "mine"}, "/api-keys/{key_id}": {"name": "mine"}}
+BODIES: dict[str, Json] = {
+    "/agents/{agent_id}": {"name": "mine"},
+    "/api-keys/{key_id}": {"name": "mine"},
+    "/chat/completions/{completion_id}": {"metadata": {"whose": "mine"}},
+}
 
 
 @pytest.fixture
