@@ -165,7 +165,7 @@ class _Foreground:
     def _failed(self, document: bytes | None) -> HeadraceError:
         """Return the error that the job ended with; its answer says of the job and its limits what any other does."""
         error = stored_error(document)
-        error.headers = self.headers
+        error.headers = {**self.headers, **error.headers}
         return error
 
     def _let_go(self) -> Response:
@@ -289,7 +289,10 @@ def _includes_usage(chat: ChatRequest) -> bool:
 
 
 def stored_error(document: bytes | None) -> HeadraceError:
-    """Return the error that a job ended with, as its row keeps it."""
+    """Return the error that a job ended with, as its row keeps it.
+
+    It tells OpenAI's clients, which repeat a 429 or a 5xx, not to: the job has had all its attempts.
+    """
     stored = orjson.loads(document or b"{}")
     error = HeadraceError(
         stored.get("message"),
@@ -299,4 +302,5 @@ def stored_error(document: bytes | None) -> HeadraceError:
         retry_after=stored.get("retry_after"),
     )
     error.type = stored.get("type", error.type)
+    error.headers = {"x-should-retry": "false"}
     return error

@@ -45,6 +45,8 @@ def render_json(document: object, headers: Mapping[str, str] | None = None) -> R
 def render_error(error: HeadraceError) -> Response:
     """Return an error as OpenAI has it."""
     headers = dict(error.headers)
+    if error.status < 500 and not error.retryable:
+        headers["x-should-retry"] = "false"  # OpenAI's clients repeat a 409 and a 429 otherwise
     if error.retry_after is not None or error.status in (429, 503):
         headers["retry-after"] = str(min(max(1, math.ceil(error.retry_after or 1)), _LONGEST_RETRY_AFTER))
     if error.status == 401:

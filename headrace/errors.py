@@ -46,7 +46,8 @@ class HeadraceError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
+    """Whether the same request, sent again soon, may get another answer."""
     headers: Mapping[str, str] = MappingProxyType({})
     """What the answer says besides."""
 

@@ -31,10 +31,8 @@ async def check_room(
         ("bytes of files", used.bytes + size, settings.account_file_bytes),
     ):
         if taken > limit:
-            error = QuotaExceededError(
+            raise QuotaExceededError(
                 f"This account may have {limit} {name}, and would have {taken}. Delete some, or let them expire.",
                 param=param,
                 code="file_quota_exceeded",
             )
-            error.headers = {"x-should-retry": "false"}  # OpenAI's clients try a 429 again
-            raise error

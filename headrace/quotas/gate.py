@@ -581,8 +581,6 @@ def _duration(seconds: int) -> str:
 
 
 _ABBREVIATIONS = {"requests_per_minute": "requests per min (RPM)", "tokens_per_minute": "tokens per min (TPM)"}
-# What OpenAI's clients take for an answer.
-_IN_VAIN = {"x-should-retry": "false"}
 _OPEN = {"jobs_in_flight": "requests at one time", "jobs_queued": "background jobs at one time"}
 
 
@@ -595,7 +593,7 @@ def _refusal(word: str, limit: Any, demand: Demand, used: int, wait: int) -> Hea
     asked = 1 if word == "requests_per_minute" else demand.tokens
     if wait < 0:
         error = RateLimitError(f"Request too large for {_ABBREVIATIONS[word]}: Limit {limit}, Requested {asked}.")
-        error.headers = _IN_VAIN
+        error.retryable = False
         return error
     return RateLimitError(
         f"Rate limit reached for {_ABBREVIATIONS[word]}: Limit {limit}, Used {used}, Requested {asked}. "
@@ -609,10 +607,8 @@ def _out_of_budget(word: str, budget: Decimal) -> QuotaExceededError:
     anew = (
         now + timedelta(days=1) if word == "daily_budget" else (now.replace(day=1) + timedelta(days=32)).replace(day=1)
     )
-    error = QuotaExceededError(
+    return QuotaExceededError(
         f"You exceeded your current quota, please check your plan and billing details. The {word.replace('_', ' ')} of "
         f"{budget.normalize():f} USD does not allow this request; it starts anew on {anew:%Y-%m-%d} at 00:00 UTC.",
         retry_after=(anew.replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds(),
     )
-    error.headers = _IN_VAIN
-    return error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionToolParam
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
-from tests.provider import DONE, Provider, answer, chunk, status, stream, usage_of
-from tests.service import Service
+from headrace.settings import Settings
+from tests.provider import DONE, Behaviour, Provider, answer, chunk, status, stream, usage_of
+from tests.service import BOOTSTRAP_KEY, Service
 
 TOOLS: list[ChatCompletionToolParam] = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -102,6 +103,47 @@ async def test_a_stored_completion_is_retrieved(openai_client: openai.AsyncOpenA
     assert stored.choices == completion.choices
 
 
+async def test_a_stored_completion_is_given_other_metadata(openai_client: openai.AsyncOpenAI, model: str) -> None:
+    stored = openai_client.chat.completions
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+    completion = await stored.create(model=model, messages=messages, store=True, metadata={"customer": "1", "a": "b"})
+    updated = await stored.update(completion.id, metadata={"customer": "2"})
+    assert (updated.id, updated.choices) == (completion.id, completion.choices)
+    assert updated.to_dict()["metadata"] == {"customer": "2"}
+    assert (await stored.retrieve(completion.id)).to_dict()["metadata"] == {"customer": "2"}
+    assert [found.id async for found in stored.list(metadata={"customer": "2"}, model=model)] == [completion.id]
+    assert [found.id async for found in stored.list(metadata={"customer": "1"}, model=model)] == []
+    assert (await stored.update(completion.id, metadata=None)).to_dict()["metadata"] == {}
+
+
+async def test_a_stored_completion_is_deleted(openai_client: openai.AsyncOpenAI, model: str) -> None:
+    stored = openai_client.chat.completions
+    completion = await stored.create(model=model, messages=[{"role": "user", "content": "hi"}], store=True)
+    deleted = await stored.delete(completion.id)
+    assert (deleted.id, deleted.object, deleted.deleted) == (completion.id, "chat.completion.deleted", True)
+    for again in (stored.retrieve, stored.delete):
+        with pytest.raises(openai.NotFoundError):
+            await again(completion.id)
+    assert [found.id async for found in stored.list(model=model)] == []
+
+
+async def test_messages_of_a_stored_completion_are_listed(openai_client: openai.AsyncOpenAI, model: str) -> None:
+    stored = openai_client.chat.completions
+    completion = await stored.create(
+        model=model,
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        ],
+    )
+    first, second = [message async for message in stored.messages.list(completion.id)]
+    assert (first.content, first.content_parts) == ("Be brief.", None)
+    assert second.content is None
+    assert second.content_parts is not None
+    assert [part.to_dict() for part in second.content_parts] == [{"type": "text", "text": "hi"}]
+    assert (await stored.messages.list(completion.id, limit=1)).has_more
+
+
 async def test_a_wrong_key_is_an_authentication_error(service: Service, model: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{service.base_url}/v1", api_key="hr_wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as raised:
@@ -138,6 +180,22 @@ async def test_an_upstream_that_stays_broken_is_an_internal_server_error(
     provider.always(model, status(500))
     with pytest.raises(openai.InternalServerError):
         await openai_client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("failure", [status(500), status(429, retry_after=0)], ids=["500", "429"])
+async def test_a_client_that_retries_adds_no_attempts_of_its_own(
+    service: Service, provider: Provider, model: str, failure: Behaviour, *, streamed: bool
+) -> None:
+    provider.always(model, failure)
+    async with openai.AsyncOpenAI(base_url=f"{service.base_url}/v1", api_key=BOOTSTRAP_KEY) as client:
+        assert client.max_retries > 0
+        with pytest.raises(openai.APIStatusError) as raised:
+            await client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "hi"}], stream=streamed
+            )
+    assert raised.value.response.headers["x-should-retry"] == "false"
+    assert len(provider.calls_for(model)) == Settings.model_fields["attempts_per_route"].default
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_raised(

@@ -348,7 +348,7 @@ async def test_tokens_are_estimated_and_then_settled(gate: Gate, owner: Owner) -
     with pytest.raises(RateLimitError, match="Request too large") as refused:
         await gate.admit(scopes, demand(tokens=101))
     assert refused.value.retry_after is None
-    assert refused.value.headers["x-should-retry"] == "false"
+    assert not refused.value.retryable
 
 
 async def test_background_jobs_may_wait_and_never_break_the_rate(gate: Gate, clock: Clock, owner: Owner) -> None:
