@@ -17,7 +17,7 @@ ARGS ?=
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check format test demo dev bench chaos hosts lock clean
+.PHONY: help install check format test demo dev docs reference bench chaos hosts lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ demo: install ## Start everything, stream a completion, run a few jobs, show res
 dev: install ## Run the whole service on this machine until Ctrl-C
 	@exec "$(BIN)/headrace" dev $(ARGS)
 
+docs: install ## Build the docs site into build/site, strictly and offline
+	@"$(BIN)/zensical" build --clean --strict
+	@echo 'To read it: .venv/bin/python -m http.server --bind 127.0.0.1 --directory build/site'
+
+reference: install ## Write the pages of docs/reference that are made from code
+	@"$(BIN)/python" docs/generate.py
+
 bench: install ## Measure against LiteLLM's proxy, in the same run
 	@exec "$(BIN)/python" -m bench $(ARGS)
 
@@ -73,5 +80,5 @@ lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgra
 	$(COMPILE) --group build --output-file requirements-build.lock
 
 clean: ## Remove .venv and everything else that can be made again
-	rm -rf .venv .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .bench .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

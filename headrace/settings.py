@@ -39,83 +39,123 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="",
         validation_alias="DATABASE_URL",
-        description="Postgres, as `headrace.database_url` has it. Empty: `headrace dev` starts one.",
+        description="Postgres, in any form that libpq takes: `postgresql://user:password@host:port/database`, with "
+        "`?sslmode=`, `?options=` and the rest; `@host1,host2/…?target_session_attrs=read-write`; a socket's "
+        "directory as `@%2Frun%2Fpostgresql/…` or `?host=`; `host=… dbname=…`. Empty: `headrace dev` starts one.",
     )
     redis_url: str = Field(
         default="",
         validation_alias="REDIS_URL",
-        description="Redis or Valkey, as `headrace.redis_url` has it. Empty: `headrace dev` starts a Valkey.",
+        description="Redis or Valkey: `redis://:password@host:6379/0`; `rediss://…?ssl_ca_certs=/path/ca.pem` for "
+        "TLS; `unix://:password@/path/redis.sock?db=0`; `sentinel://:password@host1:26379,host2:26379/0?master=NAME` "
+        "to ask Sentinels, with `sentinel_password` for theirs, and `sentinels://` for TLS to both. Other options are "
+        "refused: Headrace sets its own time-outs and health checks. Empty: `headrace dev` starts a Valkey.",
     )
     config: Path | None = Field(
         default=None,
-        description="The model and provider file. Unset: `headrace.toml` in the working directory, else the built-in "
-        "catalogue.",
+        description="Path of the model and provider file. Unset: `headrace.toml` in the working directory, else the "
+        "built-in catalogue.",
     )
-    data_dir: Path = Field(default_factory=default_data_dir, description="Home of the embedded stores.")
-    host: str = Field(default="127.0.0.1", description="Where the API listens. Loopback until you decide otherwise.")
-    port: int = Field(default=8700, ge=0, le=65535, description="The API's port; 0 takes any free one.")
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Directory of the embedded stores. They do not run as root but as the system user `nobody`, who "
+        "cannot enter root's home.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address on which the API listens. The default is loopback, so that nothing is exposed by "
+        "accident.",
+    )
+    port: int = Field(
+        default=8700,
+        ge=0,
+        le=65535,
+        description="Port of the API; 0 takes any free one.",
+    )
     bootstrap_key: SecretStr | None = Field(
         default=None,
         min_length=20,
-        description="An admin key that exists from the first start, for automation. Changing it revokes the last one.",
+        description="An admin key of the account `default` that exists from the first start, for automation. Changing "
+        "it revokes the previous one.",
     )
     secret_key: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="What accounts' webhook secrets are made of, at least 32 random characters, the same in every "
-        "process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside an embedded "
-        "Postgres.",
+        description="Key from which each account's webhook secrets are derived: at least 32 random characters, the "
+        "same in every process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside "
+        "an embedded Postgres.",
     )
     previous_secret_keys: Annotated[list[Annotated[SecretStr, Field(min_length=32)]], NoDecode] = Field(
         default=[],
         max_length=4,
-        description="Earlier values of `HEADRACE_SECRET_KEY`, with commas between: webhooks are signed with secrets "
-        "made of these too, until every receiver has the new ones.",
+        description="Earlier values of `HEADRACE_SECRET_KEY`, separated by commas. Webhooks carry signatures made "
+        "with these too, until every receiver has the new secrets.",
     )
     limits_without_redis: Literal["open", "closed"] = Field(
-        default="open", description="While Redis is away, limits of keys hold nobody, or let nobody through."
+        default="open",
+        description="What limits of keys do while Redis is unavailable: `open` lets every request through, `closed` "
+        "answers 503.",
     )
     webhook_allow_private: bool = Field(
-        default=False, description="Let webhooks go to this machine and its network: for development."
+        default=False, description="Allow webhooks to this machine and its network: for development."
     )
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR, for every process.")
+    log_level: str = Field(
+        default="INFO",
+        description="DEBUG, INFO, WARNING or ERROR, for every process.",
+    )
 
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default=[],
-        description="Origins whose pages may call the API from a browser, as `https://app.example.com`, with commas "
-        "between; `*` is every origin. Unset: none.",
+        description="Origins whose pages may call the API from a browser, such as `https://app.example.com`, "
+        "separated by commas; `*` allows every origin. Unset: none.",
     )
     max_connections: int = Field(
         default=10_000,
         ge=1,
-        description="Connections of clients that one API process holds; it holds fewer where it may not open as many "
-        "files. Those without a request are closed to make room, else a new one is answered 503.",
+        description="Client connections that one API process holds, fewer where the system lets it open fewer files. "
+        "At the limit, connections without a request are closed to make room; if all have one, the new one is "
+        "answered 503.",
     )
     client_timeout_seconds: float = Field(
         default=30,
         gt=0,
-        description="Seconds a client may take over a request's headers, or send next to nothing of its body, or read "
-        "next to nothing of its answer.",
+        description="Seconds a client may take to send a request's headers (408), may send almost nothing of its body "
+        "(408), or may read almost nothing of its answer (it is disconnected).",
     )
     max_body_bytes: int = Field(
-        default=20 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; more is refused while reading."
+        default=20 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of the largest request body. A larger one is refused while it is read.",
     )
     body_memory_bytes: int = Field(
         default=128 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Bytes of large request bodies that one API process reads and checks at one time, half of them of "
-        "one account: others wait, then are refused. What is parsed of them takes a few times as much.",
+        description="Bytes of request bodies beyond 64 KiB that one API process reads and checks at one time, half of "
+        "them for one account (429). Others wait up to 10 s (503). The parsed documents take a few times as much "
+        "memory.",
     )
     job_timeout_seconds: float = Field(
-        default=86_400, gt=0, description="A job's deadline when the request sets no `timeout`: OpenAI's batch window."
+        default=86_400,
+        gt=0,
+        description="Seconds until a job's deadline when the request sets no `timeout`. The default is OpenAI's batch "
+        "window.",
     )
     header_wait_seconds: float = Field(
-        default=5, ge=0, description="A stream's headers wait this long for a first delta or an error with its status."
+        default=5,
+        ge=0,
+        description="Seconds a stream's headers wait for a first delta, or for an error that then has its own HTTP "
+        "status.",
     )
     ping_seconds: float = Field(
-        default=15, gt=0, description="A comment this often keeps a silent stream open: proxies cut at 60 s."
+        default=15,
+        gt=0,
+        description="Seconds of silence after which a comment keeps a stream open; many proxies cut at 60 s.",
     )
-    wait_limit_seconds: float = Field(default=60, gt=0, description="Longest `?wait=`: proxies cut at 60 s.")
+    wait_limit_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds of the longest `?wait=`; more is cut to it. Many proxies cut at 60 s.",
+    )
     subscribers_per_key: int = Field(
         default=1000,
         ge=1,
@@ -124,93 +164,122 @@ class Settings(BaseSettings):
     subscriber_buffer_bytes: int = Field(
         default=1024 * 1024,
         ge=4096,
-        description="Live bytes held for one slow reader before it is sent back to replay from Postgres.",
+        description="Bytes of live events held for one slow reader, which then replays from Postgres.",
     )
 
     max_file_bytes: int = Field(
-        default=512 * 1024 * 1024, ge=1024, description="Largest file that is uploaded, in bytes: OpenAI's limit."
+        default=512 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of the largest uploaded file. The default is OpenAI's limit.",
     )
     account_files: int = Field(
-        default=100_000, ge=0, description="Files that an account may have; more uploads are refused."
+        default=100_000,
+        ge=0,
+        description="Files that an account may have, outputs of batches included; more uploads are refused.",
     )
     account_file_bytes: int = Field(
-        default=100 * 1024**3, ge=0, description="Bytes that an account's files may have together, outputs included."
+        default=100 * 1024**3,
+        ge=0,
+        description="Bytes that an account's files may have together, outputs of batches included.",
     )
-    batch_max_lines: int = Field(default=100_000, ge=1, description="Most requests in one batch.")
+    batch_max_lines: int = Field(
+        default=100_000,
+        ge=1,
+        description="Requests in one batch, at most.",
+    )
     account_waiting_jobs: int = Field(
         default=100_000,
         ge=1,
-        description="Jobs of one account that may wait for a worker, lines of batches aside. Above it, 429.",
+        description="Jobs of one account that may wait for a worker, not counting lines of batches; the next is "
+        "refused with 429.",
     )
     batches_in_progress: int = Field(
-        default=200, ge=1, description="Batches of one account that have not ended; the next one is refused with 429."
+        default=200, ge=1, description="Batches of one account that have not ended; the next is refused with 429."
     )
     batch_window: int = Field(
         default=2000,
         ge=1,
-        description="Lines of batches that are queued or running at one time, over all of them: all that Redis ever "
-        "holds of a batch. More than the slots of all workers, or some are idle.",
+        description="Lines of batches that are queued or running at one time, over all batches. It bounds what Redis "
+        "holds of them. Set it above the slots of all workers, or some stay idle.",
     )
 
     native_poll_seconds: float = Field(
-        default=60, gt=0, description="How often a provider is asked how far its own batch is."
+        default=60, gt=0, description="Seconds between two questions to a provider about the progress of its own batch."
     )
 
     usage_metadata_keys: Annotated[list[str], NoDecode] = Field(
         default=[],
         max_length=16,
-        description="Metadata keys, with commas between, by which usage is added up as it comes. Every request adds to "
-        "a cell for each of them; a change makes all sums anew.",
+        description="Metadata keys, separated by commas, by which usage is summed as it comes. Every request adds to "
+        "a cell for each of them; a change rebuilds all sums.",
     )
 
     retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Jobs that ended so long ago, and files that no batch has read since, are deleted; usage stays. "
-        "Unset: never.",
+        description="Days after their end until jobs are deleted, and files that no batch has read since, a few at a "
+        "time; usage stays. Unset: never.",
     )
     batch_retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Batches that ended so long ago are deleted, once their jobs are; usage stays. Unset: never.",
+        description="Days after their end until batches are deleted, with their webhooks, once their jobs are; usage "
+        "stays. Unset: never.",
     )
     delta_retention_seconds: float = Field(
         default=86_400,
         gt=0,
-        description="So long after a job's end its stream is replayed delta by delta; later as its answer in one.",
+        description="Seconds after a job's end during which its stream is replayed delta by delta. Later the whole "
+        "answer comes as one delta.",
     )
     unstored_seconds: float = Field(
-        default=600, ge=0, description="What is not to be stored, and nobody waited for, can be read for so long."
+        default=600,
+        ge=0,
+        description='Seconds during which the answer to a request with `"store": false` can be read when no client '
+        "waited for it.",
     )
 
-    worker_slots: int = Field(
-        default=512, ge=1, description="Calls in flight in one worker process; asyncio holds hundreds at ease."
+    worker_slots: int = Field(default=512, ge=1, description="Calls in flight in one worker process.")
+    heartbeat_seconds: float = Field(
+        default=3,
+        gt=0,
+        description="Seconds between two heartbeats, which extend a worker's leases.",
     )
-    heartbeat_seconds: float = Field(default=3, gt=0, description="How often a worker extends its leases.")
     lease_seconds: float = Field(
-        default=10, gt=0, description="A lease nobody extends ends after this: three heartbeats may get lost."
+        default=10,
+        gt=0,
+        description="Seconds after which a lease ends that its worker does not extend. At least three heartbeats, so "
+        "that a lost one does no harm.",
     )
-    sweep_seconds: float = Field(default=2, gt=0, description="How often the scheduler looks for what was lost.")
+    sweep_seconds: float = Field(
+        default=2,
+        gt=0,
+        description="Seconds between two sweeps, in which the scheduler looks for lost jobs.",
+    )
     resend_seconds: float = Field(
-        default=5, gt=0, description="A due job still queued this long after its last wake-up is sent again."
+        default=5,
+        gt=0,
+        description="Seconds after its last wake-up when a due job that is still queued gets another one.",
     )
-    attempts_per_route: int = Field(
-        default=3, ge=1, description="Calls to one route before the next: two retries outlive a provider's hiccup."
-    )
+    attempts_per_route: int = Field(default=3, ge=1, description="Calls to one route before the next route is tried.")
     circuit_failures: int = Field(
-        default=5, ge=1, description="A provider that fails this often in a row is left alone, by this worker."
+        default=5, ge=1, description="Failures of a provider in a row after which a worker's circuit to it opens."
     )
     max_lost_attempts: int = Field(
-        default=3, ge=1, description="Workers that may die under a job before it is taken for the cause and failed."
+        default=3,
+        ge=1,
+        description="Workers that may die while they run a job, before the job is taken for the cause and fails.",
     )
     drain_seconds: float = Field(
-        default=30, ge=0, description="On SIGTERM a worker lets running jobs finish this long, then hands them back."
+        default=30, ge=0, description="Seconds that running jobs get after SIGTERM; then the worker hands them back."
     )
     segment_seconds: float = Field(
-        default=0.25, gt=0, description="Deltas are written to Postgres this often, many jobs in one statement."
+        default=0.25,
+        gt=0,
+        description="Seconds between two writes of deltas to Postgres, each of many jobs in one statement.",
     )
     publish_seconds: float = Field(
-        default=0.005, ge=0, description="Deltas that follow each other faster than this are published together."
+        default=0.005, ge=0, description="Seconds within which deltas that follow each other are published together."
     )
 
     @field_validator("usage_metadata_keys", "previous_secret_keys", "cors_origins", mode="before")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +27,7 @@ from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAP = "Map of the code"
-FIXED = [name for name, field in Settings.model_fields.items() if field.default_factory is None]
+GENERATED: dict[Path, str] = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
@@ -37,24 +42,18 @@ def mapped() -> list[str]:
     return re.findall(r"^((?:headrace|api|worker|migrations|bench|tests)/\S+)", section("README.md", MAP), re.M)
 
 
-def test_every_variable_is_documented_and_no_other() -> None:
-    fields = Settings.model_fields
-    variables = {str(field.validation_alias or f"HEADRACE_{name.upper()}") for name, field in fields.items()}
-    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", section("docs/how-to/operations.md", "Variables"), re.M))
-    assert documented - {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"} == variables
+def test_every_variable_that_a_page_names_exists() -> None:
+    variables = {
+        str(field.validation_alias or f"HEADRACE_{name.upper()}") for name, field in Settings.model_fields.items()
+    }
     variables |= {"HEADRACE_URL", "HEADRACE_API_KEY"}  # a client's, of `headrace batch`
     named = {name for page in PAGES for name in re.findall(r"\bHEADRACE_[A-Z_]+\b", page.read_text())}
     assert named <= variables
 
 
-@pytest.mark.parametrize("name", FIXED)
-def test_a_variables_default_is_the_one_documented(name: str) -> None:
-    field = Settings.model_fields[name]
-    variable = str(field.validation_alias or f"HEADRACE_{name.upper()}")
-    row = re.search(rf"^\| `{variable}` \| ([^|]*) \|", section("docs/how-to/operations.md", "Variables"), re.M)
-    assert row is not None
-    shown = row[1].strip().strip("`")
-    assert shown == ("" if field.default in (None, "", []) else f"{field.default}")
+@pytest.mark.parametrize(("page", "text"), GENERATED.items(), ids=lambda value: getattr(value, "name", ""))
+def test_a_generated_page_is_what_the_code_says(page: Path, text: str) -> None:
+    assert page.read_text() == text, f"{page.name} is not what the code says: run `make reference`"
 
 
 def limits() -> list[tuple[str, str]]:
@@ -127,6 +126,29 @@ def test_every_module_is_on_the_map(package: str) -> None:
 def test_every_link_inside_leads_somewhere(page: Path) -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def navigation() -> list[str]:
+    """Return the pages of the site in the order of its navigation."""
+    groups = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    return [page for group in groups for pages in group.values() for entry in pages for page in entry.values()]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(navigation()) == sorted(pages)
+
+
+def test_the_site_is_built_strictly_and_fetches_nothing_when_it_is_read(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    command = [str(Path(sys.executable).with_name("zensical")), "build", "--strict"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = list((tmp_path / "build" / "site").rglob("*.html"))
+    assert len(pages) >= len(navigation())
+    loaded = r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^"'> ]+"""
+    assert [found for page in pages for found in re.findall(loaded, page.read_text())] == []
 
 
 def test_the_example_configuration_is_valid() -> None:
