@@ -89,7 +89,8 @@ class Link:
             gate.set()
         self._gates.add(gate)
         try:
-            with contextlib.suppress(OSError):
+            # asyncio reports a connection's task that was cancelled as an error: it ends by itself.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await self._carry(gate, reader, writer)
         finally:
             self._gates.discard(gate)

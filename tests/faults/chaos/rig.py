@@ -150,7 +150,7 @@ class Rig:
                 if not any(_clash(fault, other.fault) for other in active):
                     waiting.remove(fault)
                     active.append(self._begin(fault))
-            broken = {part for happening in active for part in _parts(happening.fault.target)}
+            broken = {part for happening in active for part in _parts(happening.fault)}
             self._look_after(self.service.processes.keys() - broken)
             self.memory.look(self.service.processes, self._launched)
             time.sleep(0.05)
@@ -288,12 +288,12 @@ class Rig:
 
 def _clash(fault: Fault, other: Fault) -> bool:
     """Tell whether one has to wait for the other: a part is broken once at a time, and parts roll one by one."""
-    return not _parts(fault.target).isdisjoint(_parts(other.target)) or fault.kind == other.kind == "roll"
+    return not _parts(fault).isdisjoint(_parts(other)) or fault.kind == other.kind == "roll"
 
 
-def _parts(target: str) -> set[str]:
-    """Return the parts that a target stands for."""
-    return set(WORKERS) if target == ALL_WORKERS else {target}
+def _parts(fault: Fault) -> set[str]:
+    """Return the parts that a fault befalls, and Postgres if it has to ask it meanwhile."""
+    return {*WORKERS, "postgres"} if fault.target == ALL_WORKERS else {fault.target}
 
 
 def _port() -> int:
