@@ -10,7 +10,7 @@ COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/headrace \
     && /opt/headrace/bin/pip install --no-deps --only-binary :all: --require-hashes -r requirements.lock \
     && pip install --no-deps --only-binary :all: --require-hashes -r requirements-build.lock
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml LICENSE README.md ./
 COPY headrace headrace
 COPY api api
 COPY worker worker

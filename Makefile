@@ -17,7 +17,7 @@ ARGS ?=
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check format test demo dev docs reference bench chaos hosts lock clean
+.PHONY: help install check format test demo dev docs reference bench chaos hosts build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,12 +72,16 @@ chaos: install ## Kill, stall and cut everything under load, then count what was
 hosts: install ## Break a service of several hosts, which are network namespaces: root and `ip netns`; else it is skipped
 	@exec "$(BIN)/python" -m tests.hosts $(ARGS)
 
+build: install ## Build the wheel and the sdist into dist/
+	@rm -rf dist
+	"$(BIN)/hatchling" build
+
 COMPILE = "$(BIN)/uv" pip compile --quiet --universal --generate-hashes --no-header $(ARGS)
 lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgrade takes the newest
 	"$(BIN)/python" -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock --output-file requirements-dev.lock
-	$(COMPILE) --group build --output-file requirements-build.lock
+	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 
 clean: ## Remove .venv and everything else that can be made again
 	rm -rf .venv .bench .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

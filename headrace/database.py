@@ -14,7 +14,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import psycopg
@@ -23,6 +22,7 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from headrace import PARTS
 from headrace.database_url import connection_parameters
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ _SESSION = {
     "tcp_user_timeout": "10s",
 }
 
-_MIGRATIONS = Path(__file__).parent.parent / "migrations"
+_MIGRATIONS = PARTS / "migrations"
 _DIALECT = "postgresql+psycopg://"
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
 
 import psycopg
 
+from headrace import PARTS
 from headrace.database import Database, execute
 from headrace.database_url import connection_parameters
 
-_VERSIONS = Path(__file__).parent.parent / "migrations" / "versions"
+_VERSIONS = PARTS / "migrations" / "versions"
 _REVISION = re.compile(
     r'^revision = "(\w+)"$.*?^down_revision: str \| None = (?:None|"(\w+)")$', re.MULTILINE | re.DOTALL
 )

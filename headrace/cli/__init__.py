@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import click
 from pydantic import ValidationError
 
+from headrace import PARTS
 from headrace.settings import Settings
+
+# First, so that a package of the user's that is called `api` or `worker` is not taken for ours.
+sys.path.insert(0, str(PARTS))
 
 _COMMANDS = {
     "dev": "headrace.cli.dev:dev",
