@@ -60,8 +60,8 @@ def settings_page() -> str:
     return f"""# Settings
 
 Every process reads its settings from environment variables when it starts. A value that is not valid ends the process
-with one line that names the variable. An empty variable counts as unset. Models and providers are not settings:
-[`headrace.toml`](configuration.md) has them.
+with exit code 2 and one line that names the variable. An empty variable counts as unset. Models and providers are not
+settings: [`headrace.toml`](configuration.md) has them.
 
 This page is made from `headrace/settings.py` by `make reference`.
 

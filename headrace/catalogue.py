@@ -332,7 +332,10 @@ def load_catalogue(path: Path | None) -> Catalogue:
         path = Path("headrace.toml")
         if not path.exists():
             return _builtin()
-    catalogue, problems = read_catalogue(path)
+    try:
+        catalogue, problems = read_catalogue(path)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"HEADRACE_CONFIG: {error}") from error
     if catalogue is None:
         raise ConfigurationError("\n".join(problem.render(path) for problem in problems))
     return catalogue if catalogue.providers else _demo()

@@ -37,7 +37,7 @@ import redis
 from headrace.database_url import connection_parameters
 from headrace.processes import die_with_parent
 from headrace.redis_url import broker_settings
-from headrace.settings import Settings
+from headrace.settings import SettingError, Settings
 
 _START_SECONDS = 60.0  # crash recovery of a large database takes its time
 _STOP_SECONDS = 30.0
@@ -50,6 +50,19 @@ _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 class EmbeddedStoreError(Exception):
     """An embedded store could not start, or none is running; the message says why and what to do."""
+
+
+@contextmanager
+def data_dir_errors(path: Path) -> Iterator[None]:
+    """Say that the data directory is at fault, if something at or below `path` cannot be made, read or written.
+
+    Raises:
+        SettingError: It cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"HEADRACE_DATA_DIR: {error.filename or path}: {error.strerror or error}.") from error
 
 
 class EmbeddedStore(ABC):
@@ -82,18 +95,20 @@ class EmbeddedStore(ABC):
         """Start the server, wait until it answers, and return its URL. Call it from a thread that stays.
 
         Raises:
-            EmbeddedStoreError: The directory is in use or out of reach, or the server did not come up.
+            EmbeddedStoreError: The directory is in use, or the server did not come up.
+            SettingError: The directory cannot be made or written, or the server cannot reach it.
         """
         if self.pid is not None:
             return self.url
-        if self._lock is None:
-            self._make_data_dir()
-            self._lock = self._take_lock()
         try:
-            self._prepare()
-            self._launch()
-            self._wait_until_ready()
-            _write_private(self.data_dir / "url", self.url)
+            with data_dir_errors(self.data_dir):
+                if self._lock is None:
+                    self._make_data_dir()
+                    self._lock = self._take_lock()
+                self._prepare()
+                self._launch()
+                self._wait_until_ready()
+                _write_private(self.data_dir / "url", self.url)
         except BaseException:
             self.stop()
             raise
@@ -192,18 +207,15 @@ class EmbeddedStore(ABC):
             raise EmbeddedStoreError(f"{self.name} needs {path} for itself, but it is open to others: remove it.")
 
     def _make_data_dir(self) -> None:
-        try:
-            made = [path for path in (self.data_dir, *self.data_dir.parents) if not path.exists()]
-            self.data_dir.mkdir(parents=True, exist_ok=True)
-            for path in {self.data_dir, *made}:  # whatever the umask is, and nobody else's
-                path.chmod(0o711 if self._account is not None else 0o700)
-        except OSError as error:
-            raise EmbeddedStoreError(f"{self.name} cannot have {self.data_dir}: {error.strerror}.") from error
+        made = [path for path in (self.data_dir, *self.data_dir.parents) if not path.exists()]
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        for path in {self.data_dir, *made}:  # whatever the umask is, and nobody else's
+            path.chmod(0o711 if self._account is not None else 0o700)
         if self._account is not None:
             try:
                 subprocess.run(["test", "-x", self.data_dir], check=True, **self._identity())
             except (OSError, subprocess.SubprocessError) as error:
-                raise EmbeddedStoreError(
+                raise SettingError(
                     f"{self.name} runs as `{self._account.pw_name}` when root starts it, and that user cannot reach "
                     f"{self.data_dir}. Set HEADRACE_DATA_DIR to a directory whose parents everyone may enter."
                 ) from error

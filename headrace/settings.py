@@ -8,10 +8,20 @@ holds each (`api_key = "env:OPENAI_API_KEY"`), so that no key is ever part of a 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -25,6 +35,19 @@ def default_data_dir() -> Path:
     return Path.home() / ".local" / "share" / "headrace"
 
 
+# Days of a century: what is longer is a mistake, and Postgres's times have an end.
+_MOST_DAYS = 36_525
+# The largest number of a setting, by the end of its name: of days, of seconds, of bytes, and of anything else.
+_LARGEST = {"_days": _MOST_DAYS, "_seconds": _MOST_DAYS * 86_400, "_bytes": 2**53, "": 2**31 - 1}
+_ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]+")
+
+
+def _check_origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError("an origin is `*`, or a scheme and a host, as in https://app.example.com")
+    return text
+
+
 class SettingError(ValueError):
     """A variable's value makes no sense. The message is one line, which names the variable and quotes no secret."""
 
@@ -33,7 +56,12 @@ class Settings(BaseSettings):
     """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
 
     model_config = SettingsConfigDict(
-        env_prefix="HEADRACE_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="HEADRACE_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     database_url: str = Field(
@@ -99,12 +127,12 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         default=False, description="Allow webhooks to this machine and its network: for development."
     )
-    log_level: str = Field(
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO",
-        description="DEBUG, INFO, WARNING or ERROR, for every process.",
+        description="The least severe level that every process logs: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
     )
 
-    cors_origins: Annotated[list[str], NoDecode] = Field(
+    cors_origins: Annotated[list[Annotated[str, AfterValidator(_check_origin)]], NoDecode] = Field(
         default=[],
         description="Origins whose pages may call the API from a browser, such as `https://app.example.com`, "
         "separated by commas; `*` allows every origin. Unset: none.",
@@ -207,7 +235,7 @@ class Settings(BaseSettings):
         default=60, gt=0, description="Seconds between two questions to a provider about the progress of its own batch."
     )
 
-    usage_metadata_keys: Annotated[list[str], NoDecode] = Field(
+    usage_metadata_keys: Annotated[list[Annotated[str, Field(max_length=64)]], NoDecode] = Field(
         default=[],
         max_length=16,
         description="Metadata keys, separated by commas, by which usage is summed as it comes. Every request adds to "
@@ -286,3 +314,47 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("*")
+    @classmethod
+    def _check_size(cls, value: object, info: ValidationInfo) -> object:
+        largest = next(most for end, most in _LARGEST.items() if str(info.field_name).endswith(end))
+        if isinstance(value, int | float) and value > largest:
+            raise ValueError(f"the largest value is {largest}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Check that a lease outlives the time between two heartbeats, or no worker would keep one."""
+        if self.heartbeat_seconds >= self.lease_seconds:
+            raise ValueError("HEADRACE_HEARTBEAT_SECONDS has to be less than HEADRACE_LEASE_SECONDS")
+        return self
+
+
+def read_settings() -> Settings:
+    """Return the settings that the environment makes.
+
+    Raises:
+        SettingError: A variable's value makes no sense.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Neither the values nor pydantic's links: a value may be a secret.
+        raise SettingError("; ".join(dict.fromkeys(map(_problem, error.errors())))) from None
+
+
+def _problem(problem: ErrorDetails) -> str:
+    reason = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return reason
+    name = str(problem["loc"][0])
+    variable = name if name.isupper() else f"HEADRACE_{name}".upper()
+    if problem["type"] == "too_short":  # pydantic counts a secret's characters as items
+        return f"{variable}: it has to have at least {problem['ctx']['min_length']} characters"
+    return f"{variable}: {reason}"

@@ -6,10 +6,9 @@ import importlib
 import sys
 
 import click
-from pydantic import ValidationError
 
 from headrace import PARTS
-from headrace.settings import Settings
+from headrace.settings import SettingError, read_settings
 
 # First, so that a package of the user's that is called `api` or `worker` is not taken for ours.
 sys.path.insert(0, str(PARTS))
@@ -30,6 +29,12 @@ _COMMANDS = {
 }
 
 
+class SettingProblem(click.ClickException):
+    """What an operator has set makes no sense: one line, and the exit code of a wrong usage."""
+
+    exit_code = 2
+
+
 class _Group(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         del context
@@ -44,18 +49,12 @@ class _Group(click.Group):
         return command
 
 
-def _read_settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        # Neither the values nor pydantic's links: a value may be a secret.
-        problems = [f"HEADRACE_{problem['loc'][0]}".upper() + f": {problem['msg']}" for problem in error.errors()]
-        raise click.ClickException("; ".join(problems)) from error
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headrace", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Run a durable queue and gateway for chat completions. Start with `headrace dev`."""
-    context.obj = _read_settings()
+    try:
+        context.obj = read_settings()
+    except SettingError as error:
+        raise SettingProblem(str(error)) from None

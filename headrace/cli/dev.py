@@ -31,6 +31,7 @@ from headrace.embedded import (
     EmbeddedStoreError,
     EmbeddedValkey,
     check_urls,
+    data_dir_errors,
     secret_key_file,
 )
 from headrace.keys.queries import create_first_key
@@ -218,13 +219,14 @@ def _with_secret_key(settings: Settings) -> Settings:
     if settings.secret_key is not None:
         return settings
     path = secret_key_file(settings.data_dir)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        contextlib.suppress(FileExistsError),
-        os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
-    ):
-        file.write(secrets.token_urlsafe(32))
-    return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})
+    with data_dir_errors(settings.data_dir):
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
+        ):
+            file.write(secrets.token_urlsafe(32))
+        return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from headrace.catalogue import ConfigurationError, load_catalogue
+from headrace.cli import SettingProblem
 from headrace.embedded import EmbeddedStoreError, locate
 from headrace.settings import SettingError, Settings
 from headrace.telemetry import configure_logging, redact
@@ -34,7 +35,9 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except (EmbeddedStoreError, ConfigurationError, SchemaError, SettingError) as error:
+    except (ConfigurationError, SettingError) as error:
+        raise SettingProblem(str(error)) from error
+    except (EmbeddedStoreError, SchemaError) as error:
         raise click.ClickException(str(error)) from error
     except (DBAPIError, psycopg.OperationalError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -77,14 +80,14 @@ def listen(settings: Settings) -> socket.socket:
     """Return the socket that the API listens on.
 
     Raises:
-        click.ClickException: The address is taken, or not this machine's.
+        SettingProblem: The address is taken, or not this machine's.
     """
     host, port = settings.host, settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise click.ClickException(
+        raise SettingProblem(
             f"Cannot listen on {host} port {port}: {error.strerror or error}. Set HEADRACE_HOST or HEADRACE_PORT."
         ) from error
 

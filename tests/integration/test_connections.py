@@ -100,7 +100,7 @@ async def test_of_two_hosts_the_one_that_takes_writes_is_taken(stores: Stores, d
 def refusal(url: str) -> str:
     """Return what `headrace migrate` says, in its one line."""
     ended = CliRunner(env={"DATABASE_URL": url}).invoke(main, ["migrate"])
-    assert ended.exit_code == 1
+    assert ended.exit_code in {1, 2}
     assert isinstance(ended.exception, SystemExit)
     [line] = [line for line in ended.output.splitlines() if line.startswith("Error")]
     assert "DATABASE_URL" in line

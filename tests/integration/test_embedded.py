@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from headrace.embedded import EmbeddedPostgres, EmbeddedStoreError, EmbeddedValkey, locate, scratch_dir
-from headrace.settings import Settings
+from headrace.settings import SettingError, Settings
 from tests.waiting import PATIENCE
 
 QUICK = {"fsync": "off"}
@@ -198,7 +198,7 @@ def test_other_commands_find_running_stores(home: Path) -> None:
 @as_root
 def test_a_directory_out_of_reach_is_said_to_be(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    with pytest.raises(EmbeddedStoreError, match=r"runs as `nobody`.*HEADRACE_DATA_DIR"):
+    with pytest.raises(SettingError, match=r"runs as `nobody`.*HEADRACE_DATA_DIR"):
         EmbeddedPostgres(tmp_path / "postgres").start()
 
 
