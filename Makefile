@@ -17,7 +17,7 @@ ARGS ?=
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check format test demo dev docs reference bench chaos hosts build lock clean
+.PHONY: help install check format test demo dev docs reference openapi bench chaos hosts build lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,8 @@ docs: install ## Build the docs site into build/site, strictly and offline
 
 reference: install ## Write the pages of docs/reference that are made from code
 	@"$(BIN)/python" docs/generate.py
+
+openapi: reference ## Write docs/reference/openapi.json, whose diff shows a change of the HTTP API to its reviewer
 
 bench: install ## Measure against LiteLLM's proxy, in the same run
 	@exec "$(BIN)/python" -m bench $(ARGS)

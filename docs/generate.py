@@ -4,6 +4,7 @@
 * errors.md from `headrace.errors`, and from the codes that errors are raised with
 * cli.md from the commands
 * http.md from the OpenAPI document
+* openapi.json, which is that document, so that a change of the HTTP API shows in a review
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def pages() -> dict[Path, str]:
         reference / "settings.md": settings_page(),
         reference / "errors.md": errors_page(),
         reference / "cli.md": cli_page(),
-        reference / "http.md": http_page(),
+        reference / "http.md": http_page(document := openapi_document()),
+        reference / "openapi.json": json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
     }
 
 
@@ -212,9 +214,13 @@ def described(kind: click.Command, context: click.Context) -> Iterator[str]:
 # HTTP
 
 
-def http_page() -> str:
+def openapi_document() -> dict[str, Any]:
+    """Return the OpenAPI document that a running API serves at `/openapi.json`."""
+    return create_app(Settings.model_construct()).openapi()
+
+
+def http_page(document: Mapping[str, Any]) -> str:
     """Return every operation of the OpenAPI document, then every schema that they use."""
-    document = create_app(Settings.model_construct()).openapi()
     operations = [
         (path.removeprefix("/api/v1"), method, document["paths"][path][method])
         for path in document["paths"]
@@ -230,7 +236,8 @@ def http_page() -> str:
     return f"""# HTTP operations and types
 
 Every operation of the HTTP API, with its parameters, bodies and answers. [The API](api.md) explains them with examples.
-Paths are below `/api/v1` and `/v1`. A running API serves the same document at `/openapi.json`.
+Paths are below `/api/v1` and `/v1`. A running API serves the same document at `/openapi.json`, and
+[openapi.json](openapi.json) is a copy.
 
 This page is made from the OpenAPI document by `make reference`.
 
