@@ -36,15 +36,17 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch "$@"
 
-check: install ## Lint, format check, strict types, import contracts
+check: install ## Lint, format check, strict types, import contracts, words
 	"$(BIN)/ruff" check
 	"$(BIN)/ruff" format --check
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
+	"$(BIN)/python" .ci/words.py
 
 format: install ## Format, and fix what ruff can fix
 	"$(BIN)/ruff" format
 	"$(BIN)/ruff" check --fix
+	@"$(BIN)/python" .ci/words.py --prune
 
 # Tests wait much of their time: three processes keep two cores busy.
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
