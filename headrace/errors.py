@@ -48,6 +48,8 @@ class HeadraceError(Exception):
     code: str | None = None
     retryable: bool = False
     """Whether the same request, sent again soon, may get another answer."""
+    detail: str | None = None
+    """What an operator is told besides, in the log and in a job's attempts: which address, and why."""
     headers: Mapping[str, str] = MappingProxyType({})
     """What the answer says besides."""
 
@@ -73,12 +75,15 @@ class HeadraceError(Exception):
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
     def summary(self) -> str:
-        """Return what a log says of the error: its kind, status, type and code, but no text, which may be a prompt.
+        """Return what a log says of the error: its kind, status, type, code and detail, but no text of a provider's.
+
+        That may be a prompt.
 
         A provider may write what it likes into a code, so one that is no plain word is left out.
         """
         code = self.code if self.code is not None and _CODE.fullmatch(self.code) else None
-        return f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")
+        told = f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")
+        return told if self.detail is None else f"{told}: {self.detail}"
 
     def document(self) -> dict[str, Any]:
         """Return what a job's row keeps: the error object, and what an answer needs besides."""

@@ -104,6 +104,9 @@ class Attempt:
     def record(self, status: str, error: HeadraceError | None = None) -> str:
         """Return what the job's attempts say of this one, as JSON."""
         route = self.route
+        told = None if error is None else error.body()
+        if told is not None and error is not None and error.detail is not None:
+            told["message"] += f" ({error.detail})"
         return orjson.dumps(
             {
                 "attempt": self.job.attempt,
@@ -111,7 +114,7 @@ class Attempt:
                 "provider": None if route is None else route.provider_name,
                 "model": None if route is None else route.model,
                 "seconds": round(time.monotonic() - self.began, 3),
-                "error": None if error is None else error.body(),
+                "error": told,
                 "dropped_params": self.routes[self.index].dropped if self.routes else [],
             }
         ).decode()

@@ -311,7 +311,9 @@ class Executor:
                     completion = await exchange.complete()
             except TimeoutError:
                 if deadline.expired():
-                    raise UpstreamTimeoutError from None
+                    error = UpstreamTimeoutError()
+                    error.detail = f"the call took longer than {provider.timeout:g} s"
+                    raise error from None
                 raise
             finally:
                 if provider.tokens_per_minute is not None:

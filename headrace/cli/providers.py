@@ -29,20 +29,22 @@ def providers() -> None:
 def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """Call each provider once, or those of these NAMES, and tell what works. Costs a few tokens each.
 
-    Exits with 1 if one of them does not work.
+    A NAME is a provider's, or PROVIDER/MODEL. Exits with 1 if one of them does not work.
     """
     with plain_errors():
         catalogue = load_catalogue(settings.config)
     for name in names:
-        if name not in catalogue.providers:
-            raise click.UsageError(f"There is no provider '{name}'; there are: {', '.join(catalogue.providers)}.")
+        if name.partition("/")[0] not in catalogue.providers:
+            raise click.UsageError(
+                f"There is no provider '{name.partition('/')[0]}'; there are: {', '.join(catalogue.providers)}."
+            )
     checks = asyncio.run(resolve("worker.providers.check:check_providers")(catalogue, names, patience=timeout))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
     else:
         table = Table("provider", "format", "model", "result", Column("time", justify="right"), box=None)
         for result in checks:
-            verdict = f"works, {result.tokens or '?'} tokens" if result.problem is None else result.problem
+            verdict = result.problem or result.unchecked or f"works, {result.tokens or '?'} tokens"
             seconds = "" if result.seconds is None else f"{result.seconds:.2f} s"
             table.add_row(cell(result.provider), result.kind, cell(result.model or ""), cell(verdict), seconds)
         show(table)

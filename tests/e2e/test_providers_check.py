@@ -79,6 +79,24 @@ def test_the_exit_code_tells_and_no_key_is_shown(config: Path, provider: Provide
     assert check(config, "good").returncode == 0
 
 
+def test_a_provider_of_globs_alone_is_asked_for_a_model_that_is_known_or_named(
+    config: Path, provider: Provider
+) -> None:
+    config.write_text(
+        CONFIG.partition("[models")[0].format(url=provider.url())
+        + '[models."checked-*"]\nroutes = ["good/checked-fixed", "refusing/*"]\n'
+    )
+    rows = checked(config, "good", "refusing")
+    assert (rows["good"]["model"], rows["good"]["problem"], rows["good"]["unchecked"]) == ("checked-fixed", None, None)
+    assert rows["refusing"]["problem"] is None
+    assert "refusing/MODEL" in rows["refusing"]["unchecked"]
+    assert check(config, "good", "refusing").returncode == 0
+    assert check(config, "refusing/checked-named").returncode == 0
+    assert len(provider.calls_for("checked-named")) == 1
+    provider.script("checked-broken", status(401))
+    assert check(config, "refusing/checked-broken").returncode == 1
+
+
 def test_an_unknown_provider_is_a_usage_error(config: Path) -> None:
     ended = check(config, "nobody")
     assert ended.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 import httpx
@@ -12,6 +13,7 @@ from psycopg.rows import DictRow
 from tests.e2e.jobs import chat, completed, ended, get, refused, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.provider import Behaviour, Provider, answer, chunk, connection_reset, status, stream
+from tests.service import Service
 
 RETRYABLE: list[tuple[str, Behaviour]] = [
     ("408", status(408)),
@@ -211,3 +213,16 @@ async def test_a_job_tells_its_attempts(client: httpx.AsyncClient, provider: Pro
     assert second["error"]["code"] == "upstream_authentication"
     assert third["error"] is None
     assert job["created_at"] - 1 < first["started_at"] <= first["ended_at"] <= second["started_at"] < third["ended_at"]
+
+
+async def test_why_there_is_no_connection_is_told_to_the_log_and_in_the_jobs_attempts(
+    client: httpx.AsyncClient, service: Service, config: str
+) -> None:
+    [address] = re.findall(r'\[providers\.absent\]\n(?:.+\n)*?base_url = "(\S+)/v1"', config)
+    job = await ended(client, await submit(client, "absent"))
+    assert job["error"]["message"] == "The connection to the model's provider failed."
+    assert {attempt["error"]["code"] for attempt in job["attempts"]} == {"upstream_error"}
+    for attempt in job["attempts"]:
+        assert f"({address}: " in attempt["error"]["message"]
+        assert "onnect" in attempt["error"]["message"].partition(address)[2]
+    assert any(job["id"] in line and f"upstream_error: {address}: " in line for line in service.logs().splitlines())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import aiohttp
 import httpx
@@ -26,6 +29,11 @@ MOST_VALUES = 4_000_000
 _LARGEST_ERROR = 64 * 1024
 # A timer is set anew no oftener than this, so a silence is noticed up to this much late.
 _COARSENESS_SECONDS = 0.5
+_LOST = "The connection to the model's provider failed."
+# Characters of a library's words on a failure.
+_LONGEST_REASON = 300
+# The user of a URL, and its query with whatever comes behind.
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
 _READ = httpx.ByteStream(b"")
 # How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
 _EVENTS = (b"data", b"event", b"id", b"retry", b":", b"\xef\xbb\xbf")
@@ -96,21 +104,23 @@ class ProviderClient:
             UpstreamError: No answer, or an error status; its class tells which and whether to try again.
         """
         patience = provider.connect_timeout + provider.read_timeout
-        with _translated():
+        address = _address(url)
+        url, login = _apart(url)
+        with _translated(address, patience):
             async with asyncio.timeout(patience) as silence:
                 request = self._http.build_request(
                     method,
                     url,
                     content=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body,
-                    headers={**_body_headers(body), **headers},
+                    headers={**_body_headers(body), **login, **headers},
                     # Silence has a timer of ours: the transport's costs a tenth of a delta, and misses some silences.
                     timeout=httpx.Timeout(None, connect=provider.connect_timeout),
                 )
                 response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
-                raise await _refusal(response, FORMATS[provider.kind])
-            yield Answer(response, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
+                raise await _refusal(response, FORMATS[provider.kind], address)
+            yield Answer(response, address, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
                 await response.aclose()
@@ -120,8 +130,9 @@ class ProviderClient:
 class Answer:
     """A provider's answer with status 200, yet to be read."""
 
-    def __init__(self, response: httpx.Response, *, silence_seconds: float, allowance: Allowance) -> None:
-        """Wait no longer than `silence_seconds` for the next bytes."""
+    def __init__(self, response: httpx.Response, address: str, *, silence_seconds: float, allowance: Allowance) -> None:
+        """Wait no longer than `silence_seconds` for the next bytes; errors name the `address`."""
+        self._address = address
         self._arriving = _decoded(response)
         self._allowance = allowance
         self._silence = silence_seconds
@@ -133,7 +144,7 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
-        with _translated():
+        with self._translated():
             async with asyncio.timeout(self._silence):
                 while not self._first.strip():
                     piece = await anext(self._arriving, None)
@@ -151,7 +162,7 @@ class Answer:
         """
         now = asyncio.get_running_loop().time
         patience = self._silence + _COARSENESS_SECONDS
-        with _translated():
+        with self._translated():
             async with asyncio.timeout(patience) as silence:
                 next_look = now() + _COARSENESS_SECONDS
                 if self._first:
@@ -170,7 +181,7 @@ class Answer:
             UpstreamError: The connection broke, or fell silent for too long.
         """
         while True:
-            with _translated():
+            with self._translated():
                 try:
                     async with asyncio.timeout(self._silence):
                         piece = await anext(self._arriving)
@@ -186,6 +197,9 @@ class Answer:
         """
         async with contextlib.aclosing(self.pieces()) as arriving:
             return b"".join([piece async for piece in arriving])
+
+    def _translated(self) -> contextlib.AbstractContextManager[None]:
+        return _translated(self._address, self._silence)
 
 
 def _decoded(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -211,27 +225,54 @@ async def _patiently(pieces: AsyncIterable[bytes], silence: asyncio.Timeout, pat
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translated(address: str, patience: float) -> Iterator[None]:
+    """Raise what is wrong with a connection as ours; `patience` is how many seconds the provider may be silent."""
     try:
         yield
     except httpx.TimeoutException as error:
         # The transport calls every lost connection a connect time-out: only its cause tells them apart.
-        if isinstance(error.__cause__, TimeoutError):
-            raise UpstreamTimeoutError from error
-        raise UpstreamError("The connection to the model's provider failed.") from error
+        failed = UpstreamTimeoutError() if isinstance(error.__cause__, TimeoutError) else UpstreamError(_LOST)
+        raise _detailed(failed, f"{address}: {_reason(error)}") from error
     except TimeoutError as error:
-        raise UpstreamTimeoutError from error
+        raise _detailed(UpstreamTimeoutError(), f"{address}: nothing came for {patience:g} s") from error
     except (
         httpx.HTTPError,
         httpx.InvalidURL,
         aiohttp.ClientError,
     ) as error:  # what is no proper HTTP comes through untranslated
-        raise UpstreamError("The connection to the model's provider failed.") from error
+        raise _detailed(UpstreamError(_LOST), f"{address}: {_reason(error)}") from error
 
 
-async def _refusal(response: httpx.Response, form: WireFormat) -> UpstreamError:
+def _detailed(error: UpstreamError, detail: str) -> UpstreamError:
+    error.detail = detail
+    return error
+
+
+def _address(url: str) -> str:
+    """Return where a URL leads, without what may be secret in it: no user, path or query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _apart(url: str) -> tuple[str, dict[str, str]]:
+    """Return a URL without its user, and the header that says who that is: the transport takes one or the other."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    encoded = base64.b64encode(unquote_to_bytes(login)).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {encoded}"}
+
+
+def _reason(error: Exception) -> str:
+    """Return what a library says of a failure, without what may be secret in a URL that it quotes."""
+    text = " ".join(str(error).split()) or type(error.__cause__ or error).__name__
+    return _SECRET_IN_URL.sub("", text)[:_LONGEST_REASON]
+
+
+async def _refusal(response: httpx.Response, form: WireFormat, address: str) -> UpstreamError:
     body = b""
-    with contextlib.suppress(UpstreamError), _translated():
+    with contextlib.suppress(UpstreamError), _translated(address, 0):
         async for piece in _decoded(response):
             body += piece
             if len(body) > _LARGEST_ERROR:
@@ -245,10 +286,12 @@ def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
     def concealed(text: str | None) -> str | None:
         return None if text is None else redact(text.replace(secret, "***") if secret else text)
 
-    return type(error)(
+    safe = type(error)(
         concealed(error.message),
         param=concealed(error.param),
         code=concealed(error.code),
         status=error.status,
         retry_after=error.retry_after,
     )
+    safe.detail = concealed(error.detail)
+    return safe
