@@ -28,7 +28,7 @@ from headrace.errors import HeadraceError
 from headrace.settings import Settings
 
 DOCS = Path(__file__).resolve().parent
-SOURCES = ("api", "headrace", "worker")
+SOURCES = ("api", "headrace", "scheduler", "worker")
 METHODS = ("get", "post", "put", "patch", "delete")
 
 

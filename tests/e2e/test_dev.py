@@ -42,6 +42,7 @@ class Dev:
     """A `headrace` command in the background, with what it prints and the processes it started."""
 
     def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+        self.home = home
         self._output = home.with_suffix(".out")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         defaults = {"HEADRACE_DATA_DIR": str(home), "HEADRACE_PORT": "0", "HEADRACE_DRAIN_SECONDS": "2"}
