@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
+import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import click
 import pytest
+import yaml  # type: ignore[import-untyped]
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
@@ -22,6 +28,7 @@ from api.authentication import REQUIRED_SCOPES, authenticate
 from headrace.catalogue import load_catalogue, read_catalogue
 from headrace.chat.request import EXTENSIONS, ChatRequest
 from headrace.chat.support import HANDLINGS, Kind, render_table
+from headrace.cli import main as command
 from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
@@ -164,10 +171,85 @@ def test_every_parameter_has_its_handling(kind: Kind) -> None:
     assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[kind])
 
 
-BLOCKS = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs/how-to/add-a-provider.md").read_text(), re.M | re.S)
+def blocks() -> list[tuple[str, str, str]]:
+    """Return each code block of each page: the page's name, the language and the code."""
+    fence = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
+    return [
+        (page.name, language, textwrap.dedent(code))
+        for page in PAGES
+        for _, language, code in fence.findall(page.read_text())
+    ]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+def parse_shell(code: str) -> None:
+    checked = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def parse_nginx(code: str) -> None:
+    lines = [line.strip() for line in code.splitlines() if line.strip()]
+    assert all(line.endswith((";", "{")) or line == "}" for line in lines)
+    assert code.count("{") == code.count("}")
+
+
+def parse_ini(code: str) -> None:
+    configparser.ConfigParser(inline_comment_prefixes=";").read_string(code)
+
+
+# SQL is run by tests/integration/test_docs.py. A block without a language, or of text, shows what something prints.
+PARSERS: dict[str, Callable[[str], object]] = {
+    "": str,
+    "text": str,
+    "sql": str,
+    "sh": parse_shell,
+    "python": lambda code: compile(code, "page", "exec"),
+    "json": json.loads,
+    "toml": tomllib.loads,
+    "yaml": lambda code: list(yaml.safe_load_all(code)),
+    "ini": parse_ini,
+    "nginx": parse_nginx,
+}
+
+
+@pytest.mark.parametrize(("page", "language", "code"), blocks(), ids=lambda value: value if len(value) < 40 else "")
+def test_a_code_block_parses(page: str, language: str, code: str) -> None:
+    PARSERS[language](code)
+
+
+def commands() -> set[str]:
+    """Return each `headrace …` that a page shows, in a block of commands or in a line of text."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        shown = "\n".join(code for name, language, code in blocks() if name == page.name and language == "sh")
+        shown = re.sub(r"\\\n", " ", shown)
+        found |= set(re.findall(r"(?:^|[ (/\n])(headrace [a-z-][^\n|#)`]*)", shown))
+        found |= {line for line in re.findall(r"`((?:\.venv/bin/)?headrace [a-z-][^`]*)`", text) if "|" not in line}
+    return {line.removeprefix(".venv/bin/") for line in found} - {"headrace cli"}  # the name of a session of Postgres
+
+
+@pytest.mark.parametrize("line", sorted(commands()))
+def test_a_command_that_a_page_shows_exists(line: str) -> None:
+    kind: click.Command = command
+    options: set[str] = {"--help", "--version"}
+    words = line.replace("…", " ").split()[1:]
+    while words and isinstance(kind, click.Group) and words[0] in kind.list_commands(click.Context(kind)):
+        found = kind.get_command(click.Context(kind), words.pop(0))
+        assert found is not None
+        kind = found
+        options |= {option for parameter in kind.params for option in parameter.opts + parameter.secondary_opts}
+    assert kind is not command, line
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= options
+
+
+CONFIGURATIONS = [
+    code
+    for page, language, code in blocks()
+    if page in {"add-a-provider.md", "move-from-litellm.md", "move-from-openai-batches.md"} and language == "toml"
+]
+
+
+@pytest.mark.parametrize("block", CONFIGURATIONS)
 def test_the_pages_configurations_are_valid(block: str, tmp_path: Path) -> None:
     path = tmp_path / "headrace.toml"
     path.write_text(block)
@@ -177,4 +259,11 @@ def test_the_pages_configurations_are_valid(block: str, tmp_path: Path) -> None:
 
 
 def test_there_are_as_many_as_there_are_servers() -> None:
-    assert len(BLOCKS) == 7
+    assert len(CONFIGURATIONS) == 9
+
+
+def test_the_glossary_defines_the_words_of_the_code() -> None:
+    defined = set(re.findall(r"^\*\*(.+?)\*\*$", (ROOT / "docs/glossary.md").read_text(), re.M))
+    assert {
+        *("Claim", "Lease", "Fence", "Wake-up", "Frame", "Segment", "Tally", "Parcel", "Origin", "Attempt", "Route")
+    } <= defined
