@@ -21,8 +21,15 @@ _NOT_DEFAULTS = frozenset({
     "model", "messages", "stream", "stream_options", "background", "webhook", "timeout", "metadata", "store", "user",
     "safety_identifier",
 })  # fmt: skip
-# Two names of one thing: a caller's word on either counts.
-_SAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+# Two forms of one thing: what a call says in either puts the agent's default in the other aside.
+_OTHER_FORM = {
+    "max_tokens": "max_completion_tokens",
+    "tools": "functions",
+    "tool_choice": "function_call",
+}
+_OTHER_FORM |= {form: other for other, form in _OTHER_FORM.items()}
+# Defaults that are about another default, and mean nothing beside what a call has in its place.
+_ABOUT = {"tool_choice": "tools", "parallel_tool_calls": "tools", "function_call": "functions"}
 _LONGEST_TEXT = 262_144
 
 _Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
@@ -100,11 +107,7 @@ def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, A
     before the agent's default; `null` is none.
     """
     given = {name: value for name, value in request.items() if value is not None}
-    defaults = {
-        name: value
-        for name, value in (agent.get("parameters") or {}).items()
-        if value is not None and _SAME.get(name) not in given
-    }
+    defaults = _defaults(agent.get("parameters") or {}, given)
     messages = request["messages"]
     first = next((at for at, message in enumerate(messages) if message["role"] not in ("system", "developer")), None)
     instructions = messages[:first]
@@ -120,6 +123,22 @@ def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, A
             *(messages[len(instructions) :]),
         ],
     }
+
+
+def _defaults(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that go with what a call gives, so that nothing is refused that its caller never said."""
+    defaults = {
+        name: value
+        for name, value in parameters.items()
+        if value is not None and name not in given and _OTHER_FORM.get(name) not in given
+    }
+    together = {**defaults, **given}
+    aside = {name for name, about in _ABOUT.items() if not defaults.get(about)}
+    if not together.get("logprobs"):
+        aside.add("top_logprobs")
+    if "audio" not in together.get("modalities", ()):
+        aside.add("audio")
+    return {name: value for name, value in defaults.items() if name not in aside}
 
 
 def _persona(agent: Mapping[str, Any]) -> str:

@@ -576,12 +576,14 @@ class ChatRequest(_Open):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Check what depends on more than one parameter."""
-        if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidFieldError("top_logprobs", "only allowed when 'logprobs' is true.")
         if self.stream_options is not None and not self.stream:
             raise InvalidFieldError("stream_options", "only allowed when 'stream' is true.")
+        if self.model.startswith(AGENT_PREFIX):
+            return self  # the agent may have the other parameter: what it makes of the request is checked
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidFieldError("top_logprobs", "only allowed when 'logprobs' is true.")
         calls = self.tool_choice is not None and self.tool_choice not in ("none", "auto")
-        if calls and not self.tools and not self.model.startswith(AGENT_PREFIX):  # an agent may have tools of its own
+        if calls and not self.tools:
             raise InvalidFieldError("tool_choice", "only allowed when 'tools' are specified.")
         if self.modalities is not None and "audio" in self.modalities and self.audio is None:
             raise InvalidFieldError("audio", "required when 'modalities' has 'audio'.", "missing_required_parameter")

@@ -61,6 +61,49 @@ def test_parameters_of_the_call_go_before_the_defaults() -> None:
     assert "max_completion_tokens" not in limited
 
 
+F, G = ({"type": "function", "function": {"name": name}} for name in "fg")
+TOOLS = {"tools": [F], "tool_choice": F, "parallel_tool_calls": False}
+FUNCTIONS = {"functions": [{"name": "f"}], "function_call": {"name": "f"}}
+LOGPROBS = {"logprobs": True, "top_logprobs": 3}
+AUDIO = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "call", "expected"),
+    [
+        (TOOLS, {}, TOOLS),
+        (TOOLS, {"tools": [G]}, {"tools": [G]}),
+        (TOOLS, {"tools": []}, {"tools": []}),
+        (TOOLS, {"tools": None}, TOOLS),
+        (TOOLS, {"tools": [G], "tool_choice": "auto"}, {"tools": [G], "tool_choice": "auto"}),
+        (TOOLS, {"tool_choice": "none"}, {**TOOLS, "tool_choice": "none"}),
+        (TOOLS, {"parallel_tool_calls": True}, {**TOOLS, "parallel_tool_calls": True}),
+        (TOOLS, FUNCTIONS, FUNCTIONS),
+        (TOOLS, {"functions": [{"name": "g"}]}, {"functions": [{"name": "g"}]}),
+        ({"tool_choice": "auto", "parallel_tool_calls": False}, {}, {}),
+        (FUNCTIONS, {}, FUNCTIONS),
+        (FUNCTIONS, {"functions": [{"name": "g"}]}, {"functions": [{"name": "g"}]}),
+        (FUNCTIONS, TOOLS, TOOLS),
+        (FUNCTIONS, {"tools": [G]}, {"tools": [G]}),
+        (LOGPROBS, {}, LOGPROBS),
+        (LOGPROBS, {"logprobs": False}, {"logprobs": False}),
+        (LOGPROBS, {"top_logprobs": 1}, {"logprobs": True, "top_logprobs": 1}),
+        (AUDIO, {}, AUDIO),
+        (AUDIO, {"modalities": ["text"]}, {"modalities": ["text"]}),
+        (AUDIO, {"modalities": ["text", "audio"]}, AUDIO),
+        ({"max_tokens": 5}, {"max_completion_tokens": 6}, {"max_completion_tokens": 6}),
+    ],
+)
+def test_defaults_go_aside_with_what_they_are_about(
+    defaults: dict[str, Any], call: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    agent = {"name": "A", "model": "m", "parameters": defaults}
+    parse_chat_request(orjson.dumps({"model": f"agent_{'0' * 32}", "messages": [HI], **call}))
+    resolved = ask(agent, **call)
+    assert resolved == {"model": "m", "messages": [HI], **expected}
+    assert parse_chat_request(orjson.dumps(resolved)).model == "m"
+
+
 @pytest.mark.parametrize(
     ("agent", "persona"),
     [
