@@ -54,25 +54,28 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def settings_page() -> str:
-    """Return one table row for each variable: its name, default, bounds and description."""
-    rows = [
-        (f"`{variable(name)}`", default(field), bounds(field), field.description or "")
-        for name, field in Settings.model_fields.items()
-    ]
+    """Return a section for each variable: its name, default, bounds and description."""
+    sections = "\n".join(setting_section(name, field) for name, field in Settings.model_fields.items())
     return f"""# Settings
 
 Every process reads its settings from environment variables when it starts. A value that is not valid ends the process
 with exit code 2 and one line that names the variable. An empty variable counts as unset. Models and providers are not
 settings: [`headrace.toml`](configuration.md) has them.
 
+Where there is no `headrace.toml`, a process also looks for the keys of three providers and serves the current models of
+those that are set: `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` and `GEMINI_API_KEY`. `headrace batch` is a client of the API.
+It reads `HEADRACE_URL` and `HEADRACE_API_KEY`.
+
 This page is made from `headrace/settings.py` by `make reference`.
 
-{table(("variable", "default", "allowed", "meaning"), rows)}
-Where there is no `headrace.toml`, a process also looks for the keys of three providers and serves the current models of
-those that are set: `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` and `GEMINI_API_KEY`.
+{sections}"""
 
-`headrace batch` is a client of the API. It reads `HEADRACE_URL` and `HEADRACE_API_KEY`.
-"""
+
+def setting_section(name: str, field: FieldInfo) -> str:
+    """Return what there is to know about one variable."""
+    allowed = bounds(field)
+    facts = f"Default: {default(field) or 'unset'}" + (f" · allowed: {allowed}" if allowed else "")
+    return f"## `{variable(name)}`\n\n{facts}\n\n{field.description}\n"
 
 
 def variable(name: str) -> str:
@@ -270,12 +273,12 @@ def operation_section(path: str, method: str, operation: Mapping[str, Any]) -> s
                 f"`{media}` {type_of(content.get('schema', {}))}"
                 for media, content in answer.get("content", {}).items()
             ),
-            answer.get("description", ""),
+            answer.get("description", "").replace("Successful Response", ""),  # FastAPI's own words
         )
         for status, answer in operation["responses"].items()
         if status[0] not in "45" or status == "default"
     ]
-    errors = [status for status in operation["responses"] if status[0] in "45"]
+    errors = sorted(status for status in operation["responses"] if status[0] in "45")
     parts.append(table(("status", "body", "meaning"), answers))
     if errors:
         parts.append(f"Errors: {', '.join(errors)}, as {type_of({'$ref': '#/components/schemas/ErrorResponse'})}.\n")
