@@ -40,7 +40,7 @@ class Account(BaseModel):
 
 
 class AccountUpdate(BaseModel):
-    """The limits that an account is to have: all of them; `null` is none."""
+    """The new limits of an account, which replace all earlier ones; `null` removes them."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", json_schema_extra={"examples": [{"limits": {"monthly_budget": "100"}}]}

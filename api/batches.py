@@ -65,7 +65,7 @@ class LineResponse(BaseModel):
 
 
 class LineError(BaseModel):
-    """Why nobody answered."""
+    """Why a line has no answer."""
 
     code: str | None
     message: str | None
@@ -215,7 +215,7 @@ async def list_results(
 ) -> Response:
     """List the lines that have ended, in the order in which they did, as the output files have them.
 
-    Whoever asks again with `after` gets those that have ended since, each once.
+    A reader that asks again with `after` gets those that have ended since, each once.
     """
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
@@ -296,7 +296,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def list_webhook_deliveries(request: Request, principal: Authenticated, batch_id: str) -> Response:
-    """Return what was to be told of a batch's end, and how that went."""
+    """List the deliveries of a batch's webhook, and how each went."""
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
     return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))

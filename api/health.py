@@ -71,7 +71,7 @@ class StoresCheck:
 
 @router.get("/healthz", summary="Is the process alive?", responses={200: {"model": Health}})
 async def healthz() -> Response:
-    """Answer, whatever else is away."""
+    """Answer while this process works, whether or not the stores are available."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 

@@ -282,7 +282,7 @@ async def delete_job(request: Request, principal: Authenticated, job_id: str) ->
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def list_webhook_deliveries(request: Request, principal: Authenticated, job_id: str) -> Response:
-    """List what was to be told of a job, and how that went."""
+    """List the deliveries of a job's webhook, and how each went."""
     await find_job(request.state.database, job_id, principal.account_id)
     return render_deliveries(await list_deliveries(request.state.database, job_id, principal.account_id))
 

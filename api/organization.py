@@ -175,7 +175,7 @@ async def get_completions_usage(
     start_time: _Start,
     end_time: _End = None,
     bucket_width: Annotated[Literal["1m", "1h", "1d"], Query()] = "1d",
-    batch: Annotated[bool | None, Query(description="Only batches, or only what is none")] = None,
+    batch: Annotated[bool | None, Query(description="`true`: only batches; `false`: only other requests")] = None,
     limit: Annotated[int | None, Query(description="Buckets")] = None,
     page: _Page = None,
 ) -> Response:

@@ -55,7 +55,7 @@ class MessageList(BaseModel):
 
 
 class CompletionUpdate(BaseModel):
-    """What a stored completion is to have: metadata in place of all it had; `null` is none."""
+    """The new metadata of a stored completion, which replace all earlier ones; `null` removes them."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", json_schema_extra={"examples": [{"metadata": {"customer": "42"}}]}

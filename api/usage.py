@@ -100,11 +100,11 @@ class UsageBucket(BaseModel):
     )
     unpriced_requests: int = Field(description="Requests to models without a price, which `cost` leaves out")
     streamed_requests: int
-    discarded_attempts: int = Field(description="Attempts whose answer nobody got")
+    discarded_attempts: int = Field(description="Attempts whose answer was discarded")
     discarded_tokens: int = Field(description="Spent by them")
     queue_ms: int = Field(description="How long all requests together waited for a worker, in milliseconds")
     cost: str = Field(description="USD, exact")
-    discarded_cost: str = Field(description="USD, exact, spent by attempts whose answer nobody got")
+    discarded_cost: str = Field(description="USD, exact, spent by attempts whose answer was discarded")
     first_token_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
     duration_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
 

@@ -55,7 +55,7 @@ class WebhookAttempt(BaseModel):
 
 
 class WebhookDelivery(BaseModel):
-    """Something that was to be told, and how that went. Times are in Unix seconds."""
+    """One webhook event and its delivery. Times are in Unix seconds."""
 
     id: str = Field(description="The `webhook-id`, the same at every attempt")
     object: Literal["webhook_delivery"]
@@ -72,7 +72,7 @@ class WebhookDelivery(BaseModel):
 
 
 class WebhookDeliveryList(BaseModel):
-    """What was to be told, oldest first."""
+    """Deliveries, oldest first."""
 
     object: Literal["list"]
     data: list[WebhookDelivery]

@@ -64,7 +64,7 @@ class AgentDefinition(BaseModel):
     bio: _Text | Annotated[list[_Text], Field(max_length=256, fail_fast=True)] | None = Field(
         default=None, description="Who it is: a text, or a list of sentences"
     )
-    system_prompt: _Text | None = Field(default=None, description="What it shall do, whoever asks")
+    system_prompt: _Text | None = Field(default=None, description="Its instructions, the same for every client")
     model: ModelName = Field(description="A model of the catalogue, which no agent is")
     parameters: dict[str, Any] | None = Field(
         default=None, description="Defaults of a chat completion's parameters; those of the call go before"

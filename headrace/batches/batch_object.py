@@ -147,7 +147,7 @@ class BatchProgress(BaseModel):
     cost: str | None
     requests_per_second: float = Field(description="Lines that ended in the last half minute, or since it began")
     tokens_per_second: float
-    seconds_left: float | None = Field(description="At that pace; null while nobody can tell")
+    seconds_left: float | None = Field(description="At that pace; null while it is unknown")
 
 
 def render_batch(row: Row) -> dict[str, Any]:

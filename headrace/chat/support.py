@@ -59,7 +59,7 @@ def _refused(note: str) -> Handling:
 _NO_SUCH = "has none"
 _OURS = {
     "model": Handling(Treatment.OURS, "the route's name for it"),
-    "stream": Handling(Treatment.OURS, "jobs that somebody may watch are streamed"),
+    "stream": Handling(Treatment.OURS, "jobs that a client may follow are streamed"),
     "stream_options": Handling(Treatment.OURS, "usage is always asked for"),
     "store": Handling(Treatment.OURS, "kept, unless it is `false`"),
     "metadata": Handling(Treatment.OURS, "kept with the job"),

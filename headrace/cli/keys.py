@@ -210,7 +210,7 @@ def update(  # noqa: PLR0917  (click passes them by name)
     type=click.FloatRange(0, MOST_OVERLAP_SECONDS / _HOUR),
     default=24,
     show_default=True,
-    help="Let the key from before work so long beside the new one.",
+    help="Hours that the old key works beside the new one.",
 )
 @json_option
 @click.pass_obj

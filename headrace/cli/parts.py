@@ -118,7 +118,7 @@ def api(settings: Settings, fd: int | None) -> None:
     "tiers",
     type=click.Choice(["priority", "default", "flex", "batch"]),
     multiple=True,
-    help="Serve this one alone (repeatable). `--tier flex --tier batch` is a worker for what nobody waits for.",
+    help="Serve this one alone (repeatable). `--tier flex --tier batch` is a worker for background work.",
 )
 @click.pass_obj
 def worker(settings: Settings, tiers: tuple[str, ...]) -> None:

@@ -234,7 +234,7 @@ WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORD
 
 
 async def list_deliveries(database: Database, subject_id: str, account_id: str) -> Sequence[Row]:
-    """Return what was to be told of a job or a batch, and how that went."""
+    """Return the webhook deliveries of a job or a batch, and how each went."""
     return await execute(database.relaxed, _LIST, {"of": subject_id, "account_id": account_id})
 
 
