@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
 
 import httpx
+import hypothesis
 import openai
 import psycopg
 import pytest
@@ -25,6 +26,10 @@ from tests.service import (
     looking_at_rows,
     running_service,
 )
+
+# A busy machine is no fault of a test's: none has a time for each example.
+hypothesis.settings.register_profile("headrace", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("headrace")
 
 
 def pytest_runtest_setup() -> None:
