@@ -17,7 +17,7 @@ ARGS ?=
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check format test demo dev docs reference openapi bench chaos hosts build lock clean
+.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts build publish lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ format: install ## Format, and fix what ruff can fix
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
 	"$(BIN)/python" -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
+coverage: install ## Tell which lines the unit and integration tests run; ARGS=tests/e2e measures others
+	@rm -f .cache/coverage*
+	@mkdir -p .cache
+	"$(BIN)/coverage" run -m pytest --numprocesses 3 --dist loadfile -q $(or $(ARGS),tests/unit tests/integration)
+	@"$(BIN)/coverage" combine --quiet
+	@"$(BIN)/coverage" report
+
 demo: install ## Start everything, stream a completion, run a few jobs, show results and usage
 	@exec "$(BIN)/headrace" demo $(ARGS)
 
@@ -79,6 +86,10 @@ hosts: install ## Break a service of several hosts, which are network namespaces
 build: install ## Build the wheel and the sdist into dist/
 	@rm -rf dist
 	"$(BIN)/hatchling" build
+
+publish: install ## Send what `make build` made to the package index; the workflow of a release runs it
+	"$(BIN)/python" -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
+	"$(BIN)/uv" publish --trusted-publishing always
 
 COMPILE = "$(BIN)/uv" pip compile --quiet --universal --generate-hashes --no-header $(ARGS)
 lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgrade takes the newest
