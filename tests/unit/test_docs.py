@@ -35,7 +35,7 @@ from headrace.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAP = "Map of the code"
 GENERATED: dict[Path, str] = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def section(page: str, heading: str) -> str:
