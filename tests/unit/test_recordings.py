@@ -192,7 +192,7 @@ def test_a_broken_event_is_an_upstreams_error_and_nothing_else(
 
 @pytest.mark.parametrize("kind", ["anthropic", "gemini"])
 def test_arguments_that_are_too_deep_are_an_upstreams_error(kind: Any) -> None:
-    form, depth = FORMATS[kind], 1000
+    form, depth = FORMATS[kind], 100_000
     nested = "[" * depth + "]" * depth
     answers = {
         "anthropic": '{"model":"m","stop_reason":"tool_use","usage":{},"content":['
