@@ -8,6 +8,7 @@ host=/run/postgresql user=me dbname=database
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any
 
@@ -51,19 +52,40 @@ def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any
 
 def _check_values(parameters: dict[str, Any]) -> None:
     """Have libpq check values as it does before it connects, without an address of a server."""
+    host, address = str(parameters.get("host") or ""), str(parameters.get("hostaddr") or "")
+    _check_hosts(host, address)
     given = {name: value for name, value in parameters.items() if name not in {"host", "hostaddr"}}
-    hosts = str(parameters.get("host") or parameters.get("hostaddr") or "").split(",")
-    attempt = pq.PGconn.connect_start(
-        make_conninfo("", **{**given, "host": ",".join([_NOWHERE] * len(hosts))}).encode()
-    )
-    problem = attempt.error_message.decode(errors="replace").strip()
-    attempt.finish()
+    problem = _connect_nowhere(given, len((host or address).split(",")))
+    if not (host or address) and (ports := re.match(r"could not match (\d+) port numbers", problem)):
+        problem = _connect_nowhere(given, int(ports[1]))  # a service file, or PGHOST and PGPORT, name several servers
     bad_port = "invalid port number" in problem
     if problem and (bad_port or not problem.startswith("connection to server")):
         raise SettingError(f"DATABASE_URL: {problem.splitlines()[0]}.")
-    for name in ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"):
+    for name in ("keepalives", *_DEFAULTS):
         if name in parameters and not re.fullmatch(r"\s*-?\d+\s*", str(parameters[name])):
             raise SettingError(f"DATABASE_URL: {name} is to be a whole number.")
+
+
+def _check_hosts(host: str, address: str) -> None:
+    hosts, addresses = host.split(","), address.split(",")
+    if any("@" in name[1:] for name in hosts):  # a name that begins with it is an abstract socket's
+        raise SettingError("DATABASE_URL has a host with an '@', which in a password is to be written %40.")
+    if host and address and len(hosts) != len(addresses):
+        raise SettingError(f"DATABASE_URL: host has {len(hosts)} entries, and hostaddr {len(addresses)}.")
+    for given in filter(None, addresses):
+        try:
+            ipaddress.ip_address(given)
+        except ValueError:
+            raise SettingError("DATABASE_URL: hostaddr is to be an IP address.") from None
+
+
+def _connect_nowhere(parameters: dict[str, Any], hosts: int) -> str:
+    """Return what libpq says of a connection to as many hosts, none of which is there."""
+    conninfo = make_conninfo("", **{**parameters, "host": ",".join([_NOWHERE] * hosts)})
+    attempt = pq.PGconn.connect_start(conninfo.encode())
+    problem = attempt.error_message.decode(errors="replace").strip()
+    attempt.finish()
+    return problem
 
 
 def _reason(message: str) -> str:

@@ -78,7 +78,7 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
 
 
 def _database(text: str) -> int:
-    if not re.fullmatch(r"[0-9]*", text):
+    if not re.fullmatch(r"[0-9]{0,9}", text):
         raise SettingError("REDIS_URL: the database is to be a number, such as 0.")
     return int(text or 0)
 
@@ -180,7 +180,30 @@ def _tls(query: dict[str, str]) -> dict[str, Any]:
     if checks not in _TRUTHS:
         raise SettingError("REDIS_URL: ssl_check_hostname is to be true or false.")
     options["ssl_check_hostname"] = _TRUTHS[checks]
+    _check_files(options)
     return options
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Load the certificates and the key once. A client would only load them when it connects, and then again and again.
+
+    Raises:
+        SettingError: A file cannot be read, or is not what its option says.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authorities = [options.get(f"ssl_{name}") for name in ("ca_certs", "ca_path", "ca_data")]
+    certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
+    names = "ssl_ca_certs, ssl_ca_path or ssl_ca_data"
+    try:
+        if any(authorities):
+            context.load_verify_locations(*authorities)
+        names = "ssl_certfile, ssl_keyfile or ssl_password"
+        if certificate:
+            # A password that is there, if empty, keeps OpenSSL from asking for one at the terminal.
+            context.load_cert_chain(certificate, key, options.get("ssl_password", ""))
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not what it is to be"
+        raise SettingError(f"REDIS_URL: {names} cannot be loaded: {reason}.") from None
 
 
 def _has_sentinels(url: str) -> bool:
@@ -227,7 +250,10 @@ def broker_settings(url: str) -> dict[str, Any]:
     credentials = f"{quote(found.username or '', safe='')}:{quote(found.password or '', safe='')}@"
     if not (found.username or found.password):
         credentials = ""
-    hosts = [f"sentinel://{credentials}{host}:{port}/{found.database}" for host, port in found.hosts]
+    hosts = [
+        f"sentinel://{credentials}{f'[{host}]' if ':' in host else host}:{port}/{found.database}"
+        for host, port in found.hosts
+    ]
     sentinel_options = {
         **found.sentinel_options,
         **_SENTINEL_TIMEOUTS,  # where options of its own are given, redis-py does not pass the servers' on

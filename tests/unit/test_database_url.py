@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -25,6 +27,8 @@ FORMS = [
     "host=localhost port=5432 dbname=mydb connect_timeout=10",
     "host=/run/postgresql user=me password='it''s' dbname = my\\ db".replace("''", "\\'"),
     "hostaddr=127.0.0.1 user=me",
+    "postgresql://u@a,b/db?hostaddr=127.0.0.1,::1",
+    "host=@abstract user=me",
     "dbname=mydb",
 ]
 
@@ -48,6 +52,10 @@ REFUSED = {
     "postgresql://u:hidden@h/db?target_session_attrs=any-one": "target_session_attrs",
     "postgresql://u:hidden@[2001:db8::1/db": "IPv6",
     "service=nosuchservice password=hidden": "nosuchservice",
+    "postgresql://u:secret@hidden@h/db": "%40",
+    "postgresql://u:hidden@a,b/db?hostaddr=127.0.0.1": "hostaddr",
+    "postgresql://u:hidden@h/db?hostaddr=localhost": "hostaddr",
+    "postgresql://u:hidden@h/db?keepalives=on": "keepalives",
 }
 
 
@@ -68,3 +76,18 @@ def test_what_libpq_does_not_take_is_refused_in_one_line(url: str) -> None:
     assert REFUSED[url] in message
     assert "\n" not in message
     assert "hidden" not in message
+
+
+def test_hosts_of_a_service_file_have_ports_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = tmp_path / "services"
+    services.write_text("[pair]\nhost=a,b\nport=5432,5433\n[bad]\nhost=a\nport=none\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    assert connection_parameters("postgresql:///db?service=pair")["service"] == "pair"
+    with pytest.raises(SettingError, match="port"):
+        connection_parameters("service=bad")
+
+
+def test_hosts_of_the_environment_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "a,b")
+    monkeypatch.setenv("PGPORT", "5432,5433")
+    assert connection_parameters("postgresql:///db")["dbname"] == "db"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from headrace.queue import create_celery
 from headrace.redis_url import broker_settings, connect
 from headrace.settings import SettingError
+
+CA = Path(__file__).parents[1] / "certificates" / "ca.pem"
 
 
 def kombu_parameters(url: str) -> dict[str, Any]:
@@ -30,10 +33,10 @@ def test_one_server_is_passed_on() -> None:
 
 
 def test_whoever_answers_to_tls_must_have_a_certificate() -> None:
-    found = broker_settings("rediss://:secret@example.com/0?ssl_ca_certs=/ca.pem")
+    found = broker_settings(f"rediss://:secret@example.com/0?ssl_ca_certs={CA}")
     assert found["broker_url"] == "rediss://:secret@example.com/0"
     assert found["broker_use_ssl"] == {
-        "ssl_ca_certs": "/ca.pem",
+        "ssl_ca_certs": str(CA),
         "ssl_cert_reqs": ssl.CERT_REQUIRED,
         "ssl_check_hostname": True,
     }
@@ -60,8 +63,13 @@ def test_sentinels_are_told_to_both_in_their_own_way() -> None:
     assert options["socket_timeout"] == 5, "ours stay"
 
 
+def test_sentinels_by_ipv6_addresses() -> None:
+    url = "sentinel://[::1],[fd00::2]:26380/0?master=m"
+    assert broker_settings(url)["broker_url"] == "sentinel://[::1]:26379/0;sentinel://[fd00::2]:26380/0"
+
+
 def test_sentinels_behind_tls() -> None:
-    found = broker_settings("sentinels://one/0?master=m&ssl_ca_certs=/ca.pem")
+    found = broker_settings(f"sentinels://one/0?master=m&ssl_ca_certs={CA}")
     assert found["broker_use_ssl"]["ssl_cert_reqs"] is ssl.CERT_REQUIRED
     assert found["broker_transport_options"]["sentinel_kwargs"]["ssl"] is True
 
@@ -115,6 +123,10 @@ REFUSED = {
     "unix://": "unix:///path",
     "unix://run/redis.sock": "unix:///path",
     "unix:///run/redis.sock?virtual_host=1": "virtual_host",
+    "rediss://:hidden@h/0?ssl_ca_certs=/hidden/ca.pem": "ssl_ca_certs",
+    "rediss://:hidden@h/0?ssl_certfile=/hidden/cert.pem&ssl_keyfile=/hidden/key.pem": "ssl_certfile",
+    "rediss://:hidden@h/0?ssl_ca_data=hidden": "ssl_ca_data",
+    "redis://:hidden@h/99999999999999999999": "the database",
     "sentinel://one:26379/0": "master",
     "sentinel://one:x/0?master=m": "port",
     "sentinel://,/0?master=m": "host",
