@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.database import Database
 from headrace.telemetry import bind
 from headrace.webhooks import queries
-from headrace.webhooks.addresses import ForbiddenAddressError, resolve
+from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome
 from headrace.webhooks.signing import derive_secret, sign
 from worker.cooldown import cooldown_seconds
@@ -149,11 +149,3 @@ class WebhookSender:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return None, f"The connection failed: {type(error).__name__}.", 0.0
         return response.status_code, None, min(cooldown_seconds(response.headers) or 0.0, _LONGEST_WAIT)
-
-
-def ascii_host(url: httpx.URL) -> str:
-    """Return a URL's host as it is looked up: in ASCII, by IDNA 2008.
-
-    Python's resolver would encode other characters by IDNA 2003, by which some names are those of other domains.
-    """
-    return url.raw_host.decode("ascii").strip("[]")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
-from urllib.parse import urlsplit
+
+import httpx
 
 from headrace.errors import InvalidRequestError
 
@@ -40,9 +42,9 @@ _SPECIAL = tuple(
 )
 
 
-# Characters of a host's name, and of each part of it: RFC 1035, section 2.3.4.
+# Characters of a host's name, and each part of it: RFC 1035, section 2.3.4. Some names have an underscore.
 _LONGEST_HOST = 253
-_LONGEST_LABEL = 63
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LAST_PORT = 65_535
 
 
@@ -57,21 +59,39 @@ def check_url(url: str, *, allow_private: bool, param: str = "webhook") -> None:
         InvalidRequestError: It is one, or the URL is not one to call.
     """
     try:
-        parsed = urlsplit(url)
-        host, port = parsed.hostname or "", parsed.port
-    except ValueError:
+        parsed = httpx.URL(url)
+        host, port = ascii_host(parsed).removesuffix("."), parsed.port
+    except (httpx.InvalidURL, ValueError):
         host, port = "", None
-    callable_host = bool(host) and all(0 < len(label) <= _LONGEST_LABEL for label in host.rstrip(".").split("."))
-    if not callable_host or len(host) > _LONGEST_HOST or (port is not None and not 0 < port <= _LAST_PORT):
+    address = _address(host)
+    is_name = len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, host.split(".")))
+    if (address is None and not is_name) or (port is not None and not 0 < port <= _LAST_PORT):
         raise InvalidRequestError(f"Invalid '{param}': it is not a valid URL.", param=param, code="invalid_value")
-    try:
-        forbidden = not is_public(ipaddress.ip_address(host))
-    except ValueError:
-        forbidden = host == "localhost" or host.endswith(".localhost")
+    forbidden = host == "localhost" or host.endswith(".localhost") if address is None else not is_public(address)
     if forbidden and not allow_private:
         raise InvalidRequestError(
             f"Invalid '{param}': webhooks may not go to '{host}'.", param=param, code="invalid_value"
         )
+
+
+def ascii_host(url: httpx.URL) -> str:
+    """Return a URL's host as it is looked up: in ASCII, by IDNA 2008.
+
+    Python's resolver would encode other characters by IDNA 2003, by which some names are those of other domains.
+    """
+    return url.raw_host.decode("ascii").strip("[]")
+
+
+def _address(host: str) -> Address | None:
+    """Return the address that a host is, also in the forms that only resolvers know, such as `127.1`."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host)) if _LABEL.match(host) else None
+    except OSError:
+        return None
 
 
 def is_public(address: Address) -> bool:

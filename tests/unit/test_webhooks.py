@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from headrace.errors import InvalidRequestError
-from headrace.webhooks.addresses import ForbiddenAddressError, check_url, is_public, resolve
+from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, check_url, is_public, resolve
 from headrace.webhooks.signing import derive_secret, sign
-from worker.webhooks import ascii_host
 
 KEY = "k" * 32
 
@@ -123,6 +122,11 @@ def test_addresses_that_webhooks_may_not_go_to(address: str) -> None:
         "http://LOCALHOST/x",
         "http://[::ffff:10.0.0.1]/x",
         "http://user:secret@10.1.2.3/x",
+        "http://127.1/x",
+        "http://2130706433/x",
+        "http://0x7f.1/x",
+        "http://localhost./x",
+        "http://[fe80::1%25eth0]/x",
         "http://[nonsense]/x",
     ],
 )
@@ -141,6 +145,11 @@ def test_a_url_with_such_an_address_is_refused_at_once(url: str) -> None:
         f"http://{'a' * 64}.invalid/",
         f"http://{'a.' * 127}invalid/",
         "http:///path",
+        "http://\u2603.invalid/",  # IDNA 2008 has no such character
+        "http://x%20y.invalid/",
+        "http://%6cocalhost/",
+        "http://a,b.invalid/",
+        "http://*.invalid/",
     ],
 )
 def test_a_url_that_cannot_be_called_is_refused_when_it_is_given(url: str) -> None:
@@ -157,6 +166,9 @@ def test_a_name_is_looked_up_by_idna_2008() -> None:
 def test_other_urls_are_taken() -> None:
     check_url("https://hooks.example.com/x", allow_private=False)
     check_url("http://127.0.0.1:8080/x", allow_private=True)
+    check_url("https://user:secret@my_host.example.com.:8443/x?y=z", allow_private=False)
+    check_url("https://stra\u00dfe.example.com/", allow_private=False)
+    check_url("http://[::1]:8080/x", allow_private=True)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f000001", "2130706433", "017700000001"])
