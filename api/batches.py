@@ -241,14 +241,21 @@ async def list_results(
     summary="Watch a batch",
     responses={200: {"model": BatchProgress, "content": {"text/event-stream": {}}}},
 )
-async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> EventStream:
+async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
     """Stream where a batch stands whenever that has changed, and at its end the batch.
 
     `Last-Event-ID` says what a reader knows already, so that one who comes back is not told it again.
     """
     request.state.subscribers.check(principal.key_id)
     row = await find_batch(request.state.database, batch_id, principal.account_id)
-    return EventStream(_watched(request, principal, row, request.headers.get("last-event-id")))
+    known = request.headers.get("last-event-id")
+    if BatchState(row.state).is_final and known == _event_id(row):
+        return Response(status_code=204)  # a browser would come back for ever for the same end
+    return EventStream(_watched(request, principal, row, known))
+
+
+def _event_id(row: Row) -> str:
+    return f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
 
 
 async def _watched(
@@ -264,7 +271,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
     loop = asyncio.get_running_loop()
     spoke = loop.time()
     while True:
-        event_id = f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
+        event_id = _event_id(row)
         if BatchState(row.state).is_final:
             name = f"batch.{row.state}"
             yield [render_event(orjson.dumps(render_batch(row)), name=name, event_id=event_id)]

@@ -24,7 +24,7 @@ from headrace.ids import is_id
 
 router = APIRouter(prefix="/files", tags=["Files"])
 
-_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)", re.IGNORECASE)
 # Digits of a position: no file is so long that it takes more.
 _DIGITS = 18
 
@@ -79,6 +79,7 @@ async def get_file_object(request: Request, principal: Authenticated, file_id: s
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file"},
         206: {"content": {"application/octet-stream": {}}, "description": "With `Range`: that part of it"},
+        304: {"description": "`If-None-Match` has the file's `ETag`"},
         416: {"description": "`Range` begins behind the file's end"},
     },
 )
@@ -87,6 +88,8 @@ async def get_content(request: Request, principal: Authenticated, file_id: str) 
     row = await get_file(request.state.database, file_id, principal.account_id)
     tag = f'"{file_id}"'  # a file never changes
     headers = {"accept-ranges": "bytes", "etag": tag, "content-disposition": _disposition(row.filename)}
+    if _has_tag(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers={"etag": tag})
     # With another validator than ours, the part is of something else: RFC 9110, section 13.1.5.
     same = request.headers.get("if-range", tag).strip() == tag
     span = _range(request.headers.get("range", ""), row.bytes) if same else None
@@ -117,6 +120,12 @@ def _content(
 
     headers["content-length"] = str(end - start)
     return StreamingResponse(pieces(), status, headers, "application/octet-stream")
+
+
+def _has_tag(header: str, tag: str) -> bool:
+    """Tell whether a list of entity tags has this one, compared as weak ones: RFC 9110, section 13.1.2."""
+    tags = [given.strip().removeprefix("W/") for given in header.split(",")]
+    return tag in tags or tags == ["*"]
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

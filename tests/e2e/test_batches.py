@@ -317,7 +317,10 @@ async def test_a_batch_can_be_watched_to_its_end(client: httpx.AsyncClient, prov
 
 async def test_watching_what_has_ended_tells_the_end_at_once(client: httpx.AsyncClient, model: str) -> None:
     done = await reaches(client, (await submit(client, lines(model, 1)))["id"], "completed")
-    assert [(name, data) async for name, _, data in events(client, done["id"])] == [("batch.completed", done)]
+    told = [event async for event in events(client, done["id"])]
+    assert [(name, data) for name, _, data in told] == [("batch.completed", done)]
+    again = await client.get(f"/batches/{done['id']}/events", headers={"last-event-id": told[-1][1]})
+    assert again.status_code == 204, "a reader that has the end is told to stay away"
 
 
 async def test_what_a_cancelled_batch_has_done_is_in_its_output(

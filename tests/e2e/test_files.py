@@ -98,6 +98,14 @@ async def test_another_validator_than_the_files_gets_all_of_it(client: httpx.Asy
         assert (part.status_code, part.headers["etag"]) == (status, tag)
 
 
+async def test_a_client_that_has_the_file_is_not_sent_it_again(client: httpx.AsyncClient) -> None:
+    path = f"/files/{(await upload(client, b'abc'))['id']}/content"
+    tag = (await client.head(path)).headers["etag"]
+    for known, status in ((tag, 304), (f'"other", W/{tag}', 304), ("*", 304), ('"other"', 200)):
+        answer = await client.get(path, headers={"if-none-match": known})
+        assert (answer.status_code, answer.content) == (status, b"abc" if status == 200 else b"")
+
+
 async def test_head_of_a_file_says_its_length_and_sends_nothing(client: httpx.AsyncClient) -> None:
     file = await upload(client, b"abc")
     answer = await client.head(f"/files/{file['id']}/content")
