@@ -14,7 +14,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.query import check_query
 from headrace.database import Database
 from headrace.errors import AuthenticationError, PermissionDeniedError
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
@@ -123,19 +122,15 @@ class Authenticator:
 async def authenticate(request: Request) -> Principal:
     """Return who sent the request, by `Authorization: Bearer` or else by `X-API-Key`.
 
-    As every endpoint for clients asks this first, it is also where a query that is not heeded is refused.
-
     Raises:
         AuthenticationError: Nobody that we know.
-        InvalidRequestError: The query has what the endpoint does not know.
     """
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     authenticator: Authenticator = request.state.authenticator
     principal = await authenticator.authenticate(key)
     request.state.account_id = principal.account_id
-    if request.scope["query_string"]:
-        check_query(request)
+    request.state.principal = principal
     return principal
 
 

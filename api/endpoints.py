@@ -1,4 +1,4 @@
-"""What a client is told that asks for an endpoint which does not exist."""
+"""What a client is told that asks for an endpoint or a model which does not exist."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from fastapi import Request
 from fastapi.routing import iter_route_contexts
 from starlette.routing import compile_path
 
-from headrace.errors import HeadraceError, InvalidRequestError, NotFoundError
+from headrace.errors import HeadraceError, InvalidRequestError, ModelNotFoundError, NotFoundError
 
 # Characters of a path that are compared and quoted.
 _LONGEST = 100
+# Names of models that an error lists.
+_MOST_MODELS = 10
 
 
 def unknown_endpoint(request: Request) -> HeadraceError:
@@ -32,6 +34,17 @@ def unknown_endpoint(request: Request) -> HeadraceError:
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0)
     hint = f" The nearest endpoint is {near[0]}." if near else ""
     return NotFoundError(f"Unknown request URL: {asked} does not exist.{hint}", code="unknown_url")
+
+
+def unknown_model(request: Request, error: ModelNotFoundError) -> HeadraceError:
+    """Return the error for a model that is not there, with the nearest of those that the request's key may ask."""
+    may_ask = request.state.principal.may_ask
+    served = [name for name in request.state.catalogue.current.entries() if may_ask(name)]
+    near = difflib.get_close_matches(error.asked, served, n=_MOST_MODELS, cutoff=0)
+    if not near:
+        return error
+    more = f" and {len(served) - len(near)} more" if len(served) > len(near) else ""
+    return ModelNotFoundError(f"{error.message} There are: {', '.join(near)}{more}.", param=error.param)
 
 
 def _endpoints(request: Request) -> Iterator[tuple[str, str]]:

@@ -18,10 +18,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.content_encoding import content_decoder
-from api.endpoints import unknown_endpoint
+from api.endpoints import unknown_endpoint, unknown_model
 from headrace.chat.validation import invalid_request
 from headrace.database import is_away, is_foreign_schema
-from headrace.errors import HeadraceError, InvalidRequestError, PayloadTooLargeError, UnavailableError
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    PayloadTooLargeError,
+    UnavailableError,
+)
 from headrace.ids import new_id
 from headrace.offload import LARGE_BYTES
 from headrace.telemetry import bind
@@ -185,6 +191,8 @@ def _our_error(error: Exception) -> HeadraceError:
 async def _handle(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return render_error(unknown_endpoint(request))
+    if isinstance(error, ModelNotFoundError):
+        return render_error(unknown_model(request, error))
     return render_error(_our_error(error))
 
 

@@ -57,7 +57,7 @@ class State(TypedDict):
 async def open_state(settings: Settings) -> AsyncIterator[State]:
     """Connect, and serve live readers while within."""
     async with contextlib.AsyncExitStack() as stack:
-        catalogue = CatalogueFile(settings.config)
+        catalogue = CatalogueFile(settings.config, demo=settings.demo)
         database = Database.connect(settings.database_url, part="api")
         stack.push_async_callback(database.close)
         if settings.bootstrap_key is not None:

@@ -33,6 +33,7 @@ NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
 """The wire formats whose providers have batch APIs that we know."""
 
 _SOURCE = "headrace.toml"
+_DEFAULT_FILE = Path("headrace.toml")
 
 # The wire formats whose requests have the model's name in the URL, where a `/` names another kind of resource.
 _NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
@@ -254,17 +255,9 @@ class Catalogue(BaseModel):
         """Return the names that clients can look up; a glob is none."""
         return sorted(name for name in self.models if "*" not in name)
 
-
-DEMO_PROVIDER = "demo"
-# Served by the worker itself, on a port that it chooses when it starts.
-DEMO_BASE_URL = "http://127.0.0.1:0/v1"
-
-
-def _demo() -> Catalogue:
-    return Catalogue(
-        providers={DEMO_PROVIDER: Provider(kind="openai", base_url=DEMO_BASE_URL)},
-        models={"demo": Model(routes=["demo/demo"], input_price=Decimal("0.15"), output_price=Decimal("0.60"))},
-    )
+    def entries(self) -> list[str]:
+        """Return the names of all entries: globs in the order in which they are tried, then `names`."""
+        return [name for name in self.models if "*" in name] + self.names()
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +305,6 @@ _BUILT_IN = (
 
 def _builtin() -> Catalogue:
     there = [built_in for built_in in _BUILT_IN if os.environ.get(built_in.variable)]
-    if not there:
-        return _demo()
     return Catalogue(
         providers={
             one.kind: Provider(kind=one.kind, base_url=one.base_url, api_key=f"env:{one.variable}") for one in there
@@ -322,23 +313,29 @@ def _builtin() -> Catalogue:
     )
 
 
+def configuration_file(path: Path | None) -> Path | None:
+    """Return the file to read: this one, else `headrace.toml` in the working directory; None if neither is there."""
+    return path or (_DEFAULT_FILE if _DEFAULT_FILE.exists() else None)
+
+
 def load_catalogue(path: Path | None) -> Catalogue:
     """Read the file; without one, `headrace.toml` in the working directory; without that, the built-in table.
+
+    The demo models are not in it: `headrace.demo_models` adds them.
 
     Raises:
         ConfigurationError: It is not there, not TOML, or says what it may not. The message names the place.
     """
-    if path is None:
-        path = Path("headrace.toml")
-        if not path.exists():
-            return _builtin()
+    file = configuration_file(path)
+    if file is None:
+        return _builtin()
     try:
-        catalogue, problems = read_catalogue(path)
+        catalogue, problems = read_catalogue(file)
     except ConfigurationError as error:
         raise ConfigurationError(f"HEADRACE_CONFIG: {error}") from error
     if catalogue is None:
-        raise ConfigurationError("\n".join(problem.render(path) for problem in problems))
-    return catalogue if catalogue.providers else _demo()
+        raise ConfigurationError("\n".join(problem.render(file) for problem in problems))
+    return catalogue
 
 
 def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:

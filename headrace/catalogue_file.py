@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from headrace.catalogue import Catalogue, ConfigurationError, load_catalogue
+from headrace.demo_models import with_demo
 
 log = logging.getLogger(__name__)
 
@@ -13,20 +14,21 @@ log = logging.getLogger(__name__)
 class CatalogueFile:
     """`headrace.toml`, read once, and again whenever it is asked to."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Read the file, or what `load_catalogue` takes without one.
+    def __init__(self, path: Path | None, *, demo: bool = True) -> None:
+        """Read the file, or what `load_catalogue` takes without one, and add the demo models if `demo`.
 
         Raises:
             ConfigurationError: It is not valid.
         """
         self._path = path
-        self.current: Catalogue = load_catalogue(path)
+        self._demo = demo
+        self.current: Catalogue = self._read()
         self.current.look_up_prices()
 
     def reload(self) -> bool:
         """Take up the file as it is now, or log what is wrong with it, keep what is in use and return False."""
         try:
-            changed = load_catalogue(self._path)
+            changed = self._read()
         except ConfigurationError as error:
             log.error("kept the configuration in use: %s", error)  # noqa: TRY400  (the message says it all)
             return False
@@ -34,3 +36,7 @@ class CatalogueFile:
         self.current = changed
         log.info("took up the configuration: %s", ", ".join(self.current.names()))
         return True
+
+    def _read(self) -> Catalogue:
+        catalogue = load_catalogue(self._path)
+        return with_demo(catalogue) if self._demo else catalogue

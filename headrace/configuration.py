@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 Place = tuple[str | int, ...]
 """Where in the document something is: keys, and indexes in lists."""
@@ -67,6 +68,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
     """Return what pydantic found in a document of `model`, in an operator's words."""
     found = []
     for problem in error.errors():
+        if _is_other_branch(problem):
+            continue
         place = tuple(part for part in problem["loc"] if not _is_branch(part))
         name = str(place[-1]) if place else ""
         match problem["type"]:
@@ -79,13 +82,21 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
                 told = Problem(place, f"{problem['input']!r} is no table")
             case "string_pattern_mismatch" if name == "base_url":
                 told = Problem(place, f"{problem['input']!r} is no http or https URL")
-            case "string_pattern_mismatch":
+            case "string_pattern_mismatch" | "string_type" if place[-2:-1] == ("routes",) or name == "route":
                 told = Problem(place, f"{problem['input']!r} is not 'provider/model'")
             case _:
                 told = Problem(place, problem["msg"].lower() if place else problem["msg"])
         if told not in found:
             found.append(told)
     return found
+
+
+def _is_other_branch(problem: ErrorDetails) -> bool:
+    """Tell whether a problem is of the form of a route that was not written: of the table, where there is text."""
+    branch, written = problem["loc"][-1:], problem["input"]
+    if branch == ("RouteOptions",):
+        return not isinstance(written, dict)
+    return isinstance(written, dict) and any(_is_branch(part) for part in branch)
 
 
 def _is_branch(part: str | int) -> bool:

@@ -122,10 +122,15 @@ class ModelNotFoundError(InvalidRequestError):
     status = 404
     code = "model_not_found"
 
+    asked: str = ""
+    """The name that was asked for, cut to 100 characters."""
+
     @classmethod
     def of(cls, name: str, *, param: str = "model") -> Self:
         """Return the error for a model of that name, in whichever of the two ways it is not there."""
-        return cls(f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param)
+        error = cls(f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param)
+        error.asked = name[:100]
+        return error
 
 
 class PayloadTooLargeError(InvalidRequestError):

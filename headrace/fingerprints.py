@@ -101,7 +101,7 @@ class Fingerprint:
         differing = set()
         for other in await read_fingerprints(self._database):
             if other.configuration != mine["configuration"]:
-                differing.add((other.process, "headrace.toml, or the providers' keys that are set"))
+                differing.add((other.process, "headrace.toml, HEADRACE_DEMO, or the providers' keys that are set"))
             if None not in (other.secret_key, self._secret_key) and other.secret_key != self._secret_key:
                 differing.add((other.process, "HEADRACE_SECRET_KEY"))
         for process, what in sorted(differing - self._told):

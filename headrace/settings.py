@@ -84,6 +84,10 @@ class Settings(BaseSettings):
         description="Path of the model and provider file. Unset: `headrace.toml` in the working directory, else the "
         "built-in catalogue.",
     )
+    demo: bool = Field(
+        default=True,
+        description="Whether the demo models are served besides those of the configuration. The same in every process.",
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir,
         description="Directory of the embedded stores. They do not run as root but as the system user `nobody`, who "

@@ -148,7 +148,7 @@ class Executor:
         async with contextlib.AsyncExitStack() as stack:
             demo = DemoUpstream()
             stack.push_async_callback(demo.close)
-            file = CatalogueFile(settings.config)
+            file = CatalogueFile(settings.config, demo=settings.demo)
             database = Database.connect(settings.database_url, part="worker")
             stack.push_async_callback(database.close)
             redis = live.connect(settings.redis_url)

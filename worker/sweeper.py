@@ -140,7 +140,7 @@ async def _schedule(settings: Settings) -> None:
         stack.push_async_callback(queue.close)
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         sweeper = Sweeper(settings, database, queue, publisher)
-        file = CatalogueFile(settings.config)
+        file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)

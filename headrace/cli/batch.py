@@ -34,9 +34,16 @@ _BAD_INPUT = 2
 
 def _server_options(command: Command) -> Command:
     command = click.option(
-        "--url", envvar="HEADRACE_URL", default="http://127.0.0.1:8700", show_default=True, help="The server."
+        "--url",
+        envvar="HEADRACE_URL",
+        show_envvar=True,
+        default="http://127.0.0.1:8700",
+        show_default=True,
+        help="The server.",
     )(command)
-    return click.option("--key", envvar="HEADRACE_API_KEY", required=True, help="Your API key.")(command)
+    return click.option("--key", envvar="HEADRACE_API_KEY", show_envvar=True, required=True, help="Your API key.")(
+        command
+    )
 
 
 @contextlib.contextmanager

@@ -219,7 +219,7 @@ def _span(start: float, end: float | None) -> str:
 
 async def _show(service: Service, console: Console) -> None:
     assert service.first_key is not None
-    model = cheap_model(service.models)
+    model = cheap_model(service.catalogue)
     if model is None:
         raise click.ClickException("headrace.toml names no model that could be shown: globs alone are not enough.")
     client = _Client(service.address, service.first_key)

@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.text import Text
 
 from headrace import __version__
-from headrace.catalogue import load_catalogue
+from headrace.catalogue import Catalogue, configuration_file
+from headrace.catalogue_file import CatalogueFile
 from headrace.cli.parts import listen, plain_errors
 from headrace.database import migrate
+from headrace.demo_models import DEMO, DEMO_MODELS
 from headrace.embedded import (
     EmbeddedPostgres,
     EmbeddedStore,
@@ -44,8 +46,9 @@ _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _STORE_POLL_SECONDS = 0.5
 _AFTER_DRAIN_SECONDS = 5.0  # what a part gets beyond its drain time before it is killed
-_CHEAP_MODELS = ("demo", "gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
-_MOST_SHOWN = 8
+_CHEAP_MODELS = ("gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
+# Models that the banner names.
+_MOST_SHOWN = 60
 _COLOURS = {"api": "cyan", "worker": "green", "batches": "blue", "scheduler": "magenta"}
 # What clients wait for, and what nobody does, in processes of their own: the second steps back for the first.
 _COMMANDS = {
@@ -61,7 +64,7 @@ class Service:
         """Take the settings, and where to say what happens; what the parts print goes to standard error."""
         self.settings = settings
         self.first_key: str | None = None
-        self.models: list[str] = []
+        self.catalogue = Catalogue()
         self._console = console
         self._logs = Console(stderr=True, soft_wrap=True)
         self._stores: list[EmbeddedStore] = []
@@ -98,7 +101,7 @@ class Service:
             if signal.getsignal(signal_number) is not signal.SIG_IGN:  # as `nohup` has it
                 signal.signal(signal_number, self._on_signal)
         with contextlib.ExitStack() as stack, plain_errors():
-            self.models = load_catalogue(self.settings.config).names()
+            self.catalogue = CatalogueFile(self.settings.config, demo=self.settings.demo).current
             check_urls(self.settings)
             self._listener = stack.enter_context(listen(self.settings))
             try:
@@ -268,26 +271,34 @@ def curl_line(base_url: str, key: str, model: str) -> str:
     )
 
 
-def cheap_model(names: Sequence[str]) -> str | None:
-    """Return a model to try that costs little, of those that are there."""
-    return next((name for name in _CHEAP_MODELS if name in names), next(iter(names), None))
+def cheap_model(catalogue: Catalogue) -> str | None:
+    """Return a model to try that costs little: a cheap one of a provider, else any of one, else `demo`."""
+    names = catalogue.names()
+    own = [name for name in names if name not in DEMO_MODELS]
+    return next((name for name in (*_CHEAP_MODELS, *own, DEMO) if name in names), None)
 
 
 def _listed(names: Sequence[str]) -> str:
     shown, more = names[:_MOST_SHOWN], len(names) - _MOST_SHOWN
-    return (", ".join(shown) + (f" and {more} more" if more > 0 else "")) or "as headrace.toml says"
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "") or "none: the configuration has no models"
+
+
+def _source(settings: Settings) -> str:
+    file = configuration_file(settings.config)
+    return "built in, as there is no headrace.toml here" if file is None else str(file.absolute())
 
 
 async def _announce(service: Service) -> None:
     service.say(f"\nHeadrace {__version__} is ready.", "bold green")
     service.say(f"  base URL   {service.base_url}")
-    service.say(f"  models     {_listed(service.models)}")
+    service.say(f"  config     {_source(service.settings)}")
+    service.say(f"  models     {_listed(service.catalogue.entries())}")
     if service.first_key is not None:
         service.say(f"  API key    {service.first_key}   (shown this once; `headrace keys create` makes more)")
     else:
         service.say("  API key    as created before; `headrace keys create` makes another")
     service.say("\nTry it:\n", "bold")
-    model = cheap_model(service.models) or "MODEL"
+    model = cheap_model(service.catalogue) or "MODEL"
     service.say(curl_line(service.base_url, service.first_key or "YOUR_KEY", model))
     service.say("\nCtrl-C stops it.\n", "dim")
     await asyncio.Event().wait()
@@ -298,6 +309,8 @@ async def _announce(service: Service) -> None:
 def dev(settings: Settings) -> None:
     """Run the whole service on this machine: stores, API, worker and scheduler.
 
-    Postgres and Valkey are started here unless DATABASE_URL and REDIS_URL name yours.
+    Postgres and Valkey are started here unless DATABASE_URL and REDIS_URL name yours. The API listens on HEADRACE_HOST
+    (127.0.0.1 where it is not set) and HEADRACE_PORT (8700; 0 takes any free port). Data is kept in HEADRACE_DATA_DIR.
+    Models and providers are those of HEADRACE_CONFIG, else of headrace.toml in the working directory.
     """
     Service(settings, Console()).run(_announce)

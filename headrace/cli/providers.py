@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from headrace.catalogue import load_catalogue
 from headrace.cli.operators import cell, json_option, show
 from headrace.cli.parts import plain_errors, resolve
+from headrace.demo_models import DEMO, with_demo
 from headrace.settings import Settings
 
 
@@ -33,6 +34,8 @@ def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: b
     """
     with plain_errors():
         catalogue = load_catalogue(settings.config)
+    if not catalogue.providers and settings.demo:
+        catalogue, names = with_demo(catalogue), names or (DEMO,)  # the other demo models fail on purpose
     for name in names:
         if name.partition("/")[0] not in catalogue.providers:
             raise click.UsageError(

@@ -16,8 +16,10 @@ from headrace.catalogue import (
     load_catalogue,
     read_catalogue,
 )
+from headrace.catalogue_file import CatalogueFile
 from headrace.chat.support import Kind
 from headrace.chat.usage import TokenUsage
+from headrace.demo_models import DEMO_MODELS
 from headrace.errors import ModelNotFoundError
 from worker.providers import gemini
 
@@ -212,7 +214,33 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_without_a_key_there_is_the_demo() -> None:
-    assert load_catalogue(None).names() == ["demo"]
+    assert load_catalogue(None).names() == []
+    assert CatalogueFile(None).current.names() == sorted(DEMO_MODELS)
+    assert CatalogueFile(None, demo=False).current.names() == []
+
+
+def test_the_demo_is_beside_what_a_file_has_and_takes_no_name_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(CONFIG.replace("[providers.two]", "[providers.demo-slow]").replace("two/", "demo-slow/"))
+    catalogue = CatalogueFile(path).current
+    assert set(catalogue.names()) == {"gpt-4o", *DEMO_MODELS} - {"demo-slow"}
+    assert catalogue.entries()[0] == "fake*"
+    assert catalogue.routes("gpt-4o")[1].provider.base_url == "http://127.0.0.1:2/v1"
+    assert len({catalogue.routes(name)[0].provider_name for name in catalogue.names()}) == len(catalogue.names())
+
+
+@pytest.mark.parametrize("route", ['"gpt-4o"', '""', "3", '["one/x"]', '{route = "gpt-4o"}', '{rout = "one/x"}'])
+def test_a_wrong_route_is_told_once(route: str, tmp_path: Path) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(f"{CONFIG}[models.m]\nroutes = [{route}]\n")
+    catalogue, problems = read_catalogue(path)
+    assert catalogue is None
+    told = [problem.message for problem in problems]
+    if "rout " in route:
+        assert told == ["'route' is missing", "there is no such key"]
+    else:
+        assert len(told) == 1
+        assert "is not 'provider/model'" in told[0]
 
 
 @pytest.mark.usefixtures("bare")

@@ -29,6 +29,7 @@ from headrace.catalogue import load_catalogue, read_catalogue
 from headrace.chat.request import EXTENSIONS, ChatRequest
 from headrace.chat.support import HANDLINGS, Kind, render_table
 from headrace.cli import main as command
+from headrace.demo_models import DEMO_MODELS
 from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
@@ -160,6 +161,11 @@ def test_the_site_is_built_strictly_and_fetches_nothing_when_it_is_read(tmp_path
 
 def test_the_example_configuration_is_valid() -> None:
     assert load_catalogue(ROOT / "headrace.example.toml").names()
+
+
+def test_every_demo_model_is_documented() -> None:
+    page = (ROOT / "docs/how-to/try-without-an-account.md").read_text()
+    assert dict(re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", page, re.M)) == DEMO_MODELS
 
 
 def test_the_table_of_parameters_is_the_codes() -> None:
