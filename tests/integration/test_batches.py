@@ -30,6 +30,7 @@ from headrace.jobs.state import State
 from headrace.settings import Settings
 from tests.integration.databases import Session, waiting
 from tests.integration.jobs import Jobs, Owner, end_of
+from worker.batches.output import Output
 
 ERROR = '{"code":"batch_cancelled","message":"stopped"}'
 
@@ -127,6 +128,15 @@ async def test_a_cancelled_batch_is_not_started(database: Database, owner: Owner
     assert not await queries.start_batch(database, batch_id, total=3, model=None, agents={})
     assert not await queries.fail_batch(database, batch_id, [LineProblem(1, "a", "b", None)])
     assert (await get(database, owner, batch_id)).state == BatchState.CANCELLING
+
+
+async def test_a_batch_that_is_cancelled_while_it_is_checked_has_no_files(database: Database, owner: Owner) -> None:
+    batch_id = await create(database, owner)
+    await queries.cancel_batch(database, batch_id, owner.account_id)
+    cancelling = await get(database, owner, batch_id)
+    assert await Output(database, cancelling, room=asyncio.Semaphore(1)).write() == BatchState.CANCELLED
+    batch = await get(database, owner, batch_id)
+    assert (batch.state, batch.total, batch.output_file_id, batch.error_file_id) == ("cancelled", 0, None, None)
 
 
 @pytest.mark.parametrize("seed", range(8))
