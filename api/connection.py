@@ -9,8 +9,10 @@ costs no timer.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import resource
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -19,6 +21,8 @@ from api.scope import render_error
 from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
 from headrace.ids import new_id
 from headrace.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LARGEST_HEAD = 64 * 1024
 """Bytes of a request's headers, and of its trailers."""
@@ -33,15 +37,17 @@ server that does resets some of their requests."""
 LEAST_BYTES_PER_SECOND = 512
 """What a client has to send of a body, and to read of an answer, on average over `client_timeout_seconds`."""
 CHECK_SECONDS = 1.0
+RESERVED_DESCRIPTORS = 128
+"""Descriptors that are not for clients: the connections to Postgres and Redis, files, and clients that are refused."""
 
 # Seconds a client that was refused may take to read why.
 _LINGER_SECONDS = 2.0
 # Bytes of a body that are read and thrown away after its request was answered. A client that only reads an answer when
 # it has sent everything would find a closed connection instead.
 _MOST_DRAINED = 256 * 1024 * 1024
-# Descriptors that are not for clients: the connections to Postgres and Redis, files, and clients that are refused.
-_RESERVED_DESCRIPTORS = 128
 _LEAST_CONNECTIONS = 16
+# Seconds between two log lines that say that there are as many connections as may be.
+_FULL_SECONDS = 60.0
 # The share of connections without a request that are closed at once to make room for others.
 _ROOM = 1 / 16
 
@@ -51,17 +57,7 @@ def most_connections(settings: Settings) -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return settings.max_connections
-    return min(settings.max_connections, max(_LEAST_CONNECTIONS, descriptors - _RESERVED_DESCRIPTORS))
-
-
-def raise_descriptor_limit(settings: Settings) -> None:
-    """Raise this process's limit of descriptors, as far as it may, to what `max_connections` needs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_connections + _RESERVED_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return min(settings.max_connections, max(_LEAST_CONNECTIONS, descriptors - RESERVED_DESCRIPTORS))
 
 
 class Connection(HttpToolsProtocol):
@@ -80,6 +76,8 @@ class Connection(HttpToolsProtocol):
     _unread_since = 0.0
     _problem: HeadraceError | None = None
     _refused_at: float | None = None
+    # When this process last logged that it is full.
+    _full_at: ClassVar[float] = -math.inf
 
     # -- what the transport calls -------------------------------------------------------------------------------------
 
@@ -89,7 +87,16 @@ class Connection(HttpToolsProtocol):
         self._settings = cast("Settings", self.app_state["settings"])
         self.since = self.loop.time()
         most = most_connections(self._settings)
-        if len(self.connections) > most and not self._make_room(most):
+        if len(self.connections) <= most:
+            return
+        if self.since - Connection._full_at > _FULL_SECONDS:
+            Connection._full_at = self.since
+            log.warning(
+                "all %d connections of this API are taken: idle ones are closed, and new ones refused if none is idle. "
+                "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) bound them",
+                most,
+            )
+        if not self._make_room(most):
             self._refuse(UnavailableError("This server has as many connections as it takes.", retry_after=1))
 
     def data_received(self, data: bytes) -> None:

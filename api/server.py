@@ -10,7 +10,8 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from api.connection import CHECK_SECONDS, IDLE_SECONDS, Connection, raise_descriptor_limit
+from api.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
+from headrace.processes import raise_descriptor_limit
 from headrace.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,6 @@ class Server(uvicorn.Server):
 
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve the application on a listening socket until the process is told to end."""
-    raise_descriptor_limit(settings)
+    raise_descriptor_limit(settings.max_connections + RESERVED_DESCRIPTORS)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
         Server(app, settings).run(sockets=[listener])

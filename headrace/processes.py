@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import logging
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Looked up now: between fork and exec a child of a threaded process may take no lock, and so import nothing.
@@ -41,6 +45,23 @@ def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return preexec
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """Raise this process's limit of open files and connections to `wanted`, as far as it may.
+
+    Most systems start a process with a low limit, for programs that use `select`, and let it raise that by itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    if possible < wanted:
+        log.warning(
+            "this process may have %d files and connections open, and may need %d: raise its hard limit (ulimit -Hn)",
+            possible,
+            wanted,
+        )
 
 
 def rest_garbage_collector() -> None:

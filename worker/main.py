@@ -20,7 +20,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import SecurityWarning
 
-from headrace.processes import rest_garbage_collector
+from headrace.processes import raise_descriptor_limit, rest_garbage_collector
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
 from headrace.settings import Settings
 from worker.executor import Executor
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 # Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for whoever is free.
 _WAITING_MESSAGES = 4
 _NICENESS = 10
+# Descriptors for each slot, as a job may have several calls and connections are kept for the next; and those besides.
+_SLOT_DESCRIPTORS = 4
+_OTHER_DESCRIPTORS = 128
 
 
 class WorkerPool(AsyncioPool):
@@ -116,6 +119,7 @@ def _worker_class(app: Celery, tiers: Sequence[str]) -> Any:
 def main(settings: Settings, tiers: Sequence[str]) -> None:
     """Run a worker that serves these tiers until it is told to stop."""
     slots = settings.worker_slots
+    raise_descriptor_limit(slots * _SLOT_DESCRIPTORS + _OTHER_DESCRIPTORS)
     if set(tiers) <= BACKGROUND_TIERS:
         os.nice(_NICENESS)
     else:

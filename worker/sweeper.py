@@ -27,6 +27,7 @@ from headrace.jobs import queries
 from headrace.jobs.queries import MovedJob
 from headrace.jobs.state import State
 from headrace.live import Frame, Publisher
+from headrace.processes import raise_descriptor_limit
 from headrace.queue import TIERS, JobQueue
 from headrace.quotas.gate import Gate
 from headrace.settings import Settings
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # A rescued job waits so long for a client that has begun to read it to give it up.
 _RESCUE_SECONDS = 0.5
+# Descriptors: webhooks and calls to providers' batches, and connections to the stores.
+_DESCRIPTORS = 1024
 # After Postgres was away leases are looked at only when each worker has had time for this many heartbeats.
 _GRACE_HEARTBEATS = 2.5
 # To providers' own batch APIs.
@@ -189,4 +192,5 @@ async def _until_told(settings: Settings) -> None:
 
 def main(settings: Settings) -> None:
     """Run the scheduler until it is told to stop."""
+    raise_descriptor_limit(_DESCRIPTORS)
     uvloop.run(_until_told(settings))

@@ -31,6 +31,7 @@ def plain_errors() -> Iterator[None]:
     import psycopg
     from sqlalchemy.exc import DBAPIError, OperationalError
 
+    from headrace.database import is_foreign_schema
     from headrace.schema import SchemaError
 
     try:
@@ -40,6 +41,10 @@ def plain_errors() -> Iterator[None]:
     except (EmbeddedStoreError, SchemaError) as error:
         raise click.ClickException(str(error)) from error
     except (DBAPIError, psycopg.OperationalError) as error:
+        if isinstance(error, DBAPIError) and is_foreign_schema(error):
+            raise click.ClickException(
+                "The database's schema is not the one that this release knows: run `headrace migrate` first."
+            ) from error
         cause = error.orig if isinstance(error, DBAPIError) else error
         # A role that may not, and a database that is read-only, are no fault of the statement's.
         of_server = isinstance(error, psycopg.OperationalError | OperationalError)
