@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+from typing import Any
 
 import click
 
@@ -36,6 +38,13 @@ class SettingProblem(click.ClickException):
 
 
 class _Group(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        # A locale without a letter shows another in its place; JSON lines and CSV are written as UTF-8 bytes.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*arguments, **options)
+
     def list_commands(self, context: click.Context) -> list[str]:
         del context
         return list(_COMMANDS)

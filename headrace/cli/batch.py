@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -17,16 +18,21 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TransferSpeedColumn
 from rich.table import Column
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from headrace.cli.batch_client import FINAL, BatchClient
-from headrace.cli.batch_input import InputError, Prepared, Table, is_table, prepare, write_answers
+from headrace.cli.batch_input import Prepared, Rows, prepare
+from headrace.cli.batch_output import STANDARD_OUTPUT, check_outputs, descriptor_of, written
+from headrace.cli.batch_table import InputError, Table, is_table, output_delimiter, write_answers
 from headrace.cli.operators import cell, json_option, show
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_OUTPUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+_DELIMITER_NAMES = {"\\t": "\t", "tab": "\t"}
 _DIGEST = "headrace_input"
 _INTERRUPTED = 130
 _BAD_INPUT = 2
@@ -79,6 +85,7 @@ class _Run:
     metadata: dict[str, str]
     as_json: bool
     batch_id: str | None = None
+    prepared: Prepared | None = None
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     def find(self, client: BatchClient, prepared: Prepared) -> dict[str, Any] | None:
@@ -94,10 +101,10 @@ class _Run:
         """Upload the input and start a batch of it."""
         size = prepared.path.stat().st_size
         with Progress(
-            TextColumn("Uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=self._bars()
+            TextColumn("Uploading"), BarColumn(), DownloadColumn(), _SpeedColumn(), console=self._bars()
         ) as progress:
             task = progress.add_task("", total=size)
-            name = f"{self.file.stem}.jsonl"
+            name = "stdin.jsonl" if str(self.file) == "-" else f"{self.file.stem}.jsonl"
             file_id = client.upload(prepared.path, name, lambda read: progress.update(task, completed=read))
         return client.post(
             "/batches",
@@ -117,16 +124,22 @@ class _Run:
         """Show how far a batch is until it has ended, and return it."""
         return _watch(client, batch_id, self._bars())
 
-    def save(self, client: BatchClient, ended: dict[str, Any]) -> dict[str, str | None]:
-        """Write what came of a batch to where it was asked for, each file whole or not at all."""
+    def outputs(self) -> dict[str, Path]:
+        """Return where results go, by the options. A table is written with the errors in it."""
         if self.table is not None and is_table(self.output):
-            return {"output": self._save_table(client, ended, self.table), "errors": None}
+            return {"--output": self.output}
+        return {"--output": self.output, "--errors": self.errors}
+
+    def save(self, client: BatchClient, prepared: Prepared, ended: dict[str, Any]) -> dict[str, str | None]:
+        """Write what came of a batch to where it was asked for, each file whole or not at all."""
+        if self.table is not None and prepared.rows is not None and is_table(self.output):
+            return {"output": self._save_table(client, ended, self.table, prepared.rows), "errors": None}
         return {
             "output": _save(client, ended["output_file_id"], self.output),
             "errors": _save(client, ended["error_file_id"], self.errors),
         }
 
-    def _save_table(self, client: BatchClient, ended: dict[str, Any], table: Table) -> str:
+    def _save_table(self, client: BatchClient, ended: dict[str, Any], table: Table, rows: Rows) -> str:
         with contextlib.ExitStack() as stack:
             files: list[IO[bytes] | None] = []
             for name in ("output_file_id", "error_file_id"):
@@ -136,20 +149,23 @@ class _Run:
                     client.download(ended[name], file)
                     file.seek(0)
                 files.append(file)
-            with _whole(self.output) as temporary:
-                write_answers(self.file, table, [file for file in files if file is not None], temporary)
+            delimiter = output_delimiter(self.file, self.output, rows.form)
+            answers = [file for file in files if file is not None]
+            with written(self.output) as target:
+                write_answers(rows.path, table, rows.form, answers, target, delimiter=delimiter)
         return str(self.output)
 
 
 @batch.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: FILE with .out.jsonl.")
-@click.option("--errors", type=click.Path(dir_okay=False, path_type=Path), help="Default: FILE with .errors.jsonl.")
-@click.option("--template", help="Of a table: the prompt, with columns in braces, as in 'Summarise: {text}'.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("-o", "--output", type=_OUTPUT, help="Default: FILE with .out.jsonl; - is standard output.")
+@click.option("--errors", type=_OUTPUT, help="Default: FILE with .errors.jsonl.")
+@click.option("--template", help="Of a table: the prompt, with columns in braces, as in 'Summarise: {text}' or '{#2}'.")
 @click.option("--model", help="Of a table: the model to ask.")
 @click.option("--system", help="Of a table: what the model is told before.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of a table: the longest answer.")
 @click.option("--id-column", help="Of a table: the column with each row's name. Default: row-1, row-2 …")
+@click.option("--delimiter", help="Of a table: what divides its cells. Default: found from the header.")
 @click.option("--window", default="24h", show_default=True, help="How long it may take: 30m, 6h, 7d.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="To find the batch by (repeatable).")
 @click.option("--new", is_flag=True, help="Submit, even if the same input was submitted before.")
@@ -167,6 +183,7 @@ def run(
     system: str | None,
     max_tokens: int | None,
     id_column: str | None,
+    delimiter: str | None,
     window: str,
     metadata: tuple[str, ...],
     new: bool,
@@ -174,11 +191,17 @@ def run(
 ) -> None:
     """Run every request of FILE, a .jsonl or a table (.csv, .tsv), and save what came of it.
 
+    FILE may be a pipe, or - for standard input; then say with --output and --errors where results go. With --output as
+    a .csv or .tsv, a table is written again with two more columns, answer and error. Results replace a file when all of
+    them are written.
+
     Ctrl-C leaves the batch running. The same command again goes on watching it, and submits nothing twice.
 
-    It exits with 0 if every request was answered, 1 if not, 2 if FILE is not valid.
+    It exits with 0 if every request was answered, 1 if not, 2 if FILE or an option is not valid.
     """
-    table = _table(file, template, model, system=system, max_tokens=max_tokens, id_column=id_column)
+    table = _table(
+        file, template, model, system=system, max_tokens=max_tokens, id_column=id_column, delimiter=delimiter
+    )
     task = _Run(
         file=file,
         output=output or file.with_suffix(".out.jsonl"),
@@ -188,6 +211,7 @@ def run(
         metadata=dict(map(_pair, metadata)),
         as_json=as_json,
     )
+    _check_places(task, given=output is not None and errors is not None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with prepare(file, table) as prepared, _connected(url, key) as client:
@@ -195,7 +219,7 @@ def run(
     except InputError as error:
         _refuse(file, error)
     except OSError as error:
-        raise click.ClickException(f"{error.filename or file}: {error.strerror}") from error
+        _fail(task, error)
     except KeyboardInterrupt:
         _leave(task)
     _report(task, ended, paths)
@@ -209,20 +233,37 @@ def _run(
     found = None if new else task.find(client, prepared)
     current = found or task.submit(client, prepared)
     task.batch_id = current["id"]
+    task.prepared = prepared
     if not task.as_json:
         done = "Going on with" if found else f"Submitted {prepared.lines:,} requests as"
         _say(f"{done} {current['id']}.")
     ended = task.watch(client, current["id"])
-    return ended, task.save(client, ended)
+    return ended, task.save(client, prepared, ended)
+
+
+def _check_places(task: _Run, *, given: bool) -> None:
+    """Check where results go, before anything is sent."""
+    outputs = task.outputs()
+    if not task.file.is_file() and not given and "--errors" in outputs:
+        raise click.UsageError(f"'{task.file}' is no regular file: say with --output and --errors where results go.")
+    if task.as_json and STANDARD_OUTPUT in map(descriptor_of, outputs.values()):
+        raise click.UsageError("--json prints to standard output: let results go to a file.")
+    check_outputs(outputs, task.file)
 
 
 def _table(file: Path, template: str | None, model: str | None, **options: Any) -> Table | None:
     if is_table(file):
         if template is None or model is None:
             raise click.UsageError("A table needs --template and --model.")
+        if (delimiter := options["delimiter"]) is not None:
+            options["delimiter"] = delimiter = _DELIMITER_NAMES.get(delimiter, delimiter)
+            if len(delimiter) != 1 or delimiter in '"\r\n':
+                raise click.UsageError("--delimiter is one character, or \\t for a tab.")
         return Table(template, model, **options)
     if template is not None or model is not None or any(value is not None for value in options.values()):
-        raise click.UsageError("--template, --model, --system, --max-tokens and --id-column are for tables.")
+        raise click.UsageError(
+            "--template, --model, --system, --max-tokens, --id-column and --delimiter are for tables."
+        )
     return None
 
 
@@ -233,12 +274,24 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _place(file: Path, line: int | None) -> str:
+    return str(file) if line is None else f"{file}:{line}"
+
+
 def _refuse(file: Path, error: InputError) -> NoReturn:
     for problem in error.problems:
-        place = str(file) if problem.line is None else f"{file}:{problem.line}"
-        _say(cell(f"{place}: {problem.message}").plain)
+        _say(cell(f"{_place(file, problem.line)}: {problem.message}").plain)
     _say("Nothing was submitted.")
     sys.exit(_BAD_INPUT)
+
+
+def _fail(task: _Run, error: OSError) -> NoReturn:
+    if error.errno == errno.EPIPE:
+        raise error  # click ends the command as the reader of its output has ended
+    told = f"{error.filename or task.file}: {error.strerror or error}"
+    if task.batch_id is not None:
+        told += f"\nThe results are kept: headrace batch results {task.batch_id} -o FILE"
+    raise click.ClickException(told) from error
 
 
 def _leave(task: _Run) -> NoReturn:
@@ -260,7 +313,8 @@ def _report(task: _Run, ended: dict[str, Any], paths: dict[str, str | None]) -> 
         return
     _say(_summary(ended))
     for problem in (ended["errors"] or {"data": []})["data"]:
-        _say(cell(f"{task.file}:{problem['line']}: {problem['message']}").plain)
+        line = problem["line"] if task.prepared is None else task.prepared.line_of(problem["line"])
+        _say(cell(f"{_place(task.file, line)}: {problem['message']}").plain)
     for name, path in paths.items():
         if path is not None:
             _say(f"{name}: {path}")
@@ -280,23 +334,19 @@ def _summary(found: dict[str, Any]) -> str:
 def _save(client: BatchClient, file_id: str | None, path: Path) -> str | None:
     if file_id is None:
         return None
-    with _whole(path) as temporary, temporary.open("wb") as target:
+    with written(path) as target:
         client.download(file_id, target)
     return str(path)
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a path beside this one, which takes its place when all is written."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # -- progress ---------------------------------------------------------------------------------------------------------
+
+
+class _SpeedColumn(TransferSpeedColumn):
+    """The speed, once it is known: a small file is sent before it is."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.finished_speed is None and task.speed is None else super().render(task)
 
 
 def _watch(client: BatchClient, batch_id: str, console: Console) -> dict[str, Any]:
@@ -424,22 +474,28 @@ def cancel(url: str, key: str, batch_id: str, as_json: bool) -> None:
 
 @batch.command()
 @click.argument("batch_id")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
-@click.option("--errors", type=click.Path(dir_okay=False, path_type=Path), help="Where lines without an answer go.")
+@click.option("-o", "--output", type=_OUTPUT, help="Default: standard output.")
+@click.option("--errors", type=_OUTPUT, help="Where lines without an answer go.")
 @click.option("--follow", is_flag=True, help="Go on until the batch has ended.")
 @_server_options
 def results(*, url: str, key: str, batch_id: str, output: Path | None, errors: Path | None, follow: bool) -> None:
     """Fetch what has come of a batch: of one that runs, what there is by now, in the order in which it came."""
-    with _connected(url, key) as client:
-        found = client.get(f"/batches/{batch_id}")
-        if found["status"] in FINAL and output is not None:
-            _save(client, found["output_file_id"], output)
-            if errors is not None:
-                _save(client, found["error_file_id"], errors)
-            _say(_summary(found))
-            return
-        began = time.monotonic()
-        answered, failed = _write_results(client.results(batch_id, follow=follow), output, errors)
+    check_outputs({option: path for option, path in (("--output", output), ("--errors", errors)) if path is not None})
+    try:
+        with _connected(url, key) as client:
+            found = client.get(f"/batches/{batch_id}")
+            if found["status"] in FINAL and output is not None:
+                _save(client, found["output_file_id"], output)
+                if errors is not None:
+                    _save(client, found["error_file_id"], errors)
+                _say(_summary(found))
+                return
+            began = time.monotonic()
+            answered, failed = _write_results(client.results(batch_id, follow=follow), output, errors)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from error
     _say(f"{answered:,} answers and {failed:,} errors in {_duration(time.monotonic() - began)}.")
 
 
@@ -447,15 +503,14 @@ def _write_results(lines: Iterator[dict[str, Any]], output: Path | None, errors:
     """Write results where they belong, and return how many answers and errors there were."""
     counts = [0, 0]
     with contextlib.ExitStack() as stack:
-        streams: list[Any] = [sys.stdout, None]
-        for at, path in enumerate((output, errors)):
-            if path is not None:
-                temporary = stack.enter_context(_whole(path))
-                streams[at] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+        answers = stack.enter_context(written(output or Path("-")))
+        streams = [answers, None if errors is None else stack.enter_context(written(errors))]
         for line in lines:
             response = line["response"]
             at = 0 if response is not None and response["status_code"] == 200 else 1
             counts[at] += 1
-            if streams[at] is not None:
-                streams[at].write(json.dumps(line, ensure_ascii=False) + "\n")
+            if (stream := streams[at]) is not None:
+                # Half of a surrogate pair, which UTF-8 lacks, is written as the escape that JSON has for it.
+                stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+                stream.flush()
     return counts[0], counts[1]

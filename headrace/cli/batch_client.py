@@ -18,6 +18,9 @@ FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
 _SILENCE_SECONDS = 60.0
+# Seconds that a server may take to answer for the first time, before its address is taken to be wrong.
+_UNANSWERED_SECONDS = 60.0
+_WRONG_ADDRESS = "Is HEADRACE_URL or --url the address of a Headrace?"
 _PAGE = 1000
 
 
@@ -30,14 +33,27 @@ class _AwayError(Exception):
 
 
 class BatchClient:
-    """One account's files and batches. What only reads is tried again until it works, as a batch may take a day."""
+    """One account's files and batches.
+
+    What only reads is tried again: for a minute until the server has answered once, as the address may be wrong, and
+    from then on until it works, as a batch may take a day.
+    """
 
     def __init__(self, url: str, key: str, *, say: Callable[[str], None]) -> None:
-        """Take the server's address, with or without `/v1`; `say` is told when it is away."""
-        base = url.rstrip("/")
+        """Take the server's address, with or without `/v1`; `say` is told when it cannot be reached.
+
+        Raises:
+            UsageError: The address or the key can never work.
+        """
+        base = _check_url(url).rstrip("/")
         self._base = base if base.endswith("/v1") else f"{base}/api/v1"
         self._say = say
-        self._http = httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=_SILENCE_SECONDS)
+        self._answered = False
+        headers = {"authorization": f"Bearer {_check_key(key)}"}
+        try:
+            self._http = httpx.Client(headers=headers, timeout=_SILENCE_SECONDS)
+        except (ValueError, OSError) as error:  # a proxy or certificates in the environment
+            raise click.UsageError(f"The environment's proxy or certificates: {error}") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -85,12 +101,15 @@ class BatchClient:
         Raises:
             ServerError: It is not there.
         """
+        written = 0
 
         def rest() -> None:
-            headers = {"range": f"bytes={target.tell()}-"} if target.tell() else {}
+            nonlocal written
+            headers = {"range": f"bytes={written}-"} if written else {}
             with self._stream(f"/files/{file_id}/content", headers) as response:
                 for piece in response.iter_bytes():
                     target.write(piece)
+                    written += len(piece)
 
         self._patiently(rest)
 
@@ -148,8 +167,13 @@ class BatchClient:
             response = self._http.request(method, self._base + path, **options)
         except httpx.TransportError as error:
             raise _AwayError(str(error) or type(error).__name__) from error
-        _check(response)
-        document: dict[str, Any] = response.json()
+        self._check(response)
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or "object" not in document:
+            raise ServerError(f"{self._base} does not answer as Headrace does. {_WRONG_ADDRESS}")
         return document
 
     @contextmanager
@@ -158,32 +182,57 @@ class BatchClient:
             with self._http.stream("GET", self._base + path, headers=headers) as response:
                 if response.status_code >= 400:
                     response.read()
-                _check(response)
+                self._check(response)
                 yield response
         except httpx.TransportError as error:
             raise _AwayError(str(error) or type(error).__name__) from error
 
+    def _check(self, response: httpx.Response) -> None:
+        if response.status_code in (502, 503, 504):
+            raise _AwayError(f"it answers {response.status_code}")
+        self._answered = True
+        if response.is_redirect:
+            raise ServerError(f"{self._base} redirects to {response.headers['location']}. {_WRONG_ADDRESS}")
+        if response.status_code >= 400:
+            try:
+                message = response.json()["error"]["message"]
+            except (ValueError, LookupError, TypeError):
+                message = _WRONG_ADDRESS
+            raise ServerError(f"The server answered {response.status_code}: {message}")
+
     def _patiently(self, work: Callable[[], Result]) -> Result:
         pause = _FIRST_PAUSE_SECONDS
+        began = time.monotonic()
         while True:
             try:
                 return work()
             except _AwayError as error:
+                if not self._answered and time.monotonic() - began + pause > _UNANSWERED_SECONDS:
+                    raise ServerError(f"{self._base} cannot be reached ({error}). {_WRONG_ADDRESS}") from error
                 if pause == _FIRST_PAUSE_SECONDS:
-                    self._say(f"{self._base} is away ({error}); trying again until it is back.")
+                    until = "until it works" if self._answered else "for a minute"
+                    self._say(f"{self._base} cannot be reached ({error}); trying again {until}.")
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
 
 
-def _check(response: httpx.Response) -> None:
-    if response.status_code in (502, 503, 504):
-        raise _AwayError(f"it answers {response.status_code}")
-    if response.status_code >= 400:
-        try:
-            message = response.json()["error"]["message"]
-        except (ValueError, LookupError, TypeError):
-            message = "is that the address of a Headrace?"
-        raise ServerError(f"The server answered {response.status_code}: {message}")
+def _check_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+        right = parsed.scheme in {"http", "https"} and parsed.host and not parsed.query and not parsed.fragment
+    except httpx.InvalidURL:
+        right = False
+    if not right:
+        raise click.UsageError(
+            f"HEADRACE_URL or --url: '{url}' is not an address such as http://127.0.0.1:8700 or https://example.com."
+        )
+    return url
+
+
+def _check_key(key: str) -> str:
+    if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+        raise click.UsageError("HEADRACE_API_KEY or --key: a key has no spaces, line ends or letters beyond ASCII.")
+    return key
 
 
 class _Reading:

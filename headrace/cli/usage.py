@@ -128,7 +128,7 @@ def usage(  # noqa: PLR0917  (click passes them by name)
     if as_json:
         click.echo(json.dumps(data))
     elif as_csv:
-        click.echo(render_rows(data, names=["start_time", "end_time", *question.groups]), nl=False)
+        click.echo(render_rows(data, names=["start_time", "end_time", *question.groups]).encode(), nl=False)
     else:
         if per is not None:
             _draw(question, rows, measure)
@@ -299,4 +299,4 @@ def statement(settings: Settings, month: str, account: str | None) -> None:
     async def answer(database: Database) -> list[dict[str, Any]]:
         return await statement_of_month(database, month, await _account_ids(database, account))
 
-    click.echo(render_rows(with_database(settings, answer), names=STATEMENT_COLUMNS), nl=False)
+    click.echo(render_rows(with_database(settings, answer), names=STATEMENT_COLUMNS).encode(), nl=False)

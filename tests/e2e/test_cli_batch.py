@@ -112,6 +112,21 @@ async def test_a_table_is_written_back_with_its_answers(service: Service, tmp_pa
     ]
 
 
+def test_a_column_named_as_ours_is_kept(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.csv").write_text("answer;text\ngold;a\n")
+    run(service, tmp_path, "run", "in.csv", "--template", "{text}", "--model", model, "-o", "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "answer;text;answer_2;error\ngold;a;You said: a;\n"
+
+
+def test_results_go_to_standard_output_and_to_devices(service: Service, tmp_path: Path, model: str) -> None:
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 3)))
+    printed, said = run(service, tmp_path, "run", "in.jsonl", "-o", "-")
+    assert [json.loads(found)["custom_id"] for found in printed.splitlines()] == ["r1", "r2", "r3"]
+    [batch_id] = {word.rstrip(".") for word in said.split() if word.startswith("batch_")}
+    assert run(service, tmp_path, "results", batch_id, "-o", "/dev/stdout")[0] == printed
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 async def test_an_interrupt_leaves_the_batch_running_and_the_next_run_goes_on(
     service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
 ) -> None:
@@ -172,6 +187,12 @@ async def test_batches_are_listed_shown_cancelled_and_fetched(
         (["run", "in.csv"], 2, "A table needs --template and --model."),
         (["run", "in.jsonl", "--template", "x"], 2, "are for tables"),
         (["run", "in.jsonl", "--metadata", "nothing"], 2, "KEY=VALUE"),
+        (["run", "in.jsonl", "-o", "in.jsonl"], 2, "is the same file as FILE"),
+        (["run", "in.jsonl", "-o", "none/out.jsonl"], 2, "No such file or directory"),
+        (["run", "in.jsonl", "-o", "-", "--json"], 2, "--json prints to standard output"),
+        (["run", "-"], 2, "say with --output and --errors where results go"),
+        (["list", "--url", "127.0.0.1:8700"], 2, "is not an address"),
+        (["results", "batch_0", "-o", "none/out.jsonl"], 2, "No such file or directory"),
         (["run", "in.jsonl", "--window", "soon"], 1, "completion_window"),
         (["show", "batch_0"], 1, "No batch found"),
         (["cancel", "batch_0"], 1, "No batch found"),

@@ -1,0 +1,141 @@
+"""Where results go: a file that is replaced once all is written, a device, a pipe, or standard output (`-`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+
+STANDARD_OUTPUT = 1
+_DESCRIPTORS = {"-": STANDARD_OUTPUT, "/dev/stdout": STANDARD_OUTPUT, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
+
+
+def descriptor_of(path: Path) -> int | None:
+    """Return the open descriptor that a path names, if it names one."""
+    if found := _DESCRIPTOR.fullmatch(str(path)):
+        return int(found[1])
+    return _DESCRIPTORS.get(str(path))
+
+
+def check_outputs(outputs: Mapping[str, Path], source: Path | None = None) -> None:
+    """Check, before anything is sent, that each output can be written and is neither `source` nor another output.
+
+    The outputs are named by their options.
+
+    Raises:
+        UsageError: One cannot be written, or writing it loses something.
+    """
+    taken = {} if source is None else {"FILE": source}
+    for option, path in outputs.items():
+        try:
+            _check_writable(path)
+            for other, its in taken.items():
+                if _is_same(path, its):
+                    raise click.UsageError(f"{option}: '{path}' is the same file as {other}.")
+        except OSError as error:
+            raise click.UsageError(f"{option}: '{path}': {error.strerror}") from error
+        taken[option] = path
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to, whose content takes the place of a regular file's when all of it is written.
+
+    A link is followed. What is no regular file (a device, a pipe, an open descriptor) is written to directly.
+
+    Raises:
+        OSError: It cannot be written; `filename` is the path.
+    """
+    try:
+        with _opened(path) as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    descriptor, status = descriptor_of(path), _status(path)
+    if descriptor == STANDARD_OUTPUT:
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    elif descriptor is not None:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            yield file
+    elif status is not None and not stat.S_ISREG(status.st_mode):
+        with path.open("wb") as file:
+            yield file
+    else:
+        with _replacing(Path(os.path.realpath(path)), status) as file:
+            yield file
+
+
+@contextmanager
+def _replacing(path: Path, status: os.stat_result | None) -> Iterator[IO[bytes]]:
+    # A name of its own for each run, so that two runs never write to one file.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with temporary.open("xb") as file:
+            if status is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+            yield file
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            shutil.copyfile(temporary, path)  # a file that is a mount of its own cannot be replaced
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return what a path leads to, None where there is no file yet."""
+    descriptor = descriptor_of(path)
+    try:
+        return path.stat() if descriptor is None else os.fstat(descriptor)
+    except FileNotFoundError:
+        return None
+
+
+def _check_writable(path: Path) -> None:
+    status = _status(path)
+    if descriptor_of(path) is not None:
+        return
+    if status is not None:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not stat.S_ISREG(status.st_mode):
+            return
+    target = Path(os.path.realpath(path))
+    directory = target.parent
+    if not stat.S_ISDIR(directory.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if len(os.fsencode(target.name)) > os.pathconf(directory, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"the folder is not writable: {directory}")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one regular file. Devices may be shared: `/dev/null` loses nothing of a user's."""
+    first, second = _status(one), _status(other)
+    if first is None or second is None:
+        return first is second and os.path.realpath(one) == os.path.realpath(other)
+    return stat.S_ISREG(first.st_mode) and os.path.samestat(first, second)
