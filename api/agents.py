@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated
 from api.idempotency import Change, replay_headers, resource_id
-from api.pages import check_after, render_page
+from api.pages import after_id, check_after, render_page
 from api.scope import read_body, render_json
 from headrace.agents import queries
 from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
@@ -141,7 +141,7 @@ async def create_agent(request: Request, principal: Authenticated) -> Response:
 async def list_agents(
     request: Request,
     principal: Authenticated,
-    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    after: Annotated[str | None, after_id("agent_")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.account import AccountName, accept_limits, find_account
 from api.authentication import KeyManager
 from api.idempotency import Change, resource_id
-from api.pages import render_page
+from api.pages import after_id, render_page
 from api.scope import SMALL_BODY, read_body, render_json
 from headrace.chat.validation import parse_body
 from headrace.database import Row
@@ -129,7 +129,7 @@ async def list_keys(
     principal: KeyManager,
     account: AccountName = None,
     include_revoked: bool = False,
-    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    after: Annotated[str | None, after_id("key_")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:

@@ -14,6 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.query import check_query
 from headrace.database import Database
 from headrace.errors import AuthenticationError, PermissionDeniedError
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
@@ -122,8 +123,11 @@ class Authenticator:
 async def authenticate(request: Request) -> Principal:
     """Return who sent the request, by `Authorization: Bearer` or else by `X-API-Key`.
 
+    As every endpoint for clients asks this first, it is also where a query that is not heeded is refused.
+
     Raises:
         AuthenticationError: Nobody that we know.
+        InvalidRequestError: The query has what the endpoint does not know.
     """
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -131,6 +135,8 @@ async def authenticate(request: Request) -> Principal:
     principal = await authenticator.authenticate(key)
     request.state.account_id = principal.account_id
     request.state.principal = principal
+    if request.scope["query_string"]:
+        check_query(request)
     return principal
 
 

@@ -18,7 +18,8 @@ from starlette.responses import Response
 
 from api.authentication import Authenticated, authenticate
 from api.idempotency import Change, earlier_id, replay_headers, resource_id
-from api.pages import check_after, metadata_filter, render_page
+from api.pages import after_id, check_after, render_page
+from api.query import DESCRIBED_METADATA, MetadataFilter
 from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
@@ -162,17 +163,18 @@ async def _store_inline(request: Request, principal: Principal, lines: list[dict
     return writer.file_id
 
 
-@router.get("", summary="List batches", responses={200: {"model": BatchList}})
+@router.get("", summary="List batches", responses={200: {"model": BatchList}}, openapi_extra=DESCRIBED_METADATA)
 async def list_batches(
     request: Request,
     principal: Authenticated,
-    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    metadata: MetadataFilter,
+    after: Annotated[str | None, after_id("batch_")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List the account's batches, newest first; `metadata[key]=value` narrows it."""
     check_after(after, "batch")
     rows = await queries.list_batches(
-        request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata_filter(request)
+        request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata
     )
     return render_page([render_batch(row) for row in rows], limit=limit)
 
@@ -210,7 +212,7 @@ async def list_results(
     request: Request,
     principal: Authenticated,
     batch_id: str,
-    after: Annotated[str | None, Query(description="The `id` of the last line of the page before")] = None,
+    after: Annotated[str | None, after_id("batch_req_")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """List the lines that have ended, in the order in which they did, as the output files have them.

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.authentication import Authenticated, authenticate
 from api.idempotency import replay_headers
-from api.pages import check_after, render_page
+from api.pages import after_id, check_after, render_page
 from api.scope import render_json
 from api.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
@@ -50,7 +50,7 @@ async def list_files(
     request: Request,
     principal: Authenticated,
     purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
-    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    after: Annotated[str | None, after_id("file-")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:

@@ -21,7 +21,8 @@ from api.authentication import Authenticated
 from api.cancellation import cancel_and_wait, erase
 from api.chat import start, watching
 from api.idempotency import Change
-from api.pages import ModelFilter, check_after, metadata_filter, render_page
+from api.pages import ModelFilter, after_id, check_after, render_page
+from api.query import DESCRIBED_METADATA, MetadataFilter
 from api.scope import read_body, render_json
 from api.sse import PING, RECONNECT, EventStream, render_event
 from api.webhooks import WebhookDeliveryList, render_deliveries, resend
@@ -81,17 +82,18 @@ def _parse(body: bytes) -> tuple[JobSubmission, Asked]:
     return submission, Asked(orjson.dumps(document["request"]), document["request"], submission.request)
 
 
-@router.get("", summary="List jobs", responses={200: {"model": JobList}})
+@router.get("", summary="List jobs", responses={200: {"model": JobList}}, openapi_extra=DESCRIBED_METADATA)
 async def list_jobs(
     request: Request,
     principal: Authenticated,
+    metadata: MetadataFilter,
     status: State | None = None,
     model: ModelFilter = None,
     agent_id: ModelFilter = None,
     batch_id: ModelFilter = None,
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
-    after: Annotated[str | None, Query(description="The last id of the page before")] = None,
+    after: Annotated[str | None, after_id("job_")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
@@ -102,7 +104,7 @@ async def list_jobs(
         model=model,
         agent_id=agent_id,
         batch_id=batch_id,
-        metadata=metadata_filter(request),
+        metadata=metadata,
         created_after=_time(created_after),
         created_before=_time(created_before),
     )

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.authentication import Authenticated
-from api.pages import read_page_token, render_page_token
+from api.pages import PageToken, read_page_token, render_page_token
+from api.query import list_of
 from api.scope import render_json
 from api.usage import narrow, visible
 from headrace.database import Database
@@ -67,24 +68,28 @@ class _Asked:
 
 _Start = Annotated[int, Query(ge=0, le=2**33, description="Unix seconds")]
 _End = Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds, itself left out; now by default")]
-_Page = Annotated[str | None, Query(description="The `next_page` of the page before")]
 
 
-def _values(request: Request, name: str, allowed: Mapping[str, str] | None = None) -> list[str]:
-    """Return a list's values, written `name[]=a&name[]=b` as OpenAI's clients do, `name=a&name=b` or `name=a,b`.
+_Projects = Annotated[list[str], list_of("project_ids", "Only of these accounts", commas=True)]
+_Keys = Annotated[list[str], list_of("api_key_ids", "Only of these keys", commas=True)]
+_Models = Annotated[list[str], list_of("models", "Only of these models", commas=True)]
+_Users = Annotated[list[str], list_of("user_ids", "Only of these users", commas=True)]
 
-    A value that has a comma itself can only be written the first way.
+
+def _given(name: str, values: Sequence[str], allowed: Mapping[str, str] | None = None) -> list[str]:
+    """Return the values of a list but for empty ones.
+
+    Raises:
+        InvalidRequestError: One of them is not allowed.
     """
-    query = request.query_params
-    divided = [value for text in query.getlist(name) for value in text.split(",")]
-    found = [value for value in (*query.getlist(f"{name}[]"), *divided) if value]
+    found = [value for value in values if value]
     for value in found:
         if "\0" in value or (allowed is not None and value not in allowed):
             supported = f" Supported values are: {', '.join(allowed)}." if allowed is not None else ""
             raise InvalidRequestError(
                 f"Invalid '{name}': '{value[:100]}'.{supported}", param=name, code="invalid_value"
             )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _limit(given: int | None, default: int, most: int) -> int:
@@ -173,18 +178,27 @@ async def get_completions_usage(
     request: Request,
     principal: Authenticated,
     start_time: _Start,
+    group_by: Annotated[
+        list[str], list_of("group_by", f"What to tell apart: {', '.join(_COMPLETION_GROUPS)}", commas=True)
+    ],
+    project_ids: _Projects,
+    user_ids: _Users,
+    api_key_ids: _Keys,
+    models: _Models,
     end_time: _End = None,
     bucket_width: Annotated[Literal["1m", "1h", "1d"], Query()] = "1d",
     batch: Annotated[bool | None, Query(description="`true`: only batches; `false`: only other requests")] = None,
-    limit: Annotated[int | None, Query(description="Buckets")] = None,
-    page: _Page = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=1440, description="Buckets: at most 1,440 minutes, 168 hours or 31 days")
+    ] = None,
+    page: PageToken = None,
 ) -> Response:
     """Add usage up as OpenAI does; `group_by`, `project_ids`, `user_ids`, `api_key_ids` and `models` narrow it."""
-    groups = _values(request, "group_by", _COMPLETION_GROUPS)
+    groups = _given("group_by", group_by, _COMPLETION_GROUPS)
     only = {
-        "key": _values(request, "api_key_ids"),
-        "model": _values(request, "models"),
-        "user": _values(request, "user_ids"),
+        "key": _given("api_key_ids", api_key_ids),
+        "model": _given("models", models),
+        "user": _given("user_ids", user_ids),
         "tier": [] if batch is None else ["batch"] if batch else [*_LIVE_TIERS],
     }
     asked = _Asked(
@@ -195,7 +209,7 @@ async def get_completions_usage(
         page,
         list(dict.fromkeys(_COMPLETION_GROUPS[name] for name in groups)),
         {name: values for name, values in only.items() if values},
-        _values(request, "project_ids"),
+        _given("project_ids", project_ids),
     )
     buckets, next_page = await _buckets(request, principal, asked)
     merged = [(start, end, _merged(rows, groups)) for start, end, rows in buckets]
@@ -262,14 +276,17 @@ async def get_costs(
     request: Request,
     principal: Authenticated,
     start_time: _Start,
+    group_by: Annotated[list[str], list_of("group_by", f"What to tell apart: {', '.join(_COST_GROUPS)}", commas=True)],
+    project_ids: _Projects,
+    api_key_ids: _Keys,
     end_time: _End = None,
     bucket_width: Annotated[Literal["1d"], Query()] = "1d",
-    limit: Annotated[int | None, Query(description="Buckets")] = None,
-    page: _Page = None,
+    limit: Annotated[int | None, Query(ge=1, le=_MOST_COST_BUCKETS, description="Buckets")] = None,
+    page: PageToken = None,
 ) -> Response:
     """Add costs up as OpenAI does; a line item is a model. `group_by`, `project_ids` and `api_key_ids` narrow it."""
-    groups = _values(request, "group_by", _COST_GROUPS)
-    keys = _values(request, "api_key_ids")
+    groups = _given("group_by", group_by, _COST_GROUPS)
+    keys = _given("api_key_ids", api_key_ids)
     asked = _Asked(
         start_time,
         end_time,
@@ -278,7 +295,7 @@ async def get_costs(
         page,
         [_COST_GROUPS[name] for name in groups],
         {"key": keys} if keys else {},
-        _values(request, "project_ids"),
+        _given("project_ids", project_ids),
     )
     buckets, next_page = await _buckets(request, principal, asked)
     return _render(buckets, next_page, lambda row: _costs_result(row, groups))

@@ -1,15 +1,14 @@
-"""Lists, as OpenAI has them, and the `metadata[key]=value` that narrows them."""
+"""Lists, as OpenAI has them: where they go on, and their pages."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Query, Request
+from fastapi import Query
 from starlette.responses import Response
 
 from api.scope import render_json
@@ -19,9 +18,19 @@ from headrace.ids import is_id
 # Postgres has no place for U+0000 in a text.
 ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
 
-_METADATA = re.compile(r"metadata\[(.{1,64})\]")
-_MOST_METADATA = 16
 _LAST = 2**40
+
+PageToken = Annotated[
+    str | None,
+    Query(description="The `next_page` of the page before", json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"}),
+]
+"""Where an answer of several pages goes on. `read_page_token` checks it."""
+
+
+def after_id(prefix: str) -> Any:
+    """Return the parameter `after` of a list of ids with this prefix, separator included, as it is documented."""
+    pattern = f"^{prefix}[0-9a-f]{{32}}$"
+    return Query(description="The last id of the page before", json_schema_extra={"pattern": pattern})
 
 
 def check_after(after: str | None, prefix: str) -> None:
@@ -74,19 +83,3 @@ def read_page_token(token: str, query: str) -> tuple[int, int]:
 
 def _digest(query: str) -> str:
     return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def metadata_filter(request: Request) -> dict[str, str]:
-    """Return what the query asks of metadata.
-
-    Raises:
-        InvalidRequestError: It asks for more than any metadata has.
-    """
-    wanted = {
-        match[1]: value for name, value in request.query_params.multi_items() if (match := _METADATA.fullmatch(name))
-    }
-    if any("\0" in name + value for name, value in wanted.items()):
-        raise InvalidRequestError("Metadata has no character U+0000.", param="metadata", code="invalid_value")
-    if len(wanted) > _MOST_METADATA:
-        raise InvalidRequestError("At most 16 metadata filters are possible.", param="metadata", code="invalid_value")
-    return wanted

@@ -15,7 +15,8 @@ from api.authentication import Authenticated
 from api.cancellation import erase
 from api.chat import Chunks, error_event, stored_error, watching
 from api.idempotency import Change
-from api.pages import ModelFilter, metadata_filter, render_page
+from api.pages import ModelFilter, after_id, render_page
+from api.query import DESCRIBED_METADATA, MetadataFilter
 from api.scope import leaving_error, read_body, render_json
 from api.sse import EventStream
 from headrace.chat.completion import ChatCompletion
@@ -75,17 +76,22 @@ class DeletedCompletion(BaseModel):
 # Bytes of an update: metadata of the greatest length, each character escaped.
 _LARGEST_UPDATE = 128 * 1024
 
-_After = Annotated[str | None, Query(description="The last id of the page before")]
 _Limit = Annotated[int, Query(ge=1, le=100)]
 _Order = Literal["asc", "desc"]
 
 
-@router.get("", summary="List stored completions", responses={200: {"model": CompletionList}})
+@router.get(
+    "",
+    summary="List stored completions",
+    responses={200: {"model": CompletionList}},
+    openapi_extra=DESCRIBED_METADATA,
+)
 async def list_completions(
     request: Request,
     principal: Authenticated,
+    metadata: MetadataFilter,
     model: ModelFilter = None,
-    after: _After = None,
+    after: Annotated[str | None, after_id("chatcmpl-")] = None,
     limit: _Limit = 20,
     order: _Order = "asc",
 ) -> Response:
@@ -98,7 +104,7 @@ async def list_completions(
     rows, more = await queries.list_jobs(
         database,
         principal.account_id,
-        JobFilter(state=State.COMPLETED, model=model, metadata=metadata_filter(request)),
+        JobFilter(state=State.COMPLETED, model=model, metadata=metadata),
         after=None if after is None else job_id_of(after),
         limit=limit,
         descending=order == "desc",
@@ -169,7 +175,7 @@ async def list_messages(
     request: Request,
     principal: Authenticated,
     completion_id: str,
-    after: _After = None,
+    after: Annotated[str | None, Query(json_schema_extra={"pattern": "^chatcmpl-[0-9a-f]{32}-[0-9]+$"})] = None,
     limit: _Limit = 20,
     order: _Order = "asc",
 ) -> Response:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.authentication import Authenticated, UsageReader
-from api.pages import metadata_filter, read_page_token, render_page_token
+from api.pages import PageToken, read_page_token, render_page_token
+from api.query import DESCRIBED_METADATA, MetadataFilter, list_of
 from api.scope import render_json
 from headrace.chat.validation import check_text
 from headrace.database import Database
@@ -119,45 +120,53 @@ class UsageList(BaseModel):
 
 
 _Time = Annotated[int | None, Query(ge=0, le=2**33)]
-_Values = Annotated[list[str] | None, Query(max_length=100, description="Only of these; may be given several times")]
+_ONLY = "Only of these; may be given several times"
 
 
-@router.get("", summary="Get usage", responses={200: {"model": UsageList, "content": {"text/csv": {}}}})
+@router.get(
+    "",
+    summary="Get usage",
+    responses={200: {"model": UsageList, "content": {"text/csv": {}}}},
+    openapi_extra=DESCRIBED_METADATA,
+)
 async def get_usage(
     request: Request,
     principal: Authenticated,
+    metadata: MetadataFilter,
+    group_by: Annotated[
+        list[str],
+        list_of(
+            "group_by", f"What to tell apart: {', '.join(GROUPS)}, `metadata.<key>`; also with commas", commas=True
+        ),
+    ],
+    model: Annotated[list[str], list_of("model", _ONLY)],
+    provider: Annotated[list[str], list_of("provider", _ONLY)],
+    key: Annotated[list[str], list_of("key", _ONLY)],
+    agent: Annotated[list[str], list_of("agent", _ONLY)],
+    batch: Annotated[list[str], list_of("batch", _ONLY)],
+    tier: Annotated[list[str], list_of("tier", _ONLY)],
+    user: Annotated[list[str], list_of("user", _ONLY)],
     start: Annotated[_Time, Query(description="Unix seconds; 30 days before the end by default")] = None,
     end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
     bucket: Annotated[Bucket | None, Query(description="In `time_zone`; without it the whole time is one")] = None,
     time_zone: Annotated[str | None, Query(description="As in `Europe/Berlin`; UTC by default")] = None,
-    group_by: Annotated[
-        str | None,
-        Query(description=f"What to tell apart: {', '.join(GROUPS)}, `metadata.<key>`, or several with commas"),
-    ] = None,
-    model: _Values = None,
-    provider: _Values = None,
-    key: _Values = None,
-    agent: _Values = None,
-    batch: _Values = None,
-    tier: _Values = None,
-    user: _Values = None,
     account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
     latency: Annotated[bool, Query(description="With percentiles of how long answers took")] = False,
     format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002  (the parameter's name)
     limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 1000,
-    page: Annotated[str | None, Query(description="The `next_page` of the page before")] = None,
+    page: PageToken = None,
 ) -> Response:
     """Add up what jobs used, by the time at which they ended.
 
     A key sees its own usage, one with the scope `usage:read` its account's, and an administrator's everybody's.
     """
     asked = [start, end, bucket, time_zone, group_by, model, provider, key, agent, batch, tier, user, account]
-    query = repr([*asked, sorted(metadata_filter(request).items()), principal.key_id])
+    query = repr([*asked, sorted(metadata.items()), principal.key_id])
     position, until = read_page_token(page, query) if page is not None else (0, end)
     until = int(time.time()) + 1 if until is None else until  # what is used in this very second counts too
     filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
     only = {name: values for name, values in {**filters, "user": user}.items() if values}
-    only |= {f"metadata.{name}": [value] for name, value in metadata_filter(request).items()}
+    only |= {f"metadata.{name}": [value] for name, value in metadata.items()}
     _check_values(only)
     database = request.state.database
     whose, own = await visible(database, principal, account)

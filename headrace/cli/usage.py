@@ -113,7 +113,7 @@ def usage(  # noqa: PLR0917  (click passes them by name)
             end=end,
             bucket=None if per is None else Bucket(per),
             zone=parse_zone(zone),
-            groups=parse_groups(",".join(groups)),
+            groups=parse_groups([name.strip() for text in groups for name in text.split(",")]),
             metadata_keys=await known_metadata_keys(database),
         )
         question.check()

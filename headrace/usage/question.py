@@ -142,13 +142,13 @@ def metadata_key(name: str) -> str:
     return name.removeprefix(_METADATA)
 
 
-def parse_groups(text: str | None) -> list[str]:
-    """Return the groups that are named with commas between.
+def parse_groups(names: Sequence[str]) -> list[str]:
+    """Return these groups, each once.
 
     Raises:
         InvalidRequestError: There is no such group, or there are too many.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(","))) if text is not None else []
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in GROUPS and not _is_metadata_group(name):
             raise InvalidRequestError(

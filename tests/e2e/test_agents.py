@@ -193,9 +193,9 @@ async def test_an_id_that_is_none_is_not_found(client: httpx.AsyncClient, agent_
 
 
 async def test_what_is_wrong_together_is_refused(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
-    """A default of the agent's that only makes sense with another parameter, which the call takes away."""
-    agent = await create(client, model, parameters={"logprobs": True, "top_logprobs": 3})
-    refused(await client.post("/chat/completions", json=chat(agent["id"], logprobs=False)), 400, param="top_logprobs")
+    """A parameter of the call's that only makes sense with another one, which neither the call nor the agent has."""
+    agent = await create(client, model, parameters={"logprobs": False})
+    refused(await client.post("/chat/completions", json=chat(agent["id"], top_logprobs=3)), 400, param="top_logprobs")
     assert not provider.calls_for(model)
 
 

@@ -457,7 +457,7 @@ async def test_the_answer_is_what_the_openapi_document_says(
     operation = document["paths"]["/api/v1/usage"]["get"]
     assert {parameter["name"] for parameter in operation["parameters"]} == {
         *("start", "end", "bucket", "time_zone", "group_by", "account", "latency", "format", "limit", "page"),
-        *("model", "provider", "key", "agent", "batch", "tier", "user"),
+        *("model", "provider", "key", "agent", "batch", "tier", "user", "metadata"),
     }
     schema = document["components"]["schemas"]["UsageBucket"]
     await account.spend(time.time())

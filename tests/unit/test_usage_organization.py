@@ -1,32 +1,12 @@
-"""Usage in OpenAI's shape: lists as its clients write them, and input tokens told apart as its specification does."""
+"""Usage in OpenAI's shape: input tokens told apart as its specification does."""
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 import pytest
-from fastapi import Request
 
-from api.organization import _completions_result, _values
+from api.organization import _completions_result
 
 OTHERS = ("completion_tokens", "completion_audio_tokens", "requests")
-
-
-def asked(*query: tuple[str, str]) -> Request:
-    return Request({"type": "http", "query_string": urlencode(query).encode(), "headers": []})
-
-
-@pytest.mark.parametrize(
-    ("query", "values"),
-    [
-        ([], []),
-        ([("user_ids", "a,b"), ("user_ids", "c")], ["a", "b", "c"]),
-        ([("user_ids[]", "a,b"), ("user_ids[]", "c")], ["a,b", "c"]),
-        ([("user_ids", ",a,,a"), ("user_ids[]", "")], ["a"]),
-    ],
-)
-def test_commas_divide_only_what_has_no_brackets(query: list[tuple[str, str]], values: list[str]) -> None:
-    assert _values(asked(*query), "user_ids") == values
 
 
 @pytest.mark.parametrize(

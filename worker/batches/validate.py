@@ -96,12 +96,12 @@ class Validation:
 
     def _check_servable(self, line: Line, agent: AgentVersion | None) -> None:
         chat, asked = line.chat, line.body
-        if agent is not None:
-            asked = resolve(orjson.loads(agent.definition), asked)
-            chat = check_request(ChatRequest, asked)
         if len(self._models) < 2:
             self._models.add(line.chat.model)
         try:
+            if agent is not None:
+                asked = resolve(orjson.loads(agent.definition), asked)
+                chat = check_request(ChatRequest, asked)
             usable = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
             if any(limits.has_budget for limits in self._limits):
                 check_priced(self._catalogue, [way.route for way in usable], asked)

@@ -1,0 +1,114 @@
+"""A request's query: refused where its endpoint would not heed it, and lists in each form that clients write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+from fastapi import Depends, Query, Request
+from fastapi.dependencies.models import Dependant
+
+from headrace.errors import InvalidRequestError
+
+_METADATA = re.compile(r"metadata\[(.{1,64})\]")
+_MOST_METADATA = 16
+_MOST_VALUES = 100
+
+
+def check_query(request: Request) -> None:
+    """Check that an endpoint heeds all of its query: what it left out could look like a right answer.
+
+    An endpoint without parameters takes any: some clients add their version, or a number against caches, everywhere.
+
+    Raises:
+        InvalidRequestError: It has no such parameter, or the parameter stands more than once and has one value.
+    """
+    dependant: Dependant = request.scope["route"].dependant
+    lists = dict(_parameters(dependant))
+    labelled = _reads_metadata(dependant)
+    if not lists and not labelled:
+        return
+    seen = set[str]()
+    for name, _ in request.query_params.multi_items():
+        if name not in lists and not (labelled and _METADATA.fullmatch(name)):
+            param = name[:_MOST_VALUES]
+            raise InvalidRequestError(
+                f"Unknown query parameter: '{param}'. There are: {', '.join(lists)}.",
+                param=param,
+                code="unknown_parameter",
+            )
+        if name in seen and not lists.get(name):
+            raise InvalidRequestError(f"Invalid '{name}': it may be given once.", param=name, code="invalid_value")
+        seen.add(name)
+
+
+def _parameters(dependant: Dependant) -> Iterator[tuple[str, bool]]:
+    """Yield the names of an endpoint's query parameters, and whether each is a list."""
+    for field in dependant.query_params:
+        kind = field.field_info.annotation
+        yield field.alias, any(get_origin(one) is list for one in (kind, *get_args(kind)))
+    for dependency in dependant.dependencies:
+        yield from _parameters(dependency)
+
+
+def _reads_metadata(dependant: Dependant) -> bool:
+    return any(dependency.call is _metadata_filter for dependency in dependant.dependencies)
+
+
+def _metadata_filter(request: Request) -> dict[str, str]:
+    """Return what the query asks of metadata.
+
+    Raises:
+        InvalidRequestError: It asks for more than any metadata has.
+    """
+    wanted = {match[1]: value for name, value in request.query_params.items() if (match := _METADATA.fullmatch(name))}
+    if any("\0" in name + value for name, value in wanted.items()):
+        raise InvalidRequestError("Metadata has no character U+0000.", param="metadata", code="invalid_value")
+    if len(wanted) > _MOST_METADATA:
+        raise InvalidRequestError("At most 16 metadata filters are possible.", param="metadata", code="invalid_value")
+    return wanted
+
+
+MetadataFilter = Annotated[dict[str, str], Depends(_metadata_filter)]
+"""What a list is narrowed to by `metadata[key]=value`."""
+
+DESCRIBED_METADATA: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "description": "`metadata[key]=value`: only what has this metadata",
+            "style": "deepObject",
+            "explode": True,
+            "schema": {
+                "type": "object",
+                "maxProperties": _MOST_METADATA,
+                "additionalProperties": {"type": "string", "pattern": "^[^\\x00]*$"},
+                "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": "^[^\\x00\\n\\[\\]]*$"},
+            },
+        }
+    ]
+}
+"""What the OpenAPI document says of a `MetadataFilter`, as an endpoint's `openapi_extra`."""
+
+
+def list_of(name: str, description: str, *, commas: bool = False) -> Any:
+    """Return a dependency on a list: `name=a&name=b`, `name[]=a&name[]=b` as OpenAI's clients and PHP write, or both.
+
+    With `commas`, `name=a,b` is two values as well; one that has a comma itself can then only be written with `[]`.
+    """
+
+    def values(plain: list[str] | None = None, bracketed: list[str] | None = None) -> list[str]:
+        given = plain or []
+        if commas:
+            given = [value.strip() for text in given for value in text.split(",")]
+        return list(dict.fromkeys([*(bracketed or ()), *given]))
+
+    # FastAPI reads these, and as text they could not name what is known here alone.
+    most = _MOST_VALUES
+    values.__annotations__ = {
+        "plain": Annotated[list[str] | None, Query(alias=name, max_length=most, description=description)],
+        "bracketed": Annotated[list[str] | None, Query(alias=f"{name}[]", max_length=most, include_in_schema=False)],
+    }
+    return Depends(values)
