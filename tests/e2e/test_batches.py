@@ -186,7 +186,7 @@ async def test_an_empty_input_is_not_valid(client: httpx.AsyncClient, data: byte
         ({"input_file_id": None, "requests": []}, 400, "requests"),
         ({"input_file_id": None, "requests": [1]}, 400, "requests[0]"),
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
-        ({"metadata": {"a": "\0"}}, 400, "metadata"),
+        ({"metadata": {"a": "\0"}}, 400, "metadata.a"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, 400, "output_expires_after.seconds"),
         ({"unknown": 1}, 400, "unknown"),
     ],
