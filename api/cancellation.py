@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from fastapi import Request
 
+from api.doubts import Doubts
 from headrace.follow import Ended, follow
 from headrace.jobs import queries
 from headrace.jobs.cancellation import cancel_job
@@ -18,6 +19,9 @@ from headrace.live import ListenerClosedError
 
 # A worker stops within a second; one that did not hear of it in time does so at its next heartbeat.
 _PATIENCE_SECONDS = 4.0
+# Looks at a job that is cancelled while its process ends, and the seconds between two: within the process's last one.
+_LOOKS = 4
+_LOOK_SECONDS = 0.1
 
 
 async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
@@ -45,6 +49,24 @@ async def erase(request: Request, job_id: str, account_id: str) -> bool:
     return await queries.delete_job(request.state.database, job_id, account_id)
 
 
-async def abandon(request: Request, job_id: str, account_id: str) -> None:
-    """Cancel the job of a client that left, and try again if Postgres is unavailable."""
-    await request.state.doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
+async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+    """Cancel the job of a client that left, and try again if Postgres is unavailable.
+
+    Returns the job as it is then, or None while Postgres is unavailable.
+    """
+    doubts: Doubts = request.state.doubts
+    return await doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
+
+
+async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:
+    """Cancel a job whose client is answered that it is not run, and tell within a moment whether that holds.
+
+    The worker of a running job may still end it, so its state is looked at until it is an end.
+    """
+    job = await abandon(request, job_id, account_id)
+    for _ in range(_LOOKS):
+        if job is None or job.state is not State.RUNNING:
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+        job = await abandon(request, job_id, account_id)
+    return job is not None and job.state is State.CANCELLED

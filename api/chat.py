@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from decimal import Decimal
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
@@ -16,13 +17,13 @@ from starlette.responses import Response
 
 from api.acceptance import Asked, Submission, accept, answering, new_job
 from api.authentication import Authenticated
-from api.cancellation import abandon
+from api.cancellation import abandon, is_ended_by_cancelling
 from api.idempotency import has_key
 from api.scope import leaving_error, read_body
 from api.sse import PING, EventStream, render_event
 from headrace.chat.completion import ChatCompletion
 from headrace.chat.request import ChatRequest
-from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, UpstreamError
+from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, OutcomeUnknownError, UpstreamError
 from headrace.follow import Deltas, Ended, Event, Retrying, Silence, follow
 from headrace.ids import completion_id
 from headrace.jobs.job_object import Job, find_job
@@ -32,6 +33,8 @@ from headrace.live import Listener, ListenerClosedError
 from headrace.offload import offloaded
 from headrace.quotas.queries import Spent
 from headrace.usage.queries import render_cost
+
+Result = TypeVar("Result")
 
 router = APIRouter(tags=["Chat"])
 
@@ -106,8 +109,8 @@ class _Foreground:
                         answer.background = BackgroundTask(self._forget)
                         return answer
             except ListenerClosedError:
-                await self._abandon()
-        return self._let_go()
+                return await self._let_go()
+        raise AssertionError("a job's events end with its end")
 
     async def stream(self, include_usage: bool) -> Response:
         """Return the stream, once there is a first delta, an error with its own status, or it has taken too long."""
@@ -118,8 +121,7 @@ class _Foreground:
             first = await self._first(events)
         except ListenerClosedError:
             await stack.aclose()
-            await self._abandon()
-            return self._let_go()
+            return await self._let_go()
         except BaseException:
             await stack.aclose()
             await self._settle()
@@ -168,17 +170,22 @@ class _Foreground:
         error.headers = {**self.headers, **error.headers}
         return error
 
-    def _let_go(self) -> Response:
-        """Answer a client that went away, or whose request ends before its job.
+    async def _let_go(self) -> Response:
+        """Answer a client that left, or whose request ends before its job: the job ends too.
 
         Raises:
             AuthenticationError: Its key is valid no longer.
             UnavailableError: This process ends; another one takes the request.
+            OutcomeUnknownError: This process ends, and the job may still run or have run.
         """
-        if self._listener is not None and self._listener.refused:
+        assert self._listener is not None
+        if self.request.state.hub.ending.is_set() and not self._listener.refused:
+            if self.keyed or await self._shielded(is_ended_by_cancelling):
+                raise leaving_error()
+            raise OutcomeUnknownError
+        await self._abandon()
+        if self._listener.refused:
             raise AuthenticationError
-        if self.request.state.hub.ending.is_set():
-            raise leaving_error()
         return _NOBODY
 
     @contextlib.asynccontextmanager
@@ -211,10 +218,13 @@ class _Foreground:
                 await erase_unstored(self.request.state.database, job_id=self.job_id)
 
     async def _abandon(self) -> None:
-        if self.keyed:
-            return
-        # In a task of its own: the client's going must not stop what its going asks for.
-        await asyncio.shield(asyncio.create_task(abandon(self.request, self.job_id, self.principal.account_id)))
+        if not self.keyed:
+            await self._shielded(abandon)
+
+    async def _shielded(self, cancel: Callable[[Request, str, str], Coroutine[Any, Any, Result]]) -> Result:
+        # In a task of its own: the end of the request must not stop what it asks for.
+        account_id = self.principal.account_id
+        return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, account_id)))
 
 
 async def close_when_gone(request: Request, listener: Listener) -> None:

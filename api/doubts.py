@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,7 +23,7 @@ from headrace.database import was_certainly_refused
 
 log = logging.getLogger(__name__)
 
-Cancel = Callable[[], Awaitable[object]]
+Result = TypeVar("Result")
 
 # Seconds that a request waits for the first try to cancel, before it is answered.
 _PATIENCE_SECONDS = 2.0
@@ -35,21 +36,24 @@ _LAST_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class _Doubt:
+class _Doubt(Generic[Result]):
     name: str
-    cancel: Cancel
+    cancel: Callable[[], Awaitable[Result]]
     until: float
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    result: Result | None = None
 
 
 class Doubts:
     """What one API process has to cancel."""
 
     def __init__(self) -> None:
-        self._doubts: dict[str, _Doubt] = {}
+        self._doubts: dict[str, _Doubt[Any]] = {}
 
     @contextlib.asynccontextmanager
-    async def answering(self, request: Request, name: str, cancel: Cancel) -> AsyncIterator[Callable[[], None]]:
+    async def answering(
+        self, request: Request, name: str, cancel: Callable[[], Awaitable[object]]
+    ) -> AsyncIterator[Callable[[], None]]:
         """Make something called `name` and answer for it; `cancel` undoes it if that fails.
 
         It fails by Postgres, or because the process ends. Gives what is to be called once it is made: from then on
@@ -63,22 +67,29 @@ class Doubts:
 
         try:
             yield made
-        except (SQLAlchemyError, asyncio.CancelledError) as error:
-            refused = isinstance(error, SQLAlchemyError) and was_certainly_refused(error)
-            if not has_key(request) and (is_made or not refused):
+        except SQLAlchemyError as error:
+            if not has_key(request) and (is_made or not was_certainly_refused(error)):
                 log.warning("%s may have been accepted although its client is answered that it is not", name)
                 await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS)
             raise
+        except asyncio.CancelledError:
+            if not has_key(request):
+                self._doubts[name] = _Doubt(name, cancel, now() + _CERTAIN_SECONDS)
+            raise
 
-    async def cancel(self, name: str, cancel: Cancel, *, certain_seconds: float = 0.0) -> None:
+    async def cancel(
+        self, name: str, cancel: Callable[[], Awaitable[Result]], *, certain_seconds: float = 0.0
+    ) -> Result | None:
         """Cancel what is called `name`, and try again until it is done if Postgres is unavailable.
 
-        For `certain_seconds` it is cancelled again after it was done. Returns when it is done, or after two seconds.
+        For `certain_seconds` it is cancelled again after it was done. Returns what `cancel` returned, or None if it is
+        not done after two seconds.
         """
         self._doubts[name] = doubt = _Doubt(name, cancel, now() + certain_seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._try(doubt)
+        return doubt.result
 
     async def run(self) -> None:
         """Cancel, again and again, until cancelled."""
@@ -96,9 +107,9 @@ class Doubts:
             if not doubt.cancelled.is_set():
                 log.warning("could not cancel %s before the process ends", doubt.name)
 
-    async def _try(self, doubt: _Doubt) -> None:
+    async def _try(self, doubt: _Doubt[Any]) -> None:
         try:
-            await doubt.cancel()
+            doubt.result = await doubt.cancel()
         except SQLAlchemyError as error:
             log.debug("could not cancel %s yet: %s", doubt.name, error)
             return

@@ -25,6 +25,7 @@ from headrace.errors import (
     HeadraceError,
     InvalidRequestError,
     ModelNotFoundError,
+    OutcomeUnknownError,
     PayloadTooLargeError,
     UnavailableError,
 )
@@ -138,7 +139,8 @@ class RequestScope:
                 # The server cancels what has no answer when the time of a process that ends is over.
                 if started:
                     raise
-                await render_error(leaving_error())(scope, receive, send_with_id)
+                error = leaving_error() if inner["method"] == "GET" else OutcomeUnknownError()
+                await render_error(error)(scope, receive, send_with_id)
             except Exception:
                 if started and is_head:
                     return

@@ -198,6 +198,19 @@ class UnavailableError(HeadraceError):
     retryable = True
 
 
+class OutcomeUnknownError(HeadraceError):
+    """This process ends and cannot reach Postgres: the request may run although its client gets no answer."""
+
+    default: ClassVar[str] = (
+        "This server is shutting down and cannot tell whether the request still runs. An Idempotency-Key makes it safe "
+        "to send it again."
+    )
+    status = 504
+    type = "timeout"
+    code = "outcome_unknown"
+    retryable = True
+
+
 class JobCancelledError(HeadraceError):
     """The job was cancelled."""
 

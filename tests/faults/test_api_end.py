@@ -1,4 +1,4 @@
-"""An API that is told to end while Postgres stalls: what has no answer gets 503, and its job does not run."""
+"""An API that is told to end while requests wait: each is answered with what is certain of its job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.service import BOOTSTRAP_KEY, Stores, connect, looking_at_rows, runni
 from tests.waiting import eventually
 
 
-async def test_a_request_that_still_has_no_answer_is_answered_503_and_its_job_does_not_run(
+async def test_while_postgres_stalls_the_outcome_is_unknown_and_the_job_is_cancelled_once_it_can_be(
     tmp_path: Path, stores: Stores, config: str, model: str
 ) -> None:
     with running_service(tmp_path, stores.fresh(), config, "api") as service:
@@ -32,9 +32,27 @@ async def test_a_request_that_still_has_no_answer_is_answered_503_and_its_job_do
             await eventually(waits, "the insert to wait for the lock")
             service.processes["api"].signal(signal.SIGTERM)
             answer = await asking
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), answer.text
-            assert answer.json()["error"]["code"] == "service_unavailable"
+            assert answer.status_code == 504, answer.text
+            assert answer.json()["error"]["code"] == "outcome_unknown"
             await locking.rollback()
             await asyncio.to_thread(service.processes["api"].wait)
             states = await (await rows.execute("SELECT state FROM jobs")).fetchall()
             assert [row["state"] for row in states] in ([], ["cancelled"])
+
+
+async def test_a_job_that_no_worker_claimed_is_cancelled_and_its_client_told_to_come_back(
+    tmp_path: Path, stores: Stores, config: str, model: str
+) -> None:
+    with running_service(tmp_path, stores.fresh(), config, "api") as service:
+        async with connect(service, BOOTSTRAP_KEY) as client, looking_at_rows(service.stores) as rows:
+            asking = asyncio.create_task(client.post("/chat/completions", json=chat(model)))
+
+            async def states() -> list[str]:
+                return [row["state"] for row in await (await rows.execute("SELECT state FROM jobs")).fetchall()]
+
+            await eventually(states, "the job")
+            service.processes["api"].signal(signal.SIGTERM)
+            answer = await asking
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), answer.text
+            assert answer.json()["error"]["code"] == "service_unavailable"
+            assert await states() == ["cancelled"]

@@ -104,7 +104,11 @@ async def test_a_job_that_cannot_be_cancelled_for_its_client_that_left_is_cancel
 async def test_a_job_whose_insert_is_cut_off_by_the_end_of_the_process_is_cancelled(jobs: Jobs, hurried: None) -> None:
     job_id = await jobs.submit()
     cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+    doubts = Doubts()
     with pytest.raises(asyncio.CancelledError):
-        async with Doubts().answering(asking(), job_id, cancel):
+        async with doubts.answering(asking(), job_id, cancel):
             raise asyncio.CancelledError
+    running = asyncio.create_task(doubts.run())
+    await doubts.finish()
+    running.cancel()
     assert await jobs.state(job_id) is State.CANCELLED

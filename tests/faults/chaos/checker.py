@@ -222,6 +222,8 @@ class Checker:
         ask, job = self._notes.asks[refusal.mark], self._by_mark.get(refusal.mark)
         if refusal.code == "service_unavailable":
             return refusal.status in {200, 503}  # 200 is a stream that had begun
+        if refusal.code == "outcome_unknown":
+            return any(happening.fault.kind in {"terminate", "roll"} for happening in self._rig.history)
         if job is None:  # one that is erased by now, and whose id its client never was told
             return ask.body.get("store") is False and not ask.model.faultless
         if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
