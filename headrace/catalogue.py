@@ -47,11 +47,6 @@ def _is_plain(name: str) -> bool:
     return name.isprintable() and ".." not in name and "\\" not in name and "" not in name.split("/")
 
 
-def _fits(glob: str, name: str) -> bool:
-    """Return whether a name fits a glob, whose `*` stands for `/` only if the glob has a `/` or is `*` alone."""
-    return fnmatch.fnmatchcase(name, glob) and ("/" not in name or "/" in glob or glob == "*")
-
-
 class ConfigurationError(Exception):
     """The configuration file is not valid; the message has a line for each problem, with its place."""
 
@@ -210,7 +205,7 @@ class Catalogue(BaseModel):
             return self.models[name]
         if _is_plain(name):
             for pattern, model in self.models.items():
-                if "*" in pattern and _fits(pattern, name):
+                if "*" in pattern and fnmatch.fnmatchcase(name, pattern):
                     return model
         raise ModelNotFoundError.of(name, param=param)
 

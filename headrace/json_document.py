@@ -25,6 +25,9 @@ MAX_NESTING = 200
 # Bytes of a document that cannot hold too many values.
 _FEW_BYTES = 2 * MOST_VALUES
 _LONGEST_ECHO = 80
+# Where an integer may be that is beyond 64 bits, and the characters of the longest that is not.
+_LONG_NUMBER = re.compile(rb"[:,\[\s]-?[0-9]{19}")
+_LONGEST_INTEGER = 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
@@ -32,16 +35,21 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 def parse_json(text: bytes) -> Any:
     """Return what a document holds: objects, arrays, strings, finite floats and integers of 64 bits.
 
-    An integer of more bits is a float. A string with half a surrogate pair is no JSON.
+    A string with half a surrogate pair is no JSON.
 
     Raises:
-        InvalidRequestError: It is not JSON, or too much of it: `code` is `invalid_json` or `too_many_values`.
+        InvalidRequestError: It is not JSON, or too much of it: `code` is `invalid_json` or `too_many_values`. Or it has
+            a number that is not finite, or an integer beyond 64 bits: `param` is its path.
     """
     check_bounds(text)
     try:
-        return orjson.loads(text)
+        document = orjson.loads(text)
+        # orjson reads an integer of more bits as a float, which is another number.
+        if _LONG_NUMBER.search(text) is not None and (error := _bad_number(text)) is not None:
+            raise error
+        return document
     except orjson.JSONDecodeError as error:
-        raise _not_a_number(text) or InvalidRequestError(
+        raise _bad_number(text) or InvalidRequestError(
             f"We could not parse the JSON body of your request: {shorten(str(error))}.", code="invalid_json"
         ) from None
 
@@ -95,22 +103,27 @@ def _too_many_values() -> InvalidRequestError:
     )
 
 
-def _not_a_number(text: bytes) -> InvalidRequestError | None:
-    """Return the error for a number that no float holds, or a word that stands for one, if that is what is wrong."""
-    bad = object()
+def _bad_number(text: bytes) -> InvalidRequestError | None:
+    """Return the error for a number that is not finite or an integer beyond 64 bits, if that is what is wrong."""
+    bad, long = object(), object()
 
     def number(written: str) -> object:
         return 0 if math.isfinite(float(written)) else bad
 
+    def integer(written: str) -> object:
+        fits = len(written) <= _LONGEST_INTEGER and -(2**63) <= int(written) < 2**64
+        return 0 if fits else long if math.isfinite(float(written)) else bad
+
     try:
-        document = json.loads(text, parse_int=number, parse_float=number, parse_constant=lambda _: bad)
+        document = json.loads(text, parse_int=integer, parse_float=number, parse_constant=lambda _: bad)
     except ValueError:
         return None
-    path = next((render_path(path) for path, value in _leaves(document, ()) if value is bad), None)
-    if path is None:
+    wrong = next(((path, value) for path, value in _leaves(document, ()) if value is bad or value is long), None)
+    if wrong is None:
         return None
+    path, expected = render_path(wrong[0]), "a finite number" if wrong[1] is bad else "an integer of at most 64 bits"
     return InvalidRequestError(
-        f"Invalid '{path}': expected a finite number." if path else "The body is no finite number.",
+        f"Invalid '{path}': expected {expected}." if path else f"The body is not {expected}.",
         param=path or None,
         code="invalid_value",
     )

@@ -7,38 +7,22 @@ specification require, with their types. Fields beyond it pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-
-from headrace.chat.usage import exact_usage
+from headrace.chat.finish_reasons import exact_reason
+from headrace.chat.tool_calls import CalledFunction, ToolCalls, render_arguments
+from headrace.chat.usage import exact_usage, no_smaller
 from headrace.errors import UpstreamError
-from headrace.ids import new_id
 
-_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-# Other servers' words for the same.
-_SYNONYMS = {
-    "completed": "stop",
-    "end": "stop",
-    "end_turn": "stop",
-    "eos": "stop",
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-    "max_length": "length",
-    "max_output_tokens": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "token_limit": "length",
-    "safety": "content_filter",
-    "sensitive": "content_filter",
-    "tool_call": "tool_calls",
-    "tool_use": "tool_calls",
-}
 # The types of parts of a content that is a list.
-_TEXT = frozenset({"text", "output_text"})
-_THOUGHT = frozenset({"thinking", "reasoning"})
+_TEXT = frozenset({None, "text", "output_text"})
+_THOUGHT = frozenset({"thinking", "reasoning", "reasoning_text", "summary_text", "thought"})
+_REFUSAL = frozenset({"refusal"})
+
+_SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority"})
+# What stands for the logarithm of nothing, in OpenAI's answers too.
+_NEVER = -9999.0
 
 
 class Normaliser:
@@ -49,6 +33,9 @@ class Normaliser:
         self._choices: dict[int, _Choice] = {}
         self._held: dict[str, Any] = {}
         self._taken = set(taken)
+        self._usage: dict[str, Any] | None = None
+        # Whether the last chunk had fields of other types at its top: a stream has them in all chunks or in none.
+        self._odd = True
 
     def chunk(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Return an exact chunk, made of the one that came, or None if it says nothing.
@@ -59,31 +46,46 @@ class Normaliser:
             UpstreamError: It says that the provider failed.
         """
         choices = chunk.get("choices")
-        usage = chunk.get("usage")
-        if usage is not None and (usage := exact_usage(usage)) is None:
-            del chunk["usage"]
-        elif usage is not None:
-            chunk["usage"] = usage
-        if not isinstance(choices, list) or not choices:
-            if "choices" in chunk:
-                self._held |= {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
-            chunk["choices"] = []
-            return chunk if usage is not None else None
-        if len(choices) == 1 and type(choices[0]) is dict:
-            self._chunk_choice(choices[0], 0)
-        else:
+        if chunk.get("usage") is not None:
+            self._take_usage(chunk, chunk["usage"])
+        if self._odd:
+            self._odd = _exact_envelope(chunk)
+        if type(choices) is list and len(choices) == 1 and type(choices[0]) is dict:
+            if self._chunk_choice(choices[0], 0)["finish_reason"] is not None:
+                _exact_envelope(chunk)
+                if chunk.get("usage") is None:
+                    self._take_usage(chunk, _usage_elsewhere(chunk, choices[0]))
+        elif not choices:
+            return self._without_choices(chunk)
+        elif isinstance(choices, list):
             whole = enumerate([choice for choice in choices if isinstance(choice, dict)])
             chunk["choices"] = [self._chunk_choice(choice, place) for place, choice in whole]
             if not chunk["choices"]:
-                return chunk if usage is not None else None
+                return chunk if chunk.get("usage") is not None else None
+        else:
+            raise UpstreamError("The model's provider streamed something that is not a chunk.")
         if self._held:
             chunk, self._held = self._held | chunk, {}
         return chunk
 
+    def _without_choices(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        if "choices" in chunk:
+            self._held |= {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
+        chunk["choices"] = []
+        return chunk if chunk.get("usage") is not None else None
+
+    def _take_usage(self, chunk: dict[str, Any], said: Any) -> None:
+        """Put exact usage in a chunk: counts are of all up to now, so none gets smaller."""
+        usage = exact_usage(said)
+        if usage is None:
+            chunk.pop("usage", None)
+            return
+        chunk["usage"] = self._usage = no_smaller(self._usage, usage)
+
     def close(self) -> list[dict[str, Any]]:
         """Return the chunks that finish the choices of a stream that is over, where its provider left that out."""
         return [
-            {"choices": [{"index": index, "delta": {}, "logprobs": None, "finish_reason": state.usual_end}]}
+            {"choices": [{"index": index, "delta": state.rest(), "logprobs": None, "finish_reason": state.usual_end}]}
             for index, state in self._choices.items()
             if not state.finished
         ]
@@ -99,7 +101,11 @@ class Normaliser:
         if not choices:
             raise UpstreamError("The model's provider answered without a single choice.")
         exact = {**completion, "choices": [self._whole_choice(*numbered) for numbered in enumerate(choices)]}
-        usage = exact_usage(exact.pop("usage", None))
+        if len({choice["index"] for choice in exact["choices"]}) < len(choices):
+            for place, choice in enumerate(exact["choices"]):
+                choice["index"] = place
+        _exact_envelope(exact)
+        usage = exact_usage(exact.pop("usage", None)) or exact_usage(_usage_elsewhere(exact, choices[0]))
         return exact if usage is None else exact | {"usage": usage}
 
     def _chunk_choice(self, choice: dict[str, Any], place: int) -> dict[str, Any]:
@@ -110,29 +116,35 @@ class Normaliser:
         if state is None:
             state = self._choices[index] = _Choice(self._taken)
         delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            message = choice.pop("message", None)
-            delta = choice["delta"] = message if isinstance(message, dict) else {}
+        if type(delta) is not dict:
+            delta = choice["delta"] = _message(choice)
         state.exact_delta(delta)
         reason = choice.get("finish_reason")
-        if reason is None or reason == "":
+        if reason is None or (ours := exact_reason(reason)) is None:
             choice["finish_reason"] = None
         else:
-            _exact_reason(choice, reason)
-            state.finished = True
+            _set_reason(choice, ours)
+            if not state.finished:
+                state.finished = True
+                delta |= state.rest(delta)
         if choice.get("logprobs") is not None:
             choice["logprobs"] = _exact_logprobs(choice["logprobs"])
         return choice
 
     def _whole_choice(self, place: int, choice: dict[str, Any]) -> dict[str, Any]:
         state = _Choice(self._taken)
-        message = choice.get("message")
-        message = message if isinstance(message, dict) else {}
-        calls = message.get("tool_calls")
+        choice = dict(choice)
+        message = _message(choice)
         state.exact_delta(message)
-        if isinstance(calls, list) and "tool_calls" in message:
-            for call in message["tool_calls"]:
-                call.pop("index")
+        for call in message.get("tool_calls", ()):
+            call.pop("index")
+            if call.get("function", {}).get("arguments") == "":
+                call["function"]["arguments"] = "{}"
+        if "function_call" in message:
+            message["function_call"]["arguments"] = message["function_call"]["arguments"] or "{}"
+        if isinstance(audio := message.get("audio"), dict):
+            whole = {"id": "", "expires_at": 0, "data": "", "transcript": "", **audio}
+            message["audio"] = whole if audio else None
         index = choice.get("index")
         exact = {
             **choice,
@@ -140,26 +152,27 @@ class Normaliser:
             "message": {"content": None, "refusal": None, **message, "role": "assistant"},
             "logprobs": _exact_logprobs(choice.get("logprobs")),
         }
-        _exact_reason(exact, choice.get("finish_reason") or state.usual_end)
+        _set_reason(exact, exact_reason(choice.get("finish_reason")) or state.usual_end)
         return exact
 
 
 class _Choice:
     """What has come of one choice."""
 
-    __slots__ = ("_calls", "_places", "_taken", "_told_role", "finished")
+    __slots__ = ("_calls", "_function", "_told_role", "finished")
 
     def __init__(self, taken: set[str]) -> None:
         self.finished = False
         self._told_role = False
-        self._taken = taken
-        self._calls: list[_Call] = []
-        self._places: dict[int, _Call] = {}
+        self._calls = ToolCalls(taken)
+        self._function: CalledFunction | None = None
 
     @property
     def usual_end(self) -> str:
         """Why a choice ended whose provider does not say why, and does not say that it failed."""
-        return "tool_calls" if self._calls else "stop"
+        if self._calls:
+            return "tool_calls"
+        return "stop" if self._function is None else "function_call"
 
     def exact_delta(self, delta: dict[str, Any]) -> None:
         """Make a delta exact, or a message, which is a delta that has everything."""
@@ -173,135 +186,132 @@ class _Choice:
             _split_content(delta, content)
         if len(delta) == 1 and content is not None:
             return  # a piece of text: what nearly all are
-        if delta.get("refusal") is not None and not isinstance(delta["refusal"], str):
-            del delta["refusal"]
-        if "function_call" in delta and not isinstance(delta["function_call"], dict):
-            del delta["function_call"]
+        for name in ("refusal", "reasoning_content"):
+            said = delta.get(name)
+            if said is not None and not isinstance(said, str):
+                delta[name] = _joined(said, _TEXT | _THOUGHT)
+        if "annotations" in delta:
+            _exact_annotations(delta)
+        if "function_call" in delta:
+            self._exact_function(delta)
         if "tool_calls" in delta:
             calls = delta["tool_calls"]
-            calls = calls if isinstance(calls, list) else []
-            exact = [self._exact_call(call) for call in calls if isinstance(call, dict)]
-            if exact:
+            if exact := self._calls.exact(calls):
                 delta["tool_calls"] = exact
             else:
                 del delta["tool_calls"]
 
-    def _exact_call(self, piece: dict[str, Any]) -> dict[str, Any]:
-        kind = "custom" if piece.get("type") == "custom" or isinstance(piece.get("custom"), dict) else "function"
-        said = piece.get(kind)
-        said = said if isinstance(said, dict) else {}
-        call = self._find(piece, said)
-        exact: dict[str, Any] = {
-            name: value for name, value in piece.items() if name not in ("index", "id", "type", kind)
-        }
-        exact["index"] = call.number
-        if not call.told:
-            exact |= {"id": call.id, "type": kind}
-        exact[kind] = call.exact_part(said, "input" if kind == "custom" else "arguments")
-        call.told = True
-        return exact
+    def rest(self, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what completes a choice that has ended, beside what its last `delta` says."""
+        rest: dict[str, Any] = {}
+        if calls := self._calls.rest():
+            rest["tool_calls"] = [*(delta or {}).get("tool_calls", ()), *calls]
+        if self._function is not None and self._function.lacks_arguments():
+            rest["function_call"] = {**(delta or {}).get("function_call", {}), "arguments": "{}"}
+        return rest
 
-    def _find(self, piece: Mapping[str, Any], said: Mapping[str, Any]) -> _Call:
-        """Return the call that a piece is of. Another id is another call, whatever its index."""
-        place, given = piece.get("index"), piece.get("id")
-        given = given if isinstance(given, str) and given else None
-        if given is not None:
-            call = next((call for call in self._calls if call.given == given), None)
-        elif type(place) is int:
-            call = self._places.get(place)
-        else:
-            call = self._calls[-1] if self._calls and not self._calls[-1].is_over(said) else None
-        if call is None:
-            call = self._add(given)
-        if type(place) is int:
-            self._places[place] = call
-        return call
-
-    def _add(self, given: str | None) -> _Call:
-        name = given if given is not None and given not in self._taken else f"call_{new_id('call')[5:]}"
-        self._taken.add(name)
-        call = _Call(len(self._calls), given, name)
-        self._calls.append(call)
-        return call
+    def _exact_function(self, delta: dict[str, Any]) -> None:
+        said = delta["function_call"]
+        if not isinstance(said, dict) or not (said or self._function):
+            del delta["function_call"]
+            return
+        if self._function is None:
+            self._function = CalledFunction()
+        delta["function_call"] = self._function.exact(said)
 
 
-class _Call:
-    """A tool call that is being told."""
-
-    __slots__ = ("_named", "_pieces", "given", "id", "number", "told")
-
-    def __init__(self, number: int, given: str | None, name: str) -> None:
-        self.number = number
-        self.given = given
-        self.id = name
-        self.told = False
-        self._named = False
-        self._pieces: list[str] = []
-
-    def is_over(self, said: Mapping[str, Any]) -> bool:
-        """Tell whether a piece without index and id begins another call: it has a name, and this call is whole."""
-        return bool(said.get("name")) and self._named and _is_json("".join(self._pieces))
-
-    def exact_part(self, said: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """Return a piece of the function or tool that is called: the name once, and more of the `key`, a string."""
-        text = said.get(key)
-        if text is not None and not isinstance(text, str):
-            text = json.dumps(text, ensure_ascii=False)
-        part = {name: value for name, value in said.items() if name not in ("name", key)}
-        if not self._named and (said.get("name") or not self.told):
-            part = {"name": str(said.get("name") or ""), **part}
-            self._named = bool(part["name"])
-        self._pieces.append(text or "")
-        return {**part, key: text or ""}
+def _message(choice: dict[str, Any]) -> dict[str, Any]:
+    """Take what a choice says out of it: a message, a delta where a message is due or the reverse, or plain text."""
+    for name in ("message", "delta"):
+        said = choice.pop(name, None)
+        if isinstance(said, dict):
+            return said
+    text = choice.pop("text", None)
+    return {"content": text} if isinstance(text, str) else {}
 
 
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        return False
+def _set_reason(choice: dict[str, Any], ours: str) -> None:
+    """Put OpenAI's word for why a choice ended, and keep the provider's own beside it."""
+    said = choice.get("finish_reason")
+    choice["finish_reason"] = ours
+    if said and said != ours and exact_reason(said) is not None:
+        choice.setdefault("native_finish_reason", said)
+
+
+def _exact_envelope(chunk: dict[str, Any]) -> bool:
+    """Leave out of a chunk or completion what has another type than OpenAI's; returns whether anything had."""
+    wrong = [name for name in ("model", "system_fingerprint") if type(chunk.get(name, "")) is not str]
+    for name in wrong:
+        del chunk[name]
+    tier = chunk.get("service_tier")
+    if tier is None or (type(tier) is str and tier in _SERVICE_TIERS):
+        return bool(wrong)
+    chunk["native_service_tier"] = chunk.pop("service_tier")
     return True
 
 
-def _exact_reason(choice: dict[str, Any], reason: Any) -> None:
-    """Put OpenAI's word for why a choice ended, and keep the provider's own beside it.
-
-    Raises:
-        UpstreamError: The word is not known to mean that the answer is whole.
-    """
-    word = reason if isinstance(reason, str) else ""
-    if word in _FINISH_REASONS:
-        choice["finish_reason"] = word
-        return
-    ours = _SYNONYMS.get(word.lower())
-    if ours is None:
-        raise UpstreamError(f"The model's provider ended its answer with the reason {str(reason)[:100]!r}.")
-    choice["finish_reason"] = ours
-    choice.setdefault("native_finish_reason", reason)
+def _usage_elsewhere(chunk: Mapping[str, Any], choice: dict[str, Any]) -> Any:
+    """Return the usage that some servers put in the choice, or under a name of their own."""
+    own = chunk.get("x_groq")
+    return choice.pop("usage", None) or (own.get("usage") if isinstance(own, dict) else None)
 
 
 def _exact_logprobs(logprobs: Any) -> dict[str, Any] | None:
     if not isinstance(logprobs, dict):
         return None
-    return {"content": None, "refusal": None, **logprobs}
+    exact = {"content": None, "refusal": None, **logprobs}
+    for name in ("content", "refusal"):
+        tokens = exact[name]
+        exact[name] = [_exact_token(token) for token in tokens] if isinstance(tokens, list) else None
+    return exact
+
+
+def _exact_token(token: Any) -> dict[str, Any]:
+    exact = {"token": "", "bytes": None, **(token if isinstance(token, dict) else {})}
+    if not isinstance(exact.get("logprob"), (int, float)):
+        exact["logprob"] = _NEVER
+    others = exact.get("top_logprobs")
+    exact["top_logprobs"] = [_exact_token(other) for other in others] if isinstance(others, list) else []
+    return exact
+
+
+def _exact_annotations(delta: dict[str, Any]) -> None:
+    """Put citations as OpenAI has them; some servers name the page beside the type."""
+    said = delta.pop("annotations")
+    exact = []
+    for one in said if isinstance(said, list) else ():
+        cited = one.get("url_citation", one) if isinstance(one, dict) else None
+        if isinstance(cited, dict) and isinstance(cited.get("url"), str):
+            cited = {name: value for name, value in cited.items() if name != "type" and value is not None}
+            exact.append(
+                {"type": "url_citation", "url_citation": {"start_index": 0, "end_index": 0, "title": "", **cited}}
+            )
+    if exact:
+        delta["annotations"] = exact
 
 
 def _split_content(delta: dict[str, Any], content: Any) -> None:
-    """Put the text of a list of parts in its place, and what was thought beside it."""
-    parts = content if isinstance(content, list) else [content]
-    text = "".join(_texts(parts, _TEXT))
-    thought = "".join(_texts(parts, _THOUGHT))
-    delta["content"] = text or None
-    if thought:
-        delta["reasoning_content"] = (delta.get("reasoning_content") or "") + thought
+    """Put the text of a list of parts in its place, and what was thought or refused beside it."""
+    if isinstance(content, list) or (isinstance(content, dict) and ("type" in content or "text" in content)):
+        delta["content"] = _joined(content, _TEXT) or None
+        for name, kinds in (("reasoning_content", _THOUGHT), ("refusal", _REFUSAL)):
+            if said := _joined(content, kinds):
+                delta[name] = (delta.get(name) or "") + said
+    else:
+        delta["content"] = render_arguments(content)  # some servers parse the JSON that a model was asked for
 
 
-def _texts(parts: Sequence[Any], kinds: frozenset[str]) -> Iterator[str]:
+def _joined(parts: Any, kinds: Collection[str | None]) -> str:
+    return "".join(_texts(parts if isinstance(parts, list) else [parts], kinds))
+
+
+def _texts(parts: Sequence[Any], kinds: Collection[str | None]) -> Iterator[str]:
     for part in parts:
-        if isinstance(part, str) and kinds is _TEXT:
-            yield part
+        if isinstance(part, str):
+            if None in kinds:
+                yield part
         elif isinstance(part, dict) and part.get("type") in kinds:
-            inner = part.get("text", part.get(str(part["type"])))
+            inner = part.get("text", part.get(str(part.get("type")), part.get("content")))
             if isinstance(inner, str):
                 yield inner
             elif isinstance(inner, list):

@@ -8,13 +8,21 @@ from typing import Any
 
 import orjson
 
-__all__ = ["TokenUsage", "estimate_demand", "estimate_usage", "exact_usage", "parse_usage", "render_usage"]
+__all__ = [
+    "TokenUsage",
+    "estimate_demand",
+    "estimate_usage",
+    "exact_usage",
+    "no_smaller",
+    "parse_usage",
+    "render_usage",
+]
 
 # No call has this many tokens, so a count beyond it is garbage; and the sum of two still fits Postgres's integer.
 _MOST_TOKENS = 1_000_000_000
 
 # Where other servers put what was read from a cache, beside the details.
-_CACHED = ("prompt_cache_hit_tokens", "cached_tokens")
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
 
 # For the estimate. In English a token is about four bytes of UTF-8; in other scripts bytes are nearer than characters.
 _BYTES_PER_TOKEN = 4
@@ -55,20 +63,29 @@ def parse_usage(usage: object) -> TokenUsage | None:
     whole they are part of are cut to it. docs/how-to/add-a-provider.md has a table of what is
     read besides OpenAI's own fields.
     """
-    if not isinstance(usage, Mapping) or not ("prompt_tokens" in usage or "completion_tokens" in usage):
+    if not isinstance(usage, Mapping):
         return None
+    if not ("prompt_tokens" in usage or "completion_tokens" in usage):
+        if not ("input_tokens" in usage or "output_tokens" in usage):
+            return None
+        usage = _renamed(usage)
+    total = _parse_count(usage.get("total_tokens")) or 0
     prompt = _parse_count(usage.get("prompt_tokens", 0))
     completion = _parse_count(usage.get("completion_tokens", 0))
+    if total and completion is not None and usage.get("prompt_tokens", 0) is None:
+        prompt = max(0, total - completion)
+    elif total and prompt is not None and usage.get("completion_tokens") is None:
+        completion = max(0, total - prompt)
     if prompt is None or completion is None:
         return None
     prompt_details, completion_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    reasoning = _parse_detail(completion_details, "reasoning_tokens")
-    total = _parse_count(usage.get("total_tokens")) or 0
-    if total and (total == prompt + completion + reasoning or "completion_tokens" not in usage):
-        completion = max(completion, total - prompt)  # what was thought is not counted, or only the total has it
+    reasoning = _parse_detail(completion_details, "reasoning_tokens") or _parse_detail(usage, "reasoning_tokens")
+    if total and total == prompt + completion + reasoning:
+        completion += reasoning  # what was thought is not counted
     cached = _parse_detail(prompt_details, "cached_tokens") or max(_parse_detail(usage, name) for name in _CACHED)
     cached = min(cached, prompt)
-    written = min(_parse_detail(prompt_details, "cache_write_tokens"), prompt - cached)
+    written = _parse_detail(prompt_details, "cache_write_tokens") or _parse_detail(usage, "cache_creation_input_tokens")
+    written = min(written, prompt - cached)
     return TokenUsage(
         prompt,
         completion,
@@ -78,6 +95,34 @@ def parse_usage(usage: object) -> TokenUsage | None:
         prompt_audio_tokens=min(_parse_detail(prompt_details, "audio_tokens"), prompt),
         completion_audio_tokens=min(_parse_detail(completion_details, "audio_tokens"), completion),
     )
+
+
+def _renamed(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return counts under the names that OpenAI's chat completions have, of the Responses API's or of Anthropic's.
+
+    Those of Anthropic's do not have what was read from a cache or written to it in `input_tokens`.
+    """
+    prompt = usage.get("input_tokens", 0)
+    if "input_tokens_details" not in usage and isinstance(prompt, int):
+        prompt += sum(_parse_detail(usage, f"cache_{done}_input_tokens") for done in ("read", "creation"))
+    return {
+        **usage,
+        "prompt_tokens": prompt,
+        "completion_tokens": usage.get("output_tokens", 0),
+        "prompt_tokens_details": usage.get("input_tokens_details"),
+        "completion_tokens_details": usage.get("output_tokens_details"),
+    }
+
+
+def no_smaller(before: Mapping[str, Any] | None, usage: dict[str, Any]) -> dict[str, Any]:
+    """Return an exact usage object whose counts are at least those of the one `before`, of the same answer."""
+    if before is not None and usage["prompt_tokens"] + usage["completion_tokens"] == 0:
+        return {**before}
+    if before is not None:
+        for name in ("prompt_tokens", "completion_tokens"):
+            usage[name] = max(usage[name], before[name])
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    return usage
 
 
 def exact_usage(usage: object) -> dict[str, Any] | None:

@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[Any, str, str, str]] = {
     "presence_penalty": (chat(presence_penalty=2.5), "presence_penalty", "decimal_above_max_value", ""),
     "frequency_penalty": (chat(frequency_penalty=-3), "frequency_penalty", "decimal_below_min_value", ""),
     "seed beyond 64 bits": (chat(seed=2**63), "seed", "integer_above_max_value", "9223372036854775807"),
-    "seed below 64 bits": (chat(seed=-(2**63) - 1), "seed", "invalid_type", "an integer"),
+    "seed below 64 bits": (chat(seed=-(2**63) - 1), "seed", "invalid_value", "an integer"),
     "bias": (chat(logit_bias={"50256": 101}), "logit_bias.50256", "integer_above_max_value", ""),
     "bias no integer": (chat(logit_bias={"50256": "1"}), "logit_bias.50256", "invalid_type", ""),
     # Stops

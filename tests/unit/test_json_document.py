@@ -118,3 +118,21 @@ async def test_a_large_document_is_worked_on_beside_the_loop() -> None:
     await asyncio.sleep(0)
     waiting.set()
     assert await call == "done"
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, -(2**63), 1.5e300, 10**18])
+def test_a_number_of_64_bits_is_itself(number: float) -> None:
+    assert parse_json(b'{"a":[%s]}' % str(number).encode())["a"] == [number]
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**40], ids=str)
+@pytest.mark.parametrize("form", ['{"a":{"b":[1,%d]}}', '{"a": {"b": [1,\n %d]}}'])
+def test_an_integer_beyond_64_bits_is_refused_by_its_path(number: int, form: str) -> None:
+    with pytest.raises(InvalidRequestError, match="64 bits") as caught:
+        parse_json((form % number).encode())
+    assert (caught.value.param, caught.value.code) == ("a.b[1]", "invalid_value")
+
+
+def test_digits_in_a_text_are_no_number() -> None:
+    document = {"a": "call, 12345678901234567890123 or\n99999999999999999999999"}
+    assert parse_json(orjson.dumps(document)) == document

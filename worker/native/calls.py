@@ -16,6 +16,7 @@ from headrace.json_document import is_too_deep
 from worker.native.parcel import NativeResult
 from worker.providers.client import ProviderClient, Upload, without_secret
 from worker.providers.formats import FORMATS
+from worker.providers.lenient import parse_json
 from worker.providers.skipped import skip
 
 Reading = Callable[[dict[str, Any]], dict[str, Any]]
@@ -122,8 +123,8 @@ def _document(line: RawLine) -> dict[str, Any] | None:
     """Return a line that says whose result it is, or None."""
     text = line.text or b""
     try:
-        document = None if is_too_deep(text) else orjson.loads(text)
-    except orjson.JSONDecodeError:
+        document = None if is_too_deep(text) else parse_json(text)
+    except ValueError:
         return None
     return document if isinstance(document, dict) and isinstance(document.get("custom_id"), str) else None
 

@@ -10,7 +10,6 @@ Written from the types of Anthropic's own Python client of 2026-08-07, read 2026
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import orjson
 
 from headrace.chat.support import Thinking, claude_samples, claude_thinking
+from headrace.chat.tool_calls import render_arguments
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -360,7 +360,7 @@ def _parse_content(blocks: Sequence[_Json]) -> _Json:
                 signed.append(block)
             case "tool_use":
                 # Spaced as the provider streams it.
-                arguments = json.dumps(block["input"], ensure_ascii=False)
+                arguments = render_arguments(block["input"])
                 function = {"name": block["name"], "arguments": arguments}
                 calls.append({"id": block["id"], "type": "function", "function": function})
             case unknown:
@@ -500,7 +500,7 @@ class StreamParser:
         if kind in ("thinking", "redacted_thinking"):
             return self._chunk({"thinking_blocks": [block]})
         if kind == "tool_use" and not self._fragments:
-            return self._more_arguments(json.dumps(block["input"], ensure_ascii=False))
+            return self._more_arguments(render_arguments(block["input"]))
         return ()
 
     def _end(self, event: _Json) -> Sequence[_Json]:

@@ -36,7 +36,7 @@ _LONGEST_REASON = 300
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
 _READ = httpx.ByteStream(b"")
 # How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
-_EVENTS = (b"data", b"event", b"id", b"retry", b":", b"\xef\xbb\xbf")
+_EVENTS = (b"data", b"event", b"id", b"retry", b"error", b":", b"\xef\xbb\xbf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ stream's event, so that one parser reads both. Where the vocabularies differ:
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +20,7 @@ import orjson
 
 from headrace.chat.completion import Fold
 from headrace.chat.support import gemini_version
+from headrace.chat.tool_calls import render_arguments
 from headrace.errors import (
     InvalidRequestError,
     UpstreamError,
@@ -252,8 +252,8 @@ def _render_result(message: _Json, names: Mapping[str, str], param: str) -> _Jso
     content = message["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     try:
-        response = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        response = parse_json(text.encode("utf-8", "replace"))
+    except ValueError:
         response = None
     if not isinstance(response, dict) or _has_reference(response):
         response = {"output": text}
@@ -378,7 +378,7 @@ class StreamParser:
             "type": "function",
             "function": {
                 "name": called["name"],
-                "arguments": json.dumps(called.get("args") or {}, ensure_ascii=False),
+                "arguments": render_arguments(called.get("args") or {}),
             },
         }
         if signature := part.get("thoughtSignature"):

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import orjson
+
+# Where an integer may be that is beyond 64 bits, which orjson would read as a float.
+_LONG_NUMBER = re.compile(rb"[:,\[\s]-?[0-9]{19}")
 
 
 def parse_json(data: bytes) -> Any:
     """Return the document. Numbers that are none, as `-Infinity`, are null, and halves of a character are U+FFFD.
 
+    An integer beyond 64 bits is an `orjson.Fragment`, which is written as it was read.
+
     Raises:
         ValueError: It is not JSON even so.
     """
     try:
-        return orjson.loads(data)
+        document = orjson.loads(data)
+        if _LONG_NUMBER.search(data) is None:
+            return document
     except orjson.JSONDecodeError:
-        try:
-            document = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
-        except RecursionError:
-            raise ValueError("It is nested too deeply.") from None
-        return _storable(document)
+        pass
+    try:
+        text = data.decode(json.detect_encoding(data), "surrogatepass" if data.isascii() else "replace")
+        loose = json.loads(text, strict=False, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None
+    return _storable(loose)
+
+
+def _integer(text: str) -> int | orjson.Fragment:
+    number = int(text) if len(text) < 1000 else None
+    if number is not None and -(2**63) <= number < 2**64:
+        return number
+    return orjson.Fragment(text.encode())
 
 
 def _finite(text: str) -> float | None:

@@ -81,4 +81,10 @@ def _read(event: bytes) -> Event | None:
             data.append(value)
         elif field == b"event":
             name = value
+        elif field == b"error":  # llama.cpp's, of before 2026
+            name = field
+            data.append(value)
+    if not data and event.startswith((b"{", b"\n{", _BYTE_ORDER_MARK + b"{")):
+        # JSON without a field's name: an error from a proxy in between, or a whole answer behind comments.
+        data.append(event.removeprefix(_BYTE_ORDER_MARK))
     return (name, b"\n".join(data)) if data and name not in _IDLE else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
+from worker.providers.lenient import parse_json
 
 Choice = str | Mapping[str, Any]
 """`none`, `auto`, `required`, or the one function to be called."""
@@ -25,7 +25,7 @@ def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any
 def parse_arguments(text: str) -> dict[str, Any]:
     """Return the object of a call's arguments; what is none, as models err, is put inside one."""
     try:
-        arguments = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
+        arguments = parse_json(text.encode("utf-8", "replace") or b"{}")
+    except ValueError:
         arguments = text
     return arguments if isinstance(arguments, dict) else {"arguments": arguments}
