@@ -61,6 +61,7 @@ class HeadraceError(Exception):
         code: str | None = None,
         status: int | None = None,
         retry_after: float | None = None,
+        detail: str | None = None,
     ) -> None:
         """Keep what the client is told; `retry_after` is in seconds."""
         self.message = message or self.default
@@ -68,6 +69,7 @@ class HeadraceError(Exception):
         self.code = code or self.code
         self.status = status or self.status
         self.retry_after = retry_after
+        self.detail = detail
         super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:

@@ -311,9 +311,7 @@ class Executor:
                     completion = await exchange.complete()
             except TimeoutError:
                 if deadline.expired():
-                    error = UpstreamTimeoutError()
-                    error.detail = f"the call took longer than {provider.timeout:g} s"
-                    raise error from None
+                    raise UpstreamTimeoutError(detail=f"the call took longer than {provider.timeout:g} s") from None
                 raise
             finally:
                 if provider.tokens_per_minute is not None:

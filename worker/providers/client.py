@@ -231,21 +231,18 @@ def _translated(address: str, patience: float) -> Iterator[None]:
         yield
     except httpx.TimeoutException as error:
         # The transport calls every lost connection a connect time-out: only its cause tells them apart.
-        failed = UpstreamTimeoutError() if isinstance(error.__cause__, TimeoutError) else UpstreamError(_LOST)
-        raise _detailed(failed, f"{address}: {_reason(error)}") from error
+        detail = f"{address}: {_reason(error)}"
+        if isinstance(error.__cause__, TimeoutError):
+            raise UpstreamTimeoutError(detail=detail) from error
+        raise UpstreamError(_LOST, detail=detail) from error
     except TimeoutError as error:
-        raise _detailed(UpstreamTimeoutError(), f"{address}: nothing came for {patience:g} s") from error
+        raise UpstreamTimeoutError(detail=f"{address}: nothing came for {patience:g} s") from error
     except (
         httpx.HTTPError,
         httpx.InvalidURL,
         aiohttp.ClientError,
     ) as error:  # what is no proper HTTP comes through untranslated
-        raise _detailed(UpstreamError(_LOST), f"{address}: {_reason(error)}") from error
-
-
-def _detailed(error: UpstreamError, detail: str) -> UpstreamError:
-    error.detail = detail
-    return error
+        raise UpstreamError(_LOST, detail=f"{address}: {_reason(error)}") from error
 
 
 def _address(url: str) -> str:
@@ -286,12 +283,11 @@ def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
     def concealed(text: str | None) -> str | None:
         return None if text is None else redact(text.replace(secret, "***") if secret else text)
 
-    safe = type(error)(
+    return type(error)(
         concealed(error.message),
         param=concealed(error.param),
         code=concealed(error.code),
         status=error.status,
         retry_after=error.retry_after,
+        detail=concealed(error.detail),
     )
-    safe.detail = concealed(error.detail)
-    return safe
