@@ -13,6 +13,7 @@ RUN python -m venv /opt/headrace \
 COPY pyproject.toml LICENSE README.md ./
 COPY headrace headrace
 COPY api api
+COPY scheduler scheduler
 COPY worker worker
 COPY migrations migrations
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \

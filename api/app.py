@@ -6,7 +6,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 import headrace
-from api import (
+from api.http.errors import handle_errors
+from api.http.middleware import RequestScope
+from api.http.openapi import describe
+from api.resources import (
     account,
     agents,
     api_keys,
@@ -21,8 +24,6 @@ from api import (
     usage,
     webhooks,
 )
-from api.openapi import describe
-from api.scope import RequestScope, handle_errors
 from api.state import lifespan_of
 from headrace.settings import Settings
 

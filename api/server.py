@@ -10,8 +10,8 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from api.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
-from headrace.processes import raise_descriptor_limit
+from api.http.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
+from headrace.dev.processes import raise_descriptor_limit
 from headrace.settings import Settings
 
 log = logging.getLogger(__name__)

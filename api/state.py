@@ -11,27 +11,28 @@ from typing import TypedDict
 
 from fastapi import FastAPI
 
-from api.authentication import Authenticator
-from api.doubts import Doubts
-from api.health import StoresCheck
-from api.room import Room
-from api.subscribers import Subscribers
-from api.waiting import WaitingJobs
-from headrace import live
-from headrace.catalogue_file import CatalogueFile
-from headrace.chores import going_on
-from headrace.database import Database
-from headrace.fingerprints import Fingerprint
-from headrace.follow import watch
-from headrace.group_commit import GroupCommit
-from headrace.jobs import queries
-from headrace.jobs.queries import NewJob
+from api.http.authentication import Authenticator
+from api.http.room import Room
+from api.http.subscribers import Subscribers
+from api.jobs.doubts import Doubts
+from api.jobs.waiting import WaitingJobs
+from api.resources.health import StoresCheck
+from headrace.catalogue.file import CatalogueFile
+from headrace.dev.processes import rest_garbage_collector
+from headrace.events.follow import watch
+from headrace.events.hub import Hub
+from headrace.events.publisher import Publisher
+from headrace.jobs.records import NewJob
+from headrace.jobs.sql.accept import insert_jobs, mark_unsent
 from headrace.keys.queries import ensure_bootstrap_key
-from headrace.live import Hub, Publisher
-from headrace.processes import rest_garbage_collector
 from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
+from headrace.runtime.chores import going_on
+from headrace.runtime.fingerprints import Fingerprint
 from headrace.settings import Settings
+from headrace.stores.database import Database
+from headrace.stores.group_commit import GroupCommit
+from headrace.stores.redis import connect_redis
 
 
 class State(TypedDict):
@@ -62,14 +63,14 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         stack.push_async_callback(database.close)
         if settings.bootstrap_key is not None:
             await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())
-        redis = live.connect(settings.redis_url)
+        redis = connect_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = JobQueue(redis, partial(queries.mark_unsent, database))
+        queue = JobQueue(redis, partial(mark_unsent, database))
         stack.push_async_callback(queue.close)
         hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
 
         async def insert(jobs: Sequence[NewJob]) -> Sequence[int]:
-            return await queries.insert_jobs(database, jobs)
+            return await insert_jobs(database, jobs)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         authenticator = Authenticator(database)

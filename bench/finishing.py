@@ -6,12 +6,13 @@ import statistics
 import time
 from decimal import Decimal
 
-from headrace.chat.usage import TokenUsage
-from headrace.database import Database, execute
+from headrace.formats.chat.usage import TokenUsage
 from headrace.ids import new_id
-from headrace.jobs import queries
-from headrace.jobs.queries import ClaimedJob, FinishedJob, NewJob
+from headrace.jobs.records import ClaimedJob, FinishedJob, NewJob
+from headrace.jobs.sql.accept import insert_jobs
+from headrace.jobs.sql.run import claim_jobs, finish_jobs
 from headrace.jobs.state import State
+from headrace.stores.database import Database, execute
 from headrace.usage.rollups import fold_usage
 from headrace.usage.spent import SpentUsage
 
@@ -71,13 +72,13 @@ async def _finish_some(database: Database) -> list[float]:
         )
         for _ in range(_JOBS)
     ]
-    await queries.insert_jobs(database, new)
-    claimed = await queries.claim_jobs(database, [job.id for job in new], worker="bench", lease_seconds=3600)
+    await insert_jobs(database, new)
+    claimed = await claim_jobs(database, [job.id for job in new], worker="bench", lease_seconds=3600)
     times = []
     for at in range(0, _JOBS, _TOGETHER):
         ends = [_end(job) for job in claimed[at : at + _TOGETHER]]
         began = time.perf_counter()
-        await queries.finish_jobs(database, ends)
+        await finish_jobs(database, ends)
         times.append((time.perf_counter() - began) * 1000 / _TOGETHER)
     return times
 

@@ -28,13 +28,16 @@ import psycopg
 from redis.asyncio import Redis
 
 from bench.finishing import measure_finishing
-from headrace.database import Database, execute, migrate
-from headrace.embedded import EmbeddedPostgres, EmbeddedValkey, scratch_dir
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.valkey import EmbeddedValkey
 from headrace.ids import new_id
-from headrace.live import connect as connect_redis
 from headrace.quotas.gate import Demand, Gate, Scope
 from headrace.quotas.queries import Spent
 from headrace.quotas.rules import Limits
+from headrace.stores.database import Database, execute
+from headrace.stores.migrate import migrate
+from headrace.stores.redis import connect_redis
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.queries import ask
 from headrace.usage.question import Bucket, Question

@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from headrace.processes import die_with_parent
+from headrace.dev.processes import die_with_parent
 
 STOP_SECONDS = 20
 """What a program has for an orderly end before it is killed."""

@@ -8,4 +8,4 @@ __version__ = version("headrace")
 _INSTALLED = Path(__file__).parent / "_parts"
 
 PARTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
-"""The folder that holds `api`, `worker` and `migrations`: inside this package in a wheel, beside it in a checkout."""
+"""The folder of the processes and `migrations`: inside this package in a wheel, beside it in a checkout."""

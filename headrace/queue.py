@@ -24,8 +24,8 @@ from kombu.entity import Queue
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.jobs.queries import Backlog
-from headrace.redis_url import AWAY, broker_settings
+from headrace.jobs.records import Backlog
+from headrace.stores.redis_url import AWAY, broker_settings
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def create_celery(redis_url: str) -> Celery:
     """Return the Celery application. Every option is set on purpose; what is not here is Celery's default.
 
     Raises:
-        SettingError: It is no URL that `headrace.redis_url` knows.
+        SettingError: It is no URL that `headrace.stores.redis_url` knows.
     """
     app = Celery("headrace")
     broker = broker_settings(redis_url)

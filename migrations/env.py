@@ -17,15 +17,15 @@ from alembic import context
 import headrace.agents.tables
 import headrace.batches.tables
 import headrace.files.tables
-import headrace.fingerprints
 import headrace.idempotency.tables
 import headrace.jobs.tables
 import headrace.keys.tables
+import headrace.runtime.fingerprints
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
-from headrace.database import create_sync_engine
 from headrace.settings import SettingError
-from headrace.tables import metadata
+from headrace.stores.migrate import create_sync_engine
+from headrace.stores.tables import metadata
 from headrace.usage.partitions import is_partition
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.provider import Provider, running_provider
+from tests.fakes.provider import Provider, running_provider
 from tests.service import (
     BOOTSTRAP_KEY,
     Service,

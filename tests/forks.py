@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 _ROOT = Path(__file__).resolve().parent.parent
 _IMPORTED = (
-    *("api.app", "worker.main", "worker.webhooks", "worker.batches.runner", "uvicorn", "uvloop", "httptools"),
+    *("api.app", "worker.main", "scheduler.webhooks", "scheduler.batches.runner", "uvicorn", "uvloop", "httptools"),
     *(f"headrace.cli.{path.stem}" for path in sorted((_ROOT / "headrace" / "cli").glob("[!_]*.py"))),
 )
 

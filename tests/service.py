@@ -25,7 +25,10 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 
-from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.store import EmbeddedStore
+from headrace.dev.valkey import EmbeddedValkey
 from tests.forks import Fork, fork
 from tests.waiting import PATIENCE, eventually
 from tests.waiting import until as until  # noqa: PLC0414  (until all tests import it from there)

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from headrace.catalogue import Route
-from headrace.clock import now
+from headrace.catalogue.models import Route
+from headrace.catalogue.routing import UsableRoute
 from headrace.errors import HeadraceError
-from headrace.jobs.queries import ClaimedJob
-from headrace.routing import UsableRoute
+from headrace.jobs.records import ClaimedJob
+from headrace.runtime.clock import now
 from headrace.usage.spent import SpentUsage, spent_on
 from worker.deltas import Deltas
 from worker.exchange import Exchange
@@ -34,7 +34,7 @@ class Stop(Enum):
 
 @dataclass(slots=True)
 class Lease:
-    """Until when a job is this worker's, as far as the worker knows, by `headrace.clock`."""
+    """Until when a job is this worker's, as far as the worker knows, by `headrace.runtime.clock`."""
 
     until: float
 

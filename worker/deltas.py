@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database
-from headrace.jobs import queries
-from headrace.jobs.queries import Segment
+from headrace.jobs.records import Segment
+from headrace.jobs.sql.run import append_segments
+from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class DeltaWriter:
         self._written = asyncio.get_running_loop().create_future()
         segments = {deltas: segment for deltas in self._writing if (segment := deltas.segment()) is not None}
         try:
-            await queries.append_segments(self._database, list(segments.values()))
+            await append_segments(self._database, list(segments.values()))
         except SQLAlchemyError as error:
             log.warning("could not keep deltas, trying again: %s", error)
             self._dirty |= segments.keys()

@@ -7,18 +7,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from headrace.catalogue import Route
-from headrace.chat.completion import Fold, chunks_of
-from headrace.chat.normaliser import Normaliser
-from headrace.chat.usage import TokenUsage, estimate_usage, parse_usage
+from headrace.catalogue.models import Route
 from headrace.errors import UpstreamError, UpstreamTooLargeError
+from headrace.formats.chat.fold import Fold, chunks_of
+from headrace.formats.chat.normaliser import Normaliser
+from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
+from headrace.formats.json_document import is_too_deep
+from headrace.formats.registry import FORMATS, StreamParser
 from headrace.ids import completion_id
-from headrace.jobs.queries import ClaimedJob
-from headrace.json_document import is_too_deep
-from headrace.offload import offloaded
-from worker.providers.client import Allowance, Answer, ProviderClient
-from worker.providers.formats import FORMATS, StreamParser
-from worker.providers.sse import Event, EventReader
+from headrace.jobs.records import ClaimedJob
+from headrace.providers.client import Allowance, Answer, ProviderClient
+from headrace.providers.sse import Event, EventReader
+from headrace.runtime.offload import offloaded
 
 MOST_HELD = 10_000
 """Chunks before the first text of an answer, of all of its choices."""

@@ -19,12 +19,9 @@ import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace import live
-from headrace.catalogue import Catalogue
-from headrace.catalogue_file import CatalogueFile
-from headrace.chores import going_on
-from headrace.clock import now
-from headrace.database import Database, is_away
+from headrace.catalogue.file import CatalogueFile
+from headrace.catalogue.models import Catalogue
+from headrace.catalogue.routing import UsableRoute, usable_routes
 from headrace.errors import (
     HeadraceError,
     JobCancelledError,
@@ -36,31 +33,37 @@ from headrace.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
-from headrace.fingerprints import Fingerprint
-from headrace.follow import render_chunk
-from headrace.group_commit import GroupCommit
+from headrace.events.follow import render_chunk
+from headrace.events.publisher import Publisher
+from headrace.events.wire import Frame
 from headrace.ids import new_id
-from headrace.jobs import queries
-from headrace.jobs.queries import ClaimedJob, FinishedJob
+from headrace.jobs.records import ClaimedJob, FinishedJob
+from headrace.jobs.sql.accept import mark_unsent
+from headrace.jobs.sql.run import claim_jobs, finish_jobs, record_discarded, retry_job
 from headrace.jobs.state import State
-from headrace.live import Frame, Publisher
-from headrace.offload import offloaded
+from headrace.providers.client import ProviderClient, without_secret
+from headrace.providers.demo.server import DemoUpstream
 from headrace.queue import TIERS, JobQueue
-from headrace.routing import UsableRoute, usable_routes
+from headrace.runtime.chores import going_on
+from headrace.runtime.clock import now
+from headrace.runtime.fingerprints import Fingerprint
+from headrace.runtime.offload import offloaded
 from headrace.settings import Settings
-from headrace.telemetry import bind
+from headrace.stores.database import Database
+from headrace.stores.failures import is_unavailable
+from headrace.stores.group_commit import GroupCommit
+from headrace.stores.redis import connect_redis, redis_takes_writes
+from headrace.telemetry.logs import bind
 from headrace.usage.spent import NOTHING, SpentUsage
 from worker.attempt import Attempt, Lease, Stop
 from worker.circuit import Rules
 from worker.deltas import Deltas, DeltaWriter
-from worker.demo import DemoUpstream
 from worker.exchange import Exchange
 from worker.intake import Intake, Slot, Slots, reserve_of
 from worker.leases import Leases
-from worker.limits import Limits
 from worker.paths import Circuits
-from worker.providers.client import ProviderClient, without_secret
-from worker.router import Retry, handover_delay, next_attempt
+from worker.retry import Retry, handover_delay, next_attempt
+from worker.throttle import Limits
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +154,9 @@ class Executor:
             file = CatalogueFile(settings.config, demo=settings.demo)
             database = Database.connect(settings.database_url, part="worker")
             stack.push_async_callback(database.close)
-            redis = live.connect(settings.redis_url)
+            redis = connect_redis(settings.redis_url)
             stack.push_async_callback(redis.aclose)
-            queue = JobQueue(redis, partial(queries.mark_unsent, database))
+            queue = JobQueue(redis, partial(mark_unsent, database))
             stack.push_async_callback(queue.close)
             client = ProviderClient(connections=settings.worker_slots + reserve_of(settings.worker_slots))
             stack.push_async_callback(client.close)
@@ -218,7 +221,7 @@ class Executor:
                 claim = await self._claims.submit(job_id)
             except SQLAlchemyError as error:
                 log.warning("could not claim a job: %s", error)
-                if is_away(error):
+                if is_unavailable(error):
                     self._doubtful[job_id] = tier
                     self.hand_back([job_id], tier=tier)
                 return
@@ -401,7 +404,7 @@ class Executor:
         await self._deltas.settle(attempt.deltas)
         spent = attempt.spent() if attempt.started else None
         state = await self._patiently(
-            lambda: queries.retry_job(
+            lambda: retry_job(
                 self._database,
                 job.id,
                 job.attempt,
@@ -471,7 +474,7 @@ class Executor:
         job = attempt.job
         log.info("attempt %d lost its job", job.attempt)
         if spent is not None:
-            await self._patiently(lambda: queries.record_discarded(self._database, job.id, job.attempt, spent))
+            await self._patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
 
     async def _patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
         """Return what a write returns, however long Postgres is unavailable: no answer of a provider is thrown away.
@@ -483,7 +486,7 @@ class Executor:
             try:
                 return await write()
             except SQLAlchemyError as error:
-                if not is_away(error):
+                if not is_unavailable(error):
                     raise
                 log.warning("Postgres is unavailable, an attempt's end waits for it: %s", error)
                 self._leases.postgres_lost(error)
@@ -494,7 +497,7 @@ class Executor:
             raise sa.exc.TimeoutError("Postgres is unavailable.")
         settings, asked = self._settings, now()
         try:
-            jobs = await queries.claim_jobs(
+            jobs = await claim_jobs(
                 self._database,
                 job_ids,
                 held=[job_id for job_id in job_ids if job_id in self._claimed],
@@ -503,7 +506,7 @@ class Executor:
                 patience_seconds=settings.heartbeat_seconds,
             )
         except SQLAlchemyError as error:
-            if is_away(error):
+            if is_unavailable(error):
                 self._leases.postgres_lost(error)
             raise
         self._claimed.update((job.id, job.attempt) for job in jobs)
@@ -512,7 +515,7 @@ class Executor:
         return [claimed.pop(job_id, None) for job_id in job_ids]
 
     async def _finish(self, ended: Sequence[FinishedJob]) -> list[bool]:
-        return await queries.finish_jobs(self._database, ended)
+        return await finish_jobs(self._database, ended)
 
     # -- all jobs -----------------------------------------------------------------------------------------------------
 
@@ -520,7 +523,7 @@ class Executor:
         """Find what no wake-up came for, and what claims left in doubt; until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            self._leases.deaf = deaf = not await live.answers(self._redis)
+            self._leases.deaf = deaf = not await redis_takes_writes(self._redis)
             if self.reachable.is_set():
                 self._settle_doubts()
                 await self._intake.find_unclaimed(deaf=deaf)

@@ -18,10 +18,10 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database
-from headrace.jobs import queries
-from headrace.jobs.queries import WaitingJob
+from headrace.jobs.records import WaitingJob
+from headrace.jobs.sql.find import find_fair, find_taken
 from headrace.settings import Settings
+from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ class Intake:
                 await self._use_reserve()
             return
         limit = min(_MOST_FOUND, max(map(self._slots.room, tiers)))
-        found = await queries.find_fair(self._database, tiers, running=self._slots.running, limit=limit)
+        found = await find_fair(self._database, tiers, running=self._slots.running, limit=limit)
         for job in found:
             self._start_found(job)
         await self._forget_taken()
@@ -289,9 +289,7 @@ class Intake:
         if any(map(self._slots.room, tiers)) or not tiers or below <= 0:
             return
         running, limit = self._slots.running, min(_MOST_FOUND, below)
-        found = await queries.find_fair(
-            self._database, tiers, running=running, limit=limit, below=below, seconds=seconds
-        )
+        found = await find_fair(self._database, tiers, running=running, limit=limit, below=below, seconds=seconds)
         for job in found:
             if self._slots.may_reserve(job):
                 self._start_found(job, reserved=True)
@@ -307,7 +305,7 @@ class Intake:
         """Drop the first wake-ups here whose jobs run elsewhere, so that the next messages come."""
         hints = list(self.in_hand)[:_MOST_HINTS]
         if hints:
-            for job_id in await queries.find_taken(self._database, hints):
+            for job_id in await find_taken(self._database, hints):
                 self._drop(job_id)
 
     # -- without wake-ups ---------------------------------------------------------------------------------------------
@@ -333,5 +331,5 @@ class Intake:
             return
         limit = min(_MOST_FOUND, max(map(self._slots.room, tiers)))
         running = self._slots.running
-        for job in await queries.find_fair(self._database, tiers, running=running, limit=limit, seconds=seconds):
+        for job in await find_fair(self._database, tiers, running=running, limit=limit, seconds=seconds):
             self._start_found(job)

@@ -16,11 +16,13 @@ from collections.abc import Callable, Collection
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace import live
-from headrace.clock import now
-from headrace.database import Database, is_foreign_schema
-from headrace.jobs import queries
+from headrace.events.subscription import cancelled_jobs
+from headrace.jobs.sql.rescue import keep_in_hand
+from headrace.jobs.sql.run import extend_leases, rehearse
+from headrace.runtime.clock import now
 from headrace.settings import Settings
+from headrace.stores.database import Database
+from headrace.stores.failures import is_foreign_schema
 from worker.attempt import Attempt, Stop
 
 log = logging.getLogger(__name__)
@@ -112,9 +114,7 @@ class Leases:
         held = {(attempt.job.id, attempt.job.attempt): attempt for attempt in self._attempts.values()}
         if held:
             asked = now()
-            to_stop = await queries.extend_leases(
-                self._database, list(held), lease_seconds=lease, patience_seconds=patience
-            )
+            to_stop = await extend_leases(self._database, list(held), lease_seconds=lease, patience_seconds=patience)
             lost = {(job_id, number): lost for job_id, number, lost in to_stop}
             for key, attempt in held.items():
                 if key in lost:
@@ -122,13 +122,13 @@ class Leases:
                 if not lost.get(key):
                     attempt.lease.until = asked + lease
         if not self.reachable.is_set():
-            await queries.rehearse(self._database, patience_seconds=patience)
+            await rehearse(self._database, patience_seconds=patience)
         if self._in_hand:
-            await queries.keep_in_hand(self._database, list(self._in_hand))
+            await keep_in_hand(self._database, list(self._in_hand))
 
     async def hear_cancellations(self) -> None:
         """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled."""
-        async for job_id in live.cancelled_jobs(self._redis):
+        async for job_id in cancelled_jobs(self._redis):
             self._cancelled[job_id] = now()
             if (attempt := self._attempts.get(job_id)) is not None:
                 attempt.interrupt(Stop.CANCELLED)

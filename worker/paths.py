@@ -30,7 +30,7 @@ from redis.asyncio import Redis
 
 from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
 from headrace.queue import TIERS
-from headrace.redis_url import AWAY
+from headrace.stores.redis_url import AWAY
 from worker.circuit import HEALTHY, Circuit, Rules
 from worker.peers import Peers, View
 

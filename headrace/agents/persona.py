@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from headrace.chat.request import ChatRequest, Message, Metadata, ModelName
-from headrace.chat.validation import invalid_request
 from headrace.errors import InvalidRequestError
+from headrace.formats.chat.messages import Message
+from headrace.formats.chat.request import ChatRequest, Metadata, ModelName
+from headrace.formats.chat.validation import invalid_request
 from headrace.ids import AGENT_PREFIX
 
 LARGEST_AGENT = 1024 * 1024

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
+from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
+from headrace.stores.database import Database, execute
 
 MOST_AGENTS = 1000
 """Agents of an account that are not deleted."""

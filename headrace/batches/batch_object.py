@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.batches import queries
+from headrace.batches.queries import TIMES, get_batch
 from headrace.batches.state import BatchState
-from headrace.database import Database, Row
 from headrace.errors import NotFoundError
 from headrace.ids import is_id
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 from headrace.usage.queries import render_cost
 
 
@@ -163,7 +164,7 @@ def render_batch(row: Row) -> dict[str, Any]:
         "status": row.state,
         "output_file_id": row.output_file_id,
         "error_file_id": row.error_file_id,
-        **{name: getattr(row, name) for name in queries.TIMES},
+        **{name: getattr(row, name) for name in TIMES},
         **_amounts(row),
         "metadata": row.metadata,
         "webhook": row.webhook,
@@ -210,7 +211,7 @@ async def find_batch(database: Database, batch_id: str, account_id: str) -> Row:
     Raises:
         NotFoundError: The account has no such batch; whether another has is not told.
     """
-    row = await queries.get_batch(database, batch_id, account_id) if is_id(batch_id, "batch") else None
+    row = await get_batch(database, batch_id, account_id) if is_id(batch_id, "batch") else None
     if row is None:
         raise NotFoundError(f"No batch found with id '{batch_id[:100]}'.", param="batch_id")
     return row

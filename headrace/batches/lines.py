@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from headrace.chat.request import ChatRequest, check_request
 from headrace.errors import InvalidRequestError
-from headrace.json_document import parse_json
+from headrace.formats.chat.request import ChatRequest, check_request
+from headrace.formats.json_document import parse_json
 
 ENDPOINT: Final = "/v1/chat/completions"
 LONGEST_CUSTOM_ID = 512

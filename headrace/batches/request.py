@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from headrace.batches.lines import ENDPOINT
-from headrace.chat.request import Metadata, Webhook
-from headrace.chat.validation import InvalidFieldError, parse_body
+from headrace.formats.chat.request import Metadata, Webhook
+from headrace.formats.chat.validation import InvalidFieldError, parse_body
 
 MOST_INLINE = 10_000
 _WINDOW = re.compile(r"([1-9][0-9]{0,4})([mhd])")

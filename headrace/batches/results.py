@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from headrace.database import Row
 from headrace.ids import batch_line_id
+from headrace.stores.connections import Row
 
 _EXPIRED = {
     "code": "batch_expired",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 
 def _counter(name: str, comment: str | None = None) -> sa.Column[object]:

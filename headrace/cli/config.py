@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from headrace.catalogue import ConfigurationError, read_catalogue
+from headrace.catalogue.load import ConfigurationError, read_catalogue
 from headrace.cli.operators import cell, json_option, show, with_database
 from headrace.settings import Settings
 
@@ -62,7 +62,7 @@ def compare(settings: Settings, as_json: bool) -> None:
 
     Exits with 1 if they differ.
     """
-    from headrace.fingerprints import read_fingerprints
+    from headrace.runtime.fingerprints import read_fingerprints
 
     rows = with_database(settings, read_fingerprints)
     configurations = {row.configuration for row in rows}

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.dev import Service, cheap_model, curl_line
-from headrace.embedded import scratch_dir
+from headrace.dev.scratch import scratch_dir
 from headrace.settings import Settings
 
 _STREAMED = "In two sentences, what does a headrace do for a water mill?"

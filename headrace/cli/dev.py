@@ -22,25 +22,21 @@ from rich.console import Console
 from rich.text import Text
 
 from headrace import __version__
-from headrace.catalogue import Catalogue, configuration_file
-from headrace.catalogue_file import CatalogueFile
+from headrace.catalogue.demo import DEMO, DEMO_MODELS
+from headrace.catalogue.file import CatalogueFile
+from headrace.catalogue.load import configuration_file
+from headrace.catalogue.models import Catalogue
 from headrace.cli.parts import listen, plain_errors
-from headrace.database import migrate
-from headrace.demo_models import DEMO, DEMO_MODELS
-from headrace.embedded import (
-    EmbeddedPostgres,
-    EmbeddedStore,
-    EmbeddedStoreError,
-    EmbeddedValkey,
-    check_urls,
-    data_dir_errors,
-    secret_key_file,
-)
+from headrace.dev.embedded import check_urls, secret_key_file
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.processes import StartError, SupervisedProcess
+from headrace.dev.store import EmbeddedStore, EmbeddedStoreError, data_dir_errors
+from headrace.dev.valkey import EmbeddedValkey
 from headrace.keys.queries import create_first_key
-from headrace.processes import StartError, SupervisedProcess
-from headrace.redis_url import connect
 from headrace.settings import Settings
-from headrace.telemetry import redact
+from headrace.stores.migrate import migrate
+from headrace.stores.redis_url import connect
+from headrace.telemetry.logs import redact
 
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1

@@ -13,19 +13,20 @@ import orjson
 from rich.table import Column, Table
 
 from headrace.cli.operators import Result, cell, json_option, show, with_database
-from headrace.database import Database, Row
-from headrace.embedded import locate
+from headrace.dev.embedded import locate
 from headrace.errors import NotFoundError
 from headrace.ids import is_id
-from headrace.jobs import queries
 from headrace.jobs.job_object import no_such_job, render_job
-from headrace.jobs.queries import MovedJob
+from headrace.jobs.records import MovedJob
+from headrace.jobs.sql.read import get_anyones_job, list_anyones_jobs
 from headrace.jobs.state import State
 from headrace.settings import Settings
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 from headrace.usage.queries import render_cost
 
 if TYPE_CHECKING:
-    from headrace.live import Publisher
+    from headrace.events.publisher import Publisher
 
 
 @click.group()
@@ -42,7 +43,7 @@ def jobs() -> None:
 def list_(settings: Settings, account: str | None, state: State | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
     rows = with_database(
-        settings, lambda database: queries.list_anyones_jobs(database, account=account, state=state, limit=limit)
+        settings, lambda database: list_anyones_jobs(database, account=account, state=state, limit=limit)
     )
     if as_json:
         click.echo(json.dumps([_document(row) for row in rows]))
@@ -135,7 +136,7 @@ def _with_job(settings: Settings, job_id: str, work: Callable[[Database, str], A
 
 
 async def _get(database: Database, job_id: str) -> Row:
-    row = await queries.get_anyones_job(database, job_id) if is_id(job_id, "job") else None
+    row = await get_anyones_job(database, job_id) if is_id(job_id, "job") else None
     if row is None:
         raise no_such_job(job_id)
     return row
@@ -146,14 +147,15 @@ async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
     """Open the live wire; yields None without a URL: workers and readers then hear of it from Postgres.
 
     Raises:
-        SettingError: The URL is none that `headrace.redis_url` knows.
+        SettingError: The URL is none that `headrace.stores.redis_url` knows.
     """
-    from headrace.live import Publisher, connect
+    from headrace.events.publisher import Publisher
+    from headrace.stores.redis import connect_redis
 
     if not redis_url:
         yield None
         return
-    async with connect(redis_url) as redis:
+    async with connect_redis(redis_url) as redis:
         publisher = Publisher(redis, interval_seconds=0)
         yield publisher
         await publisher.flush()

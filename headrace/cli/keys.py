@@ -13,16 +13,17 @@ import orjson
 from pydantic import SecretStr
 from rich.table import Column, Table
 
-from headrace.chat.validation import parse_body
 from headrace.cli.operators import Result, cell, json_option, show, with_database
-from headrace.database import Database, Row
-from headrace.embedded import secret_key_file
+from headrace.dev.embedded import secret_key_file
 from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.formats.chat.validation import parse_body
 from headrace.keys import queries
 from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
 from headrace.keys.queries import KeyChanges, KeyScope
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 from headrace.webhooks.acceptance import accept_webhook
 
 Command = TypeVar("Command", bound=Callable[..., Any])

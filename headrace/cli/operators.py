@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.parts import plain_errors
-from headrace.database import Database
-from headrace.embedded import locate
+from headrace.dev.embedded import locate
 from headrace.settings import Settings
+from headrace.stores.database import Database
 
 Result = TypeVar("Result")
 

@@ -1,24 +1,23 @@
 """The parts of the service, one command each: what containers run, and what `headrace dev` starts as children.
 
-The API and the worker are named by import string, as `headrace` imports neither side.
+Each part is imported when its command runs, so that one process does not load the code of another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import click
 
-from headrace.catalogue import ConfigurationError, load_catalogue
+from headrace.catalogue.load import ConfigurationError, load_catalogue
 from headrace.cli import SettingProblem
-from headrace.embedded import EmbeddedStoreError, locate
+from headrace.dev.embedded import locate
+from headrace.dev.store import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
-from headrace.telemetry import configure_logging, redact
+from headrace.telemetry.logs import configure_logging, redact
 
 _BACKLOG = 2048
 # Postgres's codes for a role that lacks a right, and for a database that is read-only.
@@ -31,8 +30,8 @@ def plain_errors() -> Iterator[None]:
     import psycopg
     from sqlalchemy.exc import DBAPIError, OperationalError
 
-    from headrace.database import is_foreign_schema
-    from headrace.schema import SchemaError
+    from headrace.stores.failures import is_foreign_schema
+    from headrace.stores.schema import SchemaError
 
     try:
         yield
@@ -66,8 +65,8 @@ def _ready(settings: Settings, part: str) -> Settings:
     """
     import psycopg
 
-    from headrace.database import SessionsNotKeptError, check_sessions
-    from headrace.schema import check_schema
+    from headrace.stores.schema import check_schema
+    from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 
     load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
     located = locate(settings)
@@ -97,13 +96,6 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def resolve(path: str) -> Callable[..., Any]:
-    """Return what `module:attribute` names."""
-    module, attribute = path.split(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return function
-
-
 @click.command()
 @click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
 @click.pass_obj
@@ -112,9 +104,12 @@ def api(settings: Settings, fd: int | None) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         located = _ready(settings, "api")
-        app = resolve("api.app:create_app")(located)
+        from api.app import create_app
+        from api.server import serve
+
+        app = create_app(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
-        resolve("api.server:serve")(app, located, listener)
+        serve(app, located, listener)
 
 
 @click.command()
@@ -132,7 +127,10 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
 
     configure_logging(settings.log_level)
     with plain_errors():
-        resolve("worker.main:main")(_ready(settings, "worker"), [tier for tier in TIERS if tier in (tiers or TIERS)])
+        located = _ready(settings, "worker")
+        from worker.main import main
+
+        main(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
@@ -141,14 +139,18 @@ def scheduler(settings: Settings) -> None:
     """Find lost jobs and wake them, expire late ones, run batches. One is enough; several do no harm."""
     configure_logging(settings.log_level)
     with plain_errors():
-        resolve("worker.sweeper:main")(_ready(settings, "scheduler"))
+        located = _ready(settings, "scheduler")
+        from scheduler.main import main
+
+        main(located)
 
 
 @click.command()
 @click.pass_obj
 def migrate(settings: Settings) -> None:
     """Bring the database's schema up to date."""
-    from headrace.database import check_sessions, migrate
+    from headrace.stores.migrate import migrate
+    from headrace.stores.sessions import check_sessions
 
     configure_logging(settings.log_level)
     with plain_errors():

@@ -10,10 +10,10 @@ import sys
 import click
 from rich.table import Column, Table
 
-from headrace.catalogue import load_catalogue
+from headrace.catalogue.demo import DEMO, with_demo
+from headrace.catalogue.load import load_catalogue
 from headrace.cli.operators import cell, json_option, show
-from headrace.cli.parts import plain_errors, resolve
-from headrace.demo_models import DEMO, with_demo
+from headrace.cli.parts import plain_errors
 from headrace.settings import Settings
 
 
@@ -41,7 +41,9 @@ def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: b
             raise click.UsageError(
                 f"There is no provider '{name.partition('/')[0]}'; there are: {', '.join(catalogue.providers)}."
             )
-    checks = asyncio.run(resolve("worker.providers.check:check_providers")(catalogue, names, patience=timeout))
+    from headrace.providers.check import check_providers
+
+    checks = asyncio.run(check_providers(catalogue, names, patience=timeout))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
     else:

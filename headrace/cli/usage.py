@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.operators import cell, json_option, show, with_database
-from headrace.database import Database
 from headrace.errors import HeadraceError
 from headrace.keys.queries import find_account
 from headrace.settings import Settings
+from headrace.stores.database import Database
 from headrace.usage.queries import (
     STATEMENT_COLUMNS,
     ask,

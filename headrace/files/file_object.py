@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.database import Database, Row
 from headrace.errors import NotFoundError
 from headrace.files.queries import find_file
 from headrace.ids import is_id
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 
 
 class FileObject(BaseModel):

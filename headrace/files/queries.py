@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 
 import sqlalchemy as sa
 
-from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
 from headrace.files.tables import CHUNK_BYTES, files
 from headrace.ids import id_before, new_id
+from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
+from headrace.stores.database import Database, execute
 
 _VIEW = sa.select(
     files.c.id,

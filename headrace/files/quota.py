@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.database import Database, execute
 from headrace.errors import QuotaExceededError
 from headrace.settings import Settings
+from headrace.stores.database import Database, execute
 
 # Uploads under way count with what is written of them. What has expired is about to be swept.
 _USED = """

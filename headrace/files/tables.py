@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import BYTEA
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 CHUNK_BYTES = 256 * 1024
 """The size of every chunk of a file but its last: the chunk that holds a byte follows from the byte's place."""

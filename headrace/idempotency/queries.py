@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.database import Database, Row, execute
 from headrace.errors import ConflictError
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
 
 _KEPT = "interval '24 hours'"
 _CLAIM = f"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 idempotency_keys = sa.Table(
     "idempotency_keys",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import orjson
 
-from headrace.database import Database
 from headrace.errors import JobCancelledError
-from headrace.jobs import queries
-from headrace.jobs.queries import MovedJob
+from headrace.events.publisher import Publisher
+from headrace.events.wire import Frame
+from headrace.jobs.records import MovedJob
+from headrace.jobs.sql import cancel
 from headrace.jobs.state import State
-from headrace.live import Frame, Publisher
+from headrace.stores.database import Database
 
 _ERROR = orjson.dumps(JobCancelledError().document()).decode()
 
@@ -19,7 +20,7 @@ async def cancel_job(database: Database, publisher: Publisher | None, job_id: st
 
     Without a publisher the job's worker learns of it at its next heartbeat, and its readers at their next check.
     """
-    job = await queries.cancel_job(database, job_id, account_id, error=_ERROR)
+    job = await cancel.cancel_job(database, job_id, account_id, error=_ERROR)
     if job is not None and publisher is not None:
         await announce(publisher, job)
     return job

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.chat.completion import ChatCompletion, CompletionUsage
-from headrace.chat.usage import TokenUsage, render_usage
-from headrace.database import Database, Row
 from headrace.errors import NotFoundError
+from headrace.formats.chat.completion import ChatCompletion, CompletionUsage
+from headrace.formats.chat.usage import TokenUsage, render_usage
 from headrace.ids import is_id
-from headrace.jobs import queries
+from headrace.jobs.sql.read import get_job
 from headrace.jobs.state import State
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 from headrace.usage.queries import render_cost
 
 
@@ -180,7 +181,7 @@ async def find_job(database: Database, job_id: str, account_id: str) -> dict[str
     Raises:
         NotFoundError: The account has no such job; whether another has is not told.
     """
-    row = await queries.get_job(database, job_id, account_id) if is_id(job_id, "job") else None
+    row = await get_job(database, job_id, account_id) if is_id(job_id, "job") else None
     if row is None:
         raise no_such_job(job_id)
     return render_job(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 jobs = sa.Table(
     "jobs",

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from headrace.chat.validation import InvalidFieldError
-from headrace.database import Row
 from headrace.errors import NotFoundError
+from headrace.formats.chat.validation import InvalidFieldError
 from headrace.keys.queries import KeyChanges, KeyScope
 from headrace.quotas.rules import Limits
+from headrace.stores.connections import Row
 
 MOST_OVERLAP_SECONDS = 2_592_000
 _DAY = 86_400

@@ -13,13 +13,14 @@ from typing import Any, Literal, TypedDict
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from headrace.database import Database, Row, execute
 from headrace.errors import AuthenticationError, ConflictError, ModelNotFoundError, NotFoundError
 from headrace.ids import new_id
 from headrace.keys.strength import Strength
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
 
 DEFAULT_ACCOUNT = "default"
 

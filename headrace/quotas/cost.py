@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from headrace.catalogue import Catalogue, Route
-from headrace.chat.usage import estimate_demand
+from headrace.catalogue.models import Catalogue, Route
 from headrace.errors import InvalidRequestError
+from headrace.formats.chat.usage import estimate_demand
 
 
 def highest_cost(routes: Sequence[Route], request: Mapping[str, Any], *, whole: bool = True) -> Decimal:

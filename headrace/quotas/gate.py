@@ -22,13 +22,14 @@ import orjson
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database, is_away
 from headrace.errors import HeadraceError, QuotaExceededError, RateLimitError, UnavailableError
-from headrace.group_commit import GroupCommit
 from headrace.quotas import queries
 from headrace.quotas.queries import Spent, UnknownScopeError
 from headrace.quotas.rules import Limits
-from headrace.redis_url import AWAY, is_spoilt
+from headrace.stores.database import Database
+from headrace.stores.failures import is_unavailable
+from headrace.stores.group_commit import GroupCommit
+from headrace.stores.redis_url import AWAY, is_spoilt
 
 log = logging.getLogger(__name__)
 
@@ -420,7 +421,7 @@ class Gate:
         """Let go of what jobs held back, and count what they used; what is settled already stays as it is.
 
         Raises:
-            headrace.redis_url.AWAY: Redis is away: they are settled by the next look at Postgres.
+            headrace.stores.redis_url.AWAY: Redis is away: they are settled by the next look at Postgres.
         """
         periods = _periods()
         await asyncio.gather(
@@ -452,7 +453,7 @@ class Gate:
         """Settle what has ended or never was, in every scope that holds something back.
 
         Raises:
-            headrace.redis_url.AWAY: Redis is away.
+            headrace.stores.redis_url.AWAY: Redis is away.
             sqlalchemy.exc.SQLAlchemyError: Postgres is.
         """
         await self._for_each_scope(self._reconcile)
@@ -495,7 +496,7 @@ class Gate:
                 log.exception("forgot what was counted of %s", scope_id)
                 await self._delete(scope_id)
             except SQLAlchemyError as error:
-                if is_away(error):
+                if is_unavailable(error):
                     raise
                 log.exception("could not put right what was counted of %s", scope_id)
             except Exception:

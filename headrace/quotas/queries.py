@@ -15,9 +15,11 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database, Row, execute, is_away
 from headrace.ids import created_at
 from headrace.quotas.rules import Limits
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
+from headrace.stores.failures import is_unavailable
 from headrace.usage.queries import ask, render_cost
 from headrace.usage.question import Question
 
@@ -184,7 +186,7 @@ async def alert(database: Database) -> None:
         try:
             await _alert_of(database, row)
         except SQLAlchemyError as error:
-            if is_away(error):
+            if is_unavailable(error):
                 raise
             log.exception("could not alert of the budgets of %s", row.id)
         except Exception:

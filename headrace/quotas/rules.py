@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from headrace.chat.request import Webhook
+from headrace.formats.chat.request import Webhook
 
 _MOST = 2**53 - 1
 _Count = Annotated[int, Field(ge=1, le=_MOST)]

@@ -18,7 +18,8 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
+from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
+from headrace.stores.database import Database, execute
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from headrace.database import LONG_PATIENCE_SECONDS, Database, Row, execute
+from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
+from headrace.stores.database import Database, execute
 from headrace.usage.latency import percentiles
 from headrace.usage.question import GROUPS, Question, is_metadata, metadata_key, unknown_zone
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, TOKENS, has_metric, total

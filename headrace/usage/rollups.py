@@ -11,14 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from headrace.database import (
-    ENDLESS_PATIENCE_SECONDS,
-    LONG_PATIENCE_SECONDS,
-    Connections,
-    Database,
-    Row,
-    execute,
-)
+from headrace.stores.connections import ENDLESS_PATIENCE_SECONDS, LONG_PATIENCE_SECONDS, Connections, Row
+from headrace.stores.database import Database, execute
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
 from headrace.usage.tables import DIMENSIONS
 from headrace.usage.views import LATENCY_VIEWS, VIEWS

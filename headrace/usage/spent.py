@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import orjson
 
-from headrace.catalogue import Route
-from headrace.chat.usage import TokenUsage
-from headrace.known_models import Rates
+from headrace.catalogue.known import Rates
+from headrace.catalogue.models import Route
+from headrace.formats.chat.usage import TokenUsage
 
 _LONGEST_NAME = 256
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 usage = sa.Table(
     "usage",

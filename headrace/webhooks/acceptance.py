@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.database import Database
 from headrace.errors import InvalidRequestError
 from headrace.settings import Settings
+from headrace.stores.database import Database
 from headrace.webhooks.addresses import check_url
 from headrace.webhooks.queries import ensure_secret
 

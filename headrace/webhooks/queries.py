@@ -9,9 +9,10 @@ from datetime import datetime
 
 import orjson
 
-from headrace.database import Database, Row, execute
 from headrace.idempotency.queries import APPLY
 from headrace.ids import new_id
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
 
 GONE = "Not sent: this URL answered an earlier webhook with 410."
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from headrace.tables import instant, metadata
+from headrace.stores.tables import instant, metadata
 
 # What stands before a path, a query or a fragment, without the user that may be named in it. As Postgres writes it.
 _HOST = r"coalesce(lower(substring(url, '^[^/]*//(?:[^/?#]*@)?([^/?#]*)'::text)), ''::text)"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.e2e.jobs import chat, eventually
-from tests.provider import Json
+from tests.fakes.provider import Json
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 

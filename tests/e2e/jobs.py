@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.provider import Json
+from tests.fakes.provider import Json
 from tests.waiting import eventually as eventually  # noqa: PLC0414  (until all tests import it from there)
 
 FINAL = frozenset({"completed", "failed", "cancelled", "expired"})

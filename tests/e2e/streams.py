@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.provider import Json
+from tests.fakes.provider import Json
 
 FINAL = frozenset({"job.completed", "job.failed", "job.cancelled", "job.expired"})
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, eventually, get, refused, submit
-from tests.provider import Gate, Provider, answer, settled
+from tests.fakes.provider import Gate, Provider, answer, settled
 
 PATHS = [
     ("GET", "/jobs/{job}"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.jobs import chat, completed, get, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import Gate, Provider, answer, usage_of
+from tests.fakes.provider import Gate, Provider, answer, usage_of
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, ended, refused, submit
-from tests.provider import DONE, Provider, raw, stream
+from tests.fakes.provider import DONE, Provider, raw, stream
 from tests.service import BOOTSTRAP_KEY, QUICK, Service
 
 LIMIT = int(QUICK["HEADRACE_MAX_BODY_BYTES"])

@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.batches import WHAT, get, jsonl, line, lines, output, reaches, submit, text_of
 from tests.e2e.jobs import eventually, refused
-from tests.provider import Behaviour, Exchange, Gate, Json, Provider, answer, settled, status
+from tests.fakes.provider import Behaviour, Exchange, Gate, Json, Provider, answer, settled, status
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, get, job_of, refused
-from tests.provider import Gate, Json, Provider, answer, hang, settled, usage_of
+from tests.fakes.provider import Gate, Json, Provider, answer, hang, settled, usage_of
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, Service
 
 EVERY_PARAMETER: Json = {

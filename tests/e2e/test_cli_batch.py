@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.batches import get, jsonl, line, lines, reaches
 from tests.e2e.jobs import eventually
-from tests.provider import Behaviour, Exchange, Gate, Json, Provider, answer, status
+from tests.fakes.provider import Behaviour, Exchange, Gate, Json, Provider, answer, status
 from tests.service import BOOTSTRAP_KEY, ROOT, Command, Service, Stores, connect, running_service
 
 

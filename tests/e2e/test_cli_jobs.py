@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import completed, ended, reaches, submit
-from tests.provider import Json, Provider, answer, hang, settled, status
+from tests.fakes.provider import Json, Provider, answer, hang, settled, status
 from tests.service import Service, free_port
 
 UNKNOWN = "job_" + "0" * 32

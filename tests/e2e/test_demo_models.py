@@ -14,7 +14,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam, ChatCompletionToolParam
 from pydantic import BaseModel, Field
 
-from headrace.demo_models import DEMO_MODELS
+from headrace.catalogue.demo import DEMO_MODELS
 from tests.service import BOOTSTRAP_KEY, ROOT, Service
 from tests.waiting import PATIENCE
 

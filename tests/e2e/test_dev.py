@@ -19,7 +19,9 @@ import psutil
 import psycopg
 import pytest
 
-from headrace.embedded import EmbeddedPostgres, EmbeddedValkey, scratch_dir
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.valkey import EmbeddedValkey
 from tests.waiting import PATIENCE, until
 
 COMMAND = [sys.executable, "-P", "-m", "headrace"]

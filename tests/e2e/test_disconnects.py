@@ -12,7 +12,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, ended, get, job_of, leave, refused, submit
 from tests.e2e.streams import EventStream
-from tests.provider import DONE, Gate, Provider, chunk, hang, settled, status, stream
+from tests.fakes.provider import DONE, Gate, Provider, chunk, hang, settled, status, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 

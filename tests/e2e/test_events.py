@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.jobs import chat, completed, ended, refused, submit
 from tests.e2e.streams import FINAL, Event, EventStream, outline, text_of
-from tests.provider import (
+from tests.fakes.provider import (
     DONE,
     Behaviour,
     Gate,

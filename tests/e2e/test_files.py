@@ -10,7 +10,7 @@ import pytest
 
 from headrace.files.tables import CHUNK_BYTES
 from tests.e2e.jobs import refused
-from tests.provider import Json
+from tests.fakes.provider import Json
 
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17]
 

@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, completed, ended, eventually, get, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import RESET, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
+from tests.fakes.provider import RESET, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
 from tests.service import PROVIDER_KEY
 
 FORMATS = ["anthropic", "gemini"]

@@ -15,8 +15,8 @@ from tests.e2e import batches
 from tests.e2e.batches import WHAT, jsonl, line, lines
 from tests.e2e.jobs import chat, completed, eventually, job_of, leave, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import DONE, Gate, Json, Provider, answer, chunk, hang, stream
-from tests.receiver import running_receiver
+from tests.fakes.provider import DONE, Gate, Json, Provider, answer, chunk, hang, stream
+from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, Service, connect, second_api
 
 Database = psycopg.AsyncConnection[DictRow]

@@ -12,8 +12,20 @@ import pytest
 
 from tests.e2e.jobs import chat, refused
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import DONE, Behaviour, Exchange, Gate, Provider, chunk, raw, sse, stream, usage_chunk, usage_of
-from tests.unit.test_normaliser import check_chunk, check_whole
+from tests.fakes.provider import (
+    DONE,
+    Behaviour,
+    Exchange,
+    Gate,
+    Provider,
+    chunk,
+    raw,
+    sse,
+    stream,
+    usage_chunk,
+    usage_of,
+)
+from tests.unit.formats.chat.test_normaliser import check_chunk, check_whole
 
 HELLO: Any = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],

@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import FIELDS, chat, completed, ended, eventually, get, reaches, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
-from tests.provider import (
+from tests.fakes.provider import (
     DONE,
     Gate,
     Json,

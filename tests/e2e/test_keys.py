@@ -14,7 +14,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, eventually, refused, submit
-from tests.provider import Gate, Provider, answer, settled
+from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, connect
 
 Database = psycopg.AsyncConnection[DictRow]

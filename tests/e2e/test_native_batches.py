@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.batches import get, line, lines, output, reaches, submit, text_of
 from tests.e2e.jobs import eventually
-from tests.provider import Gate, Json, Provider, answer, status, usage_of
+from tests.fakes.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, looking_at_rows, running_service
 
 QUICK = {"HEADRACE_NATIVE_POLL_SECONDS": "0.2"}

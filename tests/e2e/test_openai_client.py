@@ -7,7 +7,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 from headrace.settings import Settings
-from tests.provider import DONE, Behaviour, Provider, answer, chunk, status, stream, usage_of
+from tests.fakes.provider import DONE, Behaviour, Provider, answer, chunk, status, stream, usage_of
 from tests.service import BOOTSTRAP_KEY, Service
 
 TOOLS: list[ChatCompletionToolParam] = [

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from api.app import create_app
 from headrace.settings import Settings
 from tests.e2e.jobs import chat
-from tests.receiver import running_receiver
+from tests.fakes.receiver import running_receiver
 from tests.service import Service, until
 
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import chunks_of, deltas_of, text_of
-from tests.provider import DONE, Json, Provider, answer, chunk, stream, usage_chunk, usage_of
+from tests.fakes.provider import DONE, Json, Provider, answer, chunk, stream, usage_chunk, usage_of
 
 LOGPROBS: Json = {
     "content": [{"token": "turns", "logprob": -0.31, "bytes": [116], "top_logprobs": [{"token": "t", "logprob": -2}]}],

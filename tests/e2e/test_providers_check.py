@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.provider import Provider, status
+from tests.fakes.provider import Provider, status
 from tests.service import PROVIDER_KEY, ROOT, Command, Ended
 
 CONFIG = """

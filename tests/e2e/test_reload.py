@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.jobs import chat, completed, submit
-from tests.provider import Gate, Provider, answer
+from tests.fakes.provider import Gate, Provider, answer
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
 
 

@@ -12,7 +12,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, completed, ended, get, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import Behaviour, Provider, answer, chunk, connection_reset, status, stream
+from tests.fakes.provider import Behaviour, Provider, answer, chunk, connection_reset, status, stream
 from tests.service import Service
 
 RETRYABLE: list[tuple[str, Behaviour]] = [

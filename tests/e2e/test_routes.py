@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, eventually, refused, submit
-from tests.provider import Exchange, Gate, Provider, answer, status
+from tests.fakes.provider import Exchange, Gate, Provider, answer, status
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 CONFIG = """

@@ -11,7 +11,7 @@ from redis import Redis
 
 from tests.e2e.jobs import chat, ended, refused, submit
 from tests.e2e.streams import EventStream
-from tests.provider import Behaviour, Provider, chunk, raw, status, stream
+from tests.fakes.provider import Behaviour, Provider, chunk, raw, status, stream
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, Service, Stores
 
 MESSAGE = f"Incorrect API key provided: {PROVIDER_KEY}. You sent `Authorization: Bearer {PROVIDER_KEY}`."
@@ -93,7 +93,7 @@ async def test_no_key_and_no_prompt_is_in_any_log(
 async def test_a_provider_that_quotes_the_prompt_puts_nothing_into_the_log(
     service: Service, client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
-    prompt = f"prompt of {model}\n2026-01-01 00:00:00,000 WARNING worker.sweeper: forged for {model}"
+    prompt = f"prompt of {model}\n2026-01-01 00:00:00,000 WARNING scheduler.main: forged for {model}"
     told = {"message": f"input_value={prompt}", "type": prompt, "code": prompt, "param": prompt}
     provider.script(model, status(422, {"error": told}))
     response = await client.post("/chat/completions", json=chat(model, prompt))

@@ -10,7 +10,19 @@ import httpx
 
 from tests.e2e.jobs import chat, completed, ended, get, refused
 from tests.e2e.streams import EventStream, chunks_of, text_of
-from tests.provider import DONE, Gate, Json, Provider, answer, chunk, hang, settled, status, stream, usage_of
+from tests.fakes.provider import (
+    DONE,
+    Gate,
+    Json,
+    Provider,
+    answer,
+    chunk,
+    hang,
+    settled,
+    status,
+    stream,
+    usage_of,
+)
 
 
 async def streamed(client: httpx.AsyncClient, model: str, **fields: Any) -> list[Json]:

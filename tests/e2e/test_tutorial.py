@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.embedded import scratch_dir
+from headrace.dev.scratch import scratch_dir
 from tests.e2e.test_dev import Dev
 from tests.waiting import PATIENCE
 

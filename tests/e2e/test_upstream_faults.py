@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.jobs import chat, completed, ended, job_of, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
-from tests.provider import (
+from tests.fakes.provider import (
     DONE,
     RESET,
     Behaviour,

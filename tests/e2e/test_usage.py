@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, completed, ended, submit
 from tests.e2e.streams import chunks_of
-from tests.provider import DONE, Provider, answer, chunk, status, stream, usage_of
+from tests.fakes.provider import DONE, Provider, answer, chunk, status, stream, usage_of
 
 Database = psycopg.AsyncConnection[DictRow]
 

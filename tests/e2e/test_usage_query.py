@@ -18,13 +18,13 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-import headrace.database
-from headrace.database import execute
 from headrace.keys.queries import create_key
+from headrace.stores import database as database_module
+from headrace.stores.database import execute
 from headrace.usage.queries import ask
 from headrace.usage.question import GROUPS, Bucket, Question
 from tests.e2e.jobs import chat, completed, refused, submit
-from tests.provider import Json, Provider, answer, chunk, stream, usage_of
+from tests.fakes.provider import Json, Provider, answer, chunk, stream, usage_of
 from tests.service import Service, connect
 
 Database = psycopg.AsyncConnection[DictRow]
@@ -88,9 +88,9 @@ class Account:
 
 
 @contextlib.asynccontextmanager
-async def connected(service: Service) -> AsyncIterator[headrace.database.Database]:
+async def connected(service: Service) -> AsyncIterator[database_module.Database]:
     """Connect as a process of the service does."""
-    ours = headrace.database.Database.connect(service.stores.database_url, connections=1)
+    ours = database_module.Database.connect(service.stores.database_url, connections=1)
     try:
         yield ours
     finally:

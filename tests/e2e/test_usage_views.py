@@ -19,7 +19,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, completed, eventually, refused, submit
-from tests.provider import Provider, answer, usage_of
+from tests.fakes.provider import Provider, answer, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, connect
 
 DAY = 86_400

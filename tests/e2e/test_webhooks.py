@@ -14,8 +14,8 @@ from standardwebhooks import Webhook
 from tests.e2e.batches import lines, reaches, submit
 from tests.e2e.jobs import chat, ended, eventually, refused
 from tests.e2e.jobs import submit as submit_job
-from tests.provider import Json, Provider, answer, hang, status
-from tests.receiver import Receiver, running_receiver
+from tests.fakes.provider import Json, Provider, answer, hang, status
+from tests.fakes.receiver import Receiver, running_receiver
 from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
 
 

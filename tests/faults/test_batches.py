@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.e2e.batches import get, lines, output, reaches, submit
 from tests.e2e.jobs import eventually
-from tests.provider import Provider
+from tests.fakes.provider import Provider
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 QUICK = {

@@ -20,8 +20,8 @@ from standardwebhooks import Webhook
 
 from tests.e2e.jobs import chat, completed, ended, eventually, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import DONE, Gate, Provider, answer, chunk, hang, settled, stream
-from tests.receiver import running_receiver
+from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, hang, settled, stream
+from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, looking_at_rows, running_service
 
 SITECUSTOMIZE = """

@@ -11,7 +11,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.e2e.jobs import completed, submit
-from tests.provider import Gate, Provider, answer
+from tests.fakes.provider import Gate, Provider, answer
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, looking_at_rows, running_service
 
 SLOTS = 4

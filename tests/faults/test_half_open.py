@@ -14,12 +14,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.database import Database, execute
+from headrace.stores.database import Database, execute
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import EventStream, text_of
+from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
 from tests.faults.chaos.proxy import Link, Mode
 from tests.faults.test_takeover import leader
-from tests.provider import DONE, Gate, Provider, answer, chunk, settled, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, until
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, submit
-from tests.provider import Provider, answer
+from tests.fakes.provider import Provider, answer
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service
 
 REQUESTS = 60

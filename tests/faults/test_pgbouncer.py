@@ -17,11 +17,12 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
-from headrace.database import Database, SessionsNotKeptError, check_sessions, execute
-from headrace.embedded import scratch_dir
+from headrace.dev.scratch import scratch_dir
+from headrace.stores.database import Database, execute
+from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import Provider, answer
+from tests.fakes.provider import Provider, answer
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

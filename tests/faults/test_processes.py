@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from headrace import live
 from headrace.queue import JobQueue
+from headrace.stores.redis import connect_redis
 from tests.e2e import batches
 from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, refused, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
-from tests.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
+from tests.fakes.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.service import (
     BOOTSTRAP_KEY,
     Service,
@@ -319,7 +319,7 @@ async def test_a_wake_up_that_comes_many_times_runs_a_job_once(
     provider.script(model, answer("Done.", hold=gate))
     job_id = await submit(cluster_client, model)
     await settled(gate.reached)
-    redis = live.connect(cluster.stores.redis_url)
+    redis = connect_redis(cluster.stores.redis_url)
     queue = JobQueue(redis)
     for _ in range(5):
         queue.wake([job_id, job_id], tier="default")

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.provider import Gate, Provider, answer
+from tests.fakes.provider import Gate, Provider, answer
 from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, free_port, running_service, until
 
 CERTIFICATES = ROOT / "tests" / "certificates"

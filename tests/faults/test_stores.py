@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from redis import Redis
 
-from headrace.embedded import EmbeddedStore
+from headrace.dev.store import EmbeddedStore
 from tests.e2e.jobs import chat, completed, ended, eventually, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
-from tests.provider import DONE, Gate, Provider, answer, chunk, settled, stream
+from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, running_service, until
 
 LEASE_SECONDS = 10

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.e2e.jobs import completed, eventually, submit
-from tests.provider import Gate, Provider, answer, settled
+from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
 
 SCHEDULERS = ("scheduler-1", "scheduler-2")

@@ -17,15 +17,17 @@ from urllib.parse import urlsplit
 import httpx
 import psycopg
 
-from headrace.database import migrate
-from headrace.embedded import EmbeddedPostgres, EmbeddedValkey, scratch_dir
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.valkey import EmbeddedValkey
+from headrace.stores.migrate import migrate
+from tests.fakes.provider import running_provider
+from tests.fakes.receiver import listening
 from tests.faults.chaos.hooks import Hooks
 from tests.faults.chaos.plan import APIS, SCHEDULERS, WORKERS, Fault
 from tests.faults.chaos.rig import Happening, Rig
 from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.hosts.network import VIRTUAL, Network
-from tests.provider import running_provider
-from tests.receiver import listening
 from tests.service import QUICK, ROOT, Process, Service, Stores
 from tests.waiting import until
 

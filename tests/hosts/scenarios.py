@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import psycopg
 
+from tests.fakes.provider import Exchange
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.plan import PROVIDER_LINK, SCHEDULERS, WORKERS
 from tests.faults.chaos.upstreams import GOOD, _Unhurried
 from tests.hosts.rig import HostsRig
-from tests.provider import Exchange
 from tests.waiting import until
 
 # Longer than a lease, so that its owner must lose it.

@@ -9,11 +9,13 @@ import psycopg
 import pytest
 from redis import Redis
 
-from headrace.database import Database, execute, migrate
-from headrace.embedded import EmbeddedValkey, scratch_dir
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.valkey import EmbeddedValkey
 from headrace.keys.queries import create_key, find_principal, hash_key
+from headrace.stores.database import Database, execute
+from headrace.stores.migrate import migrate
 from tests.integration.databases import Session, create_database
-from tests.integration.jobs import Jobs, Owner
+from tests.integration.job_rows import Jobs, Owner
 from tests.service import Stores
 
 

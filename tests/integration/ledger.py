@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 
 from psycopg.types.json import Jsonb
 
-from headrace.database import Database, execute
 from headrace.ids import new_id
+from headrace.stores.database import Database, execute
 from headrace.usage.question import Question
 
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")

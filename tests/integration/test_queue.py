@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from headrace import live
-from headrace.embedded import EmbeddedValkey
-from headrace.jobs.queries import Backlog
+from headrace.dev.valkey import EmbeddedValkey
+from headrace.jobs.records import Backlog
 from headrace.queue import _JOBS_A_MESSAGE, RUN_LINES_TASK, RUN_TASK, TIERS, JobQueue, queue_name
+from headrace.stores.redis import connect_redis
 from tests.service import free_port
 
 
@@ -37,7 +37,7 @@ def messages(url: str, tier: str) -> list[list[str]]:
 
 @pytest.fixture
 async def queue(valkey: EmbeddedValkey) -> AsyncIterator[JobQueue]:
-    async with live.connect(valkey.url) as redis:
+    async with connect_redis(valkey.url) as redis:
         queue = JobQueue(redis)
         yield queue
         await queue.close()
@@ -97,7 +97,7 @@ async def test_closing_sends_what_is_pending(queue: JobQueue, valkey: EmbeddedVa
 
 
 async def test_without_redis_nothing_is_raised_and_nothing_looks_lost(caplog: pytest.LogCaptureFixture) -> None:
-    async with live.connect(f"redis://127.0.0.1:{free_port()}/0") as redis:
+    async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as redis:
         queue = JobQueue(redis)
         with caplog.at_level(logging.WARNING):
             queue.wake(["job_1"], tier="default")
@@ -113,7 +113,7 @@ async def test_what_is_not_sent_is_noted_and_what_is_sent_is_not(valkey: Embedde
     async def note(job_ids: Sequence[str]) -> None:
         noted.extend(job_ids)
 
-    async with live.connect(valkey.url) as redis:
+    async with connect_redis(valkey.url) as redis:
         queue = JobQueue(redis, note)
         queue.wake(["job_1"], tier="default")
         await settled(queue)

@@ -24,17 +24,16 @@ from fastapi.routing import APIRoute
 
 import api.app
 from api.app import create_app
-from api.authentication import REQUIRED_SCOPES, authenticate
-from headrace.catalogue import load_catalogue, read_catalogue
-from headrace.chat.request import EXTENSIONS, ChatRequest
-from headrace.chat.support import HANDLINGS, Kind, render_table
+from api.http.authentication import REQUIRED_SCOPES, authenticate
+from headrace.catalogue.demo import DEMO_MODELS
+from headrace.catalogue.load import load_catalogue, read_catalogue
 from headrace.cli import main as command
-from headrace.demo_models import DEMO_MODELS
+from headrace.formats.chat.request import EXTENSIONS, ChatRequest
+from headrace.formats.chat.support import HANDLINGS, Kind, render_table
 from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MAP = "Map of the code"
 GENERATED: dict[Path, str] = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 
@@ -44,10 +43,6 @@ def section(page: str, heading: str) -> str:
     _, found, rest = text.partition(f"\n## {heading}\n")
     assert found, f"{page} has no section {heading!r}"
     return rest.partition("\n## ")[0]
-
-
-def mapped() -> list[str]:
-    return re.findall(r"^((?:headrace|api|worker|migrations|bench|tests)/\S+)", section("README.md", MAP), re.M)
 
 
 def test_every_variable_that_a_page_names_exists() -> None:
@@ -117,17 +112,6 @@ def test_the_scope_of_every_endpoint_is_documented() -> None:
 def test_every_scope_is_documented() -> None:
     table = section("docs/explanation/security.md", "What each scope may do")
     assert set(re.findall(r"^\| `([a-z:]+)` \|", table, re.M)) == set(get_args(KeyScope))
-
-
-def test_every_file_on_the_map_exists() -> None:
-    assert mapped()
-    assert [path for path in mapped() if not (ROOT / path).is_file()] == []
-
-
-@pytest.mark.parametrize("package", ["headrace", "api", "worker"])
-def test_every_module_is_on_the_map(package: str) -> None:
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
-    assert modules <= set(mapped())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,8 +18,9 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from standardwebhooks import Webhook
 
-from headrace.database import Database, Row
 from headrace.errors import INTERRUPTED
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
 from headrace.usage.rollups import verify_rollups
 from headrace.webhooks.signing import derive_secret
 from tests.e2e.jobs import FINAL

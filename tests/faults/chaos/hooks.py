@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.receiver import Message, Receiver
+from tests.fakes.receiver import Message, Receiver
 
 _EVERY = 5
 _REFUSALS = (500, 503, 429, 301)

@@ -20,9 +20,15 @@ import httpx
 import psycopg
 from redis import Redis
 
-from headrace.database import Database, migrate
-from headrace.embedded import EmbeddedPostgres, EmbeddedStore, EmbeddedValkey, scratch_dir
+from headrace.dev.postgres import EmbeddedPostgres
+from headrace.dev.scratch import scratch_dir
+from headrace.dev.store import EmbeddedStore
+from headrace.dev.valkey import EmbeddedValkey
 from headrace.keys.queries import create_key
+from headrace.stores.database import Database
+from headrace.stores.migrate import migrate
+from tests.fakes.provider import Provider, running_provider
+from tests.fakes.receiver import listening
 from tests.faults.chaos import steps
 from tests.faults.chaos.hooks import Hooks
 from tests.faults.chaos.memory import Memory
@@ -38,8 +44,6 @@ from tests.faults.chaos.plan import (
 )
 from tests.faults.chaos.proxy import Link, Mode
 from tests.faults.chaos.upstreams import Upstreams, catalogue
-from tests.provider import Provider, running_provider
-from tests.receiver import listening
 from tests.service import QUICK, Process, Service, Stores, until
 
 _MODES = {mode.value for mode in Mode}

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.provider import (
+from tests.fakes.provider import (
     Behaviour,
     Call,
     Exchange,

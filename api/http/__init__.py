@@ -1,0 +1,1 @@
+"""What every request passes: its connection, id, body, authentication, idempotency, pages and event streams."""

@@ -1,0 +1,167 @@
+"""Who a request comes from: one place reads the key, whichever header carries it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.http.query import check_query
+from headrace.errors import AuthenticationError, PermissionDeniedError
+from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
+from headrace.stores.database import Database
+
+log = logging.getLogger(__name__)
+
+# A revoked key works no longer than this in a process that has just seen it.
+_CACHE_SECONDS = 1.0
+_CACHE_SIZE = 10_000
+# Seconds between two checks of the keys by which streams are open.
+_RECHECK_SECONDS = 2.0
+# How often a key's use is written down, and how long the write waits for other keys' uses.
+_MARK_SECONDS = 60.0
+_GATHER_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key that was valid when it was looked up. Times are on the monotonic clock."""
+
+    principal: Principal
+    until: float
+    marked_at: float
+
+
+class Authenticator:
+    """Looks keys up by their hash. Only valid ones are remembered, briefly, so every refusal takes the same path."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._cache: dict[bytes, _Known] = {}
+        self._held: dict[bytes, set[Callable[[], None]]] = {}
+        self._used: set[str] = set()
+        self._marking: asyncio.Task[None] | None = None
+
+    async def authenticate(self, key: str) -> Principal:
+        """Return whose key this is.
+
+        Raises:
+            AuthenticationError: Nobody's: there is none, or it is malformed, unknown, revoked or expired.
+        """
+        key_hash = hash_key(key)
+        known = self._cache.get(key_hash)
+        now = time.monotonic()
+        if known is not None and known.until > now:
+            return known.principal
+        principal = await find_principal(self._database, key_hash)
+        if principal is None:
+            self._cache.pop(key_hash, None)
+            raise AuthenticationError
+        if len(self._cache) >= _CACHE_SIZE:
+            self._cache.clear()
+        marked_at = -math.inf if known is None else known.marked_at
+        if marked_at + _MARK_SECONDS <= now:
+            marked_at = now
+            self._mark(principal.key_id)
+        self._cache[key_hash] = _Known(principal, now + _CACHE_SECONDS, marked_at)
+        return principal
+
+    @contextlib.contextmanager
+    def holding(self, principal: Principal, end: Callable[[], None]) -> Iterator[None]:
+        """Call `end` if the principal's key is revoked, expires or is rotated away while within."""
+        held = self._held.setdefault(principal.key_hash, set())
+        held.add(end)
+        try:
+            yield
+        finally:
+            held.discard(end)
+            if not held:
+                self._held.pop(principal.key_hash, None)
+
+    async def run(self) -> None:
+        """End what is held with keys that are valid no longer, until cancelled: one query for all of them."""
+        while True:
+            await asyncio.sleep(_RECHECK_SECONDS)
+            if not self._held:
+                continue
+            hashes = list(self._held)
+            try:
+                valid = await still_valid(self._database, hashes)
+            except SQLAlchemyError as error:
+                log.warning("open streams keep their keys until Postgres is back: %s", error)
+                continue
+            for key_hash in hashes:
+                if key_hash not in valid:
+                    self._cache.pop(key_hash, None)
+                    for end in tuple(self._held.get(key_hash, ())):
+                        end()
+
+    def _mark(self, key_id: str) -> None:
+        self._used.add(key_id)
+        if self._marking is None or self._marking.done():
+            self._marking = asyncio.create_task(self._mark_used())
+
+    async def _mark_used(self) -> None:
+        """Write down which keys are in use, many at once; the request that used one does not wait for it."""
+        while self._used:
+            await asyncio.sleep(_GATHER_SECONDS)
+            used, self._used = self._used, set()
+            try:
+                await mark_used(self._database, list(used))
+            except SQLAlchemyError as error:
+                log.warning("the use of %d keys was not written down: %s", len(used), error)
+
+
+async def authenticate(request: Request) -> Principal:
+    """Return who sent the request, by `Authorization: Bearer` or else by `X-API-Key`.
+
+    As every endpoint for clients asks this first, it is also where a query that is not heeded is refused.
+
+    Raises:
+        AuthenticationError: Nobody that we know.
+        InvalidRequestError: The query has what the endpoint does not know.
+    """
+    scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+    key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    authenticator: Authenticator = request.state.authenticator
+    principal = await authenticator.authenticate(key)
+    request.state.account_id = principal.account_id
+    request.state.principal = principal
+    if request.scope["query_string"]:
+        check_query(request)
+    return principal
+
+
+Authenticated = Annotated[Principal, Depends(authenticate)]
+
+REQUIRED_SCOPES: dict[Callable[..., object], KeyScope] = {}
+"""The scope that each dependency made by `requires` asks for."""
+
+
+def requires(scope: KeyScope) -> Callable[..., Awaitable[Principal]]:
+    """Return a dependency that lets a request through if its key has a scope, or `admin`.
+
+    It raises PermissionDeniedError otherwise, before the body is read.
+    """
+
+    async def authorize(principal: Authenticated) -> Principal:
+        if not principal.may(scope):
+            raise PermissionDeniedError(f"This needs an API key with the scope '{scope}'.")
+        return principal
+
+    REQUIRED_SCOPES[authorize] = scope
+    return authorize
+
+
+Administrator = Annotated[Principal, Depends(requires("admin"))]
+UsageReader = Annotated[Principal, Depends(requires("usage:read"))]
+KeyManager = Annotated[Principal, Depends(requires("keys:write"))]
+WebhookManager = Annotated[Principal, Depends(requires("webhooks:write"))]

@@ -1,0 +1,51 @@
+"""The body of a request, within its limit."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from api.http.content_encoding import content_decoder
+from headrace.errors import InvalidRequestError, PayloadTooLargeError
+from headrace.runtime.offload import LARGE_BYTES
+
+SMALL_BODY = 64 * 1024
+"""Bytes of a body that describes a key or an account."""
+
+
+async def read_body(request: Request, *, limit: int | None = None) -> bytes:
+    """Return the whole body, of at most `limit` bytes.
+
+    A compressed body is decompressed; the limit is of what comes out.
+
+    Raises:
+        PayloadTooLargeError: It is larger than that, or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
+        InvalidRequestError: The client broke off, or the body is compressed in a way that is unknown or broken.
+        RateLimitError: Too many large bodies of its account are under way.
+        UnavailableError: Too many large bodies of all accounts are.
+    """
+    limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
+    too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    encoding = request.headers.get("content-encoding")
+    decoder = None if encoding is None else content_decoder(encoding)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise InvalidRequestError("The request body was broken off.")
+        piece = message.get("body", b"")
+        if decoder is not None:
+            piece = decoder.decode(piece, limit - size + 1)
+        size += len(piece)
+        if size > limit:
+            raise too_large
+        if size > LARGE_BYTES:
+            await request.state.room.take(request, size)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            if decoder is not None:
+                decoder.finish()
+            return b"".join(pieces)

@@ -1,0 +1,277 @@
+"""One client's connection: uvicorn's, with a bound on everything that a client can make it hold or wait for.
+
+uvicorn takes a request's head of any size, and waits for ever for the rest of a head or a body, and for a client that
+does not read. It has no hook for any of that, so the parser's callbacks and the connection's own are extended here.
+The clock is read in one place, `check`, which the server calls every `CHECK_SECONDS` for all connections: a request
+costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import resource
+from typing import Any, ClassVar, cast
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from api.http.errors import render_error
+from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
+from headrace.ids import new_id
+from headrace.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LARGEST_HEAD = 64 * 1024
+"""Bytes of a request's headers, and of its trailers."""
+MOST_HEADERS = 128
+LONGEST_URL = 16 * 1024
+"""Bytes of a request's path and query: 16 metadata filters of the longest names and values fit."""
+MOST_PIPELINED = 16
+"""Requests that may wait behind one that is answered on the same connection."""
+IDLE_SECONDS = 75
+"""Seconds a connection stays open without a request. Proxies keep theirs for about 60, and have to close first: a
+server that does resets some of their requests."""
+LEAST_BYTES_PER_SECOND = 512
+"""What a client has to send of a body, and to read of an answer, on average over `client_timeout_seconds`."""
+CHECK_SECONDS = 1.0
+RESERVED_DESCRIPTORS = 128
+"""Descriptors that are not for clients: the connections to Postgres and Redis, files, and clients that are refused."""
+
+# Seconds a client that was refused may take to read why.
+_LINGER_SECONDS = 2.0
+# Bytes of a body that are read and thrown away after its request was answered. A client that only reads an answer when
+# it has sent everything would find a closed connection instead.
+_MOST_DRAINED = 256 * 1024 * 1024
+_LEAST_CONNECTIONS = 16
+# Seconds between two log lines that say that there are as many connections as may be.
+_FULL_SECONDS = 60.0
+# The share of connections without a request that are closed at once to make room for others.
+_ROOM = 1 / 16
+
+
+def most_connections(settings: Settings) -> int:
+    """Return how many clients may be connected: what is set, and no more than there are descriptors for."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return settings.max_connections
+    return min(settings.max_connections, max(_LEAST_CONNECTIONS, descriptors - RESERVED_DESCRIPTORS))
+
+
+class Connection(HttpToolsProtocol):
+    """A connection, from its first byte to its last."""
+
+    _in_head = False
+    _head_bytes = 0
+    # Bytes that came since the parser last made anything of them: of one header that does not end, for instance.
+    _unparsed = 0
+    _parsed = False
+    # Since when the client keeps us waiting for what is next: a request, the rest of its head, more of its body.
+    since = 0.0
+    _received = 0
+    # What the client has not read of an answer, in bytes, and since when that does not get less.
+    _unread = 0
+    _unread_since = 0.0
+    _problem: HeadraceError | None = None
+    _refused_at: float | None = None
+    # When this process last logged that it is full.
+    _full_at: ClassVar[float] = -math.inf
+
+    # -- what the transport calls -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Take the connection, or refuse it if there are too many."""
+        super().connection_made(transport)
+        self._settings = cast("Settings", self.app_state["settings"])
+        self.since = self.loop.time()
+        most = most_connections(self._settings)
+        if len(self.connections) <= most:
+            return
+        if self.since - Connection._full_at > _FULL_SECONDS:
+            Connection._full_at = self.since
+            log.warning(
+                "all %d connections of this API are taken: idle ones are closed, and new ones refused if none is idle. "
+                "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) bound them",
+                most,
+            )
+        if not self._make_room(most):
+            self._refuse(UnavailableError("This server has as many connections as it takes.", retry_after=1))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came. What a client sends after it was refused is not read."""
+        if self._refused_at is not None:
+            return
+        self._parsed = False
+        super().data_received(data)
+        self._unparsed = 0 if self._parsed else self._unparsed + len(data)
+        if self._unparsed > LARGEST_HEAD and self._refused_at is None:
+            self._refuse(_head_too_large())
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser, or one of its callbacks, has found wrong."""
+        self._refuse(self._problem or InvalidRequestError(msg, code="invalid_http"))
+
+    # -- what the parser calls ----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun."""
+        super().on_message_begin()
+        self._parsed = self._in_head = True
+        self._head_bytes = 0
+        self.since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the URL."""
+        super().on_url(url)
+        self._parsed = True
+        if len(self.url) > LONGEST_URL:
+            self._fail(
+                InvalidRequestError(
+                    f"The request's URL is longer than {LONGEST_URL} bytes.", status=414, code="url_too_long"
+                )
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer."""
+        self._parsed = True
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > LARGEST_HEAD or len(self.headers) >= MOST_HEADERS:
+            self._fail(_head_too_large())
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request, if not too many wait on this connection."""
+        self._parsed = True
+        self._in_head = False
+        self.since = self.loop.time()
+        self._received = self._head_bytes = 0
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._fail(InvalidRequestError("Too many requests wait on this connection.", code="too_many_pipelined"))
+        super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            cycle = self.pipeline[0][0] if self.pipeline else self.cycle
+            cycle.__class__ = _UnframedCycle  # uvicorn has no hook for the cycle's class
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._parsed = True
+        self._received += len(body)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self.since = self.loop.time()
+        self._received = 0
+        super().on_response_complete()
+
+    def _fail(self, problem: HeadraceError) -> None:
+        self._problem = problem
+        raise ValueError(problem.message)  # the parser stops, and `send_400_response` is called
+
+    # -- what the clock calls -----------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Close the connection if its client has kept it waiting for too long; `now` is the event loop's time."""
+        patience = self._settings.client_timeout_seconds
+        if self._refused_at is not None:
+            if now - self._refused_at > _LINGER_SECONDS:
+                self.transport.abort()
+            return
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if self._unread:
+            if not before or before - self._unread >= LEAST_BYTES_PER_SECOND * CHECK_SECONDS:
+                self._unread_since = now
+            elif now - self._unread_since > patience:
+                self.transport.abort()
+        elif self.is_idle:
+            self._check_idle(now, patience)
+        elif self.cycle.more_body:
+            self._check_sender(now, patience)
+
+    def _check_idle(self, now: float, patience: float) -> None:
+        waited = now - self.since
+        cycle: Any = self.cycle
+        if self._in_head:
+            if waited > patience:
+                self._refuse(_too_slow("headers"))
+        elif cycle is not None and cycle.more_body:
+            # It has its answer, and goes on sending: it may read that only afterwards.
+            slow = waited > _LINGER_SECONDS and self._received < LEAST_BYTES_PER_SECOND * waited
+            if slow or waited > patience or self._received > _MOST_DRAINED:
+                self.transport.abort()
+        elif waited > IDLE_SECONDS:
+            self.transport.close()
+
+    def _check_sender(self, now: float, patience: float) -> None:
+        cycle = self.cycle
+        ours = self.flow.read_paused or cycle.body or cycle.waiting_for_100_continue
+        if ours or self._received >= LEAST_BYTES_PER_SECOND * patience:
+            self.since, self._received = now, 0
+        elif now - self.since > patience:
+            self._refuse(_too_slow("body"))
+
+    # -- refusing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        cycle: Any = self.cycle  # None before the first request, which uvicorn's types do not say
+        return cycle is None or cycle.response_complete
+
+    def _make_room(self, most: int) -> bool:
+        """Close the connections that have been without a request for longest; returns whether there were any."""
+        others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
+        idle = [other for other in others if other.is_idle and not other.transport.get_write_buffer_size()]
+        idle.sort(key=lambda other: other.since)
+        for other in idle[: max(1, int(most * _ROOM))]:
+            other.transport.abort()
+        return bool(idle)
+
+    def _refuse(self, error: HeadraceError) -> None:
+        """Answer with an error, whatever the state of the request, and close the connection once that is read."""
+        self._refused_at = self.loop.time()
+        if not self.is_idle:
+            cycle = self.cycle
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unset_keepalive_if_required()
+        answer = render_error(error)
+        answer.headers["connection"] = "close"
+        answer.headers["x-request-id"] = new_id("req")
+        lines = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(answer.body)))
+        # Closing now would reset a client that is still sending, before it has read why.
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+class _UnframedCycle(RequestResponseCycle):
+    """A request of HTTP/1.0 and its answer, which no chunks frame: the connection's end ends it (RFC 9112, 6.1)."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.keep_alive = False
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and not self.expected_content_length:
+            self.expected_content_length = len(message.get("body", b""))  # uvicorn sends no more than it expects
+        await super().send(message)
+
+
+def _head_too_large() -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The request's headers are larger than {LARGEST_HEAD} bytes, or more than {MOST_HEADERS}.",
+        status=431,
+        code="headers_too_large",
+    )
+
+
+def _too_slow(part: str) -> InvalidRequestError:
+    return InvalidRequestError(f"The request's {part} did not come in time.", status=408, code="request_timeout")

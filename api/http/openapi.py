@@ -1,0 +1,171 @@
+"""What `/openapi.json` says beyond what FastAPI finds: bodies and headers, which we read ourselves, and errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import orjson
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from api.http.idempotency import LONGEST_KEY
+from api.http.upload import FORM
+from api.resources.account import AccountUpdate
+from api.resources.agents import AgentChanges
+from api.resources.stored import CompletionUpdate
+from headrace.agents.persona import AgentDefinition
+from headrace.batches.request import BatchRequest
+from headrace.formats.chat.request import ChatRequest, JobSubmission
+from headrace.keys.key_object import KeyRequest, KeyRotation, KeyUpdate
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "/api/v1/chat/completions": ChatRequest,
+    "/api/v1/chat/completions/{completion_id}": CompletionUpdate,
+    "/api/v1/jobs": JobSubmission,
+    "/api/v1/batches": BatchRequest,
+    "/api/v1/agents": AgentDefinition,
+    "/api/v1/agents/{agent_id}": AgentChanges,
+    "/api/v1/api-keys": KeyRequest,
+    "/api/v1/api-keys/{key_id}": KeyUpdate,
+    "/api/v1/api-keys/{key_id}/rotate": KeyRotation,
+    "/api/v1/account": AccountUpdate,
+}
+_MAY_BE_EMPTY = frozenset({"/api/v1/api-keys/{key_id}/rotate"})
+_FORMS: dict[str, dict[str, Any]] = {"/api/v1/files": FORM}
+_REFERENCE = "#/components/schemas/{model}"
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same request with the same key is done once, for 24 hours",
+    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+_LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The id of the last event that a reader has: it gets what comes after",
+    "schema": {"type": "string"},
+}
+_ERRORS = {
+    "400": "The request is not valid; `param` names the field",
+    "401": "There is no key, or nobody's",
+    "403": "The key may not do that",
+    "404": "There is nothing by that id, or it is another account's",
+    "409": "It does not go with how things are, or its Idempotency-Key came with another request",
+    "413": "The body is too large",
+    "429": "Too many requests; `Retry-After` tells when to come back",
+    "500": "We made a mistake; `x-request-id` helps to find it",
+    "503": "Postgres is away; `Retry-After` tells when to come back",
+}
+_UPSTREAM_ERRORS = {
+    "499": "The job was cancelled",
+    "502": "The model's provider failed",
+    "504": "The model's provider, or the job, took too long",
+}
+
+
+class ErrorObject(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorObject
+
+
+def describe(app: FastAPI) -> None:
+    """Make the application's OpenAPI document complete; it is built once, when first asked for."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    names = _add_schemas(schemas)
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)
+            _describe_answers(operation)
+            if path.startswith("/api/"):
+                _describe_errors(operation, path)
+                _describe_headers(operation, path, method)
+                if method == "post":
+                    operation["requestBody"] = _body(path, names)
+    return document
+
+
+def _add_schemas(schemas: dict[str, Any]) -> dict[type[BaseModel], str]:
+    """Add the schemas of bodies and errors, and return their names.
+
+    What is read may look otherwise than what is written, under the same name: then it has `Input` behind it.
+    """
+    bodies: list[type[BaseModel]] = [*_BODIES.values(), ErrorResponse]
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [(body, "validation") for body in bodies]
+    _, document = models_json_schema(models, ref_template=_REFERENCE)
+    definitions = document["$defs"]
+    renamed = {name for name, schema in definitions.items() if schemas.get(name, schema) != schema}
+    text = orjson.dumps(definitions).decode()
+    for name in renamed:
+        text = text.replace(f'"{_REFERENCE.format(model=name)}"', f'"{_REFERENCE.format(model=name)}Input"')
+    for name, schema in orjson.loads(text).items():
+        schemas[f"{name}Input" if name in renamed else name] = schema
+    return {model: model.__name__ + "Input" * (model.__name__ in renamed) for model, _ in models}
+
+
+def _body(path: str, names: dict[type[BaseModel], str]) -> dict[str, Any]:
+    if path in _FORMS:
+        return {"required": True, "content": {"multipart/form-data": {"schema": _FORMS[path]}}}
+    if path not in _BODIES:
+        return {
+            "required": False,
+            "description": "None is needed, and none is read",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    schema = {"$ref": _REFERENCE.format(model=names[_BODIES[path]])}
+    return {"required": path not in _MAY_BE_EMPTY, "content": {"application/json": {"schema": schema}}}
+
+
+def _describe_headers(operation: dict[str, Any], path: str, method: str) -> None:
+    if method == "post":
+        operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
+    if path.endswith("/events"):
+        operation["parameters"].append(_LAST_EVENT_ID)
+
+
+def _describe_answers(operation: dict[str, Any]) -> None:
+    """Take away the JSON that FastAPI thinks of where an answer is something else, and say what is text."""
+    for answer in operation["responses"].values():
+        content = answer.get("content", {})
+        if len(content) > 1 and content.get("application/json") == {"schema": {}}:
+            del content["application/json"]
+        for kind, about in content.items():
+            if kind not in {"application/json", "text/event-stream"}:  # an event is more than its data, which is JSON
+                about.setdefault("schema", {"type": "string"})
+
+
+def _describe_errors(operation: dict[str, Any], path: str) -> None:
+    operation["security"] = [{"bearer": []}, {"apiKey": []}]
+    error = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorResponse.__name__)}}}
+    errors = _ERRORS | (_UPSTREAM_ERRORS if path.startswith("/api/v1/chat") else {})
+    for status, description in errors.items():
+        operation["responses"].setdefault(status, {"description": description, "content": error})

@@ -1,0 +1,85 @@
+"""Lists, as OpenAI has them: where they go on, and their pages."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Query
+from starlette.responses import Response
+
+from api.http.errors import render_json
+from headrace.errors import InvalidRequestError
+from headrace.ids import is_id
+
+# Postgres has no place for U+0000 in a text.
+ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
+
+_LAST = 2**40
+
+PageToken = Annotated[
+    str | None,
+    Query(description="The `next_page` of the page before", json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"}),
+]
+"""Where an answer of several pages goes on. `read_page_token` checks it."""
+
+
+def after_id(prefix: str) -> Any:
+    """Return the parameter `after` of a list of ids with this prefix, separator included, as it is documented."""
+    pattern = f"^{prefix}[0-9a-f]{{32}}$"
+    return Query(description="The last id of the page before", json_schema_extra={"pattern": pattern})
+
+
+def check_after(after: str | None, prefix: str) -> None:
+    """Check that a list's `after` has the form of an id with this prefix.
+
+    Ids sort by age, and a list goes on behind an id whether or not what it named is still there: a client may delete
+    what it lists, page by page.
+
+    Raises:
+        InvalidRequestError: It has not.
+    """
+    if after is not None and not is_id(after, prefix):
+        raise InvalidRequestError(
+            f"Invalid 'after': it is not an id of the form '{prefix}…'.", param="after", code="invalid_value"
+        )
+
+
+def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:
+    """Return a page of up to `limit` items; the list goes on if there are more of them, or if it `has_more`."""
+    page = items[:limit]
+    document = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": has_more or len(items) > limit,
+    }
+    return render_json(document)
+
+
+def render_page_token(query: str, position: int, until: int) -> str:
+    """Return a token for the page of an answer to `query` from `position` on, which ends at `until`."""
+    return base64.urlsafe_b64encode(orjson.dumps([_digest(query), position, until])).decode().rstrip("=")
+
+
+def read_page_token(token: str, query: str) -> tuple[int, int]:
+    """Return the position and the end that a token is for.
+
+    Raises:
+        InvalidRequestError: It is none, or one of another question.
+    """
+    try:
+        digest, position, until = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if digest == _digest(query) and 0 <= position <= _LAST and 0 <= until <= _LAST:
+            return int(position), int(until)
+    except (ValueError, TypeError):
+        pass
+    raise InvalidRequestError("Invalid 'page': it is not a page of this question.", param="page", code="invalid_value")
+
+
+def _digest(query: str) -> str:
+    return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,69 @@
+"""Memory for large request bodies: what all of them together may take in one process, from the first byte to the row.
+
+What is parsed of a body takes a few times its size, so the room is a part of what a process may have. It is taken as
+the body comes, and so a client that is slow to send holds only what it has sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from fastapi import Request
+
+from headrace.errors import RateLimitError, UnavailableError
+from headrace.runtime.offload import LARGE_BYTES
+
+# What is taken and given back at a time, in bytes.
+_UNIT = 1024 * 1024
+# Seconds a body waits for room while the bodies of others are checked.
+_PATIENCE_SECONDS = 10.0
+
+
+class Room:
+    """The room of one process. Half of it is the most that one account takes."""
+
+    def __init__(self, size: int) -> None:
+        """Have room for bodies of `size` bytes together."""
+        units = max(2, size // _UNIT)
+        self._share = units // 2
+        self._free = asyncio.Semaphore(units)
+        self._taken: Counter[str] = Counter()
+
+    async def take(self, request: Request, size: int) -> None:
+        """Take room for the `size` bytes of a request's body that have come by now, beyond what it has taken.
+
+        Raises:
+            RateLimitError: Bodies of the same account have their share.
+            UnavailableError: There was no room for too long.
+        """
+        if size <= LARGE_BYTES:
+            return
+        state, wanted = request.state, -(-size // _UNIT)
+        account_id = state.account_id
+        while request.scope["state"].get("body_units", 0) < wanted:
+            if self._taken[account_id] >= self._share:
+                raise RateLimitError("Too many large requests of this account are under way.", retry_after=1)
+            self._taken[account_id] += 1
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._free.acquire()
+            except BaseException as error:
+                self._leave(account_id, 1)
+                if isinstance(error, TimeoutError):
+                    raise UnavailableError("Too many large requests are under way.", retry_after=1) from None
+                raise
+            state.body_units = request.scope["state"].get("body_units", 0) + 1
+
+    def give_back(self, request: Request) -> None:
+        """Give back all that a request has taken; it may take more."""
+        units = request.scope["state"].pop("body_units", 0)
+        if units:
+            self._leave(request.state.account_id, units)
+            for _ in range(units):
+                self._free.release()
+
+    def _leave(self, account_id: str, units: int) -> None:
+        self._taken[account_id] -= units
+        if not self._taken[account_id]:
+            del self._taken[account_id]

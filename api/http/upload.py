@@ -1,0 +1,239 @@
+"""A file on its way in: `multipart/form-data` (RFC 7578), written to storage as it comes, in the memory of a chunk."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+import python_multipart
+from fastapi import Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+
+from api.http.authentication import authenticate
+from api.http.idempotency import has_key, resource_id
+from headrace.errors import InvalidRequestError, PayloadTooLargeError
+from headrace.files.queries import FileWriter
+from headrace.files.quota import check_room
+from headrace.keys.queries import Principal
+from headrace.stores.database import Database
+
+LARGEST_FORM = 64 * 1024
+"""Bytes of a form beside its file: boundaries, headers, names, fields."""
+LONGEST_FIELD = 1024
+"""Bytes of a field that is not the file."""
+_LONGEST_FILENAME = 512
+# RFC 8187's form of a name. RFC 7578 forbids it in a form, and clients in C#, Java and Go send it beside the other.
+_EXTENDED = re.compile(r""";\s*filename\*\s*=\s*"?utf-8'[^']*'([^";\s]+)""", re.IGNORECASE)
+_SECONDS = range(3600, 2_592_000 + 1)
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["purpose", "file"],
+    "properties": {
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "file": {"type": "string", "format": "binary", "description": "Requests, one a line"},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": _SECONDS[0], "maximum": _SECONDS[-1]},
+    },
+}
+"""What a form has, as OpenAPI says it."""
+
+
+@dataclass(slots=True)
+class _Form:
+    """What the parser has found and nobody has taken yet."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+    pieces: list[bytes] = field(default_factory=list)
+    ended: bool = False
+    files: int = 0
+    file_bytes: int = 0
+    _header: bytearray = field(default_factory=bytearray)
+    _value: bytearray = field(default_factory=bytearray)
+    _headers: dict[str, str] = field(default_factory=dict)
+    _name: str = ""
+    _text: bytearray | None = None
+
+    def callbacks(self) -> python_multipart.multipart.MultipartCallbacks:
+        return {
+            "on_part_begin": self._headers.clear,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_part,
+            "on_part_data": self._take,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _end_header(self) -> None:
+        self._headers[self._header.decode("latin-1").lower()] = self._value.decode("utf-8", "replace")
+        self._header.clear()
+        self._value.clear()
+
+    def _begin_part(self) -> None:
+        # The parser of options reads latin-1; names may be in UTF-8 (RFC 7578, section 5.1).
+        header = self._headers.get("content-disposition", "").encode().decode("latin-1")
+        _, options = parse_options_header(header)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._text = None
+        if self._name == "file":
+            self.files += 1
+            self.filename = _extended_filename(header) or options.get(b"filename", b"").decode("utf-8", "replace")
+        else:
+            self._text = bytearray()
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        if self._text is None:
+            self.pieces.append(data[start:end])
+            self.file_bytes += end - start
+            return
+        self._text.extend(data[start:end])
+        if len(self._text) > LONGEST_FIELD:
+            raise InvalidRequestError(f"The form's field '{self._name[:64]}' is too long.", param=self._name[:64])
+
+    def _end_part(self) -> None:
+        if self._text is not None:
+            self.fields[self._name[:64]] = self._text.decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+async def store_upload(request: Request, principal: Principal) -> tuple[str, bool]:
+    """Write the file of a form to storage. Nothing is left of one that is refused or broken off.
+
+    Returns its id, and whether it is that of an earlier request with the same Idempotency-Key. The key is claimed when
+    all of the file is written and before it is there: if this process dies in between, the request that is sent again
+    finds the whole file by its key, and ends it; a file that no key stands for is swept.
+
+    Raises:
+        ConflictError: Its Idempotency-Key came with another file.
+        InvalidRequestError: It is no such form, lacks a field, or was broken off.
+        QuotaExceededError: The account has as many files, or bytes of them, as it may have.
+        PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`; the rest of it is not read.
+    """
+    database: Database = request.state.database
+    limit: int = request.state.settings.max_file_bytes
+    too_large = PayloadTooLargeError(f"The file is larger than {limit} bytes.", param="file")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit + LARGEST_FORM:
+        raise too_large
+    form = _Form()
+    parser = _parser(request, form)
+    room = partial(check_room, database, principal.account_id, request.state.settings, param="file")
+    await room(files=1, size=max(0, int(declared) - LARGEST_FORM) if declared.isdecimal() else 0)
+    writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
+    digest, keyed = hashlib.sha256(), has_key(request)
+    claimed = False
+    received = 0
+    try:
+        async for piece in _pieces(request):
+            received += len(piece)
+            try:
+                parser.write(piece)
+            except MultipartParseError as error:
+                raise InvalidRequestError(
+                    f"The form is not valid multipart/form-data: {error}", code="invalid_form"
+                ) from None
+            if received - form.file_bytes > LARGEST_FORM:
+                raise InvalidRequestError(
+                    f"The form has more than {LARGEST_FORM} bytes beside its file.", code="invalid_form"
+                )
+            for part in form.pieces:
+                await writer.write(part)
+                if keyed:
+                    digest.update(part)
+            form.pieces.clear()
+            if writer.size > limit:
+                raise too_large
+        if not form.ended:
+            raise InvalidRequestError("The form was broken off: its last boundary is missing.")
+        _check(form)
+        filename = (form.filename or "file")[:_LONGEST_FILENAME]
+        seconds = _seconds(form.fields)
+        await writer.flush()
+        await room()  # with all that is uploaded at the same time
+        await authenticate(request)  # an upload may outlast its key
+        digest.update(orjson.dumps([form.fields, filename]))
+        asked = orjson.dumps(digest.hexdigest())
+        file_id, repeated = await resource_id(request, principal, writer.file_id, asked)
+        claimed = not repeated  # from here on it is whoever comes with the key's
+        await writer.close(filename=filename, seconds=seconds, file_id=file_id)
+    finally:
+        if not claimed:
+            await writer.discard()
+    return file_id, repeated
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body as it comes."""
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise InvalidRequestError("The request body was broken off.")
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+def _extended_filename(disposition: str) -> str | None:
+    found = _EXTENDED.search(disposition)
+    return None if found is None else unquote(found[1])
+
+
+def _parser(request: Request, form: _Form) -> python_multipart.MultipartParser:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise InvalidRequestError(
+            "A file is uploaded as multipart/form-data, with the fields 'purpose' and 'file'.", code="invalid_form"
+        )
+    return python_multipart.MultipartParser(boundary, form.callbacks())
+
+
+def _check(form: _Form) -> None:
+    purpose = form.fields.get("purpose")
+    if purpose is None:
+        raise InvalidRequestError(
+            "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
+        )
+    if purpose != "batch":
+        raise InvalidRequestError(
+            f"Invalid 'purpose': '{purpose[:64]}'. The only purpose that files have here is 'batch'.",
+            param="purpose",
+            code="invalid_value",
+        )
+    if form.files != 1:
+        problem = "Missing required parameter: 'file'." if not form.files else "There is more than one 'file'."
+        raise InvalidRequestError(problem, param="file", code="missing_required_parameter")
+    if "\0" in (form.filename or ""):
+        raise InvalidRequestError("Invalid 'file': its name has the character U+0000.", param="file")
+
+
+def _seconds(fields: dict[str, str]) -> int | None:
+    """Return for how many seconds the file is to be kept, or None if until somebody deletes it."""
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequestError(
+            "Invalid 'expires_after[anchor]': it must be 'created_at'.",
+            param="expires_after[anchor]",
+            code="invalid_value",
+        )
+    if seconds is None or not seconds.isdecimal() or int(seconds) not in _SECONDS:
+        raise InvalidRequestError(
+            f"Invalid 'expires_after[seconds]': it must be a number from {_SECONDS[0]} to {_SECONDS[-1]}.",
+            param="expires_after[seconds]",
+            code="invalid_value",
+        )
+    return int(seconds)

@@ -1,0 +1,1 @@
+"""The way of a job through the API: accepted, waited for, cancelled."""

@@ -1,0 +1,219 @@
+"""Accepting a job: the row is committed, then a worker is waked. What the API promises, it promises from here on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import Request
+
+from api.http.idempotency import has_key, resource_id
+from api.jobs.doubts import Doubts
+from api.resources.webhooks import accept_webhook
+from headrace.agents.persona import resolve
+from headrace.agents.queries import AgentVersion, find_agent
+from headrace.catalogue.models import Route
+from headrace.catalogue.routing import check_servable
+from headrace.errors import ModelNotFoundError
+from headrace.formats.chat.request import ChatRequest, check_request
+from headrace.formats.chat.usage import estimate_demand
+from headrace.formats.json_document import parse_json
+from headrace.ids import AGENT_PREFIX, is_id, new_id
+from headrace.jobs.cancellation import cancel_job
+from headrace.jobs.records import NewJob
+from headrace.jobs.sql.read import read_progress
+from headrace.keys.queries import Principal
+from headrace.quotas.cost import check_priced, highest_cost
+from headrace.quotas.gate import Demand, Scope
+from headrace.runtime.offload import LARGE_BYTES, offloaded
+
+# `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
+_TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
+_LONGEST_HEADER = 2048
+
+
+@dataclass(slots=True)
+class Submission:
+    """A job to be accepted, whose limits it is under, and what the headers of its answer say of it."""
+
+    job: NewJob
+    headers: dict[str, str]
+    scopes: Sequence[Scope]
+    routes: Sequence[Route]
+    """Those that may be tried, in their order."""
+    asked: Mapping[str, Any]
+    repeated: bool
+    """Whether an earlier request with its Idempotency-Key may have made it already."""
+
+    def forget(self) -> None:
+        """Let go of what was asked, which Postgres has: its client may wait for long."""
+        self.job = replace(self.job, request="")
+        self.asked = {}
+
+
+@dataclass(slots=True)
+class Asked:
+    """A chat request: its JSON, what that says, and how it was understood."""
+
+    body: bytes
+    document: dict[str, Any]
+    chat: ChatRequest
+
+    @classmethod
+    def parse(cls, body: bytes) -> Asked:
+        """Return the chat request that a body is. Raises InvalidRequestError naming the parameter that is wrong."""
+        document = parse_json(body)
+        return cls(body, document, check_request(ChatRequest, document))
+
+
+async def new_job(
+    request: Request,
+    principal: Principal,
+    asked: Asked,
+    *,
+    sent: bytes,
+    tier: str | None = None,
+    metadata: dict[str, str] | None = None,
+    timeout_seconds: float | None = None,
+    webhook: str | None = None,
+    background: bool,
+) -> Submission:
+    """Return the job that a chat request asks for, of a model or an agent; `sent` is all of what was sent.
+
+    What is given besides wins over what the request says.
+
+    Raises:
+        ModelNotFoundError: Nobody serves the model, or one of its fallbacks; or the account has no such agent.
+        InvalidRequestError: It asks for what no route to the model can honour, or for a webhook that may not be sent.
+        ConflictError: Its Idempotency-Key came with another request.
+    """
+    webhook = webhook or asked.chat.webhook
+    if webhook is not None:
+        await accept_webhook(request, principal.account_id, webhook)
+    principal.check_may_ask(asked.chat.model, asked.chat.fallbacks or ())
+    labels = metadata if metadata is not None else asked.chat.metadata
+    agent = None
+    if asked.chat.model.startswith(AGENT_PREFIX):
+        agent = await _agent(request, principal, asked.chat.model)
+        size = len(agent.definition) + len(asked.body)
+        asked = await offloaded(size, _resolved, agent, asked)
+    chat, size = asked.chat, len(asked.body)
+    check = functools.partial(check_servable, request.state.catalogue.current, chat, asked.document, metadata=labels)
+    fresh = new_id("job")
+    usable = await offloaded(size, check, seed=fresh)
+    job_id, repeated = await resource_id(request, principal, fresh, sent)
+    if repeated:
+        usable = await offloaded(size, check, seed=job_id)
+    job = NewJob(
+        id=job_id,
+        account_id=principal.account_id,
+        key_id=principal.key_id,
+        model=chat.model,
+        request=asked.body.decode(),
+        agent_id=None if agent is None else agent.id,
+        agent_version=None if agent is None else agent.version,
+        metadata=orjson.dumps(labels).decode() if labels else None,
+        tier=tier or _TIERS.get(chat.service_tier or "", "default"),
+        background=background,
+        streamed=bool(chat.stream) and not background,
+        # One that may be sent again is watched, by whoever sends it.
+        origin=None if background or has_key(request) else request.state.hub.origin,
+        webhook=webhook,
+        stored=chat.store is not False,
+        timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
+    )
+    scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
+    routes = [way.route for way in usable]
+    return Submission(job, _headers(job_id, usable[0].dropped), scopes, routes, asked.document, repeated)
+
+
+def _resolved(agent: AgentVersion, asked: Asked) -> Asked:
+    """Return what an agent makes of a request. Raises as `Asked.parse` does: each may be right, and both wrong."""
+    document = resolve(orjson.loads(agent.definition), asked.document)
+    return Asked(orjson.dumps(document), document, check_request(ChatRequest, document))
+
+
+async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
+    agent = None
+    if is_id(agent_id, "agent"):
+        agent = await find_agent(request.state.database, agent_id, principal.account_id)
+    if agent is None:
+        raise ModelNotFoundError.of(agent_id, param="model")
+    return agent
+
+
+def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
+    headers = {"x-headrace-job": job_id}
+    if dropped:
+        # Names are the client's, so they may hold anything; and no client reads more than a few kilobytes of a header.
+        names = ", ".join(quote(name, safe="[].") for name in dropped)
+        headers["x-headrace-dropped-params"] = names[:_LONGEST_HEADER]
+    return headers
+
+
+async def accept(request: Request, submission: Submission) -> int:
+    """Commit the job and wake a worker for it; returns when it was created, in Unix seconds.
+
+    Raises:
+        RateLimitError: The limits of its key or account do not allow it now, or too many of its jobs wait.
+        InvalidRequestError: Its key or account has a budget, and the model has no price.
+    """
+    state, job = request.state, submission.job
+    if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
+        submission.headers["idempotent-replayed"] = "true"
+        _let_go(request, submission)
+        return progress.created
+    state.waiting.check(job.account_id)
+    if any(scope.is_limited for scope in submission.scopes):
+        job = await _admit(request, submission)
+    try:
+        created: int = await state.inserts.submit(job)
+    except BaseException:
+        if job.reserved_cost is not None:
+            # In a task of its own: it may be the client's going that stops us.
+            await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
+        raise
+    state.waiting.add(job.account_id)
+    if job.delay_seconds:
+        asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
+    else:
+        state.queue.wake([job.id], tier=job.tier)
+    _let_go(request, submission)
+    return created
+
+
+def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
+    """Return a context in which a job is accepted and answered for, as `Doubts.answering` has it."""
+    doubts: Doubts = request.state.doubts
+    cancel = functools.partial(cancel_job, request.state.database, request.state.publisher, job.id, job.account_id)
+    return doubts.answering(request, job.id, cancel)
+
+
+def _let_go(request: Request, submission: Submission) -> None:
+    if len(submission.job.request) > LARGE_BYTES:
+        submission.forget()
+        request.state.room.give_back(request)
+
+
+async def _admit(request: Request, submission: Submission) -> NewJob:
+    job = submission.job
+    if any(scope.limits.has_budget for scope in submission.scopes):
+        check_priced(request.state.catalogue.current, submission.routes, submission.asked)
+    tokens, cost = await offloaded(len(job.request), _demand, submission)
+    demand = Demand(job.id, background=job.background, tokens=tokens, cost=cost)
+    admission = await request.state.gate.admit(submission.scopes, demand)
+    submission.headers |= admission.headers
+    return replace(job, reserved_cost=cost, delay_seconds=admission.delay_seconds)
+
+
+def _demand(submission: Submission) -> tuple[int, Decimal]:
+    """Return what a job may use at most: tokens, and USD."""
+    tokens = estimate_demand(submission.asked, output_limit=submission.routes[0].output_limit)
+    return tokens.total_tokens, highest_cost(submission.routes, submission.asked)

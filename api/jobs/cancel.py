@@ -1,0 +1,72 @@
+"""Ending a job for a client: cancelled or erased at its request, or abandoned because the client left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from contextlib import aclosing
+
+from fastapi import Request
+
+from api.jobs.doubts import Doubts
+from headrace.events.follow import Ended, follow
+from headrace.events.listener import ListenerClosedError
+from headrace.jobs.cancellation import cancel_job
+from headrace.jobs.records import MovedJob
+from headrace.jobs.sql.erase import delete_job
+from headrace.jobs.state import State
+
+# A worker stops within a second; one that did not hear of it in time does so at its next heartbeat.
+_PATIENCE_SECONDS = 4.0
+# Looks at a job that is cancelled while its process ends, and the seconds between two: within the process's last one.
+_LOOKS = 4
+_LOOK_SECONDS = 0.1
+
+
+async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+    """Cancel a job of an account; returns the job as it is then, or None if the account has no such job."""
+    return await cancel_job(request.state.database, request.state.publisher, job_id, account_id)
+
+
+async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+    """Cancel a job, and give its worker a moment to end it."""
+    state = request.state
+    async with state.hub.listen(job_id, own=False) as listener:
+        job = await cancel(request, job_id, account_id)
+        if job is not None and job.state is State.RUNNING:
+            with contextlib.suppress(TimeoutError, ListenerClosedError):
+                async with asyncio.timeout(_PATIENCE_SECONDS), aclosing(follow(listener, state.database)) as events:
+                    async for event in events:
+                        if isinstance(event, Ended):
+                            break
+        return job
+
+
+async def erase(request: Request, job_id: str, account_id: str) -> bool:
+    """Stop a job if it has not ended, and erase its content. Returns False if the account has no such job."""
+    await cancel_and_wait(request, job_id, account_id)
+    return await delete_job(request.state.database, job_id, account_id)
+
+
+async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+    """Cancel the job of a client that left, and try again if Postgres is unavailable.
+
+    Returns the job as it is then, or None while Postgres is unavailable.
+    """
+    doubts: Doubts = request.state.doubts
+    return await doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
+
+
+async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:
+    """Cancel a job whose client is answered that it is not run, and tell within a moment whether that holds.
+
+    The worker of a running job may still end it, so its state is looked at until it is an end.
+    """
+    job = await abandon(request, job_id, account_id)
+    for _ in range(_LOOKS):
+        if job is None or job.state is not State.RUNNING:
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+        job = await abandon(request, job_id, account_id)
+    return job is not None and job.state is State.CANCELLED

@@ -1,0 +1,69 @@
+"""How many jobs an account may have waiting: counted here as they come, and by Postgres once they may be many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.errors import RateLimitError
+from headrace.jobs.sql.accept import count_waiting
+from headrace.stores.database import Database
+
+log = logging.getLogger(__name__)
+
+# Seconds between two counts by Postgres of an account that may have too many, and until it may ask again.
+_COUNT_SECONDS = 1.0
+_RETRY_SECONDS = 30.0
+
+
+class WaitingJobs:
+    """The jobs that each account has waiting, as one API process knows.
+
+    An account that adds few is never counted by Postgres. What the other processes accept is known once it is counted,
+    so an account may exceed the bound by as much as they accept within a second.
+    """
+
+    def __init__(self, database: Database, *, most: int) -> None:
+        """Let each account have up to `most`."""
+        self._database = database
+        self._most = most
+        self._estimates: dict[str, int] = defaultdict(int)
+
+    def check(self, account_id: str) -> None:
+        """Check that an account may add a job.
+
+        Raises:
+            RateLimitError: It has as many waiting as it may.
+        """
+        if self._estimates.get(account_id, 0) >= self._most:
+            raise RateLimitError(
+                f"{self._most} jobs of this account wait: submit more when some have run.",
+                code="too_many_waiting_jobs",
+                retry_after=_RETRY_SECONDS,
+            )
+
+    def add(self, account_id: str) -> None:
+        """Note that an account has added a job."""
+        self._estimates[account_id] += 1
+
+    async def run(self) -> None:
+        """Count the waiting jobs of accounts that may have many, until cancelled."""
+        while True:
+            await asyncio.sleep(_COUNT_SECONDS)
+            try:
+                await self.count()
+            except SQLAlchemyError as error:
+                log.warning("could not count waiting jobs: %s", error)
+
+    async def count(self) -> None:
+        """Have Postgres count, once."""
+        many = [account_id for account_id, count in self._estimates.items() if count > self._most / 2]
+        for account_id in many:
+            count = await count_waiting(self._database, account_id, limit=self._most)
+            if count:
+                self._estimates[account_id] = count
+            else:
+                del self._estimates[account_id]

@@ -1,0 +1,215 @@
+"""Agents: created, read, changed, deleted, and taken for the model that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated
+from api.http.body import read_body
+from api.http.errors import render_json
+from api.http.idempotency import Change, replay_headers, resource_id
+from api.http.pages import after_id, check_after, render_page
+from headrace.agents import queries
+from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
+from headrace.agents.queries import AgentVersion
+from headrace.catalogue.models import Catalogue
+from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError
+from headrace.formats.chat.validation import parse_body
+from headrace.ids import is_id, new_id
+from headrace.keys.queries import Principal
+from headrace.runtime.offload import offloaded
+
+router = APIRouter(prefix="/agents", tags=["Agents"])
+
+
+class Agent(AgentDefinition):
+    """An agent. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["agent"]
+    version: int = Field(description="Raised by each change")
+    created_at: int
+    updated_at: int
+
+
+class AgentList(BaseModel):
+    """A page of agents."""
+
+    object: Literal["list"]
+    data: list[Agent]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def _all_optional(schema: dict[str, Any]) -> None:
+    fields = AgentDefinition.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
+    schema["properties"] = {name: {"anyOf": [field, {"type": "null"}]} for name, field in fields.items()}
+
+
+class AgentChanges(RootModel[dict[str, Any]]):
+    """What is to be changed of an agent; `null` takes a field away. The whole is checked once it is changed."""
+
+    model_config = ConfigDict(json_schema_extra=_all_optional)
+
+
+class DeletedAgent(BaseModel):
+    """That an agent is gone."""
+
+    id: str
+    object: Literal["agent.deleted"]
+    deleted: Literal[True]
+
+
+def _render(agent: AgentVersion) -> dict[str, Any]:
+    definition = orjson.loads(agent.definition)
+    return {
+        "id": agent.id,
+        "object": "agent",
+        "version": agent.version,
+        "created_at": agent.created_at,
+        "updated_at": agent.updated_at,
+        **{name: definition.get(name) for name in AgentDefinition.model_fields},
+    }
+
+
+async def _checked(request: Request, principal: Principal, body: bytes) -> AgentDefinition:
+    """Return a definition that may be kept.
+
+    Raises:
+        InvalidRequestError: It is not valid, or its model is not in the catalogue.
+        ModelNotFoundError: The key may not ask its model, or one of its fallbacks.
+        PayloadTooLargeError: It is too large.
+    """
+    if len(body) > LARGEST_AGENT:
+        raise PayloadTooLargeError(f"The agent is larger than {LARGEST_AGENT} bytes.")
+    definition = await offloaded(len(body), _parse, body)
+    principal.check_may_ask(
+        definition.model, (definition.parameters or {}).get("fallbacks") or (), within="parameters."
+    )
+    catalogue: Catalogue = request.state.catalogue.current
+    catalogue.find(definition.model)
+    return definition
+
+
+def _parse(body: bytes) -> AgentDefinition:
+    definition = parse_body(AgentDefinition, body)
+    definition.check()
+    return definition
+
+
+def _changed(current: AgentVersion, changes: Mapping[str, Any]) -> bytes:
+    """Return an agent's definition as it is kept once these changes are made, if it is valid then."""
+    definition = orjson.loads(current.definition) | changes
+    return orjson.dumps({name: value for name, value in definition.items() if value is not None})
+
+
+async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
+    agent = None
+    if is_id(agent_id, "agent"):
+        agent = await queries.find_agent(request.state.database, agent_id, account_id, version=version)
+    if agent is None:
+        raise no_such_agent(agent_id)
+    return agent
+
+
+def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
+    """Return the answer for an id that the account has no agent by."""
+    return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param=param)
+
+
+@router.post("", summary="Create an agent", responses={200: {"model": Agent}})
+async def create_agent(request: Request, principal: Authenticated) -> Response:
+    """Create an agent, in its version 1."""
+    body = await read_body(request, limit=LARGEST_AGENT)
+    definition = await _checked(request, principal, body)
+    agent_id, repeated = await resource_id(request, principal, new_id("agent"), body)
+    database, account_id = request.state.database, principal.account_id
+    kept = orjson.dumps(orjson.loads(body)).decode()
+    await queries.create_agent(database, agent_id, account_id, definition=kept, model=definition.model)
+    if not repeated and await queries.find_agent(database, agent_id, account_id) is None:
+        raise ConflictError(f"An account has at most {queries.MOST_AGENTS} agents: delete one first.")
+    return render_json(_render(await _find(request, account_id, agent_id)), replay_headers(repeated))
+
+
+@router.get("", summary="List agents", responses={200: {"model": AgentList}})
+async def list_agents(
+    request: Request,
+    principal: Authenticated,
+    after: Annotated[str | None, after_id("agent_")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the account's agents, newest first."""
+    check_after(after, "agent")
+    found, more = await queries.list_agents(
+        request.state.database, principal.account_id, after=after, limit=limit, descending=order == "desc"
+    )
+    return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
+
+
+@router.get("/{agent_id}", summary="Get an agent", responses={200: {"model": Agent}})
+async def get_agent(
+    request: Request,
+    principal: Authenticated,
+    agent_id: str,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="As it was then")] = None,
+) -> Response:
+    """Return an agent as it is, or as it was in a version."""
+    return render_json(_render(await _find(request, principal.account_id, agent_id, version)))
+
+
+@router.get("/{agent_id}/versions", summary="List an agent's versions", responses={200: {"model": AgentList}})
+async def list_versions(
+    request: Request, principal: Authenticated, agent_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> Response:
+    """List an agent's versions, newest first."""
+    await _find(request, principal.account_id, agent_id)
+    found, more = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit)
+    return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
+
+
+@router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
+@router.patch("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}}, include_in_schema=False)
+async def update_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+    """Change what the body names, and leave the rest; `null` takes a field away.
+
+    This makes a new version, unless nothing is different.
+    """
+    body = await read_body(request, limit=LARGEST_AGENT)
+    database, account_id = request.state.database, principal.account_id
+    current = await _find(request, account_id, agent_id)
+    parse_body(AgentChanges, body)
+    changes = orjson.loads(body)
+    change = await Change.of(request, principal, body)
+    if not change.done:
+        kept = _changed(current, changes)
+        model = (await _checked(request, principal, kept)).model
+        same = kept.decode() == current.definition
+        if not same and current.version >= queries.MOST_VERSIONS:
+            raise ConflictError(f"An agent has at most {queries.MOST_VERSIONS} versions: create another one.")
+        async with change.applying():
+            if not same and not await queries.update_agent(
+                database, agent_id, account_id, version=current.version, definition=kept.decode(), model=model
+            ):
+                # Another request changed it: perhaps this very one, sent again before it had its answer.
+                current = await _find(request, account_id, agent_id)
+                if _changed(current, changes).decode() != current.definition:
+                    raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
+    return render_json(_render(await _find(request, account_id, agent_id)), change.headers)
+
+
+@router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})
+async def delete_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+    """Delete an agent. What it was asked already runs on, and its jobs keep what they ran with."""
+    if not is_id(agent_id, "agent") or not await queries.delete_agent(
+        request.state.database, agent_id, principal.account_id
+    ):
+        raise no_such_agent(agent_id)
+    return render_json({"id": agent_id, "object": "agent.deleted", "deleted": True})

@@ -1,0 +1,331 @@
+"""Batches, as OpenAI has them, and what can be had of one while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated, authenticate
+from api.http.body import read_body
+from api.http.errors import render_json
+from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
+from api.http.pages import after_id, check_after, render_page
+from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.sse import PING, RECONNECT, EventStream, render_event
+from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
+from headrace.batches import queries as queries_module
+from headrace.batches.batch_object import (
+    Batch,
+    BatchList,
+    BatchProgress,
+    find_batch,
+    render_batch,
+    render_progress,
+)
+from headrace.batches.lines import ENDPOINT
+from headrace.batches.queries import NewBatch, count_active, has_line, list_ended
+from headrace.batches.request import BatchRequest, parse_batch_request
+from headrace.batches.results import render_line
+from headrace.batches.state import BatchState
+from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError, RateLimitError
+from headrace.files.file_object import get_file, no_such_file
+from headrace.files.queries import FileWriter
+from headrace.files.quota import check_room
+from headrace.formats.chat.validation import check_text
+from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
+from headrace.keys.queries import Principal
+from headrace.stores.connections import Row
+from headrace.webhooks.queries import list_deliveries
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/batches", tags=["Batches"])
+
+# Between two looks at a batch for those who watch it.
+_LOOK_SECONDS = 0.5
+_INLINE_SECONDS = 30 * 86_400
+_REFUSED = "Invalid 'after': no line of the batch has the id '{after}'."
+
+
+class LineResponse(BaseModel):
+    """What a line was answered with: a completion, or an error."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class LineError(BaseModel):
+    """Why a line has no answer."""
+
+    code: str | None
+    message: str | None
+
+
+class BatchResult(BaseModel):
+    """A line that has ended, as the output files have it."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None
+    error: LineError | None
+
+
+class BatchResults(BaseModel):
+    """A page of lines that have ended."""
+
+    object: Literal["list"]
+    data: list[BatchResult]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+@router.post("", summary="Create a batch", responses={200: {"model": Batch}})
+async def create_batch(request: Request, principal: Authenticated) -> Response:
+    """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
+    body = await read_body(request)
+    asked = parse_batch_request(body)
+    if asked.webhook is not None:
+        await accept_webhook(request, principal.account_id, asked.webhook)
+    database, account_id = request.state.database, principal.account_id
+    earlier = await earlier_id(request, principal, body)
+    if earlier is not None and (batch := await queries_module.get_batch(database, earlier, account_id)) is not None:
+        return render_json(render_batch(batch), replay_headers(repeated=True))
+    await _check(request, principal, asked)
+    batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
+    file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
+    cancel = functools.partial(queries_module.cancel_batch, database, batch_id, account_id)
+    async with request.state.doubts.answering(request, batch_id, cancel) as made:
+        if not await queries_module.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
+            raise no_such_file(file_id, param="input_file_id")
+        made()
+        batch = await find_batch(database, batch_id, account_id)
+    return render_json(render_batch(batch))
+
+
+async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:
+    """Check what the types cannot say.
+
+    Raises:
+        InvalidRequestError: Its metadata holds what Postgres has no place for.
+        NotFoundError: The account has no such file for a batch.
+        RateLimitError: As many batches of the account as may be have not ended.
+    """
+    most = request.state.settings.batches_in_progress
+    if await count_active(request.state.database, principal.account_id) >= most:
+        raise RateLimitError(
+            f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
+        )
+    for key, value in (asked.metadata or {}).items():
+        check_text(key + value, f"metadata.{key}")
+    if asked.input_file_id is not None:
+        file = await get_file(request.state.database, asked.input_file_id, principal.account_id, param="input_file_id")
+        if file.purpose != "batch":
+            raise no_such_file(asked.input_file_id, param="input_file_id")
+
+
+def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
+    return NewBatch(
+        id=batch_id,
+        account_id=principal.account_id,
+        key_id=principal.key_id,
+        endpoint=asked.endpoint,
+        completion_window=asked.completion_window,
+        seconds=asked.window_seconds,
+        input_file_id=file_id,
+        output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
+        metadata=asked.metadata,
+        webhook=asked.webhook,
+    )
+
+
+async def _store_inline(request: Request, principal: Principal, lines: list[dict[str, Any]]) -> str:
+    """Keep the lines of a request as the file that they would have been, and return its id."""
+    state = request.state
+    await check_room(state.database, principal.account_id, state.settings, files=1, param="requests")
+    writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
+    for at in range(0, len(lines), 100):
+        await writer.write(
+            b"".join(orjson.dumps({"method": "POST", "url": ENDPOINT} | line) + b"\n" for line in lines[at : at + 100])
+        )
+    await writer.close(filename="requests.jsonl", seconds=_INLINE_SECONDS)
+    return writer.file_id
+
+
+@router.get("", summary="List batches", responses={200: {"model": BatchList}}, openapi_extra=DESCRIBED_METADATA)
+async def list_batches(
+    request: Request,
+    principal: Authenticated,
+    metadata: MetadataFilter,
+    after: Annotated[str | None, after_id("batch_")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """List the account's batches, newest first; `metadata[key]=value` narrows it."""
+    check_after(after, "batch")
+    rows = await queries_module.list_batches(
+        request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata
+    )
+    return render_page([render_batch(row) for row in rows], limit=limit)
+
+
+@router.get("/{batch_id}", summary="Get a batch", responses={200: {"model": Batch}})
+async def get_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Return a batch as it is now."""
+    return render_json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+
+
+@router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
+async def cancel_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Run no more of a batch, and stop what runs of it. What is done by then is in its output."""
+    database, account_id = request.state.database, principal.account_id
+    row = await find_batch(database, batch_id, account_id)
+    change = await Change.of(request, principal)
+    if not change.done:
+        _check_cancellable(row)
+        async with change.applying():
+            await queries_module.cancel_batch(database, batch_id, account_id)
+            row = await find_batch(database, batch_id, account_id)
+            _check_cancellable(row)
+    return render_json(render_batch(row), change.headers)
+
+
+def _check_cancellable(row: Row) -> None:
+    if row.state in {BatchState.FINALIZING, BatchState.COMPLETED, BatchState.FAILED, BatchState.EXPIRED}:
+        raise ConflictError(f"Cannot cancel a batch with status '{row.state}'.")
+
+
+@router.get(
+    "/{batch_id}/results", summary="List a batch's results as they come", responses={200: {"model": BatchResults}}
+)
+async def list_results(
+    request: Request,
+    principal: Authenticated,
+    batch_id: str,
+    after: Annotated[str | None, after_id("batch_req_")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """List the lines that have ended, in the order in which they did, as the output files have them.
+
+    A reader that asks again with `after` gets those that have ended since, each once.
+    """
+    database = request.state.database
+    await find_batch(database, batch_id, principal.account_id)
+    job_id = None
+    if after is not None:
+        job_id = job_id_of_line(after)
+        if not (is_id(after, "batch_req") and await has_line(database, batch_id, job_id)):
+            raise InvalidRequestError(_REFUSED.format(after=after[:100]), param="after", code="invalid_value")
+    rows = await list_ended(database, batch_id, after=job_id, limit=limit + 1)
+    page = rows[:limit]
+    head = {
+        "object": "list",
+        "first_id": batch_line_id(page[0].id) if page else None,
+        "last_id": batch_line_id(page[-1].id) if page else after,
+        "has_more": len(rows) > limit,
+    }
+    body = b'%b,"data":[%b]}' % (orjson.dumps(head)[:-1], b",".join(map(render_line, page)))
+    return Response(body, media_type="application/json")
+
+
+@router.get(
+    "/{batch_id}/events",
+    summary="Watch a batch",
+    responses={200: {"model": BatchProgress, "content": {"text/event-stream": {}}}},
+)
+async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """Stream where a batch stands whenever that has changed, and at its end the batch.
+
+    `Last-Event-ID` says what a reader knows already, so that one who comes back is not told it again.
+    """
+    request.state.subscribers.check(principal.key_id)
+    row = await find_batch(request.state.database, batch_id, principal.account_id)
+    known = request.headers.get("last-event-id")
+    if BatchState(row.state).is_final and known == _event_id(row):
+        return Response(status_code=204)  # a browser would come back for ever for the same end
+    return EventStream(_watched(request, principal, row, known))
+
+
+def _event_id(row: Row) -> str:
+    return f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
+
+
+async def _watched(
+    request: Request, principal: Principal, row: Row, known: str | None
+) -> AsyncGenerator[list[bytes], None]:
+    with request.state.subscribers.watching(principal.key_id):
+        async with aclosing(_events(request, principal.account_id, row, known)) as events:
+            async for event in events:
+                yield event
+
+
+async def _events(request: Request, account_id: str, row: Row, known: str | None) -> AsyncGenerator[list[bytes], None]:
+    loop = asyncio.get_running_loop()
+    spoke = loop.time()
+    while True:
+        event_id = _event_id(row)
+        if BatchState(row.state).is_final:
+            name = f"batch.{row.state}"
+            yield [render_event(orjson.dumps(render_batch(row)), name=name, event_id=event_id)]
+            return
+        if event_id != known:
+            known, spoke = event_id, loop.time()
+            yield [render_event(orjson.dumps(render_progress(row)), name="batch.progress", event_id=event_id)]
+        elif loop.time() - spoke > request.state.settings.ping_seconds:
+            spoke = loop.time()
+            yield [PING]
+        if await _is_told_to_end(request.state.hub.ending):
+            yield [RECONNECT]
+            return
+        if await request.is_disconnected():
+            return
+        try:
+            await authenticate(request)  # the key may have been revoked meanwhile
+            row = await find_batch(request.state.database, row.id, account_id)
+        except AuthenticationError as error:
+            yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
+            return
+        except SQLAlchemyError as error:
+            log.warning("a reader of a batch waits for Postgres: %s", error)
+
+
+@router.get(
+    "/{batch_id}/webhook-deliveries",
+    summary="List a batch's webhooks",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def list_webhook_deliveries(request: Request, principal: Authenticated, batch_id: str) -> Response:
+    """List the deliveries of a batch's webhook, and how each went."""
+    database = request.state.database
+    await find_batch(database, batch_id, principal.account_id)
+    return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))
+
+
+async def _is_told_to_end(ending: asyncio.Event) -> bool:
+    """Wait a moment; tell whether this process is to end meanwhile: then its readers come back to another."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_SECONDS):
+            await ending.wait()
+    return ending.is_set()
+
+
+@router.post(
+    "/{batch_id}/webhook-deliveries/{delivery_id}/resend",
+    summary="Tell of a batch again",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def resend_webhook(request: Request, principal: Authenticated, batch_id: str, delivery_id: str) -> Response:
+    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    await find_batch(request.state.database, batch_id, principal.account_id)
+    return await resend(request, principal, batch_id, delivery_id)

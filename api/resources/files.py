@@ -1,0 +1,166 @@
+"""Files, as OpenAI has them: uploaded for batches, and written by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response, StreamingResponse
+
+from api.http.authentication import Authenticated, authenticate
+from api.http.errors import render_json
+from api.http.idempotency import replay_headers
+from api.http.pages import after_id, check_after, render_page
+from api.http.upload import store_upload
+from headrace.errors import ConflictError, InvalidRequestError
+from headrace.files import queries
+from headrace.files.file_object import FileList, FileObject, get_file, no_such_file, render_file
+from headrace.ids import is_id
+
+router = APIRouter(prefix="/files", tags=["Files"])
+
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)", re.IGNORECASE)
+# Digits of a position: no file is so long that it takes more.
+_DIGITS = 18
+
+
+class DeletedFile(BaseModel):
+    """That a file is gone."""
+
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+@router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
+async def create_file(request: Request, principal: Authenticated) -> Response:
+    """Keep a file for a batch. It is streamed to storage and may have up to `HEADRACE_MAX_FILE_BYTES`."""
+    file_id, repeated = await store_upload(request, principal)
+    file = await get_file(request.state.database, file_id, principal.account_id)
+    return render_json(render_file(file), replay_headers(repeated))
+
+
+@router.get("", summary="List files", responses={200: {"model": FileList}})
+async def list_files(
+    request: Request,
+    principal: Authenticated,
+    purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
+    after: Annotated[str | None, after_id("file-")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the account's files, newest first."""
+    check_after(after, "file")
+    rows = await queries.list_files(
+        request.state.database,
+        principal.account_id,
+        purpose=purpose,
+        after=after,
+        limit=limit + 1,
+        descending=order == "desc",
+    )
+    return render_page([render_file(row) for row in rows], limit=limit)
+
+
+@router.get("/{file_id}", summary="Get a file", responses={200: {"model": FileObject}})
+async def get_file_object(request: Request, principal: Authenticated, file_id: str) -> Response:
+    """Return what is known of a file."""
+    return render_json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="Download a file",
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file"},
+        206: {"content": {"application/octet-stream": {}}, "description": "With `Range`: that part of it"},
+        304: {"description": "`If-None-Match` has the file's `ETag`"},
+        416: {"description": "`Range` begins behind the file's end"},
+    },
+)
+async def get_content(request: Request, principal: Authenticated, file_id: str) -> Response:
+    """Stream a file, or with `Range: bytes=…` a part of it."""
+    row = await get_file(request.state.database, file_id, principal.account_id)
+    tag = f'"{file_id}"'  # a file never changes
+    headers = {"accept-ranges": "bytes", "etag": tag, "content-disposition": _disposition(row.filename)}
+    if _has_tag(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers={"etag": tag})
+    # With another validator than ours, the part is of something else: RFC 9110, section 13.1.5.
+    same = request.headers.get("if-range", tag).strip() == tag
+    span = _range(request.headers.get("range", ""), row.bytes) if same else None
+    if span is None:
+        return _content(request, file_id, 0, row.bytes, 200, headers)
+    start, end = span
+    if start >= end:
+        problem = InvalidRequestError(
+            f"The file has {row.bytes} bytes.", param="Range", code="invalid_range", status=416
+        )
+        return Response(
+            orjson.dumps({"error": problem.body()}),
+            416,
+            {"content-range": f"bytes */{row.bytes}"},
+            "application/json",
+        )
+    headers["content-range"] = f"bytes {start}-{end - 1}/{row.bytes}"
+    return _content(request, file_id, start, end, 206, headers)
+
+
+def _content(
+    request: Request, file_id: str, start: int, end: int, status: int, headers: dict[str, str]
+) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[bytes]:
+        async for piece in queries.read_file(request.state.database, file_id, start=start, end=end):
+            yield piece
+            await authenticate(request)  # a slow download ends with its key
+
+    headers["content-length"] = str(end - start)
+    return StreamingResponse(pieces(), status, headers, "application/octet-stream")
+
+
+def _has_tag(header: str, tag: str) -> bool:
+    """Tell whether a list of entity tags has this one, compared as weak ones: RFC 9110, section 13.1.2."""
+    tags = [given.strip().removeprefix("W/") for given in header.split(",")]
+    return tag in tags or tags == ["*"]
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the bytes that a header asks for, as start and end; None if it asks for all, or for what we do not do."""
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        length = _position(last)
+        return max(0, size - length), size if length else 0
+    if last and _position(last) < _position(first):
+        return None
+    return _position(first), min(size, _position(last) + 1) if last else size
+
+
+def _position(digits: str) -> int:
+    """Return a position in a file; one that is far beyond any end is cut to another that is."""
+    return int(digits.lstrip("0")[:_DIGITS] or "0")
+
+
+def _disposition(filename: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", filename)
+    disposition = f'attachment; filename="{plain}"'
+    return disposition if plain == filename else f"{disposition}; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+@router.delete("/{file_id}", summary="Delete a file", responses={200: {"model": DeletedFile}})
+async def delete_file(request: Request, principal: Authenticated, file_id: str) -> Response:
+    """Delete a file. One that an unfinished batch reads stays."""
+    found, batch_id = False, None
+    if is_id(file_id, "file"):
+        found, batch_id = await queries.delete_file(request.state.database, file_id, principal.account_id)
+    if not found:
+        raise no_such_file(file_id)
+    if batch_id is not None:
+        raise ConflictError(f"The file is the input of '{batch_id}', which has not ended: cancel that first.")
+    return render_json({"id": file_id, "object": "file", "deleted": True})

@@ -1,0 +1,314 @@
+"""Jobs: submitted, listed, polled, watched, cancelled, erased."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated
+from api.http.body import read_body
+from api.http.errors import render_json
+from api.http.idempotency import Change
+from api.http.pages import ModelFilter, after_id, check_after, render_page
+from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.sse import PING, RECONNECT, EventStream, render_event
+from api.jobs.accept import Asked, new_job
+from api.jobs.cancel import cancel_and_wait, erase
+from api.jobs.foreground import watching
+from api.resources.chat import start
+from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
+from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, UnavailableError
+from headrace.events.follow import (
+    START,
+    Cursor,
+    Deltas,
+    Ended,
+    Event,
+    Retrying,
+    Silence,
+    Started,
+    follow,
+    furthest_cursor,
+)
+from headrace.events.listener import ListenerClosedError
+from headrace.formats.chat.request import JobSubmission, check_request
+from headrace.formats.json_document import parse_json
+from headrace.ids import completion_id, is_id
+from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render_job
+from headrace.jobs.records import JobFilter
+from headrace.jobs.sql import lists
+from headrace.jobs.sql.read import read_lease
+from headrace.jobs.state import State
+from headrace.keys.queries import Principal
+from headrace.runtime.offload import offloaded
+from headrace.webhooks.queries import list_deliveries
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/jobs", tags=["Jobs"])
+
+# A delta that a reader has is in Postgres after one `segment_seconds`, or when its worker reaches that again.
+_CHECKS = 30
+_CHECK_SECONDS = 0.3
+
+
+class DeletedJob(BaseModel):
+    """That a job's content is erased."""
+
+    id: str
+    object: Literal["job.deleted"]
+    deleted: Literal[True]
+
+
+@router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
+async def create_job(request: Request, principal: Authenticated) -> Response:
+    """Start a completion in the background; the same as `background` in a chat completion."""
+    body = await read_body(request)
+    submission, asked = await offloaded(len(body), _parse, body)
+    job = await new_job(
+        request,
+        principal,
+        asked,
+        sent=body,
+        tier=submission.priority,
+        metadata=submission.metadata,
+        timeout_seconds=submission.timeout,
+        webhook=submission.webhook,
+        background=True,
+    )
+    return await start(request, job)
+
+
+def _parse(body: bytes) -> tuple[JobSubmission, Asked]:
+    document = parse_json(body)
+    submission = check_request(JobSubmission, document, within="request")
+    return submission, Asked(orjson.dumps(document["request"]), document["request"], submission.request)
+
+
+@router.get("", summary="List jobs", responses={200: {"model": JobList}}, openapi_extra=DESCRIBED_METADATA)
+async def list_jobs(
+    request: Request,
+    principal: Authenticated,
+    metadata: MetadataFilter,
+    status: State | None = None,
+    model: ModelFilter = None,
+    agent_id: ModelFilter = None,
+    batch_id: ModelFilter = None,
+    created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
+    created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
+    after: Annotated[str | None, after_id("job_")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List the account's jobs, newest first; `metadata[key]=value` narrows it further."""
+    check_after(after, "job")
+    wanted = JobFilter(
+        state=status,
+        model=model,
+        agent_id=agent_id,
+        batch_id=batch_id,
+        metadata=metadata,
+        created_after=_time(created_after),
+        created_before=_time(created_before),
+    )
+    rows, more = await lists.list_jobs(
+        request.state.database, principal.account_id, wanted, after=after, limit=limit, descending=order == "desc"
+    )
+    return render_page([render_job(row) for row in rows], limit=limit, has_more=more)
+
+
+def _time(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+@router.get("/{job_id}", summary="Get a job", responses={200: {"model": Job}})
+async def get_job(
+    request: Request,
+    principal: Authenticated,
+    job_id: str,
+    wait: Annotated[float, Query(ge=0, description="Hold the answer until the job ends or so many seconds pass")] = 0,
+) -> Response:
+    """Return a job as it is now, or with `wait` as it is at its end."""
+    job = await find_job(request.state.database, job_id, principal.account_id)
+    if wait and not State(job["status"]).is_final:
+        request.state.subscribers.check(principal.key_id)
+        await _wait(request, principal, job_id, min(wait, request.state.settings.wait_limit_seconds))
+        job = await find_job(request.state.database, job_id, principal.account_id)
+    return render_json(job)
+
+
+async def _wait(request: Request, principal: Principal, job_id: str, seconds: float) -> None:
+    """Wait for a job's end.
+
+    Raises:
+        AuthenticationError: The key that asked is valid no longer.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds), watching(request, principal, job_id) as listener:
+            with contextlib.suppress(ListenerClosedError):
+                async with aclosing(follow(listener, request.state.database)) as events:
+                    async for event in events:
+                        if isinstance(event, Ended):
+                            return
+            if listener.refused:
+                raise AuthenticationError
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Watch a job",
+    responses={200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}},
+)
+async def watch_job(
+    request: Request,
+    principal: Authenticated,
+    job_id: str,
+    after: Annotated[
+        str | None, Query(description="An event id: what comes after it. `Last-Event-ID` does the same")
+    ] = None,
+) -> Response:
+    """Stream a job's events from its start, or from where a reader was cut off, to its end."""
+    request.state.subscribers.check(principal.key_id)
+    job = await find_job(request.state.database, job_id, principal.account_id)
+    # A browser that connects again sends the header to the same URL: the query is from its first time.
+    param, event_id = "Last-Event-ID", request.headers.get("last-event-id")
+    if not event_id:
+        param, event_id = "after", after
+    cursor = None if event_id is None else Cursor.parse(event_id, param=param)
+    if cursor is not None:
+        await _check_cursor(request, job, cursor, param=param)
+        if State(job["status"]).is_final and cursor == await furthest_cursor(request.state.database, job_id):
+            return Response(status_code=204)  # a browser would come back for ever for an empty stream
+    return EventStream(_events(request, principal, job, cursor))
+
+
+async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
+    """Refuse a cursor that no event of the job has.
+
+    A reader may know of deltas that Postgres is yet to get. Once the worker has extended the job's lease, it has.
+
+    Raises:
+        InvalidRequestError: There is no such event.
+        UnavailableError: That cannot be told, as the job's worker does not reach Postgres.
+    """
+    database, job_id = request.state.database, job["id"]
+    lease, told = None, False
+    for _ in range(_CHECKS):
+        furthest = await furthest_cursor(database, job_id)
+        if cursor <= furthest and (cursor.attempt or cursor == START):
+            return
+        if told or cursor.attempt != furthest.attempt or cursor.attempt == 0:
+            raise InvalidRequestError(
+                f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value"
+            )
+        if lease is None:
+            lease = await read_lease(database, job_id)
+            told = lease is None
+        else:
+            await asyncio.sleep(_CHECK_SECONDS)
+            told = await read_lease(database, job_id) != lease
+    raise UnavailableError("The job's worker is out of reach at the moment.", retry_after=1)
+
+
+async def _events(
+    request: Request, principal: Principal, job: dict[str, Any], cursor: Cursor | None
+) -> AsyncGenerator[list[bytes], None]:
+    job_id = job["id"]
+    head = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{job["created_at"]},'.encode()
+    async with watching(request, principal, job_id) as listener:
+        if cursor is None:
+            yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
+        try:
+            async with aclosing(follow(listener, request.state.database, after=cursor or START)) as events:
+                async for event in events:
+                    if isinstance(event, Ended):
+                        ended = await find_job(request.state.database, job_id, principal.account_id)
+                        name = f"job.{event.state.value}"
+                        yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
+                    else:
+                        yield _render(event, job_id, head)
+        except ListenerClosedError:
+            yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
+        except SQLAlchemyError as error:
+            log.warning("a reader has to come back for the end: %s", error)
+            yield [RECONNECT]
+        except HeadraceError as error:
+            yield [_render_error(error)]
+
+
+def _render_error(error: HeadraceError) -> bytes:
+    return render_event(orjson.dumps({"error": error.body()}), name="error")
+
+
+def _render(event: Event, job_id: str, head: bytes) -> list[bytes]:
+    if isinstance(event, Deltas):
+        attempt, seq = event.first.attempt, event.first.seq
+        return [
+            b"event: job.delta\nid: %d-%d\ndata: %b%b\n\n" % (attempt, seq + index, head, chunk[1:])
+            for index, chunk in enumerate(event.chunks)
+        ]
+    if isinstance(event, Started):
+        attempt = event.cursor.attempt
+        return [_transition(job_id, State.RUNNING, attempt=attempt, name="job.started", event_id=str(event.cursor))]
+    if isinstance(event, Retrying):
+        # It has no id: what a reader that is cut off here has is still the last delta before.
+        return [_transition(job_id, State.QUEUED, attempt=event.attempt, name="job.retrying", event_id=None)]
+    return [PING] if isinstance(event, Silence) else []
+
+
+def _transition(job_id: str, state: State, *, attempt: int, name: str, event_id: str | None) -> bytes:
+    about = {"id": job_id, "object": "job", "status": state.value, "attempt": attempt}
+    return render_event(orjson.dumps(about), name=name, event_id=event_id)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: {"model": Job}})
+async def cancel_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """Stop a job, its call upstream too. One that has ended already stays as it is."""
+    job = await find_job(request.state.database, job_id, principal.account_id)
+    change = await Change.of(request, principal)
+    if not change.done:
+        async with change.applying():
+            await cancel_and_wait(request, job_id, principal.account_id)
+        job = await find_job(request.state.database, job_id, principal.account_id)
+    return render_json(job, change.headers)
+
+
+@router.delete("/{job_id}", summary="Erase a job", responses={200: {"model": DeletedJob}})
+async def delete_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """Stop a job if it has not ended, and erase its content. Its usage stays."""
+    if not is_id(job_id, "job") or not await erase(request, job_id, principal.account_id):
+        raise no_such_job(job_id)
+    return render_json({"id": job_id, "object": "job.deleted", "deleted": True})
+
+
+@router.get(
+    "/{job_id}/webhook-deliveries",
+    summary="List a job's webhooks",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def list_webhook_deliveries(request: Request, principal: Authenticated, job_id: str) -> Response:
+    """List the deliveries of a job's webhook, and how each went."""
+    await find_job(request.state.database, job_id, principal.account_id)
+    return render_deliveries(await list_deliveries(request.state.database, job_id, principal.account_id))
+
+
+@router.post(
+    "/{job_id}/webhook-deliveries/{delivery_id}/resend",
+    summary="Tell of a job again",
+    responses={200: {"model": WebhookDeliveryList}},
+)
+async def resend_webhook(request: Request, principal: Authenticated, job_id: str, delivery_id: str) -> Response:
+    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    await find_job(request.state.database, job_id, principal.account_id)
+    return await resend(request, principal, job_id, delivery_id)

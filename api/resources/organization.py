@@ -1,0 +1,312 @@
+"""Usage and costs as OpenAI's administrators ask for them. A project is an account of ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated
+from api.http.errors import render_json
+from api.http.pages import PageToken, read_page_token, render_page_token
+from api.http.query import list_of
+from api.resources.usage import narrow, visible
+from headrace.errors import InvalidRequestError, PermissionDeniedError
+from headrace.keys.queries import Principal
+from headrace.stores.database import Database
+from headrace.usage.queries import ask
+from headrace.usage.question import Bucket, Question
+
+router = APIRouter(prefix="/organization", tags=["Usage"])
+
+# How many buckets a page has by default, and at most.
+_WIDTHS = {"1m": (Bucket.MINUTE, 60, 60, 1440), "1h": (Bucket.HOUR, 3600, 24, 168), "1d": (Bucket.DAY, 86_400, 7, 31)}
+_MOST_COST_BUCKETS = 180
+_MOST_ROWS = 100_000
+_LIVE_TIERS = ("default", "priority", "flex")
+_COMPLETION_GROUPS = {
+    "project_id": "account",
+    "user_id": "user",
+    "api_key_id": "key",
+    "model": "model",
+    "batch": "tier",
+    "service_tier": "tier",
+}
+_COST_GROUPS = {"project_id": "account", "api_key_id": "key", "line_item": "model"}
+
+
+class UsagePage(BaseModel):
+    """Buckets in order of time, empty ones too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: Literal["page"]
+    data: list[dict[str, Any]]
+    has_more: bool
+    next_page: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What both questions have in common. `page` is a page's token."""
+
+    start_time: int
+    end_time: int | None
+    width: str
+    limit: int
+    page: str | None
+    groups: Sequence[str]
+    only: Mapping[str, Sequence[str]]
+    projects: Sequence[str]
+
+
+_Start = Annotated[int, Query(ge=0, le=2**33, description="Unix seconds")]
+_End = Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds, itself left out; now by default")]
+
+
+_Projects = Annotated[list[str], list_of("project_ids", "Only of these accounts", commas=True)]
+_Keys = Annotated[list[str], list_of("api_key_ids", "Only of these keys", commas=True)]
+_Models = Annotated[list[str], list_of("models", "Only of these models", commas=True)]
+_Users = Annotated[list[str], list_of("user_ids", "Only of these users", commas=True)]
+
+
+def _given(name: str, values: Sequence[str], allowed: Mapping[str, str] | None = None) -> list[str]:
+    """Return the values of a list but for empty ones.
+
+    Raises:
+        InvalidRequestError: One of them is not allowed.
+    """
+    found = [value for value in values if value]
+    for value in found:
+        if "\0" in value or (allowed is not None and value not in allowed):
+            supported = f" Supported values are: {', '.join(allowed)}." if allowed is not None else ""
+            raise InvalidRequestError(
+                f"Invalid '{name}': '{value[:100]}'.{supported}", param=name, code="invalid_value"
+            )
+    return found
+
+
+def _limit(given: int | None, default: int, most: int) -> int:
+    if given is not None and not 1 <= given <= most:
+        raise InvalidRequestError(f"Invalid 'limit': expected 1 to {most}.", param="limit", code="invalid_value")
+    return given or default
+
+
+async def _buckets(
+    request: Request, principal: Principal, asked: _Asked
+) -> tuple[list[tuple[int, int, list[Any]]], str | None]:
+    """Return the buckets of a page, each with its start, its end and its rows, and the token of the next page."""
+    bucket, seconds, *_ = _WIDTHS[asked.width]
+    shape = [asked.width, asked.groups, asked.only, asked.projects]
+    query = repr([asked.start_time, asked.end_time, *shape, principal.key_id])
+    start, until = (asked.start_time, asked.end_time)
+    if asked.page is not None:
+        start, until = read_page_token(asked.page, query)
+    until = int(time.time()) + 1 if until is None else until
+    if start >= until:
+        raise InvalidRequestError(
+            "Invalid 'end_time': it is not after the start.", param="end_time", code="invalid_value"
+        )
+    first = start - start % seconds
+    last = min(first + asked.limit * seconds, until)
+    database = request.state.database
+    whose, own = await visible(database, principal, None)
+    question = Question(
+        account_ids=_narrow_projects(asked.projects, whose),
+        start=start,
+        end=last,
+        bucket=bucket,
+        groups=asked.groups,
+        only=narrow(asked.only, own),
+    )
+    rows = await _rows(database, question)
+    found: dict[int, list[Any]] = {at: [] for at in range(first, last, seconds)}
+    for row in rows:
+        found[row["start_time"] - row["start_time"] % seconds].append(row)
+    page = [(max(at, start), min(at + seconds, until), results) for at, results in found.items()]
+    return page, render_page_token(query, last, until) if last < until else None
+
+
+def _narrow_projects(asked: Sequence[str], visible: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the projects asked for, or without any all that may be seen; None are everybody's.
+
+    Raises:
+        PermissionDeniedError: One of them may not be seen, or there is none by that id: nobody else learns which.
+    """
+    if visible is not None and not set(asked) <= set(visible):
+        raise PermissionDeniedError(
+            "Only an administrator's key may ask for another project's usage.", param="project_ids"
+        )
+    return asked or visible
+
+
+async def _rows(database: Database, question: Question) -> list[dict[str, Any]]:
+    """Return the answer, all of it.
+
+    Raises:
+        InvalidRequestError: It has too many rows, or is not one to wait for.
+    """
+    question.check()
+    rows = await ask(database, question, limit=_MOST_ROWS + 1, names=False)
+    if len(rows) > _MOST_ROWS:
+        raise InvalidRequestError(
+            f"Invalid 'limit': so many buckets have more than {_MOST_ROWS} results together. Ask for fewer buckets, or "
+            "tell less apart with 'group_by'.",
+            param="limit",
+            code="invalid_value",
+        )
+    return rows
+
+
+def _render(buckets: Sequence[tuple[int, int, list[Any]]], next_page: str | None, result: Any) -> Response:
+    data = [
+        {"object": "bucket", "start_time": start, "end_time": end, "results": [result(row) for row in rows]}
+        for start, end, rows in buckets
+    ]
+    document = {"object": "page", "data": data, "has_more": next_page is not None, "next_page": next_page}
+    return render_json(document)
+
+
+@router.get("/usage/completions", summary="Get completions usage", responses={200: {"model": UsagePage}})
+async def get_completions_usage(
+    request: Request,
+    principal: Authenticated,
+    start_time: _Start,
+    group_by: Annotated[
+        list[str], list_of("group_by", f"What to tell apart: {', '.join(_COMPLETION_GROUPS)}", commas=True)
+    ],
+    project_ids: _Projects,
+    user_ids: _Users,
+    api_key_ids: _Keys,
+    models: _Models,
+    end_time: _End = None,
+    bucket_width: Annotated[Literal["1m", "1h", "1d"], Query()] = "1d",
+    batch: Annotated[bool | None, Query(description="`true`: only batches; `false`: only other requests")] = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=1440, description="Buckets: at most 1,440 minutes, 168 hours or 31 days")
+    ] = None,
+    page: PageToken = None,
+) -> Response:
+    """Add usage up as OpenAI does; `group_by`, `project_ids`, `user_ids`, `api_key_ids` and `models` narrow it."""
+    groups = _given("group_by", group_by, _COMPLETION_GROUPS)
+    only = {
+        "key": _given("api_key_ids", api_key_ids),
+        "model": _given("models", models),
+        "user": _given("user_ids", user_ids),
+        "tier": [] if batch is None else ["batch"] if batch else [*_LIVE_TIERS],
+    }
+    asked = _Asked(
+        start_time,
+        end_time,
+        bucket_width,
+        _limit(limit, *_WIDTHS[bucket_width][2:]),
+        page,
+        list(dict.fromkeys(_COMPLETION_GROUPS[name] for name in groups)),
+        {name: values for name, values in only.items() if values},
+        _given("project_ids", project_ids),
+    )
+    buckets, next_page = await _buckets(request, principal, asked)
+    merged = [(start, end, _merged(rows, groups)) for start, end, rows in buckets]
+    return _render(merged, next_page, lambda row: _completions_result(row, groups))
+
+
+def _merged(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Return rows told apart by whether they are of batches, where their tier is not asked for."""
+    if "batch" not in groups or "service_tier" in groups:
+        return list(rows)
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        row["tier"] = "batch" if row["tier"] == "batch" else "default"
+        key = tuple(row[_COMPLETION_GROUPS[name]] for name in groups)
+        if key not in merged:
+            merged[key] = row
+        else:
+            merged[key] = {
+                name: merged[key][name] + value
+                if isinstance(value, int | Decimal) and not name.endswith("_time")
+                else value
+                for name, value in row.items()
+            }
+    return list(merged.values())
+
+
+def _group(row: Mapping[str, Any], groups: Sequence[str], name: str) -> Any:
+    if name not in groups:
+        return None
+    value = row[_COMPLETION_GROUPS[name]]
+    return value == "batch" if name == "batch" else value
+
+
+def _completions_result(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    # OpenAI tells cached and uncached tokens apart by text and audio, and no provider says which of the two was cached:
+    # we take it to be text first. Uncached is what came from no cache and went into none.
+    cached, audio = row["cached_tokens"], row["prompt_audio_tokens"]
+    uncached = row["prompt_tokens"] - cached - row["cache_write_tokens"]
+    uncached_audio = max(0, min(audio, uncached))
+    cached_audio = max(0, cached - (row["prompt_tokens"] - audio))
+    return {
+        "object": "organization.usage.completions.result",
+        "input_tokens": row["prompt_tokens"],
+        "input_cached_tokens": cached,
+        "input_cache_write_tokens": row["cache_write_tokens"],
+        "input_uncached_tokens": uncached,
+        "output_tokens": row["completion_tokens"],
+        "input_text_tokens": uncached - uncached_audio,
+        "output_text_tokens": row["completion_tokens"] - row["completion_audio_tokens"],
+        "input_cached_text_tokens": cached - cached_audio,
+        "input_audio_tokens": uncached_audio,
+        "input_cached_audio_tokens": cached_audio,
+        "output_audio_tokens": row["completion_audio_tokens"],
+        "input_image_tokens": 0,
+        "input_cached_image_tokens": 0,
+        "output_image_tokens": 0,
+        "num_model_requests": row["requests"],
+        **{name: _group(row, groups, name) for name in _COMPLETION_GROUPS},
+    }
+
+
+@router.get("/costs", summary="Get costs", responses={200: {"model": UsagePage}})
+async def get_costs(
+    request: Request,
+    principal: Authenticated,
+    start_time: _Start,
+    group_by: Annotated[list[str], list_of("group_by", f"What to tell apart: {', '.join(_COST_GROUPS)}", commas=True)],
+    project_ids: _Projects,
+    api_key_ids: _Keys,
+    end_time: _End = None,
+    bucket_width: Annotated[Literal["1d"], Query()] = "1d",
+    limit: Annotated[int | None, Query(ge=1, le=_MOST_COST_BUCKETS, description="Buckets")] = None,
+    page: PageToken = None,
+) -> Response:
+    """Add costs up as OpenAI does; a line item is a model. `group_by`, `project_ids` and `api_key_ids` narrow it."""
+    groups = _given("group_by", group_by, _COST_GROUPS)
+    keys = _given("api_key_ids", api_key_ids)
+    asked = _Asked(
+        start_time,
+        end_time,
+        bucket_width,
+        _limit(limit, 7, _MOST_COST_BUCKETS),
+        page,
+        [_COST_GROUPS[name] for name in groups],
+        {"key": keys} if keys else {},
+        _given("project_ids", project_ids),
+    )
+    buckets, next_page = await _buckets(request, principal, asked)
+    return _render(buckets, next_page, lambda row: _costs_result(row, groups))
+
+
+def _costs_result(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    by_item = "line_item" in groups
+    return {
+        "object": "organization.costs.result",
+        "amount": {"value": float(row["cost"]), "currency": "usd"},
+        **{name: row[group] if name in groups else None for name, group in _COST_GROUPS.items()},
+        "quantity": row["prompt_tokens"] + row["completion_tokens"] if by_item else None,
+        "quantity_unit": "tokens" if by_item else None,
+    }

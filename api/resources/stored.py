@@ -1,0 +1,261 @@
+"""Stored completions: those of the account's jobs, found, labelled and erased by OpenAI's own paths."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated
+from api.http.body import read_body
+from api.http.errors import leaving_error, render_json
+from api.http.idempotency import Change
+from api.http.pages import ModelFilter, after_id, render_page
+from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.sse import EventStream
+from api.jobs.cancel import erase
+from api.jobs.foreground import Chunks, error_event, stored_error, watching
+from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, NotFoundError
+from headrace.events.follow import follow
+from headrace.events.listener import ListenerClosedError
+from headrace.formats.chat.completion import ChatCompletion
+from headrace.formats.chat.request import Metadata
+from headrace.formats.chat.validation import check_text, parse_body
+from headrace.ids import is_id, job_id_of
+from headrace.jobs.records import JobFilter
+from headrace.jobs.sql.label import label_job
+from headrace.jobs.sql.lists import list_jobs
+from headrace.jobs.sql.read import get_job, get_request
+from headrace.jobs.state import State
+from headrace.keys.queries import Principal
+from headrace.stores.connections import Row
+
+router = APIRouter(prefix="/chat/completions", tags=["Chat"])
+
+
+class CompletionList(BaseModel):
+    """A page of completions."""
+
+    object: Literal["list"]
+    data: list[ChatCompletion]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class MessageList(BaseModel):
+    """A page of a completion's input messages; each has an `id` besides what was sent."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class CompletionUpdate(BaseModel):
+    """The new metadata of a stored completion, which replace all earlier ones; `null` removes them."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", json_schema_extra={"examples": [{"metadata": {"customer": "42"}}]}
+    )
+
+    metadata: Metadata | None
+
+
+class DeletedCompletion(BaseModel):
+    """That a completion is erased."""
+
+    id: str
+    object: Literal["chat.completion.deleted"]
+    deleted: Literal[True]
+
+
+# Bytes of an update: metadata of the greatest length, each character escaped.
+_LARGEST_UPDATE = 128 * 1024
+
+_Limit = Annotated[int, Query(ge=1, le=100)]
+_Order = Literal["asc", "desc"]
+
+
+@router.get(
+    "",
+    summary="List stored completions",
+    responses={200: {"model": CompletionList}},
+    openapi_extra=DESCRIBED_METADATA,
+)
+async def list_completions(
+    request: Request,
+    principal: Authenticated,
+    metadata: MetadataFilter,
+    model: ModelFilter = None,
+    after: Annotated[str | None, after_id("chatcmpl-")] = None,
+    limit: _Limit = 20,
+    order: _Order = "asc",
+) -> Response:
+    """List the account's completions, oldest first; `metadata[key]=value` narrows it further."""
+    database = request.state.database
+    if after is not None and not (after.startswith("chatcmpl-") and is_id(job_id_of(after), "job")):
+        raise InvalidRequestError(
+            "Invalid 'after': it is not the id of a completion.", param="after", code="invalid_value"
+        )
+    rows, more = await list_jobs(
+        database,
+        principal.account_id,
+        JobFilter(state=State.COMPLETED, model=model, metadata=metadata),
+        after=None if after is None else job_id_of(after),
+        limit=limit,
+        descending=order == "desc",
+    )
+    return render_page([_render(row) for row in rows], limit=limit, has_more=more)
+
+
+def _render(row: Row) -> dict[str, Any]:
+    """Return a completion with its metadata, which is the job's and no part of what the provider answered."""
+    return {**orjson.loads(row.response), "metadata": row.metadata or {}}
+
+
+@router.get(
+    "/{completion_id}",
+    summary="Get a completion",
+    responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}},
+)
+async def get_completion(
+    request: Request, principal: Authenticated, completion_id: str, stream: bool = False
+) -> Response:
+    """Return the completion of a job that has one; with `stream`, attach to it as the first call would have."""
+    row = await _find(request, completion_id, principal.account_id)
+    if row is None:
+        raise _no_such_completion(completion_id)
+    if stream:
+        asked = await _asked(request, completion_id, principal.account_id)
+        include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+        request.state.subscribers.check(principal.key_id)
+        return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
+    if row.error is not None:
+        raise stored_error(row.error.encode())
+    _check_there(row, completion_id)
+    return render_json(_render(row))
+
+
+@router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
+async def update_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+    """Give a stored completion, and so its job, other metadata. Usage keeps what the completion was made with."""
+    body = await read_body(request, limit=_LARGEST_UPDATE)
+    metadata = parse_body(CompletionUpdate, body).metadata
+    for key, value in (metadata or {}).items():
+        check_text(key + value, f"metadata.{key}")
+    account_id = principal.account_id
+    row = await _find(request, completion_id, account_id)
+    change = await Change.of(request, principal, body)
+    if row is not None and not change.done:
+        _check_there(row, completion_id)
+        text = orjson.dumps(metadata).decode() if metadata else None
+        async with change.applying():
+            if not await label_job(request.state.database, row.id, account_id, text):
+                raise _no_such_completion(completion_id)
+        row = await _find(request, completion_id, account_id)
+    if row is None:
+        raise _no_such_completion(completion_id)
+    return render_json(_render(row), change.headers)
+
+
+@router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
+async def delete_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+    """Erase a completion with all of its job's content, and stop a job that has not ended. Its usage stays."""
+    if not _is_completion(completion_id) or not await erase(request, job_id_of(completion_id), principal.account_id):
+        raise _no_such_completion(completion_id)
+    return render_json({"id": completion_id, "object": "chat.completion.deleted", "deleted": True})
+
+
+@router.get("/{completion_id}/messages", summary="Get a completion's messages", responses={200: {"model": MessageList}})
+async def list_messages(
+    request: Request,
+    principal: Authenticated,
+    completion_id: str,
+    after: Annotated[str | None, Query(json_schema_extra={"pattern": "^chatcmpl-[0-9a-f]{32}-[0-9]+$"})] = None,
+    limit: _Limit = 20,
+    order: _Order = "asc",
+) -> Response:
+    """List the messages that the completion answers."""
+    asked = await _asked(request, completion_id, principal.account_id)
+    messages = [
+        {"id": f"{completion_id}-{index}", **_render_message(message)}
+        for index, message in enumerate(asked["messages"])
+    ]
+    if order == "desc":
+        messages.reverse()
+    if after is not None:
+        ids = [message["id"] for message in messages]
+        if after not in ids:
+            raise InvalidRequestError("Invalid 'after': there is no such message.", param="after", code="invalid_value")
+        messages = messages[ids.index(after) + 1 :]
+    return render_page(messages, limit=limit)
+
+
+def _render_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as OpenAI lists it: content that was sent in parts is in `content_parts`."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else None
+    return {**message, "content": None if parts is not None else content, "content_parts": parts}
+
+
+def _check_there(row: Row, completion_id: str) -> None:
+    """Check that a job has a completion.
+
+    Raises:
+        NotFoundError: It has none yet, or ended without.
+    """
+    if row.response is None:
+        raise NotFoundError(
+            f"The completion '{completion_id}' is not there: its job is {row.state}. See GET /jobs/{row.id}.",
+            param="completion_id",
+            code=None if State(row.state).is_final else "completion_not_ready",
+        )
+
+
+async def _find(request: Request, completion_id: str, account_id: str) -> Row | None:
+    if not _is_completion(completion_id):
+        return None
+    return await get_job(request.state.database, job_id_of(completion_id), account_id)
+
+
+def _is_completion(completion_id: str) -> bool:
+    return completion_id.startswith("chatcmpl-") and is_id(job_id_of(completion_id), "job")
+
+
+async def _asked(request: Request, completion_id: str, account_id: str) -> dict[str, Any]:
+    stored = None
+    if _is_completion(completion_id):
+        stored = await get_request(request.state.database, job_id_of(completion_id), account_id)
+    if stored is None:
+        raise _no_such_completion(completion_id)
+    asked: dict[str, Any] = orjson.loads(stored)
+    return asked
+
+
+def _no_such_completion(completion_id: str) -> NotFoundError:
+    return NotFoundError(f"No completion found with id '{completion_id[:100]}'.", param="completion_id")
+
+
+async def _attached(
+    request: Request, principal: Principal, job_id: str, created: int, *, include_usage: bool
+) -> AsyncGenerator[list[bytes], None]:
+    chunks = Chunks(job_id, created, include_usage=include_usage)
+    async with watching(request, principal, job_id) as listener:
+        try:
+            async with aclosing(follow(listener, request.state.database)) as events:
+                async for event in events:
+                    yield chunks.render(event)
+                    if chunks.over:
+                        return
+        except ListenerClosedError:
+            # Without it what has come so far would look like all; a client that is gone reads neither.
+            yield [error_event(AuthenticationError() if listener.refused else leaving_error())]
+        except HeadraceError as error:
+            yield [error_event(error)]

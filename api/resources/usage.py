@@ -1,0 +1,253 @@
+"""Usage, added up as asked, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated, UsageReader
+from api.http.errors import render_json
+from api.http.pages import PageToken, read_page_token, render_page_token
+from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
+from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from headrace.formats.chat.validation import check_text
+from headrace.keys.queries import Principal, find_account
+from headrace.stores.database import Database
+from headrace.usage.queries import STATEMENT_COLUMNS, ask, known_metadata_keys, render_amounts, statement_of_month
+from headrace.usage.question import GROUPS, Bucket, Question, parse_groups, parse_zone
+from headrace.usage.spreadsheet import render_rows
+
+router = APIRouter(prefix="/usage", tags=["Usage"])
+
+_DEFAULT_SECONDS = 30 * 86_400
+_MOST_ROWS = 10_000
+_EVERYBODY = "all"
+_GROUPED = "There only when asked for by `group_by`"
+_OF_ADMINISTRATORS = "Of administrators: only this account's, by its name; `all` where left out"
+_PERCENTILES = "There only with `latency=true`: percentiles, in seconds from the job's creation"
+
+
+class Percentiles(BaseModel):
+    """How long answers took, in seconds, right to 9 %; null where there were none."""
+
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+
+
+class UsageBucket(BaseModel):
+    """What one group used from `start_time` to just before `end_time`, in Unix seconds.
+
+    Requests, their tokens and their cost are those of jobs that have ended, with what was corrected since. Attempts
+    that were thrown away, as when a provider broke off and was asked again, are in `discarded_…` and in nothing else.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "start_time": 1763856000,
+                "end_time": 1763942400,
+                "model": "demo",
+                "requests": 2,
+                "prompt_tokens": 300,
+                "completion_tokens": 40,
+                "cached_tokens": 100,
+                "cache_write_tokens": 0,
+                "reasoning_tokens": 0,
+                "prompt_audio_tokens": 0,
+                "completion_audio_tokens": 0,
+                "total_tokens": 340,
+                "estimated_requests": 0,
+                "unpriced_requests": 0,
+                "streamed_requests": 1,
+                "discarded_attempts": 0,
+                "discarded_tokens": 0,
+                "queue_ms": 14,
+                "cost": "0.00115",
+                "discarded_cost": "0",
+            }
+        },
+        extra="allow",
+    )
+
+    start_time: int
+    end_time: int
+    account: str | None = Field(default=None, description=f"The account's name. {_GROUPED}")
+    key: str | None = Field(default=None, description=f"The API key's id. {_GROUPED}")
+    model: str | None = Field(default=None, description=f"As it was asked for. {_GROUPED}")
+    answered_model: str | None = Field(default=None, description=f"As its provider knows it. {_GROUPED}")
+    provider: str | None = Field(default=None, description=f"Who answered. {_GROUPED}")
+    agent: str | None = Field(default=None, description=f"The agent's id. {_GROUPED}")
+    batch: str | None = Field(default=None, description=f"The batch's id. {_GROUPED}")
+    tier: str | None = Field(default=None, description=f"`priority`, `default`, `flex` or `batch`. {_GROUPED}")
+    user: str | None = Field(default=None, description=f"The request's `user` or `safety_identifier`. {_GROUPED}")
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = Field(description="Part of `prompt_tokens`")
+    cache_write_tokens: int = Field(description="Part of `prompt_tokens`")
+    reasoning_tokens: int = Field(description="Part of `completion_tokens`")
+    prompt_audio_tokens: int = Field(description="Part of `prompt_tokens`")
+    completion_audio_tokens: int = Field(description="Part of `completion_tokens`")
+    total_tokens: int
+    estimated_requests: int = Field(
+        description="Requests whose tokens the provider did not report: we counted, roughly"
+    )
+    unpriced_requests: int = Field(description="Requests to models without a price, which `cost` leaves out")
+    streamed_requests: int
+    discarded_attempts: int = Field(description="Attempts whose answer was discarded")
+    discarded_tokens: int = Field(description="Spent by them")
+    queue_ms: int = Field(description="How long all requests together waited for a worker, in milliseconds")
+    cost: str = Field(description="USD, exact")
+    discarded_cost: str = Field(description="USD, exact, spent by attempts whose answer was discarded")
+    first_token_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
+    duration_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
+
+
+class UsageList(BaseModel):
+    """Usage in order of time, then of the groups; where nothing was used there is no entry."""
+
+    object: Literal["list"]
+    data: list[UsageBucket]
+    has_more: bool
+    next_page: str | None = Field(description="For `page`")
+
+
+_Time = Annotated[int | None, Query(ge=0, le=2**33)]
+_ONLY = "Only of these; may be given several times"
+
+
+@router.get(
+    "",
+    summary="Get usage",
+    responses={200: {"model": UsageList, "content": {"text/csv": {}}}},
+    openapi_extra=DESCRIBED_METADATA,
+)
+async def get_usage(
+    request: Request,
+    principal: Authenticated,
+    metadata: MetadataFilter,
+    group_by: Annotated[
+        list[str],
+        list_of(
+            "group_by", f"What to tell apart: {', '.join(GROUPS)}, `metadata.<key>`; also with commas", commas=True
+        ),
+    ],
+    model: Annotated[list[str], list_of("model", _ONLY)],
+    provider: Annotated[list[str], list_of("provider", _ONLY)],
+    key: Annotated[list[str], list_of("key", _ONLY)],
+    agent: Annotated[list[str], list_of("agent", _ONLY)],
+    batch: Annotated[list[str], list_of("batch", _ONLY)],
+    tier: Annotated[list[str], list_of("tier", _ONLY)],
+    user: Annotated[list[str], list_of("user", _ONLY)],
+    start: Annotated[_Time, Query(description="Unix seconds; 30 days before the end by default")] = None,
+    end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
+    bucket: Annotated[Bucket | None, Query(description="In `time_zone`; without it the whole time is one")] = None,
+    time_zone: Annotated[str | None, Query(description="As in `Europe/Berlin`; UTC by default")] = None,
+    account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
+    latency: Annotated[bool, Query(description="With percentiles of how long answers took")] = False,
+    format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002  (the parameter's name)
+    limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 1000,
+    page: PageToken = None,
+) -> Response:
+    """Add up what jobs used, by the time at which they ended.
+
+    A key sees its own usage, one with the scope `usage:read` its account's, and an administrator's everybody's.
+    """
+    asked = [start, end, bucket, time_zone, group_by, model, provider, key, agent, batch, tier, user, account]
+    query = repr([*asked, sorted(metadata.items()), principal.key_id])
+    position, until = read_page_token(page, query) if page is not None else (0, end)
+    until = int(time.time()) + 1 if until is None else until  # what is used in this very second counts too
+    filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
+    only = {name: values for name, values in {**filters, "user": user}.items() if values}
+    only |= {f"metadata.{name}": [value] for name, value in metadata.items()}
+    _check_values(only)
+    database = request.state.database
+    whose, own = await visible(database, principal, account)
+    groups = parse_groups(group_by)
+    question = Question(
+        account_ids=whose,
+        start=max(0, until - _DEFAULT_SECONDS) if start is None else start,
+        end=until,
+        bucket=bucket,
+        zone=parse_zone(time_zone),
+        groups=groups,
+        only=narrow(only, own),
+        metadata_keys=await known_metadata_keys(database) if "metadata." in query else (),
+    )
+    if end is None and start is not None and start >= until:
+        raise InvalidRequestError(
+            "Invalid 'start': it is not before the end, which is now.", param="start", code="invalid_value"
+        )
+    question.check(latency=latency)
+    rows = await ask(database, question, limit=limit + 1, offset=position, latency=latency)
+    next_page = render_page_token(query, position + limit, until) if len(rows) > limit else None
+    data = [render_amounts(row) for row in rows[:limit]]
+    if format == "csv":
+        return render_csv(data, ["start_time", "end_time", *groups], next_page)
+    document = {"object": "list", "data": data, "has_more": next_page is not None, "next_page": next_page}
+    return render_json(document)
+
+
+def _check_values(only: Mapping[str, Sequence[str]]) -> None:
+    for name, values in only.items():
+        for value in values:
+            check_text(value, name)
+
+
+def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return what is asked for of what may be seen."""
+    seen = {name: [value for value in only.get(name, values) if value in values] for name, values in own.items()}
+    return {**only, **seen}
+
+
+async def visible(
+    database: Database, principal: Principal, account: str | None
+) -> tuple[Sequence[str] | None, dict[str, list[str]]]:
+    """Return whose usage a key may see: the ids of accounts, None for all, and the one key if only that one's.
+
+    Members see their own, readers their account's; administrators see all, or the account that they name.
+
+    Raises:
+        PermissionDeniedError: It is another's account.
+        NotFoundError: There is no such account.
+    """
+    if not principal.is_admin:
+        if account is not None:
+            raise PermissionDeniedError(
+                "Only an administrator's key may ask for an account's usage by its name.", param="account"
+            )
+        return [principal.account_id], {} if principal.may("usage:read") else {"key": [principal.key_id]}
+    if account is None or account == _EVERYBODY:
+        return None, {}
+    found = None if "\0" in account else await find_account(database, name=account)
+    if found is None:
+        raise NotFoundError(f"There is no account '{account[:100]}'.", param="account")
+    return [found.id], {}
+
+
+def render_csv(data: Sequence[Mapping[str, Any]], names: Sequence[str], next_page: str | None = None) -> Response:
+    """Return rows as CSV, with `names` even if there are none; the next page's token is in `x-headrace-next-page`."""
+    headers = {"x-headrace-next-page": next_page} if next_page is not None else {}
+    return Response(render_rows(data, names=names), headers=headers, media_type="text/csv; charset=utf-8")
+
+
+@router.get("/statement", summary="Get a month's statement", responses={200: {"content": {"text/csv": {}}}})
+async def get_statement(
+    request: Request,
+    principal: UsageReader,
+    month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
+    account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
+) -> Response:
+    """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit.
+
+    A key with the scope `usage:read` gets its account's, and an administrator's everybody's.
+    """
+    whose, _ = await visible(request.state.database, principal, account)
+    return render_csv(await statement_of_month(request.state.database, month, whose), STATEMENT_COLUMNS)

@@ -1,0 +1,165 @@
+"""The secrets that an account's webhooks are signed with, and how its webhooks fared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from api.http.authentication import WebhookManager
+from api.http.errors import render_json
+from api.http.idempotency import Change, replay_headers, resource_id
+from headrace.errors import ConflictError, NotFoundError
+from headrace.ids import new_id
+from headrace.keys.queries import Principal
+from headrace.stores.connections import Row
+from headrace.webhooks import acceptance, queries
+from headrace.webhooks.acceptance import require_secret_key
+from headrace.webhooks.signing import derive_secret
+
+router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
+
+MOST_SECRETS = 8
+"""Valid secrets of an account, by each of which its webhooks are signed."""
+
+_OVERLAP_SECONDS = 86_400
+
+
+class WebhookSecret(BaseModel):
+    """A secret. Times are in Unix seconds."""
+
+    id: str
+    object: Literal["webhook_secret"]
+    secret: str
+    created_at: int
+    expires_at: int | None = Field(description="Until then webhooks are signed with this one too")
+
+
+class WebhookSecretList(BaseModel):
+    """All valid secrets, newest first."""
+
+    object: Literal["list"]
+    data: list[WebhookSecret]
+
+
+class WebhookAttempt(BaseModel):
+    """How an attempt went."""
+
+    at: float = Field(description="When it began, in Unix seconds")
+    response_status: int | None
+    error: str | None = Field(description="Why there was no answer")
+    milliseconds: int
+
+
+class WebhookDelivery(BaseModel):
+    """One webhook event and its delivery. Times are in Unix seconds."""
+
+    id: str = Field(description="The `webhook-id`, the same at every attempt")
+    object: Literal["webhook_delivery"]
+    event: str
+    url: str
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    response_status: int | None = Field(description="Of the last answer")
+    error: str | None = Field(description="Why there was no answer to the last attempt, or why it is not sent")
+    created_at: int
+    next_attempt_at: int | None
+    ended_at: int | None
+    history: list[WebhookAttempt] = Field(description="The last attempts that have ended, oldest first")
+
+
+class WebhookDeliveryList(BaseModel):
+    """Deliveries, oldest first."""
+
+    object: Literal["list"]
+    data: list[WebhookDelivery]
+
+
+async def accept_webhook(request: Request, account_id: str, url: str, *, param: str = "webhook") -> None:
+    """See to it that a webhook, which `param` asks for, can be sent and signed.
+
+    Raises:
+        InvalidRequestError: It may not go there, or this server sends none.
+    """
+    await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
+
+
+def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:
+    """Return deliveries as a list."""
+    data = [
+        {
+            "id": row.id,
+            "object": "webhook_delivery",
+            "event": row.event,
+            "url": row.url,
+            "status": row.state,
+            "attempts": row.attempts,
+            "response_status": row.status,
+            "error": row.error,
+            "created_at": row.created_at,
+            "next_attempt_at": row.next_attempt_at,
+            "ended_at": row.ended_at,
+            "history": row.history,
+        }
+        for row in rows
+    ]
+    return render_json({"object": "list", "data": data}, headers)
+
+
+async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
+    """Have a webhook of a job or a batch sent again, and return all of that one's.
+
+    Raises:
+        NotFoundError: There is no such delivery.
+        ConflictError: Its Idempotency-Key came with another request.
+    """
+    database, account_id = request.state.database, principal.account_id
+    rows = await queries.list_deliveries(database, subject_id, account_id)
+    if all(row.id != delivery_id for row in rows):
+        raise NotFoundError(f"No webhook delivery found with id '{delivery_id[:100]}'.")
+    change = await Change.of(request, principal)
+    if not change.done:
+        async with change.applying() as key:
+            await queries.resend_delivery(database, delivery_id, account_id, key=key)
+        rows = await queries.list_deliveries(database, subject_id, account_id)
+    return render_deliveries(rows, change.headers)
+
+
+def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:
+    data = [
+        {
+            "id": row.id,
+            "object": "webhook_secret",
+            "secret": derive_secret(secret_key, row.id),
+            "created_at": row.created_at,
+            "expires_at": row.expires_at,
+        }
+        for row in rows
+    ]
+    return render_json({"object": "list", "data": data}, {"cache-control": "no-store", **(headers or {})})
+
+
+@router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
+async def list_secrets(request: Request, principal: WebhookManager) -> Response:
+    """List the account's valid secrets; there is always one."""
+    secret_key = require_secret_key(request.state.settings)
+    return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
+
+
+@router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
+async def rotate_secret(request: Request, principal: WebhookManager) -> Response:
+    """Make a new secret. For a day webhooks are signed with the one before too."""
+    secret_key = require_secret_key(request.state.settings)
+    database, account_id = request.state.database, principal.account_id
+    secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
+    rows = await queries.list_secrets(database, account_id)
+    if not repeated or all(row.id != secret_id for row in rows):
+        if len(rows) >= MOST_SECRETS:
+            raise ConflictError(
+                f"An account has at most {MOST_SECRETS} valid secrets: the oldest ones end by themselves."
+            )
+        rows = await queries.rotate_secret(database, account_id, secret_id, overlap_seconds=_OVERLAP_SECONDS)
+    return _render_secrets(secret_key, rows, replay_headers(repeated))

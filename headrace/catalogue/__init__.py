@@ -1,0 +1,1 @@
+"""The models and providers of headrace.toml, and the routes to them."""

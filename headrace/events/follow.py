@@ -1,0 +1,321 @@
+"""Following one job: replay from Postgres, then live, without a gap and without an event twice.
+
+A reader subscribes first, then replays, then goes live. A jump in the sequence, a lost connection or an overflow sends
+it back to Postgres, which has every delta within a fraction of a second. An event's id is `attempt-seq`: `0-0` is
+`queued`, `n-0` the start of attempt n, `n-1` … its deltas, and the number after the last delta its end. A job that was
+ended from outside, in the queue or under a worker that went away, ends with `n-0` for an attempt n that never was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.events.hub import Hub
+from headrace.events.listener import Listener
+from headrace.events.wire import Frame
+from headrace.formats.chat.fold import chunks_of
+from headrace.jobs.records import Progress
+from headrace.jobs.sql.read import read_deltas, read_positions, read_progress
+from headrace.jobs.state import State
+from headrace.stores.database import Database
+from headrace.usage.spent import Charge
+
+log = logging.getLogger(__name__)
+
+# Between two looks for deltas that were missed: they reach Postgres within `segment_seconds`.
+_SEGMENT_WAIT_SECONDS = 0.1
+_DATABASE_WAIT_SECONDS = 0.5
+_CHECK_SECONDS = 2.0
+_POLL_SECONDS = 0.25
+# Larger than any sequence number.
+_ALL = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """The last event that a reader has."""
+
+    attempt: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str, *, param: str) -> Cursor:
+        """Read an event id.
+
+        Raises:
+            InvalidRequestError: It does not have the form of one.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,9})", text)
+        if match is None:
+            raise InvalidRequestError(f"Invalid '{param}': an event id has the form 'attempt-seq'.", param=param)
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.seq}"
+
+
+START = Cursor(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker claimed the job."""
+
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Chunks of the answer, numbered from `first.seq` on: JSON objects without id, object and created."""
+
+    first: Cursor
+    chunks: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """What the reader has of `attempt` is void: the job starts over."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job ended. One of `response`, a chat.completion, and `error` is there, as JSON."""
+
+    cursor: Cursor
+    state: State
+    response: bytes | None
+    error: bytes | None
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing happened for the listener's `patience_seconds`."""
+
+
+Event = Started | Deltas | Retrying | Silence | Ended
+
+
+def render_chunk(chunk: dict[str, object]) -> bytes:
+    """Return a chunk as it is stored: one line, without the keys that come from the job."""
+    line = orjson.dumps({key: value for key, value in chunk.items() if key not in _FROM_JOB})
+    return bytes(memoryview(line))  # a copy: orjson's result keeps the kilobytes that it was written into
+
+
+_FROM_JOB = frozenset({"id", "object", "created"})
+
+
+class _Follower:
+    """Where a reader stands, and what each thing that comes in adds for it."""
+
+    def __init__(self, database: Database, job_id: str, after: Cursor) -> None:
+        self.database = database
+        self.job_id = job_id
+        self.cursor = after
+        self.over = False
+        self.void = False
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where the reader stands beside Postgres; past all deltas of an attempt that is void."""
+        return self.cursor.attempt, _ALL if self.void else self.cursor.seq
+
+    async def replay(self) -> list[Event]:
+        """Return what Postgres has past the cursor."""
+        progress = await read_progress(self.database, self.job_id)
+        if progress is None:
+            raise NotFoundError(f"The job '{self.job_id}' was deleted.")
+        attempt = progress.attempt
+        if _is_whole(progress):
+            chunks = _chunks_of(progress)
+            events = [*self._move_to(attempt), *self._deltas(attempt, 1, chunks)]
+            return [*events, *self._end(progress, len(chunks))]
+        # The reader may have an end from outside. It stays where it is until all is read: Postgres may go meanwhile.
+        past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else _ALL
+        kept = await read_deltas(self.database, self.job_id, attempt, after=past)
+        events = self._move_to(attempt)
+        for first_seq, lines in kept:
+            events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
+        if progress.state is State.QUEUED and attempt:
+            events += self._start_over(attempt)
+        if progress.state.is_final:
+            events += self._end(progress, progress.delta_count)
+        return events
+
+    def take_all(self, frames: list[Frame]) -> tuple[list[Event], list[Frame]]:
+        """Return what live frames add, and the rest of them from the first one that something is missing before."""
+        events: list[Event] = []
+        for index, frame in enumerate(frames):
+            if self.over:
+                break
+            if frame.attempt < self.cursor.attempt:
+                continue
+            if frame.kind == "delta" and self.void and frame.attempt == self.cursor.attempt:
+                continue  # the worker of a void attempt does not know yet that it lost the job
+            events += self._move_to(frame.attempt)
+            if frame.kind == "retrying":
+                events += self._start_over(frame.attempt)
+            if frame.kind in {"started", "retrying"}:
+                continue
+            if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
+                return events, frames[index:]
+            if frame.kind == "delta":
+                events += self._deltas(frame.attempt, frame.first_seq, frame.lines)
+            else:
+                events.append(self._live_end(frame))
+        return events, []
+
+    def _live_end(self, frame: Frame) -> Ended:
+        state = State(frame.kind)
+        completed = state is State.COMPLETED
+        self.over = True
+        self.cursor = Cursor(frame.attempt, frame.first_seq)
+        return Ended(
+            self.cursor,
+            state,
+            response=frame.lines[0] if completed else None,
+            error=None if completed else frame.lines[0],
+            charge=Charge.unpack(frame.lines[1]),
+        )
+
+    def _move_to(self, attempt: int) -> list[Event]:
+        if attempt <= self.cursor.attempt:
+            return []
+        events = self._start_over(self.cursor.attempt) if self.cursor.attempt else []
+        self.void = False
+        self.cursor = Cursor(attempt, 0)
+        return [*events, Started(self.cursor)]
+
+    def _start_over(self, attempt: int) -> list[Event]:
+        """Say once that an attempt is void."""
+        if self.void:
+            return []
+        self.void = True
+        return [Retrying(attempt)]
+
+    def _deltas(self, attempt: int, first_seq: int, chunks: Sequence[bytes]) -> list[Event]:
+        new = chunks[max(0, self.cursor.seq + 1 - first_seq) :]
+        if not new:
+            return []
+        first = Cursor(attempt, max(first_seq, self.cursor.seq + 1))
+        self.cursor = Cursor(attempt, first_seq + len(chunks) - 1)
+        return [Deltas(first, new)]
+
+    def _end(self, progress: Progress, delta_count: int) -> list[Event]:
+        self.over = True
+        end = _end_of(progress, delta_count)
+        if self.cursor == end:
+            return []  # the reader has it all
+        self.cursor = end
+        response = None if progress.response is None else progress.response.encode()
+        error = None if progress.error is None else progress.error.encode()
+        return [Ended(self.cursor, progress.state, response, error, progress.charge)]
+
+
+def _end_of(progress: Progress, delta_count: int) -> Cursor:
+    """Return the id of the last event: after the deltas, or after anything that readers may have of an attempt."""
+    if progress.in_attempt:
+        return Cursor(progress.attempt, delta_count + 1)
+    return Cursor(progress.attempt + 1, 0)
+
+
+def _is_whole(progress: Progress) -> bool:
+    """Tell whether the job was answered whole, and so has no deltas of its own."""
+    return progress.state is State.COMPLETED and progress.delta_count == 0
+
+
+def _chunks_of(progress: Progress) -> list[bytes]:
+    """Return the chunks that a stream of a whole answer would have had: the same ones whenever they are asked for."""
+    return [render_chunk(chunk) for chunk in chunks_of(orjson.loads(progress.response or "{}"))]
+
+
+async def furthest_cursor(database: Database, job_id: str) -> Cursor:
+    """Return the id of the last event that Postgres has of a job.
+
+    Raises:
+        NotFoundError: The job was deleted.
+    """
+    progress = await read_progress(database, job_id)
+    if progress is None:
+        raise NotFoundError(f"The job '{job_id}' was deleted.")
+    if not progress.state.is_final and not progress.in_attempt:
+        # Between two attempts: whatever readers have of the first is good, though Postgres has forgotten it.
+        return Cursor(progress.attempt, _ALL) if progress.attempt else START
+    if not progress.state.is_final:
+        positions = await read_positions(database, [job_id])
+        return Cursor(positions[0].attempt, positions[0].last_seq)
+    deltas = len(_chunks_of(progress)) if _is_whole(progress) else progress.delta_count
+    return _end_of(progress, deltas)
+
+
+async def follow(
+    listener: Listener, database: Database, *, after: Cursor = START, replay: bool = True
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of the listener's job past `after`, in order and each once, up to its end.
+
+    Without `replay` it goes live at once: for a job that is only now being submitted. While Postgres is away it waits.
+
+    Raises:
+        NotFoundError: The job was deleted meanwhile.
+        ListenerClosedError: The listener was closed.
+    """
+    follower = _Follower(database, listener.job_id, after)
+    frames = None if replay else await listener.get()
+    while True:
+        events: list[Event]
+        if frames is None:
+            events = await _patiently(follower.replay)
+        elif not frames:
+            events = [Silence()]
+        else:
+            events, missed = follower.take_all(frames)
+            if missed:
+                listener.put_back(missed)
+                await asyncio.sleep(_SEGMENT_WAIT_SECONDS)
+                events += await _patiently(follower.replay)
+        listener.position = follower.position
+        for event in events:
+            yield event
+        if follower.over:
+            return
+        frames = await listener.get()
+
+
+async def _patiently(replay: Callable[[], Awaitable[list[Event]]]) -> list[Event]:
+    while True:
+        try:
+            return await replay()
+        except SQLAlchemyError as error:
+            log.warning("a reader waits for Postgres: %s", error)
+            await asyncio.sleep(_DATABASE_WAIT_SECONDS)
+
+
+async def watch(hub: Hub, database: Database) -> None:
+    """Send readers to Postgres whenever it has more than they do, until cancelled.
+
+    While the live wire works that is rare, so one query for all of them now and then will do; without it, this is how
+    they get their events.
+    """
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CHECK_SECONDS if hub.connected else _POLL_SECONDS):
+                await hub.doubt.wait()
+        hub.doubt.clear()
+        try:
+            for job_id, state, attempt, seq in await read_positions(database, hub.followed):
+                # A job that is queued again has a void attempt, of which a reader may have missed that it is.
+                void = attempt > 0 and state == State.QUEUED.value
+                hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
+        except SQLAlchemyError as error:
+            log.warning("could not compare readers with Postgres: %s", error)

@@ -1,0 +1,113 @@
+"""The readers of one API process, and the subscription that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+from redis.asyncio import Redis
+
+from headrace.events.listener import Listener
+from headrace.events.subscription import Subscription
+from headrace.events.wire import job_channel, unpack
+from headrace.ids import new_id
+
+log = logging.getLogger(__name__)
+
+
+class Hub:
+    """The API's end: one pub/sub connection, from which every reader in this process is served."""
+
+    def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
+        """Readers hold `buffer_bytes` each before they are sent back to Postgres, and hear of silences so long."""
+        self.origin = f"headrace:api:{new_id('api')}"
+        self.doubt = asyncio.Event()
+        """Set when the wire was cut and is back: whoever looks after readers has to look now."""
+        self.ending = asyncio.Event()
+        """Set when this process is to end, and lets go of those who watch."""
+        self._over = False
+        self._buffer_bytes = buffer_bytes
+        self._patience = patience_seconds
+        self._subscription = Subscription(redis)
+        self._listeners: dict[str, set[Listener]] = {}
+        self._watched: dict[str, int] = defaultdict(int)
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether the live wire works; while it does not, readers poll Postgres."""
+        return self._subscription.connected
+
+    @property
+    def followed(self) -> list[str]:
+        """The jobs that somebody in this process follows."""
+        return list(self._listeners)
+
+    def check(self, job_id: str, position: tuple[int, int], *, ended: bool) -> None:
+        """Tell the readers of a job how far Postgres is: attempt and sequence number, and whether it has ended."""
+        for listener in self._listeners.get(job_id, ()):
+            listener.check(position, ended=ended)
+
+    def end_waiting(self) -> None:
+        """Let go of everybody, and of whoever comes yet: this process cannot wait any longer."""
+        self._over = True
+        self._let_go()
+
+    def end_watching(self) -> None:
+        """Let go of those who watch, also of those yet to come: they come back, elsewhere, and miss nothing."""
+        self.ending.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                self._close_if_ending(listener)
+
+    def _close_if_ending(self, listener: Listener) -> None:
+        if self._over or (self.ending.is_set() and not listener.waits):
+            listener.close()
+
+    async def run(self) -> None:
+        """Serve readers until cancelled."""
+        await self._subscription.subscribe(self.origin)
+        async for message in self._subscription.messages():
+            if message is None:
+                self.doubt.set()
+                continue
+            try:
+                for frame in unpack(message):
+                    for listener in self._listeners.get(frame.job_id, ()):
+                        listener.put(frame)
+            except ValueError:
+                log.exception("skipped a message that is not made of frames")
+
+    @contextlib.asynccontextmanager
+    async def listen(self, job_id: str, *, own: bool, waits: bool = False) -> AsyncIterator[Listener]:
+        """Give a reader its frames from now on. With `own` they come by themselves, as the job names us its origin.
+
+        Its client `waits` for an answer, and does if it is `own`; else it watches, and comes back if it is let go of.
+        """
+        listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
+        listener.waits = own or waits
+        self._close_if_ending(listener)
+        self._listeners.setdefault(job_id, set()).add(listener)
+        try:
+            if not own:
+                self._watched[job_id] += 1
+                await self._subscription.subscribe(job_channel(job_id))
+            yield listener
+        finally:
+            listeners = self._listeners[job_id]
+            listeners.discard(listener)
+            if not listeners:
+                del self._listeners[job_id]
+            if not own:
+                await self._unwatch(job_id)
+
+    async def _unwatch(self, job_id: str) -> None:
+        self._watched[job_id] -= 1
+        if not self._watched[job_id]:
+            del self._watched[job_id]
+            await self._subscription.unsubscribe(job_channel(job_id))

@@ -1,0 +1,96 @@
+"""One reader's buffer of events, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from headrace.events.wire import Frame
+
+
+class ListenerClosedError(Exception):
+    """Nobody wants what this reader reads any more."""
+
+
+class Listener:
+    """One reader of one job's frames, with a bounded buffer."""
+
+    def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
+        """Hold up to `limit_bytes`; a reader that leaves more unread is told to replay instead."""
+        self.job_id = job_id
+        self.waits = own
+        """Whether its client waits for an answer, which no other process can give it."""
+        self.refused = False
+        """Whether it was closed because its client may not read any longer."""
+        self.position = (0, 0)
+        self.patience_seconds = patience_seconds
+        self._limit = limit_bytes
+        self._frames: deque[Frame] = deque()
+        self._size = 0
+        self._stale = False
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, frame: Frame) -> None:
+        """Hand the reader a frame."""
+        self._size += sum(map(len, frame.lines)) + 64
+        if self._size > self._limit:
+            self.miss()
+            return
+        self._frames.append(frame)
+        self._wake()
+
+    def miss(self) -> None:
+        """Tell the reader that it may have missed something: what is buffered is dropped, Postgres has it all."""
+        self._frames.clear()
+        self._size = 0
+        self._stale = True
+        self._wake()
+
+    def put_back(self, frames: Sequence[Frame]) -> None:
+        """Leave frames for later, before those that came meanwhile."""
+        self._frames.extendleft(reversed(frames))
+
+    def check(self, position: tuple[int, int], *, ended: bool) -> None:
+        """Compare with where Postgres stands: a reader that has nothing to read but is behind missed something."""
+        if not self._frames and (ended or position > self.position):
+            self.miss()
+
+    def close(self) -> None:
+        """Tell the reader that nobody wants what it reads any more."""
+        self._closed = True
+        self._wake()
+
+    def refuse(self) -> None:
+        """Close the listener of a client whose key is valid no longer."""
+        self.refused = True
+        self.close()
+
+    async def get(self) -> list[Frame] | None:
+        """Return the frames since the last call, none after `patience_seconds`, or None if it is time to replay.
+
+        Raises:
+            ListenerClosedError: It was closed.
+        """
+        if not (self._frames or self._stale or self._closed):
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(self.patience_seconds, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        if self._closed:
+            raise ListenerClosedError
+        if self._stale:
+            self._stale = False
+            return None
+        frames = list(self._frames)
+        self._frames.clear()
+        self._size = 0
+        return frames
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,82 @@
+"""The sender of a job's events: a worker's, and those of a process that moves jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel, without_lines
+from headrace.runtime.clock import now
+from headrace.stores.redis_url import AWAY
+
+log = logging.getLogger(__name__)
+
+_PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
+
+
+class Publisher:
+    """The worker's end: sends frames soon, many at a time, and drops them while Redis is unavailable."""
+
+    def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
+        """Let a frame leave at once, unless one just did: then those of `interval_seconds` leave together."""
+        self._redis = redis
+        self._interval = interval_seconds
+        self._pending: list[tuple[float, str | None, Frame]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._away = False
+
+    def publish(self, frame: Frame, *, origin: str | None, until: float = math.inf) -> None:
+        """Send a frame to those who watch the job and to the API process that waits for it, if one does.
+
+        After `until`, a time of `headrace.runtime.clock`, it is dropped: the job may be another's then.
+        """
+        self._pending.append((until, origin, frame))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def flush(self) -> None:
+        """Wait until every frame has been sent, or dropped."""
+        if self._task is not None:
+            await self._task
+
+    async def cancel(self, job_id: str) -> None:
+        """Tell every worker to stop a job. One that does not hear it finds out at its next heartbeat."""
+        with contextlib.suppress(*AWAY):
+            await self._redis.publish(CANCEL_CHANNEL, job_id)
+
+    async def _run(self) -> None:
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                await self._send(batch)
+                await asyncio.sleep(self._interval)
+        finally:
+            self._task = None
+
+    async def _send(self, batch: Sequence[tuple[float, str | None, Frame]]) -> None:
+        channels: dict[str, list[bytes]] = defaultdict(list)
+        time = now()
+        for until, origin, frame in batch:
+            if time > until:
+                continue
+            packed = frame.pack()
+            if origin is not None:
+                channels[origin].append(packed if len(packed) <= LARGEST_END else without_lines(frame).pack())
+            # Those who watch read a job's end from Postgres.
+            channels[job_channel(frame.job_id)].append(packed if frame.kind == "delta" else without_lines(frame).pack())
+        arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
+        if not arguments:
+            return
+        try:
+            await self._redis.eval(_PUBLISH, 0, *arguments)
+            self._away = False
+        except AWAY as error:
+            if not self._away:
+                log.warning("Redis is unavailable, readers fall back to Postgres: %s", error)
+            self._away = True

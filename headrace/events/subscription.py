@@ -1,0 +1,103 @@
+"""One process's subscription to channels of Redis, which survives reconnections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from headrace.events.wire import CANCEL_CHANNEL
+
+log = logging.getLogger(__name__)
+
+
+class Subscription:
+    """A pub/sub connection that comes back by itself, with its channels."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pubsub: PubSub | None = None
+        self._channels: dict[str, asyncio.Event] = {}
+        self.connected = False
+
+    async def subscribe(self, channel: str) -> None:
+        """Subscribe, and wait for Redis to say so; while it is away, return at once."""
+        confirmed = self._channels.setdefault(channel, asyncio.Event())
+        if (pubsub := self._alive()) is not None and not confirmed.is_set():
+            with _lost_meanwhile():
+                await pubsub.subscribe(channel)
+                async with asyncio.timeout(2):
+                    await confirmed.wait()
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Hear no more of a channel."""
+        self._channels.pop(channel, None)
+        if (pubsub := self._alive()) is not None:
+            with _lost_meanwhile():
+                await pubsub.unsubscribe(channel)
+
+    def _alive(self) -> PubSub | None:
+        """Return the connection, unless it is being lost: redis-py would make it anew, and `messages` never know."""
+        pubsub = self._pubsub
+        connection: Any = pubsub and pubsub.connection
+        return pubsub if self.connected and connection is not None and connection.is_connected else None
+
+    async def messages(self) -> AsyncIterator[bytes | None]:
+        """Yield what is published; None each time the connection was made anew and something may have been missed."""
+        while True:
+            try:
+                async with self._redis.pubsub() as self._pubsub:
+                    before = set(self._channels)
+                    await self._pubsub.subscribe(*before)
+                    self.connected = True
+                    if joined := self._channels.keys() - before:
+                        await self._pubsub.subscribe(*joined)
+                    if gone := before - self._channels.keys():
+                        await self._pubsub.unsubscribe(*gone)
+                    yield None
+                    while True:
+                        message: dict[str, Any] | None = await self._pubsub.get_message(timeout=5)
+                        if message is None:
+                            continue
+                        if message["type"] == "message":
+                            yield message["data"]
+                        elif message["type"] == "subscribe":
+                            self._confirm(message["channel"].decode())
+            except Exception as error:  # noqa: BLE001  # whatever it is, the answer is to connect_redis again
+                if self.connected:
+                    log.warning("lost the live wire: %r", error)
+                self._disconnected()
+                await asyncio.sleep(0.5)
+
+    def _confirm(self, channel: str) -> None:
+        if channel in self._channels:
+            self._channels[channel].set()
+
+    def _disconnected(self) -> None:
+        self.connected = False
+        self._pubsub = None
+        for confirmed in self._channels.values():
+            confirmed.clear()
+
+
+@contextlib.contextmanager
+def _lost_meanwhile() -> Iterator[None]:
+    """Let `messages` deal with a connection that breaks, which then fails in more ways than redis-py has errors for."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        log.debug("the live wire broke under a subscription: %r", error)
+
+
+async def cancelled_jobs(redis: Redis) -> AsyncIterator[str]:
+    """Yield the ids of jobs that somebody cancels, for as long as it is asked."""
+    subscription = Subscription(redis)
+    await subscription.subscribe(CANCEL_CHANNEL)
+    async for message in subscription.messages():
+        if message is not None:
+            yield message.decode()

@@ -1,0 +1,65 @@
+"""The live wire: events of jobs over Redis pub/sub. It may lose anything at any time; Postgres has the truth.
+
+A worker publishes frames, many jobs together in one command. A job's frames go to the job's own channel, for whoever
+watches, and to the channel of the API process whose client waits for the job, packed with those of its other clients'
+jobs. That client's answer then costs no subscription and one message serves many streams.
+
+A frame is a header line, `job attempt first_seq kind count`, and `count` lines of JSON. Kinds:
+
+* `started`, `retrying`: no lines
+* `delta`: chunks, numbered from `first_seq` on
+* `completed`, `failed`, `cancelled`, `expired`: two lines, the response or the error and what it is charged with,
+  unless they are large: then none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+CANCEL_CHANNEL = "headrace:cancel"
+
+# A larger end is read from Postgres: pub/sub buffers count against Redis's memory.
+LARGEST_END = 256 * 1024
+
+
+def job_channel(job_id: str) -> str:
+    """Return the channel of those who watch a job."""
+    return f"headrace:job:{job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One event of a job, or several deltas in a row."""
+
+    job_id: str
+    attempt: int
+    first_seq: int
+    kind: str
+    lines: Sequence[bytes]
+
+    def pack(self) -> bytes:
+        """Return the frame as it travels."""
+        head = f"{self.job_id} {self.attempt} {self.first_seq} {self.kind} {len(self.lines)}\n".encode()
+        return head + b"\n".join(self.lines) + b"\n" if self.lines else head
+
+
+def unpack(message: bytes) -> Iterable[Frame]:
+    """Yield the frames of a message.
+
+    Raises:
+        ValueError: It is not made of frames.
+    """
+    lines = message.split(b"\n")
+    at, end = 0, len(lines) - 1
+    while at < end:
+        job_id, attempt, first_seq, kind, count = lines[at].split(b" ")
+        at += 1
+        upto = at + int(count)
+        yield Frame(job_id.decode(), int(attempt), int(first_seq), kind.decode(), lines[at:upto])
+        at = upto
+
+
+def without_lines(frame: Frame) -> Frame:
+    """Return a frame that says the same without its lines: its readers read them from Postgres."""
+    return Frame(frame.job_id, frame.attempt, frame.first_seq, frame.kind, ())

@@ -1,0 +1,1 @@
+"""OpenAI's chat completions: the hub between all formats."""

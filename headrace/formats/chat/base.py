@@ -1,0 +1,28 @@
+"""What every object of a chat request shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_PARTS = 4_096
+"""Parts of one message's content: more than any provider takes images."""
+MOST_TOOLS = 512
+"""Tools of a request, calls of one message, and its blocks of thought."""
+
+INT64 = 2**63
+
+# `Field(deprecated=True)` would warn wherever we read the parameter; the warning is for the reader of the schema.
+DEPRECATED: Any = Field(default=None, json_schema_extra={"deprecated": True})
+
+
+class Open(BaseModel):
+    """An object of the request: its types are JSON's, never converted, and unknown fields stay in it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
+
+
+# Lists stop at their first bad item: a body of a million bad items is refused as quickly as any other.
+TOOLS = Field(max_length=MOST_TOOLS, fail_fast=True)
+PARTS = Field(min_length=1, max_length=MOST_PARTS, fail_fast=True)

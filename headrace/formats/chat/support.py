@@ -1,0 +1,337 @@
+"""What each wire format makes of each of OpenAI's parameters: passed, translated, dropped or refused.
+
+A parameter that a format cannot express is dropped where the answer is as good without it, and the client is told its
+name; where the client would get something else than it asked for, the request is refused. A value that asks for what
+happens anyway (`n` of 1, `logprobs` of false) counts as not given.
+
+`python -m headrace.formats.chat.support` prints the table of docs/reference/parameters.md.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, StrEnum, auto
+from typing import Any, Literal, NamedTuple
+
+from headrace.errors import InvalidRequestError
+from headrace.formats.chat.request import EXTENSIONS, ChatRequest
+
+Kind = Literal["openai", "anthropic", "gemini"]
+"""A wire format."""
+
+
+class Treatment(StrEnum):
+    """What becomes of a parameter."""
+
+    PASSED = "passed"
+    TRANSLATED = "translated"
+    DROPPED = "dropped"
+    REFUSED = "refused"
+    OURS = "ours"
+    """Headrace acts on it; the provider sees it only in OpenAI's format."""
+
+
+class Handling(NamedTuple):
+    """What becomes of a parameter, and how or why."""
+
+    treatment: Treatment
+    note: str = ""
+
+
+def _passed(note: str = "") -> Handling:
+    return Handling(Treatment.PASSED, note)
+
+
+def _translated(note: str) -> Handling:
+    return Handling(Treatment.TRANSLATED, note)
+
+
+def _dropped(note: str) -> Handling:
+    return Handling(Treatment.DROPPED, note)
+
+
+def _refused(note: str) -> Handling:
+    return Handling(Treatment.REFUSED, note)
+
+
+_NO_SUCH = "has none"
+_OURS = {
+    "model": Handling(Treatment.OURS, "the route's name for it"),
+    "stream": Handling(Treatment.OURS, "jobs that a client may follow are streamed"),
+    "stream_options": Handling(Treatment.OURS, "usage is always asked for"),
+    "store": Handling(Treatment.OURS, "kept, unless it is `false`"),
+    "metadata": Handling(Treatment.OURS, "kept with the job"),
+    "service_tier": Handling(Treatment.OURS, "chooses the queue"),
+}
+_OPENAI = {name: _passed() for name in ChatRequest.model_fields if name not in EXTENSIONS} | {
+    name: Handling(Treatment.PASSED, handling.note) for name, handling in _OURS.items()
+}
+
+_ANTHROPIC = _OURS | {
+    "messages": _translated("system and developer messages to `system`; names dropped; no audio, no file ids"),
+    "temperature": _translated("above 1 it is 1, and named as dropped; dropped where the model thinks, or since 4.7"),
+    "top_p": _passed("dropped where the model thinks, or since 4.7"),
+    "n": _translated("as many calls, merged; their usage added up"),
+    "stop": _translated("`stop_sequences`; white space alone is dropped"),
+    "max_tokens": _translated("`max_tokens`; without it the model's output limit"),
+    "max_completion_tokens": _translated("`max_tokens`, before the older name"),
+    "presence_penalty": _dropped(_NO_SUCH),
+    "frequency_penalty": _dropped(_NO_SUCH),
+    "logit_bias": _refused(_NO_SUCH),
+    "logprobs": _refused(_NO_SUCH),
+    "top_logprobs": _refused(_NO_SUCH),
+    "seed": _dropped("has none, and OpenAI promises no more than its best effort"),
+    "tools": _translated("functions to `tools`, schemas as they are; custom tools refused"),
+    "tool_choice": _translated("`tool_choice`; `required` is `any`; of `allowed_tools` only those are sent"),
+    "parallel_tool_calls": _translated("`disable_parallel_tool_use`"),
+    "functions": _refused("use `tools`"),
+    "function_call": _refused("use `tool_choice`"),
+    "response_format": _translated(
+        "`json_schema` to `output_config.format`, closed and without bounds; `json_object` to an instruction"
+    ),
+    "reasoning_effort": _translated(
+        "adaptive thinking and `output_config.effort` since 4.6, a budget before; dropped before 4.6 where a tool is"
+        " forced, where the call before has no `thinking_blocks`, or with no more than 1,024 tokens"
+    ),
+    "verbosity": _dropped(_NO_SUCH),
+    "modalities": _refused("answers in text"),
+    "audio": _refused("answers in text"),
+    "prediction": _dropped("has none, and it changes the speed alone"),
+    "web_search_options": _refused("a tool there"),
+    "moderation": _refused(_NO_SUCH),
+    "user": _translated("`metadata.user_id`"),
+    "safety_identifier": _translated("`metadata.user_id`, before `user`"),
+    "prompt_cache_key": _dropped("caches by `cache_control`"),
+    "prompt_cache_retention": _dropped("caches by `cache_control`"),
+    "prompt_cache_options": _dropped("caches by `cache_control`"),
+    # Not OpenAI's, but Anthropic's own: clients send them through OpenAI's libraries as extra parameters.
+    "top_k": _passed("Anthropic's own; as `top_p`"),
+    "thinking": _passed("Anthropic's own; before `reasoning_effort`"),
+    "cache_control": _passed("Anthropic's own; in messages, parts and tools too"),
+}
+
+_GEMINI = _OURS | {
+    "messages": _translated("system and developer messages to `systemInstruction`; names dropped; no file ids"),
+    "temperature": _passed(),
+    "top_p": _passed("`topP`"),
+    "n": _passed("`candidateCount`"),
+    "stop": _passed("`stopSequences`"),
+    "max_tokens": _passed("`maxOutputTokens`"),
+    "max_completion_tokens": _passed("`maxOutputTokens`, before the older name"),
+    "presence_penalty": _passed("`presencePenalty`"),
+    "frequency_penalty": _passed("`frequencyPenalty`"),
+    "logit_bias": _refused(_NO_SUCH),
+    "logprobs": _passed("`responseLogprobs`"),
+    "top_logprobs": _passed("`logprobs`"),
+    "seed": _passed(),
+    "tools": _translated("`functionDeclarations`, schemas as they are; custom tools refused"),
+    "tool_choice": _translated("`functionCallingConfig`; of `allowed_tools` only those are sent"),
+    "parallel_tool_calls": _dropped("the model calls as many as it likes"),
+    "functions": _refused("use `tools`"),
+    "function_call": _refused("use `tool_choice`"),
+    "response_format": _translated("`responseMimeType` and `responseJsonSchema`"),
+    "reasoning_effort": _translated("`thinkingLevel` since Gemini 3, `thinkingBudget` in 2.5; dropped before"),
+    "verbosity": _dropped(_NO_SUCH),
+    "modalities": _refused("answers in text"),
+    "audio": _refused("answers in text"),
+    "prediction": _dropped("has none, and it changes the speed alone"),
+    "web_search_options": _refused("a tool there"),
+    "moderation": _refused("use `safety_settings`"),
+    "user": _dropped(_NO_SUCH),
+    "safety_identifier": _dropped(_NO_SUCH),
+    "prompt_cache_key": _dropped("caches by itself"),
+    "prompt_cache_retention": _dropped("caches by itself"),
+    "prompt_cache_options": _dropped("caches by itself"),
+    "thinking": _dropped("Anthropic's own: use `reasoning_effort`"),
+    "top_k": _passed("Gemini's own; `topK`"),
+    "safety_settings": _passed("Gemini's own; `safetySettings`"),
+}
+
+HANDLINGS: Mapping[Kind, Mapping[str, Handling]] = {"openai": _OPENAI, "anthropic": _ANTHROPIC, "gemini": _GEMINI}
+"""Every parameter of the request. One that is not here is newer than us: OpenAI's format passes it, others drop it."""
+
+# Values that ask for what happens anyway.
+_NOTHING: Mapping[str, Sequence[Any]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "modalities": (["text"], []),
+    "parallel_tool_calls": (True,),
+}
+
+
+def dropped_parameters(kind: Kind, model: str, request: Mapping[str, Any]) -> list[str]:
+    """Return the names of what a format drops of a request, which is one that `parse_chat_request` took.
+
+    `model` is the provider's name for it: what is dropped depends on its generation.
+
+    Raises:
+        InvalidRequestError: It asks for something that the format cannot give; the error names the parameter.
+    """
+    if kind == "openai":
+        return []
+    dropped = []
+    handlings = HANDLINGS[kind]
+    for name, value in request.items():
+        if value is None or name in EXTENSIONS or value in _NOTHING.get(name, ()):
+            continue
+        if name == "parallel_tool_calls" and not request.get("tools"):
+            continue
+        treatment = handlings[name].treatment if name in handlings else Treatment.DROPPED
+        if treatment is Treatment.REFUSED:
+            raise unsupported_parameter(name, kind)
+        if treatment is Treatment.DROPPED:
+            dropped.append(name)
+    dropped += _dropped_by_anthropic(model, request) if kind == "anthropic" else _dropped_by_gemini(model, request)
+    for index, tool in enumerate(request.get("tools") or ()):
+        if tool["type"] != "function":
+            raise unsupported_parameter(f"tools[{index}]", kind)
+    choice = request.get("tool_choice")
+    if isinstance(choice, Mapping) and choice["type"] == "custom":
+        raise unsupported_parameter("tool_choice", kind)
+    for index, message in enumerate(request["messages"]):
+        for name in _unsupported_content(kind, message):
+            raise unsupported_parameter(f"messages[{index}].{name}", kind)
+        if message.get("name") is not None:
+            dropped.append(f"messages[{index}].name")
+    return dropped
+
+
+def unsupported_parameter(param: str, kind: Kind) -> InvalidRequestError:
+    """Return the error for a parameter that a format has nothing for."""
+    return InvalidRequestError(
+        f"'{param}' cannot be honoured by this model: its provider's {kind} format has nothing for it.",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def _unsupported_content(kind: Kind, message: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the paths, within a message, of what a format has nothing for."""
+    if message["role"] == "function":
+        yield "role"
+    for name in ("audio", "function_call"):
+        if message.get(name) is not None:
+            yield name
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        if call["type"] != "function":
+            yield f"tool_calls[{index}]"
+    parts = message.get("content")
+    for index, part in enumerate(parts if isinstance(parts, list) else ()):
+        if part["type"] == "input_audio" and kind == "anthropic":
+            yield f"content[{index}]"
+        if part["type"] == "file" and not part["file"].get("file_data"):
+            yield f"content[{index}].file.file_id"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generations of models, which take different parameters
+
+_CLAUDE = re.compile(r"claude-(?:[a-z]+-)*(?P<major>\d{1,2})(?:[-.](?P<minor>\d{1,2})(?!\d))?")
+_GEMINI_VERSION = re.compile(r"gemini-(?P<major>\d{1,2})(?:\.(?P<minor>\d{1,2}))?")
+_ADAPTIVE_SINCE = (4, 6)
+_NO_SAMPLING_SINCE = (4, 7)
+_LEAST_BUDGET = 1024
+
+
+class Thinking(Enum):
+    """How a model of Anthropic's is asked to think."""
+
+    ADAPTIVE = auto()
+    """As much as it takes, within an effort."""
+    EFFORT = auto()
+    """An effort alone: there is no thinking where a tool is forced."""
+    BUDGET = auto()
+    """A number of tokens."""
+
+
+def _version(pattern: re.Pattern[str], model: str, unknown: tuple[int, int]) -> tuple[int, int]:
+    match = pattern.search(model)
+    return unknown if match is None else (int(match["major"]), int(match["minor"] or 0))
+
+
+def claude_samples(model: str) -> bool:
+    """Tell whether a model of Anthropic's takes `temperature`, `top_p` and `top_k`."""
+    return _version(_CLAUDE, model, _ADAPTIVE_SINCE) < _NO_SAMPLING_SINCE
+
+
+def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
+    """Return how a model of Anthropic's is to think about a request; None where it is not asked to, or cannot."""
+    own = request.get("thinking")
+    if isinstance(own, Mapping):
+        return {"enabled": Thinking.BUDGET, "adaptive": Thinking.ADAPTIVE}.get(str(own.get("type")))
+    if request.get("reasoning_effort") in (None, "none"):
+        return None
+    choice = request.get("tool_choice")
+    if isinstance(choice, Mapping) and choice["type"] == "allowed_tools":
+        choice = choice["allowed_tools"]["mode"]
+    forced = bool(request.get("tools")) and choice not in (None, "auto", "none")
+    if _version(_CLAUDE, model, _ADAPTIVE_SINCE) >= _ADAPTIVE_SINCE:
+        return Thinking.EFFORT if forced else Thinking.ADAPTIVE
+    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    too_few = most is not None and most <= _LEAST_BUDGET
+    return None if forced or too_few or _lost_its_thoughts(request["messages"]) else Thinking.BUDGET
+
+
+def _lost_its_thoughts(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether tools have answered a call whose thoughts are gone: the model may not think on from there."""
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            return bool(message.get("tool_calls")) and not message.get("thinking_blocks")
+        if message["role"] == "user":
+            return False
+    return False
+
+
+def _dropped_by_anthropic(model: str, request: Mapping[str, Any]) -> Iterator[str]:
+    thinking = claude_thinking(model, request)
+    samples = claude_samples(model) and thinking in (None, Thinking.EFFORT)
+    for name in ("temperature", "top_p", "top_k"):
+        value = request.get(name)
+        if value is not None and (not samples or (name == "temperature" and value > 1)):
+            yield name
+    effort = request.get("reasoning_effort")
+    if effort not in (None, "none") and (thinking is None or request.get("thinking") is not None):
+        yield "reasoning_effort"
+    stop = request.get("stop") or []
+    if any(not text.strip() for text in ([stop] if isinstance(stop, str) else stop)):
+        yield "stop"
+
+
+def gemini_version(model: str) -> tuple[int, int]:
+    """Return the generation of a model of Google's; one that we cannot tell is taken for 2.5."""
+    return _version(_GEMINI_VERSION, model, (2, 5))
+
+
+def _dropped_by_gemini(model: str, request: Mapping[str, Any]) -> Iterator[str]:
+    if request.get("reasoning_effort") not in (None, "none") and gemini_version(model) < (2, 5):
+        yield "reasoning_effort"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def render_table() -> str:
+    """Return all of it as a table in Markdown."""
+    kinds = list(HANDLINGS)
+    names = list(dict.fromkeys(name for kind in kinds for name in HANDLINGS[kind]))
+    rows = ["| parameter | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    for name in names:
+        cells = [_cell(HANDLINGS[kind].get(name), kind) for kind in kinds]
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _cell(handling: Handling | None, kind: Kind) -> str:
+    if handling is None:
+        handling = _passed() if kind == "openai" else _dropped("")
+    return f"**{handling.treatment}**" + (f": {handling.note}" if handling.note else "")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_table())

@@ -1,0 +1,281 @@
+"""A chat request as one of Anthropic's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from headrace.errors import InvalidRequestError
+from headrace.formats.chat.support import Thinking, claude_samples, claude_thinking
+from headrace.formats.media import Medium, file_of, image_of
+from headrace.formats.messages.parse import ONLY_JSON, Json
+from headrace.formats.tools import offered_tools, parse_arguments
+
+MANY_CHOICES = False
+
+_VERSION = "2023-06-01"
+
+# What a request without a limit gets where the model's own is not known: `max_tokens` is required.
+_OUTPUT_LIMIT = 8192
+_LEAST_BUDGET = 1024
+# Tokens of thought for models that are given a budget and not an effort.
+_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
+_EFFORTS = {"minimal": "low"}
+
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def render_url(base_url: str, *, model: str, stream: bool) -> str:  # noqa: ARG001  (other formats have both in the URL)
+    """Return where the request goes."""
+    return f"{base_url.rstrip('/')}/messages"
+
+
+def render_headers(secret: str | None) -> dict[str, str]:
+    """Return the headers that carry the provider's key and the format's version."""
+    return {"anthropic-version": _VERSION} | ({} if secret is None else {"x-api-key": secret})
+
+
+def render_request(request: Mapping[str, Any], *, model: str, stream: bool, output_limit: int | None) -> bytes:
+    """Return the body.
+
+    Raises:
+        InvalidRequestError: It holds a medium that the format cannot carry, or no text at all.
+    """
+    given = {name: value for name, value in request.items() if value is not None}
+    most = given.get("max_completion_tokens") or given.get("max_tokens") or output_limit or _OUTPUT_LIMIT
+    system, messages = _render_messages(given["messages"])
+    form = given.get("response_format", {})
+    if form.get("type") == "json_object":
+        system.append({"type": "text", "text": ONLY_JSON})
+    if not messages:
+        # A conversation needs a turn of the user's.
+        system, messages = [], [{"role": "user", "content": system}]
+    body: Json = {"model": model, "max_tokens": most, "messages": messages}
+    if not messages[0]["content"]:
+        raise InvalidRequestError("Invalid 'messages': there is no text in them.", param="messages")
+    if system:
+        body["system"] = system
+    if stream:
+        body["stream"] = True
+    thinking = claude_thinking(model, given | {"max_tokens": most})
+    body |= _render_sampling(given, model, thinking) | _render_tools(given)
+    body |= _render_effort(given, thinking, most)
+    if form.get("type") == "json_schema":
+        schema = _closed(form["json_schema"].get("schema") or {"type": "object"})
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
+    user = given.get("safety_identifier") or given.get("user")
+    if user:
+        body["metadata"] = {"user_id": user}
+    if "cache_control" in given:
+        body["cache_control"] = given["cache_control"]
+    return orjson.dumps(body)
+
+
+def _render_sampling(given: Json, model: str, thinking: Thinking | None) -> Json:
+    stop = given.get("stop", [])
+    sequences = [text for text in ([stop] if isinstance(stop, str) else stop) if text.strip()]
+    sampling: Json = {"stop_sequences": sequences} if sequences else {}
+    if thinking in (None, Thinking.EFFORT) and claude_samples(model):
+        if "temperature" in given:
+            sampling["temperature"] = min(given["temperature"], 1)
+        sampling |= {name: given[name] for name in ("top_p", "top_k") if name in given}
+    return sampling
+
+
+def _render_effort(given: Json, thinking: Thinking | None, most: int) -> Json:
+    if "thinking" in given:
+        return {"thinking": given["thinking"]}
+    effort = given.get("reasoning_effort")
+    if effort in (None, "none"):
+        return {}
+    if thinking is Thinking.BUDGET:
+        budget = max(_LEAST_BUDGET, min(_BUDGETS[effort], most - _LEAST_BUDGET))
+        return {"thinking": {"type": "enabled", "budget_tokens": budget}}
+    if thinking is None:
+        return {}
+    rendered: Json = {"output_config": {"effort": _EFFORTS.get(effort, effort)}}
+    return rendered | ({"thinking": {"type": "adaptive"}} if thinking is Thinking.ADAPTIVE else {})
+
+
+def _render_tools(given: Json) -> Json:
+    tools, choice = offered_tools(given)
+    if not given.get("tools"):
+        # What was called before has to be declared, even if nothing may be called now.
+        called = dict.fromkeys(call["function"]["name"] for call in _calls(given["messages"]))
+        declared = [{"name": name, "input_schema": {"type": "object"}} for name in called]
+        return {"tools": declared, "tool_choice": {"type": "none"}} if declared else {}
+    if isinstance(choice, str):
+        rendered: Json = {"type": "any" if choice == "required" else choice}
+    else:
+        rendered = {"type": "tool", "name": choice["function"]["name"]}
+    if given.get("parallel_tool_calls") is False and rendered["type"] != "none":
+        rendered = {**rendered, "disable_parallel_tool_use": True}
+    body: Json = {"tools": [_render_tool(tool) for tool in tools]}
+    # What happens anyway is not said.
+    return body if rendered == {"type": "auto"} else {**body, "tool_choice": rendered}
+
+
+def _render_tool(tool: Mapping[str, Any]) -> Json:
+    function = tool["function"]
+    rendered = {"name": function["name"], "input_schema": {"type": "object", **(function.get("parameters") or {})}}
+    if function.get("description"):
+        rendered["description"] = function["description"]
+    if function.get("strict"):
+        rendered["strict"] = True
+    return rendered | _cache_control(tool) | _cache_control(function)
+
+
+def _cache_control(holder: Mapping[str, Any]) -> Json:
+    return {"cache_control": holder["cache_control"]} if holder.get("cache_control") else {}
+
+
+def _calls(messages: Sequence[Json]) -> Iterator[Json]:
+    for message in messages:
+        yield from message.get("tool_calls") or ()
+
+
+def _render_messages(messages: Sequence[Json]) -> tuple[list[Json], list[Json]]:
+    """Return the system blocks and the turns: consecutive messages of a side are one turn, as is an answer to tools."""
+    system: list[Json] = []
+    turns: list[Json] = []
+    for index, message in enumerate(messages):
+        role = message["role"]
+        param = f"messages[{index}]"
+        if role in ("system", "developer"):
+            system += _render_content(message, param)
+            continue
+        side = "assistant" if role == "assistant" else "user"
+        render = {"assistant": _render_assistant, "tool": _render_result}.get(role, _render_content)
+        blocks = render(message, param)
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == side:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": side, "content": blocks})
+    for turn in turns:
+        # In a turn of the user's, what tools answered comes first.
+        turn["content"].sort(key=lambda block: block["type"] != "tool_result" and turn["role"] == "user")
+    if turns and turns[-1]["role"] == "assistant":
+        _trim(turns[-1]["content"])
+    return system, turns
+
+
+def _trim(blocks: list[Json]) -> None:
+    """Cut white space that ends an answer which the model is to go on with: the provider refuses it."""
+    if blocks[-1]["type"] == "text":
+        blocks[-1]["text"] = blocks[-1]["text"].rstrip()
+        if not blocks[-1]["text"]:
+            blocks.pop()
+
+
+def _render_content(message: Json, param: str) -> list[Json]:
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    blocks = [
+        _render_part(part, f"{param}.content[{index}]") | _cache_control(part)
+        for index, part in enumerate(parts)
+        if part["type"] != "text" or part["text"].strip()  # the provider refuses a text of nothing
+    ]
+    if blocks:
+        blocks[-1] |= _cache_control(message)
+    return blocks
+
+
+def _render_part(part: Json, param: str) -> Json:
+    match part["type"]:
+        case "text":
+            return {"type": "text", "text": part["text"]}
+        case "refusal":
+            return {"type": "text", "text": part["refusal"]}
+        case "image_url":
+            return _render_image(image_of(part, param), param)
+        case _:
+            return _render_file(file_of(part, param), param)
+
+
+def _render_image(image: Medium, param: str) -> Json:
+    if image.url is not None:
+        return {"type": "image", "source": {"type": "url", "url": image.url}}
+    if image.media_type not in _IMAGES:
+        raise _unsupported(image, param)
+    return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
+
+
+def _render_file(file: Medium, param: str) -> Json:
+    if file.media_type in _IMAGES:
+        return _render_image(file, param)
+    if file.media_type == "application/pdf":
+        source: Json = {"type": "base64", "media_type": "application/pdf", "data": file.data}
+    elif file.media_type.startswith("text/"):
+        source = {"type": "text", "media_type": "text/plain", "data": file.text(param)}
+    else:
+        raise _unsupported(file, param)
+    return {"type": "document", "source": source} | ({"title": file.name} if file.name else {})
+
+
+def _unsupported(medium: Medium, param: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid '{param}': this model's provider takes no {medium.media_type}.", param=param, code="invalid_value"
+    )
+
+
+def _render_assistant(message: Json, param: str) -> list[Json]:
+    blocks: list[Json] = list(message.get("thinking_blocks") or ())
+    blocks += _render_content(message, param)
+    if message.get("refusal"):
+        blocks.append({"type": "text", "text": message["refusal"]})
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        blocks.append(
+            {
+                "type": "tool_use",
+                "id": _call_id(call["id"]),
+                "name": function["name"],
+                "input": parse_arguments(function["arguments"]),
+            }
+        )
+    return blocks
+
+
+def _render_result(message: Json, param: str) -> list[Json]:
+    result: Json = {"type": "tool_result", "tool_use_id": _call_id(message["tool_call_id"])}
+    content = _render_content({"content": message["content"]}, param)
+    return [result | ({"content": content} if content else {}) | _cache_control(message)]
+
+
+def _call_id(name: str) -> str:
+    """Return an id that the provider takes: the same for the same, and another for another."""
+    if _CALL_ID.fullmatch(name):
+        return name
+    return f"call_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+_UNSUPPORTED_KEYWORDS = frozenset({
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
+    "maxItems", "uniqueItems", "minProperties", "maxProperties",
+})  # fmt: skip
+
+
+def _closed(schema: Any) -> Any:
+    """Return a JSON Schema as structured outputs take it: objects closed, and without bounds, which they refuse."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed: Json = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
+            closed[key] = {name: _closed(inner) for name, inner in value.items()}
+        elif key in ("enum", "const", "default", "examples", "required"):
+            closed[key] = value
+        elif key not in _UNSUPPORTED_KEYWORDS and not (key == "minItems" and value not in (0, 1)):
+            closed[key] = _closed(value)
+    if closed.get("type") == "object":
+        closed["additionalProperties"] = False
+    return closed

@@ -1,0 +1,31 @@
+"""Tools inside a request: what another format needs to know of OpenAI's before it can say it in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headrace.formats.lenient import parse_json
+
+Choice = str | Mapping[str, Any]
+"""`none`, `auto`, `required`, or the one function to be called."""
+
+
+def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Choice]:
+    """Return the tools that the model may call, only the allowed ones of `allowed_tools`, and which it shall."""
+    tools: Sequence[Mapping[str, Any]] = request.get("tools") or ()
+    choice: Choice = request.get("tool_choice") or "auto"
+    if isinstance(choice, str) or choice["type"] != "allowed_tools":
+        return tools, choice
+    functions = (tool.get("function") for tool in choice["allowed_tools"]["tools"])
+    allowed = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    return [tool for tool in tools if tool["function"]["name"] in allowed], choice["allowed_tools"]["mode"]
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Return the object of a call's arguments; what is none, as models err, is put inside one."""
+    try:
+        arguments = parse_json(text.encode("utf-8", "replace") or b"{}")
+    except ValueError:
+        arguments = text
+    return arguments if isinstance(arguments, dict) else {"arguments": arguments}

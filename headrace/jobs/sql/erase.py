@@ -1,0 +1,80 @@
+"""What is deleted, pruned and forgotten."""
+
+from __future__ import annotations
+
+from headrace.ids import id_before
+from headrace.stores.database import Database, execute
+
+_DELETE = """
+WITH erased AS (
+    UPDATE jobs SET deleted_at = now(), response = NULL, metadata = NULL, tried = '[]',
+                    request = CASE WHEN state IN ('queued', 'running') THEN request END
+    WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
+    RETURNING id
+)
+SELECT id FROM erased
+"""
+# By itself and after, so that it sees the deltas of an end that the erasure had to wait for.
+_DELETE_DELTAS = "DELETE FROM job_deltas USING jobs WHERE job_id = %(id)s AND id = job_id AND deleted_at IS NOT NULL"
+
+
+async def delete_job(database: Database, job_id: str, account_id: str) -> bool:
+    """Erase a job's content; its usage stays. Returns False if the account has no such job."""
+    erased = await execute(database.durable, _DELETE, {"id": job_id, "account_id": account_id})
+    if erased:
+        await execute(database.durable, _DELETE_DELTAS, {"id": job_id})
+    return bool(erased)
+
+
+_PRUNE = """
+WITH over AS MATERIALIZED (
+    SELECT jobs.id FROM job_deltas JOIN jobs ON jobs.id = job_id
+    WHERE job_id < %(before)s AND finished_at < now() - %(seconds)s * interval '1 second'
+    ORDER BY job_id LIMIT %(limit)s FOR UPDATE OF jobs SKIP LOCKED
+), pruned AS (
+    DELETE FROM job_deltas USING over WHERE job_id = over.id
+)
+UPDATE jobs SET delta_count = 0 FROM over WHERE jobs.id = over.id RETURNING jobs.id
+"""
+
+
+async def prune_deltas(database: Database, *, seconds: float, limit: int = 1000) -> int:
+    """Delete some deltas of jobs that ended so long ago; returns of how many. What they made is their response."""
+    parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _PRUNE, parameters))
+
+
+_ERASE = """
+WITH read AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE NOT stored AND finished_at IS NOT NULL AND deleted_at IS NULL
+          AND (id = %(id)s OR %(id)s::text IS NULL AND finished_at < now() - %(seconds)s * interval '1 second')
+    ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED
+), forgotten AS (
+    DELETE FROM job_deltas USING read WHERE job_id = read.id
+)
+UPDATE jobs SET deleted_at = now(), request = NULL, response = NULL, metadata = NULL, tried = '[]' FROM read
+WHERE jobs.id = read.id RETURNING jobs.id
+"""
+
+
+async def erase_unstored(database: Database, *, job_id: str | None = None, seconds: float = 0) -> int:
+    """Erase the content of jobs that are not to be stored: of one, or of some that ended so long ago."""
+    return len(await execute(database.relaxed, _ERASE, {"id": job_id, "seconds": seconds}))
+
+
+_FORGET = """
+WITH old AS MATERIALIZED (
+    SELECT jobs.id FROM jobs LEFT JOIN batches ON batches.id = jobs.batch_id
+    WHERE jobs.id < %(before)s AND finished_at < now() - %(seconds)s * interval '1 second'
+          AND (jobs.batch_id IS NULL OR batches.state IN ('completed', 'failed', 'expired', 'cancelled'))
+    ORDER BY jobs.id LIMIT %(limit)s FOR UPDATE OF jobs SKIP LOCKED
+)
+DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
+"""
+
+
+async def forget_jobs(database: Database, *, seconds: float, limit: int = 500) -> int:
+    """Delete some jobs that ended so long ago, with all that belongs to them but their usage; returns how many."""
+    parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
+    return len(await execute(database.relaxed, _FORGET, parameters))

@@ -1,0 +1,84 @@
+"""Which waiting jobs a worker runs next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from headrace.jobs.records import WaitingJob
+from headrace.stores.database import Database, execute
+
+# From one account to the next by the index, in each tier and apart for those that a client waits for; then the accounts
+# that are first, and their first jobs: `limit` of each are enough. No step depends on how much is queued.
+_FAIR = """
+WITH RECURSIVE place AS (
+    SELECT tier, tier_order, background
+    FROM unnest(%(tiers)s::text[]) WITH ORDINALITY AS known (tier, tier_order),
+         (VALUES (false), (true)) AS kind (background)
+), head AS (
+    SELECT place.*, account_id, scheduled_at FROM place CROSS JOIN LATERAL (
+        SELECT account_id, scheduled_at FROM jobs
+        WHERE state = 'queued' AND tier = place.tier AND background = place.background
+        ORDER BY account_id, scheduled_at LIMIT 1) AS first
+    UNION ALL
+    SELECT head.tier, head.tier_order, head.background, next.* FROM head CROSS JOIN LATERAL (
+        SELECT account_id, scheduled_at FROM jobs
+        WHERE state = 'queued' AND tier = head.tier AND background = head.background AND account_id > head.account_id
+        ORDER BY account_id, scheduled_at LIMIT 1) AS next
+), first AS MATERIALIZED (
+    SELECT head.*, coalesce(running, 0) AS running
+    FROM head LEFT JOIN (
+        SELECT * FROM unnest(%(accounts)s::text[], %(running)s::int[], %(waited_for)s::int[])
+        AS busy (account_id, running, waited_for)) AS busy USING (account_id)
+    WHERE scheduled_at <= now() AND (%(below)s::int IS NULL
+          OR coalesce(CASE WHEN background THEN running ELSE waited_for END, 0) < %(below)s)
+    ORDER BY tier_order, background, running, scheduled_at LIMIT %(limit)s
+)
+SELECT id, tier, first.account_id, background FROM first CROSS JOIN LATERAL (
+    SELECT id, scheduled_at, sent_at, row_number() OVER (ORDER BY scheduled_at) AS number FROM (
+        SELECT id, scheduled_at, sent_at FROM jobs
+        WHERE state = 'queued' AND tier = first.tier AND background = first.background
+              AND account_id = first.account_id AND scheduled_at <= now()
+        ORDER BY scheduled_at LIMIT %(limit)s) AS due) AS next
+WHERE sent_at <= now() - %(seconds)s * interval '1 second'
+ORDER BY tier_order, background, running + number, next.scheduled_at LIMIT %(limit)s
+"""
+
+
+async def find_fair(
+    database: Database,
+    tiers: Sequence[str],
+    *,
+    running: Mapping[str, tuple[int, int]],
+    limit: int,
+    below: int | None = None,
+    seconds: float = 0,
+) -> list[WaitingJob]:
+    """Return up to `limit` due jobs, those first that a worker should run first.
+
+    The order is that of the tiers; in a tier, jobs that a client waits for come first; then each account in turn, the
+    one with the fewest jobs `running` first. `running` has, of each account, all of its jobs that the worker runs, and
+    those of them that a client waits for. With `below` only accounts count that run fewer than that here: of waiting
+    clients' jobs, for those. Of the first `limit` jobs of an account
+    only those count whose wake-up was sent at least `seconds` ago.
+    """
+    parameters = {
+        "tiers": list(tiers),
+        "accounts": list(running),
+        "running": [count for count, _ in running.values()],
+        "waited_for": [count for _, count in running.values()],
+        "limit": limit,
+        "below": below,
+        "seconds": seconds,
+    }
+    return [WaitingJob(*row) for row in await execute(database.relaxed, _FAIR, parameters)]
+
+
+_TAKEN = """
+SELECT known.id FROM unnest(%(ids)b::text[]) AS known (id)
+WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND state = 'queued')
+"""
+
+
+async def find_taken(database: Database, job_ids: Sequence[str]) -> list[str]:
+    """Return those of the jobs that are not queued any more."""
+    return [row[0] for row in await execute(database.relaxed, _TAKEN, {"ids": list(job_ids)})]

@@ -1,0 +1,162 @@
+"""How a job stands, for those who follow it or ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from headrace.jobs.records import Progress
+from headrace.jobs.state import State
+from headrace.jobs.tables import jobs
+from headrace.keys.tables import accounts
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
+from headrace.usage.spent import Charge
+from headrace.usage.tables import usage
+
+_PROGRESS = """
+SELECT state, jobs.attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM jobs.created_at))::bigint,
+       response, error, coalesce(prompt_tokens + completion_tokens, 0), cost
+FROM jobs LEFT JOIN usage ON usage.job_id = jobs.id AND usage.created_at = finished_at AND kind = 'counted'
+WHERE jobs.id = %(id)s AND deleted_at IS NULL
+"""
+
+
+async def read_progress(database: Database, job_id: str) -> Progress | None:
+    """Return where a job stands, or None if it was deleted."""
+    rows = await execute(database.relaxed, _PROGRESS, {"id": job_id})
+    if not rows:
+        return None
+    state, attempt, in_attempt, delta_count, created, response, error, tokens, cost = rows[0]
+    charge = Charge(tokens, cost)
+    return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge)
+
+
+_DELTAS = """
+SELECT first_seq, chunks FROM job_deltas
+WHERE job_id = %(id)s AND attempt = %(attempt)s AND last_seq > %(after)s ORDER BY first_seq
+"""
+
+
+async def read_deltas(database: Database, job_id: str, attempt: int, *, after: int) -> list[tuple[int, str]]:
+    """Return what is kept of an attempt's deltas past `after`, as pairs of first sequence number and lines."""
+    rows = await execute(database.relaxed, _DELTAS, {"id": job_id, "attempt": attempt, "after": after})
+    return [(row[0], row[1]) for row in rows]
+
+
+_POSITIONS = """
+SELECT id, state, attempt, coalesce((SELECT max(last_seq) FROM job_deltas AS delta
+                                     WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq
+FROM jobs WHERE id = ANY(%(ids)b::text[])
+"""
+
+
+async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence[Row]:
+    """Return `(job_id, state, attempt, last sequence number kept)` of these jobs."""
+    return await execute(database.relaxed, _POSITIONS, {"ids": list(job_ids)}) if job_ids else []
+
+
+async def read_lease(database: Database, job_id: str) -> datetime | None:
+    """Return until when a worker holds a job; None if none does."""
+    rows = await execute(database.relaxed, "SELECT lease_until FROM jobs WHERE id = %(id)s", {"id": job_id})
+    return rows[0][0] if rows else None
+
+
+def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger)
+
+
+def _queue_position() -> sa.ColumnElement[Any]:
+    """Return how many jobs of the same tier are before a queued one, counted no further than 1,000."""
+    other = jobs.alias("other")
+    before = (
+        sa.select(other.c.id)
+        .where(other.c.state == State.QUEUED.value, other.c.tier == jobs.c.tier, other.c.id < jobs.c.id)
+        .limit(1000)
+        .correlate(jobs)
+        .subquery()
+    )
+    count = sa.select(sa.func.count()).select_from(before).scalar_subquery()
+    return sa.case((jobs.c.state == State.QUEUED.value, count))
+
+
+VIEW = sa.select(
+    jobs.c.id,
+    jobs.c.state,
+    jobs.c.model,
+    jobs.c.agent_id,
+    jobs.c.agent_version,
+    jobs.c.batch_id,
+    jobs.c.custom_id,
+    jobs.c.provider,
+    jobs.c.tier,
+    jobs.c.attempt,
+    *(
+        _epoch(jobs.c[name]).label(name)
+        for name in ("created_at", "started_at", "first_token_at", "finished_at", "deadline_at")
+    ),
+    _queue_position().label("queue_position"),
+    jobs.c.metadata,
+    jobs.c.background,
+    jobs.c.tried,
+    jobs.c.response,
+    jobs.c.error,
+    usage.c.prompt_tokens,
+    usage.c.completion_tokens,
+    usage.c.cached_tokens,
+    usage.c.reasoning_tokens,
+    usage.c.cache_write_tokens,
+    usage.c.estimated,
+    usage.c.cost,
+).select_from(
+    jobs.outerjoin(
+        usage,
+        # Both are the clock of the statement that ended the job: so one partition of the ledger is looked at.
+        sa.and_(usage.c.job_id == jobs.c.id, usage.c.created_at == jobs.c.finished_at, usage.c.kind == "counted"),
+    )
+)
+
+
+async def get_job(database: Database, job_id: str, account_id: str) -> Row | None:
+    """Return an account's job with its usage, or None if the account has no such job."""
+    query = VIEW.where(jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None))
+    rows = await execute(database.relaxed, query)
+    return rows[0] if rows else None
+
+
+async def get_request(database: Database, job_id: str, account_id: str) -> str | None:
+    """Return the chat request of an account's job as it came, or None if the account has no such job."""
+    query = sa.select(jobs.c.request).where(
+        jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None)
+    )
+    rows = await execute(database.relaxed, query)
+    return rows[0][0] if rows else None
+
+
+# For operators, who see every account's jobs: with whose it is.
+_ANYONES_VIEW = (
+    VIEW.add_columns(jobs.c.account_id, accounts.c.name.label("account"))
+    .join(accounts, accounts.c.id == jobs.c.account_id)
+    .where(jobs.c.deleted_at.is_(None))
+)
+
+
+async def get_anyones_job(database: Database, job_id: str) -> Row | None:
+    """Return a job of whatever account, with `account_id` and `account`, its name; None if there is none."""
+    rows = await execute(database.relaxed, _ANYONES_VIEW.where(jobs.c.id == job_id))
+    return rows[0] if rows else None
+
+
+async def list_anyones_jobs(
+    database: Database, *, account: str | None, state: State | None, limit: int
+) -> Sequence[Row]:
+    """Return up to `limit` jobs of every account, or of the one of that name, newest first."""
+    query = _ANYONES_VIEW
+    if account is not None:
+        query = query.where(accounts.c.name == account)
+    if state is not None:
+        query = query.where(jobs.c.state == state.value)
+    return await execute(database.relaxed, query.order_by(jobs.c.id.desc()).limit(limit))

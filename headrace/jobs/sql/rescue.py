@@ -1,0 +1,125 @@
+"""The scheduler's repairs: jobs whose worker died, jobs past their deadline, wake-ups that got lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headrace.jobs.records import Backlog, MovedJob
+from headrace.jobs.sql.fragments import TRANSACTION, append_record, moved_jobs, tally_and_announce
+from headrace.stores.database import Database, execute
+
+_RESCUE = f"""
+WITH dead AS MATERIALIZED (
+    SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    WHEN lost + 1 >= %(max_lost)s THEN 'failed'
+                    WHEN NOT background AND streamed AND EXISTS (SELECT FROM job_deltas WHERE job_id = jobs.id)
+                         THEN 'interrupted'
+                    ELSE 'queued' END AS fate
+    FROM jobs WHERE state = 'running' AND lease_until < now()
+    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
+                    lost = lost + 1, lease_until = NULL, worker = NULL,
+                    {append_record("lost")},
+                    scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
+                    finished_at = CASE WHEN fate <> 'queued' THEN now() END,
+                    finished_in = CASE WHEN fate <> 'queued' THEN {TRANSACTION} END,
+                    request = CASE WHEN fate = 'queued' OR deleted_at IS NULL THEN request END,
+                    error = CASE fate WHEN 'cancelled' THEN %(cancelled)s WHEN 'failed' THEN %(poisonous)s
+                                      WHEN 'interrupted' THEN %(interrupted)s END
+    FROM dead WHERE jobs.id = dead.id
+    RETURNING jobs.id, jobs.account_id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id,
+              jobs.deleted_at, jobs.webhook
+), forgotten AS (
+    DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
+    AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
+{tally_and_announce("moved")}
+SELECT id, tier, state, attempt, origin FROM moved
+"""
+
+
+async def rescue_jobs(
+    database: Database, *, max_lost: int, delay_seconds: float, cancelled: str, poisonous: str, interrupted: str
+) -> list[MovedJob]:
+    """Take running jobs from workers whose lease ran out: back to the queue, or to an end.
+
+    A job under which `max_lost` workers went away is taken for the cause and fails. One whose client has begun to read
+    fails too, rather than repeat itself. The others are due in `delay_seconds`. `cancelled`, `poisonous` and
+    `interrupted` are the errors that rows keep, as JSON.
+    """
+    parameters = {
+        "max_lost": max_lost,
+        "delay": delay_seconds,
+        "cancelled": cancelled,
+        "poisonous": poisonous,
+        "interrupted": interrupted,
+    }
+    return moved_jobs(await execute(database.durable, _RESCUE, parameters))
+
+
+_EXPIRE = f"""
+WITH late AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {TRANSACTION}, error = %(error)s,
+                    request = CASE WHEN deleted_at IS NULL THEN request END
+    FROM late WHERE jobs.id = late.id
+    RETURNING jobs.id, account_id, tier, state, attempt, origin, batch_id, webhook
+{tally_and_announce("moved")}
+SELECT id, tier, state, attempt, origin FROM moved
+"""
+
+
+async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
+    """End queued jobs whose deadline has passed; a running one is ended by its worker."""
+    return moved_jobs(await execute(database.durable, _EXPIRE, {"error": error}))
+
+
+# Of a long queue only the head is known. What was sent before its last messages were, and is not in it, was lost; a
+# moment's doubt, as jobs that are committed together are not sent together.
+_RESEND = """
+WITH edge AS (
+    SELECT CASE WHEN %(whole)s THEN 'infinity'
+                ELSE (SELECT min(sent_at) - interval '2 seconds' FROM jobs
+                      WHERE id = ANY(%(last)b::text[]) AND sent_at > 'epoch') END AS at
+), oldest AS MATERIALIZED (
+    SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = %(tier)s ORDER BY id LIMIT 20000
+), lost AS MATERIALIZED (
+    SELECT id FROM oldest, edge
+    WHERE scheduled_at <= now()
+          AND (sent_at = 'epoch' OR sent_at < least(now() - %(resend)s * interval '1 second', edge.at))
+          AND NOT EXISTS (SELECT FROM unnest(%(waiting)b::text[]) AS waiting (id) WHERE waiting.id = oldest.id)
+), free AS MATERIALIZED (
+    SELECT jobs.id FROM jobs JOIN lost USING (id) WHERE state = 'queued' ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
+)
+UPDATE jobs SET sent_at = now() FROM free WHERE jobs.id = free.id
+RETURNING jobs.id, tier, state, attempt, origin
+"""
+
+
+async def resend_jobs(database: Database, tier: str, backlog: Backlog, *, resend_seconds: float) -> list[MovedJob]:
+    """Mark as sent and return due jobs of a tier whose wake-up is on no queue.
+
+    A job counts if its wake-up was sent at least `resend_seconds` ago, or if `mark_unsent` marked it.
+    """
+    parameters = {
+        "tier": tier,
+        "resend": resend_seconds,
+        "waiting": list(backlog.job_ids),
+        "last": list(backlog.last_ids),
+        "whole": backlog.whole,
+    }
+    return moved_jobs(await execute(database.relaxed, _RESEND, parameters))
+
+
+_IN_HAND = """
+WITH held AS MATERIALIZED (
+    SELECT id FROM jobs WHERE id = ANY(%(ids)b::text[]) AND state = 'queued' ORDER BY id FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs SET sent_at = now() FROM held WHERE jobs.id = held.id
+"""
+
+
+async def keep_in_hand(database: Database, job_ids: Sequence[str]) -> None:
+    """Note that the wake-ups of queued jobs are not lost: a worker that lives has them."""
+    await execute(database.relaxed, _IN_HAND, {"ids": list(job_ids)})

@@ -1,0 +1,144 @@
+"""Calls to a provider's batch API: JSON out and in, and results line by line. No error that leaves here holds a key."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import quote
+
+import orjson
+
+from headrace.batches.lines import LineReader, RawLine
+from headrace.catalogue.models import Provider
+from headrace.errors import UpstreamError, UpstreamTooLargeError
+from headrace.formats.json_document import is_too_deep
+from headrace.formats.lenient import parse_json
+from headrace.formats.registry import FORMATS
+from headrace.formats.skipped import skip
+from headrace.providers.batch_apis.parcel import NativeResult
+from headrace.providers.client import ProviderClient, Upload, without_secret
+
+Reading = Callable[[dict[str, Any]], dict[str, Any]]
+"""Returns the completion of one result. Raises the UpstreamError of one that is none."""
+
+# A line holds a whole completion, and a call takes none that is larger.
+LARGEST_LINE = 64 * 1024 * 1024
+"""Bytes of one result."""
+LARGEST_RESULTS = 16 * 1024 * 1024 * 1024
+"""Bytes of one file of results."""
+
+
+def url_of(provider: Provider, *path: str) -> str:
+    """Return a URL below the provider's base; each part of the path is quoted, as ids come from outside."""
+    return "/".join((provider.base_url.rstrip("/"), *(quote(part, safe="") for part in path)))
+
+
+async def ask(
+    client: ProviderClient,
+    provider: Provider,
+    url: str,
+    *,
+    method: Literal["POST", "GET"] = "POST",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | Upload = b"",
+) -> dict[str, Any]:
+    """Return the JSON object that answers a request.
+
+    Raises:
+        UpstreamError: There is none; its class is that of a call that fails in this way.
+    """
+    secret = provider.secret()
+    headers = {**FORMATS[provider.kind].render_headers(secret), **(headers or {})}
+    with _concealed(secret):
+        async with client.call(provider, method=method, url=url, headers=headers, body=body) as answer:
+            text = await answer.read()
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise UpstreamError("The provider's batch API answered with something that is not JSON.") from None
+    if not isinstance(document, dict):
+        raise UpstreamError("The provider's batch API answered with something that makes no sense.")
+    return document
+
+
+def id_in(document: Mapping[str, Any]) -> str:
+    """Return the id of what was made.
+
+    Raises:
+        UpstreamError: It has none.
+    """
+    made = document.get("id")
+    if not isinstance(made, str) or not made:
+        raise UpstreamError("The provider's batch API did not say the id of what it made.")
+    return made
+
+
+async def read_results(
+    client: ProviderClient, provider: Provider, urls: Iterable[str], read: Reading
+) -> AsyncGenerator[NativeResult, None]:
+    """Yield the results in files of JSON lines, each with a `custom_id`; holds a line and a piece of the file.
+
+    Whoever does not read to the end has to close it. A line that has no `custom_id` is skipped, but counted.
+
+    Raises:
+        UpstreamError: A file is not there, or its connection broke: what came before is good.
+    """
+    secret = provider.secret()
+    headers = FORMATS[provider.kind].render_headers(secret)
+    for url in urls:
+        lines, size = LineReader(largest=LARGEST_LINE), 0
+        with _concealed(secret):
+            async with (
+                client.call(provider, method="GET", url=url, headers=headers) as answer,
+                contextlib.aclosing(answer.unhurried()) as pieces,
+            ):
+                async for piece in pieces:
+                    size += len(piece)
+                    if size > LARGEST_RESULTS:
+                        raise UpstreamTooLargeError("The provider's batch has more results than any batch.")
+                    for result in _parse(lines.feed(piece), provider, read):
+                        yield result
+        for result in _parse(lines.close(), provider, read):
+            yield result
+
+
+def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Iterator[NativeResult]:
+    secret = provider.secret()
+    for line in lines:
+        document = _document(line)
+        if document is None:
+            skip(provider.kind, "result without a custom_id")
+            continue
+        job_id, size = document["custom_id"], len(line.text or b"")
+        try:
+            yield NativeResult(job_id, completion=read(document), size=size)
+        except UpstreamError as error:
+            yield NativeResult(job_id, error=without_secret(error, secret))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            yield NativeResult(job_id, error=UpstreamError("The provider's batch has a result that makes no sense."))
+
+
+def _document(line: RawLine) -> dict[str, Any] | None:
+    """Return a line that says whose result it is, or None."""
+    text = line.text or b""
+    try:
+        document = None if is_too_deep(text) else parse_json(text)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and isinstance(document.get("custom_id"), str) else None
+
+
+@contextlib.contextmanager
+def _concealed(secret: str | None) -> Iterator[None]:
+    try:
+        yield
+    except UpstreamError as error:
+        raise without_secret(error, secret) from error.__cause__
+
+
+def count(counts: Any, *names: str) -> int:
+    """Return the sum of these counts, which providers leave out while they do not know them."""
+    if not isinstance(counts, Mapping):
+        return 0
+    return sum(value for name in names if type(value := counts.get(name)) is int)

@@ -1,0 +1,293 @@
+"""The one place that opens HTTP to a provider."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from headrace.catalogue.models import Provider
+from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError
+from headrace.formats.failures import failure
+from headrace.formats.registry import FORMATS, WireFormat
+from headrace.providers.cooldown import cooldown_seconds
+from headrace.telemetry.logs import redact
+
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer, whole or streamed, of all of its choices together."""
+MOST_VALUES = 4_000_000
+"""JSON values of an answer: 200,000 tokens in as many events have about three million."""
+_LARGEST_ERROR = 64 * 1024
+# A timer is set anew no oftener than this, so a silence is noticed up to this much late.
+_COARSENESS_SECONDS = 0.5
+_LOST = "The connection to the model's provider failed."
+# Characters of a library's words on a failure.
+_LONGEST_REASON = 300
+# The user of a URL, and its query with whatever comes behind.
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
+_READ = httpx.ByteStream(b"")
+# How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
+_EVENTS = (b"data", b"event", b"id", b"retry", b"error", b":", b"\xef\xbb\xbf")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is sent as it is read: its length, which is said before, and its pieces, which are read once."""
+
+    size: int
+    pieces: AsyncIterable[bytes]
+
+
+class Allowance:
+    """What one answer may still have, in however many calls: bytes, and the values that these become."""
+
+    def __init__(self) -> None:
+        """Allow all of one answer."""
+        self._bytes = LARGEST_ANSWER
+        self._values = MOST_VALUES
+
+    def take(self, piece: bytes) -> None:
+        """Count a piece of the answer. What stands in strings is counted too, so values are a bound from above.
+
+        Raises:
+            UpstreamTooLargeError: That is too much.
+        """
+        self._bytes -= len(piece)
+        self._values -= piece.count(b",") + piece.count(b"{") + piece.count(b"[")
+        if self._bytes < 0 or self._values < 0:
+            raise UpstreamTooLargeError
+
+
+class ProviderClient:
+    """Connections to every provider, kept alive between calls."""
+
+    def __init__(self, *, connections: int) -> None:
+        """Hold up to `connections` calls open; httpx alone would stop at 100."""
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+        self._http = httpx.AsyncClient(
+            # aiohttp's transport costs a sixth of httpx's own for a request, and of a chunk.
+            transport=AiohttpTransport(limits=limits),
+            headers={"user-agent": "headrace", "accept-encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self,
+        provider: Provider,
+        *,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Upload = b"",
+        method: Literal["POST", "GET"] = "POST",
+        allowance: Allowance | None = None,
+    ) -> AsyncIterator[Answer]:
+        """Send a request and give its answer to read; leaving ends the call upstream too.
+
+        A body is JSON where `headers` do not say what it is. Calls that make up one answer share an `allowance`.
+
+        Raises:
+            UpstreamError: No answer, or an error status; its class tells which and whether to try again.
+        """
+        patience = provider.connect_timeout + provider.read_timeout
+        address = _address(url)
+        url, login = _apart(url)
+        with _translated(address, patience):
+            async with asyncio.timeout(patience) as silence:
+                request = self._http.build_request(
+                    method,
+                    url,
+                    content=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body,
+                    headers={**_body_headers(body), **login, **headers},
+                    # Silence has a timer of ours: the transport's costs a tenth of a delta, and misses some silences.
+                    timeout=httpx.Timeout(None, connect=provider.connect_timeout),
+                )
+                response = await self._http.send(request, stream=True)
+        try:
+            if response.status_code != 200:
+                raise await _refusal(response, FORMATS[provider.kind], address)
+            yield Answer(response, address, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
+        finally:
+            with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
+                await response.aclose()
+            response.stream = _READ  # httpx's response and its stream hold each other, and with them the request's body
+
+
+class Answer:
+    """A provider's answer with status 200, yet to be read."""
+
+    def __init__(self, response: httpx.Response, address: str, *, silence_seconds: float, allowance: Allowance) -> None:
+        """Wait no longer than `silence_seconds` for the next bytes; errors name the `address`."""
+        self._address = address
+        self._arriving = _decoded(response)
+        self._allowance = allowance
+        self._silence = silence_seconds
+        self._first = b""
+
+    async def is_stream(self) -> bool:
+        """Tell whether it comes as server-sent events, whatever was asked for and whatever its header says.
+
+        Raises:
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
+        """
+        with self._translated():
+            async with asyncio.timeout(self._silence):
+                while not self._first.strip():
+                    piece = await anext(self._arriving, None)
+                    if piece is None:
+                        return False
+                    self._allowance.take(piece)
+                    self._first += piece
+        return self._first.lstrip().startswith(_EVENTS)
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.
+
+        Raises:
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
+        """
+        now = asyncio.get_running_loop().time
+        patience = self._silence + _COARSENESS_SECONDS
+        with self._translated():
+            async with asyncio.timeout(patience) as silence:
+                next_look = now() + _COARSENESS_SECONDS
+                if self._first:
+                    yield self._first
+                async for piece in self._arriving:
+                    if now() > next_look:
+                        silence.reschedule(now() + patience)
+                        next_look = now() + _COARSENESS_SECONDS
+                    self._allowance.take(piece)
+                    yield piece
+
+    async def unhurried(self) -> AsyncGenerator[bytes, None]:
+        """Yield bytes to a reader who takes any time over them: only the provider's own silence counts.
+
+        Raises:
+            UpstreamError: The connection broke, or fell silent for too long.
+        """
+        while True:
+            with self._translated():
+                try:
+                    async with asyncio.timeout(self._silence):
+                        piece = await anext(self._arriving)
+                except StopAsyncIteration:
+                    return
+            yield piece
+
+    async def read(self) -> bytes:
+        """Return the whole of it.
+
+        Raises:
+            UpstreamError: The connection broke, fell silent for too long, or there was too much.
+        """
+        async with contextlib.aclosing(self.pieces()) as arriving:
+            return b"".join([piece async for piece in arriving])
+
+    def _translated(self) -> contextlib.AbstractContextManager[None]:
+        return _translated(self._address, self._silence)
+
+
+def _decoded(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the bytes of an answer as they arrive, uncompressed: some servers compress whatever was asked for."""
+    encoding = response.headers.get("content-encoding", "identity")
+    return response.aiter_raw() if encoding == "identity" else response.aiter_bytes()
+
+
+def _body_headers(body: bytes | Upload) -> dict[str, str]:
+    """Return what is said of a body; where its length is not, the transport says it, or sends it in chunks."""
+    if isinstance(body, Upload):
+        return {"content-type": "application/json", "content-length": str(body.size)}
+    return {"content-type": "application/json"} if body else {}
+
+
+async def _patiently(pieces: AsyncIterable[bytes], silence: asyncio.Timeout, patience: float) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body: as long as they are taken, the provider is not silent."""
+    now = asyncio.get_running_loop().time
+    async for piece in pieces:
+        with contextlib.suppress(RuntimeError):  # a provider may answer before it has read to the end
+            silence.reschedule(now() + patience)
+        yield piece
+
+
+@contextlib.contextmanager
+def _translated(address: str, patience: float) -> Iterator[None]:
+    """Raise what is wrong with a connection as ours; `patience` is how many seconds the provider may be silent."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        # The transport calls every lost connection a connect time-out: only its cause tells them apart.
+        detail = f"{address}: {_reason(error)}"
+        if isinstance(error.__cause__, TimeoutError):
+            raise UpstreamTimeoutError(detail=detail) from error
+        raise UpstreamError(_LOST, detail=detail) from error
+    except TimeoutError as error:
+        raise UpstreamTimeoutError(detail=f"{address}: nothing came for {patience:g} s") from error
+    except (
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        aiohttp.ClientError,
+    ) as error:  # what is no proper HTTP comes through untranslated
+        raise UpstreamError(_LOST, detail=f"{address}: {_reason(error)}") from error
+
+
+def _address(url: str) -> str:
+    """Return where a URL leads, without what may be secret in it: no user, path or query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _apart(url: str) -> tuple[str, dict[str, str]]:
+    """Return a URL without its user, and the header that says who that is: the transport takes one or the other."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    encoded = base64.b64encode(unquote_to_bytes(login)).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {encoded}"}
+
+
+def _reason(error: Exception) -> str:
+    """Return what a library says of a failure, without what may be secret in a URL that it quotes."""
+    text = " ".join(str(error).split()) or type(error.__cause__ or error).__name__
+    return _SECRET_IN_URL.sub("", text)[:_LONGEST_REASON]
+
+
+async def _refusal(response: httpx.Response, form: WireFormat, address: str) -> UpstreamError:
+    body = b""
+    with contextlib.suppress(UpstreamError), _translated(address, 0):
+        async for piece in _decoded(response):
+            body += piece
+            if len(body) > _LARGEST_ERROR:
+                break
+    return failure(form.parse_error(body), response.status_code, retry_after=cooldown_seconds(response.headers))
+
+
+def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
+    """Return what a client may read of a provider's error: without the key that we sent, or what looks like one."""
+
+    def concealed(text: str | None) -> str | None:
+        return None if text is None else redact(text.replace(secret, "***") if secret else text)
+
+    return type(error)(
+        concealed(error.message),
+        param=concealed(error.param),
+        code=concealed(error.code),
+        status=error.status,
+        retry_after=error.retry_after,
+        detail=concealed(error.detail),
+    )

@@ -1,0 +1,1 @@
+"""The server of the demo models, which a worker runs on loopback."""

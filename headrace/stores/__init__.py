@@ -1,0 +1,1 @@
+"""Postgres and Redis: connections, URLs, the schema's revision, group commits."""

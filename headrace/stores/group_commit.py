@@ -1,0 +1,88 @@
+"""Group commit: what arrives while one statement is under way goes into the next, all of it together.
+
+A lone caller waits for nobody. Under load a batch lingers a moment, so that one statement, one round trip and one wait
+for the disk serve many callers. A row that Postgres refuses fails alone: its batch is then tried one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import sqlalchemy as sa
+
+from headrace.stores.failures import is_unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Serialization failures and deadlocks: Postgres asks for the same statement again.
+_TRY_AGAIN = frozenset({"40001", "40P01"})
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Gathers items into batches for `flush`, one batch at a time, in order of arrival."""
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        linger_seconds: float = 0.002,
+        max_batch: int = 500,
+    ) -> None:
+        """`flush` writes the items and returns one result for each, in their order."""
+        self._flush = flush
+        self._linger = linger_seconds
+        self._max_batch = max_batch
+        self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """Return the result for this item once its batch is written; raise what its write raised."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._pending.append((item, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            crowded = False
+            while self._pending:
+                if crowded and len(self._pending) < self._max_batch:
+                    await asyncio.sleep(self._linger)
+                batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
+                crowded = len(batch) > 1
+                await self._write(batch)
+        finally:
+            self._task = None
+
+    async def _write(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._flush([item for item, _ in batch])
+        except sa.exc.DBAPIError as error:
+            if len(batch) == 1 and _state(error) in _TRY_AGAIN:
+                await asyncio.sleep(self._linger)
+                await self._write(batch)
+            elif len(batch) > 1 and (_state(error) in _TRY_AGAIN or not is_unavailable(error)):
+                for entry in batch:
+                    await self._write([entry])
+            else:
+                _fail(batch, error)
+        except Exception as error:  # noqa: BLE001  (whatever it was, it belongs to those who wait)
+            _fail(batch, error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+
+def _fail(batch: Sequence[tuple[Item, asyncio.Future[Result]]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _state(error: sa.exc.DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)

@@ -1,0 +1,33 @@
+"""The client of Redis that every process uses."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from headrace.stores import redis_url
+from headrace.stores.redis_url import AWAY
+
+_CHECK_KEY = "headrace:check"
+
+
+def connect_redis(url: str) -> Redis:
+    """Return a client that never waits long: a Redis that is away must slow nobody down."""
+    return redis_url.connect(
+        url,
+        socket_timeout=2,
+        socket_connect_timeout=1,
+        health_check_interval=5,
+        max_connections=64,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+async def redis_takes_writes(redis: Redis) -> bool:
+    """Tell whether Redis takes writes: one that is full, read-only or loading is of as little use as none."""
+    try:
+        await redis.set(_CHECK_KEY, 1, ex=60)
+    except AWAY:
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Makes jobs of a batch's lines, as many at a time as its share of the window is.
+
+A slice of lines becomes jobs in the statement that moves the batch's place in its input past them. So whatever dies,
+no line is run twice or left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from headrace.batches.lines import RawLine
+from headrace.ids import AGENT_PREFIX, new_id
+from headrace.jobs.records import NewLine
+from headrace.jobs.sql.lines import feed_lines
+from headrace.queue import JobQueue
+from headrace.runtime.offload import offloaded
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
+from scheduler.batches.agents import BatchAgents
+from scheduler.batches.input import read_input
+from scheduler.batches.pace import Pace
+
+_MOST_LINES = 250
+_MOST_BYTES = 2 * 1024 * 1024
+
+
+class _Taken(NamedTuple):
+    """A line that is to become a job, and where the next one begins."""
+
+    new: NewLine
+    end: int
+
+
+class Feeder:
+    """Feeds one batch, and keeps its place in the input between two times."""
+
+    def __init__(self, database: Database, queue: JobQueue, batch: Row, *, pace: Pace | None = None) -> None:
+        """Begin where the batch stands. With a pace, lines wait for the rates of its key and account."""
+        self._database = database
+        self._queue = queue
+        self._batch = batch
+        self._offset: int = batch.next_offset
+        self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=batch.next_line)
+        self._agents = BatchAgents(database, batch)
+        self._pace = pace
+        self._waiting: _Taken | None = None
+
+    @property
+    def offset(self) -> int:
+        """Where the next line begins."""
+        return self._offset
+
+    async def feed(self, count: int, *, parcel: str | None = None) -> bool:
+        """Make jobs of the next `count` lines, and wake workers for them, unless they are a parcel's.
+
+        Returns False if the batch does not stand where this feeder does: then it is of no use any more.
+        """
+        while count > 0:
+            taken = await self._take(min(count, _MOST_LINES))
+            if not taken:
+                return True
+            start, end = self._offset, taken[-1].end
+            lines = [line.new for line in taken]
+            fed = await feed_lines(
+                self._database,
+                self._batch.id,
+                lines,
+                start=start,
+                end=end,
+                next_line=lines[-1].line + 1,
+                parcel=parcel,
+            )
+            if not fed:
+                return False
+            self._offset = end
+            if parcel is None:
+                self._queue.wake([line.id for line in lines], tier="batch")
+            count -= len(lines)
+        return True
+
+    async def close(self) -> None:
+        """Let go of the input."""
+        await self._lines.aclose()
+
+    async def _take(self, count: int) -> list[_Taken]:
+        """Return the next lines: none if they are to wait, or there are no more."""
+        bounds = None if self._pace is None else await self._pace.bounds(self._batch)
+        taken: list[_Taken] = []
+        size = 0
+        while len(taken) < count and size < _MOST_BYTES:
+            if self._waiting is None:
+                line = await anext(self._lines, None)
+                if line is None:
+                    break
+                self._waiting = await self._new_line(line)
+            next_line = self._waiting
+            request_size = len(next_line.new.request)
+            if self._pace is not None and bounds is not None:
+                request = await offloaded(request_size, orjson.loads, next_line.new.request)
+                if not await self._pace.allows(self._batch, bounds, next_line.new.id, request, size=request_size):
+                    break
+            self._waiting = None
+            taken.append(next_line)
+            size += request_size
+        return taken
+
+    async def _new_line(self, raw: RawLine) -> _Taken:
+        assert raw.text is not None  # it was checked
+        line = await offloaded(len(raw.text), orjson.loads, raw.text)
+        body = line["body"]
+        asked, metadata = await self._agents.resolve(body), body.get("metadata")
+        agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
+        new = NewLine(
+            id=new_id("job"),
+            line=raw.number,
+            custom_id=line["custom_id"],
+            model=asked["model"],
+            request=await offloaded(len(raw.text), _render, asked),
+            metadata=orjson.dumps(metadata).decode() if metadata else None,
+            timeout_seconds=asked.get("timeout"),
+            agent_id=agent_id,
+            agent_version=None if agent_id is None else self._batch.agents[agent_id],
+        )
+        return _Taken(new, raw.end)
+
+
+def _render(asked: dict[str, Any]) -> str:
+    return orjson.dumps(asked).decode()

@@ -1,0 +1,262 @@
+"""Batches that a provider runs by its own batch API, at its own price, and whose lines come back as if run here.
+
+The lines become jobs as any others do, but claimed from the start by a parcel, for as long as the batch has. What the
+provider says of a line ends its job; what it does not say, or could not do, goes to our own workers. A parcel knows
+where it stands from its row, so whoever dies in between, the next scheduler goes on: before it submits a parcel again
+it looks for one that was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from headrace.batches.parcels import NativeParcel, list_parcels, move_parcel, open_parcel, run_here
+from headrace.batches.results import CANCELLED
+from headrace.batches.state import BatchState
+from headrace.catalogue.models import Catalogue, Route
+from headrace.catalogue.routing import CONDITIONS
+from headrace.errors import JobCancelledError, ModelNotFoundError, UpstreamError
+from headrace.formats.chat.usage import estimate_usage, parse_usage
+from headrace.ids import completion_id
+from headrace.jobs.records import FinishedJob, HeldLine
+from headrace.jobs.sql.lines import read_held, release_lines
+from headrace.jobs.sql.run import finish_jobs
+from headrace.jobs.state import State
+from headrace.providers.batch_apis.apis import BATCH_APIS, BatchApi
+from headrace.providers.batch_apis.parcel import NativeResult
+from headrace.providers.client import ProviderClient
+from headrace.queue import JobQueue
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
+from headrace.usage.spent import spent_on
+from scheduler.batches.allowance import Purse
+from scheduler.batches.feed import Feeder
+
+log = logging.getLogger(__name__)
+
+# How many failures in a row there may be that may pass.
+_MOST_FAILURES = 5
+_RESULTS_AT_ONCE = 100
+# Bytes of their lines, unless one alone has more.
+_RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
+_CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
+
+
+class NativeBatch:
+    """One batch, for as long as it takes to do what is due."""
+
+    def __init__(
+        self,
+        database: Database,
+        queue: JobQueue,
+        client: ProviderClient,
+        catalogue: Catalogue,
+        batch: Row,
+        *,
+        purse: Purse,
+        poll_seconds: float,
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._client = client
+        self._catalogue = catalogue
+        self._batch = batch
+        self._purse = purse
+        self._poll_seconds = poll_seconds
+
+    async def go_on(self) -> None:
+        """Hand lines over, and look at parcels that are due."""
+        route = self._route()
+        parcels = await list_parcels(self._database, self._batch.id)
+        if route is None:
+            await self._give_up(parcels, "the route is not in the configuration any more")
+            return
+        cancelling = self._batch.state == BatchState.CANCELLING
+        api = BATCH_APIS[route.provider.kind]
+        for parcel in parcels:
+            if parcel.state == "submitted":
+                if parcel.due or cancelling:
+                    await self._look(api, route, parcel, cancelling=cancelling)
+            elif cancelling:
+                await self._close(parcel.id)
+            elif parcel.due:
+                await self._hand_over(api, route, parcel)
+        if not cancelling and self._batch.fed < self._batch.total and all(p.state == "submitted" for p in parcels):
+            parcel_id = await open_parcel(self._database, self._batch.id)
+            await self._hand_over(api, route, NativeParcel(parcel_id, "filling", None, 0, True))
+
+    def _route(self) -> Route | None:
+        try:
+            routes = self._catalogue.routes(self._batch.model or "")
+        except ModelNotFoundError:
+            return None
+        return next((route for route in routes if route.name == self._batch.native_route and route.native_batch), None)
+
+    # -- there --------------------------------------------------------------------------------------------------------
+
+    async def _hand_over(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
+        if parcel.state == "filling" and not await self._fill(api, parcel):
+            return
+        try:
+            remote_id = None
+            if parcel.state == "submitting":  # somebody has tried, and may have been taken at their word
+                remote_id = await api.find(self._client, route.provider, parcel.id)
+            if remote_id is None:
+                await move_parcel(self._database, parcel.id, "submitting", failures=parcel.failures)
+                async with aclosing(self._lines(parcel.id)) as lines:
+                    submitted = await api.submit(self._client, route, lines, parcel_id=parcel.id)
+                remote_id = submitted.remote_id
+                if submitted.left_behind:
+                    await self._release(parcel.id, submitted.left_behind)
+        except UpstreamError as error:
+            await self._failed(parcel, error)
+            return
+        log.info("handed a parcel to %s: %s", route.provider_name, remote_id)
+        await move_parcel(self._database, parcel.id, "submitted", remote_id=remote_id, seconds=self._poll_seconds)
+
+    async def _fill(self, api: BatchApi, parcel: NativeParcel) -> bool:
+        """Put as many lines into a parcel as budgets pay for; returns whether it has any."""
+        most = min(api.MOST_LINES, self._batch.total - self._batch.fed)
+        lines = await self._purse.take(self._database, self._catalogue, self._batch, most)
+        feeder = Feeder(self._database, self._queue, self._batch)
+        try:
+            await feeder.feed(lines, parcel=parcel.id)
+        finally:
+            await feeder.close()
+        return bool(await read_held(self._database, self._batch.id, parcel.id, limit=1))
+
+    async def _lines(self, parcel_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        after = 0
+        while held := await read_held(self._database, self._batch.id, parcel_id, after=after):
+            for line in held:
+                yield line.id, orjson.loads(line.request)
+            after = held[-1].line
+
+    async def _failed(self, parcel: NativeParcel, error: UpstreamError) -> None:
+        if not error.retryable or parcel.failures + 1 >= _MOST_FAILURES:
+            await self._give_up([parcel], error.message, logged=error.summary())
+            return
+        log.warning("a provider's batch API failed, trying again: %s", error.summary())
+        await move_parcel(
+            self._database,
+            parcel.id,
+            "submitted" if parcel.remote_id else "submitting",
+            failures=parcel.failures + 1,
+            error=error.message,
+            seconds=self._poll_seconds,
+        )
+
+    async def _give_up(self, parcels: list[NativeParcel], why: str, *, logged: str | None = None) -> None:
+        """Let our own workers run what these parcels hold, and the rest of the batch.
+
+        `why` is kept with the parcels; where a provider wrote it, the log has `logged` instead.
+        """
+        log.warning("the batch is run here, not by its provider: %s", logged or why)
+        await run_here(self._database, self._batch.id)
+        for parcel in parcels:
+            await self._close(parcel.id, error=why)
+
+    # -- and back -----------------------------------------------------------------------------------------------------
+
+    async def _look(self, api: BatchApi, route: Route, parcel: NativeParcel, *, cancelling: bool) -> None:
+        assert parcel.remote_id is not None
+        try:
+            if cancelling:
+                await api.cancel(self._client, route.provider, parcel.remote_id)
+            status = await api.poll(self._client, route.provider, parcel.remote_id)
+            if status.state == "ended":
+                async with aclosing(api.results(self._client, route.provider, status)) as results:
+                    await self._take(route, api, parcel, results)
+        except UpstreamError as error:
+            await self._failed(parcel, error)
+            return
+        if status.state == "running":
+            await move_parcel(self._database, parcel.id, "submitted", seconds=self._poll_seconds)
+        elif status.error is not None:
+            await self._give_up([parcel], status.error.message, logged=status.error.summary())
+        else:
+            await self._close(parcel.id)
+
+    async def _take(
+        self, route: Route, api: BatchApi, parcel: NativeParcel, results: AsyncIterator[NativeResult]
+    ) -> None:
+        taken: dict[str, NativeResult] = {}
+        size = 0
+        async for result in results:
+            if not _for_workers(result):
+                taken[result.job_id] = result
+                size += result.size
+            if len(taken) >= _RESULTS_AT_ONCE or size >= _RESULT_BYTES_AT_ONCE:
+                await self._finish(route, api, parcel, taken)
+                taken, size = {}, 0
+        await self._finish(route, api, parcel, taken)
+
+    async def _finish(self, route: Route, api: BatchApi, parcel: NativeParcel, taken: dict[str, NativeResult]) -> None:
+        after, job_ids = 0, list(taken)
+        while job_ids and (
+            held := await read_held(self._database, self._batch.id, parcel.id, after=after, job_ids=job_ids)
+        ):
+            await finish_jobs(self._database, [_ended(route, api, line, taken[line.id]) for line in held])
+            after = held[-1].line
+
+    async def _close(self, parcel_id: str, *, error: str | None = None) -> None:
+        """Let our own workers run what a parcel still holds, and forget it."""
+        await self._release(parcel_id)
+        await move_parcel(self._database, parcel_id, "done", error=error)
+
+    async def _release(self, parcel_id: str, job_ids: list[str] | None = None) -> None:
+        waked = False
+        while moved := await release_lines(
+            self._database, self._batch.id, parcel_id, job_ids=job_ids, error=_CANCELLED
+        ):
+            queued = [job.id for job in moved if job.state is State.QUEUED]
+            if queued and not waked:
+                # A window of them; the others are on no queue, and so sent by the scheduler when that is worked off.
+                self._queue.wake(queued, tier="batch")
+                waked = True
+
+
+def _for_workers(result: NativeResult) -> bool:
+    """Tell whether our own workers may fare better with a line: they get it when its parcel is closed."""
+    return result.retryable or (result.error is not None and result.error.code in CONDITIONS)
+
+
+def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) -> FinishedJob:
+    completion, error = result.completion, result.error
+    spent = None
+    if completion is not None:
+        completion = completion | {
+            "id": completion_id(line.id),
+            "object": "chat.completion",
+            "created": line.created,
+            "model": completion.get("model") or route.model,
+        }
+        request = orjson.loads(line.request)
+        tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
+        spent = spent_on(route, tokens, request, answered=completion["model"], factor=api.PRICE_FACTOR)
+    state = State.COMPLETED if error is None else State.FAILED
+    record = {
+        "attempt": line.attempt,
+        "status": state.value,
+        "provider": route.provider_name,
+        "model": route.model,
+        "error": None if error is None else error.body(),
+    }
+    return FinishedJob(
+        id=line.id,
+        attempt=line.attempt,
+        state=state,
+        provider=route.provider_name,
+        response=None if completion is None else orjson.dumps(completion).decode(),
+        error=None if error is None else orjson.dumps(error.document()).decode(),
+        delta_count=0,
+        seconds_since_first_token=None,
+        segment=None,
+        spent=spent,
+        record=orjson.dumps(record).decode(),
+    )

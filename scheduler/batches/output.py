@@ -1,0 +1,100 @@
+"""Writes what a batch came to: each line of its input, in the input's order, into one of two files."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import orjson
+
+from headrace.batches.queries import WrittenFile, end_batch, read_lines
+from headrace.batches.results import is_answer, render_line, render_unrun
+from headrace.batches.state import BatchState
+from headrace.files.queries import FileWriter
+from headrace.ids import new_id
+from headrace.runtime.offload import offloaded
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
+from scheduler.batches.input import read_input
+
+# What a page of lines should come to: answers may be of any size, and a page is held in memory.
+_PAGE_BYTES = 512 * 1024
+_FIRST_PAGE = 50
+_LARGEST_PAGE = 1000
+
+
+class Output:
+    """The two files of one batch. A file that nothing goes into is never there."""
+
+    def __init__(self, database: Database, batch: Row, *, room: asyncio.Semaphore) -> None:
+        """Write nothing yet. A large line of the input waits for `room`."""
+        self._database = database
+        self._batch = batch
+        self._room = room
+        self._answers = self._writer()
+        self._errors = self._writer()
+
+    def _writer(self) -> FileWriter:
+        return FileWriter(self._database, account_id=self._batch.account_id, purpose="batch_output")
+
+    async def write(self) -> BatchState | None:
+        """Write all, and end the batch. Returns how it ended, or None if somebody else ended it."""
+        ended, whole = False, False
+        try:
+            await self._write_ended()
+            whole = self._batch.fed == self._batch.total
+            if not whole:
+                await self._write_unrun()
+            written = []
+            for writer, name in ((self._answers, "output"), (self._errors, "error")):
+                if writer.size:
+                    await writer.flush()
+                    written.append(WrittenFile(writer.file_id, writer.size, f"{self._batch.id}_{name}.jsonl"))
+            end = self._end(whole)
+            ended = await end_batch(
+                self._database,
+                self._batch.id,
+                begin=BatchState(self._batch.state),
+                end=end,
+                output_file_id=self._answers.file_id if self._answers.size else None,
+                error_file_id=self._errors.file_id if self._errors.size else None,
+                written=written,
+            )
+        finally:
+            if not ended:
+                for writer in (self._answers, self._errors):
+                    await writer.discard()
+        return end if ended else None
+
+    def _end(self, whole: bool) -> BatchState:
+        if self._batch.state == BatchState.CANCELLING:
+            return BatchState.CANCELLED
+        return BatchState.COMPLETED if whole else BatchState.EXPIRED
+
+    async def _write_ended(self) -> None:
+        after, limit = 0, _FIRST_PAGE
+        while rows := await read_lines(
+            self._database, self._batch.id, after=after, limit=limit, most_bytes=_PAGE_BYTES
+        ):
+            answers, errors = bytearray(), bytearray()
+            for row in rows:
+                (answers if is_answer(row) else errors).extend(render_line(row) + b"\n")
+            await self._answers.write(bytes(answers))
+            await self._errors.write(bytes(errors))
+            after = rows[-1].line
+            average = (len(answers) + len(errors)) // len(rows)
+            limit = max(1, min(_LARGEST_PAGE, _PAGE_BYTES // average))
+
+    async def _write_unrun(self) -> None:
+        """Write the lines that never became jobs, for a batch that was cancelled or has expired."""
+        cancelled = self._batch.state == BatchState.CANCELLING
+        batch = self._batch
+        lines = read_input(
+            self._database, batch.input_file_id, offset=batch.next_offset, number=batch.next_line, room=self._room
+        )
+        async with aclosing(lines):
+            async for raw in lines:
+                assert raw.text is not None  # it was checked
+                custom_id = (await offloaded(len(raw.text), orjson.loads, raw.text))["custom_id"]
+                del raw  # the next line has the room
+                await self._errors.write(render_unrun(new_id("job"), custom_id, cancelled=cancelled) + b"\n")

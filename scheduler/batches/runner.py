@@ -1,0 +1,263 @@
+"""Moves every batch on, from one look at all that have not ended to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.batches.queries import finalize_batch, fold_tallies, list_active, settle_restored_ends
+from headrace.batches.results import CANCELLED
+from headrace.batches.shares import share_window
+from headrace.batches.state import BatchState
+from headrace.catalogue.file import CatalogueFile
+from headrace.errors import JobCancelledError
+from headrace.events.publisher import Publisher
+from headrace.jobs.cancellation import announce
+from headrace.jobs.sql.cancel import cancel_lines
+from headrace.jobs.state import State
+from headrace.providers.client import ProviderClient
+from headrace.queue import JobQueue
+from headrace.quotas.gate import Gate
+from headrace.settings import Settings
+from headrace.stores.connections import Row
+from headrace.stores.database import Database
+from headrace.stores.failures import is_unavailable
+from headrace.telemetry.logs import bind
+from scheduler.batches.allowance import Allowances, outstanding
+from scheduler.batches.feed import Feeder
+from scheduler.batches.native import NativeBatch
+from scheduler.batches.output import Output
+from scheduler.batches.pace import Pace
+from scheduler.batches.turns import Turns
+from scheduler.batches.validate import Validation
+
+log = logging.getLogger(__name__)
+
+# Between two looks: while there are batches, and while there are none.
+_BUSY_SECONDS = 0.1
+_IDLE_SECONDS = 0.25
+_CHORES_SECONDS = 10.0
+# After something broke that a second try may mend.
+_PAUSE_SECONDS = 5.0
+# Batches that are checked at once, and as many whose output is written. Each holds a chunk of its file, and the event
+# loop for some milliseconds at a time.
+MOST_AT_ONCE = 4
+MOST_OF_ACCOUNT_AT_ONCE = 2
+_CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
+
+
+class BatchRunner:
+    """The batches of every account. It keeps nothing that it could not find again in Postgres."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        file: CatalogueFile,
+        database: Database,
+        *,
+        queue: JobQueue,
+        publisher: Publisher,
+        client: ProviderClient,
+        gate: Gate,
+    ) -> None:
+        self._settings = settings
+        self._file = file
+        self._database = database
+        self._queue = queue
+        self._publisher = publisher
+        self._client = client
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._feeders: dict[str, Feeder] = {}
+        self._paused: dict[str, float] = {}
+        self._chores_at = 0.0
+        self._restored_is_settled = False
+        self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
+        self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
+        # One line that is larger than a chunk is held at a time, over all of those.
+        self._room = asyncio.Semaphore(1)
+        self._allowances = Allowances(database, file)
+        self._pace = Pace(database, file, gate)
+
+    async def run(self) -> None:
+        """Move batches on until cancelled."""
+        try:
+            while True:
+                busy = False
+                try:
+                    busy = await self._look()
+                except SQLAlchemyError as error:
+                    log.warning("could not look after batches: %s", error)
+                except Exception:
+                    log.exception("could not look after batches")
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(_BUSY_SECONDS if busy else _IDLE_SECONDS)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _look(self) -> bool:
+        """Do for each batch what it needs next; returns whether there are any."""
+        if time.monotonic() > self._chores_at:
+            self._chores_at = time.monotonic() + _CHORES_SECONDS
+            await fold_tallies(self._database)
+        if not self._restored_is_settled:
+            self._restored_is_settled = not await settle_restored_ends(self._database)
+        batches = await list_active(self._database)
+        await self._forget({batch.id for batch in batches})
+        await self._allowances.look(batches)
+        for batch in batches:
+            await self._alone(batch, self._move(batch))
+        self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
+        self._begin_in_turn(self._outputs, [batch for batch in batches if _is_unwritten(batch)], self._write)
+        await self._feed([batch for batch in batches if self._is_feedable(batch)], batches)
+        return bool(batches)
+
+    async def _move(self, batch: Row) -> None:
+        if batch.state == BatchState.CANCELLING:
+            await self._cancel(batch)
+        elif batch.state != BatchState.IN_PROGRESS:
+            return
+        elif _has_ended(batch):
+            await finalize_batch(self._database, batch.id)
+        elif batch.native_route is not None and (outstanding(batch) or self._allowances.lines(batch)):
+            self._begin(batch, self._go_on(batch))
+
+    def _is_feedable(self, batch: Row) -> bool:
+        runs = batch.state == BatchState.IN_PROGRESS and batch.native_route is None
+        return runs and batch.fed < batch.total and not batch.overdue and not self._pace.rests(batch)
+
+    async def _alone(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
+        """Do something for one batch. If that breaks, this batch pauses and the others go on."""
+        if self._paused.get(batch.id, 0.0) > time.monotonic():
+            work.close()
+            return
+        try:
+            with bind(batch=batch.id):
+                await work
+        except Exception as error:
+            if isinstance(error, SQLAlchemyError) and is_unavailable(error):
+                raise
+            with bind(batch=batch.id):
+                log.exception("could not move a batch on, trying again")
+            self._paused[batch.id] = time.monotonic() + _PAUSE_SECONDS
+
+    def _begin(self, batch: Row, work: Coroutine[Any, Any, None], *, turns: Turns | None = None) -> None:
+        """Do what takes long beside everything else, once at a time for each batch, and then end its turn."""
+        if batch.id in self._tasks:
+            work.close()
+            return
+        self._tasks[batch.id] = task = asyncio.create_task(self._guard(work))
+
+        def end(_: object) -> None:
+            self._tasks.pop(batch.id, None)
+            if turns is not None:
+                turns.end(batch.id)
+
+        task.add_done_callback(end)
+
+    def _begin_in_turn(
+        self, turns: Turns, waiting: Sequence[Row], work: Callable[[Row], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Do the same for those of some batches whose turn it is."""
+        for batch in turns.take([batch for batch in waiting if batch.id not in self._tasks]):
+            with bind(batch=batch.id):
+                self._begin(batch, work(batch), turns=turns)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except SQLAlchemyError as error:
+            log.warning("could not move a batch on, trying again: %s", error)
+            await asyncio.sleep(_PAUSE_SECONDS)
+        except Exception:
+            log.exception("could not move a batch on, trying again")
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _validate(self, batch: Row) -> None:
+        most_lines = self._settings.batch_max_lines
+        validation = Validation(self._database, self._file.current, batch, most_lines=most_lines, room=self._room)
+        if await validation.run():
+            log.info("the input is valid")
+
+    async def _go_on(self, batch: Row) -> None:
+        with self._allowances.purse(batch) as purse:
+            native = NativeBatch(
+                self._database,
+                self._queue,
+                self._client,
+                self._file.current,
+                batch,
+                purse=purse,
+                poll_seconds=self._settings.native_poll_seconds,
+            )
+            await native.go_on()
+
+    async def _write(self, batch: Row) -> None:
+        end = await Output(self._database, batch, room=self._room).write()
+        if end is not None:
+            log.info("ended: %s", end.value)
+
+    async def _cancel(self, batch: Row) -> None:
+        if batch.id in self._validations:
+            self._tasks[batch.id].cancel()
+        while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
+            for job in jobs:
+                if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
+                    await announce(self._publisher, job)
+        if outstanding(batch) and batch.native_route is not None:
+            self._begin(batch, self._go_on(batch))
+
+    async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
+        wanted: dict[str, dict[str, int]] = defaultdict(dict)
+        for batch in batches:
+            lines = outstanding(batch) if batch.native_route is None else 0
+            if batch in feedable:
+                lines += int(min(batch.total - batch.fed, max(0, self._allowances.lines(batch) - lines)))
+            if lines:
+                wanted[batch.account_id][batch.id] = lines
+        shares = share_window(self._settings.batch_window, wanted)
+        for batch in feedable:
+            room = min(shares.get(batch.id, 0), self._allowances.lines(batch)) - outstanding(batch)
+            if room > 0:
+                await self._alone(batch, self._feed_one(batch, int(room)))
+
+    async def _feed_one(self, batch: Row, room: int) -> None:
+        feeder = self._feeders.get(batch.id)
+        if feeder is None or feeder.offset != batch.next_offset:
+            feeder = self._feeders[batch.id] = Feeder(self._database, self._queue, batch, pace=self._pace)
+        try:
+            useful = await feeder.feed(room)
+        except BaseException:
+            del self._feeders[batch.id]
+            raise
+        if not useful:
+            del self._feeders[batch.id]
+
+    async def _forget(self, active: set[str]) -> None:
+        for batch_id in self._feeders.keys() - active:
+            await self._feeders.pop(batch_id).close()
+        for batch_id in self._paused.keys() - active:
+            del self._paused[batch_id]
+        self._pace.forget(active)
+
+
+def _is_unchecked(batch: Row) -> bool:
+    return bool(batch.state == BatchState.VALIDATING)
+
+
+def _is_unwritten(batch: Row) -> bool:
+    cancelled = batch.state == BatchState.CANCELLING and outstanding(batch) == 0
+    return bool(batch.state == BatchState.FINALIZING or cancelled)
+
+
+def _has_ended(batch: Row) -> bool:
+    """Tell whether nothing more will come of a batch's lines."""
+    return outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)

@@ -1,0 +1,77 @@
+"""Keeps the ledger's sums up, makes its partitions before they are needed, and lets go of what ended jobs held back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.quotas.gate import Gate
+from headrace.quotas.queries import alert
+from headrace.stores.database import Database
+from headrace.stores.redis_url import AWAY
+from headrace.usage.partitions import ensure_partitions
+from headrace.usage.rollups import fold_usage, repair_short_months
+
+log = logging.getLogger(__name__)
+
+_OFTEN_SECONDS = 1.0
+_CORRECTION_SECONDS = 10.0
+_PARTITION_SECONDS = 3600.0
+_CHECK_SECONDS = 86_400.0
+# A fold this long has more behind it.
+_LONG_FOLD = 10_000
+
+
+class Bookkeeper:
+    """The bookkeeper of one scheduler. Whoever else keeps books meanwhile, every row is added once."""
+
+    def __init__(self, database: Database, gate: Gate, *, metadata_keys: Sequence[str]) -> None:
+        self._database = database
+        self._gate = gate
+        self._metadata_keys = metadata_keys
+
+    async def run(self) -> None:
+        """Keep the books until cancelled: each kind for itself, so that none waits for what another has to wait for."""
+        await asyncio.gather(
+            _again_and_again(self._fold, _OFTEN_SECONDS),
+            _again_and_again(self._gate.reconcile, _OFTEN_SECONDS),
+            _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
+            _again_and_again(self._alert, _CORRECTION_SECONDS),
+            _again_and_again(self._make_partitions, _PARTITION_SECONDS),
+            _again_and_again(self._check, _CHECK_SECONDS),
+        )
+
+    async def _fold(self) -> None:
+        while await fold_usage(self._database, metadata_keys=self._metadata_keys) >= _LONG_FOLD:
+            pass
+
+    async def _alert(self) -> None:
+        await alert(self._database)
+
+    async def _make_partitions(self) -> None:
+        await ensure_partitions(self._database, now=datetime.now(UTC))
+
+    async def _check(self) -> None:
+        for month in await repair_short_months(self._database):
+            log.warning("the sums of %s were less than the ledger, and were made anew", f"{month:%Y-%m}")
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Do some work every so many seconds; what failed is due again soon."""
+    while True:
+        rest = seconds
+        try:
+            await work()
+        except SQLAlchemyError as error:
+            log.warning("the books wait: %s", error)
+            rest = _OFTEN_SECONDS
+        except AWAY as error:
+            log.warning("limits wait for Redis: %s", error)
+            rest = _OFTEN_SECONDS
+        except Exception:
+            log.exception("could not keep the books")
+        await asyncio.sleep(rest)

@@ -1,0 +1,87 @@
+"""What is not kept: erased, pruned and forgotten in small steps with a rest after each, so that nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.agents.queries import empty_deleted_agents
+from headrace.batches.queries import forget_batches
+from headrace.files.queries import expire_spare_outputs, forget_files, sweep_files
+from headrace.idempotency.queries import sweep_keys
+from headrace.jobs.sql.erase import erase_unstored, forget_jobs, prune_deltas
+from headrace.settings import Settings
+from headrace.stores.database import Database
+from headrace.stores.failures import is_unavailable
+from headrace.webhooks.queries import forget_gone
+
+log = logging.getLogger(__name__)
+
+# Between two steps while there is more to do, and else.
+_BUSY_SECONDS = 0.2
+_IDLE_SECONDS = 5.0
+# A step that does as much has probably left something.
+_MANY = 100
+_DAY_SECONDS = 86_400
+# Between two looks at what there is little of.
+_RARELY_SECONDS = 3600.0
+
+
+class Retention:
+    """The janitor of one scheduler. Whoever else cleans up meanwhile, the two take different rows."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._rarely_at = -math.inf
+
+    async def run(self) -> None:
+        """Clean up until cancelled."""
+        while True:
+            done = 0
+            try:
+                done = await self.step()
+            except SQLAlchemyError as error:
+                log.warning("what is not to be kept waits: %s", error)
+            except Exception:
+                log.exception("could not clean up")
+            await asyncio.sleep(_BUSY_SECONDS if done >= _MANY else _IDLE_SECONDS)
+
+    async def step(self) -> int:
+        """Do a little of everything; returns how much that was, in rows.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is away.
+        """
+        settings, database = self._settings, self._database
+        work = [
+            partial(erase_unstored, database, seconds=settings.unstored_seconds),
+            partial(prune_deltas, database, seconds=settings.delta_retention_seconds),
+            partial(sweep_keys, database),
+        ]
+        if settings.retention_days is not None:
+            seconds = settings.retention_days * _DAY_SECONDS
+            work += [partial(forget_jobs, database, seconds=seconds), partial(forget_files, database, seconds=seconds)]
+        if settings.batch_retention_days is not None:
+            work.append(partial(forget_batches, database, seconds=settings.batch_retention_days * _DAY_SECONDS))
+        if time.monotonic() >= self._rarely_at:
+            work += [partial(each, database) for each in (expire_spare_outputs, empty_deleted_agents, forget_gone)]
+            self._rarely_at = time.monotonic() + _RARELY_SECONDS
+        return max([await _alone(each) for each in (*work, partial(sweep_files, database))])
+
+
+async def _alone(work: Callable[[], Awaitable[int]]) -> int:
+    """Do one kind of work. If Postgres refuses it, the others go on."""
+    try:
+        return await work()
+    except SQLAlchemyError as error:
+        if is_unavailable(error):
+            raise
+        log.exception("could not clean up")
+        return 0

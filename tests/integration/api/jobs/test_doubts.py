@@ -1,0 +1,114 @@
+"""What was answered with 503 does not run, although Postgres did what no answer came of."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+import api.jobs.doubts
+from api.jobs.doubts import Doubts
+from headrace.jobs.cancellation import cancel_job
+from headrace.jobs.sql.accept import insert_jobs
+from headrace.jobs.state import State
+from headrace.stores.failures import NoAnswerError
+from tests.integration.job_rows import Jobs, new_job
+from tests.waiting import eventually
+
+
+def asking(**headers: str) -> Any:
+    return SimpleNamespace(headers=headers)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.jobs.doubts, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(api.jobs.doubts, "_CERTAIN_SECONDS", 0.3)
+
+
+async def fail(doubts: Doubts, jobs: Jobs, job_id: str, request: Any) -> None:
+    """Answer for a job whose insert gets no answer."""
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+    with pytest.raises(NoAnswerError):
+        async with doubts.answering(request, job_id, cancel):
+            raise NoAnswerError
+
+
+async def test_a_job_that_was_inserted_though_no_answer_came_is_cancelled_before_its_client_is_answered(
+    jobs: Jobs, hurried: None
+) -> None:
+    job_id = await jobs.submit()
+    await fail(Doubts(), jobs, job_id, asking())
+    assert await jobs.state(job_id) is State.CANCELLED
+
+
+async def test_a_job_whose_insert_arrives_late_is_cancelled_then(jobs: Jobs, hurried: None) -> None:
+    doubts, new = Doubts(), new_job(jobs.owner)
+    await fail(doubts, jobs, new.id, asking())
+    running = asyncio.create_task(doubts.run())
+    await insert_jobs(jobs.database, [new])
+    await eventually(lambda: not doubts._doubts, "the end of the doubt")
+    running.cancel()
+    assert await jobs.state(new.id) is State.CANCELLED
+
+
+async def test_a_job_that_its_client_will_ask_for_again_runs(jobs: Jobs, hurried: None) -> None:
+    job_id = await jobs.submit()
+    await fail(Doubts(), jobs, job_id, asking(**{"idempotency-key": "again"}))
+    assert await jobs.state(job_id) is State.QUEUED
+
+
+@pytest.mark.parametrize(("is_made", "state"), [(False, State.QUEUED), (True, State.CANCELLED)])
+async def test_a_job_that_was_made_and_not_answered_for_is_cancelled(
+    jobs: Jobs, hurried: None, is_made: bool, state: State
+) -> None:
+    job_id = await jobs.submit()
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+
+    async def answer() -> None:
+        async with Doubts().answering(asking(), job_id, cancel) as made:
+            if is_made:
+                made()
+            raise DBAPIError("SELECT", None, Exception(), connection_invalidated=False)
+
+    with pytest.raises(DBAPIError):
+        await answer()
+    assert await jobs.state(job_id) is state
+
+
+async def test_a_job_that_cannot_be_cancelled_for_its_client_that_left_is_cancelled_later(
+    jobs: Jobs, hurried: None
+) -> None:
+    job_id = await jobs.submit()
+    failures = [NoAnswerError(), NoAnswerError()]
+
+    async def cancel() -> object:
+        if failures:
+            raise failures.pop()
+        return await cancel_job(jobs.database, None, job_id, jobs.owner.account_id)
+
+    doubts = Doubts()
+    await doubts.cancel(job_id, cancel)
+    assert await jobs.state(job_id) is State.QUEUED
+    running = asyncio.create_task(doubts.run())
+    await doubts.finish()
+    assert await jobs.state(job_id) is State.CANCELLED
+    await eventually(lambda: not doubts._doubts, "the end of the doubt")
+    running.cancel()
+
+
+async def test_a_job_whose_insert_is_cut_off_by_the_end_of_the_process_is_cancelled(jobs: Jobs, hurried: None) -> None:
+    job_id = await jobs.submit()
+    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
+    doubts = Doubts()
+    with pytest.raises(asyncio.CancelledError):
+        async with doubts.answering(asking(), job_id, cancel):
+            raise asyncio.CancelledError
+    running = asyncio.create_task(doubts.run())
+    await doubts.finish()
+    running.cancel()
+    assert await jobs.state(job_id) is State.CANCELLED

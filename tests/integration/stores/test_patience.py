@@ -1,0 +1,76 @@
+"""Postgres gives up before its client does, and a connection to what is no primary any more is left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from headrace.jobs.tables import jobs as table
+from headrace.stores import connections
+from headrace.stores.database import Database, execute
+from headrace.stores.failures import NoAnswerError, was_certainly_refused
+from tests.integration.databases import Session
+from tests.integration.job_rows import Jobs
+
+READ_ONLY = "SET default_transaction_read_only = on"
+STATEMENTS: dict[str, Any] = {
+    "plain": "UPDATE jobs SET model = 'changed'",
+    "sqlalchemy": sa.update(table).values(model="changed"),
+}
+
+
+@pytest.fixture
+async def hasty(database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """Connections whose usual patience is a second."""
+    monkeypatch.setattr(connections, "PATIENCE_SECONDS", 1.0)
+    hasty = Database.connect(database_url)
+    yield hasty
+    await hasty.close()
+
+
+@pytest.mark.parametrize("form", STATEMENTS)
+async def test_a_statement_that_its_client_gives_up_is_given_up_by_postgres_before(
+    jobs: Jobs, hasty: Database, other_session: Session, form: str
+) -> None:
+    job_id = await jobs.submit()
+    await other_session.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
+    with pytest.raises(DBAPIError, match="statement timeout") as raised:
+        await execute(hasty.durable, STATEMENTS[form], patience_seconds=3)
+    assert was_certainly_refused(raised.value)
+    await other_session.rollback()
+    assert (await jobs.row(job_id)).model != "changed"
+
+
+@pytest.mark.parametrize("form", STATEMENTS)
+async def test_a_longer_patience_is_for_its_statement_alone(database: Database, form: str) -> None:
+    shown: Any = "SHOW statement_timeout" if form == "plain" else sa.text("SHOW statement_timeout")
+    seen = [
+        (await execute(database.durable, shown, patience_seconds=seconds))[0][0]
+        for seconds in (0.5, 20, 10, 20, 86_400, 1)
+    ]
+    assert seen == ["8s", "16s", "8s", "16s", "1152min", "8s"]
+
+
+@pytest.mark.parametrize("form", STATEMENTS)
+async def test_a_connection_to_a_server_that_became_read_only_is_left(
+    jobs: Jobs, database: Database, form: str
+) -> None:
+    job_id = await jobs.submit()
+    await execute(database.durable, READ_ONLY if form == "plain" else sa.text(READ_ONLY))
+    await execute(database.durable, STATEMENTS[form])
+    assert (await jobs.row(job_id)).model == "changed"
+
+
+def test_what_may_have_been_done_is_known() -> None:
+    refused = DBAPIError("INSERT", None, Exception(), connection_invalidated=False)
+    broke = DBAPIError("INSERT", None, Exception(), connection_invalidated=True)
+    assert was_certainly_refused(refused)
+    assert was_certainly_refused(sa.exc.TimeoutError("No connection came free."))
+    assert not was_certainly_refused(broke)
+    assert not was_certainly_refused(NoAnswerError())
+    refused.__context__ = broke  # it broke at first, and when tried again no connection was to be had
+    assert not was_certainly_refused(refused)

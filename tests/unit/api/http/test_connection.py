@@ -1,0 +1,234 @@
+"""What a client can make one connection hold or wait for, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from api.http.connection import LARGEST_HEAD, LONGEST_URL, MOST_HEADERS, MOST_PIPELINED, Connection
+from headrace.settings import Settings
+from tests.fakes.provider import PATIENCE
+
+# Seconds that a client may take; the tests wait for it to pass, and never for it not to.
+CLIENT_SECONDS = 0.3
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
+LARGE = b"x" * (8 * 1024 * 1024)
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read the body and answer with its length, or with what a client cannot take in at once."""
+    size, message = 0, await receive()
+    while message["type"] == "http.request":
+        size += len(message["body"])
+        if not message["more_body"]:
+            break
+        message = await receive()
+    if scope["path"] == "/busy":
+        await receive()  # until the client is gone
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    body = LARGE if scope["path"] == "/large" else b"%d" % size
+    await send({"type": "http.response.body", "body": body})
+
+
+class Server:
+    def __init__(self, port: int, connections: set[Any]) -> None:
+        self.port = port
+        self.connections = connections
+
+    async def until_gone(self, most: int = 0) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while len(self.connections) > most:  # noqa: ASYNC110  (a set tells nobody)
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[Server]:
+    configured = Settings(client_timeout_seconds=CLIENT_SECONDS, **settings)
+    config = uvicorn.Config(application, http=Connection, lifespan="off", log_config=None)
+    config.load()
+    state = uvicorn.server.ServerState()
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(lambda: Connection(config, state, {"settings": configured}), "127.0.0.1", 0)
+
+    async def check() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            for connection in list(state.connections):
+                connection.check(loop.time())  # type: ignore[union-attr]  # they are all ours
+
+    clock = asyncio.create_task(check())
+    try:
+        yield Server(listening.sockets[0].getsockname()[1], state.connections)
+    finally:
+        clock.cancel()
+        listening.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+
+
+async def answer_to(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]]:
+    """Send pieces, and return the status and the error that come back; the server has closed the connection then."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    status = re.match(rb"HTTP/1.1 (\d+)", head)
+    assert status is not None, head
+    assert b"connection: close" in head
+    return int(status[1]), json.loads(body)["error"]
+
+
+ENDLESS = {
+    "headers": [HEAD, *[b"a: %b\r\n" % (b"x" * 1000)] * 2 * (LARGEST_HEAD // 1000)],
+    "one value": [HEAD, b"a: ", *[b"x" * 65536] * 16],
+    "one name": [HEAD, *[b"x" * 65536] * 16],
+    "many headers": [HEAD, *[b"a: b\r\n"] * (MOST_HEADERS + 1)],
+    "trailers": [HEAD, b"Transfer-Encoding: chunked\r\n\r\n0\r\n", *[b"a: b\r\n"] * (MOST_HEADERS + 1)],
+    "a chunk's extension": [HEAD, b"Transfer-Encoding: chunked\r\n\r\n1;", *[b"x" * 65536] * 16],
+    "blank lines": [b"\r\n" * 32768] * 8,
+}
+
+
+@pytest.mark.parametrize("pieces", ENDLESS.values(), ids=ENDLESS)
+async def test_a_head_that_does_not_end_is_refused(pieces: list[bytes]) -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, *pieces)
+        assert (status, error["code"], error["type"]) == (431, "headers_too_large", "invalid_request_error")
+        await server.until_gone()
+
+
+async def test_a_url_that_is_too_long_is_refused() -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, b"GET /?", b"a" * LONGEST_URL, b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status, error["code"]) == (414, "url_too_long")
+
+
+async def test_what_is_not_http_is_refused_as_any_other_request() -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+        assert (status, error["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[b"GET /v1/mod"], [HEAD], [HEAD, b"Content-Length: 100\r\n\r\n"], [HEAD, b"Content-Length: 100\r\n\r\n", b"half"]],
+    ids=["half a line", "half a head", "no body", "half a body"],
+)
+async def test_a_request_that_stops_half_way_is_answered_and_closed(pieces: list[bytes]) -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, *pieces)
+        assert (status, error["code"]) == (408, "request_timeout")
+        await server.until_gone()
+
+
+async def test_a_body_that_trickles_is_refused() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(HEAD + b"Content-Length: 100000\r\n\r\n")
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.05)
+
+        trickling = asyncio.create_task(trickle())
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+            await server.until_gone()
+        trickling.cancel()
+        writer.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_disconnected() -> None:
+    async with serving() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await server.until_gone()
+        writer.close()
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_its_answer() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        size = 0
+        async with asyncio.timeout(PATIENCE):
+            while piece := await reader.read(512 * 1024):
+                size += len(piece)
+                await asyncio.sleep(0.02)
+        assert size > len(LARGE)
+        writer.close()
+
+
+async def test_a_client_that_has_its_answer_and_goes_on_sending_is_disconnected() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET /v1/mod")
+        await server.until_gone()
+        writer.close()
+
+
+async def test_requests_that_are_sent_ahead_are_bounded() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * MOST_PIPELINED)
+            async with asyncio.timeout(PATIENCE):
+                for _ in range(MOST_PIPELINED):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                    await reader.readuntil(b"0\r\n\r\n")
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MOST_PIPELINED + 2))
+                assert not await reader.read()
+        await server.until_gone()
+        writer.close()
+
+
+async def test_connections_without_a_request_make_room_for_others() -> None:
+    async with serving(max_connections=4) as server:
+        idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(6)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert len(server.connections) <= 5
+        for _, other in [*idle, (reader, writer)]:
+            other.close()
+
+
+async def test_a_connection_too_many_is_told_so() -> None:
+    async with serving(max_connections=2) as server:
+        busy = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            while any(connection.is_idle for connection in server.connections):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        status, error = await answer_to(server)
+        assert (status, error["type"]) == (503, "service_unavailable")
+        for _, writer in busy:
+            writer.close()
+
+
+async def test_an_answer_to_http_1_0_ends_with_its_connection() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"5"

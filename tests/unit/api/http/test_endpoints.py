@@ -1,0 +1,69 @@
+"""What is answered around the endpoints: methods, paths that do not exist, and pages of other origins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from api.app import create_app
+from api.http.errors import render_error
+from headrace.errors import RateLimitError
+from headrace.settings import Settings
+
+ORIGIN = "https://app.example.com"
+
+
+async def ask(method: str, path: str, headers: dict[str, str] | None = None, **settings: Any) -> httpx.Response:
+    app = create_app(Settings(**settings))
+
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": {}}, receive, send)
+
+    transport = httpx.ASGITransport(with_state)
+    async with httpx.AsyncClient(transport=transport, base_url="http://headrace") as client:
+        return await client.request(method, path, headers=headers)
+
+
+async def test_an_unknown_path_is_named_and_the_nearest_endpoint_with_it() -> None:
+    answer = await ask("POST", "/v1/chat/completion")
+    assert answer.status_code == 404
+    message = answer.json()["error"]["message"]
+    assert "POST /v1/chat/completion does not exist" in message
+    assert message.endswith("The nearest endpoint is POST /v1/chat/completions.")
+
+
+async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has() -> None:
+    answer = await ask("PUT", "/v1/batches/batch_x")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "GET, HEAD"
+    both = await ask("PATCH", "/v1/files/file-x")
+    assert both.headers["allow"] == "DELETE, GET, HEAD"
+
+
+def test_no_client_is_told_to_wait_longer_than_it_heeds() -> None:
+    assert render_error(RateLimitError(retry_after=0.2)).headers["retry-after"] == "1"
+    assert render_error(RateLimitError(retry_after=600)).headers["retry-after"] == "59"
+
+
+async def test_head_is_answered_without_a_body() -> None:
+    answer = await ask("HEAD", "/v1/nothing")
+    assert (answer.status_code, answer.content) == (404, b"")
+    assert answer.headers["x-request-id"]
+    assert (await ask("HEAD", "/healthz")).status_code == 200
+
+
+async def test_a_page_of_another_origin_may_ask_if_that_is_set() -> None:
+    headers = {
+        "origin": ORIGIN,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+    }
+    assert (await ask("OPTIONS", "/v1/chat/completions", headers)).status_code == 405
+    allowed = await ask("OPTIONS", "/v1/chat/completions", headers, cors_origins=[ORIGIN])
+    assert allowed.is_success
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+    other = await ask("OPTIONS", "/v1/chat/completions", headers, cors_origins=["https://other.example.com"])
+    assert "access-control-allow-origin" not in other.headers

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.events.listener import Listener, ListenerClosedError
+from headrace.events.wire import Frame, unpack
+
+FRAMES = st.builds(
+    Frame,
+    job_id=st.from_regex(r"job_[0-9a-f]{32}", fullmatch=True),
+    attempt=st.integers(0, 1000),
+    first_seq=st.integers(0, 10**6),
+    kind=st.sampled_from(["started", "retrying", "delta", "completed", "failed"]),
+    lines=st.lists(st.binary(max_size=50).map(lambda line: line.replace(b"\n", b" ")), max_size=5),
+)
+
+
+@given(st.lists(FRAMES, max_size=10))
+def test_frames_packed_together_come_out_as_they_went_in(frames: list[Frame]) -> None:
+    assert list(unpack(b"".join(frame.pack() for frame in frames))) == frames
+
+
+def test_what_is_not_made_of_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unpack|invalid literal"):
+        list(unpack(b"no frame\n"))
+
+
+def frame(seq: int, size: int = 10) -> Frame:
+    return Frame("job_" + "0" * 32, 1, seq, "delta", [b"x" * size])
+
+
+async def test_a_reader_that_overflows_is_sent_to_replay_and_then_goes_on() -> None:
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=60)
+    listener.put(frame(1))
+    listener.put(frame(2, size=1000))
+    assert await listener.get() is None
+    listener.put(frame(3))
+    assert await listener.get() == [frame(3)]
+
+
+async def test_a_reader_hears_of_silence() -> None:
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=0.001)
+    assert await listener.get() == []
+
+
+async def test_frames_put_back_come_before_later_ones() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
+    listener.put(frame(3))
+    listener.put_back([frame(1), frame(2)])
+    assert await listener.get() == [frame(1), frame(2), frame(3)]
+
+
+async def test_closing_wakes_a_reader_that_waits() -> None:
+    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=60)
+    reading = asyncio.create_task(listener.get())
+    await asyncio.sleep(0)
+    listener.close()
+    with pytest.raises(ListenerClosedError):
+        await reading
+
+
+async def test_only_a_reader_that_is_behind_with_nothing_to_read_is_sent_to_postgres() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=0.001)
+    listener.position = (1, 5)
+    listener.check((1, 5), ended=False)
+    assert await listener.get() == []
+    listener.check((1, 6), ended=False)
+    assert await listener.get() is None
+    listener.put(frame(6))
+    listener.check((1, 6), ended=False)
+    assert await listener.get() == [frame(6)]

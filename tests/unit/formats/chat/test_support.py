@@ -1,0 +1,171 @@
+"""What a format drops of a request and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.catalogue.models import Catalogue, Model, Provider
+from headrace.catalogue.routing import usable_routes
+from headrace.errors import InvalidRequestError
+from headrace.formats.chat.support import (
+    Kind,
+    Thinking,
+    claude_samples,
+    claude_thinking,
+    dropped_parameters,
+    gemini_version,
+)
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def dropped(kind: Kind, model: str = "m", **fields: Any) -> list[str]:
+    return dropped_parameters(kind, model, {"model": "asked", "messages": MESSAGES, **fields})
+
+
+def refused(kind: Kind, **fields: Any) -> str | None:
+    with pytest.raises(InvalidRequestError) as raised:
+        dropped(kind, **fields)
+    assert raised.value.code == "unsupported_parameter"
+    assert f"'{raised.value.param}'" in raised.value.message
+    return raised.value.param
+
+
+def test_openais_format_drops_nothing() -> None:
+    assert dropped("openai", seed=1, logit_bias={"1": 2}, newer=3) == []
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+def test_what_is_harmless_is_dropped_and_named(kind: Kind) -> None:
+    assert dropped(kind, verbosity="low", prediction={"type": "content", "content": "x"}, newer=1) == [
+        "verbosity",
+        "prediction",
+        "newer",
+    ]
+
+
+def test_gemini_drops_a_wish_for_one_call_at_a_time() -> None:
+    assert dropped("gemini", tools=TOOLS, parallel_tool_calls=False) == ["parallel_tool_calls"]
+    assert dropped("gemini", tools=TOOLS, parallel_tool_calls=True) == []
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+def test_what_is_not_given_or_happens_anyway_is_nothing(kind: Kind) -> None:
+    assert dropped(kind, n=1, logprobs=False, logit_bias={}, presence_penalty=0, modalities=["text"], user=None) == []
+    assert dropped(kind, parallel_tool_calls=False) == []  # there are no tools
+
+
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+def test_what_matters_is_refused_by_name(kind: Kind) -> None:
+    assert refused(kind, logit_bias={"1": 2}) == "logit_bias"
+    assert refused(kind, tools=[{"type": "custom", "custom": {"name": "c"}}]) == "tools[0]"
+    file = {"type": "file", "file": {"file_id": "file-1"}}
+    assert refused(kind, messages=[{"role": "user", "content": [file]}]) == "messages[0].content[0].file.file_id"
+    assert refused(kind, messages=[*MESSAGES, {"role": "function", "name": "f", "content": ""}]) == "messages[1].role"
+
+
+def test_audio_goes_to_gemini_alone() -> None:
+    spoken = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]
+    assert refused("anthropic", messages=spoken) == "messages[0].content[0]"
+    assert dropped("gemini", messages=spoken) == []
+
+
+def test_names_are_dropped() -> None:
+    assert dropped("gemini", messages=[{**MESSAGES[0], "name": "ann"}]) == ["messages[0].name"]
+
+
+@pytest.mark.parametrize(
+    ("model", "samples"),
+    [
+        ("claude-3-7-sonnet-20250219", True),
+        ("claude-sonnet-4-20250514", True),
+        ("claude-haiku-4-5-20251001", True),
+        ("claude-sonnet-4-6", True),
+        ("claude-opus-4-7", False),
+        ("claude-sonnet-5", False),
+        ("anthropic.claude-opus-5-1", False),
+        ("fake", True),
+    ],
+)
+def test_which_claudes_take_a_temperature(model: str, samples: bool) -> None:
+    assert claude_samples(model) is samples
+    assert dropped("anthropic", model, temperature=0.5, top_p=0.5) == ([] if samples else ["temperature", "top_p"])
+
+
+def test_a_temperature_that_is_cut_is_named() -> None:
+    assert dropped("anthropic", temperature=1.5) == ["temperature"]
+    assert dropped("anthropic", temperature=1.0) == []
+
+
+def test_how_claudes_think() -> None:
+    def thinking(model: str, **fields: Any) -> Thinking | None:
+        return claude_thinking(model, {"messages": MESSAGES, **fields})
+
+    forced = {"tools": TOOLS, "tool_choice": "required"}
+    assert thinking("claude-opus-4-6", reasoning_effort="low") is Thinking.ADAPTIVE
+    assert thinking("claude-opus-4-6", reasoning_effort="low", **forced) is Thinking.EFFORT
+    assert thinking("claude-opus-4-6", reasoning_effort="none") is None
+    assert thinking("claude-opus-4-5", reasoning_effort="low") is Thinking.BUDGET
+    assert thinking("claude-opus-4-5", reasoning_effort="low", **forced) is None
+    assert thinking("claude-opus-4-5", reasoning_effort="low", max_tokens=1024) is None
+    assert thinking("claude-opus-4-5", thinking={"type": "enabled", "budget_tokens": 2000}) is Thinking.BUDGET
+    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", **forced) == ["reasoning_effort"]
+    assert dropped("anthropic", "claude-opus-4-6", reasoning_effort="low", temperature=0.3) == ["temperature"]
+
+
+def test_a_claude_does_not_think_on_from_a_call_whose_thoughts_are_gone() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    history = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c"}]
+    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", messages=history) == ["reasoning_effort"]
+    history[1]["thinking_blocks"] = [{"type": "thinking"}]  # type: ignore[index]
+    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", messages=history) == []
+
+
+def test_generations_of_gemini() -> None:
+    assert gemini_version("gemini-1.5-pro") == (1, 5)
+    assert gemini_version("models/gemini-3-pro-preview") == (3, 0)
+    assert gemini_version("fake") == (2, 5)
+    assert dropped("gemini", "gemini-2.0-flash", reasoning_effort="low") == ["reasoning_effort"]
+
+
+# -- routes -----------------------------------------------------------------------------------------------------------
+
+CATALOGUE = Catalogue(
+    providers={
+        "o": Provider(kind="openai", base_url="http://127.0.0.1:1/v1"),
+        "a": Provider(kind="anthropic", base_url="http://127.0.0.1:1/v1"),
+        "g": Provider(kind="gemini", base_url="http://127.0.0.1:1/v1"),
+    },
+    models={"ag": Model(routes=["a/x", "g/y"]), "a": Model(routes=["a/x"]), "o": Model(routes=["o/z"])},
+)
+
+
+def routes(model: str, catalogue: Catalogue = CATALOGUE, **fields: Any) -> list[tuple[str, list[str]]]:
+    ways = usable_routes(catalogue, {"model": model, "messages": MESSAGES, **fields}, seed="job")
+    return [(way.route.provider_name, list(way.dropped)) for way in ways]
+
+
+def test_a_route_that_cannot_honour_a_request_is_passed_over() -> None:
+    assert routes("ag") == [("a", []), ("g", [])]
+    assert routes("ag", logprobs=True) == [("g", [])]
+    assert routes("a", logprobs=True, fallbacks=["o"]) == [("o", [])]
+
+
+def test_what_no_route_can_honour_is_refused_for_the_first_ones_reason() -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        routes("ag", parallel_tool_calls=False, tools=TOOLS, logit_bias={"1": 1})
+    assert raised.value.param == "logit_bias"
+
+
+@pytest.mark.parametrize("by", ["request", "file"])
+def test_strictness_makes_a_drop_a_refusal(by: str) -> None:
+    strict = CATALOGUE.model_copy(update={"strict_params": True}) if by == "file" else CATALOGUE
+    fields = {"strict_params": True} if by == "request" else {}
+    assert routes("ag", seed=1) == [("a", ["seed"]), ("g", [])]
+    assert routes("ag", strict, seed=1, **fields) == [("g", [])]
+    with pytest.raises(InvalidRequestError) as raised:
+        routes("a", strict, seed=1, **fields)
+    assert raised.value.param == "seed"

@@ -1,0 +1,119 @@
+"""Tokens: read from what providers send, estimated where they send nothing, rendered as OpenAI does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage, render_usage
+
+counts = st.integers(0, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        pytest.param(
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 10,
+                "total_tokens": 30,
+                "prompt_tokens_details": {"cached_tokens": 8, "audio_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 4},
+            },
+            TokenUsage(20, 10, 8, 4),
+            id="in full",
+        ),
+        pytest.param({"prompt_tokens": 20, "completion_tokens": 10}, TokenUsage(20, 10), id="without details"),
+        pytest.param({"prompt_tokens": 20}, TokenUsage(20, 0), id="without completion"),
+        pytest.param(
+            {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": None},
+            TokenUsage(1, 1),
+            id="with null details",
+        ),
+        pytest.param(
+            {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": "8"}},
+            TokenUsage(1, 1),
+            id="with details that are garbage",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 5,
+                "completion_tokens": 3,
+                "prompt_tokens_details": {"cached_tokens": 9},
+                "completion_tokens_details": {"reasoning_tokens": 7},
+            },
+            TokenUsage(5, 3, 5, 3),
+            id="with details greater than the whole",
+        ),
+        pytest.param(None, None, id="null"),
+        pytest.param({}, None, id="empty"),
+        pytest.param("20", None, id="a string"),
+        pytest.param([20, 10], None, id="an array"),
+        pytest.param({"total_tokens": 30}, None, id="a total alone"),
+        pytest.param({"prompt_tokens": "20", "completion_tokens": 10}, None, id="a count in words"),
+        pytest.param({"prompt_tokens": 20, "completion_tokens": None}, None, id="a null count"),
+        pytest.param({"prompt_tokens": 20, "completion_tokens": 1.5}, None, id="a fraction"),
+        pytest.param({"prompt_tokens": True, "completion_tokens": 1}, None, id="a boolean"),
+        pytest.param({"prompt_tokens": -1, "completion_tokens": 1}, None, id="a negative"),
+        pytest.param({"prompt_tokens": 10**12, "completion_tokens": 1}, None, id="a count no call has"),
+    ],
+)
+def test_usage_is_believed_only_where_it_makes_sense(usage: Any, expected: TokenUsage | None) -> None:
+    assert parse_usage(usage) == expected
+
+
+@given(prompt=counts, completion=counts, data=st.data())
+@settings(deadline=None)
+def test_rendered_usage_parses_to_the_same(prompt: int, completion: int, data: st.DataObject) -> None:
+    cached, reasoning = data.draw(st.integers(0, prompt)), data.draw(st.integers(0, completion))
+    usage = TokenUsage(prompt, completion, cached, reasoning)
+    rendered = render_usage(usage)
+    assert rendered["total_tokens"] == usage.total_tokens == prompt + completion
+    assert parse_usage(rendered) == usage
+
+
+def prompt_tokens(**request: Any) -> int:
+    return estimate_usage(request, "").prompt_tokens
+
+
+def said(content: Any, **fields: Any) -> int:
+    return prompt_tokens(messages=[{"role": "user", "content": content, **fields}])
+
+
+def test_an_estimate_says_that_it_is_one() -> None:
+    assert estimate_usage({}, "").estimated
+    assert not TokenUsage(1, 1).estimated
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        pytest.param("", 0, id="nothing"),
+        pytest.param("a", 1, id="a letter"),
+        pytest.param("four", 1, id="a word"),
+        pytest.param("x" * 400, 100, id="prose"),
+        pytest.param("水" * 100, 75, id="Chinese"),
+        pytest.param("\ud800", 1, id="half a surrogate pair"),
+    ],
+)
+def test_a_completion_is_estimated_at_four_bytes_a_token(text: str, tokens: int) -> None:
+    assert estimate_usage({}, text).completion_tokens == tokens
+
+
+def test_a_prompt_is_estimated_from_all_that_the_model_reads() -> None:
+    text = said("x" * 400)
+    assert 100 < text < 110
+    assert said([{"type": "text", "text": "x" * 400}]) == text
+    assert said("x" * 400, name="y" * 40) == text + 10
+    assert prompt_tokens(messages=[{"role": "user", "content": "x" * 400}] * 2) > 2 * text - 10
+    assert prompt_tokens(tools=[{"type": "function", "function": {"name": "f" * 40}}]) > 10
+    assert said(None, tool_calls=[{"function": {"arguments": "x" * 400}}]) > 100
+
+
+def test_a_picture_is_not_estimated_by_its_bytes() -> None:
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}]
+    assert 500 < said(image) < 1500
