@@ -123,8 +123,7 @@ def errors_page() -> str:
         (
             f"{'→ ' * depth}`{kind.__name__}`",
             str(kind.status),
-            f"`{kind.type}`",
-            f"`{kind.code}`" if kind.code else "",
+            f"`{kind.type}`" + (f" `{kind.code}`" if kind.code else ""),
             "yes" if kind.retryable else "no",
             sentence(kind),
         )
@@ -144,7 +143,7 @@ This page is made from `headrace/errors.py` by `make reference`.
 An arrow marks a special case of the kind above it. *Retry* says whether the worker calls the provider again, and
 whether a client may send the same request again.
 
-{table(("kind", "status", "type", "code", "retry", "meaning"), classes)}
+{table(("kind", "status", "type, code", "retry", "meaning"), classes)}
 ## Codes of single situations
 
 These codes replace the code of the kind, so that a program can tell the situation.
