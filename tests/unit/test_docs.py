@@ -143,6 +143,11 @@ def test_the_site_is_built_strictly_and_fetches_nothing_when_it_is_read(tmp_path
     assert [found for page in pages for found in re.findall(loaded, page.read_text())] == []
 
 
+def test_every_module_that_a_page_names_exists() -> None:
+    named = {path for page in PAGES for path in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def test_the_example_configuration_is_valid() -> None:
     assert load_catalogue(ROOT / "headrace.example.toml").names()
 
