@@ -10,7 +10,14 @@ from tests.e2e.streams import chunks_of, deltas_of, text_of
 from tests.fakes.provider import DONE, Json, Provider, answer, chunk, stream, usage_chunk, usage_of
 
 LOGPROBS: Json = {
-    "content": [{"token": "turns", "logprob": -0.31, "bytes": [116], "top_logprobs": [{"token": "t", "logprob": -2}]}],
+    "content": [
+        {
+            "token": "turns",
+            "logprob": -0.31,
+            "bytes": [116],
+            "top_logprobs": [{"token": "t", "logprob": -2, "bytes": None}],
+        }
+    ],
     "refusal": None,
 }
 ANNOTATIONS: list[Json] = [

@@ -135,7 +135,7 @@ class Normaliser:
         state = _Choice(self._taken)
         choice = dict(choice)
         message = _message(choice)
-        state.exact_delta(message)
+        state.exact_delta(message, whole=True)
         for call in message.get("tool_calls", ()):
             call.pop("index")
             if call.get("function", {}).get("arguments") == "":
@@ -174,8 +174,8 @@ class _Choice:
             return "tool_calls"
         return "stop" if self._function is None else "function_call"
 
-    def exact_delta(self, delta: dict[str, Any]) -> None:
-        """Make a delta exact, or a message, which is a delta that has everything."""
+    def exact_delta(self, delta: dict[str, Any], *, whole: bool = False) -> None:
+        """Make a delta exact, or a message, which is a `whole` one."""
         if not self._told_role:
             delta["role"] = "assistant"
             self._told_role = True
@@ -196,7 +196,7 @@ class _Choice:
             self._exact_function(delta)
         if "tool_calls" in delta:
             calls = delta["tool_calls"]
-            if exact := self._calls.exact(calls):
+            if exact := self._calls.exact(calls, whole=whole):
                 delta["tool_calls"] = exact
             else:
                 del delta["tool_calls"]
@@ -267,11 +267,16 @@ def _exact_logprobs(logprobs: Any) -> dict[str, Any] | None:
 
 
 def _exact_token(token: Any) -> dict[str, Any]:
+    exact = _exact_logprob(token)
+    others = exact.get("top_logprobs")
+    exact["top_logprobs"] = [_exact_logprob(other) for other in others] if isinstance(others, list) else []
+    return exact
+
+
+def _exact_logprob(token: Any) -> dict[str, Any]:
     exact = {"token": "", "bytes": None, **(token if isinstance(token, dict) else {})}
     if not isinstance(exact.get("logprob"), (int, float)):
         exact["logprob"] = _NEVER
-    others = exact.get("top_logprobs")
-    exact["top_logprobs"] = [_exact_token(other) for other in others] if isinstance(others, list) else []
     return exact
 
 

@@ -25,17 +25,20 @@ class ToolCalls:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def exact(self, calls: Any) -> list[dict[str, Any]]:
-        """Return a list of pieces, each of which has the `index` of its call."""
+    def exact(self, calls: Any, *, whole: bool = False) -> list[dict[str, Any]]:
+        """Return a list of pieces, each of which has the `index` of its call. A `whole` one is a call of its own."""
         pieces = calls if isinstance(calls, list) else [calls]
         found: list[_Call] = []
         exact = []
         for number, piece in enumerate(pieces):
-            if isinstance(piece, dict) and self._is_more(piece):
+            if not whole and isinstance(piece, dict) and self._is_more(piece):
                 exact.append(piece)
             elif isinstance(piece, dict) and piece:
                 kind, said = _called(piece)
-                call = self._find(piece, said, found, number if len(pieces) > 1 else None)
+                if whole:
+                    call = self._add(_given(piece))
+                else:
+                    call = self._find(piece, said, found, number if len(pieces) > 1 else None)
                 found.append(call)
                 exact.append(call.exact(piece, kind, said))
         return exact
@@ -60,8 +63,7 @@ class ToolCalls:
         A piece with a name and an unknown id begins another call, whatever its index. Without a name it is more of the
         call at its index: some servers say the id late, or make up one for each piece.
         """
-        place, given = _place(piece.get("index")), piece.get("id")
-        given = given if isinstance(given, str) and given else None
+        place, given = _place(piece.get("index")), _given(piece)
         named = bool(said.get("name"))
         call = None if place is None else self._places.get(place)
         if given is None:
@@ -190,6 +192,12 @@ def _called(piece: dict[str, Any]) -> tuple[str, Mapping[str, Any]]:
     if isinstance(said, dict):
         return kind, said
     return kind, {name: piece.pop(name) for name in ("name", "arguments", "input") if name in piece}
+
+
+def _given(piece: Mapping[str, Any]) -> str | None:
+    """Return the id that a provider gave a call."""
+    given = piece.get("id")
+    return given if isinstance(given, str) and given else None
 
 
 def _place(index: Any) -> int | None:

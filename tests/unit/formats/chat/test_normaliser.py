@@ -499,3 +499,12 @@ def test_whatever_is_answered_whole_comes_out_exact_and_streams_as_it_is(answer:
     if len({one["index"] for one in exact["choices"]}) == len(exact["choices"]):
         folded = fold.completion(id="", created=1, model="m")["choices"]
         assert folded == sorted(exact["choices"], key=lambda one: one["index"])
+
+
+def test_each_call_of_a_whole_answer_is_one_of_its_own_however_little_is_said_of_it() -> None:
+    calls = [{"index": None}, {"index": None}, {"id": "call_1"}, {"id": "call_1"}]
+    completion = {"choices": [{"message": {"role": "assistant", "tool_calls": calls}}]}
+    [choice] = Normaliser().completion(completion)["choices"]
+    made = choice["message"]["tool_calls"]
+    assert [call["type"] for call in made] == ["function"] * 4
+    assert len({call["id"] for call in made}) == 4
