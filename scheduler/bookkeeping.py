@@ -1,4 +1,4 @@
-"""Keeps the ledger's sums up, makes its partitions before they are needed, and lets go of what ended jobs held back."""
+"""Keeps the ledger's roll-ups current, makes its partitions ahead of time, and returns what ended jobs reserved."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from headrace.usage.rollups import fold_usage, repair_short_months
 
 log = logging.getLogger(__name__)
 
+# Seconds between two runs of each kind of work.
 _OFTEN_SECONDS = 1.0
 _CORRECTION_SECONDS = 10.0
 _PARTITION_SECONDS = 3600.0
 _CHECK_SECONDS = 86_400.0
-# A fold this long has more behind it.
+# Rows of a fold that was probably cut off at its limit, so that more wait.
 _LONG_FOLD = 10_000
 
 
 class Bookkeeper:
-    """The bookkeeper of one scheduler. Whoever else keeps books meanwhile, every row is added once."""
+    """The bookkeeper of one scheduler. If another scheduler keeps books at the same time, every row is still added once."""
 
     def __init__(self, database: Database, gate: Gate, *, metadata_keys: Sequence[str]) -> None:
         self._database = database
@@ -35,7 +36,7 @@ class Bookkeeper:
         self._metadata_keys = metadata_keys
 
     async def run(self) -> None:
-        """Keep the books until cancelled: each kind for itself, so that none waits for what another has to wait for."""
+        """Keep the books until cancelled. Each kind of work has its own loop, so that a slow one delays no other."""
         await asyncio.gather(
             _again_and_again(self._fold, _OFTEN_SECONDS),
             _again_and_again(self._gate.reconcile, _OFTEN_SECONDS),
@@ -57,20 +58,20 @@ class Bookkeeper:
 
     async def _check(self) -> None:
         for month in await repair_short_months(self._database):
-            log.warning("the sums of %s were less than the ledger, and were made anew", f"{month:%Y-%m}")
+            log.warning("the roll-ups of %s were less than the ledger and were rebuilt", f"{month:%Y-%m}")
 
 
 async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Do some work every so many seconds; what failed is due again soon."""
+    """Do some work every `seconds`. After a failure it is due again in a second."""
     while True:
         rest = seconds
         try:
             await work()
         except SQLAlchemyError as error:
-            log.warning("the books wait: %s", error)
+            log.warning("bookkeeping waits for Postgres: %s", error)
             rest = _OFTEN_SECONDS
         except AWAY as error:
-            log.warning("limits wait for Redis: %s", error)
+            log.warning("bookkeeping of limits waits for Redis: %s", error)
             rest = _OFTEN_SECONDS
         except Exception:
             log.exception("could not keep the books")

@@ -1,7 +1,7 @@
 """Which of several schedulers acts: the one whose session holds a lock in Postgres.
 
-The lock goes with the session: when its scheduler dies, when it hangs up, and when Postgres has heard nothing of it for
-a while, as of one behind a router that died.
+Postgres releases the lock when the session ends: the scheduler dies, disconnects, or is silent for some seconds, as
+behind a router that died.
 """
 
 from __future__ import annotations
@@ -9,26 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.runtime.chores import Chore, going_on
 from headrace.stores.connections import Connections
 
 log = logging.getLogger(__name__)
 
-# Any constant will do, as long as nothing else in the database takes the same advisory lock.
+# The number of the advisory lock, which nothing else in the database takes.
 _LOCK = 0x73776565
+# Seconds between two statements of a session: a follower's attempts to lead, and the leader's signs of life.
 _PULSE_SECONDS = 1.0
+# Seconds that the session waits for an answer before it counts as lost.
 _PATIENCE_SECONDS = 5.0
-# Longer than the leader's patience, so that it knows before another leads.
+# Seconds of silence after which Postgres ends the session. More than the leader's patience, so that a leader knows that
+# its lead is lost before another scheduler leads.
 _SILENCE_SECONDS = 8
 
 
 @contextlib.asynccontextmanager
 async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Wait for the lead, and give what keeps it for as long as it is awaited. Both use one connection.
+    """Wait for the lead, and yield a coroutine function that keeps the lead while the caller awaits it.
+
+    Both use one connection.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable, and the lead lost.
+        sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable, and the lead is lost.
         ConnectionError: This Postgres is a standby, where no scheduler can lead.
     """
     async with connections.session() as session:
@@ -57,3 +65,16 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
                 await asyncio.sleep(_PULSE_SECONDS)
 
         yield keep
+
+
+async def lead(connections: Connections, chores: Sequence[Chore], *, again_seconds: float) -> None:
+    """Do the chores whenever this scheduler leads, until cancelled. A lost lead is sought again after some seconds."""
+    while True:
+        try:
+            async with leadership(connections) as keep:
+                log.info("ready: this scheduler leads")
+                async with going_on(*chores):
+                    await keep()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
+        await asyncio.sleep(again_seconds)

@@ -1,4 +1,4 @@
-"""What is not kept: erased, pruned and forgotten in small steps with a rest after each, so that nobody waits."""
+"""Deletes rows past their retention, in small steps with a rest after each, so that no request waits for them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from headrace.webhooks.queries import forget_gone
 
 log = logging.getLogger(__name__)
 
-# Between two steps while there is more to do, and else.
+# Seconds between two steps while there is more to do, and otherwise.
 _BUSY_SECONDS = 0.2
 _IDLE_SECONDS = 5.0
-# A step that does as much has probably left something.
+# Rows of a step that probably left more to do.
 _MANY = 100
 _DAY_SECONDS = 86_400
-# Between two looks at what there is little of.
+# Seconds between two rounds of the work that rarely finds a row.
 _RARELY_SECONDS = 3600.0
 
 
 class Retention:
-    """The janitor of one scheduler. Whoever else cleans up meanwhile, the two take different rows."""
+    """The janitor of one scheduler. If two clean up at the same time, they take different rows."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
@@ -48,16 +48,16 @@ class Retention:
             try:
                 done = await self.step()
             except SQLAlchemyError as error:
-                log.warning("what is not to be kept waits: %s", error)
+                log.warning("cleaning up waits for Postgres: %s", error)
             except Exception:
                 log.exception("could not clean up")
             await asyncio.sleep(_BUSY_SECONDS if done >= _MANY else _IDLE_SECONDS)
 
     async def step(self) -> int:
-        """Do a little of everything; returns how much that was, in rows.
+        """Do a little of each kind of work, and return the most rows that one of them took.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: Postgres is away.
+            sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
         settings, database = self._settings, self._database
         work = [
@@ -77,7 +77,7 @@ class Retention:
 
 
 async def _alone(work: Callable[[], Awaitable[int]]) -> int:
-    """Do one kind of work. If Postgres refuses it, the others go on."""
+    """Do one kind of work and return its rows. If Postgres refuses the statement, the other kinds go on."""
     try:
         return await work()
     except SQLAlchemyError as error:

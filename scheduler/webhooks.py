@@ -1,4 +1,4 @@
-"""Sends webhooks: what is due, again and again, until its receiver has taken it or a day has passed."""
+"""Sends webhooks that are due. A failed delivery is tried again for about a day."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ from headrace.webhooks.signing import derive_secret, sign
 
 log = logging.getLogger(__name__)
 
+# Seconds between two looks for deliveries that are due.
 _LOOK_SECONDS = 0.5
 # Deliveries in flight at one time. One account gets half of them, and the next half of what is left.
 _AT_ONCE = 128
-# Deliveries of those to one host for one account: one that hangs does not hold up the account's others.
+# Deliveries in flight to one host for one account, so that a host that hangs does not delay the account's others.
 _SHARE = 4
+# Seconds that a receiver has to answer.
 _PATIENCE_SECONDS = 15.0
-# After each failure; a day and a bit in all. Nobody who is away is called by many at the same moment.
+# Seconds to wait after each failure, a little more than a day in all, and the share by which each varies, so that many
+# deliveries do not reach a receiver at the same moment.
 _DELAYS = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 28_800)
 _JITTER = 0.2
-# Seconds of a receiver's `Retry-After` that are heeded.
+# Seconds that a receiver's `Retry-After` may ask for at most.
 _LONGEST_WAIT = 86_400.0
 
 
 class WebhookSender:
-    """The sender of one process. Several may run: what one has claimed, no other sends for a minute."""
+    """The sender of one process. Several may run: a delivery that one claims is not sent by another for a minute."""
 
     def __init__(
         self, database: Database, *, secret_key: str, previous_keys: Sequence[str] = (), allow_private: bool
     ) -> None:
-        """Sign with secrets made of the secret key, and of those before it, which some receivers still check with.
+        """Sign with secrets derived from the secret key, and from `previous_keys`, which receivers may still use.
 
-        `allow_private` lets webhooks go to this machine and its network: for development.
+        `allow_private` allows receivers on this machine and its network, for development.
         """
         self._database = database
         self._secret_keys = (secret_key, *previous_keys)
         self._allow_private = allow_private
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
-        # No proxy and no redirect: the address that was looked at is the one that is called. No connection is kept, as
-        # it would be kept by its address, which may be that of several names.
+        # Without a proxy and redirects, the address that was checked is the one that is called. No connection is kept:
+        # the pool would find it by its address, which several host names may share.
         self._http = httpx.AsyncClient(
             timeout=_PATIENCE_SECONDS,
             follow_redirects=False,
@@ -79,10 +82,12 @@ class WebhookSender:
             self._in_flight.clear()
 
     async def send_due(self) -> int:
-        """Send what is due, and what comes due meanwhile, until nothing is in flight; returns how many there were.
+        """Send deliveries that are due, and those that become due meanwhile, until none is in flight.
+
+        Returns how many deliveries there were.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: Postgres is away. What is in flight stays so.
+            sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable. Deliveries in flight go on.
         """
         sent = 0
         while True:
@@ -103,7 +108,7 @@ class WebhookSender:
             try:
                 await self._attempt(delivery)
             except SQLAlchemyError as error:
-                log.warning("could not note how a webhook fared, so it is sent again: %s", error)
+                log.warning("could not record a webhook's delivery, so it will be sent again: %s", error)
             except Exception:
                 log.exception("could not send a webhook")
 
@@ -119,11 +124,11 @@ class WebhookSender:
         else:
             delay = max(wait, _DELAYS[delivery.tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER))
         if not outcome.taken:
-            log.info("a webhook was not taken: %s", error or status)
+            log.info("a receiver did not accept a webhook: %s", error or status)
         await queries.record_delivery(self._database, delivery, state, outcome, delay_seconds=delay)
 
     async def _send(self, delivery: Delivery) -> tuple[int | None, str | None, float]:
-        """Return the status of the answer, or why there was none, and how many seconds the receiver wants to wait."""
+        """Return the answer's status, or else the error, and the seconds that the receiver asks to wait."""
         secrets = [derive_secret(key, secret_id) for key in self._secret_keys for secret_id in delivery.secret_ids]
         signed = sign(secrets, webhook_id=delivery.id, sent_at=delivery.claimed_at, payload=delivery.payload)
         try:
@@ -137,11 +142,11 @@ class WebhookSender:
                     url.copy_with(host=address),
                     content=delivery.payload,
                     headers={"content-type": "application/json", "host": url.netloc.decode(), **signed},
-                    # The certificate is that of the name, whichever address is called.
+                    # The certificate is for the host name, though the URL has the address.
                     extensions={"sni_hostname": host},
                 )
                 response = await self._http.send(request, stream=True)
-                await response.aclose()  # what it says is nobody's business, however long it is
+                await response.aclose()  # the body does not matter, and may be of any length
         except ForbiddenAddressError as error:
             return None, str(error), 0.0
         except TimeoutError:

@@ -1,1 +1,1 @@
-"""What the scheduler does for batches: it checks their input, makes jobs of their lines, and writes their output."""
+"""The scheduler's work for batches: it validates their input, feeds their lines as jobs, and writes their output."""

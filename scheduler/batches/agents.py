@@ -1,4 +1,4 @@
-"""The agents that a batch's lines ask for."""
+"""The agents that the lines of a batch name as their model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from headrace.stores.database import Database
 
 
 class BatchAgents:
-    """A batch's agents as they were when it was checked, whatever has become of them; each is read once."""
+    """The agents of one batch in the versions that validation found, even if they were changed or deleted since.
+
+    Each is read from Postgres once.
+    """
 
     def __init__(self, database: Database, batch: Row) -> None:
         self._database = database
@@ -22,7 +25,7 @@ class BatchAgents:
         self._definitions: dict[str, dict[str, object]] = {}
 
     async def resolve(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the request that a line's agent makes of what the line asks; just that if it asks for none."""
+        """Return the request that the line's agent makes of the line's body, or the body itself if it names no agent."""
         agent_id = asked["model"]
         if not agent_id.startswith(AGENT_PREFIX):
             return asked

@@ -1,8 +1,9 @@
 """How many lines of a batch the budgets of its key and its account pay for.
 
-What is left of a budget, less what runs already may cost, is shared among the batches under it that have more to run.
-What a line costs is known once some have ended. Before, it is estimated, and no more run than have ended; but those
-that are handed to a provider's own batch API, of which none ends for hours, run by the estimate.
+The rest of a budget, less the possible cost of running lines, is shared among the batches under it that have more to
+run. A batch's mean cost per line is known once some of its lines have ended. Before that, the cost is estimated, and no
+more lines run than have ended. Lines that go to a provider's own batch API take hours to end, so their number follows
+the estimate alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from scheduler.batches.input import read_input
 
 log = logging.getLogger(__name__)
 
-# So long the ledger is not asked again; what batches spend meanwhile is counted.
+# Seconds between two questions to the ledger; the spending of batches in between is counted here.
 _LOOK_SECONDS = 2.0
 
 
@@ -48,35 +49,38 @@ def outstanding(batch: Row) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How many lines may cost how much, in USD."""
+    """A number of lines, and the highest cost of all of them in USD."""
 
     lines: int
     cost: Decimal
 
     @property
     def mean(self) -> Decimal:
-        """What one of them costs."""
+        """The cost of one line in USD."""
         return self.cost / self.lines if self.lines else Decimal()
 
     def plus(self, more: Estimate) -> Estimate:
-        """Return what both are together."""
+        """Return the sum of both."""
         return Estimate(self.lines + more.lines, self.cost + more.cost)
 
 
 _UNKNOWN = Estimate(1, Decimal(1_000_000_000))
-"""More than any budget has."""
+"""The estimate of a line whose cost cannot be found: more than any budget has."""
 
 
 @dataclass(slots=True)
 class Purse:
-    """What a batch that is handed to its provider may spend in USD, None for anything; `least` lines go anyway."""
+    """The money, in USD, that a batch may spend on lines for its provider's batch API. None is without a limit.
+
+    `least` lines are paid for in any case.
+    """
 
     money: Decimal | None = None
     least: int = 0
     taken: Estimate = Estimate(0, Decimal())
 
     async def take(self, database: Database, catalogue: Catalogue, batch: Row, most: int) -> int:
-        """Return how many of the next `most` lines of a batch it pays for."""
+        """Return how many of the next `most` lines of a batch the purse pays for."""
         if self.money is None:
             return most
         if batch.completed:
@@ -91,26 +95,26 @@ class Purse:
 
 @dataclass(slots=True)
 class _Budget:
-    """A key's or an account's: how many USD are left, and nobody's yet."""
+    """The budget of a key or an account: the USD that are left, and the part of them that no batch has reserved."""
 
     left: Decimal
     free: Decimal
     idle: bool = True
-    """Whether no line runs under it."""
+    """Whether no line runs under this budget."""
     sharing: int = 0
-    """How many batches have more to run, and no share yet."""
+    """How many batches have more to run and no share yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What a batch may spend on lines that begin, in USD; `alone`, one may begin that costs more."""
+    """The USD that a batch may spend on new lines. With `alone`, one line may begin that costs more."""
 
     money: Decimal
     alone: bool
 
 
 class Allowances:
-    """What is left of budgets, for all batches."""
+    """The shares of all batches in the budgets of their keys and accounts."""
 
     def __init__(self, database: Database, file: CatalogueFile) -> None:
         self._database = database
@@ -125,7 +129,7 @@ class Allowances:
         self._shares: dict[str, _Share] = {}
 
     async def look(self, batches: Sequence[Row]) -> None:
-        """Take note of where all active batches stand, and now and then of what is left; and share that out."""
+        """Note how far the active batches are, read what is left of budgets now and then, and share it among batches."""
         keys = {batch.key_id for batch in batches}
         if time.monotonic() >= self._look_at or not keys <= self._keys:
             self._left = await find_left(self._database, keys) if keys else {}
@@ -133,13 +137,13 @@ class Allowances:
             self._keys = keys
             self._spent_then = {batch.id: batch.cost or Decimal() for batch in batches}
             self._batches = {}
-        # Of one that has ended meanwhile, what it has spent last counts until the ledger is asked again.
+        # The last known spending of a batch that has ended counts until the ledger is asked again.
         self._batches |= {batch.id: batch for batch in batches}
         await self._estimate(batches)
         self._share_out([batch for batch in batches if _has_more(batch) and batch.id not in self._purses])
 
     def lines(self, batch: Row) -> float:
-        """Return how many lines of a batch may run at one time; without a budget any number."""
+        """Return how many lines of a batch may run at one time: infinitely many without a budget."""
         if not self._is_limited(batch):
             return math.inf
         running, share, cost = outstanding(batch), self._shares.get(batch.id), self._line_cost(batch)
@@ -152,7 +156,7 @@ class Allowances:
 
     @contextlib.contextmanager
     def purse(self, batch: Row) -> Iterator[Purse]:
-        """Give what a batch may spend on lines that are handed over meanwhile: nobody else gets that."""
+        """Reserve a batch's share for lines that are handed to its provider meanwhile; no other batch gets it."""
         share = self._shares.pop(batch.id, _Share(Decimal(), alone=False))
         purse = Purse(share.money, least=int(share.alone)) if self._is_limited(batch) else Purse()
         self._purses[batch.id] = purse
@@ -175,7 +179,7 @@ class Allowances:
         self._shares = {batch.id: self._share(batch, _of(batch, budgets)) for batch in waiting}
 
     def _count(self, batch: Row, budgets: Sequence[_Budget]) -> None:
-        """Count what a batch has spent since the ledger was asked, and what its lines may cost that run."""
+        """Subtract what a batch has spent since the ledger was asked, and reserve what its running lines may cost."""
         spent = max(Decimal(), (batch.cost or Decimal()) - self._spent_then.get(batch.id, Decimal()))
         purse = self._purses.get(batch.id)
         held = outstanding(batch) * self._line_cost(batch) + ((purse and purse.money) or 0)
@@ -185,12 +189,12 @@ class Allowances:
             budget.idle &= not outstanding(batch) and purse is None
 
     def _share(self, batch: Row, budgets: Sequence[_Budget]) -> _Share:
-        """Take a batch's share of what is free: as much as any other's, or if that is no line, a line."""
+        """Take a batch's share of the free money: as much as any other's, but at least the cost of one line."""
         cost = self._line_cost(batch)
         money = min((budget.free / budget.sharing for budget in budgets), default=Decimal())
         if money < cost:
             money = cost if all(budget.free >= cost for budget in budgets) else Decimal()
-        # Something is left, if less than a line may cost. It is exceeded by one at most.
+        # Less than the cost of a line is left: one line exceeds the budget at most.
         alone = all(budget.idle for budget in budgets)
         for budget in budgets:
             budget.free -= money
@@ -208,7 +212,7 @@ class Allowances:
         return Decimal() if known is None else known.mean
 
     async def _estimate(self, batches: Sequence[Row]) -> None:
-        """Estimate what lines cost of batches of which none has ended: those that are with a provider, or the first."""
+        """Estimate the cost of lines for batches without an ended line: by the lines at a provider, or by the first."""
         self._estimates = {key: known for key, known in self._estimates.items() if key[0] in self._batches}
         for batch in batches:
             runs = _has_more(batch) or outstanding(batch)
@@ -219,7 +223,7 @@ class Allowances:
                 except SQLAlchemyError:
                     raise
                 except Exception:
-                    log.exception("could not estimate what a line of %s costs", batch.id)
+                    log.exception("could not estimate the cost of a line of %s", batch.id)
                     known = _UNKNOWN
                 self._estimates[_key(batch)] = known
 
@@ -250,7 +254,10 @@ async def estimate(
     ahead: bool = False,
     money: Decimal | None = None,
 ) -> Estimate:
-    """Estimate what lines of a batch cost, of the first or those ahead: so many at most, and what money pays for."""
+    """Estimate the cost of `most` lines of a batch at most, and of no more than `money` pays for.
+
+    It begins with the first line, or with `ahead` with the next line to be fed.
+    """
     lines, cost = 0, Decimal()
     async with aclosing(_requests(database, batch, ahead=ahead)) as requests:
         while lines < most and (sized := await anext(requests, None)) is not None:
@@ -265,12 +272,12 @@ async def estimate(
 
 
 async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
-    """Yield the requests of lines, each with the bytes of its line."""
+    """Yield the request of each line with the size of the line in bytes."""
     place = {"offset": batch.next_offset, "number": batch.next_line} if ahead else {}
     agents = BatchAgents(database, batch)
     async with aclosing(read_input(database, batch.input_file_id, **place)) as lines:
         async for line in lines:
-            assert line.text is not None  # it was checked
+            assert line.text is not None  # validation has checked it
             size = len(line.text)
             body = (await offloaded(size, orjson.loads, line.text))["body"]
             yield size, await agents.resolve(body)
@@ -279,7 +286,7 @@ async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGene
 def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:
     try:
         routes = [usable.route for usable in usable_routes(catalogue, request, seed=batch.id)]
-    except InvalidRequestError:  # nobody serves it any more
+    except InvalidRequestError:  # no route serves it any more
         return Decimal()
     if batch.native_route is None:
         return highest_cost(routes, request, whole=False)

@@ -1,7 +1,7 @@
-"""Makes jobs of a batch's lines, as many at a time as its share of the window is.
+"""Makes jobs of a batch's lines, as many at a time as the batch's share of the window allows.
 
-A slice of lines becomes jobs in the statement that moves the batch's place in its input past them. So whatever dies,
-no line is run twice or left out.
+One statement turns a slice of lines into jobs and moves the batch's place in its input past them. So no line is run
+twice or left out, whichever process dies.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from scheduler.batches.agents import BatchAgents
 from scheduler.batches.input import read_input
 from scheduler.batches.pace import Pace
 
+# Lines and bytes of requests in one statement.
 _MOST_LINES = 250
 _MOST_BYTES = 2 * 1024 * 1024
 
 
 class _Taken(NamedTuple):
-    """A line that is to become a job, and where the next one begins."""
+    """A line that is about to become a job, and the offset of the next line in the input."""
 
     new: NewLine
     end: int
 
 
 class Feeder:
-    """Feeds one batch, and keeps its place in the input between two times."""
+    """Feeds one batch, and keeps its input open between two calls of `feed`."""
 
     def __init__(self, database: Database, queue: JobQueue, batch: Row, *, pace: Pace | None = None) -> None:
-        """Begin where the batch stands. With a pace, lines wait for the rates of its key and account."""
+        """Begin at the batch's place. With a pace, lines wait for the rates of its key and account."""
         self._database = database
         self._queue = queue
         self._batch = batch
@@ -49,13 +50,13 @@ class Feeder:
 
     @property
     def offset(self) -> int:
-        """Where the next line begins."""
+        """The offset of the next line in the input, in bytes."""
         return self._offset
 
     async def feed(self, count: int, *, parcel: str | None = None) -> bool:
-        """Make jobs of the next `count` lines, and wake workers for them, unless they are a parcel's.
+        """Make jobs of the next `count` lines. Wake workers for them, unless a parcel takes them to a provider.
 
-        Returns False if the batch does not stand where this feeder does: then it is of no use any more.
+        Returns False if another scheduler has moved the batch's place: this feeder is of no use any more.
         """
         while count > 0:
             taken = await self._take(min(count, _MOST_LINES))
@@ -81,11 +82,11 @@ class Feeder:
         return True
 
     async def close(self) -> None:
-        """Let go of the input."""
+        """Close the input."""
         await self._lines.aclose()
 
     async def _take(self, count: int) -> list[_Taken]:
-        """Return the next lines: none if they are to wait, or there are no more."""
+        """Return the next lines; no lines if they have to wait for a rate, or the input has ended."""
         bounds = None if self._pace is None else await self._pace.bounds(self._batch)
         taken: list[_Taken] = []
         size = 0
@@ -107,7 +108,7 @@ class Feeder:
         return taken
 
     async def _new_line(self, raw: RawLine) -> _Taken:
-        assert raw.text is not None  # it was checked
+        assert raw.text is not None  # validation has checked it
         line = await offloaded(len(raw.text), orjson.loads, raw.text)
         body = line["body"]
         asked, metadata = await self._agents.resolve(body), body.get("metadata")

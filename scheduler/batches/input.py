@@ -12,9 +12,9 @@ from headrace.files.queries import read_file
 from headrace.files.tables import CHUNK_BYTES
 from headrace.stores.database import Database
 
-# Seconds a reader of lines may keep the event loop. Several read at once, and what they do goes before all others.
+# Seconds that a reader of lines may keep the event loop, which several readers share with all other work.
 _SLICE_SECONDS = 0.005
-# Bytes that are split at once: if each is a line's end, some milliseconds.
+# Bytes that are split at once. If each of them ended a line, this would take some milliseconds.
 _PIECE_BYTES = 8 * 1024
 
 
@@ -23,8 +23,8 @@ async def read_input(
 ) -> AsyncGenerator[RawLine, None]:
     """Yield the lines of a file from the one at `offset`, whose number is `number`.
 
-    It takes the memory of a chunk and a line. Before it holds more of a line than a chunk it waits for `room`, which is
-    free again when the next line is asked for. Every few milliseconds the event loop gets to do other work.
+    The reader holds one chunk and one line in memory. Before a line grows larger than a chunk, the reader acquires
+    `room`, and releases it when the caller asks for the next line. Every few milliseconds other work gets the event loop.
     """
     reader = LineReader(offset=offset, number=number)
     has_room = False
@@ -51,7 +51,7 @@ async def read_input(
 
 
 async def _breathe(began: float) -> float:
-    """Let the event loop do other work, if this reader has kept it for long; returns since when it keeps it."""
+    """Let other work run if this reader has had the event loop for long. Returns when its current turn began."""
     if time.monotonic() - began < _SLICE_SECONDS:
         return began
     await asyncio.sleep(0)

@@ -1,9 +1,9 @@
-"""Batches that a provider runs by its own batch API, at its own price, and whose lines come back as if run here.
+"""Batches that a provider runs by its own batch API, at its own price; the results look as if a worker had run them.
 
-The lines become jobs as any others do, but claimed from the start by a parcel, for as long as the batch has. What the
-provider says of a line ends its job; what it does not say, or could not do, goes to our own workers. A parcel knows
-where it stands from its row, so whoever dies in between, the next scheduler goes on: before it submits a parcel again
-it looks for one that was.
+The lines become jobs as any others do, but a parcel holds their claims from the start, until the batch's deadline. The
+provider's result of a line ends its job. A line without a result, or with a failure that a retry may mend, goes to the
+workers. A parcel's row has its state, so that after the death of a scheduler the next one goes on: before it submits a
+parcel again, it asks the provider whether the parcel has arrived.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from scheduler.batches.feed import Feeder
 
 log = logging.getLogger(__name__)
 
-# How many failures in a row there may be that may pass.
+# Retryable failures of a parcel in a row after which workers run its lines.
 _MOST_FAILURES = 5
+# Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
-# Bytes of their lines, unless one alone has more.
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
 _CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
 class NativeBatch:
-    """One batch, for as long as it takes to do what is due."""
+    """One round of one batch's work with its provider."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class NativeBatch:
         self._poll_seconds = poll_seconds
 
     async def go_on(self) -> None:
-        """Hand lines over, and look at parcels that are due."""
+        """Hand lines to the provider, and look at the parcels that are due."""
         route = self._route()
         parcels = await list_parcels(self._database, self._batch.id)
         if route is None:
@@ -97,14 +97,14 @@ class NativeBatch:
             return None
         return next((route for route in routes if route.name == self._batch.native_route and route.native_batch), None)
 
-    # -- there --------------------------------------------------------------------------------------------------------
+    # -- to the provider -------------------------------------------------------------------------------------------
 
     async def _hand_over(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
         if parcel.state == "filling" and not await self._fill(api, parcel):
             return
         try:
             remote_id = None
-            if parcel.state == "submitting":  # somebody has tried, and may have been taken at their word
+            if parcel.state == "submitting":  # an earlier try may have reached the provider
                 remote_id = await api.find(self._client, route.provider, parcel.id)
             if remote_id is None:
                 await move_parcel(self._database, parcel.id, "submitting", failures=parcel.failures)
@@ -120,7 +120,7 @@ class NativeBatch:
         await move_parcel(self._database, parcel.id, "submitted", remote_id=remote_id, seconds=self._poll_seconds)
 
     async def _fill(self, api: BatchApi, parcel: NativeParcel) -> bool:
-        """Put as many lines into a parcel as budgets pay for; returns whether it has any."""
+        """Put as many lines into a parcel as budgets pay for. Returns whether the parcel has any line."""
         most = min(api.MOST_LINES, self._batch.total - self._batch.fed)
         lines = await self._purse.take(self._database, self._catalogue, self._batch, most)
         feeder = Feeder(self._database, self._queue, self._batch)
@@ -152,11 +152,11 @@ class NativeBatch:
         )
 
     async def _give_up(self, parcels: list[NativeParcel], why: str, *, logged: str | None = None) -> None:
-        """Let our own workers run what these parcels hold, and the rest of the batch.
+        """Let workers run the lines of these parcels, and the rest of the batch.
 
-        `why` is kept with the parcels; where a provider wrote it, the log has `logged` instead.
+        `why` is stored with the parcels. The log has `logged` instead, where `why` is a provider's own text.
         """
-        log.warning("the batch is run here, not by its provider: %s", logged or why)
+        log.warning("workers run this batch, not its provider: %s", logged or why)
         await run_here(self._database, self._batch.id)
         for parcel in parcels:
             await self._close(parcel.id, error=why)
@@ -205,7 +205,7 @@ class NativeBatch:
             after = held[-1].line
 
     async def _close(self, parcel_id: str, *, error: str | None = None) -> None:
-        """Let our own workers run what a parcel still holds, and forget it."""
+        """Let workers run the lines that a parcel still holds, and mark it as done."""
         await self._release(parcel_id)
         await move_parcel(self._database, parcel_id, "done", error=error)
 
@@ -216,13 +216,13 @@ class NativeBatch:
         ):
             queued = [job.id for job in moved if job.state is State.QUEUED]
             if queued and not waked:
-                # A window of them; the others are on no queue, and so sent by the scheduler when that is worked off.
+                # The first lines get a wake-up here. The scheduler resends those of the others, a part at a time.
                 self._queue.wake(queued, tier="batch")
                 waked = True
 
 
 def _for_workers(result: NativeResult) -> bool:
-    """Tell whether our own workers may fare better with a line: they get it when its parcel is closed."""
+    """Tell whether a worker may succeed where the provider's batch failed. It gets the line when the parcel is closed."""
     return result.retryable or (result.error is not None and result.error.code in CONDITIONS)
 
 

@@ -1,4 +1,4 @@
-"""Writes what a batch came to: each line of its input, in the input's order, into one of two files."""
+"""Writes the results of a batch into two files, for answers and for errors, each in the order of the input."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from scheduler.batches.input import read_input
 
-# What a page of lines should come to: answers may be of any size, and a page is held in memory.
+# Bytes that a page of results should have. A page is held in memory, and an answer may be of any size.
 _PAGE_BYTES = 512 * 1024
+# Results on the first page, before their size is known, and on any page.
 _FIRST_PAGE = 50
 _LARGEST_PAGE = 1000
 
 
 class Output:
-    """The two files of one batch. A file that nothing goes into is never there."""
+    """The two files of one batch. A file without lines is not made."""
 
     def __init__(self, database: Database, batch: Row, *, room: asyncio.Semaphore) -> None:
-        """Write nothing yet. A large line of the input waits for `room`."""
+        """Prepare the files. A large line of the input waits for `room`."""
         self._database = database
         self._batch = batch
         self._room = room
@@ -38,7 +39,7 @@ class Output:
         return FileWriter(self._database, account_id=self._batch.account_id, purpose="batch_output")
 
     async def write(self) -> BatchState | None:
-        """Write all, and end the batch. Returns how it ended, or None if somebody else ended it."""
+        """Write both files and end the batch. Returns its end state, or None if another scheduler ended it."""
         ended, whole = False, False
         try:
             await self._write_ended()
@@ -86,7 +87,7 @@ class Output:
             limit = max(1, min(_LARGEST_PAGE, _PAGE_BYTES // average))
 
     async def _write_unrun(self) -> None:
-        """Write the lines that never became jobs, for a batch that was cancelled or has expired."""
+        """Write the lines of a cancelled or expired batch that never became jobs."""
         cancelled = self._batch.state == BatchState.CANCELLING
         batch = self._batch
         lines = read_input(
@@ -94,7 +95,7 @@ class Output:
         )
         async with aclosing(lines):
             async for raw in lines:
-                assert raw.text is not None  # it was checked
+                assert raw.text is not None  # validation has checked it
                 custom_id = (await offloaded(len(raw.text), orjson.loads, raw.text))["custom_id"]
                 del raw  # the next line has the room
                 await self._errors.write(render_unrun(new_id("job"), custom_id, cancelled=cancelled) + b"\n")

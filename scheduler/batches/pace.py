@@ -1,7 +1,7 @@
-"""At which pace lines of batches run: that of the requests and tokens a minute of their key and its account.
+"""The pace at which lines of batches are fed: the requests and tokens a minute of their key and its account.
 
-A line is taken from the same windows as requests, and its tokens are put right when it has ended, as any job's. A key
-without limits costs one small question every two seconds.
+A line counts in the same windows as requests do, and its tokens are corrected when it ends, as for any job. A key
+without limits costs one short query every two seconds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from headrace.stores.database import Database
 
 # Seconds for which a key's limits are not read again.
 _LOOK_SECONDS = 2.0
-# Seconds after which a line that had no room is tried again, at the latest: what ended early gives some back.
+# Seconds after which a line without room is tried again at the latest, as jobs that end return unused tokens.
 _LONGEST_REST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What holds up lines of a key: rates, and a budget, under which each has to have a price."""
+    """What limits the lines of a key: rates, and a budget, which requires that every line has a price."""
 
     rates: Sequence[Scope]
     has_budget: bool
@@ -51,7 +51,7 @@ class Pace:
         return self._rests.get(batch.id, 0.0) > time.monotonic()
 
     async def bounds(self, batch: Row) -> Bounds | None:
-        """Return what holds up lines of a batch's key, or None if nothing does."""
+        """Return the bounds of a batch's key, or None if it has no limits."""
         found = self._bounds.get(batch.key_id)
         if found is None or time.monotonic() > found[0] + _LOOK_SECONDS:
             limits = await find_limits(self._database, batch.key_id)
@@ -62,9 +62,9 @@ class Pace:
         return found[1]
 
     async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: Mapping[str, Any], *, size: int) -> bool:
-        """Take a line from the rates, whose request has `size` bytes.
+        """Count a line, whose request has `size` bytes, in the rates.
 
-        If it has no room there, or no price, its batch rests, and this is False.
+        Returns False, and lets the batch rest, if the rates have no room for the line, or it has no price.
         """
         wait = 0.0
         if bounds.has_budget and not await offloaded(size, self._is_priced, batch, request):
@@ -77,7 +77,7 @@ class Pace:
         return not wait
 
     def _is_priced(self, batch: Row, request: Mapping[str, Any]) -> bool:
-        # It was checked when the batch began, but the budget or the configuration may be newer.
+        # Validation has checked the price, but the budget or the configuration may be newer.
         catalogue = self._file.current
         try:
             check_priced(catalogue, [way.route for way in usable_routes(catalogue, request, seed=batch.id)], request)
@@ -86,6 +86,6 @@ class Pace:
         return True
 
     def forget(self, active: set[str]) -> None:
-        """Let go of what is known of batches that are not active any more."""
+        """Forget the rests of batches that are no longer active."""
         for batch_id in self._rests.keys() - active:
             del self._rests[batch_id]

@@ -1,4 +1,4 @@
-"""Moves every batch on, from one look at all that have not ended to the next."""
+"""Moves every batch on, in rounds over all batches that have not ended."""
 
 from __future__ import annotations
 
@@ -40,21 +40,22 @@ from scheduler.batches.validate import Validation
 
 log = logging.getLogger(__name__)
 
-# Between two looks: while there are batches, and while there are none.
+# Seconds between two rounds: while there are batches, and while there are none.
 _BUSY_SECONDS = 0.1
 _IDLE_SECONDS = 0.25
+# Seconds between two folds of tallies.
 _CHORES_SECONDS = 10.0
-# After something broke that a second try may mend.
+# Seconds that a batch pauses after a failure.
 _PAUSE_SECONDS = 5.0
-# Batches that are checked at once, and as many whose output is written. Each holds a chunk of its file, and the event
-# loop for some milliseconds at a time.
+# Batches whose input is validated at one time, and as many whose output is written: of all accounts, and of one account.
+# Each holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
 _CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
 class BatchRunner:
-    """The batches of every account. It keeps nothing that it could not find again in Postgres."""
+    """The batches of every account. Everything that the runner keeps in memory can be found again in Postgres."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class BatchRunner:
         self._restored_is_settled = False
         self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
         self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
-        # One line that is larger than a chunk is held at a time, over all of those.
+        # All of them together hold one line at a time that is larger than a chunk.
         self._room = asyncio.Semaphore(1)
         self._allowances = Allowances(database, file)
         self._pace = Pace(database, file, gate)
@@ -93,9 +94,9 @@ class BatchRunner:
                 try:
                     busy = await self._look()
                 except SQLAlchemyError as error:
-                    log.warning("could not look after batches: %s", error)
+                    log.warning("batches wait for Postgres: %s", error)
                 except Exception:
-                    log.exception("could not look after batches")
+                    log.exception("could not move batches on")
                     await asyncio.sleep(_PAUSE_SECONDS)
                 await asyncio.sleep(_BUSY_SECONDS if busy else _IDLE_SECONDS)
         finally:
@@ -104,7 +105,7 @@ class BatchRunner:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _look(self) -> bool:
-        """Do for each batch what it needs next; returns whether there are any."""
+        """Do the next step of each batch. Returns whether there are any batches."""
         if time.monotonic() > self._chores_at:
             self._chores_at = time.monotonic() + _CHORES_SECONDS
             await fold_tallies(self._database)
@@ -135,7 +136,7 @@ class BatchRunner:
         return runs and batch.fed < batch.total and not batch.overdue and not self._pace.rests(batch)
 
     async def _alone(self, batch: Row, work: Coroutine[Any, Any, None]) -> None:
-        """Do something for one batch. If that breaks, this batch pauses and the others go on."""
+        """Do a short step of one batch. If it fails, this batch pauses and the others go on."""
         if self._paused.get(batch.id, 0.0) > time.monotonic():
             work.close()
             return
@@ -150,7 +151,7 @@ class BatchRunner:
             self._paused[batch.id] = time.monotonic() + _PAUSE_SECONDS
 
     def _begin(self, batch: Row, work: Coroutine[Any, Any, None], *, turns: Turns | None = None) -> None:
-        """Do what takes long beside everything else, once at a time for each batch, and then end its turn."""
+        """Start a long step of a batch as a task, one at a time for each batch. When it ends, the batch's turn ends."""
         if batch.id in self._tasks:
             work.close()
             return
@@ -166,7 +167,7 @@ class BatchRunner:
     def _begin_in_turn(
         self, turns: Turns, waiting: Sequence[Row], work: Callable[[Row], Coroutine[Any, Any, None]]
     ) -> None:
-        """Do the same for those of some batches whose turn it is."""
+        """Start a long step of each waiting batch whose turn it is."""
         for batch in turns.take([batch for batch in waiting if batch.id not in self._tasks]):
             with bind(batch=batch.id):
                 self._begin(batch, work(batch), turns=turns)
@@ -259,5 +260,5 @@ def _is_unwritten(batch: Row) -> bool:
 
 
 def _has_ended(batch: Row) -> bool:
-    """Tell whether nothing more will come of a batch's lines."""
+    """Tell whether all lines of a batch have ended, or it is overdue and no line runs."""
     return outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)

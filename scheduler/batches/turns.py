@@ -1,4 +1,4 @@
-"""Whose batch is worked on next where only a few can be at a time: accounts take turns, then the batches of each."""
+"""Which batches get one of a few places for long work: accounts take turns, and the batches of each take turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headrace.stores.connections import Row
 
 
 class Turns:
-    """At most `most` batches at a time, and of one account at most `most_of_account`."""
+    """Turns for at most `most` batches at a time, and at most `most_of_account` of one account."""
 
     def __init__(self, *, most: int, most_of_account: int) -> None:
         self._most = most
@@ -20,13 +20,13 @@ class Turns:
         self._last_turn: dict[str, int] = {}
 
     def __contains__(self, batch_id: object) -> bool:
-        """Tell whether it is a batch's turn."""
+        """Tell whether a batch has a turn."""
         return batch_id in self._running
 
     def take(self, waiting: Sequence[Row]) -> list[Row]:
-        """Return the batches whose turn begins, of those that wait, which are in order of their age.
+        """Begin the turns of waiting batches, oldest first, and return those batches.
 
-        The account with the fewest turns under way goes first; of several, the one that has waited the longest.
+        The account with the fewest turns under way goes first; among several, the account that has waited the longest.
         """
         running = Counter(self._running.values())
         accounts = {batch.account_id for batch in waiting}

@@ -1,4 +1,4 @@
-"""Checks every line of a batch's input before the first of them is run."""
+"""Validates every line of a batch's input before the first line is run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from scheduler.batches.input import read_input
 
+# Problems after which validation stops.
 _MOST_PROBLEMS = 100
 
 
@@ -33,7 +34,7 @@ class Validation:
     def __init__(
         self, database: Database, catalogue: Catalogue, batch: Row, *, most_lines: int, room: asyncio.Semaphore
     ) -> None:
-        """Check nothing yet. More than `most_lines` are a problem. A large line waits for `room`."""
+        """Prepare the pass. More than `most_lines` lines are a problem. A large line waits for `room`."""
         self._database = database
         self._catalogue = catalogue
         self._batch = batch
@@ -48,7 +49,7 @@ class Validation:
         self._total = 0
 
     async def run(self) -> bool:
-        """Start the batch if its input is valid, else fail it with all that is wrong; returns whether it is valid."""
+        """Start the batch if its input is valid, else fail it with every problem. Returns whether the input is valid."""
         self._limits = list((await find_limits(self._database, self._batch.key_id)).values())
         async with aclosing(read_input(self._database, self._batch.input_file_id, room=self._room)) as lines:
             async for raw in lines:

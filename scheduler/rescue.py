@@ -1,0 +1,112 @@
+"""Sweeps over the jobs: rescues those whose lease expired, expires those past their deadline, resends lost wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
+from headrace.events.publisher import Publisher
+from headrace.events.wire import Frame
+from headrace.jobs.records import MovedJob
+from headrace.jobs.sql.rescue import expire_jobs, rescue_jobs, resend_jobs
+from headrace.jobs.state import State
+from headrace.queue import TIERS, JobQueue
+from headrace.settings import Settings
+from headrace.stores.database import Database
+
+log = logging.getLogger(__name__)
+
+# Seconds before a rescued job is due: a client that read events of the lost attempt may cancel the job meanwhile.
+_RESCUE_SECONDS = 0.5
+# Heartbeats that each worker has time for, once Postgres is available again, before expired leases count.
+_GRACE_HEARTBEATS = 2.5
+
+
+class Sweeper:
+    """Sweeps again and again over the jobs of all workers.
+
+    While Postgres is unavailable a worker cannot extend its leases, though it may still run its jobs. So the sweeper
+    rescues jobs only some heartbeats after its first sweep, and after each sweep that failed.
+    """
+
+    def __init__(self, settings: Settings, database: Database, queue: JobQueue, publisher: Publisher) -> None:
+        self._settings = settings
+        self._database = database
+        self._queue = queue
+        self._publisher = publisher
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        loop = asyncio.get_running_loop()
+        grace = _GRACE_HEARTBEATS * self._settings.heartbeat_seconds
+        rescue_from = loop.time() + grace
+        while True:
+            try:
+                await self.sweep(rescue=loop.time() >= rescue_from)
+            except SQLAlchemyError as error:
+                log.warning("lost jobs wait until Postgres is available: %s", error)
+                rescue_from = loop.time() + grace
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep(self, *, rescue: bool = True) -> None:
+        """Rescue, expire and resend once.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
+        """
+        rescued = await self._rescue() if rescue else []
+        expired = await expire_jobs(self._database, error=_stored(JobExpiredError()))
+        resent = await self._resend()
+        if rescued or expired or resent:
+            log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(resent))
+        asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)
+        self._wake(resent)
+        for job in (*rescued, *expired):
+            kind = "retrying" if job.state is State.QUEUED else job.state.value
+            self._publisher.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
+
+    async def _rescue(self) -> list[MovedJob]:
+        max_lost = self._settings.max_lost_attempts
+        return await rescue_jobs(
+            self._database,
+            max_lost=max_lost,
+            delay_seconds=_RESCUE_SECONDS,
+            cancelled=_stored(JobCancelledError()),
+            poisonous=_stored(
+                HeadraceError(
+                    f"The leases of {max_lost} attempts of this job expired, as their workers died, froze or lost "
+                    "Postgres: it is not tried again.",
+                    code="worker_lost",
+                )
+            ),
+            interrupted=_stored(UpstreamError(INTERRUPTED, code="worker_lost")),
+        )
+
+    async def _resend(self) -> list[MovedJob]:
+        """Return the queued jobs whose wake-up is overdue, and mark them as sent. Redis may be unavailable."""
+        overdue = []
+        for tier in TIERS:
+            backlog = await self._queue.backlog(tier)
+            if backlog is not None:
+                overdue += await resend_jobs(
+                    self._database, tier, backlog, resend_seconds=self._settings.resend_seconds
+                )
+        return overdue
+
+    def _wake(self, jobs: Sequence[MovedJob]) -> None:
+        tiers: dict[str, list[str]] = defaultdict(list)
+        for job in jobs:
+            if job.state is State.QUEUED:
+                tiers[job.tier].append(job.id)
+        for tier, job_ids in tiers.items():
+            self._queue.wake(job_ids, tier=tier)
+
+
+def _stored(error: HeadraceError) -> str:
+    return orjson.dumps(error.document()).decode()
