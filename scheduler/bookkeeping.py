@@ -28,7 +28,7 @@ _LONG_FOLD = 10_000
 
 
 class Bookkeeper:
-    """The bookkeeper of one scheduler. If another scheduler keeps books at the same time, every row is still added once."""
+    """The bookkeeper of one scheduler. If two keep books at the same time, every row is still added once."""
 
     def __init__(self, database: Database, gate: Gate, *, metadata_keys: Sequence[str]) -> None:
         self._database = database

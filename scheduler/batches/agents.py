@@ -25,7 +25,7 @@ class BatchAgents:
         self._definitions: dict[str, dict[str, object]] = {}
 
     async def resolve(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the request that the line's agent makes of the line's body, or the body itself if it names no agent."""
+        """Return the request that the line's agent makes of the line's body, or the body if it names no agent."""
         agent_id = asked["model"]
         if not agent_id.startswith(AGENT_PREFIX):
             return asked

@@ -129,7 +129,7 @@ class Allowances:
         self._shares: dict[str, _Share] = {}
 
     async def look(self, batches: Sequence[Row]) -> None:
-        """Note how far the active batches are, read what is left of budgets now and then, and share it among batches."""
+        """Note how far the active batches are, and share what is left of budgets, read now and then, among them."""
         keys = {batch.key_id for batch in batches}
         if time.monotonic() >= self._look_at or not keys <= self._keys:
             self._left = await find_left(self._database, keys) if keys else {}

@@ -24,7 +24,7 @@ async def read_input(
     """Yield the lines of a file from the one at `offset`, whose number is `number`.
 
     The reader holds one chunk and one line in memory. Before a line grows larger than a chunk, the reader acquires
-    `room`, and releases it when the caller asks for the next line. Every few milliseconds other work gets the event loop.
+    `room`, and releases it when the caller asks for the next line. Every few milliseconds it lets other work run.
     """
     reader = LineReader(offset=offset, number=number)
     has_room = False

@@ -222,7 +222,7 @@ class NativeBatch:
 
 
 def _for_workers(result: NativeResult) -> bool:
-    """Tell whether a worker may succeed where the provider's batch failed. It gets the line when the parcel is closed."""
+    """Tell whether a worker may succeed where the provider's batch failed. It gets the line when the parcel closes."""
     return result.retryable or (result.error is not None and result.error.code in CONDITIONS)
 
 

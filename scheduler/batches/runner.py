@@ -47,8 +47,8 @@ _IDLE_SECONDS = 0.25
 _CHORES_SECONDS = 10.0
 # Seconds that a batch pauses after a failure.
 _PAUSE_SECONDS = 5.0
-# Batches whose input is validated at one time, and as many whose output is written: of all accounts, and of one account.
-# Each holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
+# Batches whose input is validated at one time, and as many whose output is written: of all accounts, and of one. Each
+# holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
 _CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()

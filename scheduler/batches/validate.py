@@ -49,7 +49,7 @@ class Validation:
         self._total = 0
 
     async def run(self) -> bool:
-        """Start the batch if its input is valid, else fail it with every problem. Returns whether the input is valid."""
+        """Start the batch if its input is valid, else fail it with its problems. Returns whether the input is valid."""
         self._limits = list((await find_limits(self._database, self._batch.key_id)).values())
         async with aclosing(read_input(self._database, self._batch.input_file_id, room=self._room)) as lines:
             async for raw in lines:
