@@ -28,9 +28,10 @@ from headrace.catalogue.load import configuration_file
 from headrace.catalogue.models import Catalogue
 from headrace.cli.parts import listen, plain_errors
 from headrace.dev.embedded import check_urls, secret_key_file
+from headrace.dev.errors import EmbeddedStoreError, data_dir_errors
 from headrace.dev.postgres import EmbeddedPostgres
 from headrace.dev.processes import StartError, SupervisedProcess
-from headrace.dev.store import EmbeddedStore, EmbeddedStoreError, data_dir_errors
+from headrace.dev.store import EmbeddedStore
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.keys.queries import create_first_key
 from headrace.settings import Settings

@@ -15,7 +15,7 @@ import click
 from headrace.catalogue.load import ConfigurationError, load_catalogue
 from headrace.cli import SettingProblem
 from headrace.dev.embedded import locate
-from headrace.dev.store import EmbeddedStoreError
+from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
 from headrace.telemetry.logs import configure_logging, redact
 

@@ -1,1 +1,1 @@
-"""What a development machine needs: embedded stores and supervised child processes."""
+"""Embedded stores, and child processes under supervision: what `headrace dev` and the tests run."""

@@ -14,12 +14,17 @@ from urllib.parse import quote
 
 import psycopg
 
+from headrace.dev.errors import EmbeddedStoreError
 from headrace.dev.processes import die_with_parent
-from headrace.dev.store import SOCKET_PATH_BYTES, EmbeddedStore, EmbeddedStoreError
+from headrace.dev.programs import program_version
+from headrace.dev.store import EmbeddedStore
+
+# Bytes of a socket's path, `sockaddr_un.sun_path`: 108 on Linux, 104 on macOS, with a closing zero.
+_SOCKET_PATH_BYTES = 103
 
 
 class EmbeddedPostgres(EmbeddedStore):
-    """Postgres over a directory. It is durable; `options` are its settings, such as `{"fsync": "off"}` for tests."""
+    """Postgres over a directory. `options` are its settings: tests turn `fsync` off, and without that it is durable."""
 
     name = "Postgres"
     variable = "DATABASE_URL"
@@ -34,7 +39,7 @@ class EmbeddedPostgres(EmbeddedStore):
         "jit": "off",  # compiling costs more than our short statements
         "timezone": "UTC",
         "log_timezone": "UTC",
-        # Failing statements and rows hold people's prompts, which belong in no log.
+        # The text of failed statements and rows may have prompts, which belong in no log.
         "log_error_verbosity": "terse",
         "log_min_error_statement": "panic",
     }
@@ -54,34 +59,34 @@ class EmbeddedPostgres(EmbeddedStore):
     @property
     def _socket_dir(self) -> Path:
         inside = self.data_dir / "socket"
-        if len(os.fsencode(inside / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES:
+        if len(os.fsencode(inside / ".s.PGSQL.5432")) <= _SOCKET_PATH_BYTES:
             return inside
         digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
         return Path(tempfile.gettempdir(), f"headrace-{digest}")
 
     def _prepare(self) -> None:
         self._postgres = self._program("pginstall/bin/postgres")
-        self._make_own_dir(self._socket_dir)
+        self.user.make_dir(self._socket_dir)
         if not self._cluster.exists():
             self._initdb()
         made_by = (self._cluster / "PG_VERSION").read_text().strip()
-        version = self._version_of(self._postgres)
+        version = program_version(self._postgres, self.user)
         if version.split(".")[0] != made_by:
             raise EmbeddedStoreError(
-                f"{self._cluster} was made by Postgres {made_by}, and this is {version}. Move the data with that one's "
-                "pg_dump, or set HEADRACE_DATA_DIR to a new directory."
+                f"{self._cluster} was made by Postgres {made_by}, and this is {version}. Move the data with that "
+                "version's pg_dump, or set HEADRACE_DATA_DIR to a new directory."
             )
 
     def _initdb(self) -> None:
-        # A cluster gets its name when it is whole; what an interrupted run left is thrown away.
+        # A cluster gets its name when it is whole, so a cluster of an interrupted run is removed here.
         unfinished = self._cluster.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        self._make_own_dir(unfinished)
+        self.user.make_dir(unfinished)
         command: list[str | Path] = [
             self._postgres.with_name("initdb"),
             f"--pgdata={unfinished}",
             f"--username={self._NAME}",
-            "--auth-local=trust",  # whoever reaches the socket is its owner: the directory is closed to others
+            "--auth-local=trust",  # only the owner reaches the socket: its directory is closed to others
             "--auth-host=reject",
             "--encoding=UTF8",
             "--locale-provider=builtin",
@@ -98,7 +103,7 @@ class EmbeddedPostgres(EmbeddedStore):
             text=True,
             start_new_session=True,
             preexec_fn=die_with_parent(signal.SIGKILL),
-            **self._identity(),
+            **self.user.child_arguments,
         )
         if result.returncode != 0:
             reason = " / ".join(result.stderr.strip().splitlines()[-3:])
@@ -120,8 +125,8 @@ class EmbeddedPostgres(EmbeddedStore):
         return True
 
     def stop(self) -> None:
-        """Shut the server down, wait until it is gone, and let go of the directory. Harmless when not running."""
-        started = self._lock is not None
+        """Shut the server down, wait until it has ended, and release the directories. Harmless if it does not run."""
+        started = self._dir.is_taken
         super().stop()
         if started and self._socket_dir.parent != self.data_dir:
             shutil.rmtree(self._socket_dir, ignore_errors=True)

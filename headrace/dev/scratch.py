@@ -1,4 +1,4 @@
-"""A directory that is removed however its process ends."""
+"""A temporary directory that is removed however its process ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REAP = 'read -r line; for try in $(seq 100); do rm -rf "$0" 2>/dev/null && exit
 
 @contextmanager
 def scratch_dir() -> Iterator[Path]:
-    """Make a directory that the stores' user may enter, and remove it afterwards, even if this process is killed."""
+    """Make a directory that the stores' user may enter. It is removed afterwards, even if this process is killed."""
     path = Path(tempfile.mkdtemp(prefix="headrace-"))
     path.chmod(0o711)
     # The shell waits for the end of a pipe whose only writer is this process, so it notices every kind of death.

@@ -16,7 +16,7 @@ from headrace.dev.store import EmbeddedStore
 
 
 class EmbeddedValkey(EmbeddedStore):
-    """Valkey over a directory. `options` are its settings, such as `{"appendonly": "no"}` for tests."""
+    """Valkey over a directory. `options` are its settings: tests turn `appendonly` off."""
 
     name = "Valkey"
     variable = "REDIS_URL"
@@ -26,13 +26,13 @@ class EmbeddedValkey(EmbeddedStore):
     _SETTINGS: ClassVar[dict[str, str]] = {
         "bind": "127.0.0.1",
         "appendonly": "yes",
-        "appendfsync": "everysec",  # a second of wake-ups may go: the sweeper sends them again
+        "appendfsync": "everysec",  # a crash may lose a second of wake-ups, which the scheduler resends
         "save": "",
-        "maxmemory-policy": "noeviction",  # a queue must refuse what it cannot hold, never drop it
+        "maxmemory-policy": "noeviction",  # a full queue must refuse a message, and never drop one
     }
 
     def __init__(self, data_dir: Path, options: Mapping[str, str] | None = None) -> None:
-        """Say where the store lives and which of its server's settings differ from ours; nothing starts yet."""
+        """Name the directory, and the server's settings that differ from ours. `start` starts the server."""
         super().__init__(data_dir, options)
         self._password = secrets.token_urlsafe(24)
         self._port = 0
@@ -45,7 +45,7 @@ class EmbeddedValkey(EmbeddedStore):
     def _prepare(self) -> None:
         system = f"{platform.system().lower()}-{platform.machine().lower()}"
         self._valkey = self._program(f"_binaries/{system}/valkey-server")
-        self._make_own_dir(self.data_dir / "data")
+        self.user.make_dir(self.data_dir / "data")
         if not self._port:
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 self._port = probe.getsockname()[1]
@@ -59,7 +59,7 @@ class EmbeddedValkey(EmbeddedStore):
             **self.options,
         }
         lines = [f"{name} {_valkey_quoted(value)}" for name, value in settings.items()]
-        # On standard input, as everyone may read a process's arguments.
+        # The password goes to standard input, as every user can read a process's arguments.
         self._spawn([self._valkey, "-"], stdin="\n".join(lines).encode())
 
     def _answers(self) -> bool:

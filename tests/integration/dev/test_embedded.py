@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from headrace.dev.embedded import locate
+from headrace.dev.errors import EmbeddedStoreError
 from headrace.dev.postgres import EmbeddedPostgres
 from headrace.dev.scratch import scratch_dir
-from headrace.dev.store import EmbeddedStoreError
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.settings import SettingError, Settings
 from tests.waiting import PATIENCE
