@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.http.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
-from headrace.dev.processes import raise_descriptor_limit
+from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 
 log = logging.getLogger(__name__)

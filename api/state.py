@@ -18,7 +18,6 @@ from api.jobs.doubts import Doubts
 from api.jobs.waiting import WaitingJobs
 from api.resources.health import StoresCheck
 from headrace.catalogue.file import CatalogueFile
-from headrace.dev.processes import rest_garbage_collector
 from headrace.events.follow import watch
 from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
@@ -29,6 +28,7 @@ from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
 from headrace.runtime.chores import going_on
 from headrace.runtime.fingerprints import Fingerprint
+from headrace.runtime.process import rest_garbage_collector
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.group_commit import GroupCommit

@@ -11,7 +11,6 @@ from functools import partial
 import uvloop
 
 from headrace.catalogue.file import CatalogueFile
-from headrace.dev.processes import raise_descriptor_limit
 from headrace.events.publisher import Publisher
 from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
@@ -19,6 +18,7 @@ from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
 from headrace.runtime.chores import going_on
 from headrace.runtime.fingerprints import Fingerprint
+from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis

@@ -20,8 +20,8 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import SecurityWarning
 
-from headrace.dev.processes import raise_descriptor_limit, rest_garbage_collector
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
+from headrace.runtime.process import raise_descriptor_limit, rest_garbage_collector
 from headrace.settings import Settings
 from worker.executor import Executor
 from worker.pool import AsyncioPool

@@ -1,0 +1,31 @@
+"""What a process does about its own limits, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+_RAISE = """
+import logging, resource
+from headrace.runtime.process import raise_descriptor_limit
+logging.basicConfig(level="WARNING", format="%(message)s")
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))
+raise_descriptor_limit({wanted})
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+def _raise(wanted: int, *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _RAISE.format(wanted=wanted)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(tmp_path: Path) -> None:
+    enough = _raise(128, cwd=tmp_path)
+    assert (enough.stdout, enough.stderr) == ("128\n", "")
+    less = _raise(1024, cwd=tmp_path)
+    assert less.stdout == "256\n"
+    assert "256" in less.stderr
+    assert "1024" in less.stderr
+    assert len(less.stderr.splitlines()) == 1
