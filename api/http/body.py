@@ -15,13 +15,13 @@ SMALL_BODY = 64 * 1024
 async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     """Return the whole body, of at most `limit` bytes.
 
-    A compressed body is decompressed; the limit is of what comes out.
+    A compressed body is decompressed. The limit holds before and after that.
 
     Raises:
-        PayloadTooLargeError: It is larger than that, or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
+        PayloadTooLargeError: The body is larger than `limit` or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
         InvalidRequestError: The client broke off, or the body is compressed in a way that is unknown or broken.
-        RateLimitError: Too many large bodies of its account are under way.
-        UnavailableError: Too many large bodies of all accounts are.
+        RateLimitError: Too many large bodies of the account are under way.
+        UnavailableError: Too many large bodies of all accounts are under way.
     """
     limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
     too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
@@ -31,16 +31,17 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     encoding = request.headers.get("content-encoding")
     decoder = None if encoding is None else content_decoder(encoding)
     pieces: list[bytes] = []
-    size = 0
+    size = received = 0
     while True:
         message = await request.receive()
         if message["type"] != "http.request":
             raise InvalidRequestError("The request body was broken off.")
         piece = message.get("body", b"")
+        received += len(piece)
         if decoder is not None:
             piece = decoder.decode(piece, limit - size + 1)
         size += len(piece)
-        if size > limit:
+        if size > limit or received > limit:
             raise too_large
         if size > LARGE_BYTES:
             await request.state.room.take(request, size)
