@@ -34,6 +34,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+import orjson
+
 _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 INTERRUPTED = "The answer was interrupted and would have to start over."
@@ -88,8 +90,12 @@ class HeadraceError(Exception):
         return told if self.detail is None else f"{told}: {self.detail}"
 
     def document(self) -> dict[str, Any]:
-        """Return what a job's row keeps: the error object, and what an answer needs besides."""
+        """Return what a job's row keeps: the error object with the answer's status and `retry_after`."""
         return {**self.body(), "status": self.status, "retry_after": self.retry_after}
+
+    def stored(self) -> str:
+        """Return `document` as the JSON of a job's row."""
+        return orjson.dumps(self.document()).decode()
 
 
 class InvalidRequestError(HeadraceError):
@@ -296,3 +302,33 @@ class UpstreamUnavailableError(UpstreamError):
     default: ClassVar[str] = "The model's provider keeps failing, and is left alone for a while."
     status = 503
     code = "upstream_unavailable"
+
+
+def invalid_parameter(param: str, reason: str, *, code: str | None = "invalid_value") -> InvalidRequestError:
+    """Return the error for a parameter that is wrong; `reason` is the clause of its message, without a full stop."""
+    return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code=code)
+
+
+def missing_parameter(param: str) -> InvalidRequestError:
+    """Return the error for a request that lacks a parameter."""
+    return InvalidRequestError(
+        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+    )
+
+
+def restore_error(stored: bytes | str | None) -> HeadraceError:
+    """Return the error that a job ended with, from the JSON that its row keeps: `HeadraceError.stored`.
+
+    The answer tells OpenAI's clients, which repeat a 429 or a 5xx, not to: the job has had all its attempts.
+    """
+    document = orjson.loads(stored or b"{}")
+    error = HeadraceError(
+        document.get("message"),
+        param=document.get("param"),
+        code=document.get("code"),
+        status=document.get("status"),
+        retry_after=document.get("retry_after"),
+    )
+    error.type = document.get("type", error.type)
+    error.headers = {"x-should-retry": "false"}
+    return error

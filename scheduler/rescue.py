@@ -7,12 +7,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
-import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
 from headrace.events.publisher import Publisher
-from headrace.events.wire import Frame
 from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.rescue import expire_jobs, rescue_jobs, resend_jobs
 from headrace.jobs.state import State
@@ -61,15 +59,14 @@ class Sweeper:
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
         rescued = await self._rescue() if rescue else []
-        expired = await expire_jobs(self._database, error=_stored(JobExpiredError()))
+        expired = await expire_jobs(self._database, error=JobExpiredError().stored())
         resent = await self._resend()
         if rescued or expired or resent:
             log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(resent))
         asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)
         self._wake(resent)
         for job in (*rescued, *expired):
-            kind = "retrying" if job.state is State.QUEUED else job.state.value
-            self._publisher.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
+            self._publisher.announce(job)
 
     async def _rescue(self) -> list[MovedJob]:
         max_lost = self._settings.max_lost_attempts
@@ -77,15 +74,13 @@ class Sweeper:
             self._database,
             max_lost=max_lost,
             delay_seconds=_RESCUE_SECONDS,
-            cancelled=_stored(JobCancelledError()),
-            poisonous=_stored(
-                HeadraceError(
-                    f"The leases of {max_lost} attempts of this job expired, as their workers died, froze or lost "
-                    "Postgres: it is not tried again.",
-                    code="worker_lost",
-                )
-            ),
-            interrupted=_stored(UpstreamError(INTERRUPTED, code="worker_lost")),
+            cancelled=JobCancelledError().stored(),
+            poisonous=HeadraceError(
+                f"The leases of {max_lost} attempts of this job expired, as their workers died, froze or lost "
+                "Postgres: it is not tried again.",
+                code="worker_lost",
+            ).stored(),
+            interrupted=UpstreamError(INTERRUPTED, code="worker_lost").stored(),
         )
 
     async def _resend(self) -> list[MovedJob]:
@@ -106,7 +101,3 @@ class Sweeper:
                 tiers[job.tier].append(job.id)
         for tier, job_ids in tiers.items():
             self._queue.wake(job_ids, tier=tier)
-
-
-def _stored(error: HeadraceError) -> str:
-    return orjson.dumps(error.document()).decode()

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 
 from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel, without_lines
+from headrace.jobs.records import MovedJob
+from headrace.jobs.state import State
 from headrace.runtime.clock import now
 from headrace.stores.redis_url import AWAY
 
@@ -39,6 +41,11 @@ class Publisher:
         self._pending.append((until, origin, frame))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
+
+    def announce(self, job: MovedJob) -> None:
+        """Tell a job's readers of a state that Postgres has accepted: queued again, or ended without a worker."""
+        kind = "retrying" if job.state is State.QUEUED else job.state.value
+        self.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
 
     async def flush(self) -> None:
         """Wait until every frame has been sent, or dropped."""

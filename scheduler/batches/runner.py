@@ -19,7 +19,7 @@ from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.errors import JobCancelledError
 from headrace.events.publisher import Publisher
-from headrace.jobs.cancellation import announce
+from headrace.jobs.cancellation import announce_cancellation
 from headrace.jobs.sql.cancel import cancel_lines
 from headrace.jobs.state import State
 from headrace.providers.client import ProviderClient
@@ -212,7 +212,7 @@ class BatchRunner:
         while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
             for job in jobs:
                 if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
-                    await announce(self._publisher, job)
+                    await announce_cancellation(self._publisher, job)
         if outstanding(batch) and batch.native_route is not None:
             self._begin(batch, self._go_on(batch))
 
