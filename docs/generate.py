@@ -168,10 +168,13 @@ def sentence(thing: object) -> str:
 
 def raised() -> dict[str, str]:
     """Return each code that stands in a call of an error's class, with the names of those classes."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {"invalid_value": {"`InvalidRequestError`"}}  # the default of `invalid_parameter`
     for path in sorted(path for source in SOURCES for path in (DOCS.parent / source).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]).endswith("Error"):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func).split(".")[-1].replace("invalid_parameter", "InvalidRequestError")
+            if name.endswith("Error"):
                 for keyword in node.keywords:
                     match keyword:
                         case ast.keyword(arg="code", value=ast.Constant(value=str(code))):

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.http.endpoints import unknown_endpoint, unknown_model
-from headrace.errors import HeadraceError, InvalidRequestError, ModelNotFoundError, UnavailableError
+from headrace.errors import HeadraceError, InvalidRequestError, ModelNotFoundError, UnavailableError, invalid_parameter
 from headrace.formats.chat.validation import invalid_request
 from headrace.stores.failures import is_foreign_schema, is_unavailable
 
@@ -56,7 +56,7 @@ def error_for(error: Exception) -> HeadraceError:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         param = str(first["loc"][-1])
-        return InvalidRequestError(f"Invalid '{param}': {first['msg']}.", param=param, code="invalid_value")
+        return invalid_parameter(param, first["msg"])
     if isinstance(error, HTTPException):
         return InvalidRequestError(str(error.detail), status=error.status_code)
     if isinstance(error, SQLAlchemyError):

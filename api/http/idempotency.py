@@ -12,7 +12,7 @@ from typing import Self
 import orjson
 from fastapi import Request
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import invalid_parameter
 from headrace.idempotency import queries
 from headrace.ids import new_id
 from headrace.keys.queries import Principal
@@ -116,11 +116,7 @@ async def _find_claim(request: Request, principal: Principal, body: bytes) -> qu
 def _key(request: Request) -> str | None:
     key = request.headers.get(_HEADER)
     if key is not None and not _VALID.fullmatch(key):
-        raise InvalidRequestError(
-            f"Invalid 'Idempotency-Key': it has 1 to {LONGEST_KEY} printable ASCII characters.",
-            param="Idempotency-Key",
-            code="invalid_value",
-        )
+        raise invalid_parameter("Idempotency-Key", f"it has 1 to {LONGEST_KEY} printable ASCII characters")
     return key
 
 

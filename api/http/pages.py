@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
 from fastapi import Query
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.http.errors import render_json
-from headrace.errors import InvalidRequestError
+from headrace.errors import invalid_parameter
 from headrace.ids import is_id
 
 # Postgres has no place for U+0000 in a text.
 ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
 
 _LAST = 2**40
 
@@ -25,6 +29,19 @@ PageToken = Annotated[
     Query(description="The `next_page` of the page before", json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"}),
 ]
 """Where an answer of several pages goes on. `read_page_token` checks it."""
+
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list, as `render_page` writes it. `last_id` is the `after` of the next page."""
+
+    object: Literal["list"]
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 def after_id(prefix: str) -> Any:
@@ -43,9 +60,7 @@ def check_after(after: str | None, prefix: str) -> None:
         InvalidRequestError: It has not.
     """
     if after is not None and not is_id(after, prefix):
-        raise InvalidRequestError(
-            f"Invalid 'after': it is not an id of the form '{prefix}…'.", param="after", code="invalid_value"
-        )
+        raise invalid_parameter("after", f"it is not an id of the form '{prefix}…'")
 
 
 def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:
@@ -78,7 +93,7 @@ def read_page_token(token: str, query: str) -> tuple[int, int]:
             return int(position), int(until)
     except (ValueError, TypeError):
         pass
-    raise InvalidRequestError("Invalid 'page': it is not a page of this question.", param="page", code="invalid_value")
+    raise invalid_parameter("page", "it is not a page of this question")
 
 
 def _digest(query: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _MOST_METADATA = 16
@@ -39,7 +39,7 @@ def check_query(request: Request) -> None:
                 code="unknown_parameter",
             )
         if name in seen and not lists.get(name):
-            raise InvalidRequestError(f"Invalid '{name}': it may be given once.", param=name, code="invalid_value")
+            raise invalid_parameter(name, "it may be given once")
         seen.add(name)
 
 
@@ -64,9 +64,9 @@ def _metadata_filter(request: Request) -> dict[str, str]:
     """
     wanted = {match[1]: value for name, value in request.query_params.items() if (match := _METADATA.fullmatch(name))}
     if any("\0" in name + value for name, value in wanted.items()):
-        raise InvalidRequestError("Metadata has no character U+0000.", param="metadata", code="invalid_value")
+        raise invalid_parameter("metadata", "it has the character U+0000")
     if len(wanted) > _MOST_METADATA:
-        raise InvalidRequestError("At most 16 metadata filters are possible.", param="metadata", code="invalid_value")
+        raise invalid_parameter("metadata", f"at most {_MOST_METADATA} filters are possible")
     return wanted
 
 

@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 
 from api.http.authentication import authenticate
 from api.http.idempotency import has_key, resource_id
-from headrace.errors import InvalidRequestError, PayloadTooLargeError
+from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
 from headrace.keys.queries import Principal
@@ -98,7 +98,7 @@ class _Form:
             return
         self._text.extend(data[start:end])
         if len(self._text) > LONGEST_FIELD:
-            raise InvalidRequestError(f"The form's field '{self._name[:64]}' is too long.", param=self._name[:64])
+            raise invalid_parameter(self._name[:64], f"it is longer than {LONGEST_FIELD} bytes", code=None)
 
     def _end_part(self) -> None:
         if self._text is not None:
@@ -203,20 +203,15 @@ def _parser(request: Request, form: _Form) -> python_multipart.MultipartParser:
 def _check(form: _Form) -> None:
     purpose = form.fields.get("purpose")
     if purpose is None:
-        raise InvalidRequestError(
-            "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
-        )
+        raise missing_parameter("purpose")
     if purpose != "batch":
-        raise InvalidRequestError(
-            f"Invalid 'purpose': '{purpose[:64]}'. The only purpose that files have here is 'batch'.",
-            param="purpose",
-            code="invalid_value",
-        )
-    if form.files != 1:
-        problem = "Missing required parameter: 'file'." if not form.files else "There is more than one 'file'."
-        raise InvalidRequestError(problem, param="file", code="missing_required_parameter")
+        raise invalid_parameter("purpose", f"'{purpose[:64]}'. The only purpose that files have here is 'batch'")
+    if form.files == 0:
+        raise missing_parameter("file")
+    if form.files > 1:
+        raise invalid_parameter("file", "the form has more than one", code="missing_required_parameter")
     if "\0" in (form.filename or ""):
-        raise InvalidRequestError("Invalid 'file': its name has the character U+0000.", param="file")
+        raise invalid_parameter("file", "its name has the character U+0000", code=None)
 
 
 def _seconds(fields: dict[str, str]) -> int | None:
@@ -225,15 +220,7 @@ def _seconds(fields: dict[str, str]) -> int | None:
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":
-        raise InvalidRequestError(
-            "Invalid 'expires_after[anchor]': it must be 'created_at'.",
-            param="expires_after[anchor]",
-            code="invalid_value",
-        )
+        raise invalid_parameter("expires_after[anchor]", "it must be 'created_at'")
     if seconds is None or not seconds.isdecimal() or int(seconds) not in _SECONDS:
-        raise InvalidRequestError(
-            f"Invalid 'expires_after[seconds]': it must be a number from {_SECONDS[0]} to {_SECONDS[-1]}.",
-            param="expires_after[seconds]",
-            code="invalid_value",
-        )
+        raise invalid_parameter("expires_after[seconds]", f"it must be a number from {_SECONDS[0]} to {_SECONDS[-1]}")
     return int(seconds)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
 from urllib.parse import quote
 
 import orjson
 from fastapi import Request
 
 from api.http.idempotency import has_key, resource_id
+from api.jobs.asked import Asked
 from api.jobs.doubts import Doubts
 from api.resources.webhooks import accept_webhook
-from headrace.agents.persona import resolve
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
 from headrace.catalogue.routing import check_servable
 from headrace.errors import ModelNotFoundError
-from headrace.formats.chat.request import ChatRequest, check_request
 from headrace.formats.chat.usage import estimate_demand
-from headrace.formats.json_document import parse_json
 from headrace.ids import AGENT_PREFIX, is_id, new_id
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.records import NewJob
@@ -32,7 +29,7 @@ from headrace.jobs.sql.read import read_progress
 from headrace.keys.queries import Principal
 from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
-from headrace.runtime.offload import LARGE_BYTES, offloaded
+from headrace.runtime.offload import offloaded
 
 # `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -48,29 +45,17 @@ class Submission:
     scopes: Sequence[Scope]
     routes: Sequence[Route]
     """Those that may be tried, in their order."""
-    asked: Mapping[str, Any]
+    asked: Asked | None
+    """The request, until Postgres has it."""
+    includes_usage: bool
+    """Whether the client wants its stream to end with a usage chunk."""
     repeated: bool
     """Whether an earlier request with its Idempotency-Key may have made it already."""
 
-    def forget(self) -> None:
-        """Let go of what was asked, which Postgres has: its client may wait for long."""
+    def forget_request(self) -> None:
+        """Free the request's memory once Postgres has it: the client may wait for a long time."""
         self.job = replace(self.job, request="")
-        self.asked = {}
-
-
-@dataclass(slots=True)
-class Asked:
-    """A chat request: its JSON, what that says, and how it was understood."""
-
-    body: bytes
-    document: dict[str, Any]
-    chat: ChatRequest
-
-    @classmethod
-    def parse(cls, body: bytes) -> Asked:
-        """Return the chat request that a body is. Raises InvalidRequestError naming the parameter that is wrong."""
-        document = parse_json(body)
-        return cls(body, document, check_request(ChatRequest, document))
+        self.asked = None
 
 
 async def new_job(
@@ -103,7 +88,7 @@ async def new_job(
     if asked.chat.model.startswith(AGENT_PREFIX):
         agent = await _agent(request, principal, asked.chat.model)
         size = len(agent.definition) + len(asked.body)
-        asked = await offloaded(size, _resolved, agent, asked)
+        asked = await offloaded(size, asked.to_model_of, agent)
     chat, size = asked.chat, len(asked.body)
     check = functools.partial(check_servable, request.state.catalogue.current, chat, asked.document, metadata=labels)
     fresh = new_id("job")
@@ -130,14 +115,15 @@ async def new_job(
         timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
-    routes = [way.route for way in usable]
-    return Submission(job, _headers(job_id, usable[0].dropped), scopes, routes, asked.document, repeated)
-
-
-def _resolved(agent: AgentVersion, asked: Asked) -> Asked:
-    """Return what an agent makes of a request. Raises as `Asked.parse` does: each may be right, and both wrong."""
-    document = resolve(orjson.loads(agent.definition), asked.document)
-    return Asked(orjson.dumps(document), document, check_request(ChatRequest, document))
+    return Submission(
+        job,
+        _headers(job_id, usable[0].dropped),
+        scopes,
+        [way.route for way in usable],
+        asked,
+        includes_usage=chat.stream_options is not None and bool(chat.stream_options.include_usage),
+        repeated=repeated,
+    )
 
 
 async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
@@ -168,7 +154,7 @@ async def accept(request: Request, submission: Submission) -> int:
     state, job = request.state, submission.job
     if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
         submission.headers["idempotent-replayed"] = "true"
-        _let_go(request, submission)
+        _free(request, submission)
         return progress.created
     state.waiting.check(job.account_id)
     if any(scope.is_limited for scope in submission.scopes):
@@ -185,7 +171,7 @@ async def accept(request: Request, submission: Submission) -> int:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
     else:
         state.queue.wake([job.id], tier=job.tier)
-    _let_go(request, submission)
+    _free(request, submission)
     return created
 
 
@@ -196,24 +182,24 @@ def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Call
     return doubts.answering(request, job.id, cancel)
 
 
-def _let_go(request: Request, submission: Submission) -> None:
-    if len(submission.job.request) > LARGE_BYTES:
-        submission.forget()
-        request.state.room.give_back(request)
+def _free(request: Request, submission: Submission) -> None:
+    submission.forget_request()
+    request.state.room.give_back(request)
 
 
 async def _admit(request: Request, submission: Submission) -> NewJob:
-    job = submission.job
+    job, asked = submission.job, submission.asked
+    assert asked is not None
     if any(scope.limits.has_budget for scope in submission.scopes):
-        check_priced(request.state.catalogue.current, submission.routes, submission.asked)
-    tokens, cost = await offloaded(len(job.request), _demand, submission)
+        check_priced(request.state.catalogue.current, submission.routes, asked.document)
+    tokens, cost = await offloaded(len(asked.body), _demand, asked, submission.routes)
     demand = Demand(job.id, background=job.background, tokens=tokens, cost=cost)
     admission = await request.state.gate.admit(submission.scopes, demand)
     submission.headers |= admission.headers
     return replace(job, reserved_cost=cost, delay_seconds=admission.delay_seconds)
 
 
-def _demand(submission: Submission) -> tuple[int, Decimal]:
-    """Return what a job may use at most: tokens, and USD."""
-    tokens = estimate_demand(submission.asked, output_limit=submission.routes[0].output_limit)
-    return tokens.total_tokens, highest_cost(submission.routes, submission.asked)
+def _demand(asked: Asked, routes: Sequence[Route]) -> tuple[int, Decimal]:
+    """Return the most tokens and USD that a request may use."""
+    tokens = estimate_demand(asked.document, output_limit=routes[0].output_limit)
+    return tokens.total_tokens, highest_cost(routes, asked.document)

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from decimal import Decimal
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
@@ -17,13 +16,14 @@ from starlette.responses import Response
 
 from api.http.errors import leaving_error
 from api.http.idempotency import has_key
-from api.http.sse import PING, EventStream, render_event
+from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
-from headrace.errors import INTERRUPTED, AuthenticationError, HeadraceError, OutcomeUnknownError, UpstreamError
-from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence, follow
+from api.jobs.chunks import Chunks, error_event
+from api.jobs.watch import close_when_gone
+from headrace.errors import AuthenticationError, HeadraceError, OutcomeUnknownError, restore_error
+from headrace.events.follow import Deltas, Ended, Event, Silence, follow
 from headrace.events.listener import Listener, ListenerClosedError
-from headrace.ids import completion_id
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.keys.queries import Principal
 from headrace.quotas.queries import Spent
@@ -31,7 +31,6 @@ from headrace.usage.queries import render_cost
 
 Result = TypeVar("Result")
 
-_DONE = b"data: [DONE]\n\n"
 # Nobody reads it: the client is gone.
 _NOBODY = Response(status_code=499)
 
@@ -69,7 +68,7 @@ class Foreground:
                 return await self._let_go()
         raise AssertionError("a job's events end with its end")
 
-    async def stream(self, include_usage: bool) -> Response:
+    async def stream(self) -> Response:
         """Return the stream, once there is a first delta, an error with its own status, or it has taken too long."""
         stack = contextlib.AsyncExitStack()
         try:
@@ -84,14 +83,14 @@ class Foreground:
             await self._settle()
             raise
         listener.patience_seconds = self.request.state.settings.ping_seconds
-        return EventStream(self._chunks(stack, first, events, include_usage), self.headers)
+        return EventStream(self._chunks(stack, first, events), self.headers)
 
     async def _chunks(
-        self, stack: contextlib.AsyncExitStack, first: Event, events: AsyncIterator[Event], include_usage: bool
+        self, stack: contextlib.AsyncExitStack, first: Event, events: AsyncIterator[Event]
     ) -> AsyncGenerator[list[bytes], None]:
         async with stack:
             ended = False
-            chunks = Chunks(self.job_id, self.created, include_usage=include_usage)
+            chunks = Chunks(self.job_id, self.created, include_usage=self.submission.includes_usage)
             try:
                 event = first
                 while not ended:
@@ -123,7 +122,7 @@ class Foreground:
 
     def _failed(self, document: bytes | None) -> HeadraceError:
         """Return the error that the job ended with; its answer says of the job and its limits what any other does."""
-        error = stored_error(document)
+        error = restore_error(document)
         error.headers = {**self.headers, **error.headers}
         return error
 
@@ -182,88 +181,3 @@ class Foreground:
         # In a task of its own: the end of the request must not stop what it asks for.
         account_id = self.principal.account_id
         return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, account_id)))
-
-
-async def close_when_gone(request: Request, listener: Listener) -> None:
-    """Close the listener when the client goes away; the request's body has been read by then."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    listener.close()
-
-
-@contextlib.asynccontextmanager
-async def watching(request: Request, principal: Principal, job_id: str) -> AsyncIterator[Listener]:
-    """Listen to a job as one of a key's subscribers, until its client goes away or the key is valid no longer.
-
-    The listener is closed then; `refused` tells that it is because of the key.
-    """
-    state = request.state
-    with state.subscribers.watching(principal.key_id):
-        async with state.hub.listen(job_id, own=False) as listener:
-            leaving = asyncio.create_task(close_when_gone(request, listener))
-            try:
-                with state.authenticator.holding(principal, listener.refuse):
-                    yield listener
-            finally:
-                leaving.cancel()
-
-
-class Chunks:
-    """Events of a job as the chunks of one stream: one id and one creation time throughout."""
-
-    def __init__(self, job_id: str, created: int, *, include_usage: bool) -> None:
-        self._about = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'.encode()
-        self._include_usage = include_usage
-        self._head = b"data: " + self._about + (b'"usage":null,' if include_usage else b"")
-        self._begun = False
-        self.over = False
-        self.broken = False
-
-    def render(self, event: Event) -> list[bytes]:
-        """Return what the client is to read of an event."""
-        if isinstance(event, Deltas):
-            self._begun = True
-            head = self._head
-            return [b"%b%b\n\n" % (head, chunk[1:]) for chunk in event.chunks]
-        if isinstance(event, Silence):
-            return [PING]
-        if isinstance(event, Ended):
-            self.over = True
-            if event.response is None:
-                return [error_event(stored_error(event.error))]
-            return [*self._usage(event.response), _DONE]
-        if isinstance(event, Retrying) and self._begun:
-            # What the client has read would come again.
-            self.over = self.broken = True
-            return [error_event(UpstreamError(INTERRUPTED))]
-        return []
-
-    def _usage(self, response: bytes) -> list[bytes]:
-        if not self._include_usage:
-            return []
-        completion = orjson.loads(response)
-        chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
-        return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
-
-
-def error_event(error: HeadraceError) -> bytes:
-    """Return an error as OpenAI puts it into a stream that has begun."""
-    return render_event(orjson.dumps({"error": error.body()}))
-
-
-def stored_error(document: bytes | None) -> HeadraceError:
-    """Return the error that a job ended with, as its row keeps it.
-
-    It tells OpenAI's clients, which repeat a 429 or a 5xx, not to: the job has had all its attempts.
-    """
-    stored = orjson.loads(document or b"{}")
-    error = HeadraceError(
-        stored.get("message"),
-        param=stored.get("param"),
-        code=stored.get("code"),
-        status=stored.get("status"),
-        retry_after=stored.get("retry_after"),
-    )
-    error.type = stored.get("type", error.type)
-    error.headers = {"x-should-retry": "false"}
-    return error

@@ -14,7 +14,7 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
-from api.http.pages import after_id, check_after, render_page
+from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
 from headrace.agents import queries
 from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
 from headrace.agents.queries import AgentVersion
@@ -38,14 +38,8 @@ class Agent(AgentDefinition):
     updated_at: int
 
 
-class AgentList(BaseModel):
+class AgentList(Page[Agent]):
     """A page of agents."""
-
-    object: Literal["list"]
-    data: list[Agent]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def _all_optional(schema: dict[str, Any]) -> None:
@@ -143,8 +137,8 @@ async def list_agents(
     request: Request,
     principal: Authenticated,
     after: Annotated[str | None, after_id("agent_")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> Response:
     """List the account's agents, newest first."""
     check_after(after, "agent")
@@ -166,9 +160,7 @@ async def get_agent(
 
 
 @router.get("/{agent_id}/versions", summary="List an agent's versions", responses={200: {"model": AgentList}})
-async def list_versions(
-    request: Request, principal: Authenticated, agent_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
-) -> Response:
+async def list_versions(request: Request, principal: Authenticated, agent_id: str, limit: Limit = 20) -> Response:
     """List an agent's versions, newest first."""
     await _find(request, principal.account_id, agent_id)
     found, more = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit)

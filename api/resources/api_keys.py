@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from api.http.authentication import KeyManager
 from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, resource_id
-from api.http.pages import after_id, render_page
+from api.http.pages import Limit, Order, Page, after_id, render_page
 from api.resources.account import AccountName, accept_limits, find_account
 from headrace.errors import ConflictError, PermissionDeniedError
 from headrace.formats.chat.validation import parse_body
@@ -20,7 +20,6 @@ from headrace.ids import is_id, new_id
 from headrace.keys import queries
 from headrace.keys.key_object import (
     ApiKey,
-    ApiKeyList,
     DeletedApiKey,
     KeyRequest,
     KeyRotation,
@@ -38,6 +37,11 @@ router = APIRouter(prefix="/api-keys", tags=["API keys"])
 
 MOST_KEYS = 1000
 """Keys of an account that are not revoked."""
+
+
+class ApiKeyList(Page[ApiKey]):
+    """A page of API keys."""
+
 
 _BOOTSTRAP = "The bootstrap key is decided by its operator's variable, HEADRACE_BOOTSTRAP_KEY."
 
@@ -131,8 +135,8 @@ async def list_keys(
     account: AccountName = None,
     include_revoked: bool = False,
     after: Annotated[str | None, after_id("key_")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> Response:
     """List the account's keys, newest first, without the keys themselves; an administrator may name another account."""
     account_id = (await find_account(request, principal, account)).id

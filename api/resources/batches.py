@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -20,14 +20,13 @@ from api.http.authentication import Authenticated, authenticate
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
-from api.http.pages import after_id, check_after, render_page
+from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import PING, RECONNECT, EventStream, render_event
 from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries as queries_module
 from headrace.batches.batch_object import (
     Batch,
-    BatchList,
     BatchProgress,
     find_batch,
     render_batch,
@@ -38,7 +37,7 @@ from headrace.batches.queries import NewBatch, count_active, has_line, list_ende
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
-from headrace.errors import AuthenticationError, ConflictError, InvalidRequestError, RateLimitError
+from headrace.errors import AuthenticationError, ConflictError, RateLimitError, invalid_parameter
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
@@ -55,7 +54,6 @@ router = APIRouter(prefix="/batches", tags=["Batches"])
 # Between two looks at a batch for those who watch it.
 _LOOK_SECONDS = 0.5
 _INLINE_SECONDS = 30 * 86_400
-_REFUSED = "Invalid 'after': no line of the batch has the id '{after}'."
 
 
 class LineResponse(BaseModel):
@@ -82,14 +80,12 @@ class BatchResult(BaseModel):
     error: LineError | None
 
 
-class BatchResults(BaseModel):
+class BatchResults(Page[BatchResult]):
     """A page of lines that have ended."""
 
-    object: Literal["list"]
-    data: list[BatchResult]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+
+class BatchList(Page[Batch]):
+    """A page of batches."""
 
 
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
@@ -170,7 +166,7 @@ async def list_batches(
     principal: Authenticated,
     metadata: MetadataFilter,
     after: Annotated[str | None, after_id("batch_")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
 ) -> Response:
     """List the account's batches, newest first; `metadata[key]=value` narrows it."""
     check_after(after, "batch")
@@ -226,7 +222,7 @@ async def list_results(
     if after is not None:
         job_id = job_id_of_line(after)
         if not (is_id(after, "batch_req") and await has_line(database, batch_id, job_id)):
-            raise InvalidRequestError(_REFUSED.format(after=after[:100]), param="after", code="invalid_value")
+            raise invalid_parameter("after", f"no line of the batch has the id '{after[:100]}'")
     rows = await list_ended(database, batch_id, after=job_id, limit=limit + 1)
     page = rows[:limit]
     head = {

@@ -15,11 +15,11 @@ from starlette.responses import Response, StreamingResponse
 from api.http.authentication import Authenticated, authenticate
 from api.http.errors import render_json
 from api.http.idempotency import replay_headers
-from api.http.pages import after_id, check_after, render_page
+from api.http.pages import Order, Page, after_id, check_after, render_page
 from api.http.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
 from headrace.files import queries
-from headrace.files.file_object import FileList, FileObject, get_file, no_such_file, render_file
+from headrace.files.file_object import FileObject, get_file, no_such_file, render_file
 from headrace.ids import is_id
 
 router = APIRouter(prefix="/files", tags=["Files"])
@@ -27,6 +27,10 @@ router = APIRouter(prefix="/files", tags=["Files"])
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)", re.IGNORECASE)
 # Digits of a position: no file is so long that it takes more.
 _DIGITS = 18
+
+
+class FileList(Page[FileObject]):
+    """A page of files."""
 
 
 class DeletedFile(BaseModel):
@@ -52,7 +56,7 @@ async def list_files(
     purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
     after: Annotated[str | None, after_id("file-")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
 ) -> Response:
     """List the account's files, newest first."""
     check_after(after, "file")

@@ -20,15 +20,16 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
-from api.http.pages import ModelFilter, after_id, check_after, render_page
+from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import PING, RECONNECT, EventStream, render_event
-from api.jobs.accept import Asked, new_job
+from api.jobs.accept import new_job
+from api.jobs.asked import Asked
 from api.jobs.cancel import cancel_and_wait, erase
-from api.jobs.foreground import watching
+from api.jobs.watch import watching
 from api.resources.chat import start
 from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
-from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, UnavailableError
+from headrace.errors import AuthenticationError, HeadraceError, UnavailableError, invalid_parameter
 from headrace.events.follow import (
     START,
     Cursor,
@@ -42,10 +43,8 @@ from headrace.events.follow import (
     furthest_cursor,
 )
 from headrace.events.listener import ListenerClosedError
-from headrace.formats.chat.request import JobSubmission, check_request
-from headrace.formats.json_document import parse_json
 from headrace.ids import completion_id, is_id
-from headrace.jobs.job_object import Job, JobList, find_job, no_such_job, render_job
+from headrace.jobs.job_object import Job, find_job, no_such_job, render_job
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql import lists
 from headrace.jobs.sql.read import read_lease
@@ -63,6 +62,10 @@ _CHECKS = 30
 _CHECK_SECONDS = 0.3
 
 
+class JobList(Page[Job]):
+    """A page of jobs."""
+
+
 class DeletedJob(BaseModel):
     """That a job's content is erased."""
 
@@ -75,7 +78,7 @@ class DeletedJob(BaseModel):
 async def create_job(request: Request, principal: Authenticated) -> Response:
     """Start a completion in the background; the same as `background` in a chat completion."""
     body = await read_body(request)
-    submission, asked = await offloaded(len(body), _parse, body)
+    submission, asked = await offloaded(len(body), Asked.parse_submission, body)
     job = await new_job(
         request,
         principal,
@@ -90,12 +93,6 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
     return await start(request, job)
 
 
-def _parse(body: bytes) -> tuple[JobSubmission, Asked]:
-    document = parse_json(body)
-    submission = check_request(JobSubmission, document, within="request")
-    return submission, Asked(orjson.dumps(document["request"]), document["request"], submission.request)
-
-
 @router.get("", summary="List jobs", responses={200: {"model": JobList}}, openapi_extra=DESCRIBED_METADATA)
 async def list_jobs(
     request: Request,
@@ -108,8 +105,8 @@ async def list_jobs(
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     after: Annotated[str | None, after_id("job_")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> Response:
     """List the account's jobs, newest first; `metadata[key]=value` narrows it further."""
     check_after(after, "job")
@@ -209,9 +206,7 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
         if cursor <= furthest and (cursor.attempt or cursor == START):
             return
         if told or cursor.attempt != furthest.attempt or cursor.attempt == 0:
-            raise InvalidRequestError(
-                f"Invalid '{param}': the job has no event '{cursor}'.", param=param, code="invalid_value"
-            )
+            raise invalid_parameter(param, f"the job has no event '{cursor}'")
         if lease is None:
             lease = await read_lease(database, job_id)
             told = lease is None

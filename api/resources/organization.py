@@ -17,7 +17,7 @@ from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import list_of
 from api.resources.usage import narrow, visible
-from headrace.errors import InvalidRequestError, PermissionDeniedError
+from headrace.errors import PermissionDeniedError, invalid_parameter
 from headrace.keys.queries import Principal
 from headrace.stores.database import Database
 from headrace.usage.queries import ask
@@ -85,16 +85,14 @@ def _given(name: str, values: Sequence[str], allowed: Mapping[str, str] | None =
     found = [value for value in values if value]
     for value in found:
         if "\0" in value or (allowed is not None and value not in allowed):
-            supported = f" Supported values are: {', '.join(allowed)}." if allowed is not None else ""
-            raise InvalidRequestError(
-                f"Invalid '{name}': '{value[:100]}'.{supported}", param=name, code="invalid_value"
-            )
+            supported = f". Supported values are: {', '.join(allowed)}" if allowed is not None else ""
+            raise invalid_parameter(name, f"'{value[:100]}'{supported}")
     return found
 
 
 def _limit(given: int | None, default: int, most: int) -> int:
     if given is not None and not 1 <= given <= most:
-        raise InvalidRequestError(f"Invalid 'limit': expected 1 to {most}.", param="limit", code="invalid_value")
+        raise invalid_parameter("limit", f"expected 1 to {most}")
     return given or default
 
 
@@ -110,9 +108,7 @@ async def _buckets(
         start, until = read_page_token(asked.page, query)
     until = int(time.time()) + 1 if until is None else until
     if start >= until:
-        raise InvalidRequestError(
-            "Invalid 'end_time': it is not after the start.", param="end_time", code="invalid_value"
-        )
+        raise invalid_parameter("end_time", "it is not after the start")
     first = start - start % seconds
     last = min(first + asked.limit * seconds, until)
     database = request.state.database
@@ -155,11 +151,9 @@ async def _rows(database: Database, question: Question) -> list[dict[str, Any]]:
     question.check()
     rows = await ask(database, question, limit=_MOST_ROWS + 1, names=False)
     if len(rows) > _MOST_ROWS:
-        raise InvalidRequestError(
-            f"Invalid 'limit': so many buckets have more than {_MOST_ROWS} results together. Ask for fewer buckets, or "
-            "tell less apart with 'group_by'.",
-            param="limit",
-            code="invalid_value",
+        raise invalid_parameter(
+            "limit",
+            f"so many buckets have more than {_MOST_ROWS} results together. Ask for fewer buckets, or group by less",
         )
     return rows
 

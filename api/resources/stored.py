@@ -15,12 +15,13 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import leaving_error, render_json
 from api.http.idempotency import Change
-from api.http.pages import ModelFilter, after_id, render_page
+from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import EventStream
 from api.jobs.cancel import erase
-from api.jobs.foreground import Chunks, error_event, stored_error, watching
-from headrace.errors import AuthenticationError, HeadraceError, InvalidRequestError, NotFoundError
+from api.jobs.chunks import Chunks, error_event
+from api.jobs.watch import watching
+from headrace.errors import AuthenticationError, HeadraceError, NotFoundError, invalid_parameter, restore_error
 from headrace.events.follow import follow
 from headrace.events.listener import ListenerClosedError
 from headrace.formats.chat.completion import ChatCompletion
@@ -38,24 +39,12 @@ from headrace.stores.connections import Row
 router = APIRouter(prefix="/chat/completions", tags=["Chat"])
 
 
-class CompletionList(BaseModel):
+class CompletionList(Page[ChatCompletion]):
     """A page of completions."""
 
-    object: Literal["list"]
-    data: list[ChatCompletion]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
-
-class MessageList(BaseModel):
+class MessageList(Page[dict[str, Any]]):
     """A page of a completion's input messages; each has an `id` besides what was sent."""
-
-    object: Literal["list"]
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class CompletionUpdate(BaseModel):
@@ -79,9 +68,6 @@ class DeletedCompletion(BaseModel):
 # Bytes of an update: metadata of the greatest length, each character escaped.
 _LARGEST_UPDATE = 128 * 1024
 
-_Limit = Annotated[int, Query(ge=1, le=100)]
-_Order = Literal["asc", "desc"]
-
 
 @router.get(
     "",
@@ -95,15 +81,13 @@ async def list_completions(
     metadata: MetadataFilter,
     model: ModelFilter = None,
     after: Annotated[str | None, after_id("chatcmpl-")] = None,
-    limit: _Limit = 20,
-    order: _Order = "asc",
+    limit: Limit = 20,
+    order: Order = "asc",
 ) -> Response:
     """List the account's completions, oldest first; `metadata[key]=value` narrows it further."""
     database = request.state.database
     if after is not None and not (after.startswith("chatcmpl-") and is_id(job_id_of(after), "job")):
-        raise InvalidRequestError(
-            "Invalid 'after': it is not the id of a completion.", param="after", code="invalid_value"
-        )
+        raise invalid_parameter("after", "it is not the id of a completion")
     rows, more = await list_jobs(
         database,
         principal.account_id,
@@ -138,7 +122,7 @@ async def get_completion(
         request.state.subscribers.check(principal.key_id)
         return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
     if row.error is not None:
-        raise stored_error(row.error.encode())
+        raise restore_error(row.error)
     _check_there(row, completion_id)
     return render_json(_render(row))
 
@@ -179,8 +163,8 @@ async def list_messages(
     principal: Authenticated,
     completion_id: str,
     after: Annotated[str | None, Query(json_schema_extra={"pattern": "^chatcmpl-[0-9a-f]{32}-[0-9]+$"})] = None,
-    limit: _Limit = 20,
-    order: _Order = "asc",
+    limit: Limit = 20,
+    order: Order = "asc",
 ) -> Response:
     """List the messages that the completion answers."""
     asked = await _asked(request, completion_id, principal.account_id)
@@ -193,7 +177,7 @@ async def list_messages(
     if after is not None:
         ids = [message["id"] for message in messages]
         if after not in ids:
-            raise InvalidRequestError("Invalid 'after': there is no such message.", param="after", code="invalid_value")
+            raise invalid_parameter("after", "there is no such message")
         messages = messages[ids.index(after) + 1 :]
     return render_page(messages, limit=limit)
 

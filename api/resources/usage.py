@@ -14,7 +14,7 @@ from api.http.authentication import Authenticated, UsageReader
 from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
-from headrace.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter
 from headrace.formats.chat.validation import check_text
 from headrace.keys.queries import Principal, find_account
 from headrace.stores.database import Database
@@ -182,9 +182,7 @@ async def get_usage(
         metadata_keys=await known_metadata_keys(database) if "metadata." in query else (),
     )
     if end is None and start is not None and start >= until:
-        raise InvalidRequestError(
-            "Invalid 'start': it is not before the end, which is now.", param="start", code="invalid_value"
-        )
+        raise invalid_parameter("start", "it is not before the end, which is now")
     question.check(latency=latency)
     rows = await ask(database, question, limit=limit + 1, offset=position, latency=latency)
     next_page = render_page_token(query, position + limit, until) if len(rows) > limit else None

@@ -127,16 +127,6 @@ class Batch(BaseModel):
     webhook: str | None
 
 
-class BatchList(BaseModel):
-    """A page of batches."""
-
-    object: Literal["list"]
-    data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class BatchProgress(BaseModel):
     """Where a batch stands, as its events say."""
 

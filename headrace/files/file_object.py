@@ -43,16 +43,6 @@ class FileObject(BaseModel):
     status_details: None = Field(json_schema_extra={"deprecated": True})
 
 
-class FileList(BaseModel):
-    """A page of files."""
-
-    object: Literal["list"]
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 def render_file(row: Row) -> dict[str, Any]:
     """Return the file object of a row."""
     return {

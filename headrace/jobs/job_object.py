@@ -102,16 +102,6 @@ class Job(BaseModel):
     agent_version: int | None = Field(description="What the agent was when the job was accepted")
 
 
-class JobList(BaseModel):
-    """A page of jobs."""
-
-    object: Literal["list"]
-    data: list[Job]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 def render_job(row: Row) -> dict[str, Any]:
     """Return the job object of a row of the queries that get and list jobs, as orjson renders it."""
     return {

@@ -66,16 +66,6 @@ class NewApiKey(ApiKey):
     key: str
 
 
-class ApiKeyList(BaseModel):
-    """A page of API keys."""
-
-    object: Literal["list"]
-    data: list[ApiKey]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 class DeletedApiKey(BaseModel):
     """That an API key is revoked."""
 

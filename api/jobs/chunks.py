@@ -1,0 +1,55 @@
+"""The chunks of a streamed chat completion, made from a job's events."""
+
+from __future__ import annotations
+
+import orjson
+
+from api.http.sse import PING, render_event
+from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError, restore_error
+from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence
+from headrace.ids import completion_id
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class Chunks:
+    """Events of a job as the chunks of one stream: one id and one creation time throughout."""
+
+    def __init__(self, job_id: str, created: int, *, include_usage: bool) -> None:
+        self._about = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'.encode()
+        self._include_usage = include_usage
+        self._head = b"data: " + self._about + (b'"usage":null,' if include_usage else b"")
+        self._begun = False
+        self.over = False
+        self.broken = False
+
+    def render(self, event: Event) -> list[bytes]:
+        """Return what the client is to read of an event."""
+        if isinstance(event, Deltas):
+            self._begun = True
+            head = self._head
+            return [b"%b%b\n\n" % (head, chunk[1:]) for chunk in event.chunks]
+        if isinstance(event, Silence):
+            return [PING]
+        if isinstance(event, Ended):
+            self.over = True
+            if event.response is None:
+                return [error_event(restore_error(event.error))]
+            return [*self._usage(event.response), _DONE]
+        if isinstance(event, Retrying) and self._begun:
+            # What the client has read would come again.
+            self.over = self.broken = True
+            return [error_event(UpstreamError(INTERRUPTED))]
+        return []
+
+    def _usage(self, response: bytes) -> list[bytes]:
+        if not self._include_usage:
+            return []
+        completion = orjson.loads(response)
+        chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
+        return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
+
+
+def error_event(error: HeadraceError) -> bytes:
+    """Return an error as OpenAI puts it into a stream that has begun."""
+    return render_event(orjson.dumps({"error": error.body()}))
