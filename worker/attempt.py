@@ -14,6 +14,7 @@ import orjson
 from headrace.catalogue.models import Route
 from headrace.catalogue.routing import UsableRoute
 from headrace.errors import HeadraceError
+from headrace.events.wire import Frame
 from headrace.jobs.records import ClaimedJob
 from headrace.runtime.clock import now
 from headrace.usage.spent import SpentUsage, spent_on
@@ -94,6 +95,10 @@ class Attempt:
         """Stop the call upstream again, if something has swallowed that it was stopped."""
         if self.stop is not None and not self.ending:
             self.task.cancel()
+
+    def frame(self, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> Frame:
+        """Return the event that tells readers of a move of this attempt's job."""
+        return Frame(self.job.id, self.job.attempt, first_seq, kind, lines)
 
     def spent(self) -> SpentUsage | None:
         """Return what the attempt has used up to now; None before it calls a provider."""

@@ -22,6 +22,7 @@ from headrace.jobs.records import WaitingJob
 from headrace.jobs.sql.find import find_fair, find_taken
 from headrace.settings import Settings
 from headrace.stores.database import Database
+from worker.availability import Availability
 
 log = logging.getLogger(__name__)
 
@@ -128,21 +129,21 @@ class Intake:
         self,
         settings: Settings,
         database: Database,
+        availability: Availability,
         *,
         tiers: Sequence[str],
         slots: Slots,
         run: Callable[[str, str, Slot], Coroutine[Any, Any, None]],
         send_back: Callable[[Sequence[str], str], None],
-        reachable: Callable[[], bool],
     ) -> None:
         """`run` runs the job of an id and a tier; `send_back` wakes another worker for jobs of a tier."""
         self._settings = settings
         self._database = database
+        self._availability = availability
         self._tiers = tiers
         self._slots = slots
         self._run = run
         self._send_back = send_back
-        self._reachable = reachable
         self.in_hand: dict[str, str] = {}
         """Jobs whose wake-ups came here and that wait for a slot, in their order, and the tier of each."""
         self._messages: dict[str, _Message] = {}
@@ -153,6 +154,7 @@ class Intake:
         self._starting: set[str] = set()
         self._heard_at = 0.0
         self._closed = False
+        availability.on_lost(self.hand_back_all)
 
     async def hear(self, job_ids: Sequence[str], *, tier: str) -> None:
         """Start the jobs of a message as slots come free; returns once none of them waits here.
@@ -161,7 +163,7 @@ class Intake:
         """
         self._heard_at = asyncio.get_running_loop().time()
         fresh = [job_id for job_id in job_ids if job_id not in self.in_hand]
-        if self._closed or not self._reachable():
+        if self._closed or not self._availability.reachable.is_set():
             self._send_back(fresh, tier)
             self.hand_back_all()
             return
@@ -252,7 +254,7 @@ class Intake:
         return tiers if tiers and self._waiting(tiers[0]) else []
 
     async def _pause(self, seconds: float) -> None:
-        """Wait until a slot comes free, or so long, after which a job may have come that may have a reserved one."""
+        """Wait until a slot comes free, or for so many seconds: a job may come that may have a reserved slot."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._moved.wait()

@@ -1,9 +1,9 @@
-"""The leases of one worker: renewed by one statement for all of them, and the calls stopped whose jobs are not ours.
+"""The leases of one worker: one statement renews them all, and calls stop whose jobs were lost or cancelled.
 
-A lease says until when a job is this worker's, by this worker's own clock. Postgres decides, but it cannot always be
-asked: a worker that was frozen, or that lost its connection, goes by what it last heard. Once a lease has run out the
-job may be with another attempt, so the worker publishes nothing of it until a heartbeat has renewed the lease. The call
-itself goes on, as Postgres may be unavailable to everyone; the next heartbeat tells whether the job was lost.
+A lease says until when a job is this worker's, by this worker's own clock. Postgres decides, but it may not answer: a
+worker that was frozen, or that lost its connection, goes by its last heartbeat. Once a lease has expired the job may be
+with another attempt, so the worker publishes none of the job's events until a heartbeat has renewed the lease. The call
+itself goes on, as Postgres may be unavailable to every worker; the next heartbeat shows whether the job was lost.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,13 +22,13 @@ from headrace.jobs.sql.run import extend_leases, rehearse
 from headrace.runtime.clock import now
 from headrace.settings import Settings
 from headrace.stores.database import Database
-from headrace.stores.failures import is_foreign_schema
 from worker.attempt import Attempt, Stop
+from worker.availability import Availability
 
 log = logging.getLogger(__name__)
 
-# Seconds between two heartbeats while cancellations are not heard, as they are then found by heartbeats; and seconds
-# for which a cancellation is remembered that comes before its job.
+# Seconds between two heartbeats while Redis is unavailable, as heartbeats find cancellations then. The worker also
+# remembers a cancellation that comes before its job for so many seconds.
 _DEAF_SECONDS = 0.7
 # Seconds between two heartbeats while Postgres is unavailable.
 _AGAIN_SECONDS = 0.5
@@ -42,24 +42,17 @@ class Leases:
         settings: Settings,
         database: Database,
         redis: Redis,
-        *,
-        in_hand: Collection[str],
-        on_postgres_lost: Callable[[], None],
+        availability: Availability,
     ) -> None:
-        """Keep the wake-ups of the jobs `in_hand`, which have no slot yet, from being sent again, besides."""
         self._settings = settings
         self._database = database
         self._redis = redis
-        self._in_hand = in_hand
-        self._on_postgres_lost = on_postgres_lost
+        self._availability = availability
         self._attempts: dict[str, Attempt] = {}
         self._cancelled: dict[str, float] = {}
         """Jobs that were cancelled a moment ago, which may be on their way here, and when."""
         self.deaf = False
-        """Whether Redis is unavailable, so that cancellations are not heard."""
-        self.reachable = asyncio.Event()
-        """Set while Postgres answers this worker."""
-        self.reachable.set()
+        """Whether Redis is unavailable, so that no cancellation comes by it."""
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -67,7 +60,7 @@ class Leases:
         return list(self._attempts.values())
 
     def add(self, attempt: Attempt) -> None:
-        """Look after an attempt from now on; an older one of its job is stopped."""
+        """Renew an attempt's lease from now on; an older attempt of its job is stopped."""
         job_id = attempt.job.id
         if (older := self._attempts.get(job_id)) is not None:
             older.interrupt(Stop.LOST)
@@ -76,40 +69,32 @@ class Leases:
             attempt.interrupt(Stop.CANCELLED)
 
     def remove(self, attempt: Attempt) -> None:
-        """Look after an attempt no longer."""
+        """Stop renewing an attempt's lease."""
         if self._attempts.get(attempt.job.id) is attempt:
             del self._attempts[attempt.job.id]
 
-    def postgres_lost(self, error: SQLAlchemyError) -> None:
-        """Note that Postgres cannot serve; `reachable` is set again by the first heartbeat that finds that it can."""
-        if self.reachable.is_set():
-            if is_foreign_schema(error):
-                log.error("the database's schema is not the one that this release knows: %s", error)
-            log.warning("Postgres is unavailable: this worker takes no jobs until it answers")
-            self.reachable.clear()
-            self._on_postgres_lost()
+    async def run(self, in_hand: Collection[str]) -> None:
+        """Renew every lease, and stop the calls of jobs that were lost or cancelled; until cancelled.
 
-    async def run(self) -> None:
-        """Renew every lease, and stop the calls of jobs that were lost or cancelled; until cancelled."""
+        The scheduler then does not resend the wake-ups of the jobs `in_hand`, which have no slot here yet.
+        """
         while True:
             await self._pause()
             try:
-                await self._beat()
+                await self._beat(in_hand)
             except SQLAlchemyError as error:
                 log.warning("could not extend leases: %s", error)
-                self.postgres_lost(error)
+                self._availability.lost(error)
             else:
-                if not self.reachable.is_set():
-                    log.info("Postgres answers again: this worker takes jobs")
-                    self.reachable.set()
+                self._availability.found()
 
     async def _pause(self) -> None:
-        if not self.reachable.is_set():
+        if not self._availability.reachable.is_set():
             await asyncio.sleep(_AGAIN_SECONDS)
         else:
             await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS if self.deaf else math.inf))
 
-    async def _beat(self) -> None:
+    async def _beat(self, in_hand: Collection[str]) -> None:
         lease, patience = self._settings.lease_seconds, self._settings.heartbeat_seconds
         held = {(attempt.job.id, attempt.job.attempt): attempt for attempt in self._attempts.values()}
         if held:
@@ -121,10 +106,10 @@ class Leases:
                     attempt.interrupt(Stop.LOST if lost[key] else Stop.CANCELLED)
                 if not lost.get(key):
                     attempt.lease.until = asked + lease
-        if not self.reachable.is_set():
+        if not self._availability.reachable.is_set():
             await rehearse(self._database, patience_seconds=patience)
-        if self._in_hand:
-            await keep_in_hand(self._database, list(self._in_hand))
+        if in_hand:
+            await keep_in_hand(self._database, list(in_hand))
 
     async def hear_cancellations(self) -> None:
         """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled."""

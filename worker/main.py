@@ -60,7 +60,8 @@ class WorkerPool(AsyncioPool):
 
     def hand_back(self, queue: str, args: list[Any]) -> None:
         """Leave the jobs of a message to another worker."""
-        self.executor.hand_back(*args, tier=tier_of(queue))
+        [job_ids] = args
+        self.executor.hand_back(job_ids, tier_of(queue))
 
     @classmethod
     def hurry(cls) -> None:

@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from redis.asyncio import Redis
 
-import worker.executor
+import worker.outcome
+import worker.run
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.wire import job_channel
 from headrace.jobs.state import State
@@ -145,7 +146,7 @@ async def test_an_attempt_that_has_ended_is_freed_without_the_garbage_collector(
         made.append(weakref.ref(attempt))
         return attempt
 
-    monkeypatch.setattr(worker.executor, "Attempt", recorded)
+    monkeypatch.setattr(worker.run, "Attempt", recorded)
     gate = Gate()
     provider.script(
         rig.model,
@@ -268,7 +269,7 @@ async def test_a_job_that_postgres_has_as_this_workers_is_claimed_again_by_the_w
     rig: Rig, provider: Provider
 ) -> None:
     job_id = await rig.submit()
-    await rig.jobs.claim(job_id, worker=rig.executor._name)
+    await rig.jobs.claim(job_id, worker=rig.executor._claims.worker)
     await rig.executor.take([job_id], tier="default")
     assert await rig.ended(job_id) is State.COMPLETED
     assert (await rig.jobs.row(job_id)).attempt == 2
@@ -387,7 +388,7 @@ async def test_a_worker_without_the_model_leaves_the_job_to_another_and_fails_it
                 await rig.executor.take([job_id], tier="default")
                 await asyncio.sleep(0.05)
             assert await jobs.state(job_id) is State.COMPLETED
-            monkeypatch.setattr(worker.executor, "_MOST_ATTEMPTS_WITHOUT_MODEL", 1)
+            monkeypatch.setattr(worker.outcome, "_MOST_ATTEMPTS_WITHOUT_MODEL", 1)
             job_id = await without.run()
             assert await without.ended(job_id) is State.FAILED
         statement = "SELECT error FROM jobs WHERE id = %(id)s"

@@ -1,0 +1,91 @@
+"""Claims: how a job becomes this worker's. Claims that come together share one statement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.jobs.records import ClaimedJob
+from headrace.jobs.sql.run import claim_jobs
+from headrace.runtime.clock import now
+from headrace.settings import Settings
+from headrace.stores.database import Database
+from headrace.stores.failures import is_unavailable
+from headrace.stores.group_commit import GroupCommit
+from worker.attempt import Lease
+from worker.availability import Availability
+
+log = logging.getLogger(__name__)
+
+Claim = tuple[ClaimedJob, Lease]
+
+
+class Claims:
+    """The jobs that this worker has claimed, or may have."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        availability: Availability,
+        *,
+        worker: str,
+        send_back: Callable[[Sequence[str], str], None],
+    ) -> None:
+        """Claim as `worker`, a name that no other worker has; `send_back` wakes another worker for jobs of a tier."""
+        self.worker = worker
+        self._settings = settings
+        self._database = database
+        self._availability = availability
+        self._send_back = send_back
+        self._group = GroupCommit(self._claim_all)
+        self._held: dict[str, int] = {}
+        """The newest attempt here of each job, from the moment that its claim returns."""
+        self._doubtful: dict[str, str] = {}
+        """Jobs that a claim may have given this worker although Postgres did not answer, and the tier of each."""
+
+    async def claim(self, job_id: str, tier: str) -> Claim | None:
+        """Claim a job; None if another worker has it, if it has ended, or if Postgres refuses or does not answer."""
+        try:
+            return await self._group.submit(job_id)
+        except SQLAlchemyError as error:
+            log.warning("could not claim a job: %s", error)
+            if is_unavailable(error):
+                self._doubtful[job_id] = tier
+                self._send_back([job_id], tier)
+            return None
+
+    def release(self, job: ClaimedJob) -> None:
+        """Forget an attempt that has ended, unless the worker has claimed the job again since."""
+        if self._held.get(job.id) == job.attempt:
+            del self._held[job.id]
+
+    def take_doubtful(self) -> Mapping[str, str]:
+        """Return, with their tiers, the jobs in doubt since the last call. This worker alone can claim them again."""
+        doubtful, self._doubtful = self._doubtful, {}
+        return doubtful
+
+    async def _claim_all(self, job_ids: Sequence[str]) -> list[Claim | None]:
+        if not self._availability.reachable.is_set():
+            raise sa.exc.TimeoutError("Postgres is unavailable.")
+        settings, asked = self._settings, now()
+        try:
+            jobs = await claim_jobs(
+                self._database,
+                job_ids,
+                held=[job_id for job_id in job_ids if job_id in self._held],
+                worker=self.worker,
+                lease_seconds=settings.lease_seconds,
+                patience_seconds=settings.heartbeat_seconds,
+            )
+        except SQLAlchemyError as error:
+            if is_unavailable(error):
+                self._availability.lost(error)
+            raise
+        self._held.update((job.id, job.attempt) for job in jobs)
+        claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}
+        # Of an id that was sent twice, one task runs the job.
+        return [claimed.pop(job_id, None) for job_id in job_ids]

@@ -1,0 +1,141 @@
+"""How an attempt ends in Postgres: its job ends, goes back to the queue, or was lost to another attempt.
+
+Each end is written first and published then, so that no client learns of an end that may yet be lost. While Postgres
+is unavailable the writes wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.errors import HeadraceError, JobCancelledError
+from headrace.events.publisher import Publisher
+from headrace.jobs.records import FinishedJob
+from headrace.jobs.sql.run import finish_jobs, record_discarded, retry_job
+from headrace.jobs.state import State
+from headrace.queue import JobQueue
+from headrace.stores.database import Database
+from headrace.stores.group_commit import GroupCommit
+from headrace.usage.spent import NOTHING, SpentUsage
+from worker.attempt import Attempt
+from worker.availability import Availability
+from worker.deltas import DeltaWriter
+from worker.retry import Retry
+
+log = logging.getLogger(__name__)
+
+
+class Endings:
+    """Writes the ends of attempts, those that come together in one statement."""
+
+    def __init__(
+        self,
+        database: Database,
+        availability: Availability,
+        queue: JobQueue,
+        publisher: Publisher,
+        deltas: DeltaWriter,
+    ) -> None:
+        self._database = database
+        self._availability = availability
+        self._queue = queue
+        self._publisher = publisher
+        self._deltas = deltas
+        self._group = GroupCommit(self._finish_all)
+
+    async def finish(
+        self,
+        attempt: Attempt,
+        state: State,
+        *,
+        response: dict[str, Any] | None = None,
+        error: HeadraceError | None = None,
+    ) -> None:
+        """End a job in a final state, with the response or the error that its client gets."""
+        attempt.ending = True
+        await self._deltas.settle(attempt.deltas)
+        # A provider that failed before any text charges nothing.
+        spent = attempt.spent() if attempt.started or attempt.stop is not None else None
+        body = orjson.dumps(response if error is None else error.document())
+        finished = _finished(attempt, state, body, error, spent)
+        try:
+            ours = await self._availability.patiently(lambda: self._group.submit(finished))
+        except SQLAlchemyError:
+            log.exception("Postgres refused an attempt's end: the job fails")
+            state, body = State.FAILED, orjson.dumps(HeadraceError().document())
+            broken = replace(finished, state=state, response=None, error=body.decode(), segment=None)
+            ours = await self._availability.patiently(lambda: self._group.submit(broken))
+        if ours:
+            charge = NOTHING if spent is None else spent.charge
+            self._publish(attempt, attempt.deltas.seq + 1, state.value, [body, charge.pack()])
+        else:
+            await self.discard(attempt, spent)
+
+    async def put_back(self, attempt: Attempt, again: Retry, record: str | None) -> None:
+        """Put a job back into the queue for its next attempt; `record` is what its attempts say of this one."""
+        job = attempt.job
+        attempt.ending = True
+        await self._deltas.settle(attempt.deltas)
+        spent = attempt.spent() if attempt.started else None
+        state = await self._availability.patiently(
+            lambda: retry_job(
+                self._database,
+                job.id,
+                job.attempt,
+                delay_seconds=again.delay_seconds,
+                route=again.route,
+                retries=again.retries,
+                record=record,
+                cancelled=orjson.dumps(JobCancelledError().document()).decode(),
+                spent=spent,
+            )
+        )
+        if state is None:
+            await self.discard(attempt, spent)
+        elif state is State.CANCELLED:
+            self._publish(attempt, 0, state.value)
+        elif state is State.QUEUED:
+            self._publish(attempt, 0, "retrying")
+            asyncio.get_running_loop().call_later(
+                again.delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier)
+            )
+
+    async def discard(self, attempt: Attempt, spent: SpentUsage | None) -> None:
+        """Record what an attempt that lost its job spent: its provider charges for it all the same."""
+        attempt.ending = True
+        job = attempt.job
+        log.info("attempt %d lost its job", job.attempt)
+        if spent is not None:
+            await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
+
+    async def _finish_all(self, finished: Sequence[FinishedJob]) -> list[bool]:
+        return await finish_jobs(self._database, finished)
+
+    def _publish(self, attempt: Attempt, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> None:
+        self._publisher.publish(attempt.frame(first_seq, kind, lines), origin=attempt.job.origin)
+
+
+def _finished(
+    attempt: Attempt, state: State, body: bytes, error: HeadraceError | None, spent: SpentUsage | None
+) -> FinishedJob:
+    deltas = attempt.deltas
+    return FinishedJob(
+        id=attempt.job.id,
+        attempt=attempt.job.attempt,
+        state=state,
+        provider=attempt.provider,
+        response=body.decode() if error is None else None,
+        error=None if error is None else body.decode(),
+        record=attempt.record(state.value, error),
+        delta_count=deltas.seq,
+        seconds_since_first_token=deltas.seconds_since_first(),
+        segment=deltas.segment(),
+        spent=spent,
+    )

@@ -1,0 +1,180 @@
+"""One attempt, from its claim to its end: the worker chooses a route, calls the provider and passes its deltas on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import orjson
+
+from headrace.catalogue.models import Catalogue, Route
+from headrace.catalogue.routing import UsableRoute, usable_routes
+from headrace.errors import UpstreamRefusedError, UpstreamTimeoutError, UpstreamUnavailableError
+from headrace.events.follow import render_chunk
+from headrace.events.publisher import Publisher
+from headrace.events.wire import Frame
+from headrace.jobs.records import ClaimedJob
+from headrace.providers.client import ProviderClient
+from headrace.runtime.offload import offloaded
+from headrace.telemetry.logs import bind
+from worker.attempt import Attempt, Lease
+from worker.claims import Claims
+from worker.deltas import Deltas, DeltaWriter
+from worker.exchange import Exchange
+from worker.intake import Slot
+from worker.leases import Leases
+from worker.outcome import Outcomes
+from worker.paths import Circuits
+from worker.throttle import Limits
+
+# Seconds that a background job may keep its slot here while its provider's limits are used up.
+_PATIENCE_SECONDS = 5.0
+_CONTENT_FILTER = "content_filter"
+
+
+class Runner:
+    """Runs one attempt at a time for each slot."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        client: ProviderClient,
+        circuits: Circuits,
+        limits: Limits,
+        claims: Claims,
+        leases: Leases,
+        deltas: DeltaWriter,
+        publisher: Publisher,
+        outcomes: Outcomes,
+    ) -> None:
+        self.catalogue = catalogue
+        """The models whose routes the next attempts take."""
+        self._client = client
+        self._circuits = circuits
+        self._limits = limits
+        self._claims = claims
+        self._leases = leases
+        self._deltas = deltas
+        self._publisher = publisher
+        self._outcomes = outcomes
+
+    async def run(self, job_id: str, tier: str, slot: Slot) -> None:
+        """Claim a job and make one attempt at it, unless another worker has the job or it has ended."""
+        with bind(job=job_id):
+            claim = await self._claims.claim(job_id, tier)
+            if claim is not None:
+                job, lease = claim
+                slot.hold(job.account_id, background=job.background)
+                try:
+                    await self._attempt(job, lease)
+                finally:
+                    self._claims.release(job)
+
+    async def _attempt(self, job: ClaimedJob, lease: Lease) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        attempt = Attempt(
+            job, request=orjson.loads(job.request), task=task, lease=lease, deltas=Deltas(job.id, job.attempt)
+        )
+        self._leases.add(attempt)
+        if job.streamed or (job.background and job.batch_id is None):  # other clients wait for the whole answer alone
+            self._publisher.publish(attempt.frame(0, "started"), origin=job.origin)
+        try:
+            response = await self._answer(attempt)
+        except asyncio.CancelledError:
+            if attempt.stop is None:
+                raise
+            await self._outcomes.stopped(attempt)
+        except Exception as error:  # noqa: BLE001  (`failed` logs an error that it does not expect)
+            await self._outcomes.failed(attempt, error)
+        else:
+            await self._outcomes.answered(attempt, response)
+        finally:
+            self._leases.remove(attempt)
+
+    async def _answer(self, attempt: Attempt) -> dict[str, Any]:
+        """Return the provider's completion, once its deltas have been passed on.
+
+        Raises:
+            UpstreamError: The provider failed, or may not be called now.
+            ModelNotFoundError: This worker's configuration does not have the model.
+            TimeoutError: The job's deadline passed.
+        """
+        job = attempt.job
+        route = await self._choose_route(attempt)
+        if job.retries and self._circuits.better_elsewhere(route.provider_name, job.tier, account=job.account_id):
+            raise UpstreamUnavailableError  # the job has failed here once: another worker's path may be fine
+        # The exchange refers to what the attempt holds, not to the attempt, which holds the exchange.
+        pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
+        exchange = Exchange(self._client, job, route, attempt.request, pass_on=pass_on)
+        async with asyncio.timeout(job.seconds_left):
+            completion = await self._call(attempt, route, exchange)
+        if _is_withheld(completion):
+            withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)
+            if self._outcomes.next_attempt(attempt, withheld) is not None:
+                raise withheld
+        return completion
+
+    async def _choose_route(self, attempt: Attempt) -> Route:
+        """Return the first route, from the job's on, whose provider may be called; the job's if none may be."""
+        job = attempt.job
+        attempt.routes = await offloaded(len(job.request), usable_routes, self.catalogue, attempt.request, seed=job.id)
+        attempt.index = self._first_open(attempt.routes, min(job.route, len(attempt.routes) - 1), job.account_id)
+        return attempt.routes[attempt.index].route
+
+    def _first_open(self, routes: Sequence[UsableRoute], index: int, account: str) -> int:
+        """Return `index`, or where the provider there may not be called the next route for the same condition."""
+        condition = routes[index].route.condition
+        for at in range(index, len(routes)):
+            route = routes[at].route
+            if route.condition == condition and self._circuits.allows(route.provider_name, route.name, account=account):
+                return at
+        return index
+
+    async def _call(self, attempt: Attempt, route: Route, exchange: Exchange) -> dict[str, Any]:
+        """Call the provider as soon as its limits have room, and return its completion."""
+        job, name, provider = attempt.job, route.provider_name, route.provider
+        patience = _PATIENCE_SECONDS if job.background else math.inf
+        paused = self._circuits.paused_seconds(route.name)
+        if 0 < paused <= patience:
+            await asyncio.sleep(paused)
+        admitted = self._limits.admitted(
+            name,
+            provider,
+            attempt.request,
+            account=job.account_id,
+            background=job.background,
+            calls=exchange.calls,
+            patience_seconds=patience,
+        )
+        async with admitted as admission, self._circuits.call(name, route.name, account=job.account_id):
+            attempt.exchange = exchange
+            deadline = asyncio.timeout(provider.timeout)
+            try:
+                async with deadline:
+                    return await exchange.complete()
+            except TimeoutError:
+                if deadline.expired():
+                    raise UpstreamTimeoutError(detail=f"the call took longer than {provider.timeout:g} s") from None
+                raise
+            finally:
+                if provider.tokens_per_minute is not None:
+                    admission.used(exchange.usage.total_tokens)
+
+    def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, chunks: Sequence[dict[str, Any]]) -> None:
+        """Hold chunks for Postgres and publish them, as long as the lease is valid."""
+        lines = [render_chunk(chunk) for chunk in chunks]
+        frame = Frame(job.id, job.attempt, deltas.seq + 1, "delta", lines)
+        deltas.append(lines)
+        self._deltas.touch(deltas)
+        self._publisher.publish(frame, origin=job.origin, until=lease.until)
+
+
+def _is_withheld(completion: Mapping[str, Any]) -> bool:
+    """Tell whether a content filter withheld every choice of an answer."""
+    choices: list[dict[str, Any]] = completion.get("choices") or []
+    return bool(choices) and all(choice.get("finish_reason") == _CONTENT_FILTER for choice in choices)
