@@ -144,10 +144,10 @@ def examples(text: str, language: str) -> list[str]:
 def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix, target_is_directory=True)
     readme = (ROOT / "README.md").read_text().partition("\n## Use it\n")[2].partition("\n## ")[0]
-    page = (ROOT / "docs/how-to/try-without-an-account.md").read_text()
+    pages = [(ROOT / "docs/how-to" / f"{name}.md").read_text() for name in ("try-without-an-account", "watch-a-job")]
     shell = "\n".join(["set -eu -o pipefail", *examples(readme, "sh")])
     shell = shell.replace("http://127.0.0.1:8700", service.base_url)
-    python = "\n".join(examples(readme + page, "python"))
+    python = "\n".join(examples("".join([readme, *pages]), "python"))
     environment = {
         "URL": f"{service.base_url}/api/v1",
         "KEY": BOOTSTRAP_KEY,
@@ -166,4 +166,3 @@ def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> 
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert '"error":{' not in ended.stdout
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
-    assert len((tmp_path / "summaries.csv").read_text().splitlines()) >= 3
