@@ -37,7 +37,7 @@ from worker.leases import Leases
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.run import Runner
-from worker.throttle import Limits
+from worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Executor:
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._circuits = Circuits(redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures))
-        self._limits = Limits(redis, lease_seconds=settings.lease_seconds)
+        self._throttle = Throttle(redis, lease_seconds=settings.lease_seconds)
         self._availability = Availability()
         self._leases = Leases(settings, database, redis, self._availability)
         self._claims = Claims(settings, database, self._availability, worker=name, send_back=self.hand_back)
@@ -84,7 +84,7 @@ class Executor:
             catalogue,
             client=client,
             circuits=self._circuits,
-            limits=self._limits,
+            throttle=self._throttle,
             claims=self._claims,
             leases=self._leases,
             deltas=self._deltas,
@@ -134,7 +134,7 @@ class Executor:
                 line_slots=line_slots,
                 tiers=tiers,
             )
-            stack.push_async_callback(executor._limits.close)
+            stack.push_async_callback(executor._throttle.close)
             async with going_on(*executor._chores(), Fingerprint(settings, file, database, part="worker").run):
                 try:
                     yield executor
@@ -149,7 +149,7 @@ class Executor:
             self._find_unclaimed,
             self._intake.share,
             self._circuits.run,
-            self._limits.run,
+            self._throttle.run,
         ]
 
     @property

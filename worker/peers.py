@@ -1,10 +1,10 @@
-"""What workers tell each other of their paths to providers, over one hash in Redis.
+"""How workers tell each other about their paths to providers, over one hash in Redis.
 
 Each worker writes a field of its own, once a second and whenever it has news, and reads all of them in the same round
 trip: which tiers it serves, which circuits are open on its own paths or have failures, and where it has had an answer
-while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. Nobody
-changes another worker's field, so nothing has to be compared or locked. A worker that has not written for a while is
-not counted.
+while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. A worker
+changes its own field alone, so no field has to be compared or locked. A worker that has not written for a while does
+not count.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ end
 return {known, workers, pauses}
 """.replace("PRESENT", str(_PRESENT_MS))
 
+EVERYONE = ""
+"""The key of the circuit that holds for every account; any other key is an account's."""
+
 Keys = Mapping[str, Sequence[str]]
-"""Circuits by provider: "" is everyone's, another key is an account's."""
+"""The keys of circuits, by provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class View:
 
     @classmethod
     def unpack(cls, text: bytes) -> View:
-        """Return what `pack` packed; what another version wrote is a worker that serves nothing."""
+        """Return what `pack` packed; a text of another version counts as a worker that serves no tier."""
         try:
             told = orjson.loads(text)
             return cls(told["tiers"], told["open"], told["failing"], told["answered"])
@@ -87,10 +90,10 @@ class News:
     """What a worker reads."""
 
     forgotten: bool
-    """This worker's field is gone: it was never written, or an operator or Redis has dropped the hash."""
+    """Whether this worker's field is missing: it was never written, or an operator or Redis has dropped the hash."""
     others: Sequence[View]
     pauses: Mapping[str, float]
-    """For how many more seconds each paused route wants no calls."""
+    """Seconds until each paused route may be called again."""
 
 
 class Peers:
@@ -102,7 +105,7 @@ class Peers:
         self._tell = redis.register_script(_TELL)
 
     async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = ()) -> News:
-        """Write this worker's view and the pauses, in seconds, that providers asked it for; return what is known.
+        """Write this worker's view and the pauses, in seconds, that providers asked it for; return all others.
 
         Raises:
             AWAY: Redis is unavailable.

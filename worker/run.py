@@ -28,7 +28,7 @@ from worker.intake import Slot
 from worker.leases import Leases
 from worker.outcome import Outcomes
 from worker.paths import Circuits
-from worker.throttle import Limits
+from worker.throttle import Throttle
 
 # Seconds that a background job may keep its slot here while its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
@@ -44,7 +44,7 @@ class Runner:
         *,
         client: ProviderClient,
         circuits: Circuits,
-        limits: Limits,
+        throttle: Throttle,
         claims: Claims,
         leases: Leases,
         deltas: DeltaWriter,
@@ -55,7 +55,7 @@ class Runner:
         """The models whose routes the next attempts take."""
         self._client = client
         self._circuits = circuits
-        self._limits = limits
+        self._throttle = throttle
         self._claims = claims
         self._leases = leases
         self._deltas = deltas
@@ -139,10 +139,10 @@ class Runner:
         """Call the provider as soon as its limits have room, and return its completion."""
         job, name, provider = attempt.job, route.provider_name, route.provider
         patience = _PATIENCE_SECONDS if job.background else math.inf
-        paused = self._circuits.paused_seconds(route.name)
+        paused = self._circuits.pauses.seconds(route.name)
         if 0 < paused <= patience:
             await asyncio.sleep(paused)
-        admitted = self._limits.admitted(
+        permitted = self._throttle.permit(
             name,
             provider,
             attempt.request,
@@ -151,7 +151,7 @@ class Runner:
             calls=exchange.calls,
             patience_seconds=patience,
         )
-        async with admitted as admission, self._circuits.call(name, route.name, account=job.account_id):
+        async with permitted as permit, self._circuits.call(name, route.name, account=job.account_id):
             attempt.exchange = exchange
             deadline = asyncio.timeout(provider.timeout)
             try:
@@ -163,7 +163,7 @@ class Runner:
                 raise
             finally:
                 if provider.tokens_per_minute is not None:
-                    admission.used(exchange.usage.total_tokens)
+                    permit.used(exchange.usage.total_tokens)
 
     def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, chunks: Sequence[dict[str, Any]]) -> None:
         """Hold chunks for Postgres and publish them, as long as the lease is valid."""

@@ -66,7 +66,7 @@ async def allowed(circuits: Circuits) -> None:
 
 def probes(circuits: Circuits, account: str = "") -> bool:
     """Enter a call, and tell whether it probes."""
-    return bool(circuits.enter(NAME, account))
+    return bool(circuits.troubled.enter(NAME, account))
 
 
 # -- one worker -------------------------------------------------------------------------------------------------------
@@ -78,10 +78,10 @@ async def test_it_opens_after_failures_in_a_row_and_says_for_how_long(redis: Red
     assert circuits.allows(NAME)
     await end(circuits, UpstreamError())
     assert not circuits.allows(NAME)
-    assert 40 < circuits.open_seconds(NAME) <= 75
+    assert 40 < circuits.troubled.seconds(NAME) <= 75
     with pytest.raises(UpstreamUnavailableError) as refused:
-        circuits.enter(NAME)
-    assert refused.value.retry_after == pytest.approx(circuits.open_seconds(NAME), abs=1)
+        circuits.troubled.enter(NAME)
+    assert refused.value.retry_after == pytest.approx(circuits.troubled.seconds(NAME), abs=1)
     assert circuits.allows("another")
 
 
@@ -94,13 +94,13 @@ async def test_what_is_not_the_providers_failure_opens_nothing(redis: Redis, err
         with pytest.raises(type(error)):
             async with circuits.call(NAME):
                 raise error
-    assert circuits.well(NAME)
+    assert not circuits.troubled.has(NAME)
 
 
-async def test_calls_without_trouble_are_told_to_nobody(redis: Redis) -> None:
+async def test_a_worker_tells_the_others_nothing_of_calls_without_trouble(redis: Redis) -> None:
     circuits = worker(redis)
     await end(circuits, times=100)
-    assert circuits.well(NAME)
+    assert not circuits.troubled.has(NAME)
     await circuits.refresh()
     [(_, view)] = (await redis.hgetall(KEY)).items()
     assert NAME.encode() not in view
@@ -112,7 +112,7 @@ async def test_one_call_probes_and_its_answer_closes(redis: Redis) -> None:
     await allowed(circuits)
     async with circuits.call(NAME) as call:
         with pytest.raises(UpstreamUnavailableError):
-            circuits.enter(NAME)
+            circuits.troubled.enter(NAME)
         call.answered()  # at a stream's first text
         assert circuits.allows(NAME)
     assert not probes(circuits)
@@ -124,7 +124,7 @@ async def test_a_probe_that_fails_opens_it_for_longer(redis: Redis) -> None:
     for _ in range(4):
         await allowed(circuits)
         await end(circuits, UpstreamError())
-    assert 0.02 * 16 * 0.7 < circuits.open_seconds(NAME) <= 0.02 * 16 * 1.25
+    assert 0.02 * 16 * 0.7 < circuits.troubled.seconds(NAME) <= 0.02 * 16 * 1.25
 
 
 async def test_a_call_from_before_it_opened_does_not_close_it(redis: Redis) -> None:
@@ -141,19 +141,19 @@ async def test_a_probe_that_is_cancelled_lets_another_one_through(redis: Redis) 
     with contextlib.suppress(asyncio.CancelledError):
         async with circuits.call(NAME):
             with pytest.raises(UpstreamUnavailableError):
-                circuits.enter(NAME)
+                circuits.troubled.enter(NAME)
             raise asyncio.CancelledError
     assert probes(circuits)
 
 
 async def test_what_is_over_leaves_nothing_behind(redis: Redis) -> None:
     circuits = worker(redis, Rules(forget_seconds=0.01))
-    circuits.pause(NAME, 0.05)
+    circuits.pauses.pause(NAME, 0.05)
     await end(circuits, UpstreamError())
 
     async def forgotten() -> bool:
         await circuits.refresh()
-        return circuits.well(NAME) and len(await redis.hgetall(KEY)) == 1
+        return not circuits.troubled.has(NAME) and len(await redis.hgetall(KEY)) == 1
 
     await eventually(forgotten, "the failure and the pause to be forgotten")
 
@@ -161,13 +161,13 @@ async def test_what_is_over_leaves_nothing_behind(redis: Redis) -> None:
 # -- accounts ---------------------------------------------------------------------------------------------------------
 
 
-async def test_one_accounts_failures_leave_its_own_requests_alone_and_nobody_elses(redis: Redis) -> None:
+async def test_one_accounts_failures_stop_its_own_requests_alone(redis: Redis) -> None:
     circuits = worker(redis)
     await end(circuits, UpstreamError(), 5, account="odd")
     assert not circuits.allows(NAME, account="odd")
     assert circuits.allows(NAME, account="plain")
     for _ in range(20):  # as when it tries again and again
-        circuits.ended(NAME, UpstreamError(), account="odd")
+        circuits.troubled.ended(NAME, UpstreamError(), account="odd")
     assert circuits.allows(NAME, account="plain")
     await end(circuits, account="plain")
     assert not circuits.allows(NAME, account="odd"), "another's answer says nothing of its requests"
@@ -259,7 +259,7 @@ async def test_any_answer_ends_a_doubt_and_so_does_the_end_of_the_trouble(redis:
         await end(first, UpstreamError(), 5)
         await end(second, UpstreamError(), 5)
         await told(*workers)
-        assert third.enter(NAME), "the next call probes"
+        assert third.troubled.enter(NAME), "the next call probes"
     assert not probes(third)
     for circuits in (first, second):
         await allowed(circuits)
@@ -283,12 +283,12 @@ async def test_a_provider_that_names_its_time_is_paused_in_all_workers(redis: Re
     first, second = workers = [worker(redis) for _ in range(2)]
     await end(first, UpstreamRateLimitError(retry_after=300))
     assert not first.allows(NAME)
-    first.pause(NAME, 100)
+    first.pauses.pause(NAME, 100)
     await told(*workers)
-    second.pause(NAME, 200)
+    second.pauses.pause(NAME, 200)
     await told(*workers)
     for circuits in workers:
-        assert 290 < circuits.paused_seconds(NAME) <= 300, "a pause is never cut short"
+        assert 290 < circuits.pauses.seconds(NAME) <= 300, "a pause is never cut short"
         with pytest.raises(UpstreamBusyError):
             await end_loudly(circuits)
 
@@ -300,10 +300,10 @@ async def end_loudly(circuits: Circuits) -> None:
 
 async def test_no_provider_is_believed_for_ever(redis: Redis) -> None:
     circuits = worker(redis)
-    circuits.pause(NAME, 1e12)
-    assert circuits.paused_seconds(NAME) <= 3600
+    circuits.pauses.pause(NAME, 1e12)
+    assert circuits.pauses.seconds(NAME) <= 3600
     await circuits.refresh()
-    assert 3500 < circuits.paused_seconds(NAME) <= 3600
+    assert 3500 < circuits.pauses.seconds(NAME) <= 3600
 
 
 async def test_without_redis_each_worker_goes_by_what_it_knows(
@@ -314,29 +314,30 @@ async def test_without_redis_each_worker_goes_by_what_it_knows(
     valkey.stop()
     with caplog.at_level(logging.WARNING):
         await end(first, UpstreamError(), 5)
-        first.pause("openai/slow", 300)
+        first.pauses.pause("openai/slow", 300)
         await told(*workers)
-    assert caplog.text.count("Redis is away") == 2, "once for each"
+    assert caplog.text.count("Redis is unavailable") == 2, "once for each"
     assert not first.served_elsewhere(NAME, "default")
     assert second.allows(NAME)
     await allowed(first)
     assert probes(first)
     with pytest.raises(UpstreamUnavailableError):
-        first.enter(NAME)
-    first.ended(NAME, None, probed=[""])
+        first.troubled.enter(NAME)
+    first.troubled.ended(NAME, None, probed=[""])
     assert first.allows(NAME)
     valkey.start()
     await told(*workers)
-    assert second.paused_seconds("openai/slow") > 200
+    assert second.pauses.seconds("openai/slow") > 200
 
 
 async def test_workers_learn_by_themselves_and_forget_when_an_operator_drops_the_hash(redis: Redis) -> None:
     first, second = (worker(redis, poll_seconds=0.02) for _ in range(2))
     async with going_on(first.run, second.run):
-        first.pause("openai/slow", 60)
+        first.pauses.pause("openai/slow", 60)
         await end(first, UpstreamError(), 5)
         await eventually(
-            lambda: second.paused_seconds("openai/slow") > 0 and not second.well(NAME), "the second to learn of both"
+            lambda: second.pauses.seconds("openai/slow") > 0 and second.troubled.has(NAME),
+            "the second to learn of both",
         )
         await redis.delete(KEY)
-        await eventually(lambda: first.allows(NAME) and not second.paused_seconds("openai/slow"), "both to forget")
+        await eventually(lambda: first.allows(NAME) and not second.pauses.seconds("openai/slow"), "both to forget")

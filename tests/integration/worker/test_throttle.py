@@ -24,7 +24,9 @@ from headrace.stores.redis import connect_redis
 from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
 from worker import throttle as module
-from worker.throttle import _SLOTS, Decision, Demand, Limits, Quota, Window, _Place, estimate_tokens
+from worker.permits import PendingPermit
+from worker.throttle import Throttle, estimate_tokens
+from worker.window import SLOTS, Cost, Decision, ProviderLimits, Window
 
 NAME = "openai"
 KEY = f"headrace:limits:{NAME}"
@@ -47,22 +49,22 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
 
 
 @contextlib.asynccontextmanager
-async def running(limits: Limits) -> AsyncIterator[None]:
+async def running(throttle: Throttle) -> AsyncIterator[None]:
     """Keep a worker's slots, as a worker that lives does."""
-    async with going_on(limits.run):
+    async with going_on(throttle.run):
         yield
 
 
 class Holder:
     """A call that is under way, once it is admitted, until it is told to end."""
 
-    def __init__(self, limits: Limits, provider: Provider, *, calls: int = 1) -> None:
+    def __init__(self, throttle: Throttle, provider: Provider, *, calls: int = 1) -> None:
         self.admitted = asyncio.Event()
         self.end = asyncio.Event()
-        self.task = asyncio.create_task(self._run(limits, provider, calls))
+        self.task = asyncio.create_task(self._run(throttle, provider, calls))
 
-    async def _run(self, limits: Limits, provider: Provider, calls: int) -> None:
-        async with limits.admitted(NAME, provider, REQUEST, calls=calls):
+    async def _run(self, throttle: Throttle, provider: Provider, calls: int) -> None:
+        async with throttle.permit(NAME, provider, REQUEST, calls=calls):
             self.admitted.set()
             await self.end.wait()
 
@@ -80,10 +82,10 @@ async def finish(*holders: Holder) -> None:
     await asyncio.gather(*(holder.finish() for holder in holders))
 
 
-async def refused(limits: Limits, provider: Provider) -> float:
+async def refused(throttle: Throttle, provider: Provider) -> float:
     """Expect that there is no room, and return when there may be, in seconds."""
     with pytest.raises(UpstreamBusyError) as error:
-        async with limits.admitted(NAME, provider, REQUEST, patience_seconds=0):
+        async with throttle.permit(NAME, provider, REQUEST, patience_seconds=0):
             pass
     assert error.value.retry_after is not None
     return error.value.retry_after
@@ -118,21 +120,21 @@ async def _none_held(redis: Redis) -> bool:
 
 def in_any_minute(taken: dict[int, int]) -> int:
     """Return the most that any minute holds, from what was taken in each of its slots."""
-    return max(sum(count for slot, count in taken.items() if end - _SLOTS <= slot <= end) for end in taken)
+    return max(sum(count for slot, count in taken.items() if end - SLOTS <= slot <= end) for end in taken)
 
 
 # -- calls under way ---------------------------------------------------------------------------------------------------
 
 
 async def test_calls_under_way_never_exceed_the_limit_over_two_workers_and_no_slot_is_lost(redis: Redis) -> None:
-    provider, workers = Provider(max_concurrency=5), [Limits(redis, lease_seconds=LONG) for _ in range(2)]
+    provider, workers = Provider(max_concurrency=5), [Throttle(redis, lease_seconds=LONG) for _ in range(2)]
     dice = random.Random(5)
     under_way, most, done = 0, 0, Counter[str]()
 
-    async def call(limits: Limits) -> None:
+    async def call(throttle: Throttle) -> None:
         nonlocal under_way, most
         await asyncio.sleep(dice.uniform(0, 0.2))
-        async with limits.admitted(NAME, provider, REQUEST):
+        async with throttle.permit(NAME, provider, REQUEST):
             under_way += 1
             most = max(most, under_way)
             try:
@@ -140,17 +142,17 @@ async def test_calls_under_way_never_exceed_the_limit_over_two_workers_and_no_sl
             finally:
                 under_way -= 1
 
-    async def impatient(limits: Limits) -> None:
+    async def impatient(throttle: Throttle) -> None:
         try:
             async with asyncio.timeout(dice.uniform(0, 0.2)):
-                await call(limits)
+                await call(throttle)
             done["ended"] += 1
         except TimeoutError:
             done["cancelled"] += 1
 
     async with asyncio.timeout(PATIENCE):
-        await asyncio.gather(*(impatient(limits) for limits in workers for _ in range(150)))
-        await asyncio.gather(*(call(limits) for limits in workers for _ in range(50)))
+        await asyncio.gather(*(impatient(throttle) for throttle in workers for _ in range(150)))
+        await asyncio.gather(*(call(throttle) for throttle in workers for _ in range(50)))
     assert most == 5
     assert min(done["ended"], done["cancelled"]) > 10, "the test must see both"
     await all_free(redis)
@@ -158,16 +160,16 @@ async def test_calls_under_way_never_exceed_the_limit_over_two_workers_and_no_sl
 
 
 async def test_what_asks_together_shares_a_round_trip(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, provider = Limits(redis, lease_seconds=LONG), Provider(100, 100, 10**6)
+    throttle, provider = Throttle(redis, lease_seconds=LONG), Provider(100, 100, 10**6)
     questions = []
-    ask = limits.ask
+    ask = throttle.ask
 
     async def recorded(*arguments: object) -> Decision:
         questions.append(arguments)
         return await ask(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(limits, "ask", recorded)
-    holders = [Holder(limits, provider) for _ in range(64)]
+    monkeypatch.setattr(throttle, "ask", recorded)
+    holders = [Holder(throttle, provider) for _ in range(64)]
     for holder in holders:
         await holder.started()
     assert len(questions) == 1
@@ -179,34 +181,34 @@ async def test_what_asks_together_shares_a_round_trip(redis: Redis, monkeypatch:
 
 async def test_a_provider_without_limits_costs_no_round_trip() -> None:
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as nowhere:
-        limits = Limits(nowhere, lease_seconds=LONG)
-        async with limits.admitted(NAME, Provider(), REQUEST) as admission:
-            admission.used(5)
-        assert limits.shared
+        throttle = Throttle(nowhere, lease_seconds=LONG)
+        async with throttle.permit(NAME, Provider(), REQUEST) as permit:
+            permit.used(5)
+        assert throttle.shared
 
 
-async def age(redis: Redis, limits: Limits, seconds: float) -> None:
+async def age(redis: Redis, throttle: Throttle, seconds: float) -> None:
     """Have Redis believe that it heard a worker last so many seconds earlier."""
-    numbers = (await fields(redis))[f"w{limits._worker}"]
+    numbers = (await fields(redis))[f"w{throttle._worker}"]
     numbers[-1] -= round(seconds * 1000)
-    await redis.hset(KEY, f"w{limits._worker}", " ".join(map(str, numbers)))
+    await redis.hset(KEY, f"w{throttle._worker}", " ".join(map(str, numbers)))
 
 
-async def beat(redis: Redis, limits: Limits) -> None:
+async def beat(redis: Redis, throttle: Throttle) -> None:
     """Have a worker send a heartbeat, and return once Redis has it."""
-    before = (await fields(redis))[f"w{limits._worker}"][0]
-    for gate in limits._gates.values():
-        gate.heartbeat()
+    before = (await fields(redis))[f"w{throttle._worker}"][0]
+    for line in throttle._lines.values():
+        line.heartbeat()
 
     async def again() -> bool:
-        return (await fields(redis))[f"w{limits._worker}"][0] > before
+        return (await fields(redis))[f"w{throttle._worker}"][0] > before
 
     await eventually(again, "a heartbeat")
 
 
 async def test_slots_of_a_killed_worker_come_back_and_those_of_a_living_one_do_not(redis: Redis) -> None:
     provider = Provider(max_concurrency=2)
-    killed, living, third = (Limits(redis, lease_seconds=LONG) for _ in range(3))
+    killed, living, third = (Throttle(redis, lease_seconds=LONG) for _ in range(3))
     holders = [await Holder(killed, provider).started(), await Holder(living, provider).started()]
     await refused(third, provider)
     await age(redis, killed, LONG + 1)
@@ -222,9 +224,9 @@ async def test_slots_of_a_killed_worker_come_back_and_those_of_a_living_one_do_n
 
 async def test_a_redis_that_was_emptied_knows_the_slots_after_a_heartbeat(redis: Redis) -> None:
     provider = Provider(max_concurrency=1)
-    limits, other = Limits(redis, lease_seconds=0.1), Limits(redis, lease_seconds=LONG)
-    async with running(limits):
-        holder = await Holder(limits, provider).started()
+    throttle, other = Throttle(redis, lease_seconds=0.1), Throttle(redis, lease_seconds=LONG)
+    async with running(throttle):
+        holder = await Holder(throttle, provider).started()
         await redis.flushall()
         await eventually(functools.partial(held, redis), "a slot that is held")
         await refused(other, provider)
@@ -232,10 +234,10 @@ async def test_a_redis_that_was_emptied_knows_the_slots_after_a_heartbeat(redis:
 
 
 async def test_a_call_that_takes_several_slots_waits_for_all_of_them(redis: Redis) -> None:
-    provider, limits = Provider(max_concurrency=3, requests_per_minute=100), Limits(redis, lease_seconds=LONG)
-    first, second = Holder(limits, provider), Holder(limits, provider, calls=2)
+    provider, throttle = Provider(max_concurrency=3, requests_per_minute=100), Throttle(redis, lease_seconds=LONG)
+    first, second = Holder(throttle, provider), Holder(throttle, provider, calls=2)
     await second.started()
-    third = Holder(limits, provider, calls=10)  # more than there are: it takes all
+    third = Holder(throttle, provider, calls=10)  # more than there are: it takes all
     await eventually(functools.partial(waiting, redis, 3), "three that wait")
     await finish(second)
     assert not third.admitted.is_set()
@@ -250,11 +252,11 @@ async def test_a_call_that_takes_several_slots_waits_for_all_of_them(redis: Redi
 
 
 async def test_calls_of_a_worker_are_admitted_in_order_of_arrival(redis: Redis) -> None:
-    provider, limits = Provider(max_concurrency=2), Limits(redis, lease_seconds=LONG)
+    provider, throttle = Provider(max_concurrency=2), Throttle(redis, lease_seconds=LONG)
     order = []
 
     async def call(number: int) -> None:
-        async with limits.admitted(NAME, provider, REQUEST):
+        async with throttle.permit(NAME, provider, REQUEST):
             order.append(number)
             await asyncio.sleep(0)
 
@@ -265,11 +267,11 @@ async def test_calls_of_a_worker_are_admitted_in_order_of_arrival(redis: Redis) 
 
 async def test_a_worker_that_holds_the_slots_leaves_them_to_one_that_came_earlier(redis: Redis) -> None:
     provider = Provider(max_concurrency=1)
-    busy, other = Limits(redis, lease_seconds=LONG), Limits(redis, lease_seconds=LONG)
+    busy, other = Throttle(redis, lease_seconds=LONG), Throttle(redis, lease_seconds=LONG)
     order = []
 
-    async def call(limits: Limits, name: str) -> None:
-        async with limits.admitted(NAME, provider, REQUEST):
+    async def call(throttle: Throttle, name: str) -> None:
+        async with throttle.permit(NAME, provider, REQUEST):
             order.append(name)
 
     holder = await Holder(busy, provider).started()
@@ -291,28 +293,28 @@ async def test_a_worker_that_holds_the_slots_leaves_them_to_one_that_came_earlie
 async def test_no_minute_holds_more_calls_and_tokens_than_allowed_over_two_workers(redis: Redis) -> None:
     tokens = estimate_tokens(REQUEST)
     provider = Provider(requests_per_minute=6, tokens_per_minute=5 * tokens)
-    workers = [Limits(redis, lease_seconds=LONG, window_seconds=0.3) for _ in range(2)]
+    workers = [Throttle(redis, lease_seconds=LONG, window_seconds=0.3) for _ in range(2)]
     calls: dict[int, int] = Counter()
 
-    async def call(limits: Limits) -> None:
-        async with limits.admitted(NAME, provider, REQUEST) as admission:
-            assert isinstance(admission, _Place)
-            calls[admission.slots[0]] += 1
+    async def call(throttle: Throttle) -> None:
+        async with throttle.permit(NAME, provider, REQUEST) as permit:
+            assert isinstance(permit, PendingPermit)
+            calls[permit.slots[0]] += 1
 
     async with asyncio.timeout(PATIENCE):
-        await asyncio.gather(*(call(limits) for limits in workers for _ in range(10)))
+        await asyncio.gather(*(call(throttle) for throttle in workers for _ in range(10)))
     assert sum(calls.values()) == 20
     assert in_any_minute(calls) == 5
 
 
-@pytest.mark.parametrize(("age", "counts"), [(0, True), (_SLOTS, True), (_SLOTS + 1, False)])
+@pytest.mark.parametrize(("age", "counts"), [(0, True), (SLOTS, True), (SLOTS + 1, False)])
 async def test_a_slot_counts_until_all_of_it_is_a_minute_old(redis: Redis, age: int, counts: bool) -> None:
-    limits, quota = Limits(redis, lease_seconds=LONG, window_seconds=LONG), Quota(None, 5, None)
+    throttle, limits = Throttle(redis, lease_seconds=LONG, window_seconds=LONG), ProviderLimits(None, 5, None)
     for question in range(1, 10, 2):
         await redis.delete(KEY)
-        slot = (await limits.ask(NAME, quota, [question, 0, 0, 0, 0, 0])).slot
+        slot = (await throttle.ask(NAME, limits, [question, 0, 0, 0, 0, 0])).slot
         await redis.hset(KEY, f"s{slot - age}", "5 0")
-        answer = await limits.ask(NAME, quota, [question + 1, 0, 0, 1, 0, 0, 1, 0])
+        answer = await throttle.ask(NAME, limits, [question + 1, 0, 0, 1, 0, 0, 1, 0])
         if answer.slot == slot:
             assert answer.granted == (not counts)
             assert (answer.wait_seconds > 0) == counts
@@ -322,32 +324,32 @@ async def test_a_slot_counts_until_all_of_it_is_a_minute_old(redis: Redis, age: 
 
 async def test_who_is_refused_has_taken_nothing(redis: Redis) -> None:
     provider = Provider(max_concurrency=1, requests_per_minute=2, tokens_per_minute=10_000)
-    limits, other = Limits(redis, lease_seconds=LONG), Limits(redis, lease_seconds=LONG)
-    holder = await Holder(limits, provider).started()
+    throttle, other = Throttle(redis, lease_seconds=LONG), Throttle(redis, lease_seconds=LONG)
+    holder = await Holder(throttle, provider).started()
     before = await counted(redis)
     for _ in range(5):
-        await refused(limits, provider)
+        await refused(throttle, provider)
         await refused(other, provider)
     assert await counted(redis) == before == (1, estimate_tokens(REQUEST))
     await finish(holder)
     await all_free(redis)
     await finish(await Holder(other, provider).started())
-    assert 0 < await refused(limits, provider) <= 62
+    assert 0 < await refused(throttle, provider) <= 62
 
 
 async def test_tokens_are_corrected_when_the_call_ends(redis: Redis) -> None:
-    provider, limits = Provider(tokens_per_minute=1000), Limits(redis, lease_seconds=LONG)
+    provider, throttle = Provider(tokens_per_minute=1000), Throttle(redis, lease_seconds=LONG)
     for used, total in ((400, 400), (3, 403), (None, 403 + estimate_tokens(REQUEST)), (0, None), (9000, None)):
-        async with limits.admitted(NAME, provider, REQUEST) as admission:
+        async with throttle.permit(NAME, provider, REQUEST) as permit:
             if used is not None:
-                admission.used(used)
+                permit.used(used)
         if total is not None:
             await eventually(functools.partial(_counted_tokens, redis, total), "its tokens to be counted")
     await eventually(
         functools.partial(_counted_tokens, redis, 403 + estimate_tokens(REQUEST) + 9000),
         "the others' tokens to be counted",
     )
-    await refused(limits, provider)
+    await refused(throttle, provider)
 
 
 async def _counted_tokens(redis: Redis, tokens: int) -> bool:
@@ -355,19 +357,19 @@ async def _counted_tokens(redis: Redis, tokens: int) -> bool:
 
 
 async def test_a_call_beyond_the_whole_limit_takes_all_of_it_rather_than_wait_for_ever(redis: Redis) -> None:
-    provider, limits = Provider(tokens_per_minute=3), Limits(redis, lease_seconds=LONG)
+    provider, throttle = Provider(tokens_per_minute=3), Throttle(redis, lease_seconds=LONG)
     assert estimate_tokens(REQUEST) > 3
-    await finish(await Holder(limits, provider).started())
-    await refused(limits, provider)
+    await finish(await Holder(throttle, provider).started())
+    await refused(throttle, provider)
 
 
-ASKED = st.lists(st.builds(Demand, st.integers(1, 3), st.integers(0, 40)), max_size=6)
+ASKED = st.lists(st.builds(Cost, st.integers(1, 3), st.integers(0, 40)), max_size=6)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    quota=st.builds(
-        Quota,
+    limits=st.builds(
+        ProviderLimits,
         st.none() | st.integers(3, 8),
         st.none() | st.integers(3, 15),
         st.none() | st.integers(40, 200),
@@ -375,25 +377,25 @@ ASKED = st.lists(st.builds(Demand, st.integers(1, 3), st.integers(0, 40)), max_s
     steps=st.lists(st.tuples(st.integers(0, 8), ASKED, st.integers(-30, 30)), max_size=12),
 )
 def test_the_script_decides_as_a_worker_alone_does(
-    valkey: EmbeddedValkey, quota: Quota, steps: list[tuple[int, list[Demand], int]]
+    valkey: EmbeddedValkey, limits: ProviderLimits, steps: list[tuple[int, list[Cost], int]]
 ) -> None:
     """In a minute so long that no slot ends: time itself is tested elsewhere."""
 
     async def compare() -> None:
         async with connect_redis(valkey.url) as redis:
             await redis.flushall()
-            limits, window = Limits(redis, lease_seconds=LONG, window_seconds=10**8), Window(10**8)
+            throttle, window = Throttle(redis, lease_seconds=LONG, window_seconds=10**8), Window(10**8)
             slot = 0
             for number, (under_way, asked, change) in enumerate(steps, start=1):
-                wants = sum(demand.calls for demand in asked), sum(demand.tokens for demand in asked)
+                wants = sum(cost.calls for cost in asked), sum(cost.tokens for cost in asked)
                 corrections = [1, slot, 0, change] if number > 1 else [0]
-                pairs = [count for demand in asked for count in demand]
-                answer = await limits.ask(NAME, quota, [number, under_way, 0, *wants, *corrections, *pairs])
-                if number > 1 and (quota.requests or quota.tokens):
-                    window.correct(0, 0, Demand(0, change))
-                expected = window.decide(0, quota, under_way, asked)
-                for demand in asked[: expected.granted]:
-                    window.add(0, demand)
+                pairs = [count for cost in asked for count in cost]
+                answer = await throttle.ask(NAME, limits, [number, under_way, 0, *wants, *corrections, *pairs])
+                if number > 1 and (limits.requests or limits.tokens):
+                    window.correct(0, 0, Cost(0, change))
+                expected = window.decide(0, limits, under_way, asked)
+                for cost in asked[: expected.granted]:
+                    window.add(0, cost)
                 slot = answer.slot
                 assert answer.granted == expected.granted
                 assert (answer.wait_seconds > 0) == (expected.wait_seconds > 0)
@@ -401,19 +403,19 @@ def test_the_script_decides_as_a_worker_alone_does(
     asyncio.run(compare())
 
 
-# -- whoever gives up --------------------------------------------------------------------------------------------------
+# -- calls that give up ------------------------------------------------------------------------------------------------
 
 
-async def test_cancelling_whoever_waits_takes_nothing_and_makes_way(redis: Redis) -> None:
-    provider, limits = Provider(1, 10, 10_000), Limits(redis, lease_seconds=LONG)
-    other = Limits(redis, lease_seconds=LONG)
-    holder = await Holder(limits, provider).started()
+async def test_a_call_that_is_cancelled_while_it_waits_takes_nothing_and_makes_way(redis: Redis) -> None:
+    provider, throttle = Provider(1, 10, 10_000), Throttle(redis, lease_seconds=LONG)
+    other = Throttle(redis, lease_seconds=LONG)
+    holder = await Holder(throttle, provider).started()
     before = await counted(redis)
-    waiters = [Holder(limits, provider) for _ in range(3)]
+    waiters = [Holder(throttle, provider) for _ in range(3)]
     await eventually(functools.partial(waiting, redis, 3), "three that wait")
     for waiter in waiters:
         waiter.task.cancel()
-    await eventually(functools.partial(waiting, redis, 0), "nobody to wait")
+    await eventually(functools.partial(waiting, redis, 0), "no call to wait")
     assert await counted(redis) == before
     await finish(holder)
     await finish(await Holder(other, provider).started())
@@ -423,32 +425,32 @@ async def test_cancelling_whoever_waits_takes_nothing_and_makes_way(redis: Redis
 async def test_a_call_cancelled_while_its_question_is_under_way_takes_nothing(
     redis: Redis, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    provider, limits = Provider(1, 1, 10_000), Limits(redis, lease_seconds=LONG)
+    provider, throttle = Provider(1, 1, 10_000), Throttle(redis, lease_seconds=LONG)
     decided, let_go = asyncio.Event(), asyncio.Event()
-    ask = limits.ask
+    ask = throttle.ask
 
-    async def slow(name: str, quota: Quota, question: list[int]) -> Decision:
-        decision = await ask(name, quota, question)
+    async def slow(name: str, limits: ProviderLimits, question: list[int]) -> Decision:
+        decision = await ask(name, limits, question)
         decided.set()
         await let_go.wait()
         return decision
 
-    monkeypatch.setattr(limits, "ask", slow)
-    waiter = Holder(limits, provider)
+    monkeypatch.setattr(throttle, "ask", slow)
+    waiter = Holder(throttle, provider)
     await decided.wait()
     assert await held(redis) == 1
     if when == "answered":
         # The answer is there, but the waiter has not run yet.
-        gate = limits._gates[NAME]
-        admit = gate._admit
+        line = throttle._lines[NAME]
+        grant = line._grant
 
-        def admit_and_cancel(place: _Place, slot: int) -> None:
-            admit(place, slot)
-            assert place.future.done()
-            assert not place.future.cancelled()
+        def grant_and_cancel(permit: PendingPermit, slot: int) -> None:
+            grant(permit, slot)
+            assert permit.future.done()
+            assert not permit.future.cancelled()
             waiter.task.cancel()
 
-        monkeypatch.setattr(gate, "_admit", admit_and_cancel)
+        monkeypatch.setattr(line, "_grant", grant_and_cancel)
     else:
         waiter.task.cancel()
     let_go.set()
@@ -457,17 +459,17 @@ async def test_a_call_cancelled_while_its_question_is_under_way_takes_nothing(
     assert not waiter.admitted.is_set()
     await all_free(redis)
     assert await counted(redis) == (0, 0)
-    assert limits._gates[NAME]._held == 0
+    assert throttle._lines[NAME]._held == 0
     monkeypatch.undo()
-    await finish(await Holder(limits, provider).started())
+    await finish(await Holder(throttle, provider).started())
 
 
 async def test_the_impatient_are_turned_away_when_their_time_is_over(redis: Redis) -> None:
-    provider, limits = Provider(max_concurrency=1), Limits(redis, lease_seconds=LONG)
-    holder = await Holder(limits, provider).started()
-    patient = Holder(limits, provider)
+    provider, throttle = Provider(max_concurrency=1), Throttle(redis, lease_seconds=LONG)
+    holder = await Holder(throttle, provider).started()
+    patient = Holder(throttle, provider)
     with pytest.raises(UpstreamBusyError):
-        async with limits.admitted(NAME, provider, REQUEST, patience_seconds=0.05):
+        async with throttle.permit(NAME, provider, REQUEST, patience_seconds=0.05):
             pass
     await finish(holder)
     await patient.started()
@@ -475,21 +477,21 @@ async def test_the_impatient_are_turned_away_when_their_time_is_over(redis: Redi
 
 
 async def test_a_call_that_fails_gives_its_slot_back(redis: Redis) -> None:
-    provider, limits = Provider(max_concurrency=1), Limits(redis, lease_seconds=LONG)
+    provider, throttle = Provider(max_concurrency=1), Throttle(redis, lease_seconds=LONG)
     with pytest.raises(ValueError, match="broken"):
-        async with limits.admitted(NAME, provider, REQUEST):
+        async with throttle.permit(NAME, provider, REQUEST):
             raise ValueError("broken")
-    await finish(await Holder(limits, provider).started())
+    await finish(await Holder(throttle, provider).started())
 
 
 async def test_closing_tells_the_others_what_has_ended(redis: Redis) -> None:
-    provider, limits = Provider(max_concurrency=1), Limits(redis, lease_seconds=LONG)
-    await finish(await Holder(limits, provider).started())
-    await limits.close()
+    provider, throttle = Provider(max_concurrency=1), Throttle(redis, lease_seconds=LONG)
+    await finish(await Holder(throttle, provider).started())
+    await throttle.close()
     assert await held(redis) == 0
 
 
-# -- Redis away --------------------------------------------------------------------------------------------------------
+# -- without Redis -----------------------------------------------------------------------------------------------------
 
 
 async def test_without_redis_each_worker_keeps_the_limits_alone_and_with_it_together_again(
@@ -497,7 +499,7 @@ async def test_without_redis_each_worker_keeps_the_limits_alone_and_with_it_toge
 ) -> None:
     monkeypatch.setattr(module, "_COME_BACK_SECONDS", 0.02)
     provider = Provider(max_concurrency=2, requests_per_minute=5)
-    first, second = Limits(redis, lease_seconds=LONG), Limits(redis, lease_seconds=LONG)
+    first, second = Throttle(redis, lease_seconds=LONG), Throttle(redis, lease_seconds=LONG)
     shared = await Holder(first, provider).started()
     valkey.stop()
     with caplog.at_level(logging.WARNING):
@@ -507,7 +509,7 @@ async def test_without_redis_each_worker_keeps_the_limits_alone_and_with_it_toge
         ]
         await refused(first, provider)
         await refused(second, provider)
-    assert caplog.text.count("Redis is away") == 2, "once for each"
+    assert caplog.text.count("Redis is unavailable") == 2, "once for each"
     await finish(alone[0])
     for _ in range(3):
         await finish(await Holder(first, provider).started())
@@ -533,29 +535,29 @@ async def test_a_redis_that_answers_nothing_holds_up_only_the_first(
     provider = Provider(max_concurrency=3)
     with BlockingRedis.from_url(valkey.url) as other:
         async with Redis.from_url(valkey.url, socket_timeout=0.2, socket_connect_timeout=0.2) as redis:
-            limits = Limits(redis, lease_seconds=LONG)
-            await finish(await Holder(limits, provider).started())
+            throttle = Throttle(redis, lease_seconds=LONG)
+            await finish(await Holder(throttle, provider).started())
             other.execute_command("CLIENT", "PAUSE", 60_000, "ALL")
-            first = Holder(limits, provider)
-            cancelled = Holder(limits, provider)
+            first = Holder(throttle, provider)
+            cancelled = Holder(throttle, provider)
             await asyncio.sleep(0)
             cancelled.task.cancel()
             await first.started()
-            assert not limits.shared
+            assert not throttle.shared
 
             async def never(*arguments: object) -> Decision:
-                raise AssertionError("nobody asks a Redis that is away")
+                raise AssertionError("no worker asks a Redis that is unavailable")
 
-            monkeypatch.setattr(limits, "ask", never)
-            holders = [await Holder(limits, provider).started() for _ in range(2)]
-            await refused(limits, provider)
+            monkeypatch.setattr(throttle, "ask", never)
+            holders = [await Holder(throttle, provider).started() for _ in range(2)]
+            await refused(throttle, provider)
             await finish(first, *holders)
-    valkey.stop()  # it would answer nobody for a minute
+    valkey.stop()  # it would answer no client for a minute
 
 
 async def test_a_question_that_arrives_after_a_later_one_changes_nothing(redis: Redis) -> None:
-    """A Redis that was frozen runs, when it thaws, what nobody waits for any more."""
-    limits, quota = Limits(redis, lease_seconds=LONG), Quota(5, None, None)
-    await limits.ask(NAME, quota, [2, 3, 0, 0, 0, 0])
-    assert (await limits.ask(NAME, quota, [1, 1, 0, 1, 0, 0, 1, 0])).granted == 0
+    """A Redis that was frozen runs, when it thaws, questions whose workers no longer wait."""
+    throttle, limits = Throttle(redis, lease_seconds=LONG), ProviderLimits(5, None, None)
+    await throttle.ask(NAME, limits, [2, 3, 0, 0, 0, 0])
+    assert (await throttle.ask(NAME, limits, [1, 1, 0, 1, 0, 0, 1, 0])).granted == 0
     assert await held(redis) == 3

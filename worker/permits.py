@@ -1,0 +1,293 @@
+"""Permits to call a provider: a call waits in its worker's line for one, holds it while it runs, and gives it back.
+
+Each provider with limits has one line in a worker. The line alone asks for permits, one question at a time: of the
+workers' shared count in Redis, or while Redis is unavailable of this worker's own count (`worker/window.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from headrace.errors import UpstreamBusyError
+from worker.line import Line
+from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits, Window
+
+# Permits that one question asks for at most.
+_MOST_AT_ONCE = 200
+# Seconds in which a worker that asked for more than one permit lets more calls come together before it asks again.
+_LINGER_SECONDS = 0.002
+# Seconds after which ended calls are reported while no call waits here: they travel together, or with a question.
+_REPORT_SECONDS = 0.01
+# Seconds until a worker asks again: at least, as another worker's call may end at any time, and at most.
+_SOONEST_LOOK_SECONDS = 0.05
+_LATEST_LOOK_SECONDS = 1.0
+
+
+class Permit(Protocol):
+    """Leave for a call, which holds it while it runs."""
+
+    def used(self, tokens: int) -> None:
+        """Note how many tokens the call has used, before it gives its permit back; without this the estimate counts."""
+
+
+class Arbiter(Protocol):
+    """The count that all workers share."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether Redis keeps the count; else each worker decides alone."""
+
+    async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int]) -> Decision:
+        """Return how many permits of a provider a question gets; any error means that Redis is unavailable."""
+
+    def lost(self, error: Exception) -> None:
+        """Note that Redis is unavailable."""
+
+
+class _Unlimited:
+    """The permit to call a provider without limits."""
+
+    def used(self, tokens: int) -> None:
+        """Do nothing: no limit counts the tokens."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+UNLIMITED = _Unlimited()
+
+
+class PendingPermit:
+    """A permit that a call waits for in a provider's line, and holds once it is granted."""
+
+    __slots__ = (
+        "_line", "_patience", "_used", "account", "background", "cost", "deadline", "future", "since", "slots",
+    )  # fmt: skip
+
+    def __init__(self, line: PermitLine, account: str, background: bool, cost: Cost, patience: float) -> None:
+        self._line = line
+        self.account = account
+        self.background = background
+        self._patience = patience
+        self._used: int | None = None
+        self.cost = cost
+        self.slots = (0, 0)
+
+    def used(self, tokens: int) -> None:  # noqa: D102
+        self._used = tokens
+
+    async def __aenter__(self) -> Self:
+        self.since = time.monotonic()
+        self.deadline = self.since + self._patience
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.join(self)
+        try:
+            await self.future
+        except asyncio.CancelledError:
+            self._line.leave(self)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        beyond = 0
+        if self._used is not None and self._line.limits.tokens is not None:
+            beyond = self._used - self.cost.tokens
+        self._line.give_back(self, Cost(0, beyond))
+
+
+class PermitLine:
+    """One provider's line of calls in this worker. Its task alone asks, one question at a time, when there is cause."""
+
+    def __init__(self, arbiter: Arbiter, name: str, window_seconds: float) -> None:
+        """Start with no call in line; `limits` are to be set before one joins."""
+        self.limits = ProviderLimits(None, None, None)
+        self._arbiter = arbiter
+        self._name = name
+        self._waiting: Line[PendingPermit] = Line()
+        self._left = False
+        self._soonest_deadline = math.inf
+        self._held = 0
+        self._window = Window(window_seconds)
+        self._corrections: dict[int, Cost] = {}
+        self._news = False
+        self._question = 0
+        self._task: asyncio.Task[None] | None = None
+        self._alarm: asyncio.Future[None] | None = None
+        self._closing = False
+
+    def join(self, permit: PendingPermit) -> None:
+        """Put a call at the end of the line."""
+        self._waiting.append(permit)
+        self._soonest_deadline = min(self._soonest_deadline, permit.deadline)
+        if len(self._waiting) == 1:
+            self._wake()
+
+    def leave(self, permit: PendingPermit) -> None:
+        """Forget a call that was cancelled while it waited; a permit that it just got costs nothing."""
+        if permit.future.cancelled():
+            self._left = True
+            self._wake()
+        elif permit.future.exception() is None:
+            self.give_back(permit, Cost(-permit.cost.calls, -permit.cost.tokens))
+
+    def give_back(self, permit: PendingPermit, change: Cost) -> None:
+        """End a call: free its slots, and correct the tokens and calls that were counted for it."""
+        self._held -= permit.cost.calls
+        self._news = self._news or self.limits.concurrency is not None
+        self._correct(permit.slots, change)
+        # While no call waits here, a task that runs already reports it soon.
+        if self._news and (self._task is None or self._waiting):
+            self._wake()
+
+    def heartbeat(self) -> None:
+        """Report the slots that this worker holds to Redis."""
+        if self._held and self.limits.concurrency is not None:
+            self._news = True
+            self._wake()
+
+    async def introduce(self) -> None:
+        """Report the permits that were granted here while Redis was unavailable; raise what asking it raises."""
+        total, alone = self._window.total(time.monotonic()), self._corrections.pop(ALONE, NOTHING)
+        alone = Cost(min(alone.calls, total.calls), min(alone.tokens, total.tokens))
+        if alone != NOTHING:
+            self._corrections[ALONE] = alone
+        try:
+            await self._ask(())
+        except Exception:
+            self._count(ALONE, alone)
+            raise
+
+    async def close(self) -> None:
+        """Report ended calls without delay."""
+        self._closing = True
+        if self._task is not None:
+            self._wake()
+            await self._task
+
+    def _correct(self, slots: tuple[int, int], change: Cost) -> None:
+        if change != NOTHING:
+            shared, own = slots
+            self._window.correct(time.monotonic(), own, change)
+            self._count(shared, change)
+            self._news = True
+
+    def _count(self, shared_slot: int, change: Cost) -> None:
+        calls, tokens = self._corrections.get(shared_slot, NOTHING)
+        self._corrections[shared_slot] = Cost(calls + change.calls, tokens + change.tokens)
+
+    def _wake(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        elif self._alarm is not None and not self._alarm.done():
+            self._alarm.set_result(None)
+
+    async def _run(self) -> None:
+        try:
+            while self._news or (self._waiting and not self._closing):
+                if not self._waiting:
+                    await self._sleep(_REPORT_SECONDS)
+                crowded = len(self._waiting) > 1
+                wait = await self._round()
+                if wait is not None and not self._news:
+                    await self._sleep(min(max(wait, _SOONEST_LOOK_SECONDS), _LATEST_LOOK_SECONDS))
+                elif crowded and not self._closing:
+                    await asyncio.sleep(_LINGER_SECONDS)
+        finally:
+            self._task = None
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds, or until a call joins, leaves or ends."""
+        if self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._alarm
+        finally:
+            timer.cancel()
+            self._alarm = None
+
+    async def _round(self) -> float | None:
+        """Grant the permits that fit.
+
+        Return the seconds until the next one may fit, 0 if that is unknown, and None if no call has to wait.
+        """
+        if self._left:
+            self._left = False
+            self._waiting.keep(lambda permit: not permit.future.done())
+        asking = self._waiting.first(_MOST_AT_ONCE)
+        for permit in asking:
+            permit.cost = permit.cost.within(self.limits)
+        decision = await self._decide(asking)
+        granted = asking[: decision.granted]
+        self._waiting.remove(granted)
+        for permit in granted:
+            self._grant(permit, decision.slot)
+        if not self._waiting or decision.granted == len(asking):
+            return None
+        self._turn_away(decision.wait_seconds)
+        return decision.wait_seconds
+
+    async def _decide(self, asking: Sequence[PendingPermit]) -> Decision:
+        if self._arbiter.shared:
+            try:
+                return await self._ask(asking)
+            except Exception as error:  # noqa: BLE001  (no job waits for Redis, whatever the error is)
+                self._arbiter.lost(error)
+        self._news = False
+        return self._window.decide(time.monotonic(), self.limits, self._held, [permit.cost for permit in asking])
+
+    async def _ask(self, asking: Sequence[PendingPermit]) -> Decision:
+        self._question += 1
+        self._news = False
+        corrections, self._corrections = self._corrections, {}
+        question = [
+            self._question,
+            self._held,
+            round((time.monotonic() - min(permit.since for permit in asking)) * 1000) if asking else 0,
+            sum(permit.cost.calls for permit in asking),
+            sum(permit.cost.tokens for permit in asking),
+            len(corrections),
+        ]
+        for slot, change in corrections.items():
+            question += (slot, *change)
+        for permit in asking:
+            question += permit.cost
+        return await self._arbiter.ask(self._name, self.limits, question)
+
+    def _grant(self, permit: PendingPermit, slot: int) -> None:
+        permit.slots = (slot, self._window.add(time.monotonic(), permit.cost))
+        if slot == ALONE:
+            self._count(slot, permit.cost)
+        if permit.future.done():
+            # The call was cancelled meanwhile: its permit goes back.
+            self._correct(permit.slots, Cost(-permit.cost.calls, -permit.cost.tokens))
+            self._news = True
+        else:
+            self._held += permit.cost.calls
+            permit.future.set_result(None)
+
+    def _turn_away(self, wait: float) -> None:
+        """Turn away the calls whose patience ends before the next permit."""
+        latest = time.monotonic() + wait
+        if self._soonest_deadline > latest:
+            return
+        for permit in self._waiting:
+            if permit.deadline <= latest and not permit.future.done():
+                permit.future.set_exception(UpstreamBusyError(retry_after=max(wait, _SOONEST_LOOK_SECONDS)))
+                self._left = self._news = True
+        self._soonest_deadline = min(
+            (permit.deadline for permit in self._waiting if not permit.future.done()), default=math.inf
+        )

@@ -1,0 +1,100 @@
+"""What a provider's limits allow, as one worker counts it by its own clock. The script in Redis decides alike.
+
+A minute is counted in thirty slots of time; `worker/throttle.py` describes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SLOTS = 30
+"""Slots of time in a minute."""
+ALONE = 0
+"""The slot of calls that were permitted without Redis, which is no slot of Redis: it counts them from its return on."""
+
+
+class ProviderLimits(NamedTuple):
+    """A provider's limits, each None where it has none: calls under way, calls and tokens in a minute."""
+
+    concurrency: int | None
+    requests: int | None
+    tokens: int | None
+
+
+class Cost(NamedTuple):
+    """What one permit takes of the limits: its calls and its tokens."""
+
+    calls: int
+    tokens: int
+
+    def within(self, limits: ProviderLimits) -> Cost:
+        """Return a cost that fits into the whole of each limit: a larger one would wait for ever."""
+        slots, calls, tokens = (math.inf if most is None else most for most in limits)
+        return Cost(int(min(self.calls, slots, calls)), int(min(self.tokens, tokens)))
+
+
+NOTHING = Cost(0, 0)
+
+
+class Decision(NamedTuple):
+    """How many permits are granted, in the order of the question, and when the next one may be."""
+
+    granted: int
+    wait_seconds: float
+    """Seconds until the next permit may be granted; 0 if that is unknown, as when calls have to end first."""
+    slot: int
+    """The slot of time that counts the granted permits."""
+
+
+class Window:
+    """The calls and tokens of the last minute."""
+
+    def __init__(self, seconds: float) -> None:
+        """Count over a minute of `seconds`."""
+        self._step = seconds / SLOTS
+        self._slots: dict[int, Cost] = {}
+
+    def add(self, now: float, cost: Cost) -> int:
+        """Count a cost, and return the slot in which it is counted."""
+        slot = int(now / self._step)
+        calls, tokens = self._slots.get(slot, NOTHING)
+        self._slots[slot] = Cost(calls + cost.calls, tokens + cost.tokens)
+        return slot
+
+    def correct(self, now: float, slot: int, change: Cost) -> None:
+        """Count use beyond an estimate from now on, and take what was not used out of the estimate's slot."""
+        self.add(now, Cost(max(0, change.calls), max(0, change.tokens)))
+        if slot in self._slots:
+            calls, tokens = self._slots[slot]
+            self._slots[slot] = Cost(max(0, calls + min(0, change.calls)), max(0, tokens + min(0, change.tokens)))
+
+    def total(self, now: float) -> Cost:
+        """Return what counts now."""
+        first = int(now / self._step) - SLOTS
+        self._slots = {slot: counted for slot, counted in self._slots.items() if slot >= first}
+        calls, tokens = zip(*self._slots.values(), strict=True) if self._slots else ((), ())
+        return Cost(sum(calls), sum(tokens))
+
+    def decide(self, now: float, limits: ProviderLimits, held: int, asked: Sequence[Cost]) -> Decision:
+        """Return how many of the costs `asked` fit, in their order, while `held` calls are under way."""
+        used = (held, *self.total(now))
+        slots, calls, tokens = (
+            math.inf if most is None else most - taken for most, taken in zip(limits, used, strict=True)
+        )
+        for granted, cost in enumerate(asked):
+            if slots < cost.calls or calls < cost.calls or tokens < cost.tokens:
+                return Decision(granted, self._wait(now, cost.calls - calls, cost.tokens - tokens), ALONE)
+            slots, calls, tokens = slots - cost.calls, calls - cost.calls, tokens - cost.tokens
+        return Decision(len(asked), 0, ALONE)
+
+    def _wait(self, now: float, calls: float, tokens: float) -> float:
+        end = 0
+        for slot in sorted({*self._slots, int(now / self._step)}):
+            if calls <= 0 and tokens <= 0:
+                break
+            end = slot + SLOTS + 1
+            freed = self._slots.get(slot, NOTHING)
+            calls, tokens = calls - freed.calls, tokens - freed.tokens
+        return end * self._step - now if end else 0.0
