@@ -13,9 +13,9 @@ import orjson
 from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
 from headrace.ids import id_before, new_id
-from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
+from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
-from headrace.webhooks.queries import told
+from headrace.webhooks.queries import insert_batch_deliveries
 
 _RECENT_SECONDS = 30
 # Tallies younger than this tell the pace.
@@ -180,7 +180,7 @@ _FROM = " WHERE id = %(id)s AND state = %(from)s RETURNING id"
 
 def _end(assignments: str, *others: str) -> str:
     ended = f"ended AS ({_MOVE}, {assignments} {_FROM}, account_id, state, webhook, output_seconds)"
-    return f"WITH {', '.join([ended, *others])}, {told('ended')} SELECT id FROM ended"
+    return f"WITH {', '.join([ended, *others])}{insert_batch_deliveries('ended')} SELECT id FROM ended"
 
 
 _COMPLETED = """completed AS (
@@ -325,18 +325,6 @@ AND (finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 ORDER BY finished_in, line LIMIT %(limit)s
 """
 )
-# Before all transactions of this database, in the order that they have.
-_SETTLE_RESTORED = """
-WITH restored AS MATERIALIZED (
-    SELECT line.id FROM batches CROSS JOIN LATERAL (
-        SELECT id FROM jobs WHERE batch_id = batches.id
-                                  AND finished_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-        LIMIT %(limit)s
-    ) AS line LIMIT %(limit)s
-)
-UPDATE jobs SET finished_in = finished_in - 4611686018427387904 FROM restored WHERE jobs.id = restored.id
-RETURNING jobs.id
-"""
 
 
 async def read_lines(database: Database, batch_id: str, *, after: int, limit: int, most_bytes: int) -> Sequence[Row]:
@@ -351,16 +339,6 @@ async def read_lines(database: Database, batch_id: str, *, after: int, limit: in
 async def list_ended(database: Database, batch_id: str, *, after: str | None, limit: int) -> Sequence[Row]:
     """Return up to `limit` lines that have ended, in order of their ends, past the one whose job is `after`."""
     return await execute(database.relaxed, _IN_ORDER_OF_ENDS, {"batch_id": batch_id, "after": after, "limit": limit})
-
-
-async def settle_restored_ends(database: Database, *, limit: int = 1000) -> int:
-    """Put lines that ended in the database from which this one was restored before those that end here.
-
-    Their transactions have numbers that this database may have yet to reach. Returns how many lines, `limit` at most.
-    """
-    return len(
-        await execute(database.relaxed, _SETTLE_RESTORED, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS)
-    )
 
 
 async def has_line(database: Database, batch_id: str, job_id: str) -> bool:

@@ -21,13 +21,12 @@ _LEASE_SECONDS = 60
 _LONGEST_HISTORY = 32
 
 
-def told(ended: str) -> str:
-    """Return the part of a statement, a CTE, that writes what is to be told of batches that it ends.
+def insert_batch_deliveries(ended: str) -> str:
+    """Return one more CTE for a statement that ends batches: it inserts a delivery for each that has a webhook.
 
-    `ended` is the CTE with their `id`, `account_id`, `state` and `webhook`; `%(event_id)s` is the event's id.
+    `ended` names the CTE with their `id`, `account_id`, `state` and `webhook`; `%(event_id)s` is the event's id.
     """
-    return f"""
-told AS (
+    return f""", notified AS (
     INSERT INTO webhook_deliveries (id, account_id, batch_id, url, event, payload)
     SELECT %(event_id)s, account_id, id, webhook, 'batch.' || state, json_build_object(
                'id', %(event_id)s::text, 'object', 'event', 'type', 'batch.' || state,
@@ -36,19 +35,19 @@ told AS (
 )"""
 
 
-def told_of_jobs(ended: str) -> str:
-    """Return the same for jobs: `ended` is the CTE with their `id`, `account_id`, `state` and `webhook`.
+def insert_job_deliveries(moved: str) -> str:
+    """Return one more CTE for a statement that moves jobs: it inserts a delivery for each that ended and has a webhook.
 
-    A job ends once, so its event has an id that is made of its own.
+    `moved` names the CTE with their `id`, `account_id`, `state` and `webhook`. A job ends once, so its event's id is
+    made of its own.
     """
-    return f"""
-), told AS (
+    return f""", notified AS (
     INSERT INTO webhook_deliveries (id, account_id, job_id, url, event, payload)
     SELECT 'evt_' || substr(id, 5), account_id, id, webhook, 'job.' || state, json_build_object(
                'id', 'evt_' || substr(id, 5), 'object', 'event', 'type', 'job.' || state,
                'created_at', floor(extract(epoch FROM now()))::bigint, 'data', json_build_object('id', id))::text
-    FROM {ended} WHERE webhook IS NOT NULL AND state NOT IN ('queued', 'running')
-"""
+    FROM {moved} WHERE webhook IS NOT NULL AND state NOT IN ('queued', 'running')
+)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.batches.queries import finalize_batch, fold_tallies, list_active, settle_restored_ends
+from headrace.batches.queries import finalize_batch, fold_tallies, list_active
 from headrace.batches.results import CANCELLED
 from headrace.batches.shares import share_window
 from headrace.batches.state import BatchState
@@ -21,6 +21,7 @@ from headrace.errors import JobCancelledError
 from headrace.events.publisher import Publisher
 from headrace.jobs.cancellation import announce_cancellation
 from headrace.jobs.sql.cancel import cancel_lines
+from headrace.jobs.sql.lines import settle_restored_ends
 from headrace.jobs.state import State
 from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue

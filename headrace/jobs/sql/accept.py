@@ -3,52 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from headrace.jobs.records import NewJob
+from headrace.jobs.sql.columns import Column, Columns, unnest
 from headrace.stores.database import Database, execute
 
-_INSERT = """
-INSERT INTO jobs (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, agent_id,
-                  agent_version, reserved_cost, webhook, stored, scheduled_at, deadline_at)
-SELECT id, account_id, key_id, model, request, metadata::jsonb, tier, background, streamed, origin, agent_id,
-       agent_version, reserved_cost, webhook, stored, now() + delay * interval '1 second',
-       now() + timeout * interval '1 second'
-FROM unnest(%(id)b::text[], %(account_id)b::text[], %(key_id)b::text[], %(model)b::text[], %(request)b::text[],
-            %(metadata)b::text[], %(tier)b::text[], %(background)b::bool[], %(streamed)b::bool[], %(origin)b::text[],
-            %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[], %(reserved_cost)b::numeric[],
-            %(delay)b::float8[], %(webhook)b::text[], %(stored)b::bool[])
-     AS new (id, account_id, key_id, model, request, metadata, tier, background, streamed, origin, timeout, agent_id,
-             agent_version, reserved_cost, delay, webhook, stored)
+NEW_JOB = Columns[NewJob](
+    Column("id", "text"),
+    Column("account_id", "text"),
+    Column("key_id", "text"),
+    Column("model", "text"),
+    Column("request", "text"),
+    Column("metadata", "text", value="{}::jsonb"),
+    Column("tier", "text"),
+    Column("background", "bool"),
+    Column("streamed", "bool"),
+    Column("origin", "text"),
+    Column("agent_id", "text"),
+    Column("agent_version", "int"),
+    Column("reserved_cost", "numeric"),
+    Column("webhook", "text"),
+    Column("stored", "bool"),
+    Column("scheduled_at", "float8", attrgetter("delay_seconds"), "now() + {} * interval '1 second'"),
+    Column("deadline_at", "float8", attrgetter("timeout_seconds"), "now() + {} * interval '1 second'"),
+)
+"""What a client's new job sets. Other columns have their defaults."""
+
+_INSERT = f"""
+INSERT INTO jobs ({NEW_JOB.names})
+SELECT {NEW_JOB.values("new")}
+FROM {unnest("new", NEW_JOB)}
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
 """
 
 
 async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int]:
-    """Accept jobs, all or none: they are safe on disk now. Returns when each was created, in Unix seconds."""
-    rows = await execute(
-        database.durable,
-        _INSERT,
-        {
-            "id": [job.id for job in new],
-            "account_id": [job.account_id for job in new],
-            "key_id": [job.key_id for job in new],
-            "model": [job.model for job in new],
-            "request": [job.request for job in new],
-            "metadata": [job.metadata for job in new],
-            "tier": [job.tier for job in new],
-            "background": [job.background for job in new],
-            "streamed": [job.streamed for job in new],
-            "origin": [job.origin for job in new],
-            "timeout": [job.timeout_seconds for job in new],
-            "agent_id": [job.agent_id for job in new],
-            "agent_version": [job.agent_version for job in new],
-            "reserved_cost": [job.reserved_cost for job in new],
-            "delay": [job.delay_seconds for job in new],
-            "webhook": [job.webhook for job in new],
-            "stored": [job.stored for job in new],
-        },
-    )
+    """Accept jobs, all or none: they are on disk when this returns. Returns when each was created, in Unix seconds."""
+    rows = await execute(database.durable, _INSERT, NEW_JOB.for_all(new))
     created = {row[0]: row[1] for row in rows}
     return [created[job.id] for job in new]
 

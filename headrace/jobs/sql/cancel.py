@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.jobs.records import MovedJob
-from headrace.jobs.sql.fragments import TRANSACTION, moved_jobs, tally, tally_and_announce
+from headrace.jobs.sql.fragments import TRANSACTION, read_moved, tally, tally_and_notify
 from headrace.stores.database import Database, execute
 
 _CANCEL = f"""
@@ -19,7 +19,7 @@ WITH target AS MATERIALIZED (
         error = CASE WHEN jobs.state = 'queued' THEN %(error)s END
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
     RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, jobs.webhook
-{tally_and_announce("changed")}
+){tally_and_notify("changed")}
 SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
 FROM target LEFT JOIN changed USING (id)
 """
@@ -31,7 +31,7 @@ async def cancel_job(database: Database, job_id: str, account_id: str, *, error:
     Returns the job as it is then, or None if the account has no such job. `error` is the JSON that the row keeps.
     """
     rows = await execute(database.durable, _CANCEL, {"id": job_id, "account_id": account_id, "error": error})
-    return moved_jobs(rows)[0] if rows else None
+    return read_moved(rows)[0] if rows else None
 
 
 _CANCEL_LINES = f"""
@@ -49,7 +49,7 @@ WITH target AS MATERIALIZED (
         error = CASE WHEN target.state = 'queued' THEN %(error)s END
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, jobs.state, attempt, origin, batch_id
-{tally("changed")}
+){tally("changed")}
 SELECT id, tier, state, attempt, origin FROM changed
 """
 
@@ -59,4 +59,4 @@ async def cancel_lines(database: Database, batch_id: str, *, error: str) -> list
 
     There may be more: none are left when it returns none.
     """
-    return moved_jobs(await execute(database.durable, _CANCEL_LINES, {"batch_id": batch_id, "error": error}))
+    return read_moved(await execute(database.durable, _CANCEL_LINES, {"batch_id": batch_id, "error": error}))

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from headrace.jobs.records import HeldLine, MovedJob, NewLine
-from headrace.jobs.sql.fragments import TRANSACTION, append_record, moved_jobs, tally
+from headrace.jobs.sql.columns import Column, Columns, unnest
+from headrace.jobs.sql.fragments import TRANSACTION, append_unfinished, read_moved, tally
+from headrace.stores.connections import LONG_PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
 
-_FEED = """
+NEW_LINE = Columns[NewLine](
+    Column("id", "text"),
+    Column("line", "int"),
+    Column("custom_id", "text"),
+    Column("model", "text"),
+    Column("request", "text"),
+    Column("metadata", "text", value="{}::jsonb"),
+    Column("agent_id", "text"),
+    Column("agent_version", "int"),
+    Column(
+        "deadline_at", "float8", attrgetter("timeout_seconds"), "least(expires_at, now() + {} * interval '1 second')"
+    ),
+)
+
+_FEED = f"""
 WITH fed AS (
     UPDATE batches SET next_offset = %(end)s, next_line = %(next_line)s, fed = fed + %(count)s
     WHERE id = %(batch_id)s AND state = 'in_progress' AND next_offset = %(start)s AND expires_at > now()
     RETURNING id AS batch_id, account_id, key_id, expires_at
 )
-INSERT INTO jobs (id, account_id, key_id, batch_id, line, custom_id, model, request, metadata, tier, background,
-                  streamed, agent_id, agent_version, deadline_at, state, attempt, worker, started_at, lease_until)
-SELECT id, account_id, key_id, batch_id, line, custom_id, model, request, metadata::jsonb, 'batch', true,
-       false, agent_id, agent_version, least(expires_at, now() + timeout * interval '1 second'),
+INSERT INTO jobs ({NEW_LINE.names}, account_id, key_id, batch_id, tier, background, streamed,
+                  state, attempt, worker, started_at, lease_until)
+SELECT {NEW_LINE.values("new")}, account_id, key_id, batch_id, 'batch', true, false,
        CASE WHEN %(parcel)s::text IS NULL THEN 'queued' ELSE 'running' END,
        CASE WHEN %(parcel)s::text IS NULL THEN 0 ELSE 1 END, %(parcel)s,
        CASE WHEN %(parcel)s::text IS NOT NULL THEN now() END,
        CASE WHEN %(parcel)s::text IS NOT NULL THEN expires_at END
-FROM fed, unnest(%(id)b::text[], %(line)b::int[], %(custom_id)b::text[], %(model)b::text[], %(request)b::text[],
-                 %(metadata)b::text[], %(timeout)b::float8[], %(agent_id)b::text[], %(agent_version)b::int[])
-     AS new (id, line, custom_id, model, request, metadata, timeout, agent_id, agent_version)
+FROM fed, {unnest("new", NEW_LINE)}
 RETURNING id
 """
 
@@ -52,15 +66,7 @@ async def feed_lines(
         "end": end,
         "next_line": next_line,
         "count": len(lines),
-        "id": [line.id for line in lines],
-        "line": [line.line for line in lines],
-        "custom_id": [line.custom_id for line in lines],
-        "model": [line.model for line in lines],
-        "request": [line.request for line in lines],
-        "metadata": [line.metadata for line in lines],
-        "timeout": [line.timeout_seconds for line in lines],
-        "agent_id": [line.agent_id for line in lines],
-        "agent_version": [line.agent_version for line in lines],
+        **NEW_LINE.for_all(lines),
     }
     return bool(await execute(database.relaxed, _FEED, parameters))
 
@@ -78,10 +84,10 @@ WITH target AS MATERIALIZED (
                     error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(error)s END,
                     request = CASE WHEN deleted_at IS NULL THEN request END,
                     lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
-                    {append_record("returned")}
+                    {append_unfinished("returned")}
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, state, attempt, origin, batch_id
-{tally("moved")}
+){tally("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 
@@ -99,7 +105,7 @@ async def release_lines(
         "ids": None if job_ids is None else list(job_ids),
         "error": error,
     }
-    return moved_jobs(await execute(database.durable, _RELEASE, parameters))
+    return read_moved(await execute(database.durable, _RELEASE, parameters))
 
 
 # Requests are up to 20 MB each: a page ends where it has enough of them.
@@ -139,3 +145,27 @@ async def read_held(
         "bytes": _HELD_BYTES,
     }
     return [HeldLine(*row) for row in await execute(database.relaxed, _HELD, parameters)]
+
+
+# The ends get numbers before those of all transactions of this database, in the order that they have.
+_SETTLE_RESTORED = """
+WITH restored AS MATERIALIZED (
+    SELECT line.id FROM batches CROSS JOIN LATERAL (
+        SELECT id FROM jobs WHERE batch_id = batches.id
+                                  AND finished_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+        LIMIT %(limit)s
+    ) AS line LIMIT %(limit)s
+)
+UPDATE jobs SET finished_in = finished_in - 4611686018427387904 FROM restored WHERE jobs.id = restored.id
+RETURNING jobs.id
+"""
+
+
+async def settle_restored_ends(database: Database, *, limit: int = 1000) -> int:
+    """Put lines that ended in the database from which this one was restored before those that end here.
+
+    Their transactions have numbers that this database may not have reached yet. Returns how many lines it changed, at
+    most `limit`; the caller repeats it until none are left.
+    """
+    rows = await execute(database.relaxed, _SETTLE_RESTORED, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS)
+    return len(rows)

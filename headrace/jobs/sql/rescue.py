@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.jobs.records import Backlog, MovedJob
-from headrace.jobs.sql.fragments import TRANSACTION, append_record, moved_jobs, tally_and_announce
+from headrace.jobs.sql.fragments import TRANSACTION, append_unfinished, read_moved, tally_and_notify
 from headrace.stores.database import Database, execute
 
 _RESCUE = f"""
@@ -20,7 +20,7 @@ WITH dead AS MATERIALIZED (
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
                     lost = lost + 1, lease_until = NULL, worker = NULL,
-                    {append_record("lost")},
+                    {append_unfinished("lost")},
                     scheduled_at = now() + %(delay)s * interval '1 second', sent_at = now(),
                     finished_at = CASE WHEN fate <> 'queued' THEN now() END,
                     finished_in = CASE WHEN fate <> 'queued' THEN {TRANSACTION} END,
@@ -33,7 +33,7 @@ WITH dead AS MATERIALIZED (
 ), forgotten AS (
     DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
     AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
-{tally_and_announce("moved")}
+){tally_and_notify("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 
@@ -54,7 +54,7 @@ async def rescue_jobs(
         "poisonous": poisonous,
         "interrupted": interrupted,
     }
-    return moved_jobs(await execute(database.durable, _RESCUE, parameters))
+    return read_moved(await execute(database.durable, _RESCUE, parameters))
 
 
 _EXPIRE = f"""
@@ -65,14 +65,14 @@ WITH late AS MATERIALIZED (
                     request = CASE WHEN deleted_at IS NULL THEN request END
     FROM late WHERE jobs.id = late.id
     RETURNING jobs.id, account_id, tier, state, attempt, origin, batch_id, webhook
-{tally_and_announce("moved")}
+){tally_and_notify("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """
 
 
 async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
     """End queued jobs whose deadline has passed; a running one is ended by its worker."""
-    return moved_jobs(await execute(database.durable, _EXPIRE, {"error": error}))
+    return read_moved(await execute(database.durable, _EXPIRE, {"error": error}))
 
 
 # Of a long queue only the head is known. What was sent before its last messages were, and is not in it, was lost; a
@@ -109,7 +109,7 @@ async def resend_jobs(database: Database, tier: str, backlog: Backlog, *, resend
         "last": list(backlog.last_ids),
         "whole": backlog.whole,
     }
-    return moved_jobs(await execute(database.relaxed, _RESEND, parameters))
+    return read_moved(await execute(database.relaxed, _RESEND, parameters))
 
 
 _IN_HAND = """

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
 
 from headrace.jobs.records import ClaimedJob, FinishedJob, Segment
-from headrace.jobs.sql.fragments import (
-    OF_SPENDER,
-    SPENDER,
-    SPENT,
-    TRANSACTION,
-    spent_columns,
-    storable,
-    tally_and_announce,
-)
+from headrace.jobs.sql.columns import Column, Columns, unnest
+from headrace.jobs.sql.fragments import TRANSACTION, append_attempt, storable, tally_and_notify
+from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
 from headrace.usage.spent import SpentUsage
-from headrace.webhooks.queries import told_of_jobs
+from headrace.webhooks.queries import insert_job_deliveries
 
 _CLAIM = """
 WITH due AS MATERIALIZED (
@@ -94,12 +88,14 @@ async def extend_leases(
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-_SEGMENTS = """
-INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
-SELECT new.id, new.attempt, new.first_seq, new.last_seq, new.chunks
-FROM unnest(%(id)b::text[], %(attempt)b::int[], %(first_seq)b::int[], %(last_seq)b::int[], %(chunks)b::text[])
-     AS new (id, attempt, first_seq, last_seq, chunks)
-JOIN jobs ON jobs.id = new.id
+_SEGMENT_OF = Columns[Segment](Column("job_id", "text"), Column("attempt", "int"))
+SEGMENT = Columns[Segment](Column("first_seq", "int"), Column("last_seq", "int"), Column("chunks", "text"))
+
+_SEGMENTS = f"""
+INSERT INTO job_deltas ({_SEGMENT_OF.names}, {SEGMENT.names})
+SELECT {_SEGMENT_OF.values("new")}, {SEGMENT.values("new")}
+FROM {unnest("new", _SEGMENT_OF, SEGMENT)}
+JOIN jobs ON jobs.id = new.job_id
 WHERE jobs.state = 'running' AND jobs.attempt = new.attempt AND jobs.deleted_at IS NULL
 ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
 """
@@ -110,54 +106,40 @@ async def append_segments(database: Database, segments: Sequence[Segment]) -> No
 
     This waits for the disk: whoever wrote them keeps them no longer.
     """
-    parameters = {
-        "id": [segment.job_id for segment in segments],
-        "attempt": [segment.attempt for segment in segments],
-        "first_seq": [segment.first_seq for segment in segments],
-        "last_seq": [segment.last_seq for segment in segments],
-        "chunks": [segment.chunks for segment in segments],
-    }
-    await execute(database.durable, _SEGMENTS, parameters)
+    await execute(database.durable, _SEGMENTS, {**_SEGMENT_OF.for_all(segments), **SEGMENT.for_all(segments)})
 
 
-_ENDED = f"""
+_ATTEMPT = Columns[FinishedJob](Column("id", "text"), Column("attempt", "int"))
+FINISHED_JOB = Columns[FinishedJob](
+    Column("state", "text", attrgetter("state.value")),
+    Column("provider", "text"),
+    Column("response", "text", value="CASE WHEN jobs.deleted_at IS NULL THEN {} END"),
+    Column("error", "text"),
+    Column("delta_count", "int"),
+    Column("tried", "text", lambda job: storable(job.record), append_attempt("{}::jsonb")),
+    Column("first_token_at", "float8", attrgetter("seconds_since_first_token"), "now() - {} * interval '1 second'"),
+)
+
+_FINISH = f"""
 WITH ended AS MATERIALIZED (
-    SELECT * FROM unnest(
-        %(id)b::text[], %(attempt)b::int[], %(state)b::text[], %(provider)b::text[], %(response)b::text[],
-        %(error)b::text[], %(delta_count)b::int[], %(first_token)b::float8[],
-        %(first_seq)b::int[], %(last_seq)b::int[], %(chunks)b::text[],
-        %(prompt)b::bigint[], %(completion)b::bigint[], %(cached)b::bigint[], %(reasoning)b::bigint[],
-        %(written)b::bigint[], %(prompt_audio)b::bigint[], %(completion_audio)b::bigint[], %(estimated)b::bool[],
-        %(cost)b::numeric[], %(price)b::text[], %(answered_model)b::text[], %(end_user)b::text[], %(record)b::text[])
-    AS ended (id, attempt, state, provider, response, error, delta_count, first_token, first_seq, last_seq, chunks,
-              prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens,
-              prompt_audio_tokens, completion_audio_tokens, estimated, cost, price, answered_model, end_user, record)
+    SELECT * FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
 ), finished AS (
-    UPDATE jobs SET state = ended.state, finished_at = now(), finished_in = {TRANSACTION},
-                    lease_until = NULL, provider = ended.provider,
-                    request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END,
-                    response = CASE WHEN jobs.deleted_at IS NULL THEN ended.response END, error = ended.error,
-                    delta_count = ended.delta_count,
-                    tried = CASE WHEN jobs.deleted_at IS NULL
-                                 THEN jobs.tried || (ended.record::jsonb
-                                                     || jsonb_build_object('ended_at', extract(epoch FROM now())))
-                                 ELSE '[]' END,
-                    first_token_at = now() - ended.first_token * interval '1 second'
+    UPDATE jobs SET {FINISHED_JOB.assignments("ended")},
+                    finished_at = now(), finished_in = {TRANSACTION}, lease_until = NULL,
+                    request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING {SPENDER}, jobs.deleted_at, jobs.state, jobs.webhook
+    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, jobs.webhook
 ), kept AS (
-    INSERT INTO job_deltas (job_id, attempt, first_seq, last_seq, chunks)
-    SELECT id, attempt, first_seq, last_seq, chunks FROM ended JOIN finished USING (id)
+    INSERT INTO job_deltas (job_id, attempt, {SEGMENT.names})
+    SELECT id, attempt, {SEGMENT.names} FROM ended JOIN finished USING (id)
     WHERE chunks IS NOT NULL AND deleted_at IS NULL
     ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
 ), erased AS (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
-    {SPENT}
-    SELECT 'counted', {OF_SPENDER}, ended.provider, answered_model, end_user, prompt_tokens,
-           completion_tokens, cached_tokens, reasoning_tokens, cache_write_tokens, prompt_audio_tokens,
-           completion_audio_tokens, estimated, cost, price::jsonb
+    {INSERT_USAGE}
+    SELECT 'counted', {FROM_JOB}, ended.provider, {SPENT.values("ended")}
     FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
 ), tallied AS (
     INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
@@ -168,7 +150,7 @@ WITH ended AS MATERIALIZED (
            coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
            coalesce(sum(reasoning_tokens), 0), sum(cost)
     FROM ended JOIN finished USING (id) WHERE batch_id IS NOT NULL GROUP BY batch_id
-{told_of_jobs("finished")})
+){insert_job_deliveries("finished")}
 SELECT id FROM finished
 """
 
@@ -176,28 +158,20 @@ SELECT id FROM finished
 async def finish_jobs(
     database: Database, ended: Sequence[FinishedJob], *, patience_seconds: float = PATIENCE_SECONDS
 ) -> list[bool]:
-    """End jobs: state, response, last deltas and usage, all at once. Returns, for each, whether it was still ours."""
-    rows = await execute(database.durable, _ENDED, _ended_columns(ended), patience_seconds=patience_seconds)
+    """End jobs: state, response, last deltas and usage in one statement.
+
+    Returns for each job whether the attempt still held it. A job that another attempt took, or that has ended, stays
+    as it is.
+    """
+    parameters = {
+        **_ATTEMPT.for_all(ended),
+        **FINISHED_JOB.for_all(ended),
+        **SEGMENT.for_all([job.segment for job in ended]),
+        **SPENT.for_all([job.spent for job in ended]),
+    }
+    rows = await execute(database.durable, _FINISH, parameters, patience_seconds=patience_seconds)
     finished = {row[0] for row in rows}
     return [job.id in finished for job in ended]
-
-
-def _ended_columns(ended: Sequence[FinishedJob]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        "id": [job.id for job in ended],
-        "attempt": [job.attempt for job in ended],
-        "state": [job.state.value for job in ended],
-        "provider": [job.provider for job in ended],
-        "response": [job.response for job in ended],
-        "error": [job.error for job in ended],
-        "delta_count": [job.delta_count for job in ended],
-        "first_token": [job.seconds_since_first_token for job in ended],
-        "first_seq": [job.segment and job.segment.first_seq for job in ended],
-        "last_seq": [job.segment and job.segment.last_seq for job in ended],
-        "chunks": [job.segment and job.segment.chunks for job in ended],
-        "record": [storable(job.record) for job in ended],
-    }
-    return {**columns, **spent_columns([job.spent for job in ended])}
 
 
 _RETRY = f"""
@@ -210,21 +184,16 @@ WITH put_back AS (
                     lease_until = NULL, worker = NULL, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
                     sent_at = now() + %(delay)s * interval '1 second',
-                    tried = CASE WHEN deleted_at IS NOT NULL THEN '[]' WHEN %(record)s::text IS NULL THEN tried
-                                 ELSE tried || (%(record)s::jsonb
-                                                || jsonb_build_object('ended_at', extract(epoch FROM now()))) END
+                    tried = {append_attempt("%(record)s::jsonb")}
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING {SPENDER}, attempt, state, webhook
+    RETURNING {JOB_FOR_USAGE}, attempt, state, webhook
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
 ), spent AS (
-    {SPENT}
-    SELECT 'discarded', {OF_SPENDER}, %(provider)s, %(answered_model)s, %(end_user)s,
-           %(prompt)s::bigint, %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint,
-           %(prompt_audio)s::bigint, %(completion_audio)s::bigint, %(estimated)s::bool, %(cost)s::numeric,
-           %(price)s::jsonb
-    FROM put_back WHERE %(prompt)s::bigint IS NOT NULL
-{tally_and_announce("put_back")}
+    {INSERT_USAGE}
+    SELECT 'discarded', {FROM_JOB}, %(provider)s, {SPENT.single}
+    FROM put_back WHERE %(prompt_tokens)s::bigint IS NOT NULL
+){tally_and_notify("put_back")}
 SELECT state FROM put_back
 """
 
@@ -256,7 +225,7 @@ async def retry_job(
         "cancelled": cancelled,
         "record": None if record is None else storable(record),
         "provider": spent and spent.provider,
-        **{name: column[0] for name, column in spent_columns([spent]).items()},
+        **SPENT.for_one(spent),
     }
     rows = await execute(database.durable, _RETRY, parameters)
     return State(rows[0].state) if rows else None
@@ -274,12 +243,9 @@ async def rehearse(database: Database, *, patience_seconds: float) -> None:
 
 
 _DISCARD = f"""
-{SPENT}
-SELECT 'discarded', {OF_SPENDER}, %(provider)s, %(answered_model)s, %(end_user)s,
-       %(prompt)s::bigint, %(completion)s::bigint, %(cached)s::bigint, %(reasoning)s::bigint, %(written)s::bigint,
-       %(prompt_audio)s::bigint, %(completion_audio)s::bigint, %(estimated)s::bool, %(cost)s::numeric,
-       %(price)s::jsonb
-FROM (SELECT {SPENDER}, %(attempt)s::int AS attempt FROM jobs
+{INSERT_USAGE}
+SELECT 'discarded', {FROM_JOB}, %(provider)s, {SPENT.single}
+FROM (SELECT {JOB_FOR_USAGE}, %(attempt)s::int AS attempt FROM jobs
       WHERE id = %(id)s AND NOT EXISTS (SELECT FROM usage WHERE job_id = jobs.id AND usage.attempt = %(attempt)s)
      ) AS spender
 """
@@ -291,6 +257,6 @@ async def record_discarded(database: Database, job_id: str, attempt: int, spent:
         "id": job_id,
         "attempt": attempt,
         "provider": spent.provider,
-        **{name: column[0] for name, column in spent_columns([spent]).items()},
+        **SPENT.for_one(spent),
     }
     await execute(database.durable, _DISCARD, parameters)

@@ -20,7 +20,6 @@ from headrace.batches.queries import (
     get_batch,
     list_ended,
     read_lines,
-    settle_restored_ends,
     start_batch,
 )
 from headrace.batches.state import BatchState
@@ -38,7 +37,7 @@ from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
 from headrace.jobs.records import NewLine
 from headrace.jobs.sql.cancel import cancel_lines
-from headrace.jobs.sql.lines import feed_lines
+from headrace.jobs.sql.lines import feed_lines, settle_restored_ends
 from headrace.jobs.state import State
 from headrace.settings import Settings
 from headrace.stores.connections import Row

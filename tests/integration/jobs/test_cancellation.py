@@ -178,7 +178,7 @@ async def test_deltas_on_their_way_when_the_job_is_erased_are_not_kept(jobs: Job
     late = segment(job, 1, 1)
     await other_session.execute(
         _SEGMENTS,
-        {"id": [job.id], "attempt": [1], "first_seq": [1], "last_seq": [1], "chunks": [late.chunks]},
+        {"job_id": [job.id], "attempt": [1], "first_seq": [1], "last_seq": [1], "chunks": [late.chunks]},
     )
     erasing = asyncio.create_task(jobs.delete(job.id))
     # It may wait for the deltas or go ahead of them: either way, when both are over there must be none.
