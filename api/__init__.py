@@ -1,1 +1,1 @@
-"""HTTP in, rows and wake-ups out."""
+"""The HTTP process: it commits requests as jobs, wakes workers, and answers clients from the jobs' events."""

@@ -31,7 +31,7 @@ _PREFIXES = ("/api/v1", "/v1")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; it connects when it starts."""
+    """Return the application. Its lifespan connects to the stores."""
     app = FastAPI(
         title="Headrace",
         summary="Completions that do not get lost",
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        redirect_slashes=False,  # a redirect would lead to whatever the Host header says
+        redirect_slashes=False,  # a redirect would go to the host that the client names in `Host`
     )
     for prefix in _PREFIXES:
         for resource in (
@@ -62,12 +62,12 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(health.router, prefix=prefix, include_in_schema=not prefix)
     handle_errors(app)
     if settings.cors_origins:
-        # Keys are sent in headers, never in cookies, so the answers may be open to every header.
+        # Clients send keys in headers, never in cookies, so any header is safe to allow.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
-            allow_headers=["*"],  # those that are asked for, as `x-stainless-os` of OpenAI's clients
+            allow_headers=["*"],  # OpenAI's clients send many, such as `x-stainless-os`
             expose_headers=["*"],
             max_age=7200,
         )

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, which serves the application on connections with bounds."""
+"""The HTTP server: uvicorn, with connections that have limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from headrace.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Seconds before the process must have ended at which clients that wait are answered so, and at which requests that
-# still have no answer are cut off with one.
+# Seconds before the end of `drain_seconds` at which waiting clients get an error, and at which the server cancels the
+# requests that still have no answer.
 _LAST_SECONDS = 1.0
 _CUT_SECONDS = 0.5
 # uvicorn's own clock ticks ten times a second.
@@ -28,7 +28,7 @@ class Server(uvicorn.Server):
     """The server of one process."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        """Serve nothing yet: that is `run`."""
+        """Configure uvicorn. `run` serves."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
         self._settings = settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where the API listens."""
+        """Start, and log the address that the API listens on."""
         await super().startup(sockets)
         if self.started:
             for listener in sockets or ():
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
                 log.info("ready: this API serves http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the connections once a second; returns whether to end."""
+        """Check the timeouts of all connections once a second. Returns whether the server ends."""
         if counter % _TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
@@ -65,10 +65,10 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let readers go, give requests that wait their time, and end."""
+        """Disconnect readers, give other requests `drain_seconds` to finish, and end."""
         hub = self._app.state.hub
         hub.end_watching()
-        # Both before uvicorn closes what the requests still need.
+        # Both happen before uvicorn closes what the requests still use.
         loop, grace = asyncio.get_running_loop(), int(self._settings.drain_seconds)
         loop.call_later(max(0.0, grace - _LAST_SECONDS), hub.end_waiting)
         loop.call_later(max(0.0, grace - _CUT_SECONDS), self._cut)
@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
 
 
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    """Serve the application on a listening socket until the process is told to end."""
+    """Serve the application on a listening socket until the process gets a signal to end."""
     raise_descriptor_limit(settings.max_connections + RESERVED_DESCRIPTORS)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
         Server(app, settings).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""What an API process holds, opened once by its lifespan and read through `request.state`."""
+"""The resources of an API process: its lifespan opens them, and requests read them from `request.state`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from headrace.stores.redis import connect_redis
 
 
 class State(TypedDict):
-    """The resources of the process."""
+    """The resources that every request finds in `request.state`."""
 
     settings: Settings
     catalogue: CatalogueFile
@@ -56,7 +56,7 @@ class State(TypedDict):
 
 @contextlib.asynccontextmanager
 async def open_state(settings: Settings) -> AsyncIterator[State]:
-    """Connect, and serve live readers while within."""
+    """Connect to the stores, and run the background tasks of the process inside the context."""
     async with contextlib.AsyncExitStack() as stack:
         catalogue = CatalogueFile(settings.config, demo=settings.demo)
         database = Database.connect(settings.database_url, part="api")
@@ -100,7 +100,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
 
 
 def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:
-    """Return the lifespan of an application with these settings; `app.state.hub` is for its server's end."""
+    """Return the lifespan of an application. Its server finds the hub in `app.state` and ends it at shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:

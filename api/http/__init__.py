@@ -1,1 +1,1 @@
-"""What every request passes: its connection, id, body, authentication, idempotency, pages and event streams."""
+"""Parts that serve every resource: connections, request ids, authentication, bodies, idempotency, pages, streams."""

@@ -1,4 +1,4 @@
-"""Who a request comes from: one place reads the key, whichever header carries it."""
+"""Authentication: which key a request has, and what the key may do."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
 
-# A revoked key works no longer than this in a process that has just seen it.
+# Seconds for which a process uses a key without looking it up again: a revoked key stops working within them.
 _CACHE_SECONDS = 1.0
 _CACHE_SIZE = 10_000
-# Seconds between two checks of the keys by which streams are open.
+# Seconds between two checks of the keys of open streams.
 _RECHECK_SECONDS = 2.0
-# How often a key's use is written down, and how long the write waits for other keys' uses.
+# Seconds between two records of a key's use, and seconds a record waits to be written with those of other keys.
 _MARK_SECONDS = 60.0
 _GATHER_SECONDS = 0.5
 
@@ -41,7 +41,7 @@ class _Known:
 
 
 class Authenticator:
-    """Looks keys up by their hash. Only valid ones are remembered, briefly, so every refusal takes the same path."""
+    """Looks up keys by their hash. It caches valid keys alone, briefly, so every refusal takes the same path."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -51,10 +51,10 @@ class Authenticator:
         self._marking: asyncio.Task[None] | None = None
 
     async def authenticate(self, key: str) -> Principal:
-        """Return whose key this is.
+        """Return the principal of a key.
 
         Raises:
-            AuthenticationError: Nobody's: there is none, or it is malformed, unknown, revoked or expired.
+            AuthenticationError: The key is missing, malformed, unknown, revoked or expired.
         """
         key_hash = hash_key(key)
         known = self._cache.get(key_hash)
@@ -76,7 +76,7 @@ class Authenticator:
 
     @contextlib.contextmanager
     def holding(self, principal: Principal, end: Callable[[], None]) -> Iterator[None]:
-        """Call `end` if the principal's key is revoked, expires or is rotated away while within."""
+        """Call `end` if the principal's key is revoked, expires or is rotated inside the context."""
         held = self._held.setdefault(principal.key_hash, set())
         held.add(end)
         try:
@@ -87,7 +87,7 @@ class Authenticator:
                 self._held.pop(principal.key_hash, None)
 
     async def run(self) -> None:
-        """End what is held with keys that are valid no longer, until cancelled: one query for all of them."""
+        """End open streams whose keys have become invalid, until cancelled. One query checks all keys."""
         while True:
             await asyncio.sleep(_RECHECK_SECONDS)
             if not self._held:
@@ -96,7 +96,7 @@ class Authenticator:
             try:
                 valid = await still_valid(self._database, hashes)
             except SQLAlchemyError as error:
-                log.warning("open streams keep their keys until Postgres is back: %s", error)
+                log.warning("the keys of open streams are not checked while Postgres is unavailable: %s", error)
                 continue
             for key_hash in hashes:
                 if key_hash not in valid:
@@ -110,24 +110,24 @@ class Authenticator:
             self._marking = asyncio.create_task(self._mark_used())
 
     async def _mark_used(self) -> None:
-        """Write down which keys are in use, many at once; the request that used one does not wait for it."""
+        """Record the use of keys, many at once. No request waits for it."""
         while self._used:
             await asyncio.sleep(_GATHER_SECONDS)
             used, self._used = self._used, set()
             try:
                 await mark_used(self._database, list(used))
             except SQLAlchemyError as error:
-                log.warning("the use of %d keys was not written down: %s", len(used), error)
+                log.warning("could not record the use of %d keys: %s", len(used), error)
 
 
 async def authenticate(request: Request) -> Principal:
-    """Return who sent the request, by `Authorization: Bearer` or else by `X-API-Key`.
+    """Return the principal of the key in `Authorization: Bearer`, or else in `X-API-Key`.
 
-    As every endpoint for clients asks this first, it is also where a query that is not heeded is refused.
+    Every endpoint for clients depends on this, so it also refuses query parameters that the endpoint does not read.
 
     Raises:
-        AuthenticationError: Nobody that we know.
-        InvalidRequestError: The query has what the endpoint does not know.
+        AuthenticationError: The key is missing or not valid.
+        InvalidRequestError: The endpoint does not read one of the query's parameters.
     """
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -143,13 +143,13 @@ async def authenticate(request: Request) -> Principal:
 Authenticated = Annotated[Principal, Depends(authenticate)]
 
 REQUIRED_SCOPES: dict[Callable[..., object], KeyScope] = {}
-"""The scope that each dependency made by `requires` asks for."""
+"""The scope that each dependency made by `requires` demands."""
 
 
 def requires(scope: KeyScope) -> Callable[..., Awaitable[Principal]]:
-    """Return a dependency that lets a request through if its key has a scope, or `admin`.
+    """Return a dependency that accepts keys with a scope, or with `admin`.
 
-    It raises PermissionDeniedError otherwise, before the body is read.
+    It raises PermissionDeniedError for other keys, before the body is read.
     """
 
     async def authorize(principal: Authenticated) -> Principal:

@@ -1,4 +1,4 @@
-"""The body of a request, within its limit."""
+"""Reading the body of a request, up to its size limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.runtime.offload import LARGE_BYTES
 
 SMALL_BODY = 64 * 1024
-"""Bytes of a body that describes a key or an account."""
+"""The most bytes of a body that describes a key or an account."""
 
 
 async def read_body(request: Request, *, limit: int | None = None) -> bytes:
@@ -18,10 +18,10 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     A compressed body is decompressed. The limit holds before and after that.
 
     Raises:
-        PayloadTooLargeError: The body is larger than `limit` or `HEADRACE_MAX_BODY_BYTES`; the rest of it is not read.
-        InvalidRequestError: The client broke off, or the body is compressed in a way that is unknown or broken.
-        RateLimitError: Too many large bodies of the account are under way.
-        UnavailableError: Too many large bodies of all accounts are under way.
+        PayloadTooLargeError: The body is larger than `limit` or `HEADRACE_MAX_BODY_BYTES`. The rest is not read.
+        InvalidRequestError: The client disconnected before the end, or the compression is unknown or corrupt.
+        RateLimitError: The account has too many large bodies in progress.
+        UnavailableError: All accounts together have too many large bodies in progress.
     """
     limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
     too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
@@ -35,7 +35,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     while True:
         message = await request.receive()
         if message["type"] != "http.request":
-            raise InvalidRequestError("The request body was broken off.")
+            raise InvalidRequestError("The request body ended early.")
         piece = message.get("body", b"")
         received += len(piece)
         if decoder is not None:

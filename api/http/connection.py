@@ -1,9 +1,8 @@
-"""One client's connection: uvicorn's, with a bound on everything that a client can make it hold or wait for.
+"""One client's connection: uvicorn's, with limits on the memory and the time that a client can take.
 
-uvicorn takes a request's head of any size, and waits for ever for the rest of a head or a body, and for a client that
-does not read. It has no hook for any of that, so the parser's callbacks and the connection's own are extended here.
-The clock is read in one place, `check`, which the server calls every `CHECK_SECONDS` for all connections: a request
-costs no timer.
+uvicorn accepts a head of any size. It waits without end for the rest of a head or a body, and for a client that does
+not read its answer. It has no settings for these limits, so this class extends the callbacks of the parser and of the
+transport. The server calls `check` every `CHECK_SECONDS` for all connections, so a request needs no timer.
 """
 
 from __future__ import annotations
@@ -25,35 +24,37 @@ from headrace.settings import Settings
 log = logging.getLogger(__name__)
 
 LARGEST_HEAD = 64 * 1024
-"""Bytes of a request's headers, and of its trailers."""
+"""The most bytes of a request's headers, and of its trailers."""
 MOST_HEADERS = 128
 LONGEST_URL = 16 * 1024
-"""Bytes of a request's path and query: 16 metadata filters of the longest names and values fit."""
+"""The most bytes of a request's path and query. Sixteen metadata filters with the longest names and values fit."""
 MOST_PIPELINED = 16
-"""Requests that may wait behind one that is answered on the same connection."""
+"""The most requests that may wait on a connection while an earlier one is answered."""
 IDLE_SECONDS = 75
-"""Seconds a connection stays open without a request. Proxies keep theirs for about 60, and have to close first: a
-server that does resets some of their requests."""
+"""Seconds a connection stays open without a request. Proxies close idle connections after about 60 seconds. If the
+server closed one first, it would reset a request that the proxy is just sending."""
 LEAST_BYTES_PER_SECOND = 512
-"""What a client has to send of a body, and to read of an answer, on average over `client_timeout_seconds`."""
+"""Bytes per second that a client must send of a body or read of an answer, averaged over `client_timeout_seconds`."""
 CHECK_SECONDS = 1.0
+"""Seconds between two checks of all connections."""
 RESERVED_DESCRIPTORS = 128
-"""Descriptors that are not for clients: the connections to Postgres and Redis, files, and clients that are refused."""
+"""Descriptors that clients cannot take: for Postgres, Redis and files, and for refusing further clients."""
 
-# Seconds a client that was refused may take to read why.
+# Seconds a refused client has to read the error.
 _LINGER_SECONDS = 2.0
-# Bytes of a body that are read and thrown away after its request was answered. A client that only reads an answer when
-# it has sent everything would find a closed connection instead.
+# Bytes of a body that are read and discarded after the request is answered. Some clients read the answer only when they
+# have sent everything, and would find the connection closed.
 _MOST_DRAINED = 256 * 1024 * 1024
+# Connections that are accepted however few descriptors the process has.
 _LEAST_CONNECTIONS = 16
-# Seconds between two log lines that say that there are as many connections as may be.
+# Seconds between two log lines about the limit of connections.
 _FULL_SECONDS = 60.0
-# The share of connections without a request that are closed at once to make room for others.
+# Idle connections that are closed at once to make room, as a share of all connections.
 _ROOM = 1 / 16
 
 
 def most_connections(settings: Settings) -> int:
-    """Return how many clients may be connected: what is set, and no more than there are descriptors for."""
+    """Return the most clients that may connect: as many as is set, and as there are file descriptors for."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return settings.max_connections
@@ -65,13 +66,13 @@ class Connection(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
-    # Bytes that came since the parser last made anything of them: of one header that does not end, for instance.
+    # Bytes since the parser last called back, such as those of a header that does not end.
     _unparsed = 0
     _parsed = False
-    # Since when the client keeps us waiting for what is next: a request, the rest of its head, more of its body.
+    # When the wait for the client began: for a request, the rest of its head, or more of its body.
     since = 0.0
     _received = 0
-    # What the client has not read of an answer, in bytes, and since when that does not get less.
+    # Bytes of an answer that the client has not read, and since when their number has not fallen.
     _unread = 0
     _unread_since = 0.0
     _problem: HeadraceError | None = None
@@ -82,7 +83,7 @@ class Connection(HttpToolsProtocol):
     # -- what the transport calls -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Take the connection, or refuse it if there are too many."""
+        """Accept the connection, or refuse it if there are too many."""
         super().connection_made(transport)
         self._settings = cast("Settings", self.app_state["settings"])
         self.since = self.loop.time()
@@ -92,15 +93,15 @@ class Connection(HttpToolsProtocol):
         if self.since - Connection._full_at > _FULL_SECONDS:
             Connection._full_at = self.since
             log.warning(
-                "all %d connections of this API are taken: idle ones are closed, and new ones refused if none is idle. "
-                "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) bound them",
+                "all %d connections of this API are in use: it closes idle ones, or else refuses new ones. "
+                "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) set their number",
                 most,
             )
         if not self._make_room(most):
-            self._refuse(UnavailableError("This server has as many connections as it takes.", retry_after=1))
+            self._refuse(UnavailableError("This server has no connection free.", retry_after=1))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came. What a client sends after it was refused is not read."""
+        """Parse what the client sent, unless the client was refused."""
         if self._refused_at is not None:
             return
         self._parsed = False
@@ -110,7 +111,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(_head_too_large())
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser, or one of its callbacks, has found wrong."""
+        """Answer with the problem that the parser or one of its callbacks found."""
         self._refuse(self._problem or InvalidRequestError(msg, code="invalid_http"))
 
     # -- what the parser calls ----------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class Connection(HttpToolsProtocol):
             if waited > patience:
                 self._refuse(_too_slow("headers"))
         elif cycle is not None and cycle.more_body:
-            # It has its answer, and goes on sending: it may read that only afterwards.
+            # The client has its answer and still sends: it may read the answer only afterwards.
             slow = waited > _LINGER_SECONDS and self._received < LEAST_BYTES_PER_SECOND * waited
             if slow or waited > patience or self._received > _MOST_DRAINED:
                 self.transport.abort()
@@ -216,12 +217,12 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is in progress."""
         cycle: Any = self.cycle  # None before the first request, which uvicorn's types do not say
         return cycle is None or cycle.response_complete
 
     def _make_room(self, most: int) -> bool:
-        """Close the connections that have been without a request for longest; returns whether there were any."""
+        """Close the connections that have been idle for longest. Returns whether one was idle."""
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
         idle = [other for other in others if other.is_idle and not other.transport.get_write_buffer_size()]
         idle.sort(key=lambda other: other.since)
@@ -230,7 +231,7 @@ class Connection(HttpToolsProtocol):
         return bool(idle)
 
     def _refuse(self, error: HeadraceError) -> None:
-        """Answer with an error, whatever the state of the request, and close the connection once that is read."""
+        """Answer with an error in any state of a request, and close the connection once the client has read it."""
         self._refused_at = self.loop.time()
         if not self.is_idle:
             cycle = self.cycle
@@ -245,14 +246,14 @@ class Connection(HttpToolsProtocol):
         answer.headers["x-request-id"] = new_id("req")
         lines = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(answer.body)))
-        # Closing now would reset a client that is still sending, before it has read why.
+        # Closing now would reset a client that is still sending, before it has read the error.
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
 
 class _UnframedCycle(RequestResponseCycle):
-    """A request of HTTP/1.0 and its answer, which no chunks frame: the connection's end ends it (RFC 9112, 6.1)."""
+    """A request of HTTP/1.0. Its answer has no chunked framing: the connection's end ends it (RFC 9112, 6.1)."""
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send a part of the answer."""

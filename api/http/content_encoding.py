@@ -91,7 +91,7 @@ class Decoder:
 
     def _broken(self) -> InvalidRequestError:
         return InvalidRequestError(
-            f"The request body is not whole and valid '{self._encoding}', which its Content-Encoding says it is.",
+            f"The request body is not complete and valid '{self._encoding}', the encoding in its Content-Encoding.",
             param="Content-Encoding",
             code="invalid_content_encoding",
         )

@@ -1,4 +1,4 @@
-"""What a client is told that asks for an endpoint or a model which does not exist."""
+"""Errors for endpoints and models that do not exist: they name the nearest that do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_MODELS = 10
 def unknown_endpoint(request: Request) -> HeadraceError:
     """Return the error for a path that does not exist, or that does not have the request's method."""
     path = request.url.path
-    # HEAD was turned into GET on the way, as every path that has one has the other.
+    # The middleware turned HEAD into GET, because every path with GET has HEAD too.
     allowed = sorted({method for form, method in _endpoints(request) if compile_path(form)[0].match(path)})
     asked = f"{request.scope['method']} {path[:_LONGEST]}"
     if allowed:
@@ -37,7 +37,7 @@ def unknown_endpoint(request: Request) -> HeadraceError:
 
 
 def unknown_model(request: Request, error: ModelNotFoundError) -> HeadraceError:
-    """Return the error for a model that is not there, with the nearest of those that the request's key may ask."""
+    """Return the error for a model that does not exist, with the nearest models that the request's key may use."""
     may_ask = request.state.principal.may_ask
     served = [name for name in request.state.catalogue.current.entries() if may_ask(name)]
     near = difflib.get_close_matches(error.asked, served, n=_MOST_MODELS, cutoff=0)

@@ -1,4 +1,4 @@
-"""Errors as answers: every kind of failure in one shape."""
+"""Errors as answers: every kind of failure in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headrace.stores.failures import is_foreign_schema, is_unavailable
 
 log = logging.getLogger(__name__)
 
-# Seconds of a `retry-after`: OpenAI's clients take a longer one for none, and come back at once or not at all.
+# The most seconds of a `retry-after`. OpenAI's clients ignore a longer one, and retry at once or not at all.
 _LONGEST_RETRY_AFTER = 59
 
 
@@ -31,7 +31,7 @@ def render_json(document: object, headers: Mapping[str, str] | None = None) -> R
 
 
 def render_error(error: HeadraceError) -> Response:
-    """Return an error as OpenAI has it."""
+    """Return an error as an answer in OpenAI's shape."""
     headers = dict(error.headers)
     if error.status < 500 and not error.retryable:
         headers["x-should-retry"] = "false"  # OpenAI's clients repeat a 409 and a 429 otherwise
@@ -42,13 +42,13 @@ def render_error(error: HeadraceError) -> Response:
     return Response(orjson.dumps({"error": error.body()}), error.status, headers, "application/json")
 
 
-def leaving_error() -> UnavailableError:
-    """Return what a client is answered whose process ends: a new error each time, as a raised one holds its frames."""
+def shutdown_error() -> UnavailableError:
+    """Return the error for a client whose API process shuts down: a new one each time, as a raised one keeps frames."""
     return UnavailableError("This server is shutting down: send the request again.", retry_after=1)
 
 
 def error_for(error: Exception) -> HeadraceError:
-    """Return what a client is told of an error that is not ours."""
+    """Return the error that a client gets for any exception. Unknown ones are logged, and the client gets a 500."""
     if isinstance(error, HeadraceError):
         return error
     if isinstance(error, ValidationError):
@@ -68,7 +68,7 @@ def error_for(error: Exception) -> HeadraceError:
         else:
             log.warning("Postgres is unavailable: %s", error)
         return UnavailableError()
-    log.error("a request broke", exc_info=error)
+    log.error("a request failed", exc_info=error)
     return HeadraceError()
 
 

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a request that is sent again makes nothing twice, and changes nothing twice."""
+"""`Idempotency-Key`: a repeated request creates nothing twice, and changes nothing twice."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ _VALID = re.compile(rf"[\x20-\x7e]{{1,{LONGEST_KEY}}}")
 
 
 def has_key(request: Request) -> bool:
-    """Tell whether a request may be sent again, and its client so expects what it makes to be there."""
+    """Tell whether a request has a key: its client may repeat it, and expects to find what the first one created."""
     return _HEADER in request.headers
 
 
 def replay_headers(repeated: bool) -> dict[str, str]:
-    """Return what an answer's headers say of an earlier request with the same key."""
+    """Return the headers that mark the answer to a repeated request."""
     return {"idempotent-replayed": "true"} if repeated else {}
 
 
 async def resource_id(request: Request, principal: Principal, fresh: str, body: bytes) -> tuple[str, bool]:
-    """Return the id of what a request is to make, and whether an earlier one with its key may have made it.
+    """Return the id of the resource to create, and whether an earlier request with the key may have created it.
 
-    That is `fresh`, unless an earlier one was to make it by another. `body` is JSON, which with the path has to be the
-    same again. Whatever may be wrong with the request is looked for before, so that it can be put right under its key.
+    The id is `fresh`, unless an earlier request claimed the key for another id. A repeated request has the same path
+    and the same `body`, which is JSON. Callers check a request before they call this, so that a client can correct it
+    under the same key.
 
     Raises:
-        ConflictError: The key was sent with something else.
-        InvalidRequestError: It is not a key.
+        ConflictError: The key came with another request.
+        InvalidRequestError: The key is malformed.
     """
     key = _key(request)
     if key is None:
@@ -52,11 +53,11 @@ async def resource_id(request: Request, principal: Principal, fresh: str, body: 
 
 
 async def earlier_id(request: Request, principal: Principal, body: bytes) -> str | None:
-    """Return the id of what an earlier request with the key was to make, or None if there was none.
+    """Return the id that an earlier request with the key claimed, or None if this request is the first.
 
     Raises:
-        ConflictError: The key was sent with something else.
-        InvalidRequestError: It is not a key.
+        ConflictError: The key came with another request.
+        InvalidRequestError: The key is malformed.
     """
     claim = await _find_claim(request, principal, body)
     return None if claim is None else claim.resource_id
@@ -64,7 +65,7 @@ async def earlier_id(request: Request, principal: Principal, body: bytes) -> str
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a request is to change, and whether an earlier one with its key has: then it is not changed again."""
+    """A change that a request asks for. If `done`, an earlier request with the key has made it."""
 
     done: bool
     _request: Request
@@ -73,30 +74,30 @@ class Change:
 
     @classmethod
     async def of(cls, request: Request, principal: Principal, body: bytes = b"{}") -> Self:
-        """Look for an earlier request. `body` is JSON, which with the path has to be the same again.
+        """Look for an earlier request with the key. A repeated one has the same path and `body`, which is JSON.
 
         Raises:
-            ConflictError: The key was sent with something else.
-            InvalidRequestError: It is not a key.
+            ConflictError: The key came with another request.
+            InvalidRequestError: The key is malformed.
         """
         claim = await _find_claim(request, principal, body)
         return cls(claim is not None and claim.applied, request, principal, body)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer's headers say of it."""
+        """The headers that mark the answer to a repeated request."""
         return replay_headers(self.done)
 
     @contextlib.asynccontextmanager
     async def applying(self) -> AsyncIterator[str | None]:
-        """Claim the key, if there is one, and yield it; mark it as applied when what is done within has not failed.
+        """Claim the key and yield it, or yield None without a key. Mark it as applied if the context does not fail.
 
-        Who dies within leaves it unmarked, and the request that is sent again makes the change, perhaps once more. So
-        do two that come at the same moment. Hence what is done within does no harm a second time, or marks the key in
-        the same statement.
+        If the process dies inside the context, the key stays unmarked and a repeated request makes the change again.
+        Two requests at the same moment both make it. So the statements inside do no harm a second time, or mark the key
+        themselves.
 
         Raises:
-            ConflictError: Something else was sent with it meanwhile.
+            ConflictError: Another request claimed the key meanwhile.
         """
         key = _key(self._request)
         await resource_id(self._request, self._principal, new_id("change"), self._body)
@@ -121,7 +122,7 @@ def _key(request: Request) -> str | None:
 
 
 def _fingerprint(request: Request, body: bytes) -> bytes:
-    # The same API is at two prefixes.
+    # The same API has two prefixes.
     path = request.url.path.removeprefix("/api") + "?" + request.url.query
     asked = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(path.encode() + b"\0" + asked).digest()

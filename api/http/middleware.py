@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, and an answer to what no handler caught."""
+"""The outermost middleware: it gives requests their ids, answers HEAD, and answers for uncaught errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.errors import leaving_error, render_error
+from api.http.errors import render_error, shutdown_error
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import new_id
 from headrace.telemetry.logs import bind
@@ -20,7 +20,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
 class RequestScope:
-    """Gives every request an id, which its answer and its log lines carry, and answers what nobody else caught."""
+    """Gives every request an id for its answer and log lines, and answers errors that no handler caught."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class RequestScope:
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
             if started and is_head:
-                # The rest is not made: it may be a large file, or a stream without an end.
+                # The body is not produced: it may be a large file, or a stream without an end.
                 await send({"type": "http.response.body"})
                 raise _HeadAnsweredError
 
@@ -50,15 +50,15 @@ class RequestScope:
             try:
                 await self._app(inner, receive, send_with_id)
             except asyncio.CancelledError:
-                # The server cancels what has no answer when the time of a process that ends is over.
+                # At the end of `drain_seconds` the server cancels the requests that have no answer.
                 if started:
                     raise
-                error = leaving_error() if inner["method"] == "GET" else OutcomeUnknownError()
+                error = shutdown_error() if inner["method"] == "GET" else OutcomeUnknownError()
                 await render_error(error)(scope, receive, send_with_id)
             except Exception:
                 if started and is_head:
                     return
-                log.exception("a request broke: %s %s", scope["method"], scope["path"])
+                log.exception("a request failed: %s %s", scope["method"], scope["path"])
                 if started:
                     raise
                 await render_error(HeadraceError())(scope, receive, send_with_id)
@@ -68,7 +68,7 @@ class RequestScope:
 
 
 class _HeadAnsweredError(Exception):
-    """Ends a request by HEAD when its headers are sent."""
+    """Stops the endpoint of a HEAD request once its headers are sent."""
 
 
 def _asked_id(scope: Scope) -> str | None:

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says beyond what FastAPI finds: bodies and headers, which we read ourselves, and errors."""
+"""The parts of `/openapi.json` that FastAPI cannot derive: bodies and headers that Headrace reads, and errors."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ _REFERENCE = "#/components/schemas/{model}"
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The same request with the same key is done once, for 24 hours",
+    "description": "A request that is repeated with the same key within 24 hours is done once",
     "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
 _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
-    "description": "The id of the last event that a reader has: it gets what comes after",
+    "description": "The id of the last event that the reader has: the stream continues after it",
     "schema": {"type": "string"},
 }
 _ERRORS = {
     "400": "The request is not valid; `param` names the field",
-    "401": "There is no key, or nobody's",
-    "403": "The key may not do that",
-    "404": "There is nothing by that id, or it is another account's",
-    "409": "It does not go with how things are, or its Idempotency-Key came with another request",
+    "401": "The API key is missing or not valid",
+    "403": "The key lacks a permission",
+    "404": "The account has nothing with this id",
+    "409": "The resource's state does not allow it, or its Idempotency-Key came with another request",
     "413": "The body is too large",
-    "429": "Too many requests; `Retry-After` tells when to come back",
-    "500": "We made a mistake; `x-request-id` helps to find it",
-    "503": "Postgres is away; `Retry-After` tells when to come back",
+    "429": "Too many requests; `Retry-After` tells when to try again",
+    "500": "An error of the server; its log has the `x-request-id`",
+    "503": "Postgres is unavailable; `Retry-After` tells when to try again",
 }
 _UPSTREAM_ERRORS = {
     "499": "The job was cancelled",
@@ -66,7 +66,7 @@ _UPSTREAM_ERRORS = {
 
 
 class ErrorObject(BaseModel):
-    """What went wrong, as OpenAI says it."""
+    """An error in OpenAI's shape."""
 
     message: str
     type: str
@@ -75,13 +75,13 @@ class ErrorObject(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every error answer."""
 
     error: ErrorObject
 
 
 def describe(app: FastAPI) -> None:
-    """Make the application's OpenAPI document complete; it is built once, when first asked for."""
+    """Complete the application's OpenAPI document. It is built once, at the first request for it."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -117,7 +117,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _add_schemas(schemas: dict[str, Any]) -> dict[type[BaseModel], str]:
     """Add the schemas of bodies and errors, and return their names.
 
-    What is read may look otherwise than what is written, under the same name: then it has `Input` behind it.
+    Where a model's schema for input differs from its schema for output, the name for input ends in `Input`.
     """
     bodies: list[type[BaseModel]] = [*_BODIES.values(), ErrorResponse]
     models: list[tuple[type[BaseModel], Literal["validation"]]] = [(body, "validation") for body in bodies]
@@ -138,7 +138,7 @@ def _body(path: str, names: dict[type[BaseModel], str]) -> dict[str, Any]:
     if path not in _BODIES:
         return {
             "required": False,
-            "description": "None is needed, and none is read",
+            "description": "Not needed, and not read",
             "content": {"application/json": {"schema": {"type": "object"}}},
         }
     schema = {"$ref": _REFERENCE.format(model=names[_BODIES[path]])}
@@ -153,7 +153,7 @@ def _describe_headers(operation: dict[str, Any], path: str, method: str) -> None
 
 
 def _describe_answers(operation: dict[str, Any]) -> None:
-    """Take away the JSON that FastAPI thinks of where an answer is something else, and say what is text."""
+    """Remove the JSON that FastAPI adds to answers of another type, and describe text as a string."""
     for answer in operation["responses"].values():
         content = answer.get("content", {})
         if len(content) > 1 and content.get("application/json") == {"schema": {}}:

@@ -1,4 +1,4 @@
-"""Lists, as OpenAI has them: where they go on, and their pages."""
+"""The pages of lists, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from api.http.errors import render_json
 from headrace.errors import invalid_parameter
 from headrace.ids import is_id
 
-# Postgres has no place for U+0000 in a text.
+# Postgres cannot store U+0000 in a text.
 ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
 
+# The largest position, and the largest Unix time, of a page token.
 _LAST = 2**40
 
 PageToken = Annotated[
     str | None,
-    Query(description="The `next_page` of the page before", json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"}),
+    Query(description="The `next_page` of the previous page", json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"}),
 ]
-"""Where an answer of several pages goes on. `read_page_token` checks it."""
+"""The token of an answer's next page. `read_page_token` checks it."""
 
 
 Item = TypeVar("Item")
@@ -45,26 +46,26 @@ class Page(BaseModel, Generic[Item]):
 
 
 def after_id(prefix: str) -> Any:
-    """Return the parameter `after` of a list of ids with this prefix, separator included, as it is documented."""
+    """Return the documentation of a list's parameter `after`; ids have this prefix, which ends with a separator."""
     pattern = f"^{prefix}[0-9a-f]{{32}}$"
-    return Query(description="The last id of the page before", json_schema_extra={"pattern": pattern})
+    return Query(description="The last id of the previous page", json_schema_extra={"pattern": pattern})
 
 
 def check_after(after: str | None, prefix: str) -> None:
     """Check that a list's `after` has the form of an id with this prefix.
 
-    Ids sort by age, and a list goes on behind an id whether or not what it named is still there: a client may delete
-    what it lists, page by page.
+    Ids sort by age, so a list continues after an id even if that resource is deleted: a client may delete resources
+    while it lists them.
 
     Raises:
-        InvalidRequestError: It has not.
+        InvalidRequestError: `after` has another form.
     """
     if after is not None and not is_id(after, prefix):
         raise invalid_parameter("after", f"it is not an id of the form '{prefix}…'")
 
 
 def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:
-    """Return a page of up to `limit` items; the list goes on if there are more of them, or if it `has_more`."""
+    """Return a page of the first `limit` items. The list continues if more are given, or if it `has_more`."""
     page = items[:limit]
     document = {
         "object": "list",
@@ -82,10 +83,10 @@ def render_page_token(query: str, position: int, until: int) -> str:
 
 
 def read_page_token(token: str, query: str) -> tuple[int, int]:
-    """Return the position and the end that a token is for.
+    """Return the position and the end that a token holds.
 
     Raises:
-        InvalidRequestError: It is none, or one of another question.
+        InvalidRequestError: The token is malformed, or belongs to another query.
     """
     try:
         digest, position, until = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
@@ -93,7 +94,7 @@ def read_page_token(token: str, query: str) -> tuple[int, int]:
             return int(position), int(until)
     except (ValueError, TypeError):
         pass
-    raise invalid_parameter("page", "it is not a page of this question")
+    raise invalid_parameter("page", "it is not a page of this query")
 
 
 def _digest(query: str) -> str:

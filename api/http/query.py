@@ -1,4 +1,4 @@
-"""A request's query: refused where its endpoint would not heed it, and lists in each form that clients write."""
+"""Query parameters: unknown ones are refused, and lists are read in every form that clients write."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MOST_VALUES = 100
 
 
 def check_query(request: Request) -> None:
-    """Check that an endpoint heeds all of its query: what it left out could look like a right answer.
+    """Check that an endpoint reads every query parameter: the answer to an ignored filter would look right.
 
-    An endpoint without parameters takes any: some clients add their version, or a number against caches, everywhere.
+    An endpoint without parameters accepts any, because some clients add their version or a random number everywhere.
 
     Raises:
-        InvalidRequestError: It has no such parameter, or the parameter stands more than once and has one value.
+        InvalidRequestError: The endpoint has no such parameter, or a parameter with a single value is repeated.
     """
     dependant: Dependant = request.scope["route"].dependant
     lists = dict(_parameters(dependant))
@@ -39,7 +39,7 @@ def check_query(request: Request) -> None:
                 code="unknown_parameter",
             )
         if name in seen and not lists.get(name):
-            raise invalid_parameter(name, "it may be given once")
+            raise invalid_parameter(name, "it may be given only once")
         seen.add(name)
 
 
@@ -57,10 +57,10 @@ def _reads_metadata(dependant: Dependant) -> bool:
 
 
 def _metadata_filter(request: Request) -> dict[str, str]:
-    """Return what the query asks of metadata.
+    """Return the metadata filters of a query.
 
     Raises:
-        InvalidRequestError: It asks for more than any metadata has.
+        InvalidRequestError: The query has too many, or one has the character U+0000.
     """
     wanted = {match[1]: value for name, value in request.query_params.items() if (match := _METADATA.fullmatch(name))}
     if any("\0" in name + value for name, value in wanted.items()):
@@ -71,14 +71,14 @@ def _metadata_filter(request: Request) -> dict[str, str]:
 
 
 MetadataFilter = Annotated[dict[str, str], Depends(_metadata_filter)]
-"""What a list is narrowed to by `metadata[key]=value`."""
+"""The metadata that a list is narrowed to: `metadata[key]=value`."""
 
 DESCRIBED_METADATA: dict[str, Any] = {
     "parameters": [
         {
             "name": "metadata",
             "in": "query",
-            "description": "`metadata[key]=value`: only what has this metadata",
+            "description": "`metadata[key]=value`: only items with this metadata",
             "style": "deepObject",
             "explode": True,
             "schema": {
@@ -90,13 +90,13 @@ DESCRIBED_METADATA: dict[str, Any] = {
         }
     ]
 }
-"""What the OpenAPI document says of a `MetadataFilter`, as an endpoint's `openapi_extra`."""
+"""The documentation of a `MetadataFilter`, for the `openapi_extra` of an endpoint."""
 
 
 def list_of(name: str, description: str, *, commas: bool = False) -> Any:
     """Return a dependency on a list: `name=a&name=b`, `name[]=a&name[]=b` as OpenAI's clients and PHP write, or both.
 
-    With `commas`, `name=a,b` is two values as well; one that has a comma itself can then only be written with `[]`.
+    With `commas`, `name=a,b` is two values as well; a value that contains a comma then needs the form with `[]`.
     """
 
     def values(plain: list[str] | None = None, bracketed: list[str] | None = None) -> list[str]:
@@ -105,7 +105,7 @@ def list_of(name: str, description: str, *, commas: bool = False) -> Any:
             given = [value.strip() for text in given for value in text.split(",")]
         return list(dict.fromkeys([*(bracketed or ()), *given]))
 
-    # FastAPI reads these, and as text they could not name what is known here alone.
+    # FastAPI evaluates annotations, and written as text they could not name local variables.
     most = _MOST_VALUES
     values.__annotations__ = {
         "plain": Annotated[list[str] | None, Query(alias=name, max_length=most, description=description)],

@@ -1,7 +1,7 @@
-"""Memory for large request bodies: what all of them together may take in one process, from the first byte to the row.
+"""The memory for large request bodies: a limit on all of them together in one process, from first byte to job row.
 
-What is parsed of a body takes a few times its size, so the room is a part of what a process may have. It is taken as
-the body comes, and so a client that is slow to send holds only what it has sent.
+A parsed body takes a few times its size, so the room is a part of the process's memory. A request takes room as its
+body arrives, so a slow client holds only as much as it has sent.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from fastapi import Request
 from headrace.errors import RateLimitError, UnavailableError
 from headrace.runtime.offload import LARGE_BYTES
 
-# What is taken and given back at a time, in bytes.
+# Bytes that are taken and given back at a time.
 _UNIT = 1024 * 1024
-# Seconds a body waits for room while the bodies of others are checked.
+# Seconds a body waits for other bodies to give back room.
 _PATIENCE_SECONDS = 10.0
 
 
 class Room:
-    """The room of one process. Half of it is the most that one account takes."""
+    """The room of one process. An account takes at most half of it."""
 
     def __init__(self, size: int) -> None:
         """Have room for bodies of `size` bytes together."""
@@ -31,11 +31,11 @@ class Room:
         self._taken: Counter[str] = Counter()
 
     async def take(self, request: Request, size: int) -> None:
-        """Take room for the `size` bytes of a request's body that have come by now, beyond what it has taken.
+        """Take room for the `size` bytes of a request's body that have arrived, less the room that it has.
 
         Raises:
-            RateLimitError: Bodies of the same account have their share.
-            UnavailableError: There was no room for too long.
+            RateLimitError: The account's bodies have all of its share.
+            UnavailableError: No room became free in time.
         """
         if size <= LARGE_BYTES:
             return
@@ -43,7 +43,7 @@ class Room:
         account_id = state.account_id
         while request.scope["state"].get("body_units", 0) < wanted:
             if self._taken[account_id] >= self._share:
-                raise RateLimitError("Too many large requests of this account are under way.", retry_after=1)
+                raise RateLimitError("Too many large requests of this account are in progress.", retry_after=1)
             self._taken[account_id] += 1
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -51,12 +51,12 @@ class Room:
             except BaseException as error:
                 self._leave(account_id, 1)
                 if isinstance(error, TimeoutError):
-                    raise UnavailableError("Too many large requests are under way.", retry_after=1) from None
+                    raise UnavailableError("Too many large requests are in progress.", retry_after=1) from None
                 raise
             state.body_units = request.scope["state"].get("body_units", 0) + 1
 
     def give_back(self, request: Request) -> None:
-        """Give back all that a request has taken; it may take more."""
+        """Give back all room of a request, which may take room again."""
         units = request.scope["state"].pop("body_units", 0)
         if units:
             self._leave(request.state.account_id, units)

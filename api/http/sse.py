@@ -1,7 +1,7 @@
-"""Server-sent events out: https://html.spec.whatwg.org/multipage/server-sent-events.html, read 2026-11.
+"""Writing server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html, read 2026-11.
 
-An event's data is one line, and an event is written whole. What arrives together is written together, in pieces small
-enough to reach a client in one read.
+An event's data is one line, and an event is written whole. Events that arrive together are written together, in pieces
+that a client gets in one read.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from starlette.types import Receive, Scope, Send
 
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"
-# To browsers an order to come back at once; to all others a line without an event.
+# A browser reconnects at once; other clients ignore a line without an event.
 RECONNECT = b"retry: 100\n\n"
 
-# Characters of JSON strings that are no line ends of events, but at which many readers cut lines, as Python's do:
-# U+2028, U+2029 and U+0085.
+# U+2028, U+2029 and U+0085 do not end a line of an event, but many clients, Python's among them, split lines there.
+# They stand in JSON strings, so they are escaped.
 _LINE_ENDS = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
 
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache, no-transform",  # what compresses events holds them back
-    "x-accel-buffering": "no",  # nginx would otherwise gather events
+    "cache-control": "no-cache, no-transform",  # a proxy that compresses events delays them
+    "x-accel-buffering": "no",  # nginx would otherwise buffer events
 }
 
 
 def render_event(data: bytes, *, name: str | None = None, event_id: str | None = None) -> bytes:
-    """Return one event; `data` is JSON on one line, and neither name nor id holds a line end."""
+    """Return one event; `data` is JSON on one line, and name and id contain no line end."""
     head = b""
     if name is not None:
         head += b"event: " + name.encode() + b"\n"
@@ -42,13 +42,13 @@ class EventStream(Response):
     """A response of server-sent events, written as the generator yields lists of them."""
 
     def __init__(self, events: AsyncGenerator[list[bytes], None], headers: Mapping[str, str] | None = None) -> None:
-        """Take the events; `headers` are sent besides those of every event stream."""
+        """Take the events, and `headers` that are added to those of every event stream."""
         super().__init__(headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
-        """Send the events; the generator is closed whatever happens."""
+        """Send the events, and close their generator in any case."""
         async with contextlib.aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for batch in events:

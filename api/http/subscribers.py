@@ -1,4 +1,4 @@
-"""Who watches: open event streams and waits of one process, counted by key."""
+"""The subscribers of one process: open event streams and waits, counted by key."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from headrace.errors import RateLimitError
 
 
 class Subscribers:
-    """The subscribers of one process. None of a key's own limits counts them: watching uses nothing but memory."""
+    """Counts the subscribers of one process. A key's own limits do not: a subscriber takes only memory."""
 
     def __init__(self, most: int) -> None:
-        """Let each key have `most` of them."""
+        """Allow each key `most` subscribers."""
         self._most = most
         self._watching: Counter[str] = Counter()
 
@@ -21,7 +21,7 @@ class Subscribers:
         """Check that a key may have another subscriber.
 
         Raises:
-            RateLimitError: It has as many as it may.
+            RateLimitError: The key has the most subscribers that it may have.
         """
         if self._watching[key_id] >= self._most:
             raise RateLimitError(
@@ -30,7 +30,7 @@ class Subscribers:
 
     @contextlib.contextmanager
     def watching(self, key_id: str) -> Iterator[None]:
-        """Count a subscriber while within."""
+        """Count a subscriber inside the context."""
         self._watching[key_id] += 1
         try:
             yield

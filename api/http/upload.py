@@ -1,4 +1,4 @@
-"""A file on its way in: `multipart/form-data` (RFC 7578), written to storage as it comes, in the memory of a chunk."""
+"""Uploads: `multipart/form-data` (RFC 7578), written to storage as it arrives, with one chunk in memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from headrace.keys.queries import Principal
 from headrace.stores.database import Database
 
 LARGEST_FORM = 64 * 1024
-"""Bytes of a form beside its file: boundaries, headers, names, fields."""
+"""The most bytes of a form without its file: boundaries, headers, names, fields."""
 LONGEST_FIELD = 1024
-"""Bytes of a field that is not the file."""
+"""The most bytes of a field other than the file."""
 _LONGEST_FILENAME = 512
-# RFC 8187's form of a name. RFC 7578 forbids it in a form, and clients in C#, Java and Go send it beside the other.
+# A file name as RFC 8187 encodes it. RFC 7578 forbids that, but clients in C#, Java and Go send it with the plain one.
 _EXTENDED = re.compile(r""";\s*filename\*\s*=\s*"?utf-8'[^']*'([^";\s]+)""", re.IGNORECASE)
 _SECONDS = range(3600, 2_592_000 + 1)
 
@@ -38,17 +38,17 @@ FORM: dict[str, Any] = {
     "required": ["purpose", "file"],
     "properties": {
         "purpose": {"type": "string", "enum": ["batch"]},
-        "file": {"type": "string", "format": "binary", "description": "Requests, one a line"},
+        "file": {"type": "string", "format": "binary", "description": "Requests, one per line"},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
         "expires_after[seconds]": {"type": "integer", "minimum": _SECONDS[0], "maximum": _SECONDS[-1]},
     },
 }
-"""What a form has, as OpenAPI says it."""
+"""The schema of the form, for the OpenAPI document."""
 
 
 @dataclass(slots=True)
 class _Form:
-    """What the parser has found and nobody has taken yet."""
+    """The parts of a form as the parser finds them. `pieces` of the file stay until they are written to storage."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -109,17 +109,17 @@ class _Form:
 
 
 async def store_upload(request: Request, principal: Principal) -> tuple[str, bool]:
-    """Write the file of a form to storage. Nothing is left of one that is refused or broken off.
+    """Write the file of a form to storage. A refused or interrupted upload leaves nothing.
 
-    Returns its id, and whether it is that of an earlier request with the same Idempotency-Key. The key is claimed when
-    all of the file is written and before it is there: if this process dies in between, the request that is sent again
-    finds the whole file by its key, and ends it; a file that no key stands for is swept.
+    Returns the file's id, and whether an earlier request with the same Idempotency-Key uploaded it. The key is claimed
+    when all bytes are written and before the file is visible. If this process dies in between, the repeated request
+    finds the bytes by its key and makes the file visible. Without a key the scheduler deletes the bytes later.
 
     Raises:
-        ConflictError: Its Idempotency-Key came with another file.
-        InvalidRequestError: It is no such form, lacks a field, or was broken off.
-        QuotaExceededError: The account has as many files, or bytes of them, as it may have.
-        PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`; the rest of it is not read.
+        ConflictError: The Idempotency-Key came with another file.
+        InvalidRequestError: The body is not such a form, lacks a field, or ended early.
+        QuotaExceededError: The account has the most files, or bytes of files, that it may have.
+        PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`. The rest is not read.
     """
     database: Database = request.state.database
     limit: int = request.state.settings.max_file_bytes
@@ -156,17 +156,17 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
             if writer.size > limit:
                 raise too_large
         if not form.ended:
-            raise InvalidRequestError("The form was broken off: its last boundary is missing.")
+            raise InvalidRequestError("The form ended early: its last boundary is missing.")
         _check(form)
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
         seconds = _seconds(form.fields)
         await writer.flush()
-        await room()  # with all that is uploaded at the same time
+        await room()  # counts simultaneous uploads too
         await authenticate(request)  # an upload may outlast its key
         digest.update(orjson.dumps([form.fields, filename]))
         asked = orjson.dumps(digest.hexdigest())
         file_id, repeated = await resource_id(request, principal, writer.file_id, asked)
-        claimed = not repeated  # from here on it is whoever comes with the key's
+        claimed = not repeated  # from here on the file belongs to the key's next request
         await writer.close(filename=filename, seconds=seconds, file_id=file_id)
     finally:
         if not claimed:
@@ -175,12 +175,12 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body as it comes."""
+    """Yield the pieces of the body as they arrive."""
     more = True
     while more:
         message = await request.receive()
         if message["type"] != "http.request":
-            raise InvalidRequestError("The request body was broken off.")
+            raise InvalidRequestError("The request body ended early.")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
@@ -215,7 +215,7 @@ def _check(form: _Form) -> None:
 
 
 def _seconds(fields: dict[str, str]) -> int | None:
-    """Return for how many seconds the file is to be kept, or None if until somebody deletes it."""
+    """Return the seconds for which the file is kept, or None if it is kept until a client deletes it."""
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return None

@@ -1,1 +1,1 @@
-"""The way of a job through the API: accepted, waited for, cancelled."""
+"""From a request to a committed job, and from the job's events back to its client."""

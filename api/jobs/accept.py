@@ -1,4 +1,4 @@
-"""Accepting a job: the row is committed, then a worker is waked. What the API promises, it promises from here on."""
+"""Accepting a job: the API commits its row, then wakes a worker. Once committed, the job is not lost."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.runtime.offload import offloaded
 
-# `auto` and `scale` are OpenAI's own affair; `fast` is its newer name for the tier that goes first.
+# OpenAI's `auto` and `scale` have no meaning here. `fast` is its newer name for `priority`.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
+# Characters of a header's value: many clients read only a few kilobytes of headers.
 _LONGEST_HEADER = 2048
 
 
 @dataclass(slots=True)
 class Submission:
-    """A job to be accepted, whose limits it is under, and what the headers of its answer say of it."""
+    """A job to accept, the limits that it counts against, and the headers of its answer."""
 
     job: NewJob
     headers: dict[str, str]
     scopes: Sequence[Scope]
     routes: Sequence[Route]
-    """Those that may be tried, in their order."""
+    """The routes that the worker may try, in order."""
     asked: Asked | None
     """The request, until Postgres has it."""
     includes_usage: bool
     """Whether the client wants its stream to end with a usage chunk."""
     repeated: bool
-    """Whether an earlier request with its Idempotency-Key may have made it already."""
+    """Whether an earlier request with the same Idempotency-Key may have created the job."""
 
     def forget_request(self) -> None:
         """Free the request's memory once Postgres has it: the client may wait for a long time."""
@@ -70,14 +71,15 @@ async def new_job(
     webhook: str | None = None,
     background: bool,
 ) -> Submission:
-    """Return the job that a chat request asks for, of a model or an agent; `sent` is all of what was sent.
+    """Return the job that a chat request to a model or an agent asks for.
 
-    What is given besides wins over what the request says.
+    `sent` is the whole body, which a repeated request with the same Idempotency-Key repeats. The other arguments
+    override fields of the request.
 
     Raises:
-        ModelNotFoundError: Nobody serves the model, or one of its fallbacks; or the account has no such agent.
-        InvalidRequestError: It asks for what no route to the model can honour, or for a webhook that may not be sent.
-        ConflictError: Its Idempotency-Key came with another request.
+        ModelNotFoundError: No provider serves the model or one of its fallbacks, or the account has no such agent.
+        InvalidRequestError: No route to the model supports the request, or its webhook is not allowed.
+        ConflictError: The Idempotency-Key came with another request.
     """
     webhook = webhook or asked.chat.webhook
     if webhook is not None:
@@ -108,7 +110,7 @@ async def new_job(
         tier=tier or _TIERS.get(chat.service_tier or "", "default"),
         background=background,
         streamed=bool(chat.stream) and not background,
-        # One that may be sent again is watched, by whoever sends it.
+        # A client with a key may come back to any process, so the events of its job go to no single one.
         origin=None if background or has_key(request) else request.state.hub.origin,
         webhook=webhook,
         stored=chat.store is not False,
@@ -138,18 +140,18 @@ async def _agent(request: Request, principal: Principal, agent_id: str) -> Agent
 def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
     headers = {"x-headrace-job": job_id}
     if dropped:
-        # Names are the client's, so they may hold anything; and no client reads more than a few kilobytes of a header.
+        # The client chose the names, so they may contain any character.
         names = ", ".join(quote(name, safe="[].") for name in dropped)
         headers["x-headrace-dropped-params"] = names[:_LONGEST_HEADER]
     return headers
 
 
 async def accept(request: Request, submission: Submission) -> int:
-    """Commit the job and wake a worker for it; returns when it was created, in Unix seconds.
+    """Commit the job and wake a worker for it. Returns the time of its creation, in Unix seconds.
 
     Raises:
-        RateLimitError: The limits of its key or account do not allow it now, or too many of its jobs wait.
-        InvalidRequestError: Its key or account has a budget, and the model has no price.
+        RateLimitError: A limit of the key or the account is reached, or too many jobs of the account wait.
+        InvalidRequestError: The key or the account has a budget, and the model has no price.
     """
     state, job = request.state, submission.job
     if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
@@ -163,7 +165,7 @@ async def accept(request: Request, submission: Submission) -> int:
         created: int = await state.inserts.submit(job)
     except BaseException:
         if job.reserved_cost is not None:
-            # In a task of its own: it may be the client's going that stops us.
+            # In a task of its own, because the client's disconnection may cancel this one.
             await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
         raise
     state.waiting.add(job.account_id)
@@ -176,13 +178,14 @@ async def accept(request: Request, submission: Submission) -> int:
 
 
 def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
-    """Return a context in which a job is accepted and answered for, as `Doubts.answering` has it."""
+    """Return the context in which a job is accepted and its client answered: see `Doubts.answering`."""
     doubts: Doubts = request.state.doubts
     cancel = functools.partial(cancel_job, request.state.database, request.state.publisher, job.id, job.account_id)
     return doubts.answering(request, job.id, cancel)
 
 
 def _free(request: Request, submission: Submission) -> None:
+    """Free the memory of a request that Postgres has, while its client waits for the job."""
     submission.forget_request()
     request.state.room.give_back(request)
 

@@ -26,7 +26,7 @@ class Asked:
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        """Return the chat request in the body of a request.
+        """Return the chat request that a body holds.
 
         Raises:
             InvalidRequestError: The body is not a valid chat request; the error names the parameter.

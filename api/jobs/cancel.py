@@ -17,20 +17,20 @@ from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.erase import delete_job
 from headrace.jobs.state import State
 
-# A worker stops within a second; one that did not hear of it in time does so at its next heartbeat.
+# Seconds to wait for a worker to stop. It stops within a second, or at its next heartbeat if it missed the message.
 _PATIENCE_SECONDS = 4.0
-# Looks at a job that is cancelled while its process ends, and the seconds between two: within the process's last one.
+# Looks at a cancelled job while the API process shuts down, and the seconds between two: all within its last second.
 _LOOKS = 4
 _LOOK_SECONDS = 0.1
 
 
 async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
-    """Cancel a job of an account; returns the job as it is then, or None if the account has no such job."""
+    """Cancel a job of an account. Returns the job afterwards, or None if the account has no such job."""
     return await cancel_job(request.state.database, request.state.publisher, job_id, account_id)
 
 
 async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> MovedJob | None:
-    """Cancel a job, and give its worker a moment to end it."""
+    """Cancel a job, and wait a few seconds for its worker to end it."""
     state = request.state
     async with state.hub.listen(job_id, own=False) as listener:
         job = await cancel(request, job_id, account_id)
@@ -52,16 +52,16 @@ async def erase(request: Request, job_id: str, account_id: str) -> bool:
 async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | None:
     """Cancel the job of a client that left, and try again if Postgres is unavailable.
 
-    Returns the job as it is then, or None while Postgres is unavailable.
+    Returns the job afterwards, or None while Postgres is unavailable.
     """
     doubts: Doubts = request.state.doubts
     return await doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
 
 
 async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:
-    """Cancel a job whose client is answered that it is not run, and tell within a moment whether that holds.
+    """Cancel a job, and tell within half a second whether it ended without an answer.
 
-    The worker of a running job may still end it, so its state is looked at until it is an end.
+    The worker of a running job may still complete it, so this looks until the job has ended.
     """
     job = await abandon(request, job_id, account_id)
     for _ in range(_LOOKS):

@@ -13,7 +13,10 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Chunks:
-    """Events of a job as the chunks of one stream: one id and one creation time throughout."""
+    """Renders the events of a job as the chunks of one stream, with one id and one creation time.
+
+    `over` is set by the last event, and `broken` if the stream ends before its job.
+    """
 
     def __init__(self, job_id: str, created: int, *, include_usage: bool) -> None:
         self._about = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'.encode()
@@ -24,7 +27,7 @@ class Chunks:
         self.broken = False
 
     def render(self, event: Event) -> list[bytes]:
-        """Return what the client is to read of an event."""
+        """Return the lines that a client gets for an event."""
         if isinstance(event, Deltas):
             self._begun = True
             head = self._head
@@ -37,7 +40,7 @@ class Chunks:
                 return [error_event(restore_error(event.error))]
             return [*self._usage(event.response), _DONE]
         if isinstance(event, Retrying) and self._begun:
-            # What the client has read would come again.
+            # The next attempt would repeat what the client has read.
             self.over = self.broken = True
             return [error_event(UpstreamError(INTERRUPTED))]
         return []
@@ -51,5 +54,5 @@ class Chunks:
 
 
 def error_event(error: HeadraceError) -> bytes:
-    """Return an error as OpenAI puts it into a stream that has begun."""
+    """Return an error as an event of a stream that has begun, in OpenAI's shape."""
     return render_event(orjson.dumps({"error": error.body()}))

@@ -1,8 +1,8 @@
-"""What an API process has to cancel, and tries again to cancel while Postgres is unavailable.
+"""Cancelling jobs whose clients got no answer, with retries while Postgres is unavailable.
 
-A statement whose answer is lost may have been done, and a network may still deliver it. A client that is answered 503
-asks again, so what it asked for first must not run as well. A request that came with an Idempotency-Key is another
-matter: its repetition finds what the first one made. The job of a client that left is cancelled the same way.
+If the answer to a statement is lost, Postgres may have executed it, or may still get it. The client gets a 503 and
+sends its request again, so the first job must not run as well. A request with an Idempotency-Key is different: its
+repetition finds the first job. The job of a client that left is cancelled the same way.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Result = TypeVar("Result")
 
 # Seconds that a request waits for the first try to cancel, before it is answered.
 _PATIENCE_SECONDS = 2.0
-# Seconds between two tries, and for which a cancellation that was done is done again: a connection that was given up
-# delivers nothing later than its `tcp_user_timeout` says, and a statement ends by its `statement_timeout`.
+# Seconds between two tries, and seconds for which a successful cancellation is repeated: an abandoned connection
+# delivers nothing after its `tcp_user_timeout`, and a statement ends by its `statement_timeout`.
 _AGAIN_SECONDS = 1.0
 _CERTAIN_SECONDS = 30.0
-# Seconds that a process which ends waits for what it has not cancelled yet.
+# Seconds that a process which shuts down waits for its cancellations.
 _LAST_SECONDS = 5.0
 
 
@@ -45,7 +45,7 @@ class _Doubt(Generic[Result]):
 
 
 class Doubts:
-    """What one API process has to cancel."""
+    """The jobs and batches that one API process has to cancel."""
 
     def __init__(self) -> None:
         self._doubts: dict[str, _Doubt[Any]] = {}
@@ -54,10 +54,11 @@ class Doubts:
     async def answering(
         self, request: Request, name: str, cancel: Callable[[], Awaitable[object]]
     ) -> AsyncIterator[Callable[[], None]]:
-        """Make something called `name` and answer for it; `cancel` undoes it if that fails.
+        """Create a job or batch inside the context, and `cancel` it if its client gets an error instead of it.
 
-        It fails by Postgres, or because the process ends. Gives what is to be called once it is made: from then on
-        any failure leaves it without an answer.
+        The error comes from Postgres, or from the shutdown of the process. The context yields a function that the
+        caller calls once the job exists: after that, every error leaves a job whose client has no answer. `name` is its
+        id.
         """
         is_made = False
 
@@ -69,7 +70,7 @@ class Doubts:
             yield made
         except SQLAlchemyError as error:
             if not has_key(request) and (is_made or not was_certainly_refused(error)):
-                log.warning("%s may have been accepted although its client is answered that it is not", name)
+                log.warning("%s may have been accepted although its client gets an error", name)
                 await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS)
             raise
         except asyncio.CancelledError:
@@ -80,10 +81,10 @@ class Doubts:
     async def cancel(
         self, name: str, cancel: Callable[[], Awaitable[Result]], *, certain_seconds: float = 0.0
     ) -> Result | None:
-        """Cancel what is called `name`, and try again until it is done if Postgres is unavailable.
+        """Cancel the job or batch `name`, and retry while Postgres is unavailable.
 
-        For `certain_seconds` it is cancelled again after it was done. Returns what `cancel` returned, or None if it is
-        not done after two seconds.
+        A successful cancellation is repeated for `certain_seconds`. Returns the result of `cancel`, or None if it has
+        not succeeded within two seconds.
         """
         self._doubts[name] = doubt = _Doubt(name, cancel, now() + certain_seconds)
         with contextlib.suppress(TimeoutError):
@@ -92,14 +93,14 @@ class Doubts:
         return doubt.result
 
     async def run(self) -> None:
-        """Cancel, again and again, until cancelled."""
+        """Retry cancellations until this task is cancelled."""
         while True:
             await asyncio.sleep(_AGAIN_SECONDS)
             for doubt in list(self._doubts.values()):
                 await self._try(doubt)
 
     async def finish(self) -> None:
-        """Wait until `run` has cancelled everything once, for at most five seconds."""
+        """Wait until `run` has cancelled every job once, for at most five seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
                 await asyncio.gather(*(doubt.cancelled.wait() for doubt in self._doubts.values()))

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from api.http.errors import leaving_error
+from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering
@@ -31,14 +31,14 @@ from headrace.usage.queries import render_cost
 
 Result = TypeVar("Result")
 
-# Nobody reads it: the client is gone.
-_NOBODY = Response(status_code=499)
+# The answer to a client that has left, which does not read it.
+_UNREAD = Response(status_code=499)
 
 
 class Foreground:
-    """A completion whose client waits: if it goes away, or its key does, so does the job, upstream too.
+    """A completion whose client waits. If the client leaves or its key becomes invalid, the job is cancelled.
 
-    One that came with an Idempotency-Key runs on: its client comes back for it.
+    The job of a request with an Idempotency-Key keeps running: its client comes back for the answer.
     """
 
     def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
@@ -51,7 +51,7 @@ class Foreground:
         self._listener: Listener | None = None
 
     async def whole(self) -> Response:
-        """Return the completion once it is there."""
+        """Return the completion when the job has ended."""
         async with self._listening() as (_, events):
             try:
                 async for event in events:
@@ -65,11 +65,11 @@ class Foreground:
                         answer.background = BackgroundTask(self._forget)
                         return answer
             except ListenerClosedError:
-                return await self._let_go()
+                return await self._end_early()
         raise AssertionError("a job's events end with its end")
 
     async def stream(self) -> Response:
-        """Return the stream, once there is a first delta, an error with its own status, or it has taken too long."""
+        """Return the stream after the first delta or `header_wait_seconds`. An earlier error gets its own status."""
         stack = contextlib.AsyncExitStack()
         try:
             listener, events = await stack.enter_async_context(self._listening())
@@ -77,7 +77,7 @@ class Foreground:
             first = await self._first(events)
         except ListenerClosedError:
             await stack.aclose()
-            return await self._let_go()
+            return await self._end_early()
         except BaseException:
             await stack.aclose()
             await self._settle()
@@ -106,13 +106,13 @@ class Foreground:
                 if self._listener is not None and self._listener.refused:
                     yield [error_event(AuthenticationError())]
                 elif self.request.state.hub.ending.is_set():
-                    yield [error_event(leaving_error())]
+                    yield [error_event(shutdown_error())]
             finally:
                 if not ended:
                     await self._abandon()
 
     async def _first(self, events: AsyncIterator[Event]) -> Event:
-        """Return the first event that a client sees something of, or the first silence, or raise what it ends with."""
+        """Return the first event that a client sees, or the first silence. Raises the error of a job that fails."""
         async for event in events:
             if isinstance(event, Ended) and event.response is None:
                 raise self._failed(event.error)
@@ -121,32 +121,32 @@ class Foreground:
         raise AssertionError("a job's events end with its end")
 
     def _failed(self, document: bytes | None) -> HeadraceError:
-        """Return the error that the job ended with; its answer says of the job and its limits what any other does."""
+        """Return the error that the job ended with, with the headers that every answer has for its job and limits."""
         error = restore_error(document)
         error.headers = {**self.headers, **error.headers}
         return error
 
-    async def _let_go(self) -> Response:
-        """Answer a client that left, or whose request ends before its job: the job ends too.
+    async def _end_early(self) -> Response:
+        """Answer a request that ends before its job, and cancel the job.
 
         Raises:
-            AuthenticationError: Its key is valid no longer.
-            UnavailableError: This process ends; another one takes the request.
-            OutcomeUnknownError: This process ends, and the job may still run or have run.
+            AuthenticationError: The key has become invalid.
+            UnavailableError: This process shuts down, and another one takes the request.
+            OutcomeUnknownError: This process shuts down, and the job may still run or have run.
         """
         assert self._listener is not None
         if self.request.state.hub.ending.is_set() and not self._listener.refused:
             if self.keyed or await self._shielded(is_ended_by_cancelling):
-                raise leaving_error()
+                raise shutdown_error()
             raise OutcomeUnknownError
         await self._abandon()
         if self._listener.refused:
             raise AuthenticationError
-        return _NOBODY
+        return _UNREAD
 
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
-        """Submit the job and follow it, until the client goes away."""
+        """Accept the job and follow it until the client leaves."""
         state = self.request.state
         async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
             self._listener = listener
@@ -161,14 +161,17 @@ class Foreground:
                 leaving.cancel()
 
     async def _settle(self, end: Ended | None = None) -> None:
-        """Let go of what the job held back, before its client may ask again."""
+        """Replace the job's reservation by what it used, before its client sends the next request."""
         spent = None
-        if end is not None and end.cursor.attempt == 1:  # else those before may have used something too
+        if end is not None and end.cursor.attempt == 1:  # earlier attempts may have used tokens too
             spent = Spent(self.job_id, end.charge.tokens, end.charge.cost or Decimal())
         await self.request.state.gate.settle_ended(self.submission.scopes, self.job_id, spent)
 
     async def _forget(self) -> None:
-        """Erase what is not to be stored, once its client has it; one that may come back for it has some minutes."""
+        """Erase a job that is not to be stored, once its client has the answer.
+
+        A client with an Idempotency-Key may come back for it, so the scheduler erases its job some minutes later.
+        """
         if not self.submission.job.stored and not self.keyed:
             with contextlib.suppress(SQLAlchemyError):  # the scheduler does it later
                 await erase_unstored(self.request.state.database, job_id=self.job_id)
@@ -178,6 +181,6 @@ class Foreground:
             await self._shielded(abandon)
 
     async def _shielded(self, cancel: Callable[[Request, str, str], Coroutine[Any, Any, Result]]) -> Result:
-        # In a task of its own: the end of the request must not stop what it asks for.
+        # In a task of its own, because the end of the request must not stop the cancellation.
         account_id = self.principal.account_id
         return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, account_id)))

@@ -1,4 +1,4 @@
-"""How many jobs an account may have waiting: counted here as they come, and by Postgres once they may be many."""
+"""The limit of an account's waiting jobs: estimated in memory, and counted by Postgres when the estimate is high."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
 
-# Seconds between two counts by Postgres of an account that may have too many, and until it may ask again.
+# Seconds between two counts by Postgres, and seconds after which a refused client may try again.
 _COUNT_SECONDS = 1.0
 _RETRY_SECONDS = 30.0
 
 
 class WaitingJobs:
-    """The jobs that each account has waiting, as one API process knows.
+    """The estimates that one API process has of each account's waiting jobs.
 
-    An account that adds few is never counted by Postgres. What the other processes accept is known once it is counted,
-    so an account may exceed the bound by as much as they accept within a second.
+    Postgres never counts an account that adds few jobs. The estimate includes jobs of other API processes once Postgres
+    has counted, so an account may exceed the limit by the jobs that those accept within a second.
     """
 
     def __init__(self, database: Database, *, most: int) -> None:
-        """Let each account have up to `most`."""
+        """Allow each account `most` waiting jobs."""
         self._database = database
         self._most = most
         self._estimates: dict[str, int] = defaultdict(int)
@@ -36,11 +36,11 @@ class WaitingJobs:
         """Check that an account may add a job.
 
         Raises:
-            RateLimitError: It has as many waiting as it may.
+            RateLimitError: The account has the most waiting jobs that it may have.
         """
         if self._estimates.get(account_id, 0) >= self._most:
             raise RateLimitError(
-                f"{self._most} jobs of this account wait: submit more when some have run.",
+                f"{self._most} jobs of this account wait: submit more when some of them have run.",
                 code="too_many_waiting_jobs",
                 retry_after=_RETRY_SECONDS,
             )
@@ -59,7 +59,7 @@ class WaitingJobs:
                 log.warning("could not count waiting jobs: %s", error)
 
     async def count(self) -> None:
-        """Have Postgres count, once."""
+        """Count the waiting jobs of accounts with a high estimate, once."""
         many = [account_id for account_id, count in self._estimates.items() if count > self._most / 2]
         for account_id in many:
             count = await count_waiting(self._database, account_id, limit=self._most)

@@ -13,7 +13,7 @@ from headrace.keys.queries import Principal
 
 
 async def close_when_gone(request: Request, listener: Listener) -> None:
-    """Close the listener when the client goes away; the request's body has been read by then."""
+    """Close the listener when the client disconnects. The body of the request has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     listener.close()
@@ -21,9 +21,9 @@ async def close_when_gone(request: Request, listener: Listener) -> None:
 
 @contextlib.asynccontextmanager
 async def watching(request: Request, principal: Principal, job_id: str) -> AsyncIterator[Listener]:
-    """Listen to a job as one of a key's subscribers, until its client goes away or the key is valid no longer.
+    """Listen to a job as one of a key's subscribers.
 
-    The listener is closed then; `refused` tells that it is because of the key.
+    The listener is closed when the client leaves or the key becomes invalid; `refused` marks an invalid key.
     """
     state = request.state
     with state.subscribers.watching(principal.key_id):

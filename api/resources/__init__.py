@@ -1,1 +1,1 @@
-"""One module per resource of the HTTP API."""
+"""The resources of the HTTP API: a module for each, with its paths and models."""

@@ -1,4 +1,4 @@
-"""Accounts: the limits of all keys of one together."""
+"""Accounts: the limits that all keys of an account share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AccountName = Annotated[
 
 
 class Account(BaseModel):
-    """An account. Its limits hold for all of its keys together, beside each key's own."""
+    """An account. All of its keys share its limits, in addition to each key's own."""
 
     id: str
     object: Literal["account"]
@@ -51,11 +51,11 @@ class AccountUpdate(BaseModel):
 
 
 async def find_account(request: Request, principal: Principal, name: str | None) -> Row:
-    """Return the account that a request names, or else the principal's own.
+    """Return the account that a request names, or the principal's own.
 
     Raises:
-        PermissionDeniedError: It names one, and the principal is no administrator.
-        NotFoundError: There is none by that name.
+        PermissionDeniedError: The request names an account, and the principal is not an administrator.
+        NotFoundError: No account has this name.
     """
     database = request.state.database
     if name is None:
@@ -71,10 +71,10 @@ async def find_account(request: Request, principal: Principal, name: str | None)
 
 
 async def accept_limits(request: Request, account_id: str, limits: Limits | None) -> None:
-    """See to it that an account can be told of what its limits say it is to be told.
+    """Check that the alert webhook of an account's limits can be sent.
 
     Raises:
-        InvalidRequestError: The webhook may not go there, or this server sends none.
+        InvalidRequestError: The webhook's address is not allowed, or this server sends no webhooks.
     """
     url = None if limits is None else limits.alert_webhook
     if url is None:
@@ -97,14 +97,14 @@ def _render(row: Row, limits: Limits, headers: Mapping[str, str] | None = None) 
 
 @router.get("", summary="Get the account", responses={200: {"model": Account}})
 async def get_account(request: Request, principal: Authenticated, name: AccountName = None) -> Response:
-    """Return the key's account and its limits; an administrator may name another."""
+    """Return the key's account and its limits. An administrator may name another account."""
     row = await find_account(request, principal, name)
     return _render(row, Limits.parse(row.limits))
 
 
 @router.post("", summary="Limit the account", responses={200: {"model": Account}})
 async def update_account(request: Request, principal: Administrator, name: AccountName = None) -> Response:
-    """Set the limits of the key's account, or of another: for administrators. It has its effect within a second."""
+    """Set the limits of the key's account or of another one, for administrators. It takes effect within a second."""
     body = await read_body(request, limit=SMALL_BODY)
     limits = parse_body(AccountUpdate, body).limits or Limits()
     row = await find_account(request, principal, name)

@@ -1,4 +1,4 @@
-"""Agents: created, read, changed, deleted, and taken for the model that they are."""
+"""Agents: created, listed, changed and deleted, with all their versions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Agent(AgentDefinition):
 
     id: str
     object: Literal["agent"]
-    version: int = Field(description="Raised by each change")
+    version: int = Field(description="Increased by each change")
     created_at: int
     updated_at: int
 
@@ -48,13 +48,13 @@ def _all_optional(schema: dict[str, Any]) -> None:
 
 
 class AgentChanges(RootModel[dict[str, Any]]):
-    """What is to be changed of an agent; `null` takes a field away. The whole is checked once it is changed."""
+    """The fields of an agent to change; `null` removes a field. The changed agent is checked as a whole."""
 
     model_config = ConfigDict(json_schema_extra=_all_optional)
 
 
 class DeletedAgent(BaseModel):
-    """That an agent is gone."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["agent.deleted"]
@@ -74,12 +74,12 @@ def _render(agent: AgentVersion) -> dict[str, Any]:
 
 
 async def _checked(request: Request, principal: Principal, body: bytes) -> AgentDefinition:
-    """Return a definition that may be kept.
+    """Return the definition in a body, checked.
 
     Raises:
-        InvalidRequestError: It is not valid, or its model is not in the catalogue.
-        ModelNotFoundError: The key may not ask its model, or one of its fallbacks.
-        PayloadTooLargeError: It is too large.
+        InvalidRequestError: The definition is not valid.
+        ModelNotFoundError: The catalogue lacks its model, or the key may not use the model or one of its fallbacks.
+        PayloadTooLargeError: The definition is too large.
     """
     if len(body) > LARGEST_AGENT:
         raise PayloadTooLargeError(f"The agent is larger than {LARGEST_AGENT} bytes.")
@@ -99,7 +99,7 @@ def _parse(body: bytes) -> AgentDefinition:
 
 
 def _changed(current: AgentVersion, changes: Mapping[str, Any]) -> bytes:
-    """Return an agent's definition as it is kept once these changes are made, if it is valid then."""
+    """Return an agent's definition with changes, as the database keeps it. It is not checked yet."""
     definition = orjson.loads(current.definition) | changes
     return orjson.dumps({name: value for name, value in definition.items() if value is not None})
 
@@ -114,7 +114,7 @@ async def _find(request: Request, account_id: str, agent_id: str, version: int |
 
 
 def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
-    """Return the answer for an id that the account has no agent by."""
+    """Return the error for an id without an agent of the account."""
     return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param=param)
 
 
@@ -153,9 +153,9 @@ async def get_agent(
     request: Request,
     principal: Authenticated,
     agent_id: str,
-    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="As it was then")] = None,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Return this version")] = None,
 ) -> Response:
-    """Return an agent as it is, or as it was in a version."""
+    """Return an agent in its current version, or in an earlier one."""
     return render_json(_render(await _find(request, principal.account_id, agent_id, version)))
 
 
@@ -170,9 +170,9 @@ async def list_versions(request: Request, principal: Authenticated, agent_id: st
 @router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
 @router.patch("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}}, include_in_schema=False)
 async def update_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
-    """Change what the body names, and leave the rest; `null` takes a field away.
+    """Change the fields that the body names; `null` removes a field.
 
-    This makes a new version, unless nothing is different.
+    This creates a new version, unless every field has the value that it had.
     """
     body = await read_body(request, limit=LARGEST_AGENT)
     database, account_id = request.state.database, principal.account_id
@@ -190,7 +190,7 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
             if not same and not await queries.update_agent(
                 database, agent_id, account_id, version=current.version, definition=kept.decode(), model=model
             ):
-                # Another request changed it: perhaps this very one, sent again before it had its answer.
+                # Another request changed the agent: perhaps this one, sent twice at the same moment.
                 current = await _find(request, account_id, agent_id)
                 if _changed(current, changes).decode() != current.definition:
                     raise ConflictError("The agent was changed or deleted meanwhile: read it again.")
@@ -199,7 +199,7 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
 
 @router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})
 async def delete_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
-    """Delete an agent. What it was asked already runs on, and its jobs keep what they ran with."""
+    """Delete an agent. Its jobs keep running, with the definition that they started with."""
     if not is_id(agent_id, "agent") or not await queries.delete_agent(
         request.state.database, agent_id, principal.account_id
     ):

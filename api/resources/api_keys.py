@@ -1,4 +1,4 @@
-"""API keys: created and shown once, changed, rotated and revoked. An account's own, or all for administrators."""
+"""API keys: created and shown once, changed, rotated, revoked. Administrators manage those of all accounts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from headrace.stores.connections import Row
 router = APIRouter(prefix="/api-keys", tags=["API keys"])
 
 MOST_KEYS = 1000
-"""Keys of an account that are not revoked."""
+"""The most keys of an account, without revoked ones."""
 
 
 class ApiKeyList(Page[ApiKey]):
     """A page of API keys."""
 
 
-_BOOTSTRAP = "The bootstrap key is decided by its operator's variable, HEADRACE_BOOTSTRAP_KEY."
+_BOOTSTRAP = "The operator's variable HEADRACE_BOOTSTRAP_KEY sets the bootstrap key."
 
 
 async def _find(request: Request, principal: Principal, key_id: str) -> Row:
@@ -57,10 +57,10 @@ async def _find(request: Request, principal: Principal, key_id: str) -> Row:
 
 
 def _check_strength(own: Strength, strength: Strength) -> None:
-    """Check that a key can do no more than `own`, which it is made, changed or taken over with.
+    """Check that a key can do no more than `own`: the key that creates, changes or rotates it.
 
     Raises:
-        PermissionDeniedError: It could; the error names the field.
+        PermissionDeniedError: The key could do more; the error names the field.
     """
     field = strength.beyond(own)
     if field is not None:
@@ -81,7 +81,7 @@ def _strength(row: Row) -> Strength:
 
 
 def _changed(row: Row, changes: KeyChanges) -> Strength:
-    """Return what a key could do once the changes are made."""
+    """Return the strength of a key after the changes."""
     before = _strength(row)
     expires_at = before.expires_at
     if "expires_at" in changes:
@@ -97,9 +97,9 @@ async def _show_once(request: Request, principal: Principal, key_id: str, key: s
 
 @router.post("", summary="Create an API key", responses={200: {"model": NewApiKey}})
 async def create_key(request: Request, principal: KeyManager) -> Response:
-    """Create a key, which the answer alone has. It can do no more than the key that creates it.
+    """Create a key, which only this answer shows. It can do no more than the key that creates it.
 
-    What the body leaves out of limits and expiry is that key's. An account's limits hold whatever limits its keys have.
+    Limits and an expiry that the body leaves out are those of the creating key. The account's limits hold as well.
     """
     body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyRequest, body)
@@ -138,7 +138,7 @@ async def list_keys(
     limit: Limit = 20,
     order: Order = "desc",
 ) -> Response:
-    """List the account's keys, newest first, without the keys themselves; an administrator may name another account."""
+    """List the account's keys, newest first, without their secrets. An administrator may name another account."""
     account_id = (await find_account(request, principal, account)).id
     if after is not None:
         await _find(request, principal, after)
@@ -155,15 +155,15 @@ async def list_keys(
 
 @router.get("/{key_id}", summary="Get an API key", responses={200: {"model": ApiKey}})
 async def get_key(request: Request, principal: KeyManager, key_id: str) -> Response:
-    """Return what is to be known of a key."""
+    """Return a key's properties, without its secret."""
     return render_json(render_key(await _find(request, principal, key_id)))
 
 
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
 async def update_key(request: Request, principal: KeyManager, key_id: str) -> Response:
-    """Change what the body names, and leave the rest; `null` takes it away. It has its effect within a second.
+    """Change the fields that the body names; `null` removes a field. It takes effect within a second.
 
-    The key can do no more afterwards than the one that changes it; itself, a key can only narrow.
+    Afterwards the key can do no more than the key that changes it. A key can only narrow itself.
     """
     body = await read_body(request, limit=SMALL_BODY)
     asked = parse_body(KeyUpdate, body)
@@ -186,9 +186,9 @@ async def update_key(request: Request, principal: KeyManager, key_id: str) -> Re
 
 @router.post("/{key_id}/rotate", summary="Rotate an API key", responses={200: {"model": NewApiKey}})
 async def rotate_key(request: Request, principal: KeyManager, key_id: str) -> Response:
-    """Replace the key by a new one, which the answer alone has; its id, limits and usage stay.
+    """Replace the secret of a key by a new one, which only this answer shows. Its id, limits and usage stay.
 
-    The key from before works for `overlap_seconds` more. A second rotation within that time ends it.
+    The old secret works for `overlap_seconds` more. A second rotation within that time ends it.
     """
     body = await read_body(request, limit=SMALL_BODY) or b"{}"
     asked = parse_body(KeyRotation, body)
@@ -212,10 +212,12 @@ async def revoke_key(
     key_id: str,
     children: Annotated[
         bool | None,
-        Query(description="Revoke the keys that it made, and theirs; by default those of a key without 'admin'"),
+        Query(
+            description="Also revoke the keys that it created, and theirs in turn; the default for keys without 'admin'"
+        ),
     ] = None,
 ) -> Response:
-    """Let a key work no longer, within a second. What was asked with it runs on, and its usage stays."""
+    """Revoke a key within a second. Its jobs keep running, and its usage stays."""
     row = await _find_to_change(request, principal, key_id)
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)

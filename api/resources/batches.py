@@ -1,4 +1,4 @@
-"""Batches, as OpenAI has them, and what can be had of one while it runs."""
+"""Batches in OpenAI's shape, and their results and progress while they run."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/batches", tags=["Batches"])
 
-# Between two looks at a batch for those who watch it.
+# Seconds between two looks at a batch for its subscribers.
 _LOOK_SECONDS = 0.5
+# Seconds for which the input of a batch without a file is kept.
 _INLINE_SECONDS = 30 * 86_400
 
 
 class LineResponse(BaseModel):
-    """What a line was answered with: a completion, or an error."""
+    """The answer to a line: a completion, or an error."""
 
     status_code: int
     request_id: str
@@ -65,14 +66,14 @@ class LineResponse(BaseModel):
 
 
 class LineError(BaseModel):
-    """Why a line has no answer."""
+    """The reason why a line has no answer."""
 
     code: str | None
     message: str | None
 
 
 class BatchResult(BaseModel):
-    """A line that has ended, as the output files have it."""
+    """A line that has ended, as in the output files."""
 
     id: str
     custom_id: str
@@ -90,7 +91,7 @@ class BatchList(Page[Batch]):
 
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
 async def create_batch(request: Request, principal: Authenticated) -> Response:
-    """Run the requests of a file, or those in the body, within a window. They are checked first, all of them."""
+    """Run the requests of a file or of the body within a window. All requests are checked before the first runs."""
     body = await read_body(request)
     asked = parse_batch_request(body)
     if asked.webhook is not None:
@@ -112,12 +113,12 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
 
 
 async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:
-    """Check what the types cannot say.
+    """Check the conditions that the types cannot express.
 
     Raises:
-        InvalidRequestError: Its metadata holds what Postgres has no place for.
+        InvalidRequestError: The metadata has a character that Postgres cannot store.
         NotFoundError: The account has no such file for a batch.
-        RateLimitError: As many batches of the account as may be have not ended.
+        RateLimitError: The account has too many batches that have not ended.
     """
     most = request.state.settings.batches_in_progress
     if await count_active(request.state.database, principal.account_id) >= most:
@@ -148,7 +149,7 @@ def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Prin
 
 
 async def _store_inline(request: Request, principal: Principal, lines: list[dict[str, Any]]) -> str:
-    """Keep the lines of a request as the file that they would have been, and return its id."""
+    """Store the requests of a body as an input file, and return its id."""
     state = request.state
     await check_room(state.database, principal.account_id, state.settings, files=1, param="requests")
     writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
@@ -168,7 +169,7 @@ async def list_batches(
     after: Annotated[str | None, after_id("batch_")] = None,
     limit: Limit = 20,
 ) -> Response:
-    """List the account's batches, newest first; `metadata[key]=value` narrows it."""
+    """List the account's batches, newest first. `metadata[key]=value` narrows the list."""
     check_after(after, "batch")
     rows = await queries_module.list_batches(
         request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata
@@ -184,7 +185,7 @@ async def get_batch(request: Request, principal: Authenticated, batch_id: str) -
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
 async def cancel_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
-    """Run no more of a batch, and stop what runs of it. What is done by then is in its output."""
+    """Stop a batch and its running lines. Lines that have ended are in its output."""
     database, account_id = request.state.database, principal.account_id
     row = await find_batch(database, batch_id, account_id)
     change = await Change.of(request, principal)
@@ -203,7 +204,7 @@ def _check_cancellable(row: Row) -> None:
 
 
 @router.get(
-    "/{batch_id}/results", summary="List a batch's results as they come", responses={200: {"model": BatchResults}}
+    "/{batch_id}/results", summary="List a batch's results as they arrive", responses={200: {"model": BatchResults}}
 )
 async def list_results(
     request: Request,
@@ -212,9 +213,9 @@ async def list_results(
     after: Annotated[str | None, after_id("batch_req_")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """List the lines that have ended, in the order in which they did, as the output files have them.
+    """List the lines that have ended, in the order of their ends, as in the output files.
 
-    A reader that asks again with `after` gets those that have ended since, each once.
+    A reader that asks again with `after` gets each line that has ended since, once.
     """
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
@@ -241,15 +242,15 @@ async def list_results(
     responses={200: {"model": BatchProgress, "content": {"text/event-stream": {}}}},
 )
 async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
-    """Stream where a batch stands whenever that has changed, and at its end the batch.
+    """Stream the progress of a batch whenever it changes, and the batch when it ends.
 
-    `Last-Event-ID` says what a reader knows already, so that one who comes back is not told it again.
+    A reader that reconnects with `Last-Event-ID` does not get the same progress again.
     """
     request.state.subscribers.check(principal.key_id)
     row = await find_batch(request.state.database, batch_id, principal.account_id)
     known = request.headers.get("last-event-id")
     if BatchState(row.state).is_final and known == _event_id(row):
-        return Response(status_code=204)  # a browser would come back for ever for the same end
+        return Response(status_code=204)  # after a stream, a browser would reconnect for ever
     return EventStream(_watched(request, principal, row, known))
 
 
@@ -281,19 +282,19 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
         elif loop.time() - spoke > request.state.settings.ping_seconds:
             spoke = loop.time()
             yield [PING]
-        if await _is_told_to_end(request.state.hub.ending):
+        if await _is_ending(request.state.hub.ending):
             yield [RECONNECT]
             return
         if await request.is_disconnected():
             return
         try:
-            await authenticate(request)  # the key may have been revoked meanwhile
+            await authenticate(request)  # the key may be revoked by now
             row = await find_batch(request.state.database, row.id, account_id)
         except AuthenticationError as error:
             yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
             return
         except SQLAlchemyError as error:
-            log.warning("a reader of a batch waits for Postgres: %s", error)
+            log.warning("a subscriber of a batch waits, as Postgres is unavailable: %s", error)
 
 
 @router.get(
@@ -302,14 +303,14 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def list_webhook_deliveries(request: Request, principal: Authenticated, batch_id: str) -> Response:
-    """List the deliveries of a batch's webhook, and how each went."""
+    """List the deliveries of a batch's webhook, with their attempts."""
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
     return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))
 
 
-async def _is_told_to_end(ending: asyncio.Event) -> bool:
-    """Wait a moment; tell whether this process is to end meanwhile: then its readers come back to another."""
+async def _is_ending(ending: asyncio.Event) -> bool:
+    """Wait half a second for the shutdown of this process. Returns whether it shuts down; readers then reconnect."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LOOK_SECONDS):
             await ending.wait()
@@ -318,10 +319,10 @@ async def _is_told_to_end(ending: asyncio.Event) -> bool:
 
 @router.post(
     "/{batch_id}/webhook-deliveries/{delivery_id}/resend",
-    summary="Tell of a batch again",
+    summary="Resend a batch's webhook",
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def resend_webhook(request: Request, principal: Authenticated, batch_id: str, delivery_id: str) -> Response:
-    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    """Send a webhook again with the same `webhook-id`, at once and with retries for a day."""
     await find_batch(request.state.database, batch_id, principal.account_id)
     return await resend(request, principal, batch_id, delivery_id)

@@ -1,4 +1,4 @@
-"""Chat completions, as OpenAI has them: waited for, streamed, or in the background."""
+"""Chat completions in OpenAI's shape: whole, streamed, or in the background."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ router = APIRouter(tags=["Chat"])
     },
 )
 async def create_chat_completion(request: Request, principal: Authenticated) -> Response:
-    """Answer with the completion, stream it, or with `background` start a job and return it."""
+    """Return the completion, stream it, or with `background` start a job and return the job."""
     submission = await _submit(request, principal)
     if submission.job.background:
         return await start(request, submission)
@@ -44,7 +44,7 @@ async def _submit(request: Request, principal: Principal) -> Submission:
 
 
 async def start(request: Request, submission: Submission) -> Response:
-    """Accept a job that runs in the background, and return its answer: the job."""
+    """Accept a background job, and return it as the answer."""
     job = submission.job
     async with answering(request, job) as made:
         await accept(request, submission)

@@ -1,4 +1,4 @@
-"""Files, as OpenAI has them: uploaded for batches, and written by them."""
+"""Files in OpenAI's shape: uploaded for batches, and written by batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headrace.ids import is_id
 router = APIRouter(prefix="/files", tags=["Files"])
 
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)", re.IGNORECASE)
-# Digits of a position: no file is so long that it takes more.
+# The most digits of a position in a file.
 _DIGITS = 18
 
 
@@ -34,7 +34,7 @@ class FileList(Page[FileObject]):
 
 
 class DeletedFile(BaseModel):
-    """That a file is gone."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["file"]
@@ -43,7 +43,7 @@ class DeletedFile(BaseModel):
 
 @router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
 async def create_file(request: Request, principal: Authenticated) -> Response:
-    """Keep a file for a batch. It is streamed to storage and may have up to `HEADRACE_MAX_FILE_BYTES`."""
+    """Store a file for a batch. It may have up to `HEADRACE_MAX_FILE_BYTES`."""
     file_id, repeated = await store_upload(request, principal)
     file = await get_file(request.state.database, file_id, principal.account_id)
     return render_json(render_file(file), replay_headers(repeated))
@@ -73,7 +73,7 @@ async def list_files(
 
 @router.get("/{file_id}", summary="Get a file", responses={200: {"model": FileObject}})
 async def get_file_object(request: Request, principal: Authenticated, file_id: str) -> Response:
-    """Return what is known of a file."""
+    """Return a file's properties."""
     return render_json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
 
 
@@ -82,19 +82,19 @@ async def get_file_object(request: Request, principal: Authenticated, file_id: s
     summary="Download a file",
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The file"},
-        206: {"content": {"application/octet-stream": {}}, "description": "With `Range`: that part of it"},
+        206: {"content": {"application/octet-stream": {}}, "description": "With `Range`: that part of the file"},
         304: {"description": "`If-None-Match` has the file's `ETag`"},
-        416: {"description": "`Range` begins behind the file's end"},
+        416: {"description": "`Range` begins after the file's end"},
     },
 )
 async def get_content(request: Request, principal: Authenticated, file_id: str) -> Response:
-    """Stream a file, or with `Range: bytes=…` a part of it."""
+    """Return the content of a file, or with `Range: bytes=…` a part."""
     row = await get_file(request.state.database, file_id, principal.account_id)
     tag = f'"{file_id}"'  # a file never changes
     headers = {"accept-ranges": "bytes", "etag": tag, "content-disposition": _disposition(row.filename)}
     if _has_tag(request.headers.get("if-none-match", ""), tag):
         return Response(status_code=304, headers={"etag": tag})
-    # With another validator than ours, the part is of something else: RFC 9110, section 13.1.5.
+    # With another validator the client has parts of another file: RFC 9110, section 13.1.5.
     same = request.headers.get("if-range", tag).strip() == tag
     span = _range(request.headers.get("range", ""), row.bytes) if same else None
     if span is None:
@@ -120,20 +120,20 @@ def _content(
     async def pieces() -> AsyncIterator[bytes]:
         async for piece in queries.read_file(request.state.database, file_id, start=start, end=end):
             yield piece
-            await authenticate(request)  # a slow download ends with its key
+            await authenticate(request)  # a download ends when its key becomes invalid
 
     headers["content-length"] = str(end - start)
     return StreamingResponse(pieces(), status, headers, "application/octet-stream")
 
 
 def _has_tag(header: str, tag: str) -> bool:
-    """Tell whether a list of entity tags has this one, compared as weak ones: RFC 9110, section 13.1.2."""
+    """Tell whether a list of entity tags contains a tag, by weak comparison: RFC 9110, section 13.1.2."""
     tags = [given.strip().removeprefix("W/") for given in header.split(",")]
     return tag in tags or tags == ["*"]
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
-    """Return the bytes that a header asks for, as start and end; None if it asks for all, or for what we do not do."""
+    """Return the start and end of a range, or None to answer with the whole file, as for an unsupported range."""
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
@@ -147,7 +147,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _position(digits: str) -> int:
-    """Return a position in a file; one that is far beyond any end is cut to another that is."""
+    """Return a position in a file. A position far behind every file's end loses its last digits."""
     return int(digits.lstrip("0")[:_DIGITS] or "0")
 
 
@@ -159,7 +159,7 @@ def _disposition(filename: str) -> str:
 
 @router.delete("/{file_id}", summary="Delete a file", responses={200: {"model": DeletedFile}})
 async def delete_file(request: Request, principal: Authenticated, file_id: str) -> Response:
-    """Delete a file. One that an unfinished batch reads stays."""
+    """Delete a file, unless a batch that has not ended reads it."""
     found, batch_id = False, None
     if is_id(file_id, "file"):
         found, batch_id = await queries.delete_file(request.state.database, file_id, principal.account_id)

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can do its work."""
+"""Health: whether the process is alive, and whether it can accept jobs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ router = APIRouter(tags=["Health"])
 
 DatabaseState = Literal["ok", "not migrated", "away"]
 
-# Seconds for which an answer is as good as new.
+# Seconds for which a result is reused.
 _FRESH_SECONDS = 1.0
 
 
 class Health(BaseModel):
-    """That the process answers."""
+    """The answer of a process that is alive."""
 
     status: Literal["ok"]
 
 
 class Readiness(BaseModel):
-    """Whether jobs can be accepted, and what of that which it takes is there."""
+    """Whether the process can accept jobs, and the state of each store."""
 
     status: Literal["ready", "not ready"]
     database: DatabaseState
@@ -41,10 +41,10 @@ class Readiness(BaseModel):
 
 
 class StoresCheck:
-    """Whether Postgres and Redis can be used: asked once a second, however many want to know without a key."""
+    """Checks Postgres and Redis, at most once a second: `/readyz` needs no key, so anyone may ask often."""
 
     def __init__(self, database: Database, redis: Redis) -> None:
-        """Ask nothing yet."""
+        """Take the stores; `state` checks them."""
         self._database = database
         self._redis = redis
         self._turn = asyncio.Lock()
@@ -52,7 +52,7 @@ class StoresCheck:
         self._until = -math.inf
 
     async def state(self) -> tuple[DatabaseState, bool]:
-        """Return what Postgres is like, and whether Redis takes writes, or was and did within the last second."""
+        """Return the state of Postgres, and whether Redis accepts writes. The result may be a second old."""
         async with self._turn:
             if time.monotonic() >= self._until:
                 database, takes_writes = await asyncio.gather(self._look(), redis_takes_writes(self._redis))
@@ -71,19 +71,22 @@ class StoresCheck:
 
 @router.get("/healthz", summary="Is the process alive?", responses={200: {"model": Health}})
 async def healthz() -> Response:
-    """Answer while this process works, whether or not the stores are available."""
+    """Answer while the process is alive, even if the stores are unavailable."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
 @router.get(
     "/readyz",
     summary="Can it accept jobs?",
-    responses={200: {"model": Readiness}, 503: {"model": Readiness, "description": "Postgres is away or not migrated"}},
+    responses={
+        200: {"model": Readiness},
+        503: {"model": Readiness, "description": "Postgres is unavailable or not migrated"},
+    },
 )
 async def readyz(request: Request) -> Response:
-    """Tell whether Postgres has this release's schema or a later one, and whether the live wire and Redis work.
+    """Tell whether Postgres has the schema of this release or a later one, and whether Redis works.
 
-    Without Redis jobs are accepted all the same, so it alone does not make the answer 503.
+    Jobs are accepted without Redis, so the answer is 503 only because of Postgres.
     """
     database, takes_writes = await request.state.stores_check.state()
     redis = "away"

@@ -1,4 +1,4 @@
-"""Jobs: submitted, listed, polled, watched, cancelled, erased."""
+"""Jobs: submit, list, poll, watch, cancel and erase them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
 
-# A delta that a reader has is in Postgres after one `segment_seconds`, or when its worker reaches that again.
+# Looks for a delta that a reader has and Postgres lacks, and the seconds between two. The worker writes it after
+# `segment_seconds`, or once it can reach Postgres again.
 _CHECKS = 30
 _CHECK_SECONDS = 0.3
 
@@ -67,7 +68,7 @@ class JobList(Page[Job]):
 
 
 class DeletedJob(BaseModel):
-    """That a job's content is erased."""
+    """The answer to an erasure."""
 
     id: str
     object: Literal["job.deleted"]
@@ -76,7 +77,7 @@ class DeletedJob(BaseModel):
 
 @router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
 async def create_job(request: Request, principal: Authenticated) -> Response:
-    """Start a completion in the background; the same as `background` in a chat completion."""
+    """Start a completion in the background, as `background` in a chat completion does."""
     body = await read_body(request)
     submission, asked = await offloaded(len(body), Asked.parse_submission, body)
     job = await new_job(
@@ -108,7 +109,7 @@ async def list_jobs(
     limit: Limit = 20,
     order: Order = "desc",
 ) -> Response:
-    """List the account's jobs, newest first; `metadata[key]=value` narrows it further."""
+    """List the account's jobs, newest first. `metadata[key]=value` narrows the list."""
     check_after(after, "job")
     wanted = JobFilter(
         state=status,
@@ -134,9 +135,9 @@ async def get_job(
     request: Request,
     principal: Authenticated,
     job_id: str,
-    wait: Annotated[float, Query(ge=0, description="Hold the answer until the job ends or so many seconds pass")] = 0,
+    wait: Annotated[float, Query(ge=0, description="Seconds to wait for the job's end before the answer")] = 0,
 ) -> Response:
-    """Return a job as it is now, or with `wait` as it is at its end."""
+    """Return a job at once, or with `wait` when it has ended or the time is over."""
     job = await find_job(request.state.database, job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
         request.state.subscribers.check(principal.key_id)
@@ -149,7 +150,7 @@ async def _wait(request: Request, principal: Principal, job_id: str, seconds: fl
     """Wait for a job's end.
 
     Raises:
-        AuthenticationError: The key that asked is valid no longer.
+        AuthenticationError: The key has become invalid.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), watching(request, principal, job_id) as listener:
@@ -172,13 +173,13 @@ async def watch_job(
     principal: Authenticated,
     job_id: str,
     after: Annotated[
-        str | None, Query(description="An event id: what comes after it. `Last-Event-ID` does the same")
+        str | None, Query(description="An event's id: the stream continues after it. `Last-Event-ID` does the same")
     ] = None,
 ) -> Response:
-    """Stream a job's events from its start, or from where a reader was cut off, to its end."""
+    """Stream a job's events to its end, from its start or from where the reader was interrupted."""
     request.state.subscribers.check(principal.key_id)
     job = await find_job(request.state.database, job_id, principal.account_id)
-    # A browser that connects again sends the header to the same URL: the query is from its first time.
+    # A browser reconnects to the same URL and adds the header, so the header is newer than the query.
     param, event_id = "Last-Event-ID", request.headers.get("last-event-id")
     if not event_id:
         param, event_id = "after", after
@@ -186,34 +187,35 @@ async def watch_job(
     if cursor is not None:
         await _check_cursor(request, job, cursor, param=param)
         if State(job["status"]).is_final and cursor == await furthest_cursor(request.state.database, job_id):
-            return Response(status_code=204)  # a browser would come back for ever for an empty stream
+            return Response(status_code=204)  # after an empty stream, a browser would reconnect for ever
     return EventStream(_events(request, principal, job, cursor))
 
 
 async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
-    """Refuse a cursor that no event of the job has.
+    """Refuse a cursor that is not of an event of the job.
 
-    A reader may know of deltas that Postgres is yet to get. Once the worker has extended the job's lease, it has.
+    A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease, it has also
+    written them.
 
     Raises:
-        InvalidRequestError: There is no such event.
-        UnavailableError: That cannot be told, as the job's worker does not reach Postgres.
+        InvalidRequestError: The job has no such event.
+        UnavailableError: The job's worker cannot reach Postgres, so the event may exist.
     """
     database, job_id = request.state.database, job["id"]
-    lease, told = None, False
+    lease, is_certain = None, False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
         if cursor <= furthest and (cursor.attempt or cursor == START):
             return
-        if told or cursor.attempt != furthest.attempt or cursor.attempt == 0:
+        if is_certain or cursor.attempt != furthest.attempt or cursor.attempt == 0:
             raise invalid_parameter(param, f"the job has no event '{cursor}'")
         if lease is None:
             lease = await read_lease(database, job_id)
-            told = lease is None
+            is_certain = lease is None
         else:
             await asyncio.sleep(_CHECK_SECONDS)
-            told = await read_lease(database, job_id) != lease
-    raise UnavailableError("The job's worker is out of reach at the moment.", retry_after=1)
+            is_certain = await read_lease(database, job_id) != lease
+    raise UnavailableError("The job's worker is unavailable at the moment.", retry_after=1)
 
 
 async def _events(
@@ -236,7 +238,7 @@ async def _events(
         except ListenerClosedError:
             yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
         except SQLAlchemyError as error:
-            log.warning("a reader has to come back for the end: %s", error)
+            log.warning("a subscriber must reconnect, as Postgres is unavailable: %s", error)
             yield [RECONNECT]
         except HeadraceError as error:
             yield [_render_error(error)]
@@ -257,7 +259,7 @@ def _render(event: Event, job_id: str, head: bytes) -> list[bytes]:
         attempt = event.cursor.attempt
         return [_transition(job_id, State.RUNNING, attempt=attempt, name="job.started", event_id=str(event.cursor))]
     if isinstance(event, Retrying):
-        # It has no id: what a reader that is cut off here has is still the last delta before.
+        # This event has no id: a reader that is interrupted here continues after its last delta.
         return [_transition(job_id, State.QUEUED, attempt=event.attempt, name="job.retrying", event_id=None)]
     return [PING] if isinstance(event, Silence) else []
 
@@ -269,7 +271,7 @@ def _transition(job_id: str, state: State, *, attempt: int, name: str, event_id:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: {"model": Job}})
 async def cancel_job(request: Request, principal: Authenticated, job_id: str) -> Response:
-    """Stop a job, its call upstream too. One that has ended already stays as it is."""
+    """Cancel a job and its call to the provider. A job that has ended is not changed."""
     job = await find_job(request.state.database, job_id, principal.account_id)
     change = await Change.of(request, principal)
     if not change.done:
@@ -293,17 +295,17 @@ async def delete_job(request: Request, principal: Authenticated, job_id: str) ->
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def list_webhook_deliveries(request: Request, principal: Authenticated, job_id: str) -> Response:
-    """List the deliveries of a job's webhook, and how each went."""
+    """List the deliveries of a job's webhook, with their attempts."""
     await find_job(request.state.database, job_id, principal.account_id)
     return render_deliveries(await list_deliveries(request.state.database, job_id, principal.account_id))
 
 
 @router.post(
     "/{job_id}/webhook-deliveries/{delivery_id}/resend",
-    summary="Tell of a job again",
+    summary="Resend a job's webhook",
     responses={200: {"model": WebhookDeliveryList}},
 )
 async def resend_webhook(request: Request, principal: Authenticated, job_id: str, delivery_id: str) -> Response:
-    """Send a webhook again, now and for a day until it is taken; its `webhook-id` stays."""
+    """Send a webhook again with the same `webhook-id`, at once and with retries for a day."""
     await find_job(request.state.database, job_id, principal.account_id)
     return await resend(request, principal, job_id, delivery_id)

@@ -1,4 +1,4 @@
-"""The models that a client may ask for."""
+"""The models that a key may use: those of the catalogue, and the account's agents."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Prices(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """A model, as OpenAI has it, and what we know of it besides. Limits are in tokens; null is not known."""
+    """A model, with more fields than OpenAI's. Limits are in tokens; null means unknown."""
 
     id: str
     object: Literal["model"]
     created: int
-    owned_by: str = Field(description="Who is asked first")
-    providers: list[str] = Field(description="Who is asked, in the order in which they are")
+    owned_by: str = Field(description="The provider that is called first")
+    providers: list[str] = Field(description="The providers, in the order in which they are called")
     context_window: int | None
     output_limit: int | None
     abilities: list[Ability]
@@ -67,7 +67,7 @@ def _render(catalogue: Catalogue, name: str) -> dict[str, Any]:
 
 
 def _render_agent(catalogue: Catalogue, agent: AgentModel) -> dict[str, Any]:
-    """Return an agent as a model: what its own model can do, if that is still there."""
+    """Return an agent as a model, with the properties of its own model if the catalogue still has it."""
     about = {"id": agent.id, "object": "model", "created": agent.created_at, "owned_by": "agent"}
     try:
         return _render(catalogue, agent.model) | about
@@ -88,7 +88,7 @@ async def list_models(request: Request, principal: Authenticated) -> Response:
 
 @router.get("/{model:path}", summary="Get a model", responses={200: {"model": ModelObject}})
 async def get_model(request: Request, principal: Authenticated, model: str) -> Response:
-    """Return one model of the catalogue, or an agent as the model that it is."""
+    """Return a model of the catalogue, or an agent as a model."""
     catalogue: Catalogue = request.state.catalogue.current
     if not principal.may_ask(model):
         raise ModelNotFoundError.of(model, param="model")

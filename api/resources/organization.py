@@ -1,4 +1,4 @@
-"""Usage and costs as OpenAI's administrators ask for them. A project is an account of ours."""
+"""Usage and costs in the shape of OpenAI's administration API. Its projects are Headrace's accounts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headrace.usage.question import Bucket, Question
 
 router = APIRouter(prefix="/organization", tags=["Usage"])
 
-# How many buckets a page has by default, and at most.
+# Of each width: the bucket, its seconds, and the buckets of a page by default and at most.
 _WIDTHS = {"1m": (Bucket.MINUTE, 60, 60, 1440), "1h": (Bucket.HOUR, 3600, 24, 168), "1d": (Bucket.DAY, 86_400, 7, 31)}
 _MOST_COST_BUCKETS = 180
 _MOST_ROWS = 100_000
@@ -42,7 +42,7 @@ _COST_GROUPS = {"project_id": "account", "api_key_id": "key", "line_item": "mode
 
 
 class UsagePage(BaseModel):
-    """Buckets in order of time, empty ones too."""
+    """Buckets in order of time, with empty ones."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,8 +53,8 @@ class UsagePage(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What both questions have in common. `page` is a page's token."""
+class _Parameters:
+    """The parameters that both questions share. `page` is a page's token."""
 
     start_time: int
     end_time: int | None
@@ -67,7 +67,7 @@ class _Asked:
 
 
 _Start = Annotated[int, Query(ge=0, le=2**33, description="Unix seconds")]
-_End = Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds, itself left out; now by default")]
+_End = Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds, exclusive; now by default")]
 
 
 _Projects = Annotated[list[str], list_of("project_ids", "Only of these accounts", commas=True)]
@@ -77,10 +77,10 @@ _Users = Annotated[list[str], list_of("user_ids", "Only of these users", commas=
 
 
 def _given(name: str, values: Sequence[str], allowed: Mapping[str, str] | None = None) -> list[str]:
-    """Return the values of a list but for empty ones.
+    """Return the values of a list without empty ones.
 
     Raises:
-        InvalidRequestError: One of them is not allowed.
+        InvalidRequestError: A value is not allowed.
     """
     found = [value for value in values if value]
     for value in found:
@@ -97,7 +97,7 @@ def _limit(given: int | None, default: int, most: int) -> int:
 
 
 async def _buckets(
-    request: Request, principal: Principal, asked: _Asked
+    request: Request, principal: Principal, asked: _Parameters
 ) -> tuple[list[tuple[int, int, list[Any]]], str | None]:
     """Return the buckets of a page, each with its start, its end and its rows, and the token of the next page."""
     bucket, seconds, *_ = _WIDTHS[asked.width]
@@ -130,10 +130,10 @@ async def _buckets(
 
 
 def _narrow_projects(asked: Sequence[str], visible: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the projects asked for, or without any all that may be seen; None are everybody's.
+    """Return the projects to read: those asked for, or else all that are visible. None stands for all accounts.
 
     Raises:
-        PermissionDeniedError: One of them may not be seen, or there is none by that id: nobody else learns which.
+        PermissionDeniedError: A project is not visible or does not exist: the error does not say which.
     """
     if visible is not None and not set(asked) <= set(visible):
         raise PermissionDeniedError(
@@ -143,10 +143,10 @@ def _narrow_projects(asked: Sequence[str], visible: Sequence[str] | None) -> Seq
 
 
 async def _rows(database: Database, question: Question) -> list[dict[str, Any]]:
-    """Return the answer, all of it.
+    """Return all rows of the answer to a question.
 
     Raises:
-        InvalidRequestError: It has too many rows, or is not one to wait for.
+        InvalidRequestError: The answer has too many rows, or would take too long.
     """
     question.check()
     rows = await ask(database, question, limit=_MOST_ROWS + 1, names=False)
@@ -173,7 +173,7 @@ async def get_completions_usage(
     principal: Authenticated,
     start_time: _Start,
     group_by: Annotated[
-        list[str], list_of("group_by", f"What to tell apart: {', '.join(_COMPLETION_GROUPS)}", commas=True)
+        list[str], list_of("group_by", f"The fields to group by: {', '.join(_COMPLETION_GROUPS)}", commas=True)
     ],
     project_ids: _Projects,
     user_ids: _Users,
@@ -195,7 +195,7 @@ async def get_completions_usage(
         "user": _given("user_ids", user_ids),
         "tier": [] if batch is None else ["batch"] if batch else [*_LIVE_TIERS],
     }
-    asked = _Asked(
+    asked = _Parameters(
         start_time,
         end_time,
         bucket_width,
@@ -211,7 +211,7 @@ async def get_completions_usage(
 
 
 def _merged(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
-    """Return rows told apart by whether they are of batches, where their tier is not asked for."""
+    """Return rows with the live tiers merged into one, if they are grouped by `batch` and not by tier."""
     if "batch" not in groups or "service_tier" in groups:
         return list(rows)
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -238,8 +238,8 @@ def _group(row: Mapping[str, Any], groups: Sequence[str], name: str) -> Any:
 
 
 def _completions_result(row: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    # OpenAI tells cached and uncached tokens apart by text and audio, and no provider says which of the two was cached:
-    # we take it to be text first. Uncached is what came from no cache and went into none.
+    # OpenAI counts cached and uncached tokens of text and of audio. No provider reports which of the two was cached, so
+    # text counts as cached first. Uncached tokens neither came from a cache nor went into one.
     cached, audio = row["cached_tokens"], row["prompt_audio_tokens"]
     uncached = row["prompt_tokens"] - cached - row["cache_write_tokens"]
     uncached_audio = max(0, min(audio, uncached))
@@ -270,7 +270,9 @@ async def get_costs(
     request: Request,
     principal: Authenticated,
     start_time: _Start,
-    group_by: Annotated[list[str], list_of("group_by", f"What to tell apart: {', '.join(_COST_GROUPS)}", commas=True)],
+    group_by: Annotated[
+        list[str], list_of("group_by", f"The fields to group by: {', '.join(_COST_GROUPS)}", commas=True)
+    ],
     project_ids: _Projects,
     api_key_ids: _Keys,
     end_time: _End = None,
@@ -281,7 +283,7 @@ async def get_costs(
     """Add costs up as OpenAI does; a line item is a model. `group_by`, `project_ids` and `api_key_ids` narrow it."""
     groups = _given("group_by", group_by, _COST_GROUPS)
     keys = _given("api_key_ids", api_key_ids)
-    asked = _Asked(
+    asked = _Parameters(
         start_time,
         end_time,
         bucket_width,

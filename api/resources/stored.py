@@ -1,4 +1,4 @@
-"""Stored completions: those of the account's jobs, found, labelled and erased by OpenAI's own paths."""
+"""Stored completions: the answers of the account's jobs under OpenAI's paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.body import read_body
-from api.http.errors import leaving_error, render_json
+from api.http.errors import render_json, shutdown_error
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
@@ -44,7 +44,7 @@ class CompletionList(Page[ChatCompletion]):
 
 
 class MessageList(Page[dict[str, Any]]):
-    """A page of a completion's input messages; each has an `id` besides what was sent."""
+    """A page of a completion's input messages; each has an `id` in addition to what was sent."""
 
 
 class CompletionUpdate(BaseModel):
@@ -58,14 +58,14 @@ class CompletionUpdate(BaseModel):
 
 
 class DeletedCompletion(BaseModel):
-    """That a completion is erased."""
+    """The answer to an erasure."""
 
     id: str
     object: Literal["chat.completion.deleted"]
     deleted: Literal[True]
 
 
-# Bytes of an update: metadata of the greatest length, each character escaped.
+# The most bytes of an update: the longest metadata, with each character escaped.
 _LARGEST_UPDATE = 128 * 1024
 
 
@@ -84,7 +84,7 @@ async def list_completions(
     limit: Limit = 20,
     order: Order = "asc",
 ) -> Response:
-    """List the account's completions, oldest first; `metadata[key]=value` narrows it further."""
+    """List the account's completions, oldest first. `metadata[key]=value` narrows the list."""
     database = request.state.database
     if after is not None and not (after.startswith("chatcmpl-") and is_id(job_id_of(after), "job")):
         raise invalid_parameter("after", "it is not the id of a completion")
@@ -100,7 +100,7 @@ async def list_completions(
 
 
 def _render(row: Row) -> dict[str, Any]:
-    """Return a completion with its metadata, which is the job's and no part of what the provider answered."""
+    """Return a completion with the metadata of its job, which the provider's answer lacks."""
     return {**orjson.loads(row.response), "metadata": row.metadata or {}}
 
 
@@ -112,7 +112,7 @@ def _render(row: Row) -> dict[str, Any]:
 async def get_completion(
     request: Request, principal: Authenticated, completion_id: str, stream: bool = False
 ) -> Response:
-    """Return the completion of a job that has one; with `stream`, attach to it as the first call would have."""
+    """Return the completion of a job, or with `stream` its chunks from the start."""
     row = await _find(request, completion_id, principal.account_id)
     if row is None:
         raise _no_such_completion(completion_id)
@@ -123,13 +123,13 @@ async def get_completion(
         return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
     if row.error is not None:
         raise restore_error(row.error)
-    _check_there(row, completion_id)
+    _check_completed(row, completion_id)
     return render_json(_render(row))
 
 
 @router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
 async def update_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
-    """Give a stored completion, and so its job, other metadata. Usage keeps what the completion was made with."""
+    """Replace the metadata of a stored completion and its job. Usage keeps the metadata of the request."""
     body = await read_body(request, limit=_LARGEST_UPDATE)
     metadata = parse_body(CompletionUpdate, body).metadata
     for key, value in (metadata or {}).items():
@@ -138,7 +138,7 @@ async def update_completion(request: Request, principal: Authenticated, completi
     row = await _find(request, completion_id, account_id)
     change = await Change.of(request, principal, body)
     if row is not None and not change.done:
-        _check_there(row, completion_id)
+        _check_completed(row, completion_id)
         text = orjson.dumps(metadata).decode() if metadata else None
         async with change.applying():
             if not await label_job(request.state.database, row.id, account_id, text):
@@ -151,7 +151,7 @@ async def update_completion(request: Request, principal: Authenticated, completi
 
 @router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
 async def delete_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
-    """Erase a completion with all of its job's content, and stop a job that has not ended. Its usage stays."""
+    """Erase a completion with all content of its job, and stop a job that has not ended. Its usage stays."""
     if not _is_completion(completion_id) or not await erase(request, job_id_of(completion_id), principal.account_id):
         raise _no_such_completion(completion_id)
     return render_json({"id": completion_id, "object": "chat.completion.deleted", "deleted": True})
@@ -183,21 +183,21 @@ async def list_messages(
 
 
 def _render_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message as OpenAI lists it: content that was sent in parts is in `content_parts`."""
+    """Return a message in OpenAI's shape for lists, with content parts in `content_parts`."""
     content = message.get("content")
     parts = content if isinstance(content, list) else None
     return {**message, "content": None if parts is not None else content, "content_parts": parts}
 
 
-def _check_there(row: Row, completion_id: str) -> None:
+def _check_completed(row: Row, completion_id: str) -> None:
     """Check that a job has a completion.
 
     Raises:
-        NotFoundError: It has none yet, or ended without.
+        NotFoundError: The job has not ended, or ended without a completion.
     """
     if row.response is None:
         raise NotFoundError(
-            f"The completion '{completion_id}' is not there: its job is {row.state}. See GET /jobs/{row.id}.",
+            f"The completion '{completion_id}' does not exist: its job is {row.state}. See GET /jobs/{row.id}.",
             param="completion_id",
             code=None if State(row.state).is_final else "completion_not_ready",
         )
@@ -239,7 +239,7 @@ async def _attached(
                     if chunks.over:
                         return
         except ListenerClosedError:
-            # Without it what has come so far would look like all; a client that is gone reads neither.
-            yield [error_event(AuthenticationError() if listener.refused else leaving_error())]
+            # Without an error the stream would look complete. A client that has left reads neither.
+            yield [error_event(AuthenticationError() if listener.refused else shutdown_error())]
         except HeadraceError as error:
             yield [error_event(error)]

@@ -1,4 +1,4 @@
-"""Usage, added up as asked, as JSON and as CSV."""
+"""Usage: sums by time and group, as JSON and CSV, and monthly statements."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ router = APIRouter(prefix="/usage", tags=["Usage"])
 
 _DEFAULT_SECONDS = 30 * 86_400
 _MOST_ROWS = 10_000
-_EVERYBODY = "all"
-_GROUPED = "There only when asked for by `group_by`"
-_OF_ADMINISTRATORS = "Of administrators: only this account's, by its name; `all` where left out"
-_PERCENTILES = "There only with `latency=true`: percentiles, in seconds from the job's creation"
+_ALL_ACCOUNTS = "all"
+_GROUPED = "Only present if `group_by` names it"
+_OF_ADMINISTRATORS = "For administrators: the name of an account, or `all`, the default"
+_PERCENTILES = "Only present with `latency=true`: percentiles, in seconds from the job's creation"
 
 
 class Percentiles(BaseModel):
-    """How long answers took, in seconds, right to 9 %; null where there were none."""
+    """How long answers took, in seconds, accurate to 9 %; null without answers."""
 
     p50: float | None
     p90: float | None
@@ -42,10 +42,10 @@ class Percentiles(BaseModel):
 
 
 class UsageBucket(BaseModel):
-    """What one group used from `start_time` to just before `end_time`, in Unix seconds.
+    """The usage of one group from `start_time` to just before `end_time`, in Unix seconds.
 
-    Requests, their tokens and their cost are those of jobs that have ended, with what was corrected since. Attempts
-    that were thrown away, as when a provider broke off and was asked again, are in `discarded_…` and in nothing else.
+    Requests, their tokens and their cost are those of jobs that have ended, with later corrections. Discarded attempts,
+    such as those that a provider interrupted before a retry, count in the `discarded_…` fields alone.
     """
 
     model_config = ConfigDict(
@@ -80,9 +80,9 @@ class UsageBucket(BaseModel):
     end_time: int
     account: str | None = Field(default=None, description=f"The account's name. {_GROUPED}")
     key: str | None = Field(default=None, description=f"The API key's id. {_GROUPED}")
-    model: str | None = Field(default=None, description=f"As it was asked for. {_GROUPED}")
-    answered_model: str | None = Field(default=None, description=f"As its provider knows it. {_GROUPED}")
-    provider: str | None = Field(default=None, description=f"Who answered. {_GROUPED}")
+    model: str | None = Field(default=None, description=f"As the request names it. {_GROUPED}")
+    answered_model: str | None = Field(default=None, description=f"As the provider names it. {_GROUPED}")
+    provider: str | None = Field(default=None, description=f"The provider that answered. {_GROUPED}")
     agent: str | None = Field(default=None, description=f"The agent's id. {_GROUPED}")
     batch: str | None = Field(default=None, description=f"The batch's id. {_GROUPED}")
     tier: str | None = Field(default=None, description=f"`priority`, `default`, `flex` or `batch`. {_GROUPED}")
@@ -97,21 +97,21 @@ class UsageBucket(BaseModel):
     completion_audio_tokens: int = Field(description="Part of `completion_tokens`")
     total_tokens: int
     estimated_requests: int = Field(
-        description="Requests whose tokens the provider did not report: we counted, roughly"
+        description="Requests whose tokens the provider did not report: Headrace estimated them"
     )
-    unpriced_requests: int = Field(description="Requests to models without a price, which `cost` leaves out")
+    unpriced_requests: int = Field(description="Requests to models without a price, which `cost` does not include")
     streamed_requests: int
     discarded_attempts: int = Field(description="Attempts whose answer was discarded")
-    discarded_tokens: int = Field(description="Spent by them")
-    queue_ms: int = Field(description="How long all requests together waited for a worker, in milliseconds")
+    discarded_tokens: int = Field(description="Tokens of these attempts")
+    queue_ms: int = Field(description="Milliseconds that all requests together waited for a worker")
     cost: str = Field(description="USD, exact")
-    discarded_cost: str = Field(description="USD, exact, spent by attempts whose answer was discarded")
+    discarded_cost: str = Field(description="USD, exact: the cost of attempts whose answer was discarded")
     first_token_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
     duration_seconds: Percentiles | None = Field(default=None, description=_PERCENTILES)
 
 
 class UsageList(BaseModel):
-    """Usage in order of time, then of the groups; where nothing was used there is no entry."""
+    """Usage in order of time, then of groups, without entries for times without usage."""
 
     object: Literal["list"]
     data: list[UsageBucket]
@@ -120,7 +120,7 @@ class UsageList(BaseModel):
 
 
 _Time = Annotated[int | None, Query(ge=0, le=2**33)]
-_ONLY = "Only of these; may be given several times"
+_ONLY = "Only these; may be repeated"
 
 
 @router.get(
@@ -136,7 +136,7 @@ async def get_usage(
     group_by: Annotated[
         list[str],
         list_of(
-            "group_by", f"What to tell apart: {', '.join(GROUPS)}, `metadata.<key>`; also with commas", commas=True
+            "group_by", f"The fields to group by: {', '.join(GROUPS)}, `metadata.<key>`; also with commas", commas=True
         ),
     ],
     model: Annotated[list[str], list_of("model", _ONLY)],
@@ -147,23 +147,25 @@ async def get_usage(
     tier: Annotated[list[str], list_of("tier", _ONLY)],
     user: Annotated[list[str], list_of("user", _ONLY)],
     start: Annotated[_Time, Query(description="Unix seconds; 30 days before the end by default")] = None,
-    end: Annotated[_Time, Query(description="Unix seconds, itself left out; now by default")] = None,
-    bucket: Annotated[Bucket | None, Query(description="In `time_zone`; without it the whole time is one")] = None,
+    end: Annotated[_Time, Query(description="Unix seconds, exclusive; now by default")] = None,
+    bucket: Annotated[
+        Bucket | None, Query(description="In `time_zone`; by default the whole time is one bucket")
+    ] = None,
     time_zone: Annotated[str | None, Query(description="As in `Europe/Berlin`; UTC by default")] = None,
     account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
-    latency: Annotated[bool, Query(description="With percentiles of how long answers took")] = False,
+    latency: Annotated[bool, Query(description="Add percentiles of how long answers took")] = False,
     format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002  (the parameter's name)
     limit: Annotated[int, Query(ge=1, le=_MOST_ROWS)] = 1000,
     page: PageToken = None,
 ) -> Response:
-    """Add up what jobs used, by the time at which they ended.
+    """Return the usage of jobs, by the time of their end.
 
-    A key sees its own usage, one with the scope `usage:read` its account's, and an administrator's everybody's.
+    A key sees its own usage, a key with the scope `usage:read` its account's, and an administrator all accounts'.
     """
     asked = [start, end, bucket, time_zone, group_by, model, provider, key, agent, batch, tier, user, account]
     query = repr([*asked, sorted(metadata.items()), principal.key_id])
     position, until = read_page_token(page, query) if page is not None else (0, end)
-    until = int(time.time()) + 1 if until is None else until  # what is used in this very second counts too
+    until = int(time.time()) + 1 if until is None else until  # includes the current second
     filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
     only = {name: values for name, values in {**filters, "user": user}.items() if values}
     only |= {f"metadata.{name}": [value] for name, value in metadata.items()}
@@ -200,7 +202,7 @@ def _check_values(only: Mapping[str, Sequence[str]]) -> None:
 
 
 def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Return what is asked for of what may be seen."""
+    """Return the filters that a question asks for, limited to the values that the key may see."""
     seen = {name: [value for value in only.get(name, values) if value in values] for name, values in own.items()}
     return {**only, **seen}
 
@@ -208,13 +210,14 @@ def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) 
 async def visible(
     database: Database, principal: Principal, account: str | None
 ) -> tuple[Sequence[str] | None, dict[str, list[str]]]:
-    """Return whose usage a key may see: the ids of accounts, None for all, and the one key if only that one's.
+    """Return the ids of the accounts whose usage a key may see, None for all, and the filter to its own usage.
 
-    Members see their own, readers their account's; administrators see all, or the account that they name.
+    A key sees its own usage. A key with `usage:read` sees its account's. An administrator sees that of all accounts, or
+    of the account that it names.
 
     Raises:
-        PermissionDeniedError: It is another's account.
-        NotFoundError: There is no such account.
+        PermissionDeniedError: The key names an account and is not an administrator's.
+        NotFoundError: No account has this name.
     """
     if not principal.is_admin:
         if account is not None:
@@ -222,7 +225,7 @@ async def visible(
                 "Only an administrator's key may ask for an account's usage by its name.", param="account"
             )
         return [principal.account_id], {} if principal.may("usage:read") else {"key": [principal.key_id]}
-    if account is None or account == _EVERYBODY:
+    if account is None or account == _ALL_ACCOUNTS:
         return None, {}
     found = None if "\0" in account else await find_account(database, name=account)
     if found is None:
@@ -231,7 +234,7 @@ async def visible(
 
 
 def render_csv(data: Sequence[Mapping[str, Any]], names: Sequence[str], next_page: str | None = None) -> Response:
-    """Return rows as CSV, with `names` even if there are none; the next page's token is in `x-headrace-next-page`."""
+    """Return rows as CSV with a line of `names`. The next page's token is in the header `x-headrace-next-page`."""
     headers = {"x-headrace-next-page": next_page} if next_page is not None else {}
     return Response(render_rows(data, names=names), headers=headers, media_type="text/csv; charset=utf-8")
 
@@ -243,9 +246,9 @@ async def get_statement(
     month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
     account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
 ) -> Response:
-    """Return what was used in a month by model, key and price, as CSV whose sum is the ledger's to the last digit.
+    """Return a month's usage by model, key and price, as CSV. Its sum equals the ledger's to the last digit.
 
-    A key with the scope `usage:read` gets its account's, and an administrator's everybody's.
+    A key with the scope `usage:read` gets its account's statement, and an administrator that of all accounts.
     """
     whose, _ = await visible(request.state.database, principal, account)
     return render_csv(await statement_of_month(request.state.database, month, whose), STATEMENT_COLUMNS)

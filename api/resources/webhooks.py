@@ -1,4 +1,4 @@
-"""The secrets that an account's webhooks are signed with, and how its webhooks fared."""
+"""The secrets that sign an account's webhooks, and the deliveries of webhooks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from headrace.webhooks.signing import derive_secret
 router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
 
 MOST_SECRETS = 8
-"""Valid secrets of an account, by each of which its webhooks are signed."""
+"""The most valid secrets of an account. Its webhooks are signed with each of them."""
 
+# Seconds for which the previous secret still signs after a rotation.
 _OVERLAP_SECONDS = 86_400
 
 
@@ -35,7 +36,7 @@ class WebhookSecret(BaseModel):
     object: Literal["webhook_secret"]
     secret: str
     created_at: int
-    expires_at: int | None = Field(description="Until then webhooks are signed with this one too")
+    expires_at: int | None = Field(description="Until then this secret signs webhooks too")
 
 
 class WebhookSecretList(BaseModel):
@@ -46,11 +47,11 @@ class WebhookSecretList(BaseModel):
 
 
 class WebhookAttempt(BaseModel):
-    """How an attempt went."""
+    """An attempt to deliver a webhook."""
 
-    at: float = Field(description="When it began, in Unix seconds")
+    at: float = Field(description="When the attempt began, in Unix seconds")
     response_status: int | None
-    error: str | None = Field(description="Why there was no answer")
+    error: str | None = Field(description="Why the receiver did not answer")
     milliseconds: int
 
 
@@ -63,12 +64,14 @@ class WebhookDelivery(BaseModel):
     url: str
     status: Literal["pending", "delivered", "failed"]
     attempts: int
-    response_status: int | None = Field(description="Of the last answer")
-    error: str | None = Field(description="Why there was no answer to the last attempt, or why it is not sent")
+    response_status: int | None = Field(description="The status of the last answer")
+    error: str | None = Field(
+        description="Why the receiver did not answer the last attempt, or why the webhook is not sent"
+    )
     created_at: int
     next_attempt_at: int | None
     ended_at: int | None
-    history: list[WebhookAttempt] = Field(description="The last attempts that have ended, oldest first")
+    history: list[WebhookAttempt] = Field(description="The latest attempts that have ended, oldest first")
 
 
 class WebhookDeliveryList(BaseModel):
@@ -79,10 +82,10 @@ class WebhookDeliveryList(BaseModel):
 
 
 async def accept_webhook(request: Request, account_id: str, url: str, *, param: str = "webhook") -> None:
-    """See to it that a webhook, which `param` asks for, can be sent and signed.
+    """Check that the webhook in `param` can be sent and signed.
 
     Raises:
-        InvalidRequestError: It may not go there, or this server sends none.
+        InvalidRequestError: The address is not allowed, or this server sends no webhooks.
     """
     await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
 
@@ -110,11 +113,11 @@ def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = N
 
 
 async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
-    """Have a webhook of a job or a batch sent again, and return all of that one's.
+    """Send a webhook of a job or a batch again, and return all deliveries of the job or batch.
 
     Raises:
-        NotFoundError: There is no such delivery.
-        ConflictError: Its Idempotency-Key came with another request.
+        NotFoundError: The job or batch has no such delivery.
+        ConflictError: The Idempotency-Key came with another request.
     """
     database, account_id = request.state.database, principal.account_id
     rows = await queries.list_deliveries(database, subject_id, account_id)
@@ -144,14 +147,14 @@ def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, 
 
 @router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
 async def list_secrets(request: Request, principal: WebhookManager) -> Response:
-    """List the account's valid secrets; there is always one."""
+    """List the account's valid secrets. An account always has at least one."""
     secret_key = require_secret_key(request.state.settings)
     return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
 
 
 @router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
 async def rotate_secret(request: Request, principal: WebhookManager) -> Response:
-    """Make a new secret. For a day webhooks are signed with the one before too."""
+    """Create a new secret. The previous one signs webhooks too for one more day."""
     secret_key = require_secret_key(request.state.settings)
     database, account_id = request.state.database, principal.account_id
     secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
@@ -159,7 +162,7 @@ async def rotate_secret(request: Request, principal: WebhookManager) -> Response
     if not repeated or all(row.id != secret_id for row in rows):
         if len(rows) >= MOST_SECRETS:
             raise ConflictError(
-                f"An account has at most {MOST_SECRETS} valid secrets: the oldest ones end by themselves."
+                f"An account has at most {MOST_SECRETS} valid secrets: wait until the oldest ones expire."
             )
         rows = await queries.rotate_secret(database, account_id, secret_id, overlap_seconds=_OVERLAP_SECONDS)
     return _render_secrets(secret_key, rows, replay_headers(repeated))
