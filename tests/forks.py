@@ -98,6 +98,7 @@ class _Forks:
         """The exit codes of those that have ended, by process id."""
         self.changed = threading.Condition()
         self._started = deque[int]()
+        self._ended = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks"], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -111,7 +112,9 @@ class _Forks:
         with self.changed:
             self._process.stdin.write(json.dumps(what) + "\n")
             self._process.stdin.flush()
-            self.changed.wait_for(lambda: self._started)
+            self.changed.wait_for(lambda: self._started or self._ended)
+            if not self._started:
+                raise RuntimeError("the process that forks has ended: its error is above")
             return Fork(self, self._started.popleft())
 
     def _listen(self) -> None:
@@ -125,6 +128,9 @@ class _Forks:
                     self.codes.pop(pid, None)  # of an earlier process that had the same id
                     self._started.append(pid)
                 self.changed.notify_all()
+        with self.changed:
+            self._ended = True
+            self.changed.notify_all()
 
     def _close(self) -> None:
         assert self._process.stdin is not None

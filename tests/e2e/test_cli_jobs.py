@@ -203,7 +203,10 @@ async def test_a_redis_url_that_is_none_is_told_before_anything_is_done(
     provider.script(model, hang)
     job_id = await submit(client, model)
     await provider.call(model)
-    assert "REDIS_URL" in failed(service, "jobs", "cancel", job_id, REDIS_URL="http://nonsense")
+    result = service.command("jobs", "cancel", job_id, REDIS_URL="http://nonsense")
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "REDIS_URL" in line
     assert (await client.get(f"/jobs/{job_id}")).json()["status"] == "running"
     service.run("jobs", "cancel", job_id)
     await ended(client, job_id)
