@@ -1,4 +1,4 @@
-"""Everything that can be wrong, as a tree.
+"""The errors of Headrace, as a tree.
 
 * HeadraceError                     500 server_error
   + InvalidRequestError             400 invalid_request_error
@@ -16,15 +16,15 @@
   + JobExpiredError                 504 timeout
   + UpstreamError                   502 upstream_error: the provider failed
     - UpstreamRefusedError          the provider's own 4xx, passed on
-    - UpstreamKeyError              the provider does not take the key that we have for it
+    - UpstreamKeyError              the provider does not accept our key
     - UpstreamTimeoutError          504
-    - UpstreamTooLargeError         its answer has no end, or is larger than any completion
+    - UpstreamTooLargeError         the answer has no end, or is larger than any completion
     - UpstreamRateLimitError        429
-      + UpstreamBusyError           429, and it was not asked: its limits are used up, or it wants no calls yet
-    - UpstreamUnavailableError      503: it kept failing, and is left alone for a while
+      + UpstreamBusyError           429, without a call: the provider's limits are used up, or it is paused
+    - UpstreamUnavailableError      503, without a call: the provider's circuit is open
 
-Each class knows its HTTP status, OpenAI's `type` and `code`, whether trying again can help, and the message that
-clients get where none is given. Error objects are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+Each class has its HTTP status, OpenAI's `type` and `code`, whether a retry can help, and a default message for clients.
+Error objects are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INTERRUPTED = "The answer was interrupted and would have to start over."
 
 
 class HeadraceError(Exception):
-    """Any error that a client may hear of."""
+    """An error that may reach a client."""
 
     default: ClassVar[str] = "The server had an error while processing your request."
     status: int = 500
@@ -51,9 +51,9 @@ class HeadraceError(Exception):
     retryable: bool = False
     """Whether the same request, sent again soon, may get another answer."""
     detail: str | None = None
-    """What an operator is told besides, in the log and in a job's attempts: which address, and why."""
+    """Details for operators, in the log and in a job's attempts: the address, and the cause."""
     headers: Mapping[str, str] = MappingProxyType({})
-    """What the answer says besides."""
+    """Extra response headers."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class HeadraceError(Exception):
         retry_after: float | None = None,
         detail: str | None = None,
     ) -> None:
-        """Keep what the client is told; `retry_after` is in seconds."""
+        """Take what the client gets, and `detail` for operators. `retry_after` is in seconds."""
         self.message = message or self.default
         self.param = param
         self.code = code or self.code
@@ -79,15 +79,14 @@ class HeadraceError(Exception):
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
     def summary(self) -> str:
-        """Return what a log says of the error: its kind, status, type, code and detail, but no text of a provider's.
+        """Return the error for a log: its class, status, type, code and detail.
 
-        That may be a prompt.
-
-        A provider may write what it likes into a code, so one that is no plain word is left out.
+        The message is left out, as a provider may quote the prompt in it. So is a code that is not a plain word, as a
+        provider may write any text there.
         """
         code = self.code if self.code is not None and _CODE.fullmatch(self.code) else None
-        told = f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")
-        return told if self.detail is None else f"{told}: {self.detail}"
+        text = f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")
+        return text if self.detail is None else f"{text}: {self.detail}"
 
     def document(self) -> dict[str, Any]:
         """Return what a job's row keeps: the error object with the answer's status and `retry_after`."""
@@ -109,40 +108,40 @@ class InvalidRequestError(HeadraceError):
 class NotFoundError(InvalidRequestError):
     """What the request names does not exist, or belongs to another account."""
 
-    default: ClassVar[str] = "There is nothing here by that id."
+    default: ClassVar[str] = "Nothing with this id exists."
     status = 404
     code = "not_found"
 
 
 class ListTooLongError(InvalidRequestError):
-    """A list has to look at more rows than it has time for."""
+    """A list would have to read more rows than its time allows."""
 
     default: ClassVar[str] = (
-        "This list has to look at too many jobs: narrow it with 'created_after' and 'created_before'."
+        "This list would have to read too many jobs: narrow it with 'created_after' and 'created_before'."
     )
     code = "list_too_long"
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """The model does not exist, or the key may not ask it."""
+    """The model does not exist, or the key may not use it."""
 
     default: ClassVar[str] = "The model does not exist or you do not have access to it."
     status = 404
     code = "model_not_found"
 
     asked: str = ""
-    """The name that was asked for, cut to 100 characters."""
+    """The requested name, cut to 100 characters."""
 
     @classmethod
     def of(cls, name: str, *, param: str = "model") -> Self:
-        """Return the error for a model of that name, in whichever of the two ways it is not there."""
+        """Return the error for a model name. It does not tell a missing model from a forbidden one."""
         error = cls(f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param)
         error.asked = name[:100]
         return error
 
 
 class PayloadTooLargeError(InvalidRequestError):
-    """The body is larger than the server takes."""
+    """The body is larger than the server accepts."""
 
     default: ClassVar[str] = "The request body is too large."
     status = 413
@@ -150,9 +149,9 @@ class PayloadTooLargeError(InvalidRequestError):
 
 
 class ConflictError(InvalidRequestError):
-    """What the request names is in another state than the request needs."""
+    """The object that the request names is not in the state that the request needs."""
 
-    default: ClassVar[str] = "The request conflicts with the state of what it names."
+    default: ClassVar[str] = "The request conflicts with the state of the object that it names."
     status = 409
     code = "conflict"
 
@@ -171,7 +170,7 @@ class AuthenticationError(HeadraceError):
 class PermissionDeniedError(HeadraceError):
     """The key lacks a scope."""
 
-    default: ClassVar[str] = "This API key may not do that."
+    default: ClassVar[str] = "This API key lacks the scope for this request."
     status = 403
     type = "permission_error"
     code = "insufficient_permissions"
@@ -197,9 +196,9 @@ class QuotaExceededError(RateLimitError):
 
 
 class UnavailableError(HeadraceError):
-    """The server cannot take the request at the moment."""
+    """The server cannot accept the request at the moment."""
 
-    default: ClassVar[str] = "The service is not available for the moment: try again shortly."
+    default: ClassVar[str] = "The service is unavailable at the moment: try again shortly."
     status = 503
     type = "service_unavailable"
     code = "service_unavailable"
@@ -260,7 +259,7 @@ class UpstreamRefusedError(UpstreamError):
 class UpstreamKeyError(UpstreamError):
     """The provider does not accept our key."""
 
-    default: ClassVar[str] = "The model's provider did not accept the credentials that this server has for it."
+    default: ClassVar[str] = "The model's provider did not accept this server's credentials."
     code = "upstream_authentication"
     retryable = False
 
@@ -275,7 +274,7 @@ class UpstreamTimeoutError(UpstreamError):
 
 
 class UpstreamTooLargeError(UpstreamError):
-    """The model's provider answered with more than any completion holds."""
+    """The provider's answer has no end, or is larger than any completion."""
 
     code = "upstream_answer_too_large"
     retryable = False
@@ -293,13 +292,13 @@ class UpstreamRateLimitError(UpstreamError):
 class UpstreamBusyError(UpstreamRateLimitError):
     """The provider was not called: its limits are used up, or it is paused."""
 
-    default: ClassVar[str] = "The model's provider takes no more calls for the moment."
+    default: ClassVar[str] = "The model's provider takes no more calls at the moment."
 
 
 class UpstreamUnavailableError(UpstreamError):
     """The provider was not called: its circuit is open."""
 
-    default: ClassVar[str] = "The model's provider keeps failing, and is left alone for a while."
+    default: ClassVar[str] = "The model's provider keeps failing and is not called for a while."
     status = 503
     code = "upstream_unavailable"
 

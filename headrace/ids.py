@@ -1,4 +1,4 @@
-"""Ids: a prefix that says what it is, 48 bits of time that sort by age, and 80 random bits that nobody guesses."""
+"""Ids: a prefix for the kind of thing, 48 bits of time, by which ids sort by age, and 80 random bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 
 AGENT_PREFIX = "agent_"
-"""What a model's name begins with where it is an agent's id."""
+"""The beginning of a model name that is an agent's id."""
 
 _DIGITS = re.compile(r"[0-9a-f]{32}")
 
@@ -15,23 +15,23 @@ _DIGITS = re.compile(r"[0-9a-f]{32}")
 def new_id(prefix: str) -> str:
     """Return a fresh id such as `job_019a…`: `prefix`, a separator, then 32 hexadecimal digits that sort by age.
 
-    The separator is `_` but for files, which OpenAI writes `file-…`.
+    The separator is `_`, except for files, whose ids OpenAI writes as `file-…`.
     """
     return f"{prefix}{_separator(prefix)}{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Tell whether `text` has the form of an id with this prefix; it says nothing on whether it exists."""
+    """Tell whether `text` has the form of an id with this prefix. No thing with this id need exist."""
     return text.startswith(prefix + _separator(prefix)) and _DIGITS.fullmatch(text, len(prefix) + 1) is not None
 
 
 def id_before(seconds: float, prefix: str = "job") -> str:
-    """Return what ids of things that were made more than so long ago are smaller than."""
+    """Return a text that sorts after every id made more than `seconds` ago, and before every later id."""
     return f"{prefix}{_separator(prefix)}{max(0, int((time.time() - seconds) * 1000)):012x}"
 
 
 def created_at(an_id: str) -> float:
-    """Return when an id was made, in Unix seconds."""
+    """Return the time at which an id was made, in Unix seconds."""
     return int(an_id[-32:-20], 16) / 1000
 
 
@@ -50,10 +50,10 @@ def job_id_of(completion_id: str) -> str:
 
 
 def batch_line_id(job_id: str) -> str:
-    """Return the id of a batch's answer, as its output has it."""
+    """Return the id of a line in a batch's output, made from its job's."""
     return "batch_req_" + job_id.removeprefix("job_")
 
 
 def job_id_of_line(line_id: str) -> str:
-    """Return the id of the job that made a batch's answer."""
+    """Return the id of the job of a line in a batch's output."""
     return "job_" + line_id.removeprefix("batch_req_")

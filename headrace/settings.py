@@ -1,8 +1,8 @@
-"""Every variable that Headrace reads, its unit, and why its default is what it is.
+"""Every variable that Headrace reads, with its unit and its default.
 
-Variables are `HEADRACE_` and the field's name in capitals, but for the two that every host already sets under a name of
-their own: `DATABASE_URL` and `REDIS_URL`. The providers' keys are not here: `headrace.toml` names the variable that
-holds each (`api_key = "env:OPENAI_API_KEY"`), so that no key is ever part of a settings object that could be printed.
+A variable's name is `HEADRACE_` and the field's name in capitals, except for `DATABASE_URL` and `REDIS_URL`, which have
+their usual names. Providers' keys are not settings: `headrace.toml` names the variable of each key
+(`api_key = "env:OPENAI_API_KEY"`), so that no settings object that might be printed has a key.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def default_data_dir() -> Path:
-    """Return where the embedded stores live when `HEADRACE_DATA_DIR` is not set.
+    """Return the directory of the embedded stores for an unset `HEADRACE_DATA_DIR`.
 
-    Root's home is closed to everyone else and Postgres refuses to run as root, so root's stores live under /var/lib.
+    Postgres refuses to run as root, and other users cannot enter root's home: root's stores lie under /var/lib.
     """
     if os.name == "posix" and os.geteuid() == 0:
         return Path("/var/lib/headrace")
     return Path.home() / ".local" / "share" / "headrace"
 
 
-# Days of a century: what is longer is a mistake, and Postgres's times have an end.
+# Days of a century. A longer time is a mistake, and may exceed the range of Postgres's timestamps.
 _MOST_DAYS = 36_525
-# The largest number of a setting, by the end of its name: of days, of seconds, of bytes, and of anything else.
+# The largest value of a setting by the end of its name: days, seconds, bytes, and all others.
 _LARGEST = {"_days": _MOST_DAYS, "_seconds": _MOST_DAYS * 86_400, "_bytes": 2**53, "": 2**31 - 1}
 _ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]+")
 
@@ -53,7 +53,7 @@ class SettingError(ValueError):
 
 
 class Settings(BaseSettings):
-    """The configuration of one process. Read once at its start and passed down; nothing reads the environment later."""
+    """The configuration of one process, read from the environment once, at its start."""
 
     model_config = SettingsConfigDict(
         env_prefix="HEADRACE_",
@@ -86,12 +86,13 @@ class Settings(BaseSettings):
     )
     demo: bool = Field(
         default=True,
-        description="Whether the demo models are served besides those of the configuration. The same in every process.",
+        description="Whether the demo models are served in addition to the configured models: the same in "
+        "every process.",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
-        description="Directory of the embedded stores. They do not run as root but as the system user `nobody`, who "
-        "cannot enter root's home.",
+        description="Directory of the embedded stores. When root starts them, they run as the system user `nobody`, "
+        "which cannot enter root's home.",
     )
     host: str = Field(
         default="127.0.0.1",
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
         default=8700,
         ge=0,
         le=65535,
-        description="Port of the API; 0 takes any free one.",
+        description="Port of the API; 0 takes any free port.",
     )
     bootstrap_key: SecretStr | None = Field(
         default=None,
@@ -114,8 +115,8 @@ class Settings(BaseSettings):
         default=None,
         min_length=32,
         description="Key from which each account's webhook secrets are derived: at least 32 random characters, the "
-        "same in every process. Changing it changes all of them. Unset: no webhooks; `headrace dev` keeps one beside "
-        "an embedded Postgres.",
+        "same in every process. Changing it changes all secrets. Unset: no webhooks are sent, except that "
+        "`headrace dev` keeps a key beside its embedded Postgres.",
     )
     previous_secret_keys: Annotated[list[Annotated[SecretStr, Field(min_length=32)]], NoDecode] = Field(
         default=[],
@@ -125,7 +126,7 @@ class Settings(BaseSettings):
     )
     limits_without_redis: Literal["open", "closed"] = Field(
         default="open",
-        description="What limits of keys do while Redis is unavailable: `open` lets every request through, `closed` "
+        description="Limits of keys while Redis is unavailable: `open` lets every request through, `closed` "
         "answers 503.",
     )
     webhook_allow_private: bool = Field(
@@ -163,8 +164,8 @@ class Settings(BaseSettings):
         default=128 * 1024 * 1024,
         ge=1024 * 1024,
         description="Bytes of request bodies beyond 64 KiB that one API process reads and checks at one time, half of "
-        "them for one account (429). Others wait up to 10 s (503). The parsed documents take a few times as much "
-        "memory.",
+        "them for one account (429). Further requests wait up to 10 s (503). The parsed documents take a few times as "
+        "much memory.",
     )
     job_timeout_seconds: float = Field(
         default=86_400,
@@ -181,12 +182,12 @@ class Settings(BaseSettings):
     ping_seconds: float = Field(
         default=15,
         gt=0,
-        description="Seconds of silence after which a comment keeps a stream open; many proxies cut at 60 s.",
+        description="Seconds of silence after which a comment keeps a stream open; many proxies end one after 60 s.",
     )
     wait_limit_seconds: float = Field(
         default=60,
         gt=0,
-        description="Seconds of the longest `?wait=`; more is cut to it. Many proxies cut at 60 s.",
+        description="Seconds of the longest `?wait=`; a longer one is cut to this. Many proxies end a request at 60 s.",
     )
     subscribers_per_key: int = Field(
         default=1000,
@@ -242,27 +243,27 @@ class Settings(BaseSettings):
     usage_metadata_keys: Annotated[list[Annotated[str, Field(max_length=64)]], NoDecode] = Field(
         default=[],
         max_length=16,
-        description="Metadata keys, separated by commas, by which usage is summed as it comes. Every request adds to "
-        "a cell for each of them; a change rebuilds all sums.",
+        description="Metadata keys, separated by commas, by which usage is summed. Every request adds to a cell for "
+        "each key; a change rebuilds all sums.",
     )
 
     retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Days after their end until jobs are deleted, and files that no batch has read since, a few at a "
-        "time; usage stays. Unset: never.",
+        description="Days after which ended jobs, and files that no batch has read since, are deleted, a few at a "
+        "time. Usage is kept. Unset: never.",
     )
     batch_retention_days: float | None = Field(
         default=None,
         gt=0,
-        description="Days after their end until batches are deleted, with their webhooks, once their jobs are; usage "
-        "stays. Unset: never.",
+        description="Days after which ended batches are deleted with their webhooks, once their jobs are deleted. "
+        "Usage is kept. Unset: never.",
     )
     delta_retention_seconds: float = Field(
         default=86_400,
         gt=0,
-        description="Seconds after a job's end during which its stream is replayed delta by delta. Later the whole "
-        "answer comes as one delta.",
+        description="Seconds after a job's end during which its stream is replayed delta by delta. Later, a replay has "
+        "the whole answer as one delta.",
     )
     unstored_seconds: float = Field(
         default=600,
@@ -280,8 +281,8 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=10,
         gt=0,
-        description="Seconds after which a lease ends that its worker does not extend. At least three heartbeats, so "
-        "that a lost one does no harm.",
+        description="Seconds until a lease expires that its worker does not extend: at least three heartbeats, so that "
+        "the loss of one does no harm.",
     )
     sweep_seconds: float = Field(
         default=2,
@@ -300,10 +301,12 @@ class Settings(BaseSettings):
     max_lost_attempts: int = Field(
         default=3,
         ge=1,
-        description="Workers that may die while they run a job, before the job is taken for the cause and fails.",
+        description="Attempts of a job that may lose their worker. Then the job counts as the cause, and fails.",
     )
     drain_seconds: float = Field(
-        default=30, ge=0, description="Seconds that running jobs get after SIGTERM; then the worker hands them back."
+        default=30,
+        ge=0,
+        description="Seconds that running jobs get to end after SIGTERM; then the worker hands them back.",
     )
     segment_seconds: float = Field(
         default=0.25,
@@ -311,7 +314,7 @@ class Settings(BaseSettings):
         description="Seconds between two writes of deltas to Postgres, each of many jobs in one statement.",
     )
     publish_seconds: float = Field(
-        default=0.005, ge=0, description="Seconds within which deltas that follow each other are published together."
+        default=0.005, ge=0, description="Seconds during which successive deltas are collected and published together."
     )
 
     @field_validator("usage_metadata_keys", "previous_secret_keys", "cors_origins", mode="before")
@@ -341,7 +344,7 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Return the settings that the environment makes.
+    """Return the settings of the environment.
 
     Raises:
         SettingError: A variable's value makes no sense.
@@ -349,7 +352,7 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        # Neither the values nor pydantic's links: a value may be a secret.
+        # Without the values, which may be secrets, and without pydantic's links.
         raise SettingError("; ".join(dict.fromkeys(map(_problem, error.errors())))) from None
 
 

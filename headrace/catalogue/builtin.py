@@ -1,4 +1,4 @@
-"""The catalogue without a file: providers that variables switch on."""
+"""The catalogue without a file: the providers whose API keys are in the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from headrace.formats.chat.support import Kind
 
 @dataclass(frozen=True, slots=True)
 class _BuiltIn:
-    """A provider that a variable switches on. Models newer than our table are found by `globs`."""
+    """A provider that is in the catalogue if its variable is set.
+
+    Its models are `seeds`, those in the table of prices, and any whose name fits one of `globs`, for models that are
+    newer than the table.
+    """
 
     kind: Kind
     variable: str
@@ -57,10 +61,11 @@ _BUILT_IN = (
 
 def builtin() -> Catalogue:
     """Return the catalogue of the providers whose variables are set."""
-    there = [built_in for built_in in _BUILT_IN if os.environ.get(built_in.variable)]
+    switched_on = [built_in for built_in in _BUILT_IN if os.environ.get(built_in.variable)]
     return Catalogue(
         providers={
-            one.kind: Provider(kind=one.kind, base_url=one.base_url, api_key=f"env:{one.variable}") for one in there
+            one.kind: Provider(kind=one.kind, base_url=one.base_url, api_key=f"env:{one.variable}")
+            for one in switched_on
         },
-        models={name: Model(routes=[f"{one.kind}/{name}"]) for one in there for name in one.models()},
+        models={name: Model(routes=[f"{one.kind}/{name}"]) for one in switched_on for name in one.models()},
     )

@@ -1,7 +1,7 @@
 """The demo models, which need no account: their names, and what each of them does.
 
-A worker serves them itself (`headrace/providers/demo/server.py`). Each has a provider of its own, so that the circuit
-of one that fails does not close the others.
+Every worker serves them itself (`headrace/providers/demo/server.py`). Each has a provider of its own, so that a demo
+model that fails opens no circuit of another.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ DEMO_MODELS: Mapping[str, str] = {
     "demo-overloaded": "fails with 429 every time, with `retry-after: 2`",
     "demo-broken": "breaks off in the middle of its answer every time",
 }
-"""What each of them does, in words that follow its name."""
+"""What each demo model does, in words that follow its name."""
 
 
 def with_demo(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue with the demo models, but for those whose name it has itself."""
+    """Return the catalogue with the demo models, except those whose names are already taken."""
     names = [name for name in DEMO_MODELS if name not in catalogue.models and name not in catalogue.providers]
     return catalogue.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""The catalogue in use, and how a changed file takes its place while jobs run."""
+"""The catalogue in use, and its replacement while jobs run when the file has changed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ log = logging.getLogger(__name__)
 
 
 class CatalogueFile:
-    """`headrace.toml`, read once, and again whenever it is asked to."""
+    """`headrace.toml`, read at the start and at each `reload`."""
 
     def __init__(self, path: Path | None, *, demo: bool = True) -> None:
-        """Read the file, or what `load_catalogue` takes without one, and add the demo models if `demo`.
+        """Load the catalogue, as `load_catalogue` does, and add the demo models if `demo`.
 
         Raises:
-            ConfigurationError: It is not valid.
+            ConfigurationError: The file is not valid.
         """
         self._path = path
         self._demo = demo
@@ -27,7 +27,7 @@ class CatalogueFile:
         self.current.look_up_prices()
 
     def reload(self) -> bool:
-        """Take up the file as it is now, or log what is wrong with it, keep what is in use and return False."""
+        """Use the file as it is now. If it is not valid, log why, keep the catalogue in use and return False."""
         try:
             changed = self._read()
         except ConfigurationError as error:

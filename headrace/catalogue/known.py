@@ -1,8 +1,8 @@
-"""What is known of models that a configuration does not say: prices and context windows, output limits, abilities.
+"""Facts about models that a configuration may leave out: prices, context windows, output limits, abilities.
 
-Prices and context windows are those of `genai-prices`, a maintained table that comes as a package and is never fetched
-while we run. It knows a provider by its URL, so a model that is served elsewhere has no price by mistake. Output limits
-and abilities are in nobody's table: ours is short, goes by family, and says where it is from.
+Prices and context windows come from `genai-prices`, a maintained table that is installed as a package and never
+fetched at run time. It identifies a provider by its URL, so a model of the same name at another provider gets no wrong
+price. No package has output limits and abilities: the table here is short, goes by model family, and names its sources.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MILLION = 1_000_000
 _DAY_SECONDS = 86_400
 
 Ability = Literal["tools", "json_schema", "reasoning", "images", "audio", "files"]
-"""What a model can do besides writing: call tools, keep to a schema, think, and take images, recordings or files."""
+"""What a model can do beyond text: call tools, follow a schema, reason, and read images, audio or files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """USD for a million tokens of each sort, for a prompt of more than `above` tokens.
 
-    Audio costs what text does where it has no rate of its own.
+    Audio without a rate of its own has the rate of text.
     """
 
     above: int
@@ -42,12 +42,12 @@ class Rates:
     input_audio: Decimal | None = field(default=None, kw_only=True)
     output_audio: Decimal | None = field(default=None, kw_only=True)
     source: str = field(default="", kw_only=True)
-    """Who says so."""
+    """Where the rates come from."""
 
     def cost(self, tokens: TokenUsage) -> Decimal:
         """Return the exact price of these tokens in USD.
 
-        No provider says how much of a recording was read from its cache: of what was not, it is taken to be the first.
+        Providers do not say how many cached tokens were audio, so audio is counted among the uncached tokens first.
         """
         fresh = tokens.prompt_tokens - tokens.cached_tokens - tokens.cache_write_tokens
         heard = min(tokens.prompt_audio_tokens, fresh)
@@ -64,7 +64,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """What is known of a model at one provider. `rates` go from the longest prompts down; none without a price."""
+    """The known facts of a model at one provider. `rates` go from the longest prompts down; empty without a price."""
 
     context_window: int | None = None
     rates: Sequence[Rates] = ()
@@ -78,7 +78,7 @@ class KnownModel:
 
 
 def find_model(base_url: str, model: str) -> KnownModel:
-    """Return what is known today of a provider's model; of one that nobody knows, nothing."""
+    """Return what the table has today on a provider's model: an empty `KnownModel` if it does not list the model."""
     return _find_model(base_url, model, int(time.time()) // _DAY_SECONDS)
 
 
@@ -109,7 +109,7 @@ def _find_model(base_url: str, model: str, day: int) -> KnownModel:
 
 
 def _price_above(above: int, price: Any, *, otherwise: Any) -> Decimal:
-    """Return a price for prompts of more than `above` tokens; the cache's is the input's where there is none."""
+    """Return a price for prompts of more than `above` tokens, or `otherwise` where the table has no price."""
     if price is None:
         return _price_above(above, otherwise, otherwise=0)
     for tier in reversed(getattr(price, "tiers", ())):
@@ -118,10 +118,10 @@ def _price_above(above: int, price: Any, *, otherwise: Any) -> Decimal:
     return Decimal(getattr(price, "base", price))
 
 
-# Families by the beginning of a name, most particular first: output limit in tokens, and abilities. Anthropic's limits
-# are those of https://platform.claude.com/docs/en/models/sonnet-4-6/overview and its like, Gemini 2.0's of
-# https://ai.google.dev/gemini-api/docs/models/gemini-2.0-flash, both read 2026-11-23; the rest is what the providers
-# published with each family, and was not looked up again. Of newer models we take it that they did not become worse.
+# Families by the beginning of a name, the most specific first: output limit in tokens, and abilities. Sources, read on
+# 2026-11-23: https://platform.claude.com/docs/en/models/sonnet-4-6/overview and its sister pages for Anthropic's
+# limits, https://ai.google.dev/gemini-api/docs/models/gemini-2.0-flash for Gemini 2.0. The rest is what the providers
+# published with each family, and was not verified again. Newer models are taken to be at least as able as these.
 _ALL: tuple[Ability, ...] = ("tools", "json_schema", "reasoning", "images", "files")
 _FAMILIES: tuple[tuple[re.Pattern[str], int | None, tuple[Ability, ...]], ...] = tuple(
     (re.compile(pattern), limit, abilities)
@@ -143,16 +143,17 @@ _FAMILIES: tuple[tuple[re.Pattern[str], int | None, tuple[Ability, ...]], ...] =
 
 
 def output_limit(model: str) -> int | None:
-    """Return how many tokens a model writes at most, by its family; None if we do not know."""
+    """Return how many tokens a model writes at most, by its family; None for an unknown family."""
     return next((limit for pattern, limit, _ in _FAMILIES if pattern.match(model)), None)
 
 
 def abilities(model: str) -> tuple[Ability, ...]:
-    """Return what a model can do besides writing, by its family; nothing if we do not know."""
+    """Return what a model can do beyond text, by its family; empty for an unknown family."""
     return next((abilities for pattern, _, abilities in _FAMILIES if pattern.match(model)), ())
 
 
-# The table's names for the three, which of its models answer chat completions, and which do not though they look it.
+# By the table's name of a provider: the names of its models that answer chat completions. Below, the words by which a
+# name that fits does not.
 _CHAT = {
     "openai": re.compile(r"gpt-(?:4o|4\.\d|[5-9](?:\.\d)?)(?:-[a-z]+)?|o[1-9](?:-mini)?"),
     "anthropic": re.compile(r"claude-(?:opus|sonnet|haiku|fable)-[4-9](?:-\d)?"),

@@ -1,4 +1,4 @@
-"""Reading headrace.toml."""
+"""Reads headrace.toml, and finds what is wrong or doubtful in it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _DEFAULT_FILE = Path("headrace.toml")
 
 
 class ConfigurationError(Exception):
-    """The configuration file is not valid; the message has a line for each problem, with its place."""
+    """The configuration file is not valid. The message has a line for each problem, with its place."""
 
 
 def configuration_file(path: Path | None) -> Path | None:
-    """Return the file to read: this one, else `headrace.toml` in the working directory; None if neither is there."""
+    """Return the file to read: `path`, else `headrace.toml` in the working directory, else None."""
     return path or (_DEFAULT_FILE if _DEFAULT_FILE.exists() else None)
 
 
 def load_catalogue(path: Path | None) -> Catalogue:
-    """Read the file; without one, `headrace.toml` in the working directory; without that, the built-in table.
+    """Return the catalogue of `configuration_file(path)`, or the built-in one without a file.
 
     The demo models are not in it: `headrace.catalogue.demo` adds them.
 
     Raises:
-        ConfigurationError: It is not there, not TOML, or says what it may not. The message names the place.
+        ConfigurationError: The file does not exist, is not TOML, or is not valid. The message names the places.
     """
     file = configuration_file(path)
     if file is None:
@@ -46,10 +46,10 @@ def load_catalogue(path: Path | None) -> Catalogue:
 
 
 def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
-    """Return the catalogue of a file, or None if it is not valid, and all that is wrong or doubtful in the file.
+    """Return the catalogue of a file, or None if the file is not valid, with all its errors and warnings.
 
     Raises:
-        ConfigurationError: There is no such file, or it cannot be read.
+        ConfigurationError: The file does not exist, or cannot be read.
     """
     try:
         text = path.read_text()
@@ -70,7 +70,7 @@ def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
 
 
 def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
-    """Yield the names that lead nowhere."""
+    """Yield names of providers and models that do not exist, and native batches of kinds without a batch API."""
     for name, model in catalogue.models.items():
         for index, route in enumerate(model.routes):
             text = route if isinstance(route, str) else route.route
@@ -97,7 +97,7 @@ def _route_names(model: Model) -> list[str]:
 
 
 def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
-    """Yield what is valid, but hardly meant."""
+    """Yield the warnings: what is valid, but hardly intended."""
     for name, provider in catalogue.providers.items():
         key = provider.api_key
         if key is not None and key.startswith("env:") and provider.secret() is None:

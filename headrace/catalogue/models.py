@@ -1,6 +1,6 @@
-"""Which models there are, who serves them, at what price: `headrace.toml`, or the built-in table without one.
+"""The models, the providers that serve them, and their prices: the document that `headrace.toml` holds.
 
-Keys are named, not held: `api_key = "env:OPENAI_API_KEY"` is read from the environment when a call needs it.
+A provider's key stays in the environment: `api_key = "env:OPENAI_API_KEY"` names the variable, which a call reads.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from headrace.errors import ModelNotFoundError
 from headrace.formats.chat.support import Kind
 from headrace.formats.chat.usage import TokenUsage
 
-# Every model in the list has a creation time; ours is the day when the catalogue was made.
+# The creation time of every model in OpenAI's list, in Unix seconds: the day when this catalogue began.
 CATALOGUE_CREATED = 1_763_856_000
 
 NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
-"""The wire formats whose providers have batch APIs that we know."""
+"""The kinds of providers whose batch APIs Headrace can use."""
 
 _SOURCE = "headrace.toml"
 
-# The wire formats whose requests have the model's name in the URL, where a `/` names another kind of resource.
+# The kinds whose requests have the model's name in the URL, where a `/` would lead to another resource.
 _NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
 
 Condition = Literal["context_window", "content_filter"]
-"""When a route is tried: only after a route failed because of this."""
+"""The failure of an earlier route after which a route is tried."""
 
 
 def _is_plain(name: str) -> bool:
@@ -44,7 +44,7 @@ def _is_plain(name: str) -> bool:
 
 
 class Provider(BaseModel):
-    """Someone who answers completions, and how to reach them. Times are in seconds, limits over all workers."""
+    """A service that answers completions, and how to reach it. Times are in seconds; limits hold over all workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,18 +59,18 @@ class Provider(BaseModel):
     read_timeout: float = Field(default=300, gt=0, description="Between bytes: a reasoning model may think for minutes")
 
     def secret(self) -> str | None:
-        """Return the key to send, or None if there is none."""
+        """Return the key to send, or None if the provider has no key."""
         if self.api_key is not None and self.api_key.startswith("env:"):
             return os.environ.get(self.api_key.removeprefix("env:")) or None
         return self.api_key
 
 
 RouteName = Annotated[str, StringConstraints(pattern=r"^[^/]+/.+$")]
-"""`provider/model`, by the provider's name in the file and the model's name at the provider."""
+"""`provider/model`: the provider's name in the file, and the model's name at the provider."""
 
 
 class RouteOptions(BaseModel):
-    """A route with more to say of it than its name."""
+    """A route with options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,7 +82,10 @@ class RouteOptions(BaseModel):
 
 
 class Model(BaseModel):
-    """What a client asks for by name. Prices are in USD for a million tokens; known ones stand where left out."""
+    """A model under the name that clients ask for.
+
+    Prices are in USD for a million tokens. Known prices are used where the file leaves them out.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,16 +99,18 @@ class Model(BaseModel):
     context_window: int | None = Field(default=None, ge=1, description="Tokens")
     output_limit: int | None = Field(default=None, ge=1, description="Tokens")
     abilities: list[Ability] | None = None
-    context_window_fallbacks: list[str] = Field(default=[], description="Models for what is too long for this one")
-    content_filter_fallbacks: list[str] = Field(default=[], description="Models for what this one withholds")
+    context_window_fallbacks: list[str] = Field(
+        default=[], description="Models for prompts that are too long for this one"
+    )
+    content_filter_fallbacks: list[str] = Field(default=[], description="Models for answers that this one withholds")
 
     def ordered_routes(self, seed: str = "") -> list[RouteOptions]:
-        """Return the routes in the order in which they are tried: as written, or if any has a weight, as drawn."""
+        """Return the routes in the order in which they are tried: as written, or drawn if any has a weight."""
         routes, drawn = self._routes
         if not drawn:
             return routes
         draw = random.Random(seed)
-        # Efraimidis and Spirakis: the largest of these is a route's with a probability in proportion to its weight.
+        # Efraimidis and Spirakis: a route's chance to have the largest of these numbers is in proportion to its weight.
         keyed = [(draw.random() ** (1 / (route.weight or 1)), index) for index, route in enumerate(routes)]
         return [routes[index] for _, index in sorted(keyed, reverse=True)]
 
@@ -117,7 +122,7 @@ class Model(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way to a model: the provider, the name by which it knows the model, and the entry that leads there."""
+    """One way to a model: the provider, the model's name at that provider, and the entry of the file."""
 
     provider_name: str
     provider: Provider
@@ -133,21 +138,21 @@ class Route:
 
     @property
     def output_limit(self) -> int | None:
-        """How many tokens the model writes at most, if we know."""
+        """How many tokens the model writes at most, or None if unknown."""
         return self.entry.output_limit or known_models.output_limit(self.model)
 
     @property
     def context_window(self) -> int | None:
-        """How many tokens the model reads and writes at most, if we know."""
+        """How many tokens the model reads and writes at most, or None if unknown."""
         return self.entry.context_window or known_models.find_model(self.provider.base_url, self.model).context_window
 
     @property
     def abilities(self) -> Sequence[Ability]:
-        """What the model can do besides writing, as far as we know."""
+        """What the model can do beyond text, as far as known."""
         return known_models.abilities(self.model) if self.entry.abilities is None else self.entry.abilities
 
     def rates(self, prompt_tokens: int = 0) -> Rates | None:
-        """Return the prices with a prompt of this length: the file's, else the known ones; None without either."""
+        """Return the prices for a prompt of this length: the file's, else the known ones, else None."""
         entry, source = self.entry, _SOURCE
         fresh, output = entry.input_price, entry.output_price
         if fresh is None or output is None:
@@ -177,18 +182,19 @@ class Route:
 
 
 class Catalogue(BaseModel):
-    """The whole of `headrace.toml`."""
+    """The document of `headrace.toml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    strict_params: bool = Field(default=False, description="Refuse what would be dropped for a format")
+    strict_params: bool = Field(default=False, description="Refuse parameters that a provider's format would drop")
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     models: Mapping[str, Model] = Field(default_factory=dict)
 
     def find(self, name: str, *, param: str = "model") -> Model:
-        """Return the model that a client means by `name`, in `param`: its own entry, else the first glob that fits.
+        """Return the model of a name: the entry with that name, else the first glob that fits.
 
-        A glob passes the client's text on, so it fits no text that a provider could take for more than a name.
+        A glob passes the client's text on to the provider, so it fits plain names only. `param` is the parameter that
+        the error names.
 
         Raises:
             ModelNotFoundError: No entry fits.
@@ -204,8 +210,8 @@ class Catalogue(BaseModel):
     def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:
         """Return the ways to a model in the order in which they are tried, then those to its fallbacks.
 
-        Last come those that are for one error only, with their condition. The order of weighted routes is drawn from
-        `seed`.
+        Routes with a condition, which follow a failure of one kind only, come last. The order of weighted routes is
+        drawn from `seed`.
 
         Raises:
             ModelNotFoundError: One of the names fits no entry.
@@ -226,20 +232,20 @@ class Catalogue(BaseModel):
             provider, model = options.route.split("/", 1)
             known = self.providers[provider]
             if "*" in model:
-                # A client's name is a part of the path that needs no quoting, and has the slashes of its route.
+                # The name becomes a part of the URL's path: it needs no quoting, and has as many slashes as its route.
                 if known.kind in _NAMES_IN_URLS and (quote(asked) != asked or asked.count("/") != model.count("/")):
                     raise ModelNotFoundError.of(asked)
                 model = asked
             yield Route(provider, known, model, entry, condition, options.native_batch)
 
     def look_up_prices(self) -> None:
-        """Find the known prices of all models now: the first look reads a large table, which no job should wait for."""
+        """Look up the prices of all models now, as the first look-up loads a large table and no job should wait."""
         for name in self.names():
             for route in self.routes(name):
                 route.rates()
 
     def names(self) -> list[str]:
-        """Return the names that clients can look up; a glob is none."""
+        """Return the names of the models without globs, sorted."""
         return sorted(name for name in self.models if "*" not in name)
 
     def entries(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong in a configuration file: each problem with its line, in plain words, and with a suggestion."""
+"""The problems of a configuration file, each with its line and perhaps a suggestion, in an operator's words."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Place = tuple[str | int, ...]
-"""Where in the document something is: keys, and indexes in lists."""
+"""A place in the document: keys, and indexes in lists."""
 
 _TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong, or if it is not `fatal`, doubtful. Lines and columns count from 1."""
+    """An error, or a warning if it is not `fatal`. Lines and columns count from 1."""
 
     place: Place
     message: str
@@ -32,7 +32,7 @@ class Problem:
 
     @classmethod
     def of_toml(cls, error: tomllib.TOMLDecodeError, text: str) -> Problem:
-        """Return the problem of a text that is no TOML."""
+        """Return the problem of a text that is not TOML."""
         match = _TOML_PLACE.match(str(error))
         if match is None or match["line"] is None:
             return cls((), str(error), line=text.rstrip().count("\n") + 1)
@@ -40,12 +40,12 @@ class Problem:
 
     @classmethod
     def unknown(cls, place: Place, what: str, name: str, known: Iterable[str]) -> Problem:
-        """Return the problem of a name that is not there, with the one that may be meant."""
-        return cls(place, f"{what} '{name}', which is not there", _nearest(name, known))
+        """Return the problem of a name that `known` does not have, with the most similar name as a suggestion."""
+        return cls(place, f"{what} '{name}', which does not exist", _nearest(name, known))
 
     @property
     def path(self) -> str:
-        """Its place in the document, as in `models."gpt-4o".routes[0]`."""
+        """The place as text, such as `models."gpt-4o".routes[0]`."""
         text = ""
         for part in self.place:
             if isinstance(part, int):
@@ -56,7 +56,7 @@ class Problem:
         return text
 
     def render(self, file: Path) -> str:
-        """Return it as a line for an operator."""
+        """Return a line of text: file, line, column, and the message with its suggestion."""
         where = f"{file}:{self.line}" if self.line is not None else str(file)
         where += f":{self.column}" if self.column is not None else ""
         told = f"{self.path}: {self.message}" if self.place else self.message
@@ -65,7 +65,7 @@ class Problem:
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Return what pydantic found in a document of `model`, in an operator's words."""
+    """Return pydantic's errors in a document of `model` as problems, in an operator's words."""
     found = []
     for problem in error.errors():
         if _is_other_branch(problem):
@@ -79,9 +79,9 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
             case "missing":
                 told = Problem(place[:-1], f"'{name}' is missing")
             case "model_type" | "dict_type":
-                told = Problem(place, f"{problem['input']!r} is no table")
+                told = Problem(place, f"{problem['input']!r} is not a table")
             case "string_pattern_mismatch" if name == "base_url":
-                told = Problem(place, f"{problem['input']!r} is no http or https URL")
+                told = Problem(place, f"{problem['input']!r} is not an http or https URL")
             case "string_pattern_mismatch" | "string_type" if place[-2:-1] == ("routes",) or name == "route":
                 told = Problem(place, f"{problem['input']!r} is not 'provider/model'")
             case _:
@@ -92,7 +92,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 
 def _is_other_branch(problem: ErrorDetails) -> bool:
-    """Tell whether a problem is of the form of a route that was not written: of the table, where there is text."""
+    """Tell whether a problem concerns the other form of a route: the table form of a route that is written as text."""
     branch, written = problem["loc"][-1:], problem["input"]
     if branch == ("RouteOptions",):
         return not isinstance(written, dict)
@@ -100,12 +100,12 @@ def _is_other_branch(problem: ErrorDetails) -> bool:
 
 
 def _is_branch(part: str | int) -> bool:
-    """Tell whether a part of pydantic's place names the branch of a union, and not a key."""
+    """Tell whether a part of pydantic's place names a branch of a union rather than a key."""
     return isinstance(part, str) and (part == "RouteOptions" or part.startswith("constrained-str"))
 
 
 def _fields_at(model: type[BaseModel], place: Place) -> list[str]:
-    """Return the keys that a table of the document may have; nothing for one that we cannot follow."""
+    """Return the keys that the table at a place may have; empty if the place leads to no known table."""
     current: Any = model
     for part in place:
         if isinstance(current, type) and issubclass(current, BaseModel):
@@ -124,9 +124,9 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def locate(text: str, problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems with the lines of a valid TOML text that they stand on, in that order.
+    """Return the problems with their lines in a valid TOML text, in the order of the lines.
 
-    What has no line of its own, such as a key that is missing, or an item of a list, is where the table or the list is.
+    A missing key and an item of a list have no line of their own: they get the line of their table or list.
     """
     lines = dict(_keys(text))
     located = []
@@ -143,7 +143,7 @@ _OPENERS = re.compile(r'"""|\'\'\'|"(?:[^"\\]|\\.)*"|\'[^\']*\'|#.*|[\[\]{}]')
 
 
 def _keys(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the keys and tables of a valid TOML text with their lines; a table comes with the tables that it is in."""
+    """Yield the keys and tables of a valid TOML text with their lines; the parents of a table come before it."""
     table: tuple[str, ...] = ()
     depth = 0
     quote: str | None = None
@@ -173,7 +173,7 @@ def _key_parts(text: str) -> Iterator[str]:
 
 
 def _nesting(line: str, quote: str | None, depth: int) -> tuple[str | None, int]:
-    """Return which multi-line string is open after a line, and how many brackets are."""
+    """Return the quote of the multi-line string that is open after a line, or None, and the number of open brackets."""
     position = 0
     while True:
         if quote is not None:

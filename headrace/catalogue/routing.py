@@ -1,6 +1,6 @@
-"""Which routes can serve a request: those to its model, then to its fallbacks, whose formats can honour it.
+"""The routes that can serve a request: those to its model, then to its fallbacks, whose formats can honour it.
 
-The API asks before it accepts a job and a worker before it calls, so that both see the same list.
+The API uses this list before it accepts a job, and a worker before it calls a provider.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from headrace.formats.chat.request import ChatRequest
 from headrace.formats.chat.support import dropped_parameters, unsupported_parameter
 from headrace.formats.chat.validation import check_text
 
-# The error codes of what a request itself holds, and the routes that may take it nevertheless.
+# Errors that come from the request's own content, by code, with the condition of the routes that may still serve it.
 CONDITIONS: Mapping[str, Condition] = {
     "context_length_exceeded": "context_window",
     "content_filter": "content_filter",
@@ -24,7 +24,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 @dataclass(frozen=True, slots=True)
 class UsableRoute:
-    """A route, and the names of the parameters that its format leaves out of the request."""
+    """A route, and the parameters of the request that its format drops."""
 
     route: Route
     dropped: Sequence[str]
@@ -38,13 +38,11 @@ def check_servable(
     metadata: Mapping[str, str] | None,
     seed: str,
 ) -> list[UsableRoute]:
-    """Return the routes that a chat request may be tried on; `request` is the same as `chat`, as it came.
-
-    That somebody can do what it asks is worth knowing before a job is accepted rather than after.
+    """Return the routes for a chat request before its job is accepted. `request` is the document of `chat`.
 
     Raises:
-        ModelNotFoundError: Nobody serves the model, or one of its fallbacks.
-        InvalidRequestError: No route to the model can honour it, or it holds what Postgres has no place for.
+        ModelNotFoundError: The catalogue does not have the model, or one of the fallbacks.
+        InvalidRequestError: No route to the model can honour the request, or Postgres cannot store a text of it.
     """
     check_text(chat.model, "model")
     for key, value in (metadata or {}).items():
@@ -60,8 +58,8 @@ def usable_routes(catalogue: Catalogue, request: Mapping[str, Any], *, seed: str
     The order of weighted routes is drawn from `seed`: a job that gives its id keeps its order.
 
     Raises:
-        ModelNotFoundError: Nobody serves the model, or one of the fallbacks.
-        InvalidRequestError: No route can honour it; the error names the parameter that the first one cannot.
+        ModelNotFoundError: The catalogue does not have the model, or one of the fallbacks.
+        InvalidRequestError: No route can honour the request; the error names what the first route refuses.
     """
     strict = catalogue.strict_params or bool(request.get("strict_params"))
     usable = []
