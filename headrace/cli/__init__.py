@@ -12,34 +12,35 @@ import click
 from headrace import PARTS
 from headrace.settings import SettingError, read_settings
 
-# First, so that a package of the user's that is called `api` or `worker` is not taken for ours.
+# The first place to look, as the user may have packages named `api` or `worker` too.
 sys.path.insert(0, str(PARTS))
 
-_COMMANDS = {
-    "dev": "headrace.cli.dev:dev",
-    "demo": "headrace.cli.demo:demo",
-    "batch": "headrace.cli.batch:batch",
-    "api": "headrace.cli.parts:api",
-    "worker": "headrace.cli.parts:worker",
-    "scheduler": "headrace.cli.parts:scheduler",
-    "migrate": "headrace.cli.parts:migrate",
-    "keys": "headrace.cli.keys:keys",
-    "jobs": "headrace.cli.jobs:jobs",
-    "usage": "headrace.cli.usage:usage",
-    "config": "headrace.cli.config:config",
-    "providers": "headrace.cli.providers:providers",
+# The module of each command.
+_MODULES = {
+    "dev": "dev",
+    "demo": "demo",
+    "batch": "batch",
+    "api": "parts",
+    "worker": "parts",
+    "scheduler": "parts",
+    "migrate": "parts",
+    "keys": "keys",
+    "jobs": "jobs",
+    "usage": "usage",
+    "config": "config",
+    "providers": "providers",
 }
 
 
 class SettingProblem(click.ClickException):
-    """What an operator has set makes no sense: one line, and the exit code of a wrong usage."""
+    """A setting makes no sense: one line of text, and the exit code of wrong usage."""
 
     exit_code = 2
 
 
 class _Group(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
-        # A locale without a letter shows another in its place; JSON lines and CSV are written as UTF-8 bytes.
+        # Letters that the locale lacks are replaced. JSON lines and CSV are written as UTF-8 bytes instead.
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -47,14 +48,14 @@ class _Group(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         del context
-        return list(_COMMANDS)
+        return list(_MODULES)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         del context
-        if name not in _COMMANDS:
+        if name not in _MODULES:
             return None
-        module, attribute = _COMMANDS[name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"headrace.cli.{_MODULES[name]}")
+        command: click.Command = getattr(module, name)
         return command
 
 

@@ -1,4 +1,4 @@
-"""Headrace's API, as `headrace batch` uses it: over any network, and for as long as a batch takes."""
+"""A client of Headrace's API for `headrace batch`, which survives broken connections for as long as a batch takes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ import httpx
 Result = TypeVar("Result")
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+# Seconds before the first retry; each further pause is twice as long, up to the longest.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
+# Seconds of silence after which a connection counts as broken.
 _SILENCE_SECONDS = 60.0
-# Seconds that a server may take to answer for the first time, before its address is taken to be wrong.
+# Seconds without a first answer after which the server's address counts as wrong.
 _UNANSWERED_SECONDS = 60.0
 _WRONG_ADDRESS = "Is HEADRACE_URL or --url the address of a Headrace?"
+# Results on a page.
 _PAGE = 1000
 
 
 class ServerError(click.ClickException):
-    """What the server answered, or that it did not."""
+    """The server refused a request, or did not answer it."""
 
 
-class _AwayError(Exception):
-    """The server cannot be reached, or says that it will be back."""
+class _UnavailableError(Exception):
+    """The server cannot be reached, or answers that it is unavailable."""
 
 
 class BatchClient:
     """One account's files and batches.
 
-    What only reads is tried again: for a minute until the server has answered once, as the address may be wrong, and
-    from then on until it works, as a batch may take a day.
+    A request that only reads is retried: for a minute while the server has never answered, as its address may be wrong,
+    and afterwards until it succeeds, as a batch may take a day.
     """
 
     def __init__(self, url: str, key: str, *, say: Callable[[str], None]) -> None:
-        """Take the server's address, with or without `/v1`; `say` is told when it cannot be reached.
+        """Take the server's address, with or without `/v1`; `say` gets a message when it cannot be reached.
 
         Raises:
             UsageError: The address or the key can never work.
@@ -60,29 +63,29 @@ class BatchClient:
         self._http.close()
 
     def get(self, path: str, params: Mapping[str, str | int] | None = None) -> dict[str, Any]:
-        """Return what a path has, whenever the server is there to say so.
+        """Return the object at a path. While the server is unavailable, it is asked again.
 
         Raises:
-            ServerError: It refuses to.
+            ServerError: The server refused the request.
         """
         return self._patiently(lambda: self._ask("GET", path, params=params))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the answer to a request that changes something, and is not repeated.
+        """Return the answer to a request that changes something. It is sent once.
 
         Raises:
-            ServerError: It was refused, or nobody knows whether it was done.
+            ServerError: The server refused the request, or it is unknown whether the server did it.
         """
         try:
             return self._ask("POST", path, json=body)
-        except _AwayError as error:
+        except _UnavailableError as error:
             raise ServerError(f"{self._base}: {error}") from error
 
     def upload(self, path: Path, name: str, on_read: Callable[[int], None]) -> str:
-        """Upload a file for a batch and return its id; `on_read` is told how many bytes have gone, now and then.
+        """Upload a file for a batch and return its id. `on_read` gets the number of bytes sent, now and then.
 
         Raises:
-            ServerError: It was refused, or broken off.
+            ServerError: The server refused the upload, or the connection broke.
         """
         with path.open("rb") as file:
             reading = _Reading(file, on_read)
@@ -90,16 +93,16 @@ class BatchClient:
                 uploaded = self._ask(
                     "POST", "/files", data={"purpose": "batch"}, files={"file": (name, reading)}, timeout=None
                 )
-            except _AwayError as error:
+            except _UnavailableError as error:
                 raise ServerError(f"{self._base}: {error}") from error
         file_id: str = uploaded["id"]
         return file_id
 
     def download(self, file_id: str, target: IO[bytes]) -> None:
-        """Write a file to `target`, going on where a connection broke.
+        """Write a file to `target`. After a broken connection, the download goes on where it stopped.
 
         Raises:
-            ServerError: It is not there.
+            ServerError: The server refused the request.
         """
         written = 0
 
@@ -114,7 +117,7 @@ class BatchClient:
         self._patiently(rest)
 
     def watch(self, batch_id: str) -> Iterator[dict[str, Any]]:
-        """Yield where a batch stands as that changes, as objects of progress, and last the batch, when it has ended."""
+        """Yield a batch's progress objects as it changes, and at its end the batch."""
         known: dict[str, str] = {}
         while True:
             last: dict[str, Any] = {}
@@ -126,7 +129,7 @@ class BatchClient:
                 return
 
     def results(self, batch_id: str, *, follow: bool) -> Iterator[dict[str, Any]]:
-        """Yield the lines that have ended, in the order in which they did; with `follow`, to the batch's end."""
+        """Yield the results in the order in which lines ended: those so far, or with `follow` all to the end."""
         after: dict[str, str | int] = {}
         while True:
             ended = self.get(f"/batches/{batch_id}")["status"] in FINAL
@@ -139,10 +142,8 @@ class BatchClient:
                     return
                 time.sleep(1)
 
-    # -----------------------------------------------------------------------------------------------------------------
-
     def _events(self, batch_id: str, headers: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        # The connection is made now, so that one that fails is tried again, and read as the caller goes on.
+        # The connection is opened here, so that a failed one is retried, and read while the caller iterates.
         stream = self._stream(f"/batches/{batch_id}/events", headers)
         response = stream.__enter__()
 
@@ -156,7 +157,7 @@ class BatchClient:
                     elif field == "data":
                         yield event_id, json.loads(value)
             except (httpx.TransportError, httpx.StreamError):
-                pass  # whoever reads comes back with the last id
+                pass  # `watch` reconnects with the last id
             finally:
                 stream.__exit__(None, None, None)
 
@@ -166,7 +167,7 @@ class BatchClient:
         try:
             response = self._http.request(method, self._base + path, **options)
         except httpx.TransportError as error:
-            raise _AwayError(str(error) or type(error).__name__) from error
+            raise _UnavailableError(str(error) or type(error).__name__) from error
         self._check(response)
         try:
             document = response.json()
@@ -185,11 +186,11 @@ class BatchClient:
                 self._check(response)
                 yield response
         except httpx.TransportError as error:
-            raise _AwayError(str(error) or type(error).__name__) from error
+            raise _UnavailableError(str(error) or type(error).__name__) from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code in (502, 503, 504):
-            raise _AwayError(f"it answers {response.status_code}")
+            raise _UnavailableError(f"it answers {response.status_code}")
         self._answered = True
         if response.is_redirect:
             raise ServerError(f"{self._base} redirects to {response.headers['location']}. {_WRONG_ADDRESS}")
@@ -206,7 +207,7 @@ class BatchClient:
         while True:
             try:
                 return work()
-            except _AwayError as error:
+            except _UnavailableError as error:
                 if not self._answered and time.monotonic() - began + pause > _UNANSWERED_SECONDS:
                     raise ServerError(f"{self._base} cannot be reached ({error}). {_WRONG_ADDRESS}") from error
                 if pause == _FIRST_PAUSE_SECONDS:
@@ -236,7 +237,7 @@ def _check_key(key: str) -> str:
 
 
 class _Reading:
-    """A file that tells how far it has been read."""
+    """A file that reports how far it has been read."""
 
     def __init__(self, file: IO[bytes], on_read: Callable[[int], None]) -> None:
         self._file = file

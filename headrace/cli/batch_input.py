@@ -1,4 +1,4 @@
-"""What `headrace batch run` sends: a file of requests, checked line by line before anything is uploaded."""
+"""The input of `headrace batch run`: a file of requests, checked line by line before it is uploaded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from headrace.batches.lines import LineProblem, LineReader, RawLine, parse_line
 from headrace.cli.batch_table import Format, InputError, Table, find_format, read_header, read_rows, render_row
 from headrace.errors import InvalidRequestError
 
+# Problems that are reported at most.
 MOST_PROBLEMS = 20
 _PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table as it was when its requests were made: a copy, how it is written, and the line of each request's row."""
+    """A copy of a table from when its requests were made, its format, and the line of each request's row."""
 
     path: Path
     form: Format
@@ -32,7 +33,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked input: the file to upload, how many requests it has, and the digest by which it is known again."""
+    """A checked input: the file to upload, its number of requests, and the digest by which a later run knows it."""
 
     path: Path
     lines: int
@@ -40,20 +41,20 @@ class Prepared:
     rows: Rows | None = None
 
     def line_of(self, number: int | None) -> int | None:
-        """Return the line in the user's own file of a line in the file that is uploaded."""
+        """Return the line in the user's file for a line in the uploaded file."""
         return number if number is None or self.rows is None else self.rows.lines[number - 1]
 
 
 @contextmanager
 def prepare(path: Path, table: Table | None) -> Iterator[Prepared]:
-    """Give a checked input; `-` is standard input. What was made or copied of it is gone afterwards.
+    """Yield a checked input; `-` is standard input. Temporary files are removed afterwards.
 
-    A table is copied, as it is read again when the answers are there, perhaps a day later. So is what can be read only
-    once, such as a pipe.
+    A table is copied, as it is read again for the answers, perhaps a day later. A pipe is copied, as it can be read
+    only once.
 
     Raises:
-        InputError: It is not valid; the first `MOST_PROBLEMS` problems are told.
-        OSError: It cannot be read.
+        InputError: The input is not valid; it has the first `MOST_PROBLEMS` problems.
+        OSError: The input cannot be read.
     """
     with ExitStack() as stack:
         source = path
@@ -106,7 +107,7 @@ def _check(path: Path, rows: Rows | None = None) -> Prepared:
             check(reader.feed(piece))
     check(reader.close())
     if not seen and not problems:
-        problems.append(LineProblem(None, "empty_file", "there is no request in it", None))
+        problems.append(LineProblem(None, "empty_file", "the input has no request", None))
     if problems:
         raise InputError(problems[:MOST_PROBLEMS])
     return Prepared(path, len(seen), digest.hexdigest(), rows)

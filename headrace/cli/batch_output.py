@@ -1,4 +1,4 @@
-"""Where results go: a file that is replaced once all is written, a device, a pipe, or standard output (`-`)."""
+"""The files of results: a file that is replaced once all is written, a device, a pipe, or standard output (`-`)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from typing import IO
 
 import click
 
+from headrace.cli.batch_client import BatchClient
+
+OUTPUT_PATH = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+"""The type of an option that names a file of results."""
+
 STANDARD_OUTPUT = 1
 _DESCRIPTORS = {"-": STANDARD_OUTPUT, "/dev/stdout": STANDARD_OUTPUT, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 
 
 def descriptor_of(path: Path) -> int | None:
-    """Return the open descriptor that a path names, if it names one."""
+    """Return the open descriptor that a path names, or None for an ordinary path."""
     if found := _DESCRIPTOR.fullmatch(str(path)):
         return int(found[1])
     return _DESCRIPTORS.get(str(path))
@@ -31,10 +36,10 @@ def descriptor_of(path: Path) -> int | None:
 def check_outputs(outputs: Mapping[str, Path], source: Path | None = None) -> None:
     """Check, before anything is sent, that each output can be written and is neither `source` nor another output.
 
-    The outputs are named by their options.
+    The keys of `outputs` are the options, for messages.
 
     Raises:
-        UsageError: One cannot be written, or writing it loses something.
+        UsageError: An output cannot be written, or writing it would destroy `source` or another output.
     """
     taken = {} if source is None else {"FILE": source}
     for option, path in outputs.items():
@@ -48,14 +53,27 @@ def check_outputs(outputs: Mapping[str, Path], source: Path | None = None) -> No
         taken[option] = path
 
 
-@contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to, whose content takes the place of a regular file's when all of it is written.
-
-    A link is followed. What is no regular file (a device, a pipe, an open descriptor) is written to directly.
+def save(client: BatchClient, file_id: str | None, path: Path) -> str | None:
+    """Download a file of results to a path, and return the path; None if the batch has no such file.
 
     Raises:
-        OSError: It cannot be written; `filename` is the path.
+        OSError: The file cannot be written; `filename` is the path.
+    """
+    if file_id is None:
+        return None
+    with written(path) as target:
+        client.download(file_id, target)
+    return str(path)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write to. A regular file at `path` is replaced when all is written.
+
+    A link is followed. A device, a pipe and an open descriptor are written to directly.
+
+    Raises:
+        OSError: The file cannot be written; `filename` is the path.
     """
     try:
         with _opened(path) as file:
@@ -86,7 +104,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _replacing(path: Path, status: os.stat_result | None) -> Iterator[IO[bytes]]:
-    # A name of its own for each run, so that two runs never write to one file.
+    # Each run has a name of its own, so that two runs never write to one file.
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with temporary.open("xb") as file:
@@ -104,7 +122,7 @@ def _replacing(path: Path, status: os.stat_result | None) -> Iterator[IO[bytes]]
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return what a path leads to, None where there is no file yet."""
+    """Return the status of the file at a path, or None if no file exists there."""
     descriptor = descriptor_of(path)
     try:
         return path.stat() if descriptor is None else os.fstat(descriptor)
@@ -134,7 +152,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to one regular file. Devices may be shared: `/dev/null` loses nothing of a user's."""
+    """Tell whether two paths lead to one regular file. A device such as `/dev/null` may be shared."""
     first, second = _status(one), _status(other)
     if first is None or second is None:
         return first is second and os.path.realpath(one) == os.path.realpath(other)

@@ -1,7 +1,7 @@
-"""Tables (`.csv`, `.tsv`) as requests, and written again with the answers.
+"""Tables (`.csv`, `.tsv`): their rows as requests, and a copy of the table with the answers.
 
-A row becomes a request by a template, whose `{column}` is replaced by the row's cell. A cell is data: braces in it mean
-nothing. Rows are lists, as a table's header need not be a set: names may repeat or be empty.
+A row becomes a request by a template, whose `{column}` is replaced by the row's cell. Braces in a cell have no meaning.
+Rows are lists rather than mappings, as names in a table's header may repeat or be empty.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _POSITION = re.compile(r"#([1-9][0-9]{0,5})")
 
 
 class InputError(Exception):
-    """The input is not valid. Each problem has its line, if it has one."""
+    """The input is not valid. A problem has its line where it concerns one."""
 
     def __init__(self, problems: Sequence[LineProblem]) -> None:
-        """Keep the problems, of which there may be more."""
+        """Take the problems that were found; there may be more."""
         self.problems = problems
         super().__init__("; ".join(problem.message for problem in problems))
 
@@ -48,11 +48,11 @@ class Table:
     max_tokens: int | None = None
     id_column: str | None = None
     delimiter: str | None = None
-    """None: the one that the header fits best."""
+    """The character between cells, or None for the one that fits the header best."""
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a file is one that needs a template."""
+    """Tell whether a file is a table by its name."""
     return path.suffix.lower() in _DELIMITERS
 
 
@@ -61,7 +61,7 @@ def is_table(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a table is written, so that it can be written again in the same way."""
+    """The format of a table's file, so that a copy can have the same."""
 
     encoding: str
     delimiter: str
@@ -78,11 +78,11 @@ class TableRow:
 
 
 def find_format(path: Path, table: Table, kind: str) -> Format:
-    """Return how a table is written. `kind` is the suffix of its name, which tells its delimiters.
+    """Return the format of a table. `kind` is the suffix of its name, which limits the delimiters.
 
     Raises:
-        InputError: It is not UTF-8, nor UTF-16 with a byte order mark.
-        OSError: It cannot be read.
+        InputError: The file is neither UTF-8 nor UTF-16 with a byte order mark.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -104,7 +104,7 @@ def find_format(path: Path, table: Table, kind: str) -> Format:
             return False, 0
         return wanted <= {*columns}, len(columns)
 
-    # Of two that fit as well, the suffix's own, which is the first.
+    # If several fit equally well, `max` takes the first, which is the usual one of the suffix.
     best = max(_DELIMITERS[kind], key=fits)
     return Format(encoding, best, line_end)
 
@@ -137,19 +137,19 @@ def read_header(path: Path, form: Format) -> list[str]:
     """Return the names of a table's columns.
 
     Raises:
-        InputError: It is no table.
-        OSError: It cannot be read.
+        InputError: The file is not a valid table.
+        OSError: The file cannot be read.
     """
     with _reading(path, form) as reader:
         return list(next(reader, []))
 
 
 def read_rows(path: Path, table: Table, form: Format) -> Iterator[TableRow]:
-    """Yield the rows of a table whose first line names its columns. Blank lines are no rows.
+    """Yield the rows of a table whose first line names its columns. Blank lines are skipped.
 
     Raises:
-        InputError: It is no table, or lacks a column that is asked for.
-        OSError: It cannot be read.
+        InputError: The file is not a valid table, or lacks a column of the template.
+        OSError: The file cannot be read.
     """
     columns = read_header(path, form)
     for name in fields_of(table.template):
@@ -176,10 +176,10 @@ def read_rows(path: Path, table: Table, form: Format) -> Iterator[TableRow]:
 
 
 def find_column(columns: Sequence[str], name: str) -> int:
-    """Return where a column stands that is given by its name, or by its number as in `#2`.
+    """Return the index of a column from its name, or from its number such as `#2`.
 
     Raises:
-        InputError: No column has the name, or several have it.
+        InputError: No column has the name, or several columns have it.
     """
     if columns.count(name) == 1:
         return columns.index(name)
@@ -214,20 +214,20 @@ def fields_of(template: str) -> list[str]:
     """Return the columns that a template names.
 
     Raises:
-        InputError: It is not valid.
+        InputError: The template is not valid.
     """
     return [field for _, field in _tokens(template) if field is not None]
 
 
 def fill(template: str, columns: Sequence[str], cells: Sequence[str]) -> str:
-    """Return a template with the cells of a row."""
+    """Return a template filled with the cells of a row."""
     return "".join(
         literal + ("" if field is None else cells[find_column(columns, field)]) for literal, field in _tokens(template)
     )
 
 
 def render_row(row: TableRow, columns: Sequence[str], table: Table) -> dict[str, Any]:
-    """Return the request that a row becomes, as a line of a batch's input."""
+    """Return the request of a row, as a line of a batch's input."""
     messages = [{"role": "user", "content": fill(table.template, columns, row.cells)}]
     if table.system is not None:
         messages.insert(0, {"role": "system", "content": table.system})
@@ -243,10 +243,10 @@ def render_row(row: TableRow, columns: Sequence[str], table: Table) -> dict[str,
 def write_answers(
     path: Path, table: Table, form: Format, outputs: Sequence[IO[bytes]], target: IO[bytes], *, delimiter: str
 ) -> None:
-    """Write a table again with two columns more, the answers and the errors, from a batch's output files.
+    """Write a copy of a table with two more columns for answers and errors, from a batch's output files.
 
-    Those are in the order of the rows, so that neither is held in memory. The columns are `answer` and `error`, with a
-    number behind (`answer_2`) where the table has such a column.
+    The output files are in the order of the rows, so neither they nor the table are held in memory. The columns are
+    named `answer` and `error`, with a number (`answer_2`) if the table already has such a column.
     """
     results = [_results(file) for file in outputs]
     waiting = [next(rest, None) for rest in results]
@@ -266,9 +266,9 @@ def write_answers(
 
 
 class _Lines:
-    """Ends rows as the table's own rows end.
+    """A file that gives rows the table's own line end.
 
-    The csv module is left to end them with CR LF: only then does it quote every cell with a CR or LF.
+    The csv module ends rows with CR LF here, as only then does it quote every cell with a CR or LF.
     """
 
     def __init__(self, file: io.TextIOWrapper, line_end: str) -> None:
@@ -280,13 +280,13 @@ class _Lines:
 
 
 def output_delimiter(source: Path, output: Path, form: Format) -> str:
-    """Return what divides the cells of the table at `output`: as in the source where both have one suffix."""
+    """Return the delimiter for the table at `output`: that of the source if both have the same suffix."""
     kind = output.suffix.lower()
     return form.delimiter if kind == source.suffix.lower() else _DELIMITERS[kind][0]
 
 
 def _free(name: str, columns: Sequence[str]) -> str:
-    """Return a name for a column that the table does not have in any spelling."""
+    """Return a column name that the table does not have, not even in another case."""
     taken = {column.strip().casefold() for column in columns}
     number = 1
     free = name

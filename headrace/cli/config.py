@@ -1,4 +1,4 @@
-"""`headrace config`: what is wrong in headrace.toml, and where it differs from that of other hosts."""
+"""`headrace config`: checks headrace.toml, and compares the configuration of running processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headrace.settings import Settings
 
 @click.group()
 def config() -> None:
-    """Look at the configuration file."""
+    """Check and compare the configuration."""
 
 
 @config.command()
@@ -24,9 +24,9 @@ def config() -> None:
 @json_option
 @click.pass_obj
 def check(settings: Settings, path: Path | None, as_json: bool) -> None:
-    """Tell all that is wrong in the file at PATH, or in the one that would be used, each with its line.
+    """Show the problems of the file at PATH, or of the file that the service would use, each with its line.
 
-    Exits with 1 if the file is not valid, with 2 if it cannot be read. A warning is no error.
+    The exit code is 1 if the file is not valid, 2 if it cannot be read. Warnings leave it at 0.
     """
     path = path or settings.config or Path("headrace.toml")
     try:
@@ -58,9 +58,9 @@ def check(settings: Settings, path: Path | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def compare(settings: Settings, as_json: bool) -> None:
-    """Show the processes that run, with digests of their configuration and secret key, which should be the same.
+    """Show the running processes with digests of their configuration and secret key, which should be equal.
 
-    Exits with 1 if they differ.
+    The exit code is 1 if they differ.
     """
     from headrace.runtime.fingerprints import read_fingerprints
 

@@ -1,4 +1,4 @@
-"""`headrace demo`: the service in a scratch directory, and its uses on the screen."""
+"""`headrace demo`: starts the service in a scratch directory, and shows what it does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BACKGROUND = (
     "What turns a mill?",
 )
 _LINES = 20
-_MAX_TOKENS = 60  # a demo with a real provider costs a fraction of a cent
+_MAX_TOKENS = 60  # with a real provider, the demo costs a fraction of a cent
 
 
 class _DemoError(click.ClickException):
@@ -42,13 +42,13 @@ class _DemoError(click.ClickException):
 
 @dataclass(frozen=True, slots=True)
 class _Client:
-    """Headrace's API over plain HTTP, as any program may speak it."""
+    """A client of Headrace's API with plain HTTP."""
 
     address: tuple[str, int]
     key: str
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the JSON object that a request is answered with."""
+        """Return the JSON object of a request's answer."""
         with self._respond(method, path, body) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
@@ -107,7 +107,7 @@ def _stream_one(client: _Client, model: str, console: Console) -> None:
 
 @dataclass(slots=True)
 class _Job:
-    """A background job, as far as its events have told."""
+    """A background job, as of its latest event, with times of the monotonic clock."""
 
     prompt: str
     object: dict[str, Any]
@@ -116,7 +116,7 @@ class _Job:
     ended: float | None = None
 
     def follow(self, client: _Client) -> None:
-        """Read its events to the last, which brings the whole job."""
+        """Read the job's events to the last, which has the whole job."""
         for name, data in client.events("GET", f"/jobs/{self.object['id']}/events"):
             if name == "job.delta":
                 self.first = self.first or time.monotonic()
@@ -197,7 +197,7 @@ def _run_batch(client: _Client, model: str, console: Console) -> None:
 
 
 def _said(line: dict[str, Any]) -> str:
-    """Return what a line of a batch came to, on one line."""
+    """Return the answer or the error of a batch's line, without line breaks."""
     response = line["response"] or {}
     if "choices" in response.get("body", {}):
         return " ".join((response["body"]["choices"][0]["message"]["content"] or "").split())
@@ -205,7 +205,7 @@ def _said(line: dict[str, Any]) -> str:
 
 
 def _answer(job: dict[str, Any]) -> str:
-    """Return what a job ended with, on one line."""
+    """Return the answer or the error of a job, without line breaks."""
     if not job.get("result"):
         return str((job.get("error") or {}).get("message", ""))
     return " ".join((job["result"]["choices"][0]["message"]["content"] or "").split())
@@ -221,9 +221,9 @@ async def _show(service: Service, console: Console) -> None:
     assert service.first_key is not None
     model = cheap_model(service.catalogue)
     if model is None:
-        raise click.ClickException("headrace.toml names no model that could be shown: globs alone are not enough.")
+        raise click.ClickException("The demo needs a model with a name: headrace.toml has none, or only globs.")
     client = _Client(service.address, service.first_key)
-    # What blocks runs in threads, so that Ctrl-C is heard meanwhile.
+    # Blocking calls run in threads, so that Ctrl-C works meanwhile.
     await asyncio.to_thread(_stream_one, client, model, console)
     await _run_jobs(client, model, console)
     await asyncio.to_thread(_run_batch, client, model, console)

@@ -1,4 +1,4 @@
-"""`headrace dev`: the whole service on this machine, each part a child process that is restarted when it dies."""
+"""`headrace dev`: runs the whole service on this machine. Each part is a child process, restarted when it ends."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ from headrace.stores.migrate import migrate
 from headrace.stores.redis_url import connect
 from headrace.telemetry.logs import redact
 
+# Seconds that the API gets to be ready, and seconds between two questions.
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+# Seconds between two looks whether the stores run.
 _STORE_POLL_SECONDS = 0.5
-_AFTER_DRAIN_SECONDS = 5.0  # what a part gets beyond its drain time before it is killed
+# Seconds that a part gets beyond its drain time before it is killed.
+_AFTER_DRAIN_SECONDS = 5.0
 _CHEAP_MODELS = ("gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
-# Models that the banner names.
+# Models that the banner names at most.
 _MOST_SHOWN = 60
 _COLOURS = {"api": "cyan", "worker": "green", "batches": "blue", "scheduler": "magenta"}
-# What clients wait for, and what nobody does, in processes of their own: the second steps back for the first.
+# The tiers `flex` and `batch` have a worker of their own, so that they do not delay jobs that clients wait for.
 _COMMANDS = {
     "worker": ["worker", "--tier", "priority", "--tier", "default"],
     "batches": ["worker", "--tier", "flex", "--tier", "batch"],
@@ -58,7 +61,7 @@ class Service:
     """Stores, API, worker and scheduler, from their start to their ordered stop. It runs once, in the main thread."""
 
     def __init__(self, settings: Settings, console: Console) -> None:
-        """Take the settings, and where to say what happens; what the parts print goes to standard error."""
+        """Take the settings, and the console for messages. The output of the parts goes to standard error."""
         self.settings = settings
         self.first_key: str | None = None
         self.catalogue = Catalogue()
@@ -73,14 +76,14 @@ class Service:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and port at which this machine reaches the API."""
+        """The host and port of the API for clients on this machine."""
         assert self._listener is not None
         host, port = self._listener.getsockname()[:2]
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client takes as its `base_url`."""
+        """The `base_url` of an OpenAI client."""
         host, port = self.address
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
 
@@ -95,7 +98,7 @@ class Service:
             click.ClickException: Something could not start; the message is for the operator.
         """
         for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signal_number) is not signal.SIG_IGN:  # as `nohup` has it
+            if signal.getsignal(signal_number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
                 signal.signal(signal_number, self._on_signal)
         with contextlib.ExitStack() as stack, plain_errors():
             self.catalogue = CatalogueFile(self.settings.config, demo=self.settings.demo).current
@@ -146,7 +149,7 @@ class Service:
 
     async def _supervise(self, main: Callable[[Service], Awaitable[None]]) -> None:
         self._task = asyncio.current_task()
-        # In threads, as both may run an event loop of their own.
+        # They run in threads, as each may run an event loop of its own.
         await asyncio.to_thread(migrate, self.settings.database_url)
         self.first_key = await asyncio.to_thread(create_first_key, self.settings)
         self._parts = [self._part(name) for name in _COLOURS]
@@ -167,7 +170,7 @@ class Service:
     def _part(self, name: str) -> SupervisedProcess:
         assert self._listener is not None
         listener = self._listener.fileno()
-        # -P: a folder named `api` or `worker` where the operator stands must not be taken for ours.
+        # -P: the working directory may have a folder named `api` or `worker` that is not ours.
         command = [sys.executable, "-P", "-m", "headrace", *_COMMANDS.get(name, [name])]
         return SupervisedProcess(
             name,
@@ -188,7 +191,7 @@ class Service:
             for store in self._stores:
                 if store.pid is None:
                     self.say(f"{store.name} ended; starting it again.", "bold yellow")
-                    with contextlib.suppress(EmbeddedStoreError):  # said again at the next look
+                    with contextlib.suppress(EmbeddedStoreError):  # the next look says it again
                         store.start()
 
     async def _wait_until_ready(self) -> None:
@@ -204,7 +207,7 @@ class Service:
         self._listener.close()
         patience = self.settings.drain_seconds + _AFTER_DRAIN_SECONDS
         api, *others = self._parts
-        # The API first: its open answers need the worker to finish.
+        # The API stops first: its open answers need the worker to finish.
         await api.stop(patience)
         await asyncio.gather(*(part.stop(patience) for part in others))
 
@@ -215,7 +218,7 @@ async def _ping(url: str) -> None:
 
 
 def _with_secret_key(settings: Settings) -> Settings:
-    """Return the settings with a secret key: the environment's, or the embedded database's own, made with it."""
+    """Return the settings with a secret key: the environment's, or one that is kept beside the embedded Postgres."""
     if settings.secret_key is not None:
         return settings
     path = secret_key_file(settings.data_dir)
@@ -230,7 +233,7 @@ def _with_secret_key(settings: Settings) -> Settings:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return our own environment with what was decided here instead of there."""
+    """Return this process's environment with the settings that were decided here."""
     decided = {
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
@@ -247,7 +250,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _status(address: tuple[str, int], path: str) -> int | None:
-    """Return the status of a GET, or None if nobody answers. No proxy that the environment may name is asked."""
+    """Return the status of a GET, or None without an answer. A proxy in the environment is not used."""
     connection = http.client.HTTPConnection(*address, timeout=5)
     try:
         connection.request("GET", path)
@@ -259,7 +262,7 @@ def _status(address: tuple[str, int], path: str) -> int | None:
 
 
 def curl_line(base_url: str, key: str, model: str) -> str:
-    """Return a command that streams a completion, to be copied into a shell."""
+    """Return a shell command that streams a completion."""
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return (
         f"curl -N {base_url}/chat/completions \\\n"
@@ -269,7 +272,7 @@ def curl_line(base_url: str, key: str, model: str) -> str:
 
 
 def cheap_model(catalogue: Catalogue) -> str | None:
-    """Return a model to try that costs little: a cheap one of a provider, else any of one, else `demo`."""
+    """Return a model for a trial: a cheap one of a provider, else any of a provider, else `demo`."""
     names = catalogue.names()
     own = [name for name in names if name not in DEMO_MODELS]
     return next((name for name in (*_CHEAP_MODELS, *own, DEMO) if name in names), None)
@@ -291,7 +294,7 @@ async def _announce(service: Service) -> None:
     service.say(f"  config     {_source(service.settings)}")
     service.say(f"  models     {_listed(service.catalogue.entries())}")
     if service.first_key is not None:
-        service.say(f"  API key    {service.first_key}   (shown this once; `headrace keys create` makes more)")
+        service.say(f"  API key    {service.first_key}   (not shown again; `headrace keys create` makes more)")
     else:
         service.say("  API key    as created before; `headrace keys create` makes another")
     service.say("\nTry it:\n", "bold")
@@ -306,8 +309,8 @@ async def _announce(service: Service) -> None:
 def dev(settings: Settings) -> None:
     """Run the whole service on this machine: stores, API, worker and scheduler.
 
-    Postgres and Valkey are started here unless DATABASE_URL and REDIS_URL name yours. The API listens on HEADRACE_HOST
-    (127.0.0.1 where it is not set) and HEADRACE_PORT (8700; 0 takes any free port). Data is kept in HEADRACE_DATA_DIR.
-    Models and providers are those of HEADRACE_CONFIG, else of headrace.toml in the working directory.
+    It starts Postgres and Valkey unless DATABASE_URL and REDIS_URL name others. The API listens on HEADRACE_HOST
+    (default 127.0.0.1) and HEADRACE_PORT (default 8700; 0 takes any free port). HEADRACE_DATA_DIR keeps the data.
+    Models and providers come from HEADRACE_CONFIG, else from headrace.toml in the working directory.
     """
     Service(settings, Console()).run(_announce)

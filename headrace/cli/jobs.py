@@ -1,4 +1,4 @@
-"""`headrace jobs`: any account's jobs, listed, shown and cancelled, straight on the database."""
+"""`headrace jobs`: lists, shows and cancels jobs of any account, directly in the database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jobs() -> None:
 @jobs.command(name="list")
 @click.option("--account", help="Only this account's jobs.")
 @click.option("--status", "state", type=click.Choice(State, case_sensitive=False), help="Only jobs in this state.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Jobs to list at most.")
 @json_option
 @click.pass_obj
 def list_(settings: Settings, account: str | None, state: State | None, limit: int, as_json: bool) -> None:
@@ -103,7 +103,7 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
 @click.argument("job_id")
 @click.pass_obj
 def cancel(settings: Settings, job_id: str) -> None:
-    """Cancel a job: a queued one at once, a running one as soon as its worker hears of it, upstream too."""
+    """Cancel a job: a queued job at once, a running job and its call when its worker gets the message."""
     from headrace.jobs.cancellation import cancel_job
 
     async def work(database: Database, job_id: str) -> MovedJob:
@@ -116,7 +116,7 @@ def cancel(settings: Settings, job_id: str) -> None:
 
     job = _with_job(settings, job_id, work)
     if job.state is State.RUNNING:
-        click.echo(f"{job_id} is running: its worker ends it.")
+        click.echo(f"{job_id} is running: its worker will cancel it.")
     elif job.state is State.CANCELLED:
         click.echo(f"Cancelled {job_id}.")
     else:
@@ -124,10 +124,10 @@ def cancel(settings: Settings, job_id: str) -> None:
 
 
 def _with_job(settings: Settings, job_id: str, work: Callable[[Database, str], Awaitable[Result]]) -> Result:
-    """Do something with a job.
+    """Connect to the database and do some work with a job.
 
     Raises:
-        click.ClickException: There is no such job.
+        click.ClickException: The job does not exist.
     """
     try:
         return with_database(settings, lambda database: work(database, job_id))
@@ -144,10 +144,10 @@ async def _get(database: Database, job_id: str) -> Row:
 
 @contextlib.asynccontextmanager
 async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
-    """Open the live wire; yields None without a URL: workers and readers then hear of it from Postgres.
+    """Yield a publisher, or None without a URL: workers and readers then learn of the cancellation from Postgres.
 
     Raises:
-        SettingError: The URL is none that `headrace.stores.redis_url` knows.
+        SettingError: `headrace.stores.redis_url` does not understand the URL.
     """
     from headrace.events.publisher import Publisher
     from headrace.stores.redis import connect_redis
@@ -166,12 +166,12 @@ def _time(seconds: int) -> str:
 
 
 def _answer(message: dict[str, Any]) -> str:
-    """Return what a message says, and what else it has, such as calls of tools."""
+    """Return the text of a message, and its other fields, such as tool calls, as JSON."""
     text = message.get("content") or ""
     rest = {name: value for name, value in message.items() if name not in {"role", "content"} and value}
     return "\n".join([str(text), *([json.dumps(rest, ensure_ascii=False)] if rest else [])]).strip()
 
 
 def _document(row: Row) -> dict[str, Any]:
-    """Return the job as the API shows it, and whose it is."""
+    """Return the job as the API renders it, with its account."""
     return {"account": row.account, **orjson.loads(orjson.dumps(render_job(row)))}

@@ -1,4 +1,4 @@
-"""`headrace keys`: create, list, change, rotate and revoke API keys of any account, straight on the database."""
+"""`headrace keys`: creates, lists, changes, rotates and revokes API keys of any account, directly in the database."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ _HOUR = 3600
 _LONGEST_DAYS = 36_500
 _ONE_OR_MORE = click.IntRange(min=1)
 _LIMIT_OPTIONS = (
-    click.option("--model", "models", multiple=True, help="Allow this model, or glob, and no others (repeatable)."),
+    click.option("--model", "models", multiple=True, help="Allow only this model or glob (repeatable)."),
     click.option("--rpm", "requests_per_minute", type=_ONE_OR_MORE, help="Requests in a minute."),
     click.option("--tpm", "tokens_per_minute", type=_ONE_OR_MORE, help="Tokens in a minute."),
-    click.option("--in-flight", "jobs_in_flight", type=_ONE_OR_MORE, help="Requests that a client waits for at once."),
-    click.option("--queued", "jobs_queued", type=_ONE_OR_MORE, help="Background jobs at once, waiting or running."),
-    click.option("--daily-budget", metavar="USD", help="What may be spent in a day, by UTC."),
-    click.option("--monthly-budget", metavar="USD", help="What may be spent in a month, by UTC."),
-    click.option("--wait/--no-wait", default=None, help="Let background jobs wait rather than fail beyond a rate."),
-    click.option("--alert-webhook", metavar="URL", help="Whom to tell when a budget is nearly or wholly spent."),
+    click.option("--in-flight", "jobs_in_flight", type=_ONE_OR_MORE, help="Foreground requests at one time."),
+    click.option("--queued", "jobs_queued", type=_ONE_OR_MORE, help="Background jobs at one time, queued or running."),
+    click.option("--daily-budget", metavar="USD", help="Budget of a day, by UTC."),
+    click.option("--monthly-budget", metavar="USD", help="Budget of a month, by UTC."),
+    click.option("--wait/--no-wait", default=None, help="Let background jobs beyond a rate wait rather than fail."),
+    click.option(
+        "--alert-webhook", metavar="URL", help="URL that is notified when a budget is nearly or wholly spent."
+    ),
 )
 _SHORT = {
     "requests_per_minute": "{:,} rpm",
@@ -57,14 +59,14 @@ _scopes = click.option(
     "scopes",
     type=click.Choice(get_args(KeyScope)),
     multiple=True,
-    help="What the key may do beyond asking models (repeatable).",
+    help="What the key may do beyond using models (repeatable).",
 )
 _days = click.option(
     "--days",
     type=click.FloatRange(min=0, min_open=True, max=_LONGEST_DAYS),
-    help="Let the key expire after so many days.",
+    help="Days until the key expires.",
 )
-_unlimited = click.option("--unlimited", is_flag=True, help="Take the present limits away first.")
+_unlimited = click.option("--unlimited", is_flag=True, help="Remove the present limits first.")
 
 
 def _limit_options(command: Command) -> Command:
@@ -79,9 +81,14 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--account", default=queries.DEFAULT_ACCOUNT, show_default=True, help="Whose key; made if it is new.")
+@click.option(
+    "--account",
+    default=queries.DEFAULT_ACCOUNT,
+    show_default=True,
+    help="The key's account; created if it does not exist.",
+)
 @click.option("--name", default="", help="What the key is for.")
-@click.option("--admin", is_flag=True, help="Let the key administer: `--scope admin`.")
+@click.option("--admin", is_flag=True, help="Make an administrator's key: `--scope admin`.")
 @_scopes
 @_days
 @_limit_options
@@ -98,9 +105,9 @@ def create(  # noqa: PLR0917  (click passes them by name)
     as_json: bool,
     **limits: Any,
 ) -> None:
-    """Create a key and show it, this once."""
+    """Create a key and show it. It is not shown again."""
     if not account:
-        raise click.BadParameter("an account has a name.", param_hint="--account")
+        raise click.BadParameter("an account needs a name.", param_hint="--account")
     changes = _changes(name, (*scopes, "admin") if admin else scopes, days)
     changes["limits"] = _merge({}, limits)
 
@@ -115,7 +122,7 @@ def create(  # noqa: PLR0917  (click passes them by name)
 
 @keys.command(name="list")
 @click.option("--account", help="Only this account's keys.")
-@click.option("--all", "include_revoked", is_flag=True, help="Those too that are revoked.")
+@click.option("--all", "include_revoked", is_flag=True, help="Include revoked keys.")
 @json_option
 @click.pass_obj
 def list_(settings: Settings, account: str | None, include_revoked: bool, as_json: bool) -> None:
@@ -162,7 +169,7 @@ def list_(settings: Settings, account: str | None, include_revoked: bool, as_jso
 @json_option
 @click.pass_obj
 def show_(settings: Settings, key_id: str, as_json: bool) -> None:
-    """Show what is to be known of a key."""
+    """Show a key's properties, without the key itself."""
     _show(_with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
 
 
@@ -186,7 +193,7 @@ def update(  # noqa: PLR0917  (click passes them by name)
     as_json: bool,
     **limits: Any,
 ) -> None:
-    """Change what the options name of a key, within a second, and leave the rest."""
+    """Change the properties of a key that the options name. It takes effect within a second."""
     changes = _changes(name, scopes, days)
 
     async def work(database: Database) -> Row:
@@ -211,12 +218,12 @@ def update(  # noqa: PLR0917  (click passes them by name)
     type=click.FloatRange(0, MOST_OVERLAP_SECONDS / _HOUR),
     default=24,
     show_default=True,
-    help="Hours that the old key works beside the new one.",
+    help="Hours for which the old key still works.",
 )
 @json_option
 @click.pass_obj
 def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool) -> None:
-    """Replace a key by a new one with the same id, limits and usage, and show that, this once."""
+    """Replace a key by a new one with the same id, limits and usage, and show it. It is not shown again."""
 
     async def work(database: Database) -> tuple[Row, str]:
         row = await _get(database, key_id)
@@ -234,11 +241,11 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
 @click.option(
     "--children/--no-children",
     default=None,
-    help="Revoke the keys that it made over HTTP, and theirs; by default those of a key that is no administrator's.",
+    help="Also revoke the keys that it created over HTTP, and theirs. Default: unless it is an administrator's.",
 )
 @click.pass_obj
 def revoke(settings: Settings, key_id: str, children: bool | None) -> None:
-    """Revoke a key; it stops working within a second."""
+    """Revoke a key. It stops working within a second."""
 
     async def work(database: Database) -> None:
         _refuse_bootstrap(await _get(database, key_id))
@@ -255,7 +262,7 @@ def revoke(settings: Settings, key_id: str, children: bool | None) -> None:
 @json_option
 @click.pass_obj
 def limit_account(settings: Settings, /, name: str, unlimited: bool, as_json: bool, **limits: Any) -> None:
-    """Limit all keys of an account together, beside each key's own limits; without options, show the limits."""
+    """Limit all keys of an account together, in addition to each key's own limits; without options, show the limits."""
 
     async def work(database: Database) -> Limits:
         account = await _get_account(database, name)
@@ -285,10 +292,10 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(present: dict[str, Any], options: dict[str, Any]) -> Limits:
-    """Return the present limits with those that the options name in their place.
+    """Return the present limits with the changes that the options name.
 
     Raises:
-        click.ClickException: One of them is not valid.
+        click.ClickException: A limit is not valid.
     """
     try:
         return parse_body(Limits, orjson.dumps({**present, **_given(options)}))
@@ -297,10 +304,10 @@ def _merge(present: dict[str, Any], options: dict[str, Any]) -> Limits:
 
 
 async def _accept_alerts(settings: Settings, database: Database, account_id: str, options: dict[str, Any]) -> None:
-    """See to it that an account can be told where the options say it is to be told.
+    """Check the alert webhook that the options name, and prepare the account's secret for it.
 
     Raises:
-        click.ClickException: The webhook may not go there, or the service sends none.
+        click.ClickException: The URL is not allowed, or the service sends no webhooks.
     """
     url = options["alert_webhook"]
     if url is None:
@@ -312,7 +319,7 @@ async def _accept_alerts(settings: Settings, database: Database, account_id: str
 
 
 def _with_secret_key(settings: Settings) -> Settings:
-    """Return the settings with the service's secret key: ours, or what `headrace dev` keeps beside its own Postgres."""
+    """Return the settings with the secret key: the configured one, or that of `headrace dev` with its own Postgres."""
     path = secret_key_file(settings.data_dir)
     if settings.secret_key is not None or settings.database_url or not path.exists():
         return settings
@@ -320,20 +327,20 @@ def _with_secret_key(settings: Settings) -> Settings:
 
 
 def _refuse_bootstrap(row: Row) -> None:
-    """Leave the bootstrap key to the variable that decides it.
+    """Refuse to change the bootstrap key, which a variable sets.
 
     Raises:
-        click.ClickException: It is the bootstrap key.
+        click.ClickException: The row is the bootstrap key.
     """
     if row.bootstrap:
         raise click.ClickException(f"{row.id} is the bootstrap key: change HEADRACE_BOOTSTRAP_KEY instead.")
 
 
 def _with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
-    """Do something with the database.
+    """Connect to the database and do some work.
 
     Raises:
-        click.ClickException: There is no such key or account.
+        click.ClickException: The key or the account does not exist.
     """
     try:
         return with_database(settings, work)
@@ -360,9 +367,9 @@ def _show_once(row: Row, key: str, *, as_json: bool) -> None:
         click.echo(json.dumps({**render_key(row), "key": key}))
         return
     click.echo(key)
-    click.echo(f"This is key {row.id} of account {row.account}. It is shown only now: keep it.", err=True)
+    click.echo(f"This is key {row.id} of account {row.account}. It is not shown again: keep it.", err=True)
     if row.previous_expires_at is not None and row.previous_expires_at > time.time():
-        click.echo(f"The one before works until {_time(row.previous_expires_at)} UTC.", err=True)
+        click.echo(f"The previous key works until {_time(row.previous_expires_at)} UTC.", err=True)
 
 
 def _show(row: Row, *, as_json: bool) -> None:
@@ -380,7 +387,7 @@ def _show(row: Row, *, as_json: bool) -> None:
 
 
 def _short(limits: dict[str, Any]) -> str:
-    """Return limits as a table has them: `60 rpm, 25 USD a month, only demo gpt-*`."""
+    """Return limits as a short text, such as `60 rpm, 25 USD a month, only demo gpt-*`."""
     parts = [text.format(limits[name]) for name, text in _SHORT.items() if limits.get(name) is not None]
     if limits.get("models") is not None:
         parts.append(f"only {' '.join(limits['models'])}")

@@ -1,4 +1,4 @@
-"""What operators' commands share: the database of all accounts, and how they print."""
+"""What operators' commands share: the database connection, and printing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from headrace.stores.database import Database
 
 Result = TypeVar("Result")
 
-# Where nobody looks, nothing is cut to fit.
+# Columns of a table that does not go to a terminal, so that no cell is cut.
 _WIDE = 200
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 def with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
-    """Do something with the database that the settings name, and disconnect."""
+    """Connect to the database of the settings, do some work, and disconnect."""
 
     async def connected() -> Result:
         database = Database.connect(locate(settings, redis=False).database_url, connections=1)
@@ -40,12 +40,12 @@ def with_database(settings: Settings, work: Callable[[Database], Awaitable[Resul
 
 
 def cell(text: object) -> Text:
-    """Return what somebody else wrote as a table may show it: neither rich's markup nor the terminal's codes work."""
+    """Return foreign text in a form that a table can show: without effect of rich's markup or a terminal's codes."""
     return Text(
         "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
     )
 
 
 def show(shown: Table | Text) -> None:
-    """Print a table or a line, in a terminal as wide as that is."""
+    """Print a table or a line. In a terminal it is as wide as the terminal."""
     Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(shown)

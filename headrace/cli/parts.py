@@ -1,6 +1,6 @@
-"""The parts of the service, one command each: what containers run, and what `headrace dev` starts as children.
+"""One command for each process of the service. Containers run them, and `headrace dev` starts them as children.
 
-Each part is imported when its command runs, so that one process does not load the code of another.
+A command imports its process when it runs, so that no process loads the code of another.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
 from headrace.telemetry.logs import configure_logging, redact
 
+# Connections that may wait for the API to accept them.
 _BACKLOG = 2048
-# Postgres's codes for a role that lacks a right, and for a database that is read-only.
+# Postgres's codes for a role without a privilege and for a read-only database.
 _OPERATORS_STATES = {"42501", "25006"}
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what an operator can put right (a URL, a port, a file) into one line without a traceback."""
+    """Turn errors that an operator can correct (a URL, a port, a file) into one line without a traceback."""
     import psycopg
     from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -42,10 +43,10 @@ def plain_errors() -> Iterator[None]:
     except (DBAPIError, psycopg.OperationalError) as error:
         if isinstance(error, DBAPIError) and is_foreign_schema(error):
             raise click.ClickException(
-                "The database's schema is not the one that this release knows: run `headrace migrate` first."
+                "The database's schema is not that of this release: run `headrace migrate` first."
             ) from error
         cause = error.orig if isinstance(error, DBAPIError) else error
-        # A role that may not, and a database that is read-only, are no fault of the statement's.
+        # An operator can also give a role its privilege, and open a read-only database for writing.
         of_server = isinstance(error, psycopg.OperationalError | OperationalError)
         if not of_server and getattr(cause, "sqlstate", None) not in _OPERATORS_STATES:
             raise
@@ -56,10 +57,10 @@ def plain_errors() -> Iterator[None]:
 
 
 def _ready(settings: Settings, part: str) -> Settings:
-    """Return the settings with the stores' URLs, once what they name is known to be of use to a part.
+    """Return the settings with the stores' URLs, after checks of the catalogue, the database's sessions and its schema.
 
     Raises:
-        EmbeddedStoreError, ConfigurationError, SettingError: Something in them makes no sense.
+        EmbeddedStoreError, ConfigurationError, SettingError: A setting or the configuration file is not valid.
         SessionsNotKeptError: The database is behind a pooler that does not keep sessions.
         SchemaError: The database's schema is older than this release needs.
     """
@@ -68,14 +69,14 @@ def _ready(settings: Settings, part: str) -> Settings:
     from headrace.stores.schema import check_schema
     from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 
-    load_catalogue(settings.config)  # a wrong file is told here in a line, there in a traceback
+    load_catalogue(settings.config)  # an invalid file is one line here, and would be a traceback later
     located = locate(settings)
     try:
         asyncio.run(check_sessions(located.database_url, part))
     except SessionsNotKeptError:
         raise
     except psycopg.OperationalError:
-        return located  # each part waits for Postgres by itself
+        return located  # the process waits for Postgres by itself
     check_schema(located.database_url)
     return located
 
@@ -84,7 +85,7 @@ def listen(settings: Settings) -> socket.socket:
     """Return the socket that the API listens on.
 
     Raises:
-        SettingProblem: The address is taken, or not this machine's.
+        SettingProblem: The address is in use, or does not belong to this machine.
     """
     host, port = settings.host, settings.port
     try:
@@ -118,11 +119,11 @@ def api(settings: Settings, fd: int | None) -> None:
     "tiers",
     type=click.Choice(["priority", "default", "flex", "batch"]),
     multiple=True,
-    help="Serve this one alone (repeatable). `--tier flex --tier batch` is a worker for background work.",
+    help="Serve this tier only (repeatable): `--tier flex --tier batch` makes a worker for background jobs.",
 )
 @click.pass_obj
 def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
-    """Run jobs. Start as many as you like."""
+    """Run jobs. Any number of workers may run."""
     from headrace.queue import TIERS
 
     configure_logging(settings.log_level)
@@ -136,7 +137,7 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
 @click.command()
 @click.pass_obj
 def scheduler(settings: Settings) -> None:
-    """Find lost jobs and wake them, expire late ones, run batches. One is enough; several do no harm."""
+    """Rescue lost jobs, expire late jobs, run batches, send webhooks. One scheduler acts; others stand by."""
     configure_logging(settings.log_level)
     with plain_errors():
         located = _ready(settings, "scheduler")

@@ -1,4 +1,4 @@
-"""`headrace providers`: which providers work."""
+"""`headrace providers`: checks that the providers work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headrace.settings import Settings
 
 @click.group()
 def providers() -> None:
-    """Look at the providers of the configuration."""
+    """Check the providers of the configuration."""
 
 
 @providers.command()
@@ -28,9 +28,9 @@ def providers() -> None:
 @json_option
 @click.pass_obj
 def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Call each provider once, or those of these NAMES, and tell what works. Costs a few tokens each.
+    """Call each provider once, or only the providers of NAMES, and show which work. It costs a few tokens each.
 
-    A NAME is a provider's, or PROVIDER/MODEL. Exits with 1 if one of them does not work.
+    A NAME is that of a provider, or PROVIDER/MODEL. The exit code is 1 if a provider does not work.
     """
     with plain_errors():
         catalogue = load_catalogue(settings.config)
@@ -39,7 +39,7 @@ def check(settings: Settings, names: tuple[str, ...], timeout: float, as_json: b
     for name in names:
         if name.partition("/")[0] not in catalogue.providers:
             raise click.UsageError(
-                f"There is no provider '{name.partition('/')[0]}'; there are: {', '.join(catalogue.providers)}."
+                f"Provider '{name.partition('/')[0]}' does not exist; these do: {', '.join(catalogue.providers)}."
             )
     from headrace.providers.check import check_providers
 

@@ -1,4 +1,4 @@
-"""`headrace usage`: who used what, over all accounts."""
+"""`headrace usage`: usage and its cost over all accounts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _AMOUNTS = {
     "estimated_requests": "estimated",
     "unpriced_requests": "unpriced",
 }
-# What may be corrected: the options, and their columns in the ledger.
+# The options of corrections, and their columns in the ledger.
 _TOKENS = {
     "--prompt-tokens": "prompt_tokens",
     "--completion-tokens": "completion_tokens",
@@ -56,10 +56,10 @@ _TOKENS = {
     "--audio-prompt-tokens": "prompt_audio_tokens",
     "--audio-completion-tokens": "completion_audio_tokens",
 }
+# Tokens, or USD, of one correction at most.
 _MOST_CORRECTED = 1_000_000_000
-"""Tokens, or USD."""
+# Digits of USD after the point at most.
 _MOST_PLACES = 20
-"""Of USD, after the point."""
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _BAR = 48
 _OTHERS = "others"
@@ -71,7 +71,7 @@ _OTHERS = "others"
     type=click.IntRange(1, _LONGEST_DAYS),
     default=30,
     show_default=True,
-    help="Count the jobs that ended in so many days up to now.",
+    help="Count the jobs that ended in this many days up to now.",
 )
 @click.option(
     "--by",
@@ -79,10 +79,10 @@ _OTHERS = "others"
     multiple=True,
     default=["model"],
     show_default="model",
-    help="What to tell apart, such as model, key, user, account or metadata.KEY; may be given several times.",
+    help="Group by this: model, key, user, account, metadata.KEY … (repeatable).",
 )
-@click.option("--per", type=click.Choice(["hour", "day", "month"]), help="Tell these apart too, and draw them.")
-@click.option("--zone", help="Of hours, days and months, such as Europe/Berlin.  [default: UTC]")
+@click.option("--per", type=click.Choice(["hour", "day", "month"]), help="Also group by time, and draw a bar for each.")
+@click.option("--zone", help="Time zone of hours, days and months, such as Europe/Berlin.  [default: UTC]")
 @click.option(
     "--of", "measure", type=click.Choice(["cost", "tokens", "requests"]), default="cost", help="What to draw."
 )
@@ -101,7 +101,7 @@ def usage(  # noqa: PLR0917  (click passes them by name)
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Show who used what. Costs are in USD."""
+    """Show usage by model, key, account and more. Costs are in USD."""
     if context.invoked_subcommand is not None:
         return
     end = int(time.time()) + 1
@@ -119,11 +119,9 @@ def usage(  # noqa: PLR0917  (click passes them by name)
         question.check()
         return question, await ask(database, question, limit=_MOST_ROWS + 1)
 
-    question, rows = _told(context.obj, answer)
+    question, rows = _with_database(context.obj, answer)
     if len(rows) > _MOST_ROWS:
-        raise click.UsageError(
-            f"That has more than {_MOST_ROWS:,} rows. Ask for fewer --days, or tell less apart --by."
-        )
+        raise click.UsageError(f"That has more than {_MOST_ROWS:,} rows. Ask for fewer --days, or group --by less.")
     data = [render_amounts(row) for row in rows]
     if as_json:
         click.echo(json.dumps(data))
@@ -142,7 +140,7 @@ async def _account_ids(database: Database, account: str | None) -> list[str] | N
     return [] if found is None else [found.id]
 
 
-def _told(settings: Settings, answer: Any) -> Any:
+def _with_database(settings: Settings, answer: Any) -> Any:
     try:
         return with_database(settings, answer)
     except HeadraceError as error:
@@ -176,7 +174,7 @@ def _amount(row: dict[str, Any], name: str) -> Any:
 
 
 def _draw(question: Question, rows: Sequence[dict[str, Any]], measure: str) -> None:
-    """Draw a bar for each bucket, its parts the largest groups."""
+    """Draw a bar for each bucket of time, divided into the largest groups."""
     sizes: defaultdict[str, Decimal] = defaultdict(Decimal)
     bars: defaultdict[int, defaultdict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
     for row in rows:
@@ -216,11 +214,11 @@ def _figure(total: Decimal, measure: str) -> str:
 
 
 @usage.command()
-@click.option("--repair", is_flag=True, help="Make what is wrong anew from the ledger.")
+@click.option("--repair", is_flag=True, help="Rebuild the roll-ups from the ledger if they differ.")
 @json_option
 @click.pass_obj
 def verify(settings: Settings, repair: bool, as_json: bool) -> None:
-    """Add the ledger up anew and compare: exits with 1 if anything differs."""
+    """Sum up the ledger and compare it with the roll-ups. The exit code is 1 if they differ."""
     found = with_database(settings, verify_rollups)
     wrong = bool(found.differences or found.counted_twice)
     if as_json:
@@ -233,11 +231,11 @@ def verify(settings: Settings, repair: bool, as_json: bool) -> None:
     if found.differences and repair:
 
         async def rebuild(database: Database) -> int:
-            # The scheduler's: if they were this shell's, it would make everything anew once more.
+            # The scheduler's keys: with those of this shell, the scheduler would rebuild everything again.
             keys = await known_metadata_keys(database, otherwise=settings.usage_metadata_keys)
             return await rebuild_rollups(database, metadata_keys=keys)
 
-        click.echo(f"Made anew from {with_database(settings, rebuild):,} rows.", err=True)
+        click.echo(f"Rebuilt from {with_database(settings, rebuild):,} rows.", err=True)
         wrong = bool(found.counted_twice)
     if wrong:
         raise SystemExit(1)
@@ -246,18 +244,20 @@ def verify(settings: Settings, repair: bool, as_json: bool) -> None:
 def _token_options(command: Callable[..., None]) -> Callable[..., None]:
     for option, column in reversed(_TOKENS.items()):
         within = click.IntRange(-_MOST_CORRECTED, _MOST_CORRECTED)
-        command = click.option(option, column, type=within, default=0, help="To add; negative takes away.")(command)
+        command = click.option(option, column, type=within, default=0, help="Tokens to add; negative to subtract.")(
+            command
+        )
     return command
 
 
 @usage.command()
 @click.argument("job_id")
 @_token_options
-@click.option("--cost", default="0", help="USD to add; negative takes away.")
-@click.option("--note", required=True, help="Why.")
+@click.option("--cost", default="0", help="USD to add; negative to subtract.")
+@click.option("--note", required=True, help="The reason.")
 @click.pass_obj
 def correct(settings: Settings, /, job_id: str, cost: str, note: str, **tokens: int) -> None:
-    """Correct what a job was counted with, by a row of its own as of now."""
+    """Correct the usage of a job by another row of the ledger, with the present time."""
     amount = _parse_cost(cost)
 
     async def add(database: Database) -> bool:
@@ -274,12 +274,12 @@ def _parse_cost(text: str) -> Decimal:
     except InvalidOperation as error:
         raise click.BadParameter("expected a number of USD", param_hint="--cost") from error
     exponent = amount.as_tuple().exponent
-    if not isinstance(exponent, int):  # infinite, or no number at all
+    if not isinstance(exponent, int):  # infinite, or not a number
         raise click.BadParameter("expected a number of USD", param_hint="--cost")
     if not -_MOST_CORRECTED <= amount <= _MOST_CORRECTED:
         message = f"expected {-_MOST_CORRECTED:,} to {_MOST_CORRECTED:,} USD"
         raise click.BadParameter(message, param_hint="--cost")
-    # Nor more zeros than that before the point, which 0E+999999999 has.
+    # The same bound on zeros before the point, of which 0E+999999999 has a billion.
     if not -_MOST_PLACES <= exponent <= _MOST_PLACES:
         raise click.BadParameter(f"expected at most {_MOST_PLACES} digits after the point", param_hint="--cost")
     return amount
@@ -287,10 +287,10 @@ def _parse_cost(text: str) -> Decimal:
 
 @usage.command()
 @click.argument("month")
-@click.option("--account", help="Only this account's.")
+@click.option("--account", help="Only this account's usage.")
 @click.pass_obj
 def statement(settings: Settings, month: str, account: str | None) -> None:
-    """Print what was used in a MONTH, such as 2026-11 (UTC), as CSV whose sum is the ledger's."""
+    """Print the usage of a MONTH, such as 2026-11 (UTC), as CSV. Its sums are those of the ledger."""
     try:
         datetime.strptime(month, "%Y-%m")  # noqa: DTZ007  (a month has no zone)
     except ValueError as error:

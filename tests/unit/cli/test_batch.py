@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from headrace.cli import main
-from headrace.cli.batch import _write_results, progress_text
+from headrace.cli.batch import _write_results
 from headrace.cli.batch_client import BatchClient, ServerError
 from headrace.cli.batch_input import prepare
 from headrace.cli.batch_output import check_outputs, written
+from headrace.cli.batch_progress import progress_text
 from headrace.cli.batch_table import (
     InputError,
     Table,
@@ -77,7 +78,7 @@ def test_problems_are_told_up_to_a_limit(tmp_path: Path) -> None:
 def test_an_empty_input_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n")
-    assert problems_of(path) == [(None, "there is no request in it")]
+    assert problems_of(path) == [(None, "the input has no request")]
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b c", "ü"]), st.text(), min_size=3))
