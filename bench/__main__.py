@@ -2,8 +2,8 @@
 
 Everything runs on loopback: a fake upstream, one system at a time under load, and the load generator, each in processes
 of its own. The systems take turns within a round and change order between rounds, so that a slow minute of the machine
-is not one system's. A full run takes under ten minutes and writes `bench/results.md`; one that leaves something out or
-is quick only prints.
+does not hit one system alone. A full run takes less than ten minutes and writes `bench/results.md`. A quick or partial
+run only prints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _stop(signum: int, _frame: object) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Start what was asked for, measure it in rounds, and stop it, however this ends."""
+    """Start the selected systems, measure them in rounds, and stop them, also after an error."""
     wanted = options.only or [system.name for system in SYSTEMS]
     scenarios = options.scenario or list(_SCENARIOS)
     rounds: int = options.rounds or (1 if options.quick else 3)
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> Report:
 
     @contextmanager
     def measuring(title: str, system: System) -> Iterator[None]:
-        # Minutes of figures are not thrown away because one of them could not be taken.
+        # One failed measurement does not discard the others.
         _say(f"{title}, {system.name}")
         try:
             yield
@@ -103,10 +103,10 @@ def run(options: argparse.Namespace) -> Report:
 def main() -> int:
     """Measure, print, and write the page of a full run; 1 if a system did not start or an answer was wrong."""
     options = _options()
-    # Whatever ends us by a signal unwinds the stack, and so stops what was started.
+    # A signal unwinds the stack, which stops the systems.
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _stop)
-    # Ten thousand subscribers are that many descriptors here and in the API, which inherits the limit.
+    # Ten thousand subscribers need as many descriptors, here and in the API, which inherits the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

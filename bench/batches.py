@@ -1,4 +1,4 @@
-"""Batches: how fast, beside a script with the official client; how fair; how much memory; and who waits for them."""
+"""Batches: their speed beside a script with the official client, fairness, memory, and delay of other requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
     total: float
     cpu: Cpu
     memory: dict[str, int]
-    """The most that each part of the system had resident meanwhile, in bytes."""
+    """The highest resident memory of each part of the system meanwhile, in bytes."""
 
     @property
     def rate(self) -> float:
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(slots=True)
 class Batches:
-    """All that was measured of batches."""
+    """All measurements of batches."""
 
     runs: dict[str, Run] = field(default_factory=dict)
     bare_lines: int = 0
@@ -61,11 +61,11 @@ class Batches:
     beside: tuple[float, float] = (0.0, 0.0)
     """The same while the huge batch runs."""
     fair: dict[str, float] = field(default_factory=dict)
-    """When each tenant's batch ended, in seconds from when both were there."""
+    """The end of each tenant's batch, in seconds after both were submitted."""
     failures: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, object]:
-        """Return everything as JSON's types."""
+        """Return the measurements as JSON's types."""
         return asdict(self)
 
     def markdown(self) -> list[str]:
@@ -185,7 +185,7 @@ def _ended(batch: dict[str, Any]) -> bool:
 
 @contextmanager
 def _weighing(system: Headrace) -> Iterator[dict[str, int]]:
-    """Give the most that each part has resident meanwhile; of several processes, the sum."""
+    """Yield the highest resident memory of each part meanwhile, summed over its processes."""
     most: dict[str, int] = {}
     stop = threading.Event()
     assert system.tree is not None
@@ -214,7 +214,7 @@ def _resident(process: psutil.Process) -> int:
 
 
 def _run(system: Headrace, client: _Client, count: int, beside: Callable[[], None] | None = None) -> Run:
-    """Run a batch, and something else beside it once its lines run."""
+    """Run a batch, and other work beside it once its lines run."""
     data = _input(count)
     with _weighing(system) as memory:
         before, began = system.cpu(), time.monotonic()
@@ -245,7 +245,7 @@ def _interactive(system: Headrace) -> tuple[float, float]:
 
 
 def _race(system: Headrace, sizes: tuple[int, int]) -> dict[str, float]:
-    """Return when the batches of two tenants ended, of these sizes, the larger one submitted first."""
+    """Return the ends of two tenants' batches of these sizes; the larger one is submitted first."""
     tenants = [_Client(system, system.key), _Client(system, system.create_key("second"))]
     files = [tenant.upload(_input(size)) for tenant, size in zip(tenants, sizes, strict=True)]
     large = tenants[0].start(files[0])
@@ -274,7 +274,7 @@ def measure_batches(system: Headrace, *, quick: bool) -> Batches:
     part = 5 if quick else 1
     client = _Client(system, system.key)
     found = Batches()
-    _run(system, client, 200)  # what the first batch makes every process load is no line's
+    _run(system, client, 200)  # the first batch makes every process load modules, which must not count
     found.runs["small"] = _run(system, client, _SMALL)
     found.runs["whole"] = _run(system, client, _LINES // part)
     found.bare_lines = _BARE_LINES // part

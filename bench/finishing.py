@@ -1,4 +1,4 @@
-"""What the ledger's roll-ups add to the statement that ends jobs, and what adding its rows up costs afterwards."""
+"""The cost of the ledger's roll-ups: in the statement that ends jobs, and of folding its rows afterwards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ROUNDS = 8
 _JOBS = 1000
 _TOGETHER = 20
 _RESPONSE = '{"choices": [], "padding": "%s"}' % ("x" * 1000)
-# All that roll-ups ask of the statement that ends a job: that its row can be found by its transaction.
+# Roll-ups need one thing of the statement that ends a job: its row can be found by its transaction.
 _INDEX = "ix_usage_transaction"
 _SPENT = SpentUsage("openai", "model-1-2026", TokenUsage(500, 200), Decimal("0.0042"), '{"source": "bench"}', "user")
 
 
 async def measure_finishing(database: Database) -> dict[str, float]:
-    """Return how long ending one of twenty jobs takes, in ms, with what roll-ups need and without; a fold in µs a row.
+    """Return the ms to end one of twenty jobs, with and without support for roll-ups, and the µs to fold a row.
 
-    The first two take turns, on the same long ledger.
+    The two kinds of ends take turns, on the same long ledger.
     """
     key = {"id": "key_f", "account_id": "acct_0"}
     await execute(
@@ -55,7 +55,7 @@ async def measure_finishing(database: Database) -> dict[str, float]:
 
 
 async def _finish_some(database: Database) -> list[float]:
-    """Return how long each statement took, in ms a job."""
+    """Return the time of each statement, in ms a job."""
     new = [
         NewJob(
             id=new_id("job"),

@@ -1,9 +1,9 @@
-"""`python -m bench.ledger`: what questions to a long ledger take, what its sums cost, and what limits cost.
+"""`python -m bench.ledger`: the cost of questions to a long ledger, of its roll-ups, and of limits.
 
 The ledger is made up: ten million rows over ninety days, of 20 accounts with 200 keys, 20 models, users, customers,
-agents and batches. Each shape of question that docs/reference/api.md names is asked of it again and again, of
-changing accounts and times, and beside it the same question of the rows themselves. It takes about fifteen minutes, and
-writes `bench/ledger.md` if all rows are there.
+agents and batches. Each shape of question in docs/reference/api.md is asked many times, for changing accounts and
+times, of the roll-ups and of the rows themselves. It takes about fifteen minutes, and writes `bench/ledger.md` if the
+ledger has all rows.
 """
 
 from __future__ import annotations
@@ -137,12 +137,12 @@ class Measured:
     p50: float
     p95: float
     rows: float
-    """Of the ledger's own rows; infinite where Postgres gave up."""
+    """The time of the same question to the ledger's rows; infinite where Postgres gave up."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """All that was measured."""
+    """All measurements."""
 
     rows: int
     cells: int = 0
@@ -197,7 +197,7 @@ def _key(account: int, number: int) -> str:
 
 
 def _lines(rows: int, start: datetime, chance: random.Random) -> Iterator[tuple[object, ...]]:
-    """Yield rows in order of time. Most of an account's usage is its first keys', and a key asks a few models."""
+    """Yield rows in order of time. The first keys of an account have most of its usage, and a key uses few models."""
     step = timedelta(days=_DAYS) / rows
     uses = {
         (account, number): [chance.randrange(_MODELS) for _ in range(4)]
@@ -296,7 +296,7 @@ async def _measure_shape(database: Database, shape: Shape, latest: int) -> Measu
 
 
 async def _measure_limiter(database: Database, redis: Redis, valkey_pid: int) -> dict[str, float]:
-    """Measure the CPU of letting a request in and settling it, for a key and an account with every limit."""
+    """Measure the CPU time to admit and settle a request, for a key and an account with every limit."""
     await execute(database.relaxed, "INSERT INTO accounts (id, name) VALUES ('acct_l', 'l') ON CONFLICT DO NOTHING")
     await execute(
         database.relaxed,
@@ -364,14 +364,14 @@ async def _measure(rows: int, postgres: EmbeddedPostgres, valkey: EmbeddedValkey
 
 
 def main() -> int:
-    """Measure, print, and write the page if it is of all rows."""
+    """Measure, print, and write the page if the ledger has all rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.ledger", description="Measure a long ledger, and limits.")
     parser.add_argument("--rows", type=int, default=_ROWS, help="rows of the ledger (10,000,000)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = stack.enter_context(scratch_dir())
-        # What is measured here reads, and waits for no disk; so it need not wait for one while it is filled either.
+        # The measured statements only read, so filling the ledger need not wait for the disk.
         postgres = stack.enter_context(EmbeddedPostgres(directory / "postgres", {"fsync": "off"}))
         valkey = stack.enter_context(EmbeddedValkey(directory / "valkey"))
         migrate(postgres.url)

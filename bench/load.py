@@ -1,8 +1,8 @@
-"""A load generator that is cheap enough to share two cores with what it measures.
+"""A load generator that is cheap enough to share two cores with the system that it measures.
 
-It runs in a process of its own, so that its CPU is nobody's: `python -m bench.load` reads a `Plan` as one line of JSON,
-warms up, prints `ready`, waits for a line, does the work, prints `done`, and then, when nothing is being measured any
-more, checks every answer and prints an `Outcome` as JSON. Streams are checked word by word.
+It runs in a process of its own, so that its CPU time counts for no system. `python -m bench.load` reads a `Plan` as one
+line of JSON, warms up, prints `ready`, waits for a line, does the work and prints `done`. After the measurement it
+checks every answer, streams word by word, and prints an `Outcome` as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import uvloop
 from bench.upstream import Script
 
 GRACE = 60
-"""Seconds that what is in flight has when no more requests are begun."""
+"""Seconds that requests in flight have to end after the last one has begun."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
@@ -31,7 +31,7 @@ _FIRST_WORD = Script(1, 0).words()[0].strip().encode()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to ask, of whom, and how often."""
+    """The requests to send: their server, model, number and pace."""
 
     port: int
     path: str
@@ -40,39 +40,39 @@ class Plan:
     stream: bool
     concurrency: int
     total: int
-    """Requests in all, the warm-up's not counted."""
+    """The number of requests, without those of the warm-up."""
     seconds: float
-    """No request is begun after this long."""
+    """Seconds after which no request begins."""
     warmup: int
     warmup_model: str
     spread: float = 0.0
-    """Seconds over which the first requests start, so that paced streams do not all speak at the same moment."""
+    """Seconds over which the first requests begin, so that paced streams do not send all at the same moment."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What was measured; times are in milliseconds unless the name says seconds."""
+    """The measured figures. Times are in milliseconds unless the name says seconds."""
 
     asked: int
     correct: int
-    """Answers with status 200 and every word in its place; of a stream, its finish and `[DONE]` too."""
+    """Answers with status 200 and every word in its place; a stream also has its finish reason and `[DONE]`."""
     seconds: float
     latency_p50: float
     latency_p99: float
     first_p50: float
-    """From the request to the first word, of streams."""
+    """From the request to the first word of a stream."""
     first_p99: float
     chunks: int
-    """Words that arrived, however many to an event."""
+    """Words that arrived; an event may have several."""
     events: int
-    """Events with content that arrived: fewer than `chunks` where the system puts words together."""
+    """Events with content that arrived: fewer than `chunks` if the system joins words."""
     errors: list[str] = field(default_factory=list)
-    """The first few things that went wrong."""
+    """The first few failures."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """One answer as it came, not yet looked at."""
+    """One answer as it arrived, not yet checked."""
 
     status: int
     body: list[bytes]
@@ -93,13 +93,13 @@ class Client(asyncio.Protocol):
         self._buffer = b""
         self._status = 0
         self._left = 0
-        """Bytes still to come: of the body, or of the chunk; -1 while a chunk's size is awaited."""
+        """Bytes of the body or of the chunk that are still to come; -1 while the size of a chunk is unknown."""
         self._chunked = False
         self._body: list[bytes] = []
         self._started = self._first = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; uvloop's does not derive from asyncio's, but has its methods."""
+        """Keep the transport. The class of uvloop's transports does not derive from asyncio's, but has its methods."""
         self._transport = cast("asyncio.Transport", transport)
         self.open = True
 
@@ -124,7 +124,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the answer, and end it when they are all there."""
+        """Take bytes of the answer, and end it when it is complete."""
         if not self._first and _FIRST_WORD in data:
             self._first = time.perf_counter()
         self._buffer = self._buffer + data if self._buffer else data
@@ -176,10 +176,10 @@ class Client(asyncio.Protocol):
 
 
 class Load:
-    """A plan being carried out."""
+    """One run of a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        """Open nothing yet."""
+        """Take the plan; connections are opened later."""
         self._plan = plan
         self._clients: list[Client] = []
         self._begun = 0
@@ -195,10 +195,10 @@ class Load:
         return head.encode() + body
 
     async def run(self, model: str, total: int, seconds: float, spread: float) -> tuple[list[Answer], list[str], float]:
-        """Ask `total` times for `model`; return the answers, what failed, and the seconds it took."""
+        """Send `total` requests to `model`; return the answers, the failures, and the seconds that they took."""
         loop = asyncio.get_running_loop()
         request, answers, errors = self._request(model), list[Answer](), list[str]()
-        # The warm-up's connections may be at the end of the server's patience, and would break under the first request.
+        # The server may close the idle connections of the warm-up at this moment, which would fail their first request.
         for client in self._clients:
             client.close()
         self._clients = [await self._connect() for _ in range(self._plan.concurrency)]
@@ -235,13 +235,13 @@ class Load:
 
     @property
     def asked(self) -> int:
-        """Requests begun in the last run."""
+        """Requests that began in the last run."""
         return self._begun
 
 
 @dataclass(slots=True)
 class Text:
-    """What an answer said."""
+    """The content of an answer."""
 
     text: str = ""
     events: int = 0
@@ -272,13 +272,13 @@ def read_whole(body: bytes) -> Text:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """Return the value below which `share` of `values` lie (nearest rank), or 0.0 of none."""
+    """Return the value below which `share` of `values` lie (nearest rank), or 0.0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
 
 
 def judge(plan: Plan, asked: int, answers: list[Answer], errors: list[str], seconds: float) -> Outcome:
-    """Check every answer against what the model was to say, and sum up."""
+    """Check every answer against the model's script, and sum up."""
     script = Script.of(plan.model)
     assert script is not None
     words = script.words()
@@ -311,7 +311,7 @@ def judge(plan: Plan, asked: int, answers: list[Answer], errors: list[str], seco
 
 
 async def main() -> None:
-    """Carry out the plan on standard input, as the module says."""
+    """Run the plan on standard input, as the module's docstring describes."""
     plan = Plan(**json.loads(await asyncio.to_thread(sys.stdin.readline)))
     load = Load(plan)
     _, errors, _ = await load.run(plan.warmup_model, plan.warmup, plan.seconds, 0.0)

@@ -1,4 +1,4 @@
-"""Programs that the measurements start: each with all that it starts itself, its CPU time, and its end."""
+"""Programs that the measurements start: their process trees, CPU time and end."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import psutil
 from headrace.dev.processes import die_with_parent
 
 STOP_SECONDS = 20
-"""What a program has for an orderly end before it is killed."""
+"""Seconds that a program has to end by itself before it is killed."""
 
 
 class Tree:
     """A running program and every process that descends from it.
 
-    A store that puts itself in the background leaves its parent, so processes whose command line names `mark` (a
-    temporary folder that nobody else can know) belong to the tree as well.
+    A store that goes to the background leaves its parent. So processes whose command line has `mark`, the name of a
+    temporary folder, belong to the tree as well.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path, env: Mapping[str, str], mark: str = "") -> None:
-        """Start `command` with `env` for its whole environment and its output in `log`.
+        """Start `command` with `env` as its whole environment and its output in `log`.
 
-        It has a session of its own, so that a Ctrl-C reaches us alone and we stop it in order.
+        The program has a session of its own, so that Ctrl-C reaches only the measurement, which stops it in order.
         """
         self._mark = mark
         self._log = log
@@ -48,7 +48,7 @@ class Tree:
             )
 
     def __enter__(self) -> Self:
-        """Stop the program when the block ends, however it ends."""
+        """Stop the program when the block ends, also after an error."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +99,7 @@ class Tree:
                 yield from descend(process, None)
 
     def parts(self, name_of: Callable[[list[str]], str | None]) -> dict[str, list[psutil.Process]]:
-        """Sort the live processes by `name_of` their command line; one that it cannot name is its parent's part."""
+        """Group the live processes by `name_of` their command line; one without a name belongs to its parent's part."""
         names: dict[int, str] = {}
         parts: dict[str, list[psutil.Process]] = {}
         for process, parent in self.walk():
@@ -111,10 +111,10 @@ class Tree:
         return parts
 
     def cpu(self, name_of: Callable[[list[str]], str | None]) -> dict[str, float]:
-        """Return the CPU seconds, user and system, that each part has used up to now, its dead children's too.
+        """Return the CPU seconds, user and system, that each part has used so far, with those of its dead children.
 
         Raises:
-            RuntimeError: The program has ended, and nobody knows any more what it used.
+            RuntimeError: The program has ended, and its CPU time is no longer known.
         """
         if self._popen.poll() is not None:
             raise RuntimeError(f"{self._popen.args!r} has ended with code {self._popen.returncode}")
@@ -126,14 +126,14 @@ class Tree:
         return totals
 
     def stop(self) -> None:
-        """End the program: politely, and then by the ids of whatever is left of it."""
+        """End the program with SIGTERM, and then kill the remaining processes by their ids."""
         with contextlib.suppress(psutil.Error):
             self._known.update(process for process, _ in self.walk())
         if self._popen.poll() is None:
             self._popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(STOP_SECONDS)
-        # psutil knows a process by its id and its start, so that an id given to another program is not harmed.
+        # psutil identifies a process by its id and its start, so that no other program with a reused id is killed.
         _, left = psutil.wait_procs(self._known, timeout=3)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""From measurements to the table that the README quotes."""
+"""The report: from measurements to the table that the README quotes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = Callable[[Measurement], float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: what is read off a measurement, in which unit, and the goal for ours."""
+    """A line of the table: the value of a measurement, its unit, and Headrace's goal."""
 
     label: str
     value: Value
@@ -103,14 +103,14 @@ TITLES = {scenario.name: scenario.title for scenario in ALL_SCENARIOS} | {"idle"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that one run measured, and on what."""
+    """The measurements of one run, and the machine."""
 
     versions: dict[str, str]
     measurements: list[Measurement]
     subscribers: Subscribers | None
     batches: Batches | None
     broken: list[str]
-    """What could not be measured, and why."""
+    """The measurements that failed, and why."""
     rounds: int
     quick: bool
 
@@ -126,7 +126,7 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """Say what could not be measured, and which measurements had a wrong, broken or missing answer."""
+        """The measurements that failed, and those with a wrong, broken or missing answer."""
         wrong = [
             f"{TITLES[m.scenario]}, {m.system}, round {m.round + 1}: {m.outcome.correct} of {m.outcome.asked} right"
             for m in self.measurements
@@ -143,11 +143,11 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        """Return the first few wrong answers of each measurement as they came."""
+        """Return the first few wrong answers of each measurement."""
         return [error for m in self.measurements if m.outcome for error in m.outcome.errors]
 
     def machine(self) -> str:
-        """Return what the figures were taken on, in words that identify no one."""
+        """Return a description of the machine that does not identify it."""
         memory = psutil.virtual_memory().total / 2**30
         return (
             f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
@@ -206,7 +206,7 @@ class Report:
         }
 
     def _cell_value(self, scenario: str, system: str, row: Row) -> float | None:
-        # No system, no CPU and nothing added: zeros that would look measured.
+        # Without a system, CPU time and added latency would be zeros that look measured.
         if system == "direct" and (row.over_direct or row.label.startswith("CPU")):
             return None
         return self.median(scenario, system, row)

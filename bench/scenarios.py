@@ -1,4 +1,4 @@
-"""The work that every system is given, and one measurement of one system at it."""
+"""The load that every system gets, and one measurement of one system under it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bench.load import GRACE, Outcome, Plan
 from bench.systems import Cpu, System
 
 SETTLE = 0.5
-"""Seconds before and after the work: what the last one left behind is not counted, what this one does is."""
+"""Seconds of rest before and after a measurement, so that late work counts for the load that caused it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A kind of load; `seconds` bounds it, as LiteLLM does not reach `total` everywhere in the time there is."""
+    """A kind of load. `seconds` limits it, as LiteLLM cannot reach `total` everywhere in a reasonable time."""
 
     name: str
     title: str
@@ -30,10 +30,10 @@ class Scenario:
     warmup_model: str
     spread: float = 0.0
     format: str = ""
-    """The wire format of the provider behind Headrace, where it is not OpenAI's: then nobody else is measured."""
+    """The wire format of the provider behind Headrace. Only Headrace is measured with a format other than OpenAI's."""
 
     def plan(self, system: System, quick: bool) -> Plan:
-        """Return the load on `system`; a quick one is a third as long, but never fewer requests than lanes."""
+        """Return the load on `system`. A quick one is a third as long, but has at least one request for each lane."""
         return Plan(
             port=system.port,
             path=system.path,
@@ -74,7 +74,7 @@ ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS)
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One system at one scenario, once. `seconds` is what the CPU was counted over, `SETTLE` included."""
+    """One measurement of one system under one scenario. CPU time is counted over `seconds`, which include `SETTLE`."""
 
     scenario: str
     system: str
@@ -90,16 +90,16 @@ class Measurement:
 
     @property
     def whole(self) -> float:
-        """CPU seconds of its whole tree, stores included."""
+        """CPU seconds of the whole tree, stores included."""
         return self.own + sum(self.cpu.stores.values())
 
     def json(self) -> dict[str, object]:
-        """Return everything as JSON's types."""
+        """Return the measurement as JSON's types."""
         return asdict(self)
 
 
 def measure(scenario: Scenario, system: System, round_number: int, *, quick: bool) -> Measurement:
-    """Give `system` the load once; raise RuntimeError if the load generator itself fails."""
+    """Put `system` under the load once; raise RuntimeError if the load generator itself fails."""
     plan = scenario.plan(system, quick)
     load = subprocess.Popen(
         [sys.executable, "-m", "bench.load"],
@@ -130,7 +130,7 @@ def measure(scenario: Scenario, system: System, round_number: int, *, quick: boo
 
 
 def measure_idle(system: System, round_number: int, seconds: float) -> Measurement:
-    """Count what `system` spends on nothing for `seconds`."""
+    """Measure the CPU time of an idle `system` over `seconds`."""
     before, start = system.cpu(), time.monotonic()
     time.sleep(seconds)
     return Measurement("idle", system.name, round_number, time.monotonic() - start, system.cpu() - before, None)

@@ -1,4 +1,4 @@
-"""What an idle subscriber costs: thousands of `GET …/jobs/{id}/events` on one job that speaks every ten seconds."""
+"""The cost of an idle subscriber: thousands of `GET …/jobs/{id}/events` on one job with a delta every ten seconds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import uvloop
 from bench.systems import Headrace
 
 MODEL = "fake-s2000-p10000"
-"""A word every ten seconds for hours: each subscriber shows that it is alive without being busy."""
+"""A word every ten seconds for hours, by which each subscriber shows that it is connected."""
 
 GOAL_KB = 25
 """Kilobytes of 1,000 bytes that a subscriber may cost."""
 
 _AT_ONCE = 100
-"""Connections being opened at the same time."""
+"""Connections that are opened at the same time."""
 _OPEN_SECONDS = 120
 _SETTLE_SECONDS = 2
 
@@ -34,7 +34,7 @@ class Subscribers:
     asked: int
     opened: int
     reached: int
-    """How many got an event that was sent after they had all subscribed."""
+    """The subscribers that got an event sent after all had subscribed."""
     opening: float
     """Seconds from the first connection until every subscriber had its first event, replayed."""
     before: int
@@ -43,7 +43,7 @@ class Subscribers:
     cpu_milliseconds: float
     """The API's CPU a second while they idle, deltas to all of them included."""
     deaf: str = ""
-    """What went wrong when they had left, if anything did."""
+    """What went wrong after the subscribers disconnected, if anything did."""
 
     @property
     def each(self) -> float:
@@ -51,7 +51,7 @@ class Subscribers:
         return (self.during - self.before) / max(1, self.opened) / 1000
 
     def json(self) -> dict[str, object]:
-        """Return everything as JSON's types."""
+        """Return the measurement as JSON's types."""
         return {**asdict(self), "kb_each": self.each}
 
     def markdown(self) -> list[str]:
@@ -79,13 +79,13 @@ class Subscriber(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.live = asyncio.Event()
-        """The first delta is there, or never will be: it is replayed to everyone, so live has begun."""
+        """Set when the first delta has arrived, which is replayed to every subscriber, or the stream has ended."""
         self.ok = False
         self.lost = False
         self.deltas = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; uvloop's does not derive from asyncio's, but has its methods."""
+        """Keep the transport. The class of uvloop's transports does not derive from asyncio's, but has its methods."""
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -117,7 +117,7 @@ def _memory(processes: list[psutil.Process]) -> int:
 
 
 def measure_subscribers(system: Headrace, count: int) -> Subscribers:
-    """Open `count` subscribers on a running job and weigh the API; the job is cancelled at the end."""
+    """Open `count` subscribers on a running job and measure the API's memory; the job is cancelled at the end."""
     message = {"role": "user", "content": "Speak slowly."}
     job = _call(system, "POST", "/jobs", {"request": {"model": MODEL, "messages": [message]}, "timeout": 3600})
     try:
@@ -162,7 +162,7 @@ async def _measure(system: Headrace, job: str, count: int) -> Subscribers:
                 subscriber.transport.close()
         await asyncio.sleep(_SETTLE_SECONDS)
 
-    # What the first subscribers make the API load and keep is not a subscriber's.
+    # The first subscribers make the API load modules and grow pools, which must not count.
     await close(await open_many(50))
     before = _memory(api)
     start = time.monotonic()

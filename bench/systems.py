@@ -1,4 +1,4 @@
-"""What is measured: Headrace, LiteLLM's proxy, and no proxy at all. Each starts, names its CPU's parts, and stops."""
+"""The measured systems: Headrace, LiteLLM's proxy, and no proxy. Each can start, name its parts, and stop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from typing import ClassVar, Self
 from bench.processes import Tree
 
 LITELLM_VERSION = "1.100.5"
-"""The release that the goals were set against; the newest is taken if this one is no longer to be had."""
+"""The release that the goals refer to; the newest release is installed if this one is no longer available."""
 
 MODELS = ("fake", "fake-s100", "fake-s100-p20")
-"""Every model that the scenarios ask for: LiteLLM finds a model by its name faster than by a pattern."""
+"""Every model of the scenarios by name, as LiteLLM finds a model faster by its name than by a pattern."""
 
 _BENCH_HOME = Path(__file__).resolve().parent.parent / ".bench"
 _STORES = ("postgres", "valkey", "redis")
@@ -29,7 +29,7 @@ _START_SECONDS = 180
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on at this moment."""
+    """Return a free loopback port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 class Upstream:
-    """The fake provider, in a process of its own that ends with our end of its standard input."""
+    """The fake provider, in a process that ends when this one closes its standard input."""
 
     def __init__(self) -> None:
         """Start it and learn its port."""
@@ -52,7 +52,7 @@ class Upstream:
         self.port: int = json.loads(self._process.stdout.readline())["port"]
 
     def __enter__(self) -> Self:
-        """Stop it when the block ends."""
+        """Stop the provider when the block ends."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,13 +76,13 @@ class Cpu:
 
 
 class System:
-    """Something that answers `POST …/chat/completions`; entering it starts it, leaving stops it."""
+    """A system that answers `POST …/chat/completions`; entering the context starts it, leaving it stops it."""
 
     name: ClassVar[str]
     path: ClassVar[str] = "/v1/chat/completions"
 
     def __init__(self, upstream: Upstream) -> None:
-        """Start nothing yet."""
+        """Take the options; entering the context starts the system."""
         self.upstream = upstream
         self.port = upstream.port
         self.key = f"sk-{secrets.token_hex(16)}"
@@ -90,7 +90,7 @@ class System:
         self._tree: Tree | None = None
 
     def __enter__(self) -> Self:
-        """Start the system and wait until it is ready; raise RuntimeError with its log if it does not get there."""
+        """Start the system and wait until it is ready; raise RuntimeError with its log if it does not become so."""
         with self._stack:
             self.start()
             self._stack = self._stack.pop_all()
@@ -100,25 +100,25 @@ class System:
         self._stack.close()
 
     def start(self) -> None:
-        """Start what has to be started."""
+        """Start the system's programs."""
 
     @property
     def version(self) -> str:
-        """What ran, for the report."""
+        """The versions that ran, for the report."""
         return ""
 
     @property
     def tree(self) -> Tree | None:
-        """The system's processes, if it has any."""
+        """The system's processes, or None if it has none."""
         return self._tree
 
     @staticmethod
     def part(command: list[str]) -> str | None:
-        """Name the part of the system that a command line belongs to, or None for its parent's."""
+        """Name the part of the system by a command line, or return None if it belongs to its parent's part."""
         return "proxy" if command else None
 
     def cpu(self) -> Cpu:
-        """Return the CPU seconds of the system's whole process tree up to now."""
+        """Return the CPU seconds of the system's whole process tree so far."""
         spent = self._tree.cpu(self.part) if self._tree else {}
         return Cpu(
             {part: seconds for part, seconds in spent.items() if part not in _STORES},
@@ -127,31 +127,31 @@ class System:
 
     def _home(self) -> Path:
         home = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
-        # Postgres runs as another user when we are root, and has to get through to its own folder inside.
+        # When root runs this, Postgres runs as another user, who has to reach its own folder inside.
         home.chmod(0o755)
         self._stack.callback(shutil.rmtree, home, ignore_errors=True)
         return home
 
     def _run(self, command: list[str], home: Path, env: dict[str, str], ready: str) -> None:
-        # Whoever runs this may have stores, keys and options of their own set: none of that is to be measured.
+        # The environment may have stores, keys and options of the user, which must not change the measurement.
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
         self._tree = self._stack.enter_context(Tree(command, log=home / "log", env=inherited | env, mark=str(home)))
         self._tree.wait_ready(f"http://127.0.0.1:{self.port}{ready}", _START_SECONDS)
 
 
 class Direct(System):
-    """No proxy: what the load generator and the upstream alone take, to be subtracted."""
+    """No proxy: the latency and CPU time of the load generator and the upstream alone, to be subtracted."""
 
     name = "direct"
 
 
 class LiteLLM(System):
-    """LiteLLM's proxy as its documents set it up for production, but without a database: one worker, a master key."""
+    """LiteLLM's proxy set up for production after its documentation, but without a database: one worker, a master key."""
 
     name = "litellm"
 
     def __init__(self, upstream: Upstream) -> None:
-        """Install the proxy in a venv of its own on the first use: its pins are not ours."""
+        """Install the proxy in a venv of its own on the first use, as it pins other versions."""
         super().__init__(upstream)
         self._venv = _BENCH_HOME / "litellm-venv"
         if not (self._venv / "bin" / "litellm").exists():
@@ -189,7 +189,7 @@ class LiteLLM(System):
 
     @property
     def version(self) -> str:
-        """LiteLLM's version and those of what serves it."""
+        """The versions of LiteLLM and of its server."""
         code = "from importlib.metadata import version as v; print(*(v(n) for n in ('litellm', 'uvicorn', 'uvloop')))"
         done = subprocess.run(
             [self._venv / "bin" / "python", "-c", code], check=True, capture_output=True, text=True
@@ -231,7 +231,7 @@ class Headrace(System):
             "HEADRACE_MAX_CONNECTIONS": "20000",
             "BENCH_UPSTREAM_KEY": "sk-upstream",
         }
-        # `python -m headrace` is the `headrace` of the venv that runs us.
+        # `python -m headrace` is the `headrace` of this process's venv.
         self._run([sys.executable, "-m", "headrace", "dev"], home, self._env, "/readyz")
 
     def create_key(self, account: str) -> str:
@@ -244,7 +244,7 @@ class Headrace(System):
 
     @staticmethod
     def part(command: list[str]) -> str | None:
-        """Tell the parts by the name of the program or by headrace's own command."""
+        """Name a part by its program or by its `headrace` command."""
         if not command:
             return None
         program = os.path.basename(command[0].split(" ", 1)[0].rstrip(":"))  # noqa: PTH119 - a title, no path

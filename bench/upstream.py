@@ -1,4 +1,4 @@
-"""A fake upstream of three formats that costs next to nothing: what is measured is the system in front of it.
+"""A fake upstream of three formats that costs next to nothing beside the system in front of it.
 
 It speaks just enough HTTP/1.1 for keep-alive clients, and renders every answer once per model name. The name is the
 script: `fake` answers at once, `fake-s100` says 100 words, and `fake-s100-p20` waits 20 ms between two of them. A
@@ -36,7 +36,7 @@ _PROMPT_TOKENS = 9
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a model's name asks for: how many words, and how many milliseconds between two of them (0: none)."""
+    """The script in a model's name: the number of words, and the milliseconds between two of them (0: no pause)."""
 
     chunks: int
     pace: int
@@ -50,13 +50,13 @@ class Script:
         return cls(min(int(match["chunks"] or _DEFAULT_CHUNKS), _MAX_CHUNKS), int(match["pace"] or 0))
 
     def words(self) -> list[str]:
-        """Return what the model says, a word a chunk, each telling its place so that a lost one is noticed."""
+        """Return the words of an answer, one for each chunk. Each has its number, so that a lost word is noticed."""
         return [f"tok{index} " for index in range(self.chunks)]
 
 
 @dataclass(frozen=True, slots=True)
 class Reel:
-    """A stream's bytes, rendered once: what opens it, a frame a word, and what ends it."""
+    """A stream's bytes, rendered once: its beginning, a frame for each word, and its end."""
 
     opening: bytes
     frames: list[bytes]
@@ -119,7 +119,7 @@ def _reel(opening: bytes, frames: list[bytes], ending: bytes) -> Reel:
 
 @lru_cache(maxsize=64)
 def reel(model: str, include_usage: bool) -> Reel | None:
-    """Render the HTTP answer of a request that streams, or None if there is no such model."""
+    """Render the HTTP answer of a request that streams, or None for an unknown model."""
     script = Script.of(model)
     if script is None:
         return None
@@ -215,7 +215,7 @@ class PacedStream:
 
 
 class Wheel:
-    """Every paced stream on one timer: a timer each would cost the upstream more than writing does."""
+    """Every paced stream on one timer, as a timer for each would cost more than writing."""
 
     def __init__(self) -> None:
         self._due: dict[int, list[PacedStream]] = {}
@@ -223,7 +223,7 @@ class Wheel:
         self._done = 0
 
     def add(self, stream: PacedStream) -> None:
-        """Step `stream` once a period from now on, until it says that it is over."""
+        """Step `stream` once a period from now on, until it has ended."""
         loop = asyncio.get_running_loop()
         now = int(loop.time() / TICK)
         if not self._streams:
@@ -235,7 +235,7 @@ class Wheel:
     def _turn(self) -> None:
         loop = asyncio.get_running_loop()
         now = int(loop.time() / TICK)
-        # A late turn makes up for the ticks it missed, and a stream's next step counts from when this one was due.
+        # A late turn makes up for missed ticks, and a stream's next step counts from the due time of this one.
         for tick in range(self._done + 1, now + 1):
             for stream in self._due.pop(tick, ()):
                 if stream.step():
@@ -258,20 +258,20 @@ class Connection(asyncio.Protocol):
         self._streaming = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; uvloop's does not derive from asyncio's, but has its methods."""
+        """Keep the transport. The class of uvloop's transports does not derive from asyncio's, but has its methods."""
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Let the wheel drop what was still to be said."""
+        """End the paced answer, if one is under way."""
         self.transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that is whole; keep the rest."""
+        """Answer every complete request; keep the rest."""
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
     def finished(self) -> None:
-        """Take the next request, as a paced answer has ended."""
+        """Take the next request after the end of a paced answer."""
         self._streaming = False
         self._advance()
 

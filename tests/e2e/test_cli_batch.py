@@ -190,7 +190,7 @@ async def test_batches_are_listed_shown_cancelled_and_fetched(
         (["run", "in.jsonl", "-o", "in.jsonl"], 2, "is the same file as FILE"),
         (["run", "in.jsonl", "-o", "none/out.jsonl"], 2, "No such file or directory"),
         (["run", "in.jsonl", "-o", "-", "--json"], 2, "--json prints to standard output"),
-        (["run", "-"], 2, "say with --output and --errors where results go"),
+        (["run", "-"], 2, "name the results with --output and --errors"),
         (["list", "--url", "127.0.0.1:8700"], 2, "is not an address"),
         (["results", "batch_0", "-o", "none/out.jsonl"], 2, "No such file or directory"),
         (["run", "in.jsonl", "--window", "soon"], 1, "completion_window"),
