@@ -146,7 +146,7 @@ class Direct(System):
 
 
 class LiteLLM(System):
-    """LiteLLM's proxy set up for production after its documentation, but without a database: one worker, a master key."""
+    """LiteLLM's proxy set up for production as documented, but without a database: one worker, a master key."""
 
     name = "litellm"
 
