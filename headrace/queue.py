@@ -1,11 +1,12 @@
 """The queue: Celery over Redis, named here and in `worker/` alone.
 
-A message is a wake-up that carries job ids and nothing else: no prompt is ever in Redis. It may be lost or come twice,
-as the row in Postgres decides who runs a job. It is sent once the row is committed. A process whose send fails, or
-takes long, notes that in the rows, and the scheduler's next sweep sends it; what is lost on the way it sends later.
+A message is a wake-up that carries job ids alone: no prompt is ever in Redis. It may be lost or come twice, as the row
+in Postgres decides who runs a job. A process sends it once the row is committed. If a send fails, or takes long, the
+process notes that in the rows, and the scheduler's next sweep sends the wake-up. The scheduler also resends wake-ups
+that are lost on their way, after a while.
 
-Celery writes the messages, but only once a tier, when a process starts: each later one differs in its id and its jobs
-alone. To have Celery write every one costs a thread, as kombu blocks, and ten times the work.
+Celery writes one message for each tier when a process starts, and later messages differ from it in their ids and jobs
+alone. To have Celery write each of them would cost a thread, as kombu blocks, and ten times the work.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ log = logging.getLogger(__name__)
 
 RUN_TASK = "headrace.run"
 RUN_LINES_TASK = "headrace.run_lines"
-# In the order in which workers look at them; `service_tier` chooses, but for lines of batches.
+# In the order in which workers look at them. A request's `service_tier` chooses; lines of batches have `batch`.
 TIERS = ("priority", "default", "flex", "batch")
 BACKGROUND_TIERS = frozenset({"flex", "batch"})
-"""The tiers of work that nobody waits for."""
-# Enough to make a message cheap for each of its jobs, and little enough that one worker does not hoard a burst.
+"""The tiers of background jobs: no client waits for them."""
+# Jobs in one message: enough to make it cheap for each, and few enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
 _LINES_A_MESSAGE = 64
-# So much of a long queue tells which wake-ups should have been at its head, and were lost.
+# Messages at the head of a long queue that show which wake-ups were lost, and how many of them count as its end.
 _BACKLOG_MESSAGES = 200
 _LAST_MESSAGES = 10
-# Seconds that a send may take before its jobs are noted as unsent: the scheduler need not wait for its time-out.
+# Seconds that a send may take before its jobs are noted as unsent: the scheduler then need not wait for its time-out.
 _SLOW_SECONDS = 0.5
 
 
@@ -56,45 +57,45 @@ def tier_of(queue: str) -> str:
 
 
 def create_celery(redis_url: str) -> Celery:
-    """Return the Celery application. Every option is set on purpose; what is not here is Celery's default.
+    """Return the Celery application. Every option is set on purpose; the others keep Celery's defaults.
 
     Raises:
-        SettingError: It is no URL that `headrace.stores.redis_url` knows.
+        SettingError: `headrace.stores.redis_url` does not know such a URL.
     """
     app = Celery("headrace")
     broker = broker_settings(redis_url)
     app.conf.update(
         broker,
-        # Without acknowledgements: the lease in Postgres decides, and the scheduler sends again what was lost. So there
-        # are no visibility time-outs, no list of unacknowledged messages, and three commands less for each.
+        # Without acknowledgements: the lease in Postgres decides, and the scheduler resends lost wake-ups. So there are
+        # no visibility time-outs, no list of unacknowledged messages, and three commands less for each message.
         task_queues=[
             Queue(queue_name(tier), routing_key=queue_name(tier), no_ack=True)  # type: ignore[no-untyped-call]
             for tier in TIERS
         ],
         task_default_queue=queue_name("default"),
-        task_create_missing_queues=False,  # a misspelt tier is a mistake and no new queue
+        task_create_missing_queues=False,  # a misspelt tier is an error, not a new queue
         task_ignore_result=True,  # state lives in Postgres
-        result_backend=None,  # so nothing subscribes to results, which is where reconnecting has leaked
-        task_serializer="json",  # never pickle: whoever writes to Redis would run code here
+        result_backend=None,  # no client subscribes to results, whose reconnections have leaked memory
+        task_serializer="json",  # never pickle: a client of Redis could run code here
         accept_content=["json"],
         task_acks_late=False,  # see no_ack above
         task_reject_on_worker_lost=False,  # the lease decides, with a limit on attempts
-        worker_prefetch_multiplier=1,  # the pool takes as many messages as it has room for; the rest is for others
+        worker_prefetch_multiplier=1,  # the pool takes as many messages as it has room for; other workers take the rest
         worker_enable_prefetch_count_reduction=False,  # nothing is unacknowledged after a reconnect
         worker_cancel_long_running_tasks_on_connection_loss=False,  # fenced writes make a duplicate harmless
         worker_detect_quorum_queues=False,  # a question for RabbitMQ
         worker_soft_shutdown_timeout=0,  # the executor drains by itself, with leases
         worker_hijack_root_logger=False,  # our own logging stays
         worker_redirect_stdouts=False,
-        worker_enable_remote_control=False,  # no list of revoked tasks that grows, and one way in less
-        worker_send_task_events=False,  # nobody listens
+        worker_enable_remote_control=False,  # no list of revoked tasks that grows, and a smaller attack surface
+        worker_send_task_events=False,  # no monitor reads them
         task_send_sent_event=False,
-        broker_connection_retry=True,  # Redis may be away for as long as it likes
+        broker_connection_retry=True,  # however long Redis is unavailable
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # a master that has become a replica says READONLY, and that passes
+        broker_channel_error_retry=True,  # READONLY, from a master that has become a replica, passes
         broker_pool_limit=1,  # the worker only reads
-        broker_heartbeat=0,  # a thing of AMQP's
+        broker_heartbeat=0,  # only AMQP has heartbeats
         broker_transport_options={
             "queue_order_strategy": "priority",  # of tiers, in the order in which they are consumed
             "socket_timeout": 5,  # without one kombu waits for ever on a dead connection
@@ -109,7 +110,7 @@ def create_celery(redis_url: str) -> Celery:
 
 
 class _Message:
-    """The message of a tier, as Celery writes it, with blanks for the id and the jobs."""
+    """The message of a tier as Celery writes it, in which the id and the jobs are replaced."""
 
     def __init__(self, app: Celery, tier: str) -> None:
         self.key = queue_name(tier)
@@ -130,7 +131,7 @@ class _Message:
 
 
 def _read(message: bytes | str) -> list[str]:
-    """Return the jobs of a message; none of one that is not ours."""
+    """Return the jobs of a message; an empty list for a message that Headrace did not write."""
     try:
         [[job_ids], *_] = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
         return [str(job_id) for job_id in job_ids]
@@ -139,18 +140,18 @@ def _read(message: bytes | str) -> list[str]:
 
 
 class JobQueue:
-    """Wakes workers. What is waked while one send is under way goes together into the next."""
+    """Wakes workers. Wake-ups that come while a send is under way go together into the next."""
 
     def __init__(self, redis: Redis, unsent: Callable[[Sequence[str]], Awaitable[None]] | None = None) -> None:
-        """Use a client that gives up soon when Redis is away; `unsent` notes jobs whose wake-up may not be sent."""
-        app = create_celery("redis://")  # which connects nowhere: a message is written with a connection of its own
+        """Use a client that gives up soon when Redis is unavailable; `unsent` notes jobs whose wake-up may be lost."""
+        app = create_celery("redis://")  # it never connects: `_Message` uses a connection in memory
         self._messages = {tier: _Message(app, tier) for tier in TIERS}
         app.close()
         self._redis = redis
         self._unsent = unsent
         self._pending: dict[str, list[str]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
-        self._away = False
+        self._redis_lost = False
         self._notes: set[asyncio.Task[None]] = set()
 
     def wake(self, job_ids: Iterable[str], *, tier: str) -> None:
@@ -168,7 +169,7 @@ class JobQueue:
             self._task = None
 
     async def _send(self, batch: dict[str, list[str]]) -> None:
-        delay = 0 if self._away else _SLOW_SECONDS
+        delay = 0 if self._redis_lost else _SLOW_SECONDS
         slow = asyncio.get_running_loop().call_later(delay, self._note_unsent, batch)
         try:
             for tier, job_ids in batch.items():
@@ -179,29 +180,29 @@ class JobQueue:
         except AWAY as error:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
-            self._away = True
+            self._redis_lost = True
             self._note_unsent(batch)
         else:
-            self._away = False
+            self._redis_lost = False
         finally:
             slow.cancel()
 
     def _note_unsent(self, batch: dict[str, list[str]]) -> None:
-        """Have the scheduler send these at its next sweep. Twice, or sent after all, does no harm."""
+        """Have the scheduler send these at its next sweep. A second wake-up does no harm."""
         if self._unsent is not None:
             task = asyncio.create_task(self._write_unsent([job_id for ids in batch.values() for job_id in ids]))
             self._notes.add(task)
             task.add_done_callback(self._notes.discard)
 
     async def _write_unsent(self, job_ids: Sequence[str]) -> None:
-        assert self._unsent is not None  # no note is taken without it
+        assert self._unsent is not None  # `_note_unsent` checks it
         try:
             await self._unsent(job_ids)
         except SQLAlchemyError as error:
             log.warning("%d jobs wait for the scheduler to find them: %s", len(job_ids), error)
 
     async def backlog(self, tier: str) -> Backlog | None:
-        """Return what waits first in a tier's queue, or None while Redis is away."""
+        """Return the wake-ups at the head of a tier's queue, or None while Redis is unavailable."""
         try:
             found = await self._redis.lrange(queue_name(tier), -_BACKLOG_MESSAGES, -1)
         except AWAY:
@@ -214,7 +215,7 @@ class JobQueue:
         )
 
     async def close(self) -> None:
-        """Send what is pending."""
+        """Send the pending wake-ups."""
         if self._task is not None:
             await self._task
         await asyncio.gather(*self._notes)

@@ -13,7 +13,7 @@ import orjson
 from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import UsableRoute, usable_routes
 from headrace.errors import UpstreamRefusedError, UpstreamTimeoutError, UpstreamUnavailableError
-from headrace.events.follow import render_chunk
+from headrace.events.chunk import render_chunk
 from headrace.events.publisher import Publisher
 from headrace.events.wire import Frame
 from headrace.jobs.records import ClaimedJob

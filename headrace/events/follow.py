@@ -2,8 +2,8 @@
 
 A reader subscribes first, then replays, then goes live. A jump in the sequence, a lost connection or an overflow sends
 it back to Postgres, which has every delta within a fraction of a second. An event's id is `attempt-seq`: `0-0` is
-`queued`, `n-0` the start of attempt n, `n-1` … its deltas, and the number after the last delta its end. A job that was
-ended from outside, in the queue or under a worker that went away, ends with `n-0` for an attempt n that never was.
+`queued`, `n-0` the start of attempt n, `n-1` … its deltas, and the number after the last delta its end. A job that ends
+outside of an attempt, in the queue or after its worker died, ends with `n-0` for an attempt n that does not exist.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.events.chunk import render_chunk
 from headrace.events.hub import Hub
 from headrace.events.listener import Listener
 from headrace.events.wire import Frame
@@ -31,9 +32,11 @@ from headrace.usage.spent import Charge
 
 log = logging.getLogger(__name__)
 
-# Between two looks for deltas that were missed: they reach Postgres within `segment_seconds`.
+# Seconds between two looks for missed deltas, which reach Postgres within `segment_seconds`.
 _SEGMENT_WAIT_SECONDS = 0.1
+# Seconds between two tries of a replay while Postgres is unavailable.
 _DATABASE_WAIT_SECONDS = 0.5
+# Seconds between two comparisons of readers with Postgres: while the live wire works, and while it does not.
 _CHECK_SECONDS = 2.0
 _POLL_SECONDS = 0.25
 # Larger than any sequence number.
@@ -83,14 +86,14 @@ class Deltas:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """What the reader has of `attempt` is void: the job starts over."""
+    """The events of `attempt` are void: the job starts over."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job ended. One of `response`, a chat.completion, and `error` is there, as JSON."""
+    """The job ended, with either a `response`, a chat.completion, or an `error`, as JSON."""
 
     cursor: Cursor
     state: State
@@ -101,23 +104,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """Nothing happened for the listener's `patience_seconds`."""
+    """No event came for the listener's `patience_seconds`."""
 
 
 Event = Started | Deltas | Retrying | Silence | Ended
 
 
-def render_chunk(chunk: dict[str, object]) -> bytes:
-    """Return a chunk as it is stored: one line, without the keys that come from the job."""
-    line = orjson.dumps({key: value for key, value in chunk.items() if key not in _FROM_JOB})
-    return bytes(memoryview(line))  # a copy: orjson's result keeps the kilobytes that it was written into
-
-
-_FROM_JOB = frozenset({"id", "object", "created"})
-
-
 class _Follower:
-    """Where a reader stands, and what each thing that comes in adds for it."""
+    """A reader's position, and the events that each replay or frame adds for it."""
 
     def __init__(self, database: Database, job_id: str, after: Cursor) -> None:
         self.database = database
@@ -128,11 +122,11 @@ class _Follower:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Where the reader stands beside Postgres; past all deltas of an attempt that is void."""
+        """The reader's position to compare with Postgres; past all deltas of an attempt that is void."""
         return self.cursor.attempt, _ALL if self.void else self.cursor.seq
 
     async def replay(self) -> list[Event]:
-        """Return what Postgres has past the cursor."""
+        """Return the events that Postgres has past the cursor."""
         progress = await read_progress(self.database, self.job_id)
         if progress is None:
             raise NotFoundError(f"The job '{self.job_id}' was deleted.")
@@ -141,7 +135,7 @@ class _Follower:
             chunks = _chunks_of(progress)
             events = [*self._move_to(attempt), *self._deltas(attempt, 1, chunks)]
             return [*events, *self._end(progress, len(chunks))]
-        # The reader may have an end from outside. It stays where it is until all is read: Postgres may go meanwhile.
+        # The reader may have an end outside of an attempt. The cursor stays until all is read: Postgres may fail.
         past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else _ALL
         kept = await read_deltas(self.database, self.job_id, attempt, after=past)
         events = self._move_to(attempt)
@@ -154,7 +148,7 @@ class _Follower:
         return events
 
     def take_all(self, frames: list[Frame]) -> tuple[list[Event], list[Frame]]:
-        """Return what live frames add, and the rest of them from the first one that something is missing before."""
+        """Return the events that live frames add, and the frames from the first one on that follows a gap."""
         events: list[Event] = []
         for index, frame in enumerate(frames):
             if self.over:
@@ -198,7 +192,7 @@ class _Follower:
         return [*events, Started(self.cursor)]
 
     def _start_over(self, attempt: int) -> list[Event]:
-        """Say once that an attempt is void."""
+        """Return, once for each attempt, the event that it is void."""
         if self.void:
             return []
         self.void = True
@@ -224,19 +218,19 @@ class _Follower:
 
 
 def _end_of(progress: Progress, delta_count: int) -> Cursor:
-    """Return the id of the last event: after the deltas, or after anything that readers may have of an attempt."""
+    """Return the id of the end: after an attempt's deltas, or, outside of an attempt, after every attempt."""
     if progress.in_attempt:
         return Cursor(progress.attempt, delta_count + 1)
     return Cursor(progress.attempt + 1, 0)
 
 
 def _is_whole(progress: Progress) -> bool:
-    """Tell whether the job was answered whole, and so has no deltas of its own."""
+    """Tell whether the job has a whole answer, and so no stored deltas."""
     return progress.state is State.COMPLETED and progress.delta_count == 0
 
 
 def _chunks_of(progress: Progress) -> list[bytes]:
-    """Return the chunks that a stream of a whole answer would have had: the same ones whenever they are asked for."""
+    """Return the chunks of a whole answer, as a stream would have had them: the same ones at each call."""
     return [render_chunk(chunk) for chunk in chunks_of(orjson.loads(progress.response or "{}"))]
 
 
@@ -250,7 +244,7 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
     if progress is None:
         raise NotFoundError(f"The job '{job_id}' was deleted.")
     if not progress.state.is_final and not progress.in_attempt:
-        # Between two attempts: whatever readers have of the first is good, though Postgres has forgotten it.
+        # Between two attempts: readers may have any delta of the first, though Postgres has deleted them.
         return Cursor(progress.attempt, _ALL) if progress.attempt else START
     if not progress.state.is_final:
         positions = await read_positions(database, [job_id])
@@ -264,7 +258,7 @@ async def follow(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of the listener's job past `after`, in order and each once, up to its end.
 
-    Without `replay` it goes live at once: for a job that is only now being submitted. While Postgres is away it waits.
+    Without `replay` it goes live at once: for a job that is being submitted. While Postgres is unavailable it waits.
 
     Raises:
         NotFoundError: The job was deleted meanwhile.
@@ -302,10 +296,10 @@ async def _patiently(replay: Callable[[], Awaitable[list[Event]]]) -> list[Event
 
 
 async def watch(hub: Hub, database: Database) -> None:
-    """Send readers to Postgres whenever it has more than they do, until cancelled.
+    """Send readers to Postgres whenever it has more events than they do, until cancelled.
 
-    While the live wire works that is rare, so one query for all of them now and then will do; without it, this is how
-    they get their events.
+    While the live wire works that is rare, so one query for all readers every few seconds is enough. Without the live
+    wire, readers get their events this way.
     """
     while True:
         with contextlib.suppress(TimeoutError):
@@ -314,7 +308,7 @@ async def watch(hub: Hub, database: Database) -> None:
         hub.doubt.clear()
         try:
             for job_id, state, attempt, seq in await read_positions(database, hub.followed):
-                # A job that is queued again has a void attempt, of which a reader may have missed that it is.
+                # A job that is queued again has a void attempt; a reader may have missed that event.
                 void = attempt > 0 and state == State.QUEUED.value
                 hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
         except SQLAlchemyError as error:

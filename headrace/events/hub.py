@@ -22,12 +22,12 @@ class Hub:
     """The API's end: one pub/sub connection, from which every reader in this process is served."""
 
     def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
-        """Readers hold `buffer_bytes` each before they are sent back to Postgres, and hear of silences so long."""
+        """Buffer `buffer_bytes` for each reader before it replays, and tell it `Silence` after `patience_seconds`."""
         self.origin = f"headrace:api:{new_id('api')}"
         self.doubt = asyncio.Event()
-        """Set when the wire was cut and is back: whoever looks after readers has to look now."""
+        """Set when the live wire is back after an interruption: `watch` then compares readers with Postgres at once."""
         self.ending = asyncio.Event()
-        """Set when this process is to end, and lets go of those who watch."""
+        """Set when this process is about to end, and disconnects subscribers."""
         self._over = False
         self._buffer_bytes = buffer_bytes
         self._patience = patience_seconds
@@ -42,7 +42,7 @@ class Hub:
 
     @property
     def followed(self) -> list[str]:
-        """The jobs that somebody in this process follows."""
+        """The jobs that readers in this process follow."""
         return list(self._listeners)
 
     def check(self, job_id: str, position: tuple[int, int], *, ended: bool) -> None:
@@ -51,16 +51,16 @@ class Hub:
             listener.check(position, ended=ended)
 
     def end_waiting(self) -> None:
-        """Let go of everybody, and of whoever comes yet: this process cannot wait any longer."""
+        """Close every listener, and those yet to come: this process cannot wait any longer."""
         self._over = True
-        self._let_go()
+        self._close_ending()
 
     def end_watching(self) -> None:
-        """Let go of those who watch, also of those yet to come: they come back, elsewhere, and miss nothing."""
+        """Disconnect subscribers, and those yet to come: they reconnect to another process and miss no event."""
         self.ending.set()
-        self._let_go()
+        self._close_ending()
 
-    def _let_go(self) -> None:
+    def _close_ending(self) -> None:
         for listeners in self._listeners.values():
             for listener in listeners:
                 self._close_if_ending(listener)
@@ -85,9 +85,10 @@ class Hub:
 
     @contextlib.asynccontextmanager
     async def listen(self, job_id: str, *, own: bool, waits: bool = False) -> AsyncIterator[Listener]:
-        """Give a reader its frames from now on. With `own` they come by themselves, as the job names us its origin.
+        """Give a reader its frames from now on. With `own` they need no subscription: this process is the job's origin.
 
-        Its client `waits` for an answer, and does if it is `own`; else it watches, and comes back if it is let go of.
+        Its client `waits` for an answer, always if the job is `own`; any other client reconnects when it is
+        disconnected.
         """
         listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
         listener.waits = own or waits

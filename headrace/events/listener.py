@@ -10,17 +10,17 @@ from headrace.events.wire import Frame
 
 
 class ListenerClosedError(Exception):
-    """Nobody wants what this reader reads any more."""
+    """The reader has to stop: its client left, its key became invalid, or this process ends."""
 
 
 class Listener:
     """One reader of one job's frames, with a bounded buffer."""
 
     def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
-        """Hold up to `limit_bytes`; a reader that leaves more unread is told to replay instead."""
+        """Hold up to `limit_bytes`; a reader that leaves more unread replays from Postgres instead."""
         self.job_id = job_id
         self.waits = own
-        """Whether its client waits for an answer, which no other process can give it."""
+        """Whether its client waits for an answer, which only this process can give."""
         self.refused = False
         """Whether it was closed because its client may not read any longer."""
         self.position = (0, 0)
@@ -33,7 +33,7 @@ class Listener:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, frame: Frame) -> None:
-        """Hand the reader a frame."""
+        """Add a frame to the buffer."""
         self._size += sum(map(len, frame.lines)) + 64
         if self._size > self._limit:
             self.miss()
@@ -42,36 +42,36 @@ class Listener:
         self._wake()
 
     def miss(self) -> None:
-        """Tell the reader that it may have missed something: what is buffered is dropped, Postgres has it all."""
+        """Have the reader replay, as it may have missed events. The buffer is dropped: Postgres has every event."""
         self._frames.clear()
         self._size = 0
         self._stale = True
         self._wake()
 
     def put_back(self, frames: Sequence[Frame]) -> None:
-        """Leave frames for later, before those that came meanwhile."""
+        """Put frames back into the buffer, before those that came meanwhile."""
         self._frames.extendleft(reversed(frames))
 
     def check(self, position: tuple[int, int], *, ended: bool) -> None:
-        """Compare with where Postgres stands: a reader that has nothing to read but is behind missed something."""
+        """Compare with the position in Postgres: a reader that is behind with an empty buffer missed events."""
         if not self._frames and (ended or position > self.position):
             self.miss()
 
     def close(self) -> None:
-        """Tell the reader that nobody wants what it reads any more."""
+        """End the reader: `get` raises from now on."""
         self._closed = True
         self._wake()
 
     def refuse(self) -> None:
-        """Close the listener of a client whose key is valid no longer."""
+        """Close the listener of a client whose key is no longer valid."""
         self.refused = True
         self.close()
 
     async def get(self) -> list[Frame] | None:
-        """Return the frames since the last call, none after `patience_seconds`, or None if it is time to replay.
+        """Return the frames since the last call, no frame after `patience_seconds`, or None if it is time to replay.
 
         Raises:
-            ListenerClosedError: It was closed.
+            ListenerClosedError: The listener was closed.
         """
         if not (self._frames or self._stale or self._closed):
             loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The sender of a job's events: a worker's, and those of a process that moves jobs."""
+"""The sending end of the live wire, in every process that runs or moves jobs."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) e
 
 
 class Publisher:
-    """The worker's end: sends frames soon, many at a time, and drops them while Redis is unavailable."""
+    """Sends frames soon, many at a time, and drops them while Redis is unavailable."""
 
     def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
-        """Let a frame leave at once, unless one just did: then those of `interval_seconds` leave together."""
+        """Send a frame at once, unless another just left: then the frames of `interval_seconds` leave together."""
         self._redis = redis
         self._interval = interval_seconds
         self._pending: list[tuple[float, str | None, Frame]] = []
         self._task: asyncio.Task[None] | None = None
-        self._away = False
+        self._redis_lost = False
 
     def publish(self, frame: Frame, *, origin: str | None, until: float = math.inf) -> None:
-        """Send a frame to those who watch the job and to the API process that waits for it, if one does.
+        """Send a frame to the job's subscribers and to its origin, if it has one.
 
-        After `until`, a time of `headrace.runtime.clock`, it is dropped: the job may be another's then.
+        After `until`, a time of `headrace.runtime.clock`, it is dropped: the job may have another attempt then.
         """
         self._pending.append((until, origin, frame))
         if self._task is None:
@@ -53,7 +53,7 @@ class Publisher:
             await self._task
 
     async def cancel(self, job_id: str) -> None:
-        """Tell every worker to stop a job. One that does not hear it finds out at its next heartbeat."""
+        """Have the job's worker stop it. A worker that misses the message finds out at its next heartbeat."""
         with contextlib.suppress(*AWAY):
             await self._redis.publish(CANCEL_CHANNEL, job_id)
 
@@ -75,15 +75,15 @@ class Publisher:
             packed = frame.pack()
             if origin is not None:
                 channels[origin].append(packed if len(packed) <= LARGEST_END else without_lines(frame).pack())
-            # Those who watch read a job's end from Postgres.
+            # Subscribers read a job's end from Postgres.
             channels[job_channel(frame.job_id)].append(packed if frame.kind == "delta" else without_lines(frame).pack())
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
         if not arguments:
             return
         try:
             await self._redis.eval(_PUBLISH, 0, *arguments)
-            self._away = False
+            self._redis_lost = False
         except AWAY as error:
-            if not self._away:
+            if not self._redis_lost:
                 log.warning("Redis is unavailable, readers fall back to Postgres: %s", error)
-            self._away = True
+            self._redis_lost = True

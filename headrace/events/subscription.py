@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Subscription:
-    """A pub/sub connection that comes back by itself, with its channels."""
+    """A pub/sub connection that reconnects by itself and subscribes to its channels again."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -26,7 +26,7 @@ class Subscription:
         self.connected = False
 
     async def subscribe(self, channel: str) -> None:
-        """Subscribe, and wait for Redis to say so; while it is away, return at once."""
+        """Subscribe, and wait until Redis confirms it; while Redis is unavailable, return at once."""
         confirmed = self._channels.setdefault(channel, asyncio.Event())
         if (pubsub := self._alive()) is not None and not confirmed.is_set():
             with _lost_meanwhile():
@@ -35,20 +35,20 @@ class Subscription:
                     await confirmed.wait()
 
     async def unsubscribe(self, channel: str) -> None:
-        """Hear no more of a channel."""
+        """Unsubscribe from a channel."""
         self._channels.pop(channel, None)
         if (pubsub := self._alive()) is not None:
             with _lost_meanwhile():
                 await pubsub.unsubscribe(channel)
 
     def _alive(self) -> PubSub | None:
-        """Return the connection, unless it is being lost: redis-py would make it anew, and `messages` never know."""
+        """Return the connection unless it broke: redis-py would replace it without `messages` noticing."""
         pubsub = self._pubsub
         connection: Any = pubsub and pubsub.connection
         return pubsub if self.connected and connection is not None and connection.is_connected else None
 
     async def messages(self) -> AsyncIterator[bytes | None]:
-        """Yield what is published; None each time the connection was made anew and something may have been missed."""
+        """Yield the messages; None after each reconnection, as messages may have been missed before it."""
         while True:
             try:
                 async with self._redis.pubsub() as self._pubsub:
@@ -95,7 +95,7 @@ def _lost_meanwhile() -> Iterator[None]:
 
 
 async def cancelled_jobs(redis: Redis) -> AsyncIterator[str]:
-    """Yield the ids of jobs that somebody cancels, for as long as it is asked."""
+    """Yield the ids of jobs as clients cancel them, for as long as the caller asks."""
     subscription = Subscription(redis)
     await subscription.subscribe(CANCEL_CHANNEL)
     async for message in subscription.messages():

@@ -1,15 +1,15 @@
-"""The live wire: events of jobs over Redis pub/sub. It may lose anything at any time; Postgres has the truth.
+"""The live wire: events of jobs over Redis pub/sub. It may lose any message; Postgres has every event.
 
-A worker publishes frames, many jobs together in one command. A job's frames go to the job's own channel, for whoever
-watches, and to the channel of the API process whose client waits for the job, packed with those of its other clients'
-jobs. That client's answer then costs no subscription and one message serves many streams.
+A worker publishes frames, those of many jobs in one command. A job's frames go to the job's own channel, for its
+subscribers, and to the channel of its origin, the API process whose client waits for the job, together with the frames
+of that process's other jobs. That client's answer then costs no subscription, and one message serves many streams.
 
 A frame is a header line, `job attempt first_seq kind count`, and `count` lines of JSON. Kinds:
 
 * `started`, `retrying`: no lines
 * `delta`: chunks, numbered from `first_seq` on
-* `completed`, `failed`, `cancelled`, `expired`: two lines, the response or the error and what it is charged with,
-  unless they are large: then none
+* `completed`, `failed`, `cancelled`, `expired`: two lines, the response or the error, and its charge; no lines if they
+  are large
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 CANCEL_CHANNEL = "headrace:cancel"
 
-# A larger end is read from Postgres: pub/sub buffers count against Redis's memory.
+# Bytes of an end above which readers read it from Postgres: pub/sub buffers count against Redis's memory.
 LARGEST_END = 256 * 1024
 
 
 def job_channel(job_id: str) -> str:
-    """Return the channel of those who watch a job."""
+    """Return the channel of a job's subscribers."""
     return f"headrace:job:{job_id}"
 
 
@@ -48,7 +48,7 @@ def unpack(message: bytes) -> Iterable[Frame]:
     """Yield the frames of a message.
 
     Raises:
-        ValueError: It is not made of frames.
+        ValueError: The message is not a sequence of frames.
     """
     lines = message.split(b"\n")
     at, end = 0, len(lines) - 1
@@ -61,5 +61,5 @@ def unpack(message: bytes) -> Iterable[Frame]:
 
 
 def without_lines(frame: Frame) -> Frame:
-    """Return a frame that says the same without its lines: its readers read them from Postgres."""
+    """Return a frame without its lines: its readers read them from Postgres."""
     return Frame(frame.job_id, frame.attempt, frame.first_seq, frame.kind, ())

@@ -1,4 +1,4 @@
-"""Work that goes on beside everything else for as long as its process does, whatever befalls it."""
+"""Chores: tasks that run for as long as their process does, and start again after an error."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ log = logging.getLogger(__name__)
 
 Chore = Callable[[], Awaitable[None]]
 
+# Seconds until a chore starts again after an error, and between two demands that it stop.
 _AGAIN_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
 async def going_on(*chores: Chore) -> AsyncIterator[None]:
-    """Do these meanwhile, each of them again if it breaks, and stop them at the end."""
+    """Run chores meanwhile, start each again if it fails, and stop them at the end."""
     tasks = {asyncio.create_task(_keep(chore)) for chore in chores}
     try:
         yield
     finally:
-        # redis-py over uvloop may raise something else when it is cancelled, which a chore then takes for an outage.
+        # redis-py over uvloop may raise another error when it is cancelled, which a chore then takes for an outage.
         while tasks:
             for task in tasks:
                 task.cancel()
@@ -34,5 +35,5 @@ async def _keep(chore: Chore) -> None:
         try:
             await chore()
         except Exception:
-            log.exception("a chore broke, and begins anew")
+            log.exception("a background task failed, and starts again")
         await asyncio.sleep(_AGAIN_SECONDS)

@@ -9,5 +9,5 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
-    """Return seconds since some moment in the past, those included for which the machine slept."""
+    """Return seconds since a fixed moment in the past, including the time for which the machine slept."""
     return time.clock_gettime(_CLOCK)

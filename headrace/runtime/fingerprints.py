@@ -1,4 +1,4 @@
-"""What hosts have to have in common, compared: the secret key and the configuration, by digests that reveal neither.
+"""Whether all processes have the same secret key and configuration: they compare digests that reveal neither.
 
 Each process writes its digests to Postgres at its start and once a minute, and compares them with those of the others.
 """
@@ -24,7 +24,7 @@ from headrace.stores.tables import instant, metadata
 
 log = logging.getLogger(__name__)
 
-# Seconds between two comparisons, and after which a process that has not written is taken for gone.
+# Seconds between two comparisons, and seconds after which a process that has not written no longer counts.
 _COMPARE_SECONDS = 60.0
 _GONE_SECONDS = 150.0
 
@@ -55,13 +55,13 @@ FROM process_fingerprints WHERE seen_at >= now() - %(gone)s * interval '1 second
 
 
 def of_configuration(catalogue: Catalogue) -> str:
-    """Return a digest of all models and providers; what the keys of providers are is no part of it."""
+    """Return a digest of all models and providers, without the values of the providers' keys."""
     document = catalogue.model_dump_json(include={"models", "providers"}).encode()
     return hashlib.blake2b(document, digest_size=8).hexdigest()
 
 
 def of_secret_key(settings: Settings) -> str:
-    """Return a digest that only those make who have the secret key; without one, a word."""
+    """Return a digest that only a process with the same secret key can make; `none` without a key."""
     if settings.secret_key is None:
         return "none"
     key = settings.secret_key.get_secret_value().encode()[:64]
@@ -69,15 +69,15 @@ def of_secret_key(settings: Settings) -> str:
 
 
 async def read_fingerprints(database: Database) -> Sequence[Row]:
-    """Return `(part, process, configuration, secret_key, seen_at)` of every process that lives."""
+    """Return `(part, process, configuration, secret_key, seen_at)` of every running process."""
     return await execute(database.relaxed, _READ, {"gone": _GONE_SECONDS})
 
 
 class Fingerprint:
-    """That of one process."""
+    """The digests of one process."""
 
     def __init__(self, settings: Settings, file: CatalogueFile, database: Database, *, part: str) -> None:
-        """Write and compare nothing yet: that is `run`. A worker needs no secret key."""
+        """Write and compare nothing yet: `run` does. A worker needs no secret key."""
         self._file = file
         self._database = database
         self._part = part
@@ -86,7 +86,7 @@ class Fingerprint:
         self._told: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
-        """Write and compare, at once and again, until cancelled."""
+        """Write and compare at once and once a minute, until cancelled."""
         while True:
             try:
                 await self.compare()
@@ -106,5 +106,5 @@ class Fingerprint:
             if None not in (other.secret_key, self._secret_key) and other.secret_key != self._secret_key:
                 differing.add((other.process, "HEADRACE_SECRET_KEY"))
         for process, what in sorted(differing - self._told):
-            log.warning("%s has another %s than this process: all have to have the same", process, what)
+            log.warning("%s has another %s than this process: all processes need the same", process, what)
         self._told = differing

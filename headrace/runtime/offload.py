@@ -1,7 +1,8 @@
-"""Work on a large document beside the event loop, so that nobody else waits for it.
+"""Work on a large document beside the event loop, so that no other request waits for it.
 
-One thread for all of it: Python runs one at a time anyway, and one large document at a time is in several forms. Each
-function that it runs has to be made of steps that take milliseconds, as a single call into C keeps the loop waiting.
+One thread does all such work: Python runs one thread at a time anyway, and memory then holds one large document in
+several forms, not many. Each function that it runs has to consist of steps that take milliseconds, as a single call
+into C keeps the event loop waiting.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 LARGE_BYTES = 64 * 1024
-"""Bytes of JSON from which on it is large: what is smaller is parsed and checked in a few milliseconds at worst."""
+"""Bytes of JSON above which a document is large: a smaller one takes a few milliseconds at worst."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -1,1 +1,1 @@
-"""What a process says of itself."""
+"""What operators see of a process: its logs."""

@@ -14,12 +14,12 @@ from typing import Any
 
 _context: ContextVar[dict[str, str]] = ContextVar("headrace_log_context", default={})  # noqa: B039  never mutated
 
-# Keys of ours and of the providers that we know. Nothing logs one on purpose; this is for what others' errors carry.
+# Keys of Headrace and of known providers. No line has one on purpose; errors of libraries and providers may.
 _SECRET = re.compile(r"\b(hr_|sk-|AIza)[A-Za-z0-9_\-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?<=[Bb]earer )\S+")
 
-# What could end a line, reorder it on a terminal, or not be written at all.
+# Characters that could end a line, reorder it on a terminal, or not be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-# What Postgres says of the values that a statement failed on, up to what SQLAlchemy or a traceback says next.
+# Postgres's lines with the values that a statement failed on, up to the next line of SQLAlchemy or a traceback.
 _VALUES = re.compile(
     r"\n(?:DETAIL|CONTEXT):.*?(?=\n\[SQL:|\n\(Background on|\n\nThe above exception|\n\nDuring handling|\Z)", re.DOTALL
 )
@@ -27,13 +27,13 @@ _TRACE_INDENT = "\n  | "
 
 
 def redact(text: str) -> str:
-    """Return the text without what looks like a key or a password in a URL."""
+    """Return the text without keys, and without passwords in URLs."""
     return _SECRET.sub("***", text)
 
 
 @contextlib.contextmanager
 def bind(**fields: str) -> Iterator[None]:
-    """Put fields, such as `job=job_…`, into every line that is logged within."""
+    """Add fields, such as `job=job_…`, to every line that is logged within."""
     token = _context.set({**_context.get(), **fields})
     try:
         yield
@@ -60,7 +60,7 @@ class _Formatter(logging.Formatter):
 
 
 def log_formatter() -> logging.Formatter:
-    """Return what renders every record of this process."""
+    """Return the formatter of every record of this process."""
     return _Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
