@@ -1,1 +1,1 @@
-"""Wake-ups in, deltas and transitions out: the worker that runs jobs, and the scheduler that looks after them."""
+"""The process that runs jobs: wake-ups come in, and deltas and ends of jobs go out."""

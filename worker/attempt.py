@@ -26,9 +26,9 @@ class Stop(Enum):
     """Why an attempt is stopped from outside."""
 
     CANCELLED = auto()
-    """The client asked for it: the job ends."""
+    """The client cancelled the job: it ends."""
     LOST = auto()
-    """The lease expired and the job was given to another attempt or has ended: only what it spent is written."""
+    """The lease expired, and the job has another attempt or has ended: only the usage of this one is written."""
     DRAINED = auto()
     """This worker is shutting down: the job goes back to the queue."""
 
@@ -41,7 +41,7 @@ class Lease:
 
     @property
     def expired(self) -> bool:
-        """Tell whether the job may be with another attempt: then nothing of it is published."""
+        """Tell whether the job may be with another attempt: then its events are not published."""
         return now() > self.until
 
 
@@ -67,12 +67,12 @@ class Attempt:
 
     @property
     def route(self) -> Route | None:
-        """The route that is tried, once it is known."""
+        """The route of this attempt, once it is chosen."""
         return self.routes[self.index].route if self.routes else None
 
     @property
     def provider(self) -> str | None:
-        """The name of the provider that is called, or about to be."""
+        """The name of the provider of the route, once it is chosen."""
         return None if self.route is None else self.route.provider_name
 
     @property
@@ -82,7 +82,7 @@ class Attempt:
 
     @property
     def started(self) -> bool:
-        """Whether the model has said anything yet."""
+        """Whether the model has answered with any text yet."""
         return self.exchange is not None and self.exchange.started
 
     def interrupt(self, reason: Stop) -> None:
@@ -92,7 +92,7 @@ class Attempt:
             self.task.cancel()
 
     def insist(self) -> None:
-        """Stop the call upstream again, if something has swallowed that it was stopped."""
+        """Stop the call upstream again, if a library has swallowed the cancellation."""
         if self.stop is not None and not self.ending:
             self.task.cancel()
 
@@ -101,13 +101,13 @@ class Attempt:
         return Frame(self.job.id, self.job.attempt, first_seq, kind, lines)
 
     def spent(self) -> SpentUsage | None:
-        """Return what the attempt has used up to now; None before it calls a provider."""
+        """Return the usage and charge of the attempt up to now; None before it calls a provider."""
         if self.route is None or self.exchange is None:
             return None
         return spent_on(self.route, self.exchange.usage, self.request, answered=self.exchange.model)
 
     def record(self, status: str, error: HeadraceError | None = None) -> str:
-        """Return what the job's attempts say of this one, as JSON."""
+        """Return the entry of this attempt in the job's list of attempts, as JSON."""
         route = self.route
         told = None if error is None else error.body()
         if told is not None and error is not None and error.detail is not None:

@@ -1,8 +1,8 @@
 """What a circuit is, and how it changes: closed, open for a while after failures in a row, then probed by one call.
 
-After so many failures the circuit opens, and no call is made until its cooling time is over. Then one call probes: an
-answer closes the circuit, a failure opens it for longer. A circuit that other workers' circuits put in doubt lets one
-call through in the same way. This is pure; `worker/paths.py` has the circuits of a worker.
+After a number of failures the circuit opens, and the worker makes no call until its cooling time is over. Then one call
+probes: an answer closes the circuit, a failure opens it for longer. A circuit that other workers' circuits put in doubt
+lets one call through in the same way. Everything here is pure; `worker/troubled.py` has the circuits of a worker.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Rules:
     failures: int = 5
     """Failures in a row that open a circuit: one job's retries alone do not."""
     cooling_seconds: float = 5.0
-    """How long it is open at first; this doubles each time that it opens again soon."""
+    """Seconds for which a circuit is open at first; they double each time that it opens again soon."""
     longest_cooling_seconds: float = 120.0
     probe_seconds: float = 30.0
-    """A probe that has not answered by then lets another one through."""
+    """Seconds after which a probe without an answer lets another call probe."""
     forget_seconds: float = 600.0
-    """What is older than this counts for nothing."""
+    """Seconds after which failures no longer count."""
     longest_pause_seconds: float = 3600.0
-    """A provider is not believed beyond this."""
+    """Seconds that a provider may ask to be paused for; a longer pause is cut to them."""
 
     @property
     def share(self) -> int:
@@ -34,7 +34,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """The trouble with a provider, of everyone or of one account. Times are in milliseconds, 0 where there is none."""
+    """The trouble with a provider, for everyone or for one account. Times are in milliseconds, or 0."""
 
     failures: int = 0
     trips: int = 0
@@ -45,8 +45,8 @@ class Circuit:
     def failed(self, now: int, rules: Rules, *, probe: bool, jitter: float, weight: int = 1) -> Circuit:
         """Return the circuit after a failure; `jitter` in 0 to 1 spreads its cooling time by a quarter either way.
 
-        While it is open only the probe counts: other calls were under way when it opened, and say nothing new. A
-        failure of no `weight` is remembered and not counted.
+        While it is open only the probe counts: other calls were under way when it opened, and show nothing new. A
+        failure with a `weight` of 0 is remembered but not counted.
         """
         if self.open_until and not probe:
             return self
@@ -71,7 +71,7 @@ class Circuit:
         return replace(self, failures=0, open_until=0, probe_until=0)
 
     def abandoned(self) -> Circuit:
-        """Return the circuit after a probe that was given up, and so tells nothing."""
+        """Return the circuit after a probe that was given up, and so shows nothing."""
         return replace(self, probe_until=0)
 
     def in_doubt(self, now: int) -> Circuit:
@@ -80,15 +80,15 @@ class Circuit:
 
     @property
     def doubted(self) -> bool:
-        """Whether it is open on other workers' word, and not by failures here."""
+        """Whether it is open because of other workers' views, and not by failures here."""
         return bool(self.open_until) and not self.failures
 
     def blocked(self, now: int) -> int:
-        """Return the milliseconds in which no call is let through; 0 if one is, if only to probe."""
+        """Return the milliseconds until a call may go through, if only to probe; 0 if one may now."""
         return max(0, self.open_until - now, self.probe_until - now)
 
     def tidied(self, now: int, rules: Rules) -> Circuit:
-        """Return the circuit without what is too old to count."""
+        """Return the circuit, healthy if its last failure is too old to count."""
         old = now - max(self.failed_at, self.open_until, self.probe_until) > rules.forget_seconds * 1000
         return HEALTHY if old else self
 

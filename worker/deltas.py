@@ -26,7 +26,7 @@ class Deltas:
     __slots__ = ("_attempt", "_first_at", "_held", "_job_id", "_saved", "_taken", "seq")
 
     def __init__(self, job_id: str, attempt: int) -> None:
-        """Start with none."""
+        """Start without deltas."""
         self.seq = 0
         """The number of the last delta, 0 before the first."""
         self._job_id = job_id
@@ -55,7 +55,7 @@ class Deltas:
         return Segment(self._job_id, self._attempt, self._saved + 1, self.seq, self._held[:-1].decode())
 
     def saved(self, segment: Segment) -> None:
-        """Let go of the deltas of the last segment taken, which Postgres has now."""
+        """Drop the deltas of the last segment taken, which Postgres has now."""
         del self._held[: self._taken]
         self._taken = 0
         self._saved = segment.last_seq
@@ -71,10 +71,10 @@ class Deltas:
 
 
 class DeltaWriter:
-    """Writes what attempts hold. What could not be written stays with its attempt and goes with the next segment."""
+    """Writes the deltas that attempts hold. If a write fails they stay with their attempts and go with the next."""
 
     def __init__(self, database: Database, *, interval_seconds: float) -> None:
-        """Write every `interval_seconds` while there is something to write."""
+        """Write every `interval_seconds` while attempts hold deltas."""
         self._database = database
         self._interval = interval_seconds
         self._soon = asyncio.Event()
@@ -83,7 +83,7 @@ class DeltaWriter:
         self._written: asyncio.Future[None] | None = None
 
     def touch(self, deltas: Deltas) -> None:
-        """Note that an attempt holds deltas; its first ones are written soon, as they tell that its client has text."""
+        """Note that an attempt holds deltas; its first ones are written soon, as they show that its client has text."""
         self._dirty.add(deltas)
         if not deltas.kept:
             self._soon.set()
@@ -112,7 +112,7 @@ class DeltaWriter:
         try:
             await append_segments(self._database, list(segments.values()))
         except SQLAlchemyError as error:
-            log.warning("could not keep deltas, trying again: %s", error)
+            log.warning("could not write deltas, trying again: %s", error)
             self._dirty |= segments.keys()
         else:
             for deltas, segment in segments.items():

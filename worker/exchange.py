@@ -1,4 +1,4 @@
-"""One exchange with a provider: the request out, its answer in, whatever the format, as one completion of OpenAI's."""
+"""One exchange with a provider: its request goes out, and its answer, in any format, becomes one chat completion."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from headrace.providers.sse import Event, EventReader
 from headrace.runtime.offload import offloaded
 
 MOST_HELD = 10_000
-"""Chunks before the first text of an answer, of all of its choices."""
+"""Chunks that an answer may have before its first text, over all of its choices."""
 
 PassOn = Callable[[Sequence[dict[str, Any]]], None]
-"""Takes the chunks that readers are to see, in order, without id, object and created."""
+"""Takes the chunks for readers, in order, without id, object and created."""
 
 
 class Exchange:
-    """What was asked of a provider for a job, and what has come of it so far.
+    """A job's request to a provider, and what the provider has answered so far.
 
-    Where a format has one choice an answer, `n` choices are as many calls, whose answers are merged.
+    Where a format has one choice an answer, `n` choices take `n` calls, whose answers are merged.
     """
 
     def __init__(
         self, client: ProviderClient, job: ClaimedJob, route: Route, request: Mapping[str, Any], *, pass_on: PassOn
     ) -> None:
-        """Ask nothing yet: that is `complete`."""
+        """Call no provider yet: `complete` does."""
         self.secret = route.provider.secret()
         self._client = client
         self._job = job
@@ -44,12 +44,12 @@ class Exchange:
         self._request = request
         self._pass_on = pass_on
         self._format = FORMATS[route.provider.kind]
-        # Somebody may come to watch a background job; only audio cannot always be streamed. A line of a batch is read
-        # when it is there.
+        # A client may come to follow a background job; only audio cannot always be streamed. A line of a batch is read
+        # once its answer is complete.
         watched = job.background and job.batch_id is None and not request.get("audio")
         self._stream = job.streamed or watched
         self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
-        """How many calls it takes."""
+        """Calls that the exchange takes."""
         self._folds = [Fold() for _ in range(self.calls)]
         taken = list(_call_ids(request))
         self._normalisers = [Normaliser(taken=taken) for _ in range(self.calls)]
@@ -60,18 +60,18 @@ class Exchange:
 
     @property
     def started(self) -> bool:
-        """Whether the model has said anything yet."""
+        """Whether the model has answered with any text yet."""
         return self._whole is not None or any(fold.started for fold in self._folds)
 
     @property
     def model(self) -> str:
-        """The model that answered, as its provider said up to now; else the one that was asked."""
+        """The model that answered, as its provider names it; the model of the route until then."""
         said = self._model if self._whole is None else self._whole["model"]
         return said if isinstance(said, str) else self._route.model
 
     @property
     def usage(self) -> TokenUsage:
-        """What was used up to now: as the provider reported it, else an estimate from the text."""
+        """The usage up to now, as the provider reported it, else as estimated from the text."""
         whole = self._whole
         reported = _total([fold.usage for fold in self._folds]) if whole is None else whole.get("usage")
         return parse_usage(reported) or estimate_usage(self._request, self._text())
@@ -81,13 +81,13 @@ class Exchange:
 
         Raises:
             UpstreamError: The provider failed.
-            InvalidRequestError: The request holds something that the format cannot carry.
+            InvalidRequestError: The format cannot carry a part of the request.
         """
         if len(self._folds) == 1:
             completion = await self._call(0)
         else:
             completion = await self._call_each()
-        self._let_go()
+        self._release()
         self._whole = completion | {
             "id": completion_id(self._job.id),
             "object": "chat.completion",
@@ -164,7 +164,7 @@ class Exchange:
     def _take(self, number: int, chunks: Sequence[dict[str, Any]]) -> None:
         """Fold chunks of a call and pass them on.
 
-        Chunks before the first text are held back for it: an attempt that fails before can be tried again unseen.
+        Chunks are held until the first text comes: no reader sees an attempt that fails before.
         """
         fold = self._folds[number]
         for chunk in chunks:
@@ -179,7 +179,7 @@ class Exchange:
                     continue  # whether the client gets a usage chunk is its own choice
             self._held.append(chunk)
         if fold.started or fold.finished:
-            self._let_go()
+            self._release()
         elif len(self._held) > MOST_HELD:
             raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
 
@@ -191,26 +191,26 @@ class Exchange:
             fold.add(chunk)
         return fold.text
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._held:
             chunks, self._held = self._held, []
-            if self._stream:  # else its provider streamed what was to come whole, as it does
+            if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
                 self._pass_on(chunks)
 
 
 def _shallow(data: bytes) -> bytes:
-    """Return a document of a provider's that can be walked level by level.
+    """Return a provider's document, which is shallow enough to be walked level by level.
 
     Raises:
-        UpstreamTooLargeError: It is nested too deeply for that.
+        UpstreamTooLargeError: It is nested too deeply.
     """
     if is_too_deep(data):
-        raise UpstreamTooLargeError("The model's provider sent something that is nested too deeply.")
+        raise UpstreamTooLargeError("The model's provider sent an answer that is nested too deeply.")
     return data
 
 
 def _call_ids(request: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the ids of the calls that a conversation has."""
+    """Yield the ids of the tool calls in a conversation."""
     for message in request.get("messages") or ():
         for call in message.get("tool_calls") or ():
             yield call["id"]

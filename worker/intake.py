@@ -1,9 +1,9 @@
-"""What a worker runs next: slots, the wake-ups that wait for one, and the fair order while there are more jobs.
+"""What a worker runs next: its slots, the wake-ups that wait for one, and the fair order while jobs wait.
 
 A wake-up is a hint, and the row in Postgres decides. While slots are free, a job starts as soon as its wake-up comes.
-Once jobs wait for slots here, their order is not that of the wake-ups, which is that of arrival: the worker asks
-Postgres which waiting jobs come first, whether or not their wake-ups have come here. A wake-up whose job runs by then
-claims nothing. Lines of batches start in the order in which they come: the scheduler has shared them out already.
+Once jobs wait for slots here, they do not start in the order of their wake-ups, which is that of arrival: the worker
+asks Postgres which waiting jobs come first, whether or not their wake-ups have come here. A wake-up whose job runs by
+then claims nothing. Lines of batches start in the order in which they come: the scheduler has shared them out already.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from worker.availability import Availability
 log = logging.getLogger(__name__)
 
 _LINES = "batch"
-# Seconds between two looks for jobs that may have a reserved slot, and how many times as long as the last look took.
+# Seconds between two looks for jobs that may have a reserved slot.
 _RESERVE_SECONDS = 0.1
+# Times the duration of the last such look that the worker rests at least.
 _REST = 20
 # Seconds for which slots that come free are gathered, so that one look serves many.
 _GATHER_SECONDS = 0.01
 # Seconds until the next look after one that failed.
 _FAILED_SECONDS = 0.5
-# Jobs that one look finds, and wake-ups that are looked at with it.
+# Jobs that one look finds at most, and wake-ups that it checks.
 _MOST_FOUND = 32
 _MOST_HINTS = 256
 
 
 class Slot:
-    """Room for one job; it says whose job that is once it is known."""
+    """Room for one job, which is counted for the job's account once that is known."""
 
     def __init__(self, slots: Slots, tier: str) -> None:
         self._slots = slots
@@ -48,13 +49,13 @@ class Slot:
         self._holder: tuple[str, bool] | None = None
 
     def hold(self, account: str, *, background: bool) -> None:
-        """Note whose job has this slot."""
+        """Note the account of the job that has this slot."""
         if self._holder is None:
             self._holder = (account, background)
             self._slots.count(account, 1, background=background)
 
     def free(self) -> None:
-        """Give the slot to the next job."""
+        """Free the slot for the next job."""
         self._slots.taken -= 1
         self._slots.lines -= self._tier == _LINES
         if self._holder is not None:
@@ -63,9 +64,9 @@ class Slot:
 
 
 class Slots:
-    """The slots of one worker, and a reserve that only accounts that run little here may use.
+    """The slots of one worker, and a reserve for accounts that run few jobs here.
 
-    So a job of another account starts although one account's long calls hold every slot.
+    A job of another account then starts although one account's long calls hold every slot.
     """
 
     def __init__(self, size: int, *, line_slots: int) -> None:
@@ -76,10 +77,10 @@ class Slots:
         self.taken = 0
         self.lines = 0
         self.running: dict[str, tuple[int, int]] = {}
-        """Of each account, the number of its jobs that run here, and of those that a client waits for."""
+        """For each account, the number of its jobs that run here, and of its foreground jobs among them."""
 
     def room(self, tier: str) -> int:
-        """Return how many jobs of a tier may start in slots that are free to all."""
+        """Return how many jobs of a tier may start in slots that every account may use."""
         free = max(0, self._size - self.taken)
         return min(free, max(0, self._line_slots - self.lines)) if tier == _LINES else free
 
@@ -87,7 +88,7 @@ class Slots:
     def reserve(self) -> int:
         """Reserved slots that are free while all others are taken.
 
-        An account has to run fewer jobs here than that to get one: so something is left for the next account.
+        An account gets one only if it runs fewer jobs here than that: so some are left for the next account.
         """
         return self._size + self._reserve - max(self.taken, self._size)
 
@@ -103,19 +104,19 @@ class Slots:
         return (running if job.background else waited_for) < self.reserve
 
     def count(self, account: str, change: int, *, background: bool) -> None:
-        """Note that so many more jobs of an account run here."""
+        """Note that `change` more jobs of an account run here."""
         running, waited_for = self.running.pop(account, (0, 0))
         if running + change:
             self.running[account] = (running + change, waited_for + (0 if background else change))
 
 
 def reserve_of(slots: int) -> int:
-    """Return how many slots a worker with so many has in reserve besides."""
+    """Return how many slots a worker with `slots` has in reserve, beyond those."""
     return max(1, slots // 8)
 
 
 class _Message:
-    """A wake-up's jobs that wait here."""
+    """The jobs of one wake-up that wait here."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -149,7 +150,7 @@ class Intake:
         self._messages: dict[str, _Message] = {}
         self._lines_in_hand = 0
         self._moved = asyncio.Event()
-        """Set once something came, or a slot came free, while jobs wait."""
+        """Set when a wake-up comes or a slot comes free while jobs wait."""
         self.tasks: set[asyncio.Task[None]] = set()
         self._starting: set[str] = set()
         self._heard_at = 0.0
@@ -181,11 +182,11 @@ class Intake:
             await message.gone.wait()
 
     def _waiting(self, tier: str) -> int:
-        """Return how many jobs wait here that compete with one of this tier: lines hold up none but lines."""
+        """Return how many jobs wait here that compete with one of this tier: lines compete with lines."""
         return self._lines_in_hand if tier == _LINES else len(self.in_hand) - self._lines_in_hand
 
     def start(self, job_id: str, tier: str) -> Slot:
-        """Start a job now, in a slot more if none is free, and return its slot."""
+        """Start a job now, in an additional slot if none is free, and return the slot."""
         self._drop(job_id)
         slot = self._slots.take(tier)
         task = asyncio.create_task(self._run(job_id, tier, slot))
@@ -202,7 +203,7 @@ class Intake:
             self._moved.set()
 
     def _drop(self, job_id: str) -> None:
-        """Let a job wait here no longer."""
+        """Remove a job from those that wait here."""
         tier = self.in_hand.pop(job_id, None)
         if tier is None:
             return
@@ -223,7 +224,7 @@ class Intake:
                 self._drop(job_id)
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Take no more jobs."""
         self._closed = True
         self.hand_back_all()
 
@@ -249,7 +250,7 @@ class Intake:
                     await self._pause(max(_RESERVE_SECONDS, _REST * took))
 
     def _open_tiers(self) -> list[str]:
-        """Return the tiers but that of lines with free slots, if jobs wait here that may have those."""
+        """Return the tiers, without that of lines, that have free slots, if jobs wait here for them."""
         tiers = [tier for tier in self._tiers if tier != _LINES and self._slots.room(tier)]
         return tiers if tiers and self._waiting(tiers[0]) else []
 
@@ -279,13 +280,13 @@ class Intake:
         for job in found:
             self._start_found(job)
         await self._forget_taken()
-        if len(found) < limit:  # nothing else is due: so these are not due yet, or not queued any more
+        if len(found) < limit:  # no other job is due: so these are not due yet, or not queued any more
             for job_id, tier in list(self.in_hand.items()):
                 if self._slots.room(tier):
                     self.start(job_id, tier)
 
     async def _use_reserve(self, *, seconds: float = 0) -> None:
-        """Start jobs of accounts that run little here in reserved slots, if all others are taken."""
+        """Start jobs of accounts that run few jobs here in reserved slots, if all others are taken."""
         tiers = [tier for tier in self._tiers if tier != _LINES]
         below = self._slots.reserve
         if any(map(self._slots.room, tiers)) or not tiers or below <= 0:
@@ -299,7 +300,7 @@ class Intake:
             await self._forget_taken()
 
     def _start_found(self, job: WaitingJob, *, reserved: bool = False) -> None:
-        """Start a job unless that is under way already, or its tier has no slot any more."""
+        """Start a job unless it starts already, or its tier has no slot any more."""
         if job.id not in self._starting and (reserved or self._slots.room(job.tier)):
             self.start(job.id, job.tier).hold(job.account_id, background=job.background)
 
@@ -313,7 +314,7 @@ class Intake:
     # -- without wake-ups ---------------------------------------------------------------------------------------------
 
     async def find_unclaimed(self, *, deaf: bool) -> None:
-        """While no message comes, start what Postgres has, if there are slots.
+        """While no message comes, start jobs that wait in Postgres, if there are slots.
 
         Redis may be unavailable, `deaf`, or have lost its lists; or Celery's consumer may hang, as it has done after
         reconnections.

@@ -1,4 +1,4 @@
-"""A line in which accounts take turns: those that wait for a provider's limits, in the order of their admission."""
+"""A line in which accounts take turns: the calls that wait for a provider's limits."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What stands in a line."""
+    """An entry of a line."""
 
     @property
     def account(self) -> str:
-        """Whose it is."""
+        """The account that it belongs to."""
 
     @property
     def background(self) -> bool:
-        """Whether no client waits for it."""
+        """Whether it belongs to a background job."""
 
 
 W = TypeVar("W", bound=Waiting)
 
 
 class Line(Generic[W]):
-    """First what a client waits for, then the background; in either, accounts in turn, each in order of arrival."""
+    """Foreground entries, then background entries; in either, accounts in turn, each in order of arrival."""
 
     def __init__(self) -> None:
         self._waited_for: dict[str, deque[W]] = {}
@@ -35,22 +35,22 @@ class Line(Generic[W]):
         return self._length
 
     def __iter__(self) -> Iterator[W]:
-        """Yield all in their order."""
+        """Yield the entries in their order."""
         for accounts in (self._waited_for, self._background):
             for turn in zip_longest(*accounts.values()):
                 yield from (waiting for waiting in turn if waiting is not None)
 
     def first(self, count: int) -> list[W]:
-        """Return up to so many that come first."""
+        """Return the first entries, up to `count`."""
         return list(islice(self, count))
 
     def append(self, waiting: W) -> None:
-        """Let one more wait."""
+        """Add an entry."""
         self._accounts_of(waiting).setdefault(waiting.account, deque()).append(waiting)
         self._length += 1
 
     def remove(self, leaving: Iterable[W]) -> None:
-        """Let go of some whose turn it was: their accounts' next turn comes after that of the others."""
+        """Remove entries whose turn it was: their accounts' next turn comes after that of the others."""
         for waiting in leaving:
             accounts = self._accounts_of(waiting)
             rest = accounts.pop(waiting.account)
@@ -60,7 +60,7 @@ class Line(Generic[W]):
                 accounts[waiting.account] = rest
 
     def keep(self, stays: Callable[[W], bool]) -> None:
-        """Let go of all that do not stay."""
+        """Remove the entries that do not stay."""
         self._length = 0
         for accounts in (self._waited_for, self._background):
             for account, line in list(accounts.items()):

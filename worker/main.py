@@ -1,8 +1,7 @@
 """The worker's process: Celery's consumer, with the executor in its pool.
 
-A worker that serves nothing that a client waits for is a background worker: it steps back for everyone else on its
-machine, and lets a backlog stay in Redis for whoever is free. One that serves both leaves some of its slots to those
-who wait.
+A worker that serves background tiers alone runs with a lower priority on its machine. A worker that serves foreground
+tiers too leaves some of its slots to them. Either leaves a backlog in Redis for the worker that is free first.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from worker.pool import AsyncioPool
 
 log = logging.getLogger(__name__)
 
-# Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for whoever is free.
+# Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for another worker.
 _WAITING_MESSAGES = 4
 _NICENESS = 10
-# Descriptors for each slot, as a job may have several calls and connections are kept for the next; and those besides.
+# File descriptors for each slot, as a job may have several calls and connections are kept for the next, and others.
 _SLOT_DESCRIPTORS = 4
 _OTHER_DESCRIPTORS = 128
 
@@ -65,7 +64,7 @@ class WorkerPool(AsyncioPool):
 
     @classmethod
     def hurry(cls) -> None:
-        """Have the executor drain no longer."""
+        """Have the executor hand back the jobs that still run."""
         if cls.loop is not None:
             cls.loop.call_soon_threadsafe(cls.executor.hurry)
 
@@ -82,7 +81,7 @@ async def run(job_ids: list[str], *, queue: str) -> None:
 
 
 async def run_lines(job_ids: list[str], *, queue: str) -> None:
-    """Hand lines of batches to the executor, as a task of its own, of which many may wait."""
+    """Hand lines of batches to the executor, as a task of another name, of which many may wait."""
     await run(job_ids, queue=queue)
 
 
@@ -124,10 +123,10 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
     if set(tiers) <= BACKGROUND_TIERS:
         os.nice(_NICENESS)
     else:
-        # The window bounds how many lines wait here; nobody else may wait behind them.
+        # The feed's window bounds how many lines wait here; no other job waits behind them.
         WorkerPool.patient = frozenset({RUN_LINES_TASK})
         slots = max(1, slots * 3 // 4)
-    warnings.filterwarnings("ignore", category=SecurityWarning)  # that it runs as root is its operator's choice
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # to run it as root is its operator's choice
     app = create_celery(settings.redis_url)
     app.conf["headrace_settings"] = settings
     app.conf["headrace_line_slots"] = slots

@@ -1,8 +1,8 @@
 """A Celery pool that runs tasks on an asyncio event loop in a thread: hundreds of calls in flight in one process.
 
-Celery's consumer stays in the main thread and hands each task's coroutine to the loop; as nothing is acknowledged, that
-is all there is to tell. When the loop has as many tasks as the pool's limit, the consumer waits, and what is in Redis
-stays there for whoever is free.
+Celery's consumer stays in the main thread and hands each task's coroutine to the loop. Nothing is acknowledged, so the
+consumer does not wait for the task. When the loop has as many tasks as the pool's limit, the consumer waits, and the
+messages in Redis stay there for another worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks, while the pool is full, at whether the worker is to stop.
 _PATIENCE_SECONDS = 0.5
-# Seconds between two looks, while no message is wanted, at whether one is.
+# Seconds between two looks, while the worker takes no message, at whether it takes one.
 _LOOK_SECONDS = 0.1
 
 
@@ -37,10 +37,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     signal_safe = False
     patient: frozenset[str] = frozenset()
-    """Tasks that may be many and wait for long: they take no room, so that nothing waits behind them."""
+    """Tasks that may be many and wait for long: they take no room, so that no other task waits behind them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what Celery gives every pool."""
+        """Take the arguments that Celery gives every pool."""
         super().__init__(*args, **kwargs)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="asyncio", daemon=True)
@@ -51,19 +51,19 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Open what tasks need, on the loop, before the first; close it after the last."""
+        """Open what tasks need before the first one starts, and close it after the last, on the loop."""
         yield
 
     def takes(self) -> bool:
-        """Tell whether messages are wanted now. A thread beside the loop asks."""
+        """Tell whether the worker takes messages now. A thread beside the loop asks."""
         return True
 
     def hand_back(self, queue: str, args: list[Any]) -> None:
-        """Take the arguments of a message that came while none is wanted, on the loop."""
+        """Give back the arguments of a message that came while the worker takes none, on the loop."""
         raise NotImplementedError
 
     def on_start(self) -> None:
-        """Start the loop; raises what its start-up raised."""
+        """Start the loop; raise what its start-up raised."""
         self._thread.start()
         self._ready.result()
 
@@ -72,8 +72,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
     ) -> None:
         """Start a task's coroutine; wait first while there are too many, unless this worker is to stop.
 
-        The message is ours, so its task then has to hand back what is in it. One that comes while none is wanted is
-        handed back at once, and the consumer waits here, so that the others stay in Redis.
+        Redis no longer has the message, so its task hands back the jobs that it cannot run. A message that comes while
+        the worker takes none is handed back at once, and the consumer waits here, so that the others stay in Redis.
         """
         name, _task_id, request, body, content_type, encoding = args
         arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
@@ -90,10 +90,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
                     break
             run = self.app.tasks[name].run
             self._loop.call_soon_threadsafe(self._start, name, run, arguments, {**options, "queue": queue})
-        callback((0, None, 0.0))  # Celery forgets the task; its outcome is none of Celery's business
+        callback((0, None, 0.0))  # Celery forgets the task: its outcome is in Postgres
 
     def on_stop(self) -> None:
-        """Leave the lifespan, and with it let running work end, then stop the loop."""
+        """Leave the lifespan, which lets running tasks end, then stop the loop."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
@@ -112,7 +112,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         if task.get_name() not in self.patient:
             self._room.release()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a task broke", exc_info=error)
+            log.error("a task failed", exc_info=error)
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)

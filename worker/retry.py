@@ -12,7 +12,8 @@ from headrace.errors import UpstreamError, UpstreamRefusedError
 
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
-# Seconds before a job that one worker leaves to the others is due again: its own wake-up may come back to it.
+# Seconds before a job that one worker leaves to the others is due again, as its wake-up may come back to this worker:
+# the bound at first, its growth with each attempt, and its maximum.
 _FIRST_HANDOVER_SECONDS = 0.1
 _HANDOVER_GROWTH = 1.25
 _LONGEST_HANDOVER_SECONDS = 2.0
@@ -50,8 +51,8 @@ def next_attempt(
 ) -> Retry | None:
     """Return the attempt after one that failed with `error` on `routes[route]`, or None if the job fails with it.
 
-    A provider that asks for more time than the job has is not waited for. What the caller asked for is tried elsewhere
-    only on the routes that are there for that error: a larger context window, or another idea of what may be said.
+    The job does not wait for a provider that asks for more time than the job has. After an error of the request itself,
+    only routes with a condition for that error are tried: a larger context window, or another content policy.
     """
     condition = CONDITIONS.get(error.code or "")
     if condition is not None:

@@ -17,7 +17,7 @@ from redis import Redis
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.queue import create_celery, queue_name
 from tests.fakes.provider import PATIENCE
-from tests.integration.pool_worker import BREAK, PARK
+from tests.integration.worker.pool_worker import BREAK, PARK
 from tests.service import ROOT, until
 
 MANY = 200
@@ -32,7 +32,7 @@ class Worker:
         self.redis: Any = Redis.from_url(url, decode_responses=True)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.pool_worker", url, str(concurrency), mode],
+                [sys.executable, "-m", "tests.integration.worker.pool_worker", url, str(concurrency), mode],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
@@ -137,12 +137,12 @@ def test_a_worker_that_is_told_to_stop_lets_its_tasks_end_and_takes_no_more_off_
     worker.process.send_signal(number)
     assert worker.process.wait(PATIENCE) == exit_code, worker.log.read_text()
     assert worker.redis.smembers("done") == worker.redis.smembers("running")
-    assert worker.redis.scard("done") == 20 + full, "the one that waited in the worker is nobody else's"
+    assert worker.redis.scard("done") == 20 + full, "no other worker has the message that waited in this one"
     assert worker.redis.lrange("log", 0, -1) == ["opened", "closed"]
     assert worker.waiting == (9 if full else 0)
 
 
-def test_a_worker_finds_its_queue_again_after_redis_was_away(start: Start, valkey: EmbeddedValkey) -> None:
+def test_a_worker_finds_its_queue_again_after_redis_was_unavailable(start: Start, valkey: EmbeddedValkey) -> None:
     worker = start()
     worker.send(PARK, "before")
     worker.until(lambda: worker.redis.scard("running") == 1, "the first")
@@ -155,4 +155,4 @@ def test_a_worker_finds_its_queue_again_after_redis_was_away(start: Start, valke
 def test_a_worker_whose_lifespan_cannot_begin_ends_and_says_why(start: Start) -> None:
     worker = start(mode="broken")
     assert worker.process.wait(PATIENCE) != 0
-    assert "what the lifespan needs is away" in worker.log.read_text()
+    assert "the lifespan's store is unavailable" in worker.log.read_text()

@@ -1,6 +1,7 @@
-"""A Celery worker on AsyncioPool, for test_pool: `python -m tests.integration.pool_worker REDIS_URL CONCURRENCY MODE`.
+"""A Celery worker on AsyncioPool, for test_pool.
 
-What it does is told in Redis: the list `log`, and the sets `running` and `done` of `pid:name`.
+Run `python -m tests.integration.worker.pool_worker REDIS_URL CONCURRENCY MODE`. It reports to Redis: in the list `log`,
+and in the sets `running` and `done` of `pid:name`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Pool(AsyncioPool):
         Pool.leaving, Pool.tasks = asyncio.Event(), set()
         async with Redis.from_url(self.app.conf.broker_url, max_connections=1000) as Pool.redis:
             if Pool.mode == "broken":
-                raise OSError("what the lifespan needs is away")
+                raise OSError("the lifespan's store is unavailable")
             await Pool.redis.rpush("log", "opened")
             yield
             Pool.leaving.set()
