@@ -32,11 +32,12 @@ from worker.circuit import Rules
 from worker.claims import Claims
 from worker.deltas import DeltaWriter
 from worker.ending import Endings
-from worker.intake import Intake, Slots, reserve_of
+from worker.intake import Intake
 from worker.leases import Leases
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.run import Runner
+from worker.slots import Slots, reserve_of
 from worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Executor:
     def _chores(self) -> list[Chore]:
         return [
             self._deltas.run,
-            partial(self._leases.run, self._intake.in_hand.keys()),
+            partial(self._leases.run, self._intake.in_hand),
             self._leases.hear_cancellations,
             self._find_unclaimed,
             self._intake.share,

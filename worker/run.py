@@ -24,10 +24,10 @@ from worker.attempt import Attempt, Lease
 from worker.claims import Claims
 from worker.deltas import Deltas, DeltaWriter
 from worker.exchange import Exchange
-from worker.intake import Slot
 from worker.leases import Leases
 from worker.outcome import Outcomes
 from worker.paths import Circuits
+from worker.slots import Slot
 from worker.throttle import Throttle
 
 # Seconds that a background job may keep its slot here while its provider's limits are used up.
