@@ -17,7 +17,7 @@ files = sa.Table(
     sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
     sa.Column("purpose", sa.Text, nullable=False),
     sa.Column("filename", sa.Text, nullable=False),
-    sa.Column("bytes", sa.BigInteger, comment="Null until all of it is there: nobody sees it before"),
+    sa.Column("bytes", sa.BigInteger, comment="Null until the file is complete, and hidden until then"),
     instant("created_at", default=True),
     instant("expires_at"),
     sa.CheckConstraint("purpose IN ('batch', 'batch_output')", name="purpose_known"),

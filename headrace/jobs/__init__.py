@@ -1,1 +1,1 @@
-"""Jobs: their states, their rows and every statement on them."""
+"""Jobs: their states, their rows, every statement that writes them, and the job object of the API."""

@@ -1,4 +1,4 @@
-"""The job object, as every path, event and command shows it."""
+"""The job object, as every endpoint, event and command shows it."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def find_job(database: Database, job_id: str, account_id: str) -> dict[str
     """Return the job object of an account's job.
 
     Raises:
-        NotFoundError: The account has no such job; whether another has is not told.
+        NotFoundError: The account has no such job. The error is the same where another account has it.
     """
     row = await get_job(database, job_id, account_id) if is_id(job_id, "job") else None
     if row is None:
@@ -178,5 +178,5 @@ async def find_job(database: Database, job_id: str, account_id: str) -> dict[str
 
 
 def no_such_job(job_id: str) -> NotFoundError:
-    """Return the answer for an id that the account has no job by."""
+    """Return the error for an id by which the account has no job."""
     return NotFoundError(f"No job found with id '{job_id[:100]}'.", param="job_id")

@@ -13,7 +13,7 @@ from headrace.usage.spent import Charge, SpentUsage
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a client asks for, before there is a row."""
+    """A client's job before it has a row."""
 
     id: str
     account_id: str
@@ -36,7 +36,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class NewLine:
-    """A line of a batch's input that is to become a job."""
+    """A line of a batch's input before it becomes a job."""
 
     id: str
     line: int
@@ -51,7 +51,7 @@ class NewLine:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job under this worker's lease, and what it takes to run it."""
+    """A job under this worker's lease, with what the worker needs to run it."""
 
     id: str
     attempt: int
@@ -96,12 +96,12 @@ class FinishedJob:
     segment: Segment | None
     spent: SpentUsage | None
     record: str
-    """What the job's attempts say of this one, as JSON, but for when it ended."""
+    """JSON of the attempt for the job's `attempts`, without `ended_at`, which the statement adds."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovedJob:
-    """A job that was moved by another than its worker: to wake a worker for, or to tell its readers of its end."""
+    """A job that another than its worker moved: a worker needs its wake-up, or readers the frame of its end."""
 
     id: str
     tier: str
@@ -112,12 +112,12 @@ class MovedJob:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The messages that workers take next from a tier's queue: `job_ids` of all of them, `last_ids` of the last few."""
+    """The head of a tier's queue: the jobs of its wake-ups in `job_ids`, those of the last few also in `last_ids`."""
 
     job_ids: Sequence[str]
     last_ids: Sequence[str]
     whole: bool
-    """Whether there are no others."""
+    """Whether these are all wake-ups of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +143,12 @@ class WaitingJob:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a job stands, for one who follows its events."""
+    """Where a job stands, for a reader that follows its events."""
 
     state: State
     attempt: int
     in_attempt: bool
-    """Whether a worker holds it, or ended it: else it waits, or was ended from outside."""
+    """Whether a worker holds or ended it. If not, it waits, or the scheduler or a cancellation ended it."""
     delta_count: int
     created: int
     response: str | None
@@ -158,7 +158,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """What a list of jobs is narrowed to; None is no condition. Times are of creation."""
+    """Conditions of a list of jobs. None is no condition; times are of creation."""
 
     state: State | None = None
     model: str | None = None

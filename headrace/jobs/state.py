@@ -1,4 +1,4 @@
-"""The states of a job and who moves it from each to the next. Pure: the writes stand in `queries`.
+"""The states of a job and who moves it from each to the next. The statements stand in `sql`.
 
             claim                  finish
  queued ───────────▶ running ───────────────▶ completed
@@ -22,19 +22,19 @@ class State(StrEnum):
     QUEUED = "queued"
     """Accepted and waiting. A worker claims it; a cancel or the scheduler (deadline) may end it."""
     RUNNING = "running"
-    """Under a worker's lease. That worker ends it or puts it back; if the lease runs out, the scheduler does."""
+    """Under a worker's lease. That worker ends it or puts it back; once the lease has expired, the scheduler does."""
     COMPLETED = "completed"
-    """Ended with a result. Nobody moves it on."""
+    """Ended with a result. This state is final."""
     FAILED = "failed"
-    """Ended with an error. Nobody moves it on."""
+    """Ended with an error. This state is final."""
     CANCELLED = "cancelled"
-    """Ended because someone asked. Nobody moves it on."""
+    """Ended because a client or an operator cancelled it. This state is final."""
     EXPIRED = "expired"
-    """Ended because its deadline passed. Nobody moves it on."""
+    """Ended because its deadline passed. This state is final."""
 
     @property
     def is_final(self) -> bool:
-        """Tell whether nobody moves a job on from here."""
+        """Whether a job stays in this state."""
         return self not in (State.QUEUED, State.RUNNING)
 
 

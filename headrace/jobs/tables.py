@@ -1,4 +1,4 @@
-"""Rows of jobs and of their streamed deltas. The CHECKs keep a row from contradicting itself, whoever writes it."""
+"""Rows of jobs and of their streamed deltas. The CHECKs keep any statement from making a row contradict itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ jobs = sa.Table(
     sa.Column("delta_count", sa.Integer, nullable=False, server_default="0", comment="Of the last attempt, at its end"),
     sa.Column("response", sa.Text, comment="A chat.completion, as JSON"),
     sa.Column("error", sa.Text, comment="OpenAI's error object and its HTTP `status`, as JSON"),
-    sa.Column("webhook", sa.Text, comment="Who is told of its end"),
+    sa.Column("webhook", sa.Text, comment="The URL that gets the event of its end"),
     sa.Column(
         "stored",
         sa.Boolean,
@@ -93,7 +93,7 @@ jobs = sa.Table(
         name="line_of_batch",
     ),
     sa.CheckConstraint("batch_id IS NULL OR (finished_at IS NULL) = (finished_in IS NULL)", name="finished_in_of_line"),
-    # What lists are narrowed to is in the index, so that a list without a match reads no row.
+    # The index has the columns that lists filter by, so that a list without a match reads no row.
     sa.Index(
         "ix_jobs_listed",
         "account_id",
@@ -108,8 +108,8 @@ jobs = sa.Table(
         postgresql_ops={"metadata": "jsonb_path_ops"},
         postgresql_where=sa.text("metadata IS NOT NULL AND deleted_at IS NULL"),
     ),
-    # The small sets that are looked through all the time: what is queued, in order and by account, and what runs. Ended
-    # jobs are in none of them.
+    # Small sets that are scanned all the time: queued jobs in order, queued jobs by account, running jobs. Ended jobs
+    # are in none of these indexes.
     sa.Index("ix_jobs_queued", "tier", "id", postgresql_where=sa.text("state = 'queued'")),
     sa.Index(
         "ix_jobs_waiting",

@@ -1,4 +1,4 @@
-"""Autocommitting connections to Postgres, and how long each statement may take."""
+"""Autocommitting connections to Postgres, and the time limit of each statement."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ PATIENCE_SECONDS = 10.0
 LONG_PATIENCE_SECONDS = 40.0
 """Seconds to wait for a statement that reads many rows."""
 ENDLESS_PATIENCE_SECONDS = 86_400.0
-"""Seconds to wait for what goes through a whole ledger: a day."""
+"""Seconds to wait for a statement that reads the whole ledger: a day."""
 
-# The part of the patience after which Postgres gives up itself. It has to be the first: a statement that is given up by
-# its client alone may be done later.
+# Share of the patience after which Postgres itself cancels a statement. Postgres has to be first: a statement that only
+# its client has given up may still take effect.
 SERVER_SHARE = 0.8
 
-# For a connection to come free: while Postgres is away nobody stands in line for long.
+# Seconds to wait for a free connection. While Postgres is unavailable, callers fail after that time.
 ROOM_SECONDS = 5.0
 
 
 class Connections:
-    """Autocommitting connections to Postgres: SQLAlchemy's engine, and beside it some for the hot path's plain SQL.
+    """Autocommitting connections to Postgres: SQLAlchemy's engine, and a pool for the hot path's plain SQL.
 
-    SQLAlchemy costs a statement three times what psycopg alone does. So a statement that is a text in psycopg's own
-    parameter style goes straight to psycopg, over connections that the engine opened and let go of.
+    A statement costs three times as much CPU through SQLAlchemy as through psycopg alone. So a statement that is a text
+    in psycopg's own parameter style goes straight to psycopg, over connections that the engine opened and detached.
     """
 
     def __init__(self, engine: AsyncEngine, *, limit: int) -> None:
@@ -55,8 +55,8 @@ class Connections:
         """Run one statement, once, and return its rows if it has any.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
-            sqlalchemy.exc.TimeoutError: It did not answer for `patience_seconds`, or no connection came free.
+            sqlalchemy.exc.DBAPIError: Postgres refused the statement or is unavailable.
+            sqlalchemy.exc.TimeoutError: Postgres did not answer for `patience_seconds`, or no connection became free.
         """
         if not isinstance(statement, str):
             async with self.engine.connect() as connection, _longer(connection, patience_seconds):
@@ -76,13 +76,13 @@ class Connections:
                 dead = plain.connection.closed or error.sqlstate in STALE
                 if dead:
                     await plain.connection.close()
-                    await self._close_idle()  # after a restart of Postgres, or a failover, they are all dead
+                    await self._close_idle()  # after a restart or failover of Postgres all are dead
                 else:
                     self._idle.append(plain)
                 if patience.over:
                     raise no_answer(patience_seconds) from error
                 raise self._translated(error, dead=dead) from error
-            except BaseException:  # cancelled half-way: what comes next on that wire is anybody's guess
+            except BaseException:  # cancelled half-way: the answer is still to come on this connection
                 await plain.connection.close()
                 raise
             self._idle.append(plain)
@@ -90,7 +90,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Connections]:
-        """Give one connection, which ends with this: for what a session keeps."""
+        """Give one connection for what a session keeps, such as an advisory lock. It is closed at the end."""
         async with self.engine.connect() as connection:
             try:
                 yield _One(self.engine, connection)
@@ -99,7 +99,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def transaction(self, isolation_level: Isolation) -> AsyncIterator[Connections]:
-        """Give one connection in a transaction, which is committed at the end, or rolled back by an error."""
+        """Give one connection in a transaction. The end commits it; an error rolls it back."""
         async with self.engine.connect() as connection:
             await connection.execution_options(isolation_level=isolation_level)
             async with connection.begin():
@@ -114,7 +114,7 @@ class Connections:
                 async with asyncio.timeout(ROOM_SECONDS):
                     await self._room.acquire()
             except TimeoutError:
-                raise sa.exc.TimeoutError(f"No connection to Postgres came free within {ROOM_SECONDS:g} s.") from None
+                raise sa.exc.TimeoutError(f"No connection to Postgres became free within {ROOM_SECONDS:g} s.") from None
         try:
             yield
         finally:
@@ -140,7 +140,7 @@ class Connections:
         return _Plain(connection, connection.cursor(row_factory=namedtuple_row))
 
     def _translated(self, error: psycopg.Error, *, dead: bool) -> DBAPIError:
-        """Return an error as SQLAlchemy has it, without parameters."""
+        """Return psycopg's error as one of SQLAlchemy's, without the statement's parameters."""
         translated = DBAPIError.instance(
             None,
             None,
@@ -154,7 +154,7 @@ class Connections:
 
 
 class _One(Connections):
-    """One connection, for several statements that belong together."""
+    """One connection, for the statements of a session or a transaction."""
 
     def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
         super().__init__(engine, limit=1)
@@ -163,9 +163,9 @@ class _One(Connections):
     async def execute(
         self, statement: str | sa.Executable, parameters: Mapping[str, Any] | None, *, patience_seconds: float
     ) -> Sequence[Row]:
-        """Run one statement on it. Raises what any other connection does.
+        """Run one statement on this connection. Raises the same errors as any other connection.
 
-        In a transaction, a longer patience holds for the rest of it.
+        In a transaction, a longer patience holds until the transaction's end.
         """
         if patience_seconds > PATIENCE_SECONDS:
             await _execute(
@@ -175,10 +175,11 @@ class _One(Connections):
 
 
 class Patience:
-    """Hangs up on a connection from which no answer comes for too long: behind a dead router the kernel never would."""
+    """Closes a connection on which no answer comes in time. Behind a dead router the kernel would wait for hours."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], seconds: float) -> None:
         self.over = False
+        """Whether the time has passed, and the connection is closed."""
         self._connection = connection
         self._timer = asyncio.get_running_loop().call_later(seconds, self._hang_up)
 
@@ -198,14 +199,14 @@ class Patience:
 
 
 def _give_up_after(patience_seconds: float, *, local: bool = False) -> str:
-    """Return what has Postgres give up before a client of such patience does; `local` to a transaction or not."""
+    """Return the SET by which Postgres gives up before a client of this patience. `local` holds for a transaction."""
     milliseconds = round(patience_seconds * SERVER_SHARE * 1000)
     return f"SET {'LOCAL ' if local else ''}statement_timeout = {milliseconds}"
 
 
 @contextlib.asynccontextmanager
 async def _longer(connection: AsyncConnection, patience_seconds: float) -> AsyncIterator[None]:
-    """Let Postgres take longer over a connection's statements meanwhile, if the patience is longer than usual."""
+    """Raise a connection's `statement_timeout` meanwhile, if the patience is longer than usual."""
     if patience_seconds <= PATIENCE_SECONDS:
         yield
         return
@@ -240,7 +241,9 @@ async def _execute(
 
 @dataclass(slots=True)
 class _Plain:
+    """A connection for plain SQL, with its only cursor."""
+
     connection: psycopg.AsyncConnection[Any]
     cursor: psycopg.AsyncCursor[Any]
     timeout: float = PATIENCE_SECONDS
-    """The patience in seconds that its `statement_timeout` is for."""
+    """The patience, in seconds, to which its `statement_timeout` is set."""

@@ -1,9 +1,9 @@
-"""Connections to Postgres, of autocommitted statements, and the schema's migrations.
+"""A process's connections to Postgres, by kind, and the function that runs a statement on one.
 
-Every write of Headrace is one statement, so a transaction is one round trip. What must not be lost goes through
-`durable`; what only repeats work when it is lost (heartbeats, lines that become jobs) and all reading goes through
-`relaxed`, whose commits do not wait for the disk. That and the time-outs are settings of a connection's session, which
-a pooler has to keep.
+Every write of Headrace is one statement, so a transaction is one round trip. Writes that must not be lost go through
+`durable`. Writes whose loss only repeats work (heartbeats, lines that become jobs) and all reads go through `relaxed`,
+whose commits do not wait for the disk. The difference and the time-outs are settings of a connection's session, which a
+pooler has to keep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from headrace.stores.failures import leave_stale
 from headrace.stores.sessions import SESSION, Opener
 
 LIST_SECONDS = 3.0
-"""Seconds that a list may take, over all that it has to look at."""
+"""Seconds that a statement of a list may take."""
+# Connections for lists, at most.
 _LIST_CONNECTIONS = 3
 
 DIALECT = "postgresql+psycopg://"
@@ -35,23 +36,23 @@ class Database:
     durable: Connections
     relaxed: Connections
     lists: Connections
-    """Few, for questions that may have to look at all of an account's rows: they keep no other statement waiting."""
+    """Few connections, for lists, which may read all of an account's rows: no other statement waits for them."""
 
     @classmethod
     def connect(cls, database_url: str, *, connections: int = 8, part: str = "cli") -> Database:
-        """Return connections that are opened when first needed, at most `connections` of each kind and use.
+        """Return connections that open when first needed, at most `connections` of each kind and use.
 
         Postgres shows them as `headrace {part}`, unless the URL has an `application_name`.
 
         Raises:
-            headrace.settings.SettingError: The URL is of no form that libpq takes.
+            headrace.settings.SettingError: libpq does not accept the URL.
         """
 
         def kind(connections: int = connections, **settings: str) -> Connections:
             engine = create_async_engine(
                 DIALECT,
                 isolation_level="AUTOCOMMIT",
-                hide_parameters=True,  # a prompt has no place in a log
+                hide_parameters=True,  # logs contain no prompts
                 pool_size=connections,
                 max_overflow=0,
                 pool_timeout=ROOM_SECONDS,
@@ -79,13 +80,13 @@ async def execute(
 ) -> Sequence[Row]:
     """Run one statement, SQLAlchemy's or a text in psycopg's parameter style, and return its rows if it has any.
 
-    It is run again, once, when its connection turns out to be dead: after a restart of Postgres every one is. So a
-    statement may have been done before, and each of ours does no harm the second time. A connection that is silent for
-    `patience_seconds` is given up, and whoever waits for it has waited enough.
+    A statement whose connection turns out to be dead, as every connection is after a restart of Postgres, runs once
+    more. The first run may have taken effect, so every statement must be safe to repeat. A connection without an answer
+    for `patience_seconds` is closed, and its statement is not repeated.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: Postgres refused it or is away.
-        sqlalchemy.exc.TimeoutError: It does not answer, or every connection is taken.
+        sqlalchemy.exc.DBAPIError: Postgres refused the statement or is unavailable.
+        sqlalchemy.exc.TimeoutError: Postgres did not answer in time, or every connection is in use.
     """
     try:
         return await connections.execute(statement, parameters, patience_seconds=patience_seconds)

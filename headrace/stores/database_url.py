@@ -1,4 +1,4 @@
-"""`DATABASE_URL` and its forms: all that libpq documents, as libpq itself reads them.
+"""`DATABASE_URL` in all forms that libpq documents, parsed by libpq itself.
 
 postgresql://user:password@host:5432/database?sslmode=verify-full
 postgresql://user@host1,host2:5433/database?target_session_attrs=read-write
@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from headrace.settings import SettingError
 
-# Half-open connections are noticed in about ten seconds rather than in the kernel's two hours.
+# These detect half-open connections within about ten seconds. The kernel's defaults take two hours.
 _DEFAULTS: dict[str, Any] = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -27,17 +27,17 @@ _DEFAULTS: dict[str, Any] = {
     "tcp_user_timeout": "10000",
 }
 _SCHEMES = {"postgresql", "postgres"}
-# No directory, so that libpq fails there at once.
+# Not a directory, so libpq fails to find a socket there at once.
 _NOWHERE = "/dev/null"
-# libpq's errors that name an option, and so quote nothing secret.
+# libpq's errors that quote the name of an option, and so no secret.
 _NAMES_AN_OPTION = ("invalid URI query parameter", "invalid connection option")
 
 
 def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any]:
-    """Return libpq's parameters for a connection of a part, such as `worker`. What the URL says of one stands.
+    """Return libpq's parameters for a connection of a part, such as `worker`. The URL's own parameters win.
 
     Raises:
-        SettingError: libpq does not take the URL, or an option in it.
+        SettingError: libpq does not accept the URL or one of its options.
     """
     scheme = re.match(r"\s*([\w+.-]+)://", database_url)
     if scheme and scheme[1] not in _SCHEMES:
@@ -51,7 +51,7 @@ def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any
 
 
 def _check_values(parameters: dict[str, Any]) -> None:
-    """Have libpq check values as it does before it connects, without an address of a server."""
+    """Have libpq check the values as it does before it connects, without a server's address."""
     host, address = str(parameters.get("host") or ""), str(parameters.get("hostaddr") or "")
     _check_hosts(host, address)
     given = {name: value for name, value in parameters.items() if name not in {"host", "hostaddr"}}
@@ -80,7 +80,7 @@ def _check_hosts(host: str, address: str) -> None:
 
 
 def _connect_nowhere(parameters: dict[str, Any], hosts: int) -> str:
-    """Return what libpq says of a connection to as many hosts, none of which is there."""
+    """Return libpq's error for a connection to as many hosts that do not exist."""
     conninfo = make_conninfo("", **{**parameters, "host": ",".join([_NOWHERE] * hosts)})
     attempt = pq.PGconn.connect_start(conninfo.encode())
     problem = attempt.error_message.decode(errors="replace").strip()
@@ -89,7 +89,7 @@ def _connect_nowhere(parameters: dict[str, Any], hosts: int) -> str:
 
 
 def _reason(message: str) -> str:
-    """Return what is wrong with the URL, without what libpq quotes of it, which may be the password."""
+    """Return the reason of libpq's error, without the part of the URL that it quotes, which may be the password."""
     message = message.strip()
     if message.startswith('missing "="'):
         return "is no URL like postgresql://user:password@host:5432/database"

@@ -1,7 +1,7 @@
-"""Group commit: what arrives while one statement is under way goes into the next, all of it together.
+"""Group commit: items that arrive while a statement runs go into the next statement together.
 
-A lone caller waits for nobody. Under load a batch lingers a moment, so that one statement, one round trip and one wait
-for the disk serve many callers. A row that Postgres refuses fails alone: its batch is then tried one by one.
+A lone caller does not wait. Under load a batch lingers for a moment, so that one statement, one round trip and one wait
+for the disk serve many callers. If Postgres refuses a row, its batch is written one by one, so that row fails alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headrace.stores.failures import is_unavailable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Serialization failures and deadlocks: Postgres asks for the same statement again.
+# SQLSTATEs of serialization failures and deadlocks, after which the same statement may succeed.
 _TRY_AGAIN = frozenset({"40001", "40P01"})
 
 
@@ -39,7 +39,7 @@ class GroupCommit(Generic[Item, Result]):
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Return the result for this item once its batch is written; raise what its write raised."""
+        """Return the item's result once its batch is written, or raise the error of the write."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._pending.append((item, future))
         if self._task is None:
@@ -70,7 +70,7 @@ class GroupCommit(Generic[Item, Result]):
                     await self._write([entry])
             else:
                 _fail(batch, error)
-        except Exception as error:  # noqa: BLE001  (whatever it was, it belongs to those who wait)
+        except Exception as error:  # noqa: BLE001  (the error goes to the callers that wait)
             _fail(batch, error)
         else:
             for (_, future), result in zip(batch, results, strict=True):

@@ -1,4 +1,4 @@
-"""Bringing the schema to a revision."""
+"""Migrates the schema of Postgres, with Alembic."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MIGRATIONS = PARTS / "migrations"
 
 
 def create_sync_engine(database_url: str) -> sa.Engine:
-    """Return an engine for migrations, which keeps no connections.
+    """Return an engine for migrations, which pools no connections.
 
     Raises:
-        headrace.settings.SettingError: The URL is of no form that libpq takes.
+        headrace.settings.SettingError: libpq does not accept the URL.
     """
-    # Behind a pooler, no statement of a migration may count on what the session before it has prepared.
+    # A pooler may give each statement another session, which lacks the statements that an earlier one prepared.
     parameters = {**connection_parameters(database_url), "prepare_threshold": None}
     return sa.create_engine(DIALECT, poolclass=sa.NullPool, connect_args=parameters)
 
@@ -38,7 +38,7 @@ def _alembic(database_url: str) -> Config:
 
 
 def migrate(database_url: str, revision: str = "head") -> None:
-    """Bring the schema to `revision`, up or down. Several may run at once: one migrates, the others wait for it."""
+    """Migrate the schema up or down to `revision`. Of several processes at once, one migrates and the others wait."""
     from alembic import command
 
     config = _alembic(database_url)

@@ -13,7 +13,7 @@ _CHECK_KEY = "headrace:check"
 
 
 def connect_redis(url: str) -> Redis:
-    """Return a client that never waits long: a Redis that is away must slow nobody down."""
+    """Return a client that waits 2 s at most, so that an unavailable Redis slows no caller down for long."""
     return redis_url.connect(
         url,
         socket_timeout=2,
@@ -25,7 +25,7 @@ def connect_redis(url: str) -> Redis:
 
 
 async def redis_takes_writes(redis: Redis) -> bool:
-    """Tell whether Redis takes writes: one that is full, read-only or loading is of as little use as none."""
+    """Whether Redis takes writes. One that is full, read-only or loading counts as unavailable."""
     try:
         await redis.set(_CHECK_KEY, 1, ex=60)
     except AWAY:

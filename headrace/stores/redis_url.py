@@ -1,4 +1,4 @@
-"""`REDIS_URL` and its forms: one server, one behind TLS, or whichever Sentinels say is the master.
+"""`REDIS_URL` and its forms: a server, a server behind TLS, or the master that Sentinels name.
 
     redis://:password@host:6379/0
     rediss://:password@host:6379/0?ssl_ca_certs=/path/ca.pem
@@ -6,7 +6,7 @@
     sentinel://:password@host1:26379,host2:26379/0?master=mymaster&sentinel_password=…
 
 `sentinels://` is Sentinels and servers behind TLS. The `ssl_…` options are redis-py's. redis-py and kombu differ in the
-forms and options that they know, so a URL is read here, and both get it in their way. Any other option is refused.
+forms and options that they know, so this module parses a URL and gives each its own form. It refuses other options.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from redis.exceptions import RedisError, ResponseError
 from headrace.settings import SettingError
 
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
-"""What redis-py raises while Redis is away; the last one is uvloop's, of a transport that was closed meanwhile."""
+"""Errors of redis-py while Redis is unavailable. RuntimeError is uvloop's, of a transport that was closed meanwhile."""
 
 
 def is_spoilt(error: Exception) -> bool:
-    """Tell whether a command failed over what its keys hold, rather than over the state that Redis is in.
+    """Whether a command failed because of what its keys hold, and not because of the state of Redis.
 
-    A Redis that is full, read-only, loading, busy, or allows too little refuses whatever the keys hold.
+    A Redis that is full, read-only, loading, busy, or lacks a permission refuses any keys.
     """
     return type(error) is ResponseError and str(error).startswith(("WRONGTYPE", "ERR", "user_script"))
 
@@ -44,7 +44,7 @@ _TLS = frozenset(
     for name in ("ca_certs", "ca_path", "ca_data", "certfile", "keyfile", "password", "cert_reqs", "check_hostname")
 )
 _SENTINEL = frozenset({"master", "sentinel_username", "sentinel_password"})
-# The schemes, and the options that each has.
+# The options of each scheme.
 _FORMS = {
     "redis": frozenset({"db"}),
     "rediss": frozenset({"db"}) | _TLS,
@@ -55,7 +55,7 @@ _FORMS = {
 
 
 def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
-    """Return a URL's parts and options. Its errors quote nothing that may be the password."""
+    """Return a URL's parts and options. Errors quote no part that may be the password."""
     scheme, found, _ = url.partition("://")
     if not found or scheme not in _FORMS:
         raise SettingError(f"REDIS_URL is to begin with {', '.join(f'{name}://' for name in _FORMS)}.")

@@ -1,7 +1,7 @@
-"""Which revision the database's schema has, and whether this release runs on it.
+"""The revision of the database's schema, and whether this release runs on it.
 
-Migrations only expand, so a process runs on its own revision and on any later one. It refuses an earlier one at its
-start. What a statement says of a column that is not there, later, is treated as Postgres being unavailable.
+Migrations only expand, so a process runs on its own revision and on any later one. It refuses to start on an earlier
+one. A column or table that is missing later counts as Postgres being unavailable.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _CURRENT = "SELECT version_num FROM alembic_version"
 
 
 class SchemaError(Exception):
-    """The schema is older than this release needs; the message tells what to do."""
+    """The schema is older than this release needs. The message says how to migrate it."""
 
 
 @functools.cache
 def known_revisions() -> dict[str, str | None]:
-    """Return the revisions that this release has migrations for, and which each of them follows."""
+    """Return each revision that this release has a migration for, with the revision before it."""
     found = (_REVISION.search(path.read_text()) for path in _VERSIONS.glob("*.py"))
     return {match[1]: match[2] for match in found if match is not None}
 
@@ -42,12 +42,12 @@ def head_revision() -> str:
 
 
 def is_fit(revision: str | None) -> bool:
-    """Tell whether this release runs on a schema of that revision: its last one, or one that it does not know yet."""
+    """Whether this release runs on a schema of that revision: its own last revision, or one that it does not know."""
     return revision == head_revision() or (revision is not None and revision not in known_revisions())
 
 
 async def current_revision(database: Database) -> str | None:
-    """Return the revision that the schema has, or None if it was never migrated."""
+    """Return the schema's revision, or None if it was never migrated."""
     if not (await execute(database.relaxed, _TABLE))[0][0]:
         return None
     rows = await execute(database.relaxed, _CURRENT)
@@ -55,7 +55,7 @@ async def current_revision(database: Database) -> str | None:
 
 
 def check_schema(database_url: str) -> None:
-    """Check the schema before a part starts; a Postgres that is unavailable is left to the part.
+    """Check the schema before a part starts. Does nothing while Postgres is unavailable: the part handles that.
 
     Raises:
         SchemaError: The schema is older than this release needs.

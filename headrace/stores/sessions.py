@@ -1,4 +1,4 @@
-"""How a connection's session is set up, and the check that a pooler keeps it."""
+"""The settings of a connection's session, and the check that a pooler keeps sessions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import psycopg
 from headrace.stores.connections import PATIENCE_SECONDS, SERVER_SHARE, Patience
 from headrace.stores.database_url import connection_parameters
 
-# Times that a process compares two connections' sessions, as other clients of a pooler may use the same ones meanwhile.
+# Comparisons of two connections' sessions at a process's start. One could miss a pooler that other clients use too.
 _SESSION_CHECKS = 4
 
-# What every session sets once it is connected: poolers refuse options in a connection's start-up. The server, too,
-# notices half-open connections in about ten seconds: what a client that is gone held, as a lock, is free as soon.
+# Settings of every session, sent once it is connected, because poolers refuse options in a connection's start-up. The
+# keepalives make the server detect half-open connections within about ten seconds, and free their locks.
 SESSION = {
     "statement_timeout": f"{round(PATIENCE_SECONDS * SERVER_SHARE * 1000)}ms",
     "tcp_keepalives_idle": "5",
@@ -28,7 +28,7 @@ class SessionsNotKeptError(psycopg.OperationalError):
     """`DATABASE_URL` leads to a pooler that gives one connection's statements to several sessions of Postgres."""
 
     def __init__(self) -> None:
-        """Say what to do."""
+        """Make the message, which says how to set `DATABASE_URL`."""
         super().__init__(
             "DATABASE_URL leads through a pooler in transaction or statement mode: set it to session mode, or connect "
             "to Postgres directly."
@@ -63,13 +63,13 @@ class Opener:
 
 
 async def _check_sessions(connection: psycopg.AsyncConnection[Any], parameters: Mapping[str, Any]) -> None:
-    """See that each connection has a session of Postgres of its own, which its next statement finds again.
+    """Check that each connection has its own session of Postgres, and keeps it from one statement to the next.
 
-    A pooler in transaction mode gives a statement to any session that is free: two connections then have the same one,
-    or one connection has several. Two statements in a row tell that of a pooler that takes turns.
+    A pooler in transaction mode gives a statement to any free session: then two connections share one, or one
+    connection has several. Two statements in a row detect a pooler that takes sessions in turn.
 
     Raises:
-        SessionsNotKeptError: They have not.
+        SessionsNotKeptError: The pooler does not keep sessions.
         psycopg.OperationalError: Postgres is unavailable.
     """
     async with await psycopg.AsyncConnection.connect(**parameters, autocommit=True) as other:
@@ -81,17 +81,17 @@ async def _check_sessions(connection: psycopg.AsyncConnection[Any], parameters: 
 
 
 async def _session_of(connection: psycopg.AsyncConnection[Any]) -> Any:
-    """Return what tells the session apart from every other one, of this server or of another host."""
-    # Prepared, as psycopg does on its own when it comes again, it would be unknown to another session.
+    """Return what identifies the session among those of this server and of other hosts."""
+    # psycopg prepares a repeated statement, which would fail in another session of the pooler.
     cursor = await connection.execute("SELECT pg_backend_pid(), pg_postmaster_start_time()", prepare=False)
     return await cursor.fetchone()
 
 
 async def check_sessions(database_url: str, part: str) -> None:
-    """See that the URL leads to sessions that are kept, as every part needs them.
+    """Check that the URL leads to sessions that a pooler keeps, which every part needs.
 
     Raises:
-        SessionsNotKeptError: It leads through a pooler in transaction or statement mode.
+        SessionsNotKeptError: The URL leads through a pooler in transaction or statement mode.
         psycopg.OperationalError: Postgres is unavailable.
     """
     await (await Opener(connection_parameters(database_url, part), {})()).close()

@@ -1,4 +1,4 @@
-"""The metadata that every table hangs on, and the names of its constraints."""
+"""The metadata of all tables, with the naming of constraints, and the column type of times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ metadata = sa.MetaData(
 
 
 def instant(name: str, *, default: bool = False, nullable: bool = True) -> sa.Column[object]:
-    """Return a `timestamptz` column; with `default` it is the database's clock at insertion and never null."""
+    """Return a `timestamptz` column. With `default` it is not null and defaults to Postgres's clock."""
     if default:
         return sa.Column(name, sa.TIMESTAMP(timezone=True), server_default=sa.func.now(), nullable=False)
     return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable)

@@ -46,7 +46,9 @@ def upgrade() -> None:
         "usage",
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("discarded", sa.Boolean(), nullable=False, comment="Spent by an attempt whose answer nobody got"),
+        sa.Column(
+            "discarded", sa.Boolean(), nullable=False, comment="Spent by an attempt whose answer was thrown away"
+        ),
         sa.Column("account_id", sa.Text(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=True),
         sa.Column("model", sa.Text(), nullable=False, comment="The model that the client asked for"),

@@ -95,7 +95,7 @@ def _create_files() -> None:
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("filename", sa.Text(), nullable=False),
         sa.Column(
-            "bytes", sa.BigInteger(), nullable=True, comment="Null until all of it is there: nobody sees it before"
+            "bytes", sa.BigInteger(), nullable=True, comment="Null until the file is complete, and hidden until then"
         ),
         _instant("created_at", default=True),
         _instant("expires_at"),

@@ -37,7 +37,9 @@ def upgrade() -> None:
     op.create_index("ix_idempotency_keys_created_at", "idempotency_keys", ["created_at"])
     for table in ("batches", "batch_tallies"):
         op.alter_column(table, "cost", type_=sa.Numeric(), existing_comment=_COST)
-    op.add_column("jobs", sa.Column("webhook", sa.Text(), nullable=True, comment="Who is told of its end"))
+    op.add_column(
+        "jobs", sa.Column("webhook", sa.Text(), nullable=True, comment="The URL that gets the event of its end")
+    )
     op.add_column(
         "jobs",
         sa.Column(

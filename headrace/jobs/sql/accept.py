@@ -1,4 +1,4 @@
-"""A client's job on its way in: inserted, counted, and marked when its wake-up could not be sent."""
+"""The API moves a client's job in: inserts it as queued, and marks it when its wake-up could not be sent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ UPDATE jobs SET sent_at = 'epoch' FROM waiting WHERE jobs.id = waiting.id RETURN
 
 
 async def mark_unsent(database: Database, job_ids: Sequence[str]) -> None:
-    """Note of queued jobs that their wake-ups may not have been sent: the next sweep sends them."""
+    """Mark queued jobs whose wake-ups may not have been sent. The scheduler's next sweep sends them."""
     await execute(database.relaxed, _UNSENT, {"ids": list(job_ids)})
 
 
@@ -67,6 +67,6 @@ SELECT count(*) FROM (
 
 
 async def count_waiting(database: Database, account_id: str, *, limit: int) -> int:
-    """Return how many jobs of an account wait, lines of batches aside, counted no further than `limit`."""
+    """Return how many of an account's jobs wait, without lines of batches. Counts up to `limit`."""
     rows = await execute(database.lists, _COUNT_WAITING, {"account_id": account_id, "limit": limit})
     return int(rows[0][0])

@@ -1,4 +1,4 @@
-"""Cancelling jobs and lines."""
+"""A client or an operator cancels jobs, and the scheduler cancels the lines of a batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FROM target LEFT JOIN changed USING (id)
 
 
 async def cancel_job(database: Database, job_id: str, account_id: str, *, error: str) -> MovedJob | None:
-    """Cancel a queued job at once, or ask for the cancellation of a running one; one that has ended stays as it is.
+    """Cancel a queued job at once, or request the cancellation of a running one. An ended job stays unchanged.
 
     Returns the job as it is then, or None if the account has no such job. `error` is the JSON that the row keeps.
     """
@@ -57,6 +57,6 @@ SELECT id, tier, state, attempt, origin FROM changed
 async def cancel_lines(database: Database, batch_id: str, *, error: str) -> list[MovedJob]:
     """Cancel up to 1,000 jobs of a batch as `cancel_job` does one, and return them as they are then.
 
-    There may be more: none are left when it returns none.
+    The caller repeats it until it returns no job.
     """
     return read_moved(await execute(database.durable, _CANCEL_LINES, {"batch_id": batch_id, "error": error}))

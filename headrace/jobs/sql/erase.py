@@ -1,4 +1,4 @@
-"""What is deleted, pruned and forgotten."""
+"""A client deletes the content of a job. The scheduler prunes deltas, content and rows past their retention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WITH erased AS (
 )
 SELECT id FROM erased
 """
-# By itself and after, so that it sees the deltas of an end that the erasure had to wait for.
+# A second statement, so that it sees the deltas of an end for which the first had to wait.
 _DELETE_DELTAS = "DELETE FROM job_deltas USING jobs WHERE job_id = %(id)s AND id = job_id AND deleted_at IS NOT NULL"
 
 
@@ -39,7 +39,7 @@ UPDATE jobs SET delta_count = 0 FROM over WHERE jobs.id = over.id RETURNING jobs
 
 
 async def prune_deltas(database: Database, *, seconds: float, limit: int = 1000) -> int:
-    """Delete some deltas of jobs that ended so long ago; returns of how many. What they made is their response."""
+    """Delete deltas of up to `limit` jobs that ended `seconds` ago. Returns of how many. The response stays."""
     parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
     return len(await execute(database.relaxed, _PRUNE, parameters))
 
@@ -59,7 +59,7 @@ WHERE jobs.id = read.id RETURNING jobs.id
 
 
 async def erase_unstored(database: Database, *, job_id: str | None = None, seconds: float = 0) -> int:
-    """Erase the content of jobs that are not to be stored: of one, or of some that ended so long ago."""
+    """Erase the content of jobs with `store: false`: of one job, or of up to 500 that ended `seconds` ago."""
     return len(await execute(database.relaxed, _ERASE, {"id": job_id, "seconds": seconds}))
 
 
@@ -75,6 +75,6 @@ DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
 
 
 async def forget_jobs(database: Database, *, seconds: float, limit: int = 500) -> int:
-    """Delete some jobs that ended so long ago, with all that belongs to them but their usage; returns how many."""
+    """Delete up to `limit` jobs that ended `seconds` ago, and all of theirs except usage. Returns how many."""
     parameters = {"before": id_before(seconds), "seconds": seconds, "limit": limit}
     return len(await execute(database.relaxed, _FORGET, parameters))

@@ -1,4 +1,4 @@
-"""Which waiting jobs a worker runs next."""
+"""A worker picks the waiting jobs that it runs next. Nothing is moved here: `run` claims them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from headrace.jobs.records import WaitingJob
 from headrace.stores.database import Database, execute
 
-# From one account to the next by the index, in each tier and apart for those that a client waits for; then the accounts
-# that are first, and their first jobs: `limit` of each are enough. No step depends on how much is queued.
+# The index leads from one account to the next, in each tier, apart for jobs that a client waits for. The first `limit`
+# accounts, and the first `limit` jobs of each, are enough. No step depends on how many jobs are queued.
 _FAIR = """
 WITH RECURSIVE place AS (
     SELECT tier, tier_order, background
@@ -53,13 +53,13 @@ async def find_fair(
     below: int | None = None,
     seconds: float = 0,
 ) -> list[WaitingJob]:
-    """Return up to `limit` due jobs, those first that a worker should run first.
+    """Return up to `limit` due jobs in the order in which a worker should run them.
 
-    The order is that of the tiers; in a tier, jobs that a client waits for come first; then each account in turn, the
-    one with the fewest jobs `running` first. `running` has, of each account, all of its jobs that the worker runs, and
-    those of them that a client waits for. With `below` only accounts count that run fewer than that here: of waiting
-    clients' jobs, for those. Of the first `limit` jobs of an account
-    only those count whose wake-up was sent at least `seconds` ago.
+    Tiers come in their order. In a tier, jobs that a client waits for come first; then accounts take turns, beginning
+    with the one with the fewest jobs in `running`. `running` has two counts for each account: all of its jobs that this
+    worker runs, and those of them that a client waits for. `below` leaves out accounts of which this worker already
+    runs that many jobs, by the second count where a client waits for the job. `seconds` leaves out jobs whose wake-up
+    was sent less than that long ago.
     """
     parameters = {
         "tiers": list(tiers),
@@ -80,5 +80,5 @@ WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND state = 'queued'
 
 
 async def find_taken(database: Database, job_ids: Sequence[str]) -> list[str]:
-    """Return those of the jobs that are not queued any more."""
+    """Return those of the jobs that are no longer queued."""
     return [row[0] for row in await execute(database.relaxed, _TAKEN, {"ids": list(job_ids)})]

@@ -1,4 +1,4 @@
-"""What a client may change of a job that has ended."""
+"""A client changes the metadata of a job that has ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ RETURNING id
 
 
 async def label_job(database: Database, job_id: str, account_id: str, metadata: str | None) -> bool:
-    """Give a job other metadata, as JSON, in place of all it had. Usage keeps the metadata that the job ran with.
+    """Replace a job's metadata, as JSON. Its usage keeps the metadata that the job ran with.
 
-    Returns False if the account has no such job, or one without an answer that is stored.
+    Returns False if the account has no such job, or the job has no stored answer.
     """
     parameters = {"id": job_id, "account_id": account_id, "metadata": metadata}
     return bool(await execute(database.durable, _LABEL, parameters))

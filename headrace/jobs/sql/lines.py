@@ -1,4 +1,4 @@
-"""Lines of batches: made to jobs, released, and held for a provider's own batch API."""
+"""The scheduler moves lines of batches: makes them jobs, and releases those held for a provider's own batch API."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ async def feed_lines(
 ) -> bool:
     """Make jobs of a batch's next lines, which are the bytes from `start` to `end` of its input, all or none.
 
-    With `parcel` they are claimed at once, for as long as the batch has, by a parcel that goes to a provider's own
-    batch API. Returns False when the batch does not stand at `start` any more, or is fed no more. Losing it only
-    repeats it.
+    With `parcel` the statement also claims them, until the batch expires, for a parcel that goes to a provider's own
+    batch API. Returns False if the batch no longer stands at `start`, or no longer accepts lines. A lost commit repeats
+    the feeding.
     """
     parameters = {
         "batch_id": batch_id,
@@ -95,9 +95,9 @@ SELECT id, tier, state, attempt, origin FROM moved
 async def release_lines(
     database: Database, batch_id: str, parcel: str, *, job_ids: Sequence[str] | None = None, error: str
 ) -> list[MovedJob]:
-    """Let workers have up to 1,000 jobs of a parcel, or of these in it; those that somebody has cancelled end.
+    """Put up to 1,000 jobs of a parcel, all or those of `job_ids`, back in the queue. Cancelled ones end instead.
 
-    There may be more: none are left when it returns none. `error` is the JSON that rows of cancelled ones keep.
+    The caller repeats it until it returns no job. `error` is the JSON error of the cancelled jobs.
     """
     parameters = {
         "batch_id": batch_id,
@@ -108,7 +108,7 @@ async def release_lines(
     return read_moved(await execute(database.durable, _RELEASE, parameters))
 
 
-# Requests are up to 20 MB each: a page ends where it has enough of them.
+# Bytes of requests after which a page of held jobs ends; a request has up to 20 MB.
 _HELD_BYTES = 4 * 1024 * 1024
 _HELD = """
 SELECT id, line, attempt, created, request FROM (
@@ -132,9 +132,9 @@ async def read_held(
     job_ids: Sequence[str] | None = None,
     limit: int = 100,
 ) -> list[HeldLine]:
-    """Return up to `limit` jobs that a parcel holds, or of these, in order of their lines, past the line `after`.
+    """Return up to `limit` jobs of a parcel, all or those of `job_ids`, in order of lines, past the line `after`.
 
-    They are fewer if their requests are large; none if there are no more.
+    A page with large requests has fewer. An empty page is the end.
     """
     parameters = {
         "batch_id": batch_id,

@@ -16,7 +16,7 @@ from headrace.jobs.tables import jobs
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 
-# The latest jobs of an account that are looked at for metadata before its index is: what many have is found there.
+# Latest jobs of an account that are searched for metadata before its index is: common metadata is found among them.
 _RECENT_JOBS = 2_000
 PAGE_BYTES = 16 * 1024 * 1024
 """Bytes of answers after which a page of jobs ends."""
@@ -31,7 +31,7 @@ async def list_jobs(
     A page with large answers has fewer: it ends with the job that takes it past `PAGE_BYTES`.
 
     Raises:
-        ListTooLongError: It has to look at more jobs than it has time for.
+        ListTooLongError: The list has to look at more jobs than its time allows.
     """
     try:
         where = _conditions(account_id, wanted, after=after, descending=descending)
@@ -57,7 +57,7 @@ async def _find(
     *,
     descending: bool,
 ) -> Sequence[Row]:
-    """Return `(id, size)` of the first jobs of a list, the bytes of their answers."""
+    """Return `(id, size)` of the first jobs of a list. `size` is in bytes of the answer."""
     if not metadata:
         return await _sizes(database, sa.select(jobs.c.id).where(*where), limit, descending=descending)
     recent = _in_order(sa.select(jobs.c.id, jobs.c.metadata).where(*where), jobs.c.id, descending=descending)
@@ -67,7 +67,7 @@ async def _find(
     found = await _sizes(database, query, limit, descending=descending)
     if len(found) == limit:
         return found
-    # The planner does not know how few jobs have this metadata, so it is made to begin with those.
+    # The planner cannot know how few jobs have this metadata. MATERIALIZED makes it begin with them.
     having_it = sa.select(jobs.c.id).where(*where, jobs.c.metadata.contains(has)).cte("having_it")
     query = sa.select(having_it.prefix_with("MATERIALIZED").c.id)
     return await _sizes(database, query, limit, descending=descending)
@@ -84,7 +84,7 @@ async def _sizes(database: Database, found: sa.Select[tuple[str]], limit: int, *
 def _conditions(
     account_id: str, wanted: JobFilter, *, after: str | None, descending: bool
 ) -> list[sa.ColumnElement[bool]]:
-    """Return what a list of jobs is narrowed to but for metadata: columns of one index, so that no row is read."""
+    """Return a list's conditions without that on metadata. One index has their columns, so that no row is read."""
     where = [jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None)]
     if wanted.state is not None:
         where.append(jobs.c.state == wanted.state.value)

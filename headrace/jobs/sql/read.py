@@ -1,4 +1,4 @@
-"""How a job stands, for those who follow it or ask for it."""
+"""Reads one job: its progress and deltas for readers, its object for the API, any account's jobs for operators."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WHERE job_id = %(id)s AND attempt = %(attempt)s AND last_seq > %(after)s ORDER B
 
 
 async def read_deltas(database: Database, job_id: str, attempt: int, *, after: int) -> list[tuple[int, str]]:
-    """Return what is kept of an attempt's deltas past `after`, as pairs of first sequence number and lines."""
+    """Return an attempt's stored deltas past `after`, as pairs of first sequence number and lines."""
     rows = await execute(database.relaxed, _DELTAS, {"id": job_id, "attempt": attempt, "after": after})
     return [(row[0], row[1]) for row in rows]
 
@@ -55,12 +55,12 @@ FROM jobs WHERE id = ANY(%(ids)b::text[])
 
 
 async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence[Row]:
-    """Return `(job_id, state, attempt, last sequence number kept)` of these jobs."""
+    """Return `(job_id, state, attempt, last stored sequence number)` of these jobs."""
     return await execute(database.relaxed, _POSITIONS, {"ids": list(job_ids)}) if job_ids else []
 
 
 async def read_lease(database: Database, job_id: str) -> datetime | None:
-    """Return until when a worker holds a job; None if none does."""
+    """Return when a job's lease expires, or None if no worker holds it."""
     rows = await execute(database.relaxed, "SELECT lease_until FROM jobs WHERE id = %(id)s", {"id": job_id})
     return rows[0][0] if rows else None
 
@@ -70,7 +70,7 @@ def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 
 def _queue_position() -> sa.ColumnElement[Any]:
-    """Return how many jobs of the same tier are before a queued one, counted no further than 1,000."""
+    """Return SQL for how many jobs of its tier are queued before a queued job, counted up to 1,000."""
     other = jobs.alias("other")
     before = (
         sa.select(other.c.id)
@@ -114,7 +114,7 @@ VIEW = sa.select(
 ).select_from(
     jobs.outerjoin(
         usage,
-        # Both are the clock of the statement that ended the job: so one partition of the ledger is looked at.
+        # Both times are those of the statement that ended the job, so Postgres reads one partition of the ledger.
         sa.and_(usage.c.job_id == jobs.c.id, usage.c.created_at == jobs.c.finished_at, usage.c.kind == "counted"),
     )
 )
@@ -136,7 +136,7 @@ async def get_request(database: Database, job_id: str, account_id: str) -> str |
     return rows[0][0] if rows else None
 
 
-# For operators, who see every account's jobs: with whose it is.
+# For operators, who see the jobs of every account.
 _ANYONES_VIEW = (
     VIEW.add_columns(jobs.c.account_id, accounts.c.name.label("account"))
     .join(accounts, accounts.c.id == jobs.c.account_id)
@@ -145,7 +145,7 @@ _ANYONES_VIEW = (
 
 
 async def get_anyones_job(database: Database, job_id: str) -> Row | None:
-    """Return a job of whatever account, with `account_id` and `account`, its name; None if there is none."""
+    """Return a job of any account, with `account_id` and the account's name as `account`, or None."""
     rows = await execute(database.relaxed, _ANYONES_VIEW.where(jobs.c.id == job_id))
     return rows[0] if rows else None
 
@@ -153,7 +153,7 @@ async def get_anyones_job(database: Database, job_id: str) -> Row | None:
 async def list_anyones_jobs(
     database: Database, *, account: str | None, state: State | None, limit: int
 ) -> Sequence[Row]:
-    """Return up to `limit` jobs of every account, or of the one of that name, newest first."""
+    """Return up to `limit` jobs of every account, or of the account named `account`, newest first."""
     query = _ANYONES_VIEW
     if account is not None:
         query = query.where(accounts.c.name == account)

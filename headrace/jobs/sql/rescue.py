@@ -1,4 +1,4 @@
-"""The scheduler's repairs: jobs whose worker died, jobs past their deadline, wake-ups that got lost."""
+"""The scheduler moves jobs whose lease or deadline has expired, and marks those whose wake-ups it resends."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ SELECT id, tier, state, attempt, origin FROM moved
 async def rescue_jobs(
     database: Database, *, max_lost: int, delay_seconds: float, cancelled: str, poisonous: str, interrupted: str
 ) -> list[MovedJob]:
-    """Take running jobs from workers whose lease ran out: back to the queue, or to an end.
+    """Put running jobs whose lease has expired back in the queue, or end them.
 
-    A job under which `max_lost` workers went away is taken for the cause and fails. One whose client has begun to read
-    fails too, rather than repeat itself. The others are due in `delay_seconds`. `cancelled`, `poisonous` and
-    `interrupted` are the errors that rows keep, as JSON.
+    A job that lost `max_lost` workers is presumed to crash them, and fails. A job whose foreground client has read some
+    of its stream fails too, because a new attempt would repeat it. The others are due in `delay_seconds`. `cancelled`,
+    `poisonous` and `interrupted` are the errors that rows keep, as JSON.
     """
     parameters = {
         "max_lost": max_lost,
@@ -71,12 +71,12 @@ SELECT id, tier, state, attempt, origin FROM moved
 
 
 async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
-    """End queued jobs whose deadline has passed; a running one is ended by its worker."""
+    """End queued jobs whose deadline has passed. The worker of a running job ends it at its deadline."""
     return read_moved(await execute(database.durable, _EXPIRE, {"error": error}))
 
 
-# Of a long queue only the head is known. What was sent before its last messages were, and is not in it, was lost; a
-# moment's doubt, as jobs that are committed together are not sent together.
+# Only the head of a long queue is known. A wake-up is lost if it was sent before the head's last messages and is not in
+# the head. The 2 seconds are a margin, because jobs that are committed together are not sent at the same moment.
 _RESEND = """
 WITH edge AS (
     SELECT CASE WHEN %(whole)s THEN 'infinity'
@@ -121,5 +121,5 @@ UPDATE jobs SET sent_at = now() FROM held WHERE jobs.id = held.id
 
 
 async def keep_in_hand(database: Database, job_ids: Sequence[str]) -> None:
-    """Note that the wake-ups of queued jobs are not lost: a worker that lives has them."""
+    """Mark queued jobs as sent again, because a live worker holds their wake-ups."""
     await execute(database.relaxed, _IN_HAND, {"ids": list(job_ids)})

@@ -1,4 +1,4 @@
-"""A worker's statements: it finds, claims and keeps jobs, writes their deltas, and ends each attempt."""
+"""A worker moves the jobs it runs: it claims jobs, extends leases, writes deltas, and ends or puts back attempts."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def claim_jobs(
     held: Sequence[str] = (),
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[ClaimedJob]:
-    """Take those of the jobs that are queued and due; the others are another worker's, or have ended.
+    """Claim those of the jobs that are queued and due. Another worker has claimed the others, or they have ended.
 
-    A job that Postgres has as this worker's and that is not among `held`, those that the worker knows it has, was
-    claimed by a statement whose answer was lost. It is claimed again. `worker` is unique to the process.
+    `held` are the jobs that the worker knows it holds. A job that it holds by Postgres's account but not by its own was
+    claimed by a statement whose answer was lost, so it is claimed again. `worker` is unique to the process.
 
-    This waits for the disk: a Postgres that forgot a claim would give its number to another attempt, whose events its
-    readers could not tell from those that they have, and whose writes no fence.
+    The commit waits for the disk. If Postgres lost a claim, it would give the same attempt number to another claim:
+    readers could not tell the two attempts' events apart, and the fence would let both write.
     """
     parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds, "held": list(held)}
     rows = await execute(database.durable, _CLAIM, parameters, patience_seconds=patience_seconds)
@@ -78,7 +78,7 @@ async def extend_leases(
     lease_seconds: float,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> list[tuple[str, int, bool]]:
-    """Extend the leases of `(job_id, attempt)` pairs and return those to stop: lost ones (true), and cancelled ones."""
+    """Extend the leases of `(job_id, attempt)` pairs. Returns those to stop, with true if lost, false if cancelled."""
     parameters = {
         "id": [job_id for job_id, _ in held],
         "attempt": [attempt for _, attempt in held],
@@ -102,9 +102,9 @@ ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_
 
 
 async def append_segments(database: Database, segments: Sequence[Segment]) -> None:
-    """Keep deltas of running attempts. Those of an attempt that was lost meanwhile are dropped.
+    """Store deltas of running attempts, and drop those of attempts that no longer hold their job.
 
-    This waits for the disk: whoever wrote them keeps them no longer.
+    The commit waits for the disk, because the worker frees its copy afterwards.
     """
     await execute(database.durable, _SEGMENTS, {**_SEGMENT_OF.for_all(segments), **SEGMENT.for_all(segments)})
 
@@ -210,11 +210,11 @@ async def retry_job(
     record: str | None,
     spent: SpentUsage | None = None,
 ) -> State | None:
-    """Put a running job back in the queue, due in `delay_seconds`, or end it if somebody has cancelled it.
+    """Put a running job back in the queue, due in `delay_seconds`, or end it if its cancellation was requested.
 
-    The next attempt takes `route`, on which `retries` have failed by then. What this one spent counts as discarded.
-    `cancelled` is the error that the row keeps then, and `record` what the job's attempts say of this one if anything,
-    both as JSON. Returns the job's state, or None if it was not ours.
+    The next attempt takes `route`, on which `retries` attempts have failed by then. This attempt's usage is written as
+    discarded. As JSON, `cancelled` is the error of a job that ends here, and `record` describes the attempt in the
+    job's `attempts`; None leaves it out. Returns the job's state, or None if the attempt no longer held the job.
     """
     parameters = {
         "id": job_id,
@@ -232,7 +232,7 @@ async def retry_job(
 
 
 async def rehearse(database: Database, *, patience_seconds: float) -> None:
-    """Run what a worker writes, of no job: it fails as it would of one.
+    """Run a worker's writing statements without a job. They fail where they would fail with one.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: Postgres cannot serve, or its schema is not the one that this release knows.
@@ -252,7 +252,7 @@ FROM (SELECT {JOB_FOR_USAGE}, %(attempt)s::int AS attempt FROM jobs
 
 
 async def record_discarded(database: Database, job_id: str, attempt: int, spent: SpentUsage) -> None:
-    """Write what an attempt spent that lost its job; nothing if its usage is written already."""
+    """Write the usage of an attempt that lost its job, unless the attempt already has a row of usage."""
     parameters = {
         "id": job_id,
         "attempt": attempt,

@@ -69,7 +69,7 @@ def test_what_may_have_been_done_is_known() -> None:
     refused = DBAPIError("INSERT", None, Exception(), connection_invalidated=False)
     broke = DBAPIError("INSERT", None, Exception(), connection_invalidated=True)
     assert was_certainly_refused(refused)
-    assert was_certainly_refused(sa.exc.TimeoutError("No connection came free."))
+    assert was_certainly_refused(sa.exc.TimeoutError("No connection became free."))
     assert not was_certainly_refused(broke)
     assert not was_certainly_refused(NoAnswerError())
     refused.__context__ = broke  # it broke at first, and when tried again no connection was to be had
