@@ -1,4 +1,4 @@
-"""What an agent is, and what it makes of a request: the persona and the examples before it, its defaults behind it."""
+"""The definition of an agent, and the request to its model that it makes of a request to the agent."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from headrace.ids import AGENT_PREFIX
 LARGEST_AGENT = 1024 * 1024
 """Bytes of a definition, as JSON."""
 
-# What is of a call and not of the one who answers it.
+# Parameters that belong to a call, for which an agent has no defaults.
 _NOT_DEFAULTS = frozenset({
     "model", "messages", "stream", "stream_options", "background", "webhook", "timeout", "metadata", "store", "user",
     "safety_identifier",
 })  # fmt: skip
-# Two forms of one thing: what a call says in either puts the agent's default in the other aside.
+# Two forms of one parameter. A call that sets either form replaces the agent's default of the other.
 _OTHER_FORM = {
     "max_tokens": "max_completion_tokens",
     "tools": "functions",
     "tool_choice": "function_call",
 }
 _OTHER_FORM |= {form: other for other, form in _OTHER_FORM.items()}
-# Defaults that are about another default, and mean nothing beside what a call has in its place.
+# Defaults that refer to another default, and are dropped where a call sets that one.
 _ABOUT = {"tool_choice": "tools", "parallel_tool_calls": "tools", "function_call": "functions"}
+# Characters of a text in a definition, at most.
 _LONGEST_TEXT = 262_144
 
 _Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
@@ -61,25 +62,27 @@ class AgentDefinition(BaseModel):
     )
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    description: Annotated[str, Field(max_length=4096)] | None = Field(default=None, description="For you, not it")
+    description: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None, description="For you; the model never sees it"
+    )
     bio: _Text | Annotated[list[_Text], Field(max_length=256, fail_fast=True)] | None = Field(
         default=None, description="Who it is: a text, or a list of sentences"
     )
     system_prompt: _Text | None = Field(default=None, description="Its instructions, the same for every client")
-    model: ModelName = Field(description="A model of the catalogue, which no agent is")
+    model: ModelName = Field(description="A model of the catalogue, not an agent")
     parameters: dict[str, Any] | None = Field(
-        default=None, description="Defaults of a chat completion's parameters; those of the call go before"
+        default=None, description="Defaults of a chat completion's parameters; a call's own parameters replace them"
     )
     messages: Annotated[list[Message], Field(max_length=256, fail_fast=True)] | None = Field(
-        default=None, description="An example conversation, which comes before the caller's"
+        default=None, description="An example conversation, placed before the caller's messages"
     )
     metadata: Metadata | None = None
 
     def check(self) -> None:
-        """Check what a type cannot say.
+        """Check the rules that the fields' types cannot express.
 
         Raises:
-            InvalidRequestError: The model is an agent, or a default is none that a chat completion takes.
+            InvalidRequestError: The model is an agent, or a chat completion does not accept a default.
         """
         if self.model.startswith(AGENT_PREFIX):
             raise InvalidRequestError("Invalid 'model': an agent cannot be the model of an agent.", param="model")
@@ -104,8 +107,8 @@ def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, A
     """Return a request to an agent as one to its model.
 
     `agent` is an AgentDefinition's JSON. The persona is a system message before all others; the caller's own system
-    messages come next, then the agent's examples, then the rest of what the caller says. A parameter of the call goes
-    before the agent's default; `null` is none.
+    messages come next, then the agent's examples, then the caller's other messages. A parameter of the call replaces
+    the agent's default; a parameter that is `null` does not.
     """
     given = {name: value for name, value in request.items() if value is not None}
     defaults = _defaults(agent.get("parameters") or {}, given)
@@ -127,7 +130,7 @@ def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, A
 
 
 def _defaults(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that go with what a call gives, so that nothing is refused that its caller never said."""
+    """Return the defaults that fit a call's parameters, so that no error names a parameter that the caller left out."""
     defaults = {
         name: value
         for name, value in parameters.items()

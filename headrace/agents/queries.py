@@ -1,4 +1,4 @@
-"""Every statement on agents. Each sees one account's alone."""
+"""Every statement on agents. Each sees the agents of one account."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SELECT id, version, %(definition)s, %(model)s, created_at FROM agent
 
 
 async def create_agent(database: Database, agent_id: str, account_id: str, *, definition: str, model: str) -> None:
-    """Keep a new agent, in its version 1, unless the account has `MOST_AGENTS`."""
+    """Insert a new agent as version 1, unless the account already has `MOST_AGENTS`."""
     parameters = {"id": agent_id, "account_id": account_id, "definition": definition, "model": model}
     await execute(database.durable, _CREATE, parameters | {"most": MOST_AGENTS})
 
@@ -71,7 +71,7 @@ SELECT id, version, %(definition)s, %(model)s FROM agent RETURNING version
 async def update_agent(
     database: Database, agent_id: str, account_id: str, *, version: int, definition: str, model: str
 ) -> bool:
-    """Keep a new version of an agent that still is at `version`; returns whether it was."""
+    """Insert a new version of an agent that is still at `version`. Returns whether it was."""
     parameters = {"id": agent_id, "account_id": account_id, "version": version}
     return bool(await execute(database.durable, _UPDATE, parameters | {"definition": definition, "model": model}))
 
@@ -83,7 +83,7 @@ RETURNING id
 
 
 async def delete_agent(database: Database, agent_id: str, account_id: str) -> bool:
-    """Let an agent answer no more; its jobs keep what they ran with. Returns False if the account has no such agent."""
+    """Delete an agent; its jobs keep their version of it. Returns False if the account has no such agent."""
     return bool(await execute(database.durable, _DELETE, {"id": agent_id, "account_id": account_id}))
 
 
@@ -105,16 +105,16 @@ WHERE agents.id = %(id)s AND account_id = %(account_id)s AND (deleted_at IS NULL
 async def find_agent(
     database: Database, agent_id: str, account_id: str, *, version: int | None = None, deleted: bool = False
 ) -> AgentVersion | None:
-    """Return an agent as it is, or as it was in `version`; None if the account has no such.
+    """Return an agent in its latest version or in `version`, or None if the account has no such agent or version.
 
-    With `deleted`, one that was deleted is found too: what was accepted before is still to be run.
+    With `deleted` a deleted agent is found too, because requests that were accepted before still run.
     """
     parameters = {"id": agent_id, "account_id": account_id, "version": version, "deleted": deleted}
     rows = await execute(database.relaxed, _FIND, parameters)
     return AgentVersion(*rows[0]) if rows else None
 
 
-# Definitions are up to a megabyte each: a page ends where it has enough of them.
+# A definition has up to a megabyte, so a page also ends by its bytes.
 _PAGE = """
 SELECT id, version, CASE WHEN before < %(bytes)s THEN definition END AS definition, created_at, updated_at
 FROM (
@@ -139,9 +139,9 @@ _NEWEST_FIRST = _PAGE.format(rows=_LIST.format(beyond="<"), order="id DESC")
 async def list_agents(
     database: Database, account_id: str, *, after: str | None, limit: int, descending: bool
 ) -> tuple[list[AgentVersion], bool]:
-    """Return a page of an account's agents past the agent `after`, as they are, in order of creation.
+    """Return a page of an account's agents past the agent `after`, in their latest versions, in order of creation.
 
-    It has up to `limit`, and whether there are more.
+    Returns up to `limit` agents, and whether there are more.
     """
     query = _NEWEST_FIRST if descending else _OLDEST_FIRST
     parameters = {"account_id": account_id, "after": after, "limit": limit, "bytes": _PAGE_BYTES}
@@ -180,7 +180,7 @@ async def list_agent_models(database: Database, account_id: str) -> list[AgentMo
     agents = []
     for agent_id, created_at, named in rows:
         model = named
-        if model is None:  # the release before has kept it
+        if model is None:  # the previous release inserted it
             agent = await find_agent(database, agent_id, account_id)
             model = "" if agent is None else orjson.loads(agent.definition)["model"]
         agents.append(AgentModel(agent_id, created_at, model))
@@ -201,8 +201,8 @@ WHERE known.agent_id = deleted.agent_id AND known.version = deleted.version RETU
 
 
 async def empty_deleted_agents(database: Database, *, limit: int = 500) -> int:
-    """Drop definitions of agents that were deleted two days ago and that no batch runs with; returns how many.
+    """Drop the definitions of agents that were deleted two days ago and that no batch still uses. Returns how many.
 
-    The rows stay, as jobs name them. It reads every deleted agent's row.
+    The rows stay, because jobs refer to them. The statement reads every deleted agent's row.
     """
     return len(await execute(database.relaxed, _EMPTY, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS))

@@ -1,6 +1,6 @@
-"""Every statement on batches but those that make jobs of their lines and end them, which are in `headrace.jobs`.
+"""Every statement on batches. Those that write rows of `jobs` for their lines are in `headrace/jobs/sql`.
 
-Each function is one statement and so one transaction; a move names the state that it moves from.
+Each function is one statement and so one transaction. A move names the state that it moves from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from headrace.webhooks.queries import insert_batch_deliveries
 
+# Seconds of tallies from which a batch's pace is computed.
 _RECENT_SECONDS = 30
-# Tallies younger than this tell the pace.
+# Seconds after which a tally is folded into its batch's row: more than its pace needs.
 _FOLD_SECONDS = 60
 
 _AMOUNTS = (
@@ -36,7 +37,7 @@ _ACTIVE = "('validating', 'in_progress', 'finalizing', 'cancelling')"
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a client asks for, before there is a row."""
+    """A client's batch before it has a row."""
 
     id: str
     account_id: str
@@ -52,7 +53,7 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file of which all is written, and which no one sees yet."""
+    """A file whose content is written, but which is still hidden."""
 
     id: str
     bytes: int
@@ -77,7 +78,7 @@ SELECT id FROM input
 
 
 async def create_batch(database: Database, new: NewBatch) -> bool:
-    """Accept a batch: it is safe on disk now. Returns False if its account has no such file for a batch."""
+    """Accept a batch: it is on disk when this returns. Returns False if the account has no such input file."""
     parameters = {
         "id": new.id,
         "account_id": new.account_id,
@@ -146,7 +147,7 @@ _LIST_ACTIVE = _VIEW + f"WHERE state IN {_ACTIVE} ORDER BY batches.id"
 
 
 async def get_batch(database: Database, batch_id: str, account_id: str) -> Row | None:
-    """Return an account's batch with what its lines add up to, or None if the account has no such batch."""
+    """Return an account's batch with the counts of its lines, or None if the account has no such batch."""
     rows = await execute(database.relaxed, _GET, {"id": batch_id, "account_id": account_id})
     return rows[0] if rows else None
 
@@ -203,9 +204,9 @@ async def start_batch(
     agents: Mapping[str, int],
     native_route: str | None = None,
 ) -> bool:
-    """Let the lines of a valid input be run, on `native_route` by its provider's own batch API.
+    """Start a batch whose input is valid. With `native_route` its lines run on that route's own batch API.
 
-    Returns False if it was cancelled meanwhile.
+    Returns False if the batch was cancelled meanwhile.
     """
     parameters = {
         "id": batch_id,
@@ -220,7 +221,7 @@ async def start_batch(
 
 
 async def fail_batch(database: Database, batch_id: str, problems: Sequence[LineProblem]) -> bool:
-    """End a batch whose input is not valid. Returns False if it was cancelled meanwhile."""
+    """End a batch whose input is invalid. Returns False if the batch was cancelled meanwhile."""
     parameters = {
         "id": batch_id,
         "from": BatchState.VALIDATING,
@@ -232,7 +233,7 @@ async def fail_batch(database: Database, batch_id: str, problems: Sequence[LineP
 
 
 async def finalize_batch(database: Database, batch_id: str) -> bool:
-    """Let the output of a batch be written, all of whose lines have ended. Returns False if it was cancelled."""
+    """Let the scheduler write the output of a batch whose lines have all ended. Returns False if it was cancelled."""
     parameters = {"id": batch_id, "from": BatchState.IN_PROGRESS, "to": BatchState.FINALIZING}
     return bool(await execute(database.durable, _MOVE + _FROM, parameters))
 
@@ -247,7 +248,7 @@ async def end_batch(
     error_file_id: str | None,
     written: Sequence[WrittenFile] = (),
 ) -> bool:
-    """Move a batch from `begin` to its `end`, with its files, which are there from then on if they are `written` only.
+    """Move a batch from `begin` to its `end`, with its files. Files in `written` become visible with it.
 
     Returns False if the batch was not in `begin`.
     """
@@ -272,7 +273,7 @@ WHERE id = %(id)s AND account_id = %(account_id)s AND state IN ('validating', 'i
 
 
 async def cancel_batch(database: Database, batch_id: str, account_id: str) -> None:
-    """Let a batch that is not about to end be cancelled; any other stays as it is."""
+    """Begin to cancel a batch that is being validated or run. Any other stays unchanged."""
     await execute(database.durable, _CANCEL, {"id": batch_id, "account_id": account_id})
 
 
@@ -292,7 +293,7 @@ FROM folded WHERE batches.id = folded.batch_id
 
 
 async def fold_tallies(database: Database) -> None:
-    """Add tallies that are no longer news to their batches' rows."""
+    """Fold old tallies, and all tallies of ended batches, into their batches' rows."""
     await execute(database.relaxed, _FOLD)
 
 
@@ -302,7 +303,7 @@ SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= exp
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
-# Answers are of any size: a page ends where it has enough of them.
+# Answers are of any size, so a page also ends by its bytes.
 _IN_ORDER_OF_LINES = f"""
 SELECT * FROM (
     SELECT *, sum(bytes) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING) - bytes AS before
@@ -312,9 +313,9 @@ SELECT * FROM (
 ) AS page
 WHERE before < %(bytes)s ORDER BY line
 """
-# A transaction that has not ended may have begun before one that has. So that a reader who goes on from the last line
-# it has misses none, it sees only what ended before every transaction that has not. A row of a transaction that has yet
-# to begin is of the database from which this one was restored.
+# An open transaction may have a lower number than one that has ended. A reader continues from its last line, so it gets
+# only the lines of transactions before every open one, and misses none. A row with the number of a future transaction
+# comes from the database from which this one was restored.
 _IN_ORDER_OF_ENDS = (
     _RESULTS
     + """
@@ -342,7 +343,7 @@ async def list_ended(database: Database, batch_id: str, *, after: str | None, li
 
 
 async def has_line(database: Database, batch_id: str, job_id: str) -> bool:
-    """Tell whether a job is one of a batch's lines."""
+    """Whether a job is a line of the batch."""
     query = "SELECT id FROM jobs WHERE id = %(id)s AND batch_id = %(batch_id)s"
     return bool(await execute(database.relaxed, query, {"id": job_id, "batch_id": batch_id}))
 
@@ -361,6 +362,6 @@ DELETE FROM batches USING old WHERE batches.id = old.id RETURNING batches.id
 
 
 async def forget_batches(database: Database, *, seconds: float, limit: int = 500) -> int:
-    """Delete some batches that ended so long ago and have no jobs any more; returns how many. Their usage stays."""
+    """Delete up to `limit` batches that ended `seconds` ago and have no jobs left. Returns how many. Usage stays."""
     parameters = {"before": id_before(seconds, "batch"), "seconds": seconds, "limit": limit}
     return len(await execute(database.relaxed, _FORGET, parameters))

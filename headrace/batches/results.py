@@ -1,7 +1,7 @@
-"""What a line of a batch came to, as its output has it: `BatchRequestOutput` in OpenAI's description. Pure.
+"""The result of a batch's line in its output file: `BatchRequestOutput` in OpenAI's description. Pure.
 
-A line with an answer is in the output file; every other is in the error file: with the error that it was answered
-with, or, if nobody answered, with why.
+A line with an answer goes to the output file, and every other to the error file. There it has the error that the
+provider or Headrace answered with, or the reason why it did not run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DELETED = {"code": "job_deleted", "message": "The job of this request was delet
 
 
 def is_answer(row: Row) -> bool:
-    """Tell whether a line goes into the output file, not into that of errors."""
+    """Whether a line goes to the output file, and not to the error file."""
     return row.state == "completed" and row.response is not None
 
 
@@ -50,7 +50,7 @@ def render_line(row: Row) -> bytes:
 
 
 def render_unrun(job_id: str, custom_id: str, *, cancelled: bool) -> bytes:
-    """Return a line that never became a job; `job_id` is a fresh one, for its id."""
+    """Return a line that never became a job. `job_id` is a new id, from which the line's id is made."""
     return _render(job_id, custom_id, b"null", orjson.dumps(CANCELLED if cancelled else _EXPIRED))
 
 

@@ -1,7 +1,7 @@
-"""Who gets how much of the window of lines that are under way: accounts share it, then the batches of each. Pure.
+"""Shares of the window of running lines: accounts share it, then the batches of each account. Pure.
 
-It is max-min fair: whoever wants less than an even share gets all it wants, and the others share the rest. So a small
-batch beside a huge one is under way at once, and a lone batch has the whole window.
+The shares are max-min fair: an account that wants less than an even share gets all it wants, and the others share the
+rest. So a small batch beside a huge one runs at once, and a lone batch has the whole window.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Name = TypeVar("Name")
 
 
 def share(amount: int, wanted: Mapping[Name, int]) -> dict[Name, int]:
-    """Return how much of `amount` each gets; at least 1 if it wants any, so that nobody ever waits for ever."""
+    """Return each name's share of `amount`: at least 1 if it wants any, so that none waits for ever."""
     shares: dict[Name, int] = {}
     left = amount
     for at, name in enumerate(sorted(wanted, key=lambda name: wanted[name])):
@@ -24,7 +24,7 @@ def share(amount: int, wanted: Mapping[Name, int]) -> dict[Name, int]:
 
 
 def share_window(window: int, wanted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Return how many lines of each batch may be under way. `wanted` is by account, then by batch."""
+    """Return how many lines of each batch may run. `wanted` is by account, then by batch."""
     by_account = share(window, {account: sum(batches.values()) for account, batches in wanted.items()})
     return {
         batch: lines

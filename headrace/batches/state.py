@@ -1,4 +1,4 @@
-"""The states of a batch, which are OpenAI's, and who moves it from each to the next. Pure: the writes are in `queries`.
+"""The states of a batch, which are OpenAI's, and who moves it from each to the next. The statements are in `queries`.
 
               valid                 all ended                written
  validating ────────▶ in_progress ───────────▶ finalizing ──────────▶ completed, or expired
@@ -6,8 +6,8 @@
    │  └──▶ failed      │
    └──────── cancel ───┴─▶ cancelling ─── all ended, written ──▶ cancelled
 
-The API cancels; every other move is the scheduler's, in one statement that names the state it moves from. So several
-schedulers do no harm, and one that dies in the middle of reading an input or writing an output begins anew.
+The API cancels. The scheduler makes every other move, in one statement that names the state it moves from. So several
+schedulers do no harm, and after a crash in the middle of an input or an output the next scheduler begins it anew.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ class BatchState(StrEnum):
     """Where a batch stands. The value is what `status` says in the API."""
 
     VALIDATING = "validating"
-    """Its input is being read. None of its lines is a job yet."""
+    """The scheduler reads its input. No line is a job yet."""
     IN_PROGRESS = "in_progress"
     """Its lines become jobs, a window of them at a time."""
     FINALIZING = "finalizing"
-    """Every job has ended, or will not be: its output is being written."""
+    """Every job has ended, or the batch has expired: the scheduler writes its output."""
     CANCELLING = "cancelling"
-    """No more lines become jobs; those that have are being stopped, and then its output is written."""
+    """No more lines become jobs. Its jobs are cancelled, and then the scheduler writes its output."""
     COMPLETED = "completed"
-    """Every line has ended, if not with an answer then with an error."""
+    """Every line has ended, with an answer or an error."""
     FAILED = "failed"
-    """Its input was not valid. Nothing was run."""
+    """Its input was invalid. No line ran."""
     EXPIRED = "expired"
     """Its window passed before every line had ended."""
     CANCELLED = "cancelled"
-    """Somebody cancelled it. What was done by then is in its output."""
+    """A client cancelled it. Lines that had ended by then are in its output."""
 
     @property
     def is_final(self) -> bool:
-        """Tell whether nobody moves a batch on from here."""
+        """Whether a batch stays in this state."""
         return self in (BatchState.COMPLETED, BatchState.FAILED, BatchState.EXPIRED, BatchState.CANCELLED)

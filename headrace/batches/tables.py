@@ -1,8 +1,8 @@
-"""Rows of batches, and of what their jobs add up to.
+"""Rows of batches, of the tallies of their jobs, and of the parcels for providers' own batch APIs.
 
-A statement that ends jobs of a batch adds a tally; nobody updates the batch's row for it, so no two of them wait for
-each other. The scheduler folds tallies that are no longer news into the batch's row: a batch's counts are what its row
-has and what its tallies have, always, as both change in one statement.
+A statement that ends jobs of a batch inserts a tally and leaves the batch's row alone, so no two such statements wait
+for each other. The scheduler later folds tallies into the batch's row. A batch's counts are always the sum of its row
+and its tallies, because folding changes both in one statement.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ batches = sa.Table(
     sa.CheckConstraint("fed BETWEEN 0 AND total AND completed + failed + cancelled <= fed", name="counts_add_up"),
     sa.Index("ix_batches_account_id_id", "account_id", "id"),
     sa.Index("ix_batches_input_file_id", "input_file_id"),
-    # The small set that the scheduler looks through all the time.
+    # A small set that the scheduler scans all the time.
     sa.Index(
         "ix_batches_active",
         "id",

@@ -1,7 +1,7 @@
-"""Every statement on files. Nobody sees a file before all of it is there, and a file in use cannot be deleted.
+"""Every statement on files. A file is hidden until it is complete, and a file in use cannot be deleted.
 
-A statement of its own looks up whether a file is in use, after the file's row is locked: a single statement would look
-as of before it waited for a batch that is being created.
+A second statement looks up whether a file is in use, after the first has locked the file's row. A single statement
+would not see a batch that was created while it waited for the lock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SELECT id FROM batches
 WHERE input_file_id = %(id)s AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
 """
 _DELETE = "DELETE FROM files WHERE id = %(id)s"
-# An upload that was broken off is kept for longer than an Idempotency-Key by which it may still be ended.
+# An unfinished upload is kept for longer than the Idempotency-Key with which it may still be completed.
 _LOCK_OLD = f"""
 SELECT id FROM files
 WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '2 days')) AND NOT {_IN_USE}
@@ -86,7 +86,7 @@ WITH old AS MATERIALIZED (
 UPDATE files SET expires_at = now() FROM old WHERE files.id = old.id RETURNING files.id
 """
 
-# A batch's file is of no use if the batch, which has ended, has another.
+# A file that was written for a batch is spare if the batch has ended with another file.
 _EXPIRE_SPARE = """
 WITH spare AS (
     SELECT files.id FROM files JOIN batches ON batches.account_id = files.account_id
@@ -101,10 +101,10 @@ UPDATE files SET expires_at = now() FROM spare WHERE files.id = spare.id RETURNI
 
 
 class FileWriter:
-    """Writes a file from pieces of any size; it is there once it is closed, and takes no more memory than a chunk."""
+    """Writes a file from pieces of any size. `close` makes it visible. The writer buffers less than a chunk."""
 
     def __init__(self, database: Database, *, account_id: str, purpose: str) -> None:
-        """Write nothing yet."""
+        """Choose the file's id. The first chunk creates its row."""
         self.file_id = new_id("file")
         self.size = 0
         self._database = database
@@ -122,7 +122,7 @@ class FileWriter:
             await self._append(chunk)
 
     async def flush(self) -> None:
-        """Write all of the file. It still is not there."""
+        """Write the rest of the file, which stays hidden."""
         if self._buffer:
             await self._append(bytes(self._buffer))
             self._buffer.clear()
@@ -130,16 +130,16 @@ class FileWriter:
             await self._create()
 
     async def close(self, *, filename: str, seconds: int | None = None, file_id: str | None = None) -> None:
-        """Make the file be there, on disk, for `seconds` from when it was begun, or until somebody deletes it.
+        """Write the rest and make the file visible. It expires `seconds` after its creation, or never.
 
-        With the `file_id` of one that has the same content and was flushed, that one is there instead.
+        With the `file_id` of another file that was flushed with the same content, that file becomes visible instead.
         """
         await self.flush()
         parameters = {"id": file_id or self.file_id, "bytes": self.size, "filename": filename, "seconds": seconds}
         await execute(self._database.durable, _COMPLETE, parameters)
 
     async def discard(self) -> None:
-        """Delete what was written of a file that is not to be."""
+        """Delete what was written of a file that stays unfinished."""
         await execute(self._database.relaxed, _DISCARD, {"id": self.file_id})
 
     async def _append(self, chunk: bytes) -> None:
@@ -172,7 +172,7 @@ async def list_files(
 
 
 async def delete_file(database: Database, file_id: str, account_id: str) -> tuple[bool, str | None]:
-    """Delete a file. Returns whether the account has it, and the unfinished batch that still needs it if one does."""
+    """Delete a file. Returns whether the account has it, and the unfinished batch that still needs it, if any."""
     async with database.durable.transaction("READ COMMITTED") as transaction:
         if not await execute(transaction, _LOCK, {"id": file_id, "account_id": account_id}):
             return False, None
@@ -201,7 +201,7 @@ async def read_file(
 
 
 async def sweep_files(database: Database, *, chunks: int = 100) -> int:
-    """Delete up to so many chunks of files that have expired, or whose upload was broken off two days ago.
+    """Delete up to `chunks` chunks of files that have expired, or whose upload broke off two days ago.
 
     A file goes with its last chunk. Returns how many rows were deleted.
     """
@@ -211,18 +211,20 @@ async def sweep_files(database: Database, *, chunks: int = 100) -> int:
 
 
 async def forget_files(database: Database, *, seconds: float, limit: int = 500) -> int:
-    """Let some files expire that were made so long ago; returns how many.
+    """Let up to `limit` files expire that were created `seconds` ago. Returns how many.
 
-    Those that a batch reads, or read until less long ago, are kept. The output of a batch is made at its end.
+    A file that an unfinished batch reads, or that a batch read until more recently, is kept. A batch's output counts
+    from its own creation, at the batch's end.
     """
     parameters = {"before": id_before(seconds, "file"), "seconds": seconds, "limit": limit}
     return len(await execute(database.relaxed, _FORGET, parameters))
 
 
 async def expire_spare_outputs(database: Database, *, limit: int = 500) -> int:
-    """Let a batch's files expire that a scheduler wrote before it died, and another wrote anew; returns how many.
+    """Let output files expire that a scheduler wrote before it died, and the next wrote anew. Returns how many.
 
-    A batch of this release ends in the statement that makes its files be there. It reads every file's row.
+    Only earlier releases leave such files: now the statement that ends a batch makes its files visible. The statement
+    reads every file's row.
     """
     rows = await execute(database.relaxed, _EXPIRE_SPARE, {"limit": limit}, patience_seconds=LONG_PATIENCE_SECONDS)
     return len(rows)

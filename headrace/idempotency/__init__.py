@@ -1,1 +1,1 @@
-"""Requests that are sent again and make nothing twice."""
+"""Idempotency keys: a request that is sent again creates and changes nothing twice."""

@@ -1,11 +1,11 @@
-"""Which id a request's `Idempotency-Key` stands for, and whether what the request changes was changed.
+"""The id that a request's `Idempotency-Key` stands for, and whether the request's change was made.
 
-The id of what a request makes is chosen once, before it is made. Whoever sends the request again gets the same id, and
-to make something by an id that is there already changes nothing. So it does not matter who of two that come at once is
-first, or where the first one died.
+A request's key gets the id of the new resource once, before the resource is created. The same request sent again gets
+the same id, and creating a resource whose id exists changes nothing. So the order of two simultaneous requests, or the
+point at which the first one failed, does not matter.
 
-A request that makes nothing but changes something has an id too, which nothing is made by. Once the change is there its
-key is marked as applied, and the change is not made again: it might undo a later one.
+A request that changes a resource has an id too, which no resource gets. Once the change is made, its key is marked as
+applied, and the change is not repeated: it might undo a later one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ APPLY = """
 UPDATE idempotency_keys SET applied = true
 WHERE account_id = %(account_id)s AND key = %(key)s::text AND NOT applied RETURNING key
 """
-"""Marks a key, and returns it if nobody has before: a statement, or the part of one that makes the change itself."""
+"""Marks a key as applied, and returns it unless it was marked before. A statement, or a CTE of the one that changes."""
 _SWEEP = f"""
 WITH old AS MATERIALIZED (
     SELECT account_id, key FROM idempotency_keys WHERE created_at < now() - {_KEPT}
@@ -51,17 +51,17 @@ RETURNING known.key
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a key stands for, and whether it was marked as applied."""
+    """The id that a key stands for, and whether it was marked as applied."""
 
     resource_id: str
     applied: bool
 
 
 async def find_claim(database: Database, account_id: str, key: str, fingerprint: bytes) -> Claim | None:
-    """Return what the key stands for, or None if it is new or a day old.
+    """Return the key's claim, or None if the key is new or a day old.
 
     Raises:
-        ConflictError: It stands for something else that was asked.
+        ConflictError: The key stands for another request.
     """
     rows = await execute(database.relaxed, _FIND, {"account_id": account_id, "key": key})
     if not rows:
@@ -71,15 +71,15 @@ async def find_claim(database: Database, account_id: str, key: str, fingerprint:
 
 
 async def claim_id(database: Database, account_id: str, key: str, fingerprint: bytes, resource_id: str) -> str:
-    """Return the id that the key stands for: `resource_id`, if it is new or a day old.
+    """Return the id that the key stands for: `resource_id`, if the key is new or a day old.
 
-    The commit need not wait for the disk: what is made by the id is committed after it, and so is not there without it.
+    The commit does not wait for the disk: the resource commits later, so it never exists without the claim.
 
     Raises:
-        ConflictError: It stands for something else that was asked.
+        ConflictError: The key stands for another request.
     """
     parameters = {"account_id": account_id, "key": key, "fingerprint": fingerprint, "resource_id": resource_id}
-    # Somebody else's row may be committed between the statement's snapshot and its insertion: the next one sees it.
+    # Another request's row may be committed between the statement's snapshot and its insertion. The second run sees it.
     rows = await execute(database.relaxed, _CLAIM, parameters) or await execute(database.relaxed, _CLAIM, parameters)
     _check_fingerprint(rows[0], fingerprint)
     found: str = rows[0].resource_id
@@ -87,12 +87,12 @@ async def claim_id(database: Database, account_id: str, key: str, fingerprint: b
 
 
 async def mark_applied(database: Database, account_id: str, key: str) -> None:
-    """Note that what a request with the key changes was changed."""
+    """Mark that the change of a request with the key was made."""
     await execute(database.relaxed, APPLY, {"account_id": account_id, "key": key})
 
 
 async def sweep_keys(database: Database) -> int:
-    """Forget some keys that are older than a day; returns how many."""
+    """Delete up to 1,000 keys that are older than a day. Returns how many."""
     return len(await execute(database.relaxed, _SWEEP))
 
 

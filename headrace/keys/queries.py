@@ -1,4 +1,4 @@
-"""Every statement on accounts and API keys. A key is shown when it is made and stored as its hash alone."""
+"""Every statement on accounts and API keys. A key is shown once, when it is created, and stored as a hash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ rotate the secrets of its webhooks."""
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from, and the limits that the key and its account have."""
+    """The key and account of a request, and their limits."""
 
     account_id: str
     key_id: str
@@ -41,39 +41,39 @@ class Principal:
     expires_at: float | None = None
     """In Unix seconds; None is never."""
     key_hash: bytes = b""
-    """Of the key that was sent: after a rotation a key has two for a while."""
+    """Of the key that was sent. For a while after a rotation, a key has two hashes."""
 
     @property
     def strength(self) -> Strength:
-        """What it may do, and so the most that a key may do that is made or changed with it."""
+        """What the key may do: a key that it creates or changes may do no more."""
         return Strength(self.scopes, self.limits, self.expires_at)
 
     @property
     def is_admin(self) -> bool:
-        """Whether it may do everything, in all accounts."""
+        """Whether the key administers all accounts."""
         return "admin" in self.scopes
 
     def may_ask(self, model: str) -> bool:
-        """Tell whether it may ask a model, by its name or an agent's id."""
+        """Whether the key may use a model, by its name, or an agent, by its id."""
         return self.limits.allows_model(model) and self.account_limits.allows_model(model)
 
     def check_may_ask(self, model: str, fallbacks: Sequence[str], *, within: str = "") -> None:
-        """See to it that it may ask a model and its fallbacks, which a body has `within` some field.
+        """Check that the key may use a model and its fallbacks, which stand in the body's field `within`.
 
         Raises:
-            ModelNotFoundError: It may not, as if the model were not there.
+            ModelNotFoundError: It may not. The error is that of a model that does not exist.
         """
         for param, name in (("model", model), *((f"{within}fallbacks[{n}]", name) for n, name in enumerate(fallbacks))):
             if not self.may_ask(name):
                 raise ModelNotFoundError.of(name, param=param)
 
     def may(self, scope: str) -> bool:
-        """Tell whether it has a scope; an administrator has each."""
+        """Whether the key has a scope. An administrator's key has all."""
         return self.is_admin or scope in self.scopes
 
 
 class KeyChanges(TypedDict, total=False):
-    """What may be said of a key; what is left out stays as it is."""
+    """Changes to a key. Fields that are left out stay unchanged."""
 
     name: str
     scopes: Sequence[str]
@@ -82,7 +82,7 @@ class KeyChanges(TypedDict, total=False):
 
 
 def hash_key(key: str) -> bytes:
-    """Return what is stored of a key."""
+    """Return the hash by which a key is stored."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -91,7 +91,7 @@ def _new_key() -> str:
 
 
 def _hint(key: str, *, given: bool = False) -> str:
-    """Return a key's first characters; of one that a person may have thought up, fewer."""
+    """Return a key's first characters: fewer of a `given` key, which may be short."""
     return key[: 4 if given else 7]
 
 
@@ -111,9 +111,9 @@ SELECT previous_hash FROM api_keys WHERE previous_hash = ANY(%(hashes)s) AND pre
 
 
 async def find_principal(database: Database, key_hash: bytes) -> Principal | None:
-    """Return whose key has this hash, or had it before a rotation whose overlap lasts.
+    """Return the principal of the key with this hash, or with this previous hash while the rotation's overlap lasts.
 
-    It is None if the key is unknown, revoked or expired: one look-up whichever it is.
+    Returns None if the key is unknown, revoked or expired.
     """
     rows = await execute(database.relaxed, _FIND, {"hash": key_hash})
     if not rows:
@@ -130,7 +130,7 @@ async def still_valid(database: Database, hashes: Collection[bytes]) -> set[byte
     return {bytes(row[0]) for row in rows}
 
 
-# A key that another process is just marking is left to that one: nobody waits, and none can be in another's way.
+# A key that another process is marking is skipped, so that no statement waits for another.
 _MARK_USED = """
 UPDATE api_keys SET last_used_at = now() WHERE id IN (
     SELECT id FROM api_keys
@@ -141,12 +141,12 @@ UPDATE api_keys SET last_used_at = now() WHERE id IN (
 
 
 async def mark_used(database: Database, key_ids: Sequence[str]) -> None:
-    """Keep that keys are in use now; one that was marked within the last minute stays as it is."""
+    """Record that keys are in use now. A key that was marked within the last minute stays unchanged."""
     await execute(database.relaxed, _MARK_USED, {"ids": list(key_ids)})
 
 
 async def ensure_account(database: Database, name: str) -> str:
-    """Return the id of the account by this name, which is made if it is new."""
+    """Return the id of the account with this name, and create the account if it is new."""
     statement = (
         insert(accounts)
         .values(id=new_id("acct"), name=name)
@@ -191,14 +191,14 @@ async def create_key(
     expires_at: datetime | None = None,
     parent_id: str | None = None,
 ) -> tuple[str, str]:
-    """Create a key in the account with this id, or else in the one by this name, which is made if it is new.
+    """Create a key in the account with this id, or else in the one with this name, which is created if it is new.
 
-    With `parent_id` it is that key's child. Returns the key's id, `key_id` if there is one, and the key, which is not
-    to be had again.
+    With `parent_id` it is that key's child. Returns the key's id, which is `key_id` if given, and the key, which cannot
+    be read again.
 
     Raises:
         AuthenticationError: The parent was revoked meanwhile.
-        ConflictError: There is a key with that id.
+        ConflictError: A key with that id exists.
     """
     key = _new_key()
     values = {
@@ -216,7 +216,7 @@ async def create_key(
     if parent_id is None:
         statement = statement.values(values)
     else:
-        # The lock makes the parent's revocation wait for the child, and then find it.
+        # The lock makes a revocation of the parent wait until it can see the child.
         alive = sa.select(*(sa.literal(value, api_keys.c[name].type) for name, value in values.items()))
         alive = alive.where(
             sa.exists().where(
@@ -240,7 +240,7 @@ async def create_key(
 
 
 async def ensure_bootstrap_key(database: Database, key: str) -> None:
-    """Make this the one bootstrap key: an admin's, in the default account. An earlier one is revoked."""
+    """Make this key the only bootstrap key: an administrator's, in the default account. Revokes an earlier one."""
     statement = insert(api_keys).values(
         id=new_id("key"),
         account_id=await ensure_account(database, DEFAULT_ACCOUNT),
@@ -261,7 +261,7 @@ def _seconds(column: sa.Column[Any]) -> sa.Label[int]:
     return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger).label(column.name)
 
 
-# What is valid is decided by the database's clock alone, as in `find_principal`.
+# Postgres's clock alone decides whether a key has expired, as in `find_principal`.
 _STATUS = sa.case(
     (api_keys.c.revoked_at.is_not(None), "revoked"),
     (api_keys.c.expires_at <= sa.func.now(), "expired"),
@@ -297,7 +297,7 @@ async def list_keys(
 ) -> Sequence[Row]:
     """Return up to `limit` keys past the key `after` of an account, or of all, in order of creation.
 
-    A row is what is to be known of a key, with its times in Unix seconds; never the key itself nor its hash.
+    A row has all that may be shown of a key, with times in Unix seconds: never the key itself or its hash.
     """
     query = _KEYS.order_by(api_keys.c.id.desc() if descending else api_keys.c.id).limit(limit)
     if account_id is not None:
@@ -310,7 +310,7 @@ async def list_keys(
 
 
 async def find_key(database: Database, key_id: str, *, account_id: str | None = None) -> Row | None:
-    """Return a key as `list_keys` does, or None if there is none, or none of that account."""
+    """Return a key's row as `list_keys` does, or None if no such key exists, or not in that account."""
     query = _KEYS.where(api_keys.c.id == key_id)
     if account_id is not None:
         query = query.where(api_keys.c.account_id == account_id)
@@ -319,9 +319,9 @@ async def find_key(database: Database, key_id: str, *, account_id: str | None = 
 
 
 async def update_key(database: Database, key_id: str, changes: KeyChanges) -> None:
-    """Change what is named of a key. It has its effect within a second.
+    """Change the given fields of a key. Every process applies the change within a second.
 
-    Keys that it made, and theirs, end with it at the latest.
+    Keys that it created, and their keys in turn, expire with it at the latest.
     """
     if not changes:
         return
@@ -335,7 +335,7 @@ async def update_key(database: Database, key_id: str, changes: KeyChanges) -> No
 
 
 def _below(key_id: str) -> sa.ColumnElement[bool]:
-    """Return the condition of keys that a key has made, or that those have made, however far down."""
+    """Return the condition for keys that a key created, directly or through others."""
     made = sa.select(api_keys.c.id).where(api_keys.c.parent_id == key_id).cte("made", recursive=True)
     child = api_keys.alias()
     made = made.union(sa.select(child.c.id).join(made, child.c.parent_id == made.c.id))
@@ -350,9 +350,9 @@ WHERE id = %(id)s AND hash <> %(hash)s
 
 
 async def rotate_key(database: Database, key_id: str, *, overlap_seconds: float) -> str:
-    """Give a key a new secret and return that, which is not to be had again.
+    """Give a key a new secret and return the secret, which cannot be read again.
 
-    The one before works for `overlap_seconds` more. One from before that, whose overlap lasted, works no longer.
+    The previous secret works for `overlap_seconds` more. The one before it stops working, even if its overlap lasted.
     """
     key = _new_key()
     parameters = {"id": key_id, "hash": hash_key(key), "hint": _hint(key), "overlap": overlap_seconds}
@@ -361,13 +361,13 @@ async def rotate_key(database: Database, key_id: str, *, overlap_seconds: float)
 
 
 async def revoke_key(database: Database, key_id: str, *, children: bool | None = None) -> None:
-    """Revoke a key; one that is revoked already stays as it is.
+    """Revoke a key. A revoked key stays unchanged.
 
-    With `children` the keys that it made, and theirs, are revoked too; by default they are unless it is an
-    administrator's, which makes keys for its operator.
+    With `children` the keys that it created, and their keys in turn, are revoked too. By default they are, except those
+    of an administrator's key, which creates keys for its operator.
 
     Raises:
-        NotFoundError: There is no such key.
+        NotFoundError: No such key exists.
     """
     statement = (
         sa.update(api_keys)
@@ -379,14 +379,14 @@ async def revoke_key(database: Database, key_id: str, *, children: bool | None =
     if not rows:
         raise NotFoundError(f"There is no key {key_id!r}.")
     if "admin" not in rows[0].scopes if children is None else children:
-        # A child may just be making a key of its own: once that is here, it is found by the next look.
+        # A child may be creating a key at this moment. The next run finds that key.
         below = sa.update(api_keys).where(_below(key_id), api_keys.c.revoked_at.is_(None))
         while await execute(database.durable, below.values(revoked_at=sa.func.now()).returning(api_keys.c.id)):
             pass
 
 
 def create_first_key(settings: Settings) -> str | None:
-    """Create a key in a database that has none and return it; return None where there are keys already."""
+    """Create a key in a database without keys and return it. Returns None if a key exists."""
 
     async def create() -> str | None:
         database = Database.connect(settings.database_url, connections=1)

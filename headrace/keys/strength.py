@@ -1,7 +1,7 @@
-"""What makes one key no stronger than another: its scopes, models, limits and expiry. Pure.
+"""Compares what two keys may do, by their scopes, models, limits and expiry. Pure.
 
-A key that manages keys gives none of them more than it has itself, so a key that is made, changed or taken over never
-gets further than the one in whose name that was done.
+A key that manages keys can give them no more than it has itself. So a key that is created, changed or rotated never may
+do more than the key that did it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from headrace.quotas.rules import Limits
 
-# What a job is told of by, and how it waits: neither lets a key do more.
+# Where budget alerts go, and whether jobs wait for their rate: neither lets a key do more.
 _HARMLESS = frozenset({"alert_webhook", "wait"})
 _BOUNDS = tuple(name for name in Limits.model_fields if name not in _HARMLESS | {"models"})
 
@@ -27,7 +27,7 @@ class Strength:
     expires_at: float | None
 
     def beyond(self, other: Strength) -> str | None:
-        """Return the field by which a key of this strength could do more than one of the other, or None."""
+        """Return the field by which this strength exceeds the other, or None if it does not."""
         if "admin" not in other.scopes and not set(self.scopes) <= set(other.scopes):
             return "scopes"
         for name in _BOUNDS:
@@ -39,7 +39,7 @@ class Strength:
 
 
 def inherit(limits: Limits, maker: Limits) -> Limits:
-    """Return the limits that a new key gets: those asked for, and its maker's where none is."""
+    """Return the limits of a new key: those that were asked for, and its creator's where a limit was left out."""
     inherited = {name: getattr(maker, name) for name in (*_BOUNDS, "models") if getattr(limits, name) is None}
     return limits.model_copy(update=inherited)
 
@@ -49,7 +49,7 @@ def _exceeds(value: Any, bound: Any) -> bool:
 
 
 def _covers(allowed: Sequence[str] | None, asked: Sequence[str] | None) -> bool:
-    """Tell whether each pattern fits nothing but what one of the allowed patterns fits."""
+    """Whether each pattern matches only names that one of the allowed patterns matches."""
     if allowed is None:
         return True
     return asked is not None and all(
@@ -58,7 +58,7 @@ def _covers(allowed: Sequence[str] | None, asked: Sequence[str] | None) -> bool:
 
 
 def _parts(pattern: str) -> Iterator[str]:
-    """Yield what a pattern of fnmatch is made of: characters, `*`, `?` and sets such as `[a-z]`."""
+    """Yield the parts of a pattern of fnmatch: characters, `*`, `?` and sets such as `[a-z]`."""
     at, before = 0, ""
     while at < len(pattern):
         # A `]` that comes first is a member of its set; a `[` without an end is a character.
@@ -71,13 +71,13 @@ def _parts(pattern: str) -> Iterator[str]:
 
 
 def _within(narrow: str, wide: str) -> bool:
-    """Tell whether every name that fits `narrow` fits `wide`; where only a closer look could tell, say no."""
+    """Whether `wide` matches every name that `narrow` matches. False where comparing the parts does not prove it."""
     if not set(narrow) & set("*?["):
         return fnmatch.fnmatchcase(narrow, wide)
     parts = list(_parts(wide))
     places = {part: sum(1 << at for at, other in enumerate(parts) if other == part) for part in {*parts, "*", "?"}}
     stars = places["*"]
-    reached = 1 | (1 & stars) << 1  # a bit for each place in `wide` up to which `narrow` fits so far
+    reached = 1 | (1 & stars) << 1  # a bit for each place in `wide` that `narrow` reaches so far
     for part in _parts(narrow):
         step = 0 if part == "*" else (reached & (places.get(part, 0) | places["?"])) << 1
         reached = (reached & stars) | step

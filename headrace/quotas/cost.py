@@ -1,4 +1,4 @@
-"""What an answer may cost, before it is there."""
+"""An upper bound of an answer's cost, before the answer exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headrace.formats.chat.usage import estimate_demand
 
 
 def highest_cost(routes: Sequence[Route], request: Mapping[str, Any], *, whole: bool = True) -> Decimal:
-    """Return what an answer to `request` may cost, in USD, on the dearest of the routes that may be tried.
+    """Return what an answer to `request` may cost at most, in USD, on the most expensive of its routes.
 
     Where the request sets no limit, it may be as long as the model can write, or unless `whole`, as long as answers
     usually are. A model without a price costs nothing; under a budget `check_priced` refuses it.

@@ -1,4 +1,4 @@
-"""What Postgres knows of what limits count: what was spent, what is open, what has ended."""
+"""What limits read from Postgres: money spent, open jobs, ended jobs; and the alerts of budgets."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from headrace.usage.question import Question
 
 log = logging.getLogger(__name__)
 
-# A job that was let in this long ago and has no row has not just not been written yet.
+# Seconds after its admission in which a job's row may still be missing because it is being written.
 _PATIENCE_SECONDS = 15
 ALERT_PERCENTS = (50, 80, 100)
 
 
 @contextlib.asynccontextmanager
 async def snapshot(database: Database) -> AsyncIterator[Database]:
-    """Give a database as of one moment, that of the first question to it; it is not to be written to."""
+    """Give a database as of one moment, that of the first statement. Do not write to it."""
     async with database.relaxed.transaction("REPEATABLE READ") as then:
         yield Database(then, then, then)
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a job that has ended did use, in tokens and USD; nothing, if it never began."""
+    """What an ended job used, in tokens and USD; zero if it never ran."""
 
     job_id: str
     tokens: int
@@ -48,7 +48,7 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A job that has not ended, and what it holds back, in USD."""
+    """A job that has not ended, and its reserved cost in USD."""
 
     id: str
     background: bool
@@ -57,7 +57,7 @@ class OpenJob:
 
 @dataclass(frozen=True, slots=True)
 class SpentSums:
-    """What a key or an account has spent this day and this month, in UTC, in USD, and its open jobs."""
+    """What a key or an account has spent in this day and month of UTC, in USD, and its open jobs."""
 
     day: Decimal
     month: Decimal
@@ -77,10 +77,10 @@ _OF_ACCOUNT = "SELECT id AS account_id FROM accounts WHERE id = %(id)s"
 
 
 async def read_spent(database: Database, scope_id: str) -> SpentSums:
-    """Return what the ledger and the jobs say of a key or an account.
+    """Return what a key or an account has spent by the ledger, and its open jobs.
 
     Raises:
-        UnknownScopeError: There is no such key or account.
+        UnknownScopeError: No such key or account exists.
     """
     rows = await execute(database.relaxed, _OPEN.format(column=_column(scope_id)), {"id": scope_id})
     day, month = await _read_sums(database, scope_id)
@@ -92,7 +92,7 @@ def _column(scope_id: str) -> str:
 
 
 async def _read_sums(database: Database, scope_id: str) -> tuple[Decimal, Decimal]:
-    """Return what was spent this day and this month. Thrown-away attempts have cost money too."""
+    """Return what was spent this day and this month, discarded attempts included."""
     is_key = scope_id.startswith("key_")
     owners = await execute(database.relaxed, _OF_KEY if is_key else _OF_ACCOUNT, {"id": scope_id})
     if not owners:
@@ -132,9 +132,9 @@ WHERE state IN ('queued', 'running') AND batch_id IS NULL AND {column} = %(id)s
 
 
 async def find_left(database: Database, key_ids: Iterable[str]) -> dict[str, Decimal]:
-    """Return how many USD are left of the tighter budget of each of these keys, and their accounts, that has one.
+    """Return how many USD are left, for each of these keys and their accounts that has a budget; of two, the tighter.
 
-    What open jobs hold back is not left; what lines of batches will cost is.
+    The reserved cost of open jobs is subtracted. The cost of batches' lines that have not ended is not.
     """
     scopes: dict[str, Limits] = {}
     for key_id in key_ids:
@@ -143,7 +143,7 @@ async def find_left(database: Database, key_ids: Iterable[str]) -> dict[str, Dec
     for scope_id, limits in scopes.items():
         if limits.daily_budget is None and limits.monthly_budget is None:
             continue
-        # What ends in between is not left twice, rather than left once more.
+        # Reservations are read first: a job that ends in between is subtracted twice, rather than not at all.
         held = (await execute(database.relaxed, _HELD.format(column=_column(scope_id)), {"id": scope_id}))[0][0]
         day, month = await _read_sums(database, scope_id)
         budgets = ((limits.daily_budget, day), (limits.monthly_budget, month))
@@ -163,7 +163,7 @@ GROUP BY asked.id
 async def find_ended(
     database: Database, job_ids: Sequence[str], *, patience_seconds: float = _PATIENCE_SECONDS
 ) -> list[Spent]:
-    """Return those of the jobs that have ended, or are not there long after they were let in, with what they used."""
+    """Return what each ended job used. A job without a row long after its admission counts as ended."""
     ages = [time.time() - created_at(job_id) for job_id in job_ids]
     parameters = {"ids": list(job_ids), "ages": ages, "patience": patience_seconds}
     return [Spent(row.id, row.tokens, row.cost) for row in await execute(database.relaxed, _ENDED, parameters)]
@@ -181,7 +181,7 @@ VALUES (%(event_id)s, %(account_id)s, %(url)s, 'budget.alert', %(payload)s) ON C
 
 
 async def alert(database: Database) -> None:
-    """Have whoever asked for it told of budgets of which a half, four fifths or all are spent, each once a period."""
+    """Send an alert to the limits' `alert_webhook` for each budget of which 50, 80 or 100 % is spent, once a period."""
     for row in await execute(database.relaxed, _ALERTED):
         try:
             await _alert_of(database, row)
@@ -210,8 +210,8 @@ async def _alert_of(database: Database, row: Row) -> None:
 
 
 async def _tell(database: Database, row: Row, limits: Limits, news: Mapping[str, Any], *, spent: Decimal) -> None:
-    # The same id for the same news, so that nobody is told twice, whoever looks and whoever dies; of a budget that was
-    # changed there is news again.
+    # The id is made of the alert's content, so that a second scheduler, or one after a crash, sends no alert twice. A
+    # changed budget has alerts of its own.
     event_id = "evt_" + hashlib.md5(f"{row.id} {news}".encode(), usedforsecurity=False).hexdigest()
     payload = {
         "id": event_id,

@@ -1,4 +1,4 @@
-"""What a key or an account may use. Pure."""
+"""The limits of a key or an account. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Budget = Annotated[
 
 
 class Limits(BaseModel):
-    """What one key, or all keys of an account together, may use; what is left out has no limit."""
+    """The limits of one key, or of all keys of an account together. A field that is left out has no limit."""
 
     model_config = ConfigDict(
         strict=True,
@@ -62,11 +62,11 @@ class Limits(BaseModel):
 
     @classmethod
     def parse(cls, document: object) -> Self:
-        """Return the limits that a row keeps."""
+        """Return the limits stored in a row."""
         return cls.model_validate(document) if document else cls()
 
     def render(self) -> dict[str, Any]:
-        """Return what is set, as JSON has it."""
+        """Return the limits that are set, as JSON."""
         return self.model_dump(mode="json", exclude_none=True)
 
     @property
@@ -76,9 +76,9 @@ class Limits(BaseModel):
 
     @property
     def has_budget(self) -> bool:
-        """Whether what is asked has to have a price."""
+        """Whether a request's model must have a price."""
         return self.daily_budget is not None or self.monthly_budget is not None
 
     def allows_model(self, name: str) -> bool:
-        """Tell whether a model may be asked."""
+        """Whether the limits allow a model."""
         return self.models is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.models)

@@ -122,13 +122,13 @@ class Question:
         if self.end - self.start <= _LONGEST_OF_ROWS:
             return
         if self.view() is None:
-            raise _too_long("what is asked for together, or the time zone's hours, are in no roll-up")
+            raise _too_long("no roll-up has this combination of groups and filters, or the time zone's hours")
         if latency and self.view(latency=True) is None:
-            raise _too_long("percentiles of what is asked for together are in no roll-up")
+            raise _too_long("no roll-up has percentiles for this combination of groups and filters")
 
 
 def _too_long(reason: str) -> InvalidRequestError:
-    message = f"Invalid 'start': {reason}; that can be told of 31 days at a time."
+    message = f"Invalid 'start': {reason}; such a query may span at most 31 days."
     return InvalidRequestError(message, param="start", code="invalid_value")
 
 

@@ -1,8 +1,8 @@
-"""What the ledger adds up to by hour, day and month, kept up as it grows.
+"""Roll-ups: sums of the ledger by hour, day and month, kept up to date as it grows.
 
-Each row has the transaction that wrote it. A fold adds what was written between the mark and the oldest transaction
-that is still under way, and moves the mark there, in one statement: so every row is added once, however late its
-transaction commits and whoever dies. What is past the mark is read from the ledger itself by `headrace.usage.queries`.
+Each row has the number of the transaction that wrote it. A fold adds the rows between the mark and the oldest open
+transaction, and moves the mark there, in one statement. So every row is added once, however late its transaction
+commits and whichever process fails. `headrace.usage.queries` reads rows past the mark from the ledger itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
 from headrace.usage.tables import DIMENSIONS
 from headrace.usage.views import LATENCY_VIEWS, VIEWS
 
-# Of rows, so that a fold stays short whatever has gathered.
+# Rows that one fold adds at most, so that it stays short after a long pause.
 _MOST_AT_ONCE = 20_000
 
 _COLUMNS = [name for name in DIMENSIONS if not name.startswith("metadata")]
@@ -28,13 +28,13 @@ _DIGEST = f"md5(row({_DIMENSIONS})::text)::uuid"
 
 
 def _grouping(views: Sequence[str], *others: str) -> str:
-    """Return a GROUP BY that makes a cell for each of what these views tell apart."""
+    """Return a GROUP BY that makes a cell for each combination of these views' dimensions."""
     sets = (", ".join(["account_id", "hour", *others, *VIEWS[view]]) for view in views)
     return "GROUP BY GROUPING SETS (" + ", ".join(f"({columns})" for columns in sets) + ")"
 
 
 def _view(views: Sequence[str]) -> str:
-    """Return the view that a cell of such a grouping is of, and the dimensions."""
+    """Return the columns `view`, the cell's view, and the dimensions, for such a grouping."""
     names = [name for name in DIMENSIONS if any(name in VIEWS[view] for view in views)]
     bits = {
         sum(1 << place for place, name in enumerate(reversed(names)) if name not in VIEWS[view]): view for view in views
@@ -66,7 +66,7 @@ facts AS MATERIALIZED (
 
 
 def _grains(source: str, keys: str, sums: str, kept: str) -> str:
-    """Return a query for cells of an hour, a day and a month, of cells of an hour."""
+    """Return a query that makes cells of an hour, a day and a month from cells of an hour."""
     longer = (
         f"SELECT view, '{grain}', account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}, {sums} "
         f"FROM {source} GROUP BY view, account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}"
@@ -96,8 +96,8 @@ _ADD_TIMES = (
     "DO UPDATE SET requests = usage_latencies.requests + excluded.requests"
 )
 
-# Whoever waited for the mark sees it where the other left it, but rows and transactions as they were before: at or past
-# that there is then nothing to add, and the mark stays.
+# A fold that waited for the lock of the mark sees the new mark, but the rows and transactions from before it waited. It
+# then finds no rows at or past the mark, and leaves the mark there.
 _FOLD = f"""
 WITH mark AS MATERIALIZED (
     SELECT transaction FROM usage_mark FOR UPDATE
@@ -125,10 +125,10 @@ FROM usage_mark
 
 
 async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int:
-    """Add what the ledger has got since the last fold, or a good part of it, and return how many rows that were.
+    """Add rows of the ledger since the last fold, up to 20,000. Returns how many.
 
-    Roll-ups of other metadata, and those of a database that was restored where fewer transactions have been, are made
-    anew.
+    Rebuilds the roll-ups if `metadata_keys` has changed, or if the database was restored into a cluster with fewer
+    transactions.
     """
     state = await execute(database.relaxed, _STATE)
     if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].restored:
@@ -138,7 +138,7 @@ async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int
     return int(rows[0][0]) if rows else 0
 
 
-# A row of a transaction that has yet to begin is of the database from which this one was restored.
+# A row with the number of a future transaction comes from the database from which this one was restored.
 _SETTLE_RESTORED = """
 UPDATE usage SET transaction = 0 WHERE transaction >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 """
@@ -151,7 +151,7 @@ RETURNING transaction
 _MONTHS = """
 SELECT DISTINCT date_trunc('month', created_at, 'UTC') FROM usage WHERE transaction < %(edge)s ORDER BY 1
 """
-# Of UTC, whichever time zone the session has.
+# In UTC, whatever the session's time zone.
 _IN_MONTH = (
     "{column} >= %(month)s AND {column} < (%(month)s AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'"
 )
@@ -162,15 +162,15 @@ _REBUILD = f"WITH {_FRESH_OF_MONTH}, {_FACTS}, added AS ({_ADD}), timed AS ({_AD
 
 
 async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
-    """Make every roll-up anew from the ledger, and return how many rows that has. It takes a while: 0.1 ms a row."""
+    """Rebuild every roll-up from the ledger. Returns the ledger's rows. It takes about 0.1 ms a row."""
     async with database.durable.transaction("READ COMMITTED") as transaction:
-        # Before the first look at anything, so that nobody folds what this does not see.
+        # The lock comes before the first look at the ledger, so that no other fold adds rows that this does not see.
         await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
         await _run(transaction, _SETTLE_RESTORED)
         await _run(transaction, "DELETE FROM usage_rollups")
         await _run(transaction, "DELETE FROM usage_latencies")
         parameters: dict[str, Any] = {"metadata_keys": sorted(metadata_keys)}
-        # What is older than the oldest transaction under way does not change any more, whichever statement looks.
+        # Rows before the oldest open transaction no longer change, so all statements below see the same ones.
         [(parameters["edge"],)] = await _run(transaction, _EDGE, parameters)
         count = 0
         for (month,) in await _run(transaction, _MONTHS, parameters):
@@ -197,10 +197,10 @@ ORDER BY 1
 
 
 async def repair_short_months(database: Database) -> Sequence[datetime]:
-    """Make the sums of each month anew that has more rows in the ledger than in its sums, and return those months.
+    """Rebuild the sums of each month that has more rows in the ledger than its sums count. Returns those months.
 
-    A month that was taken out of the ledger keeps its sums. It takes a while: 1 µs a row of the ledger, and 0.1 ms a
-    row of a short month.
+    A month whose partition was removed keeps its sums. It takes about 1 µs a row of the ledger, and 0.1 ms a row of a
+    rebuilt month.
     """
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
         months = [row.month for row in await _run(transaction, _SHORT)]
@@ -245,10 +245,10 @@ SELECT (SELECT count(*) FROM fresh) AS rows, (SELECT count(*) FROM usage_rollups
 
 
 async def verify_rollups(database: Database) -> Row:
-    """Add the ledger up anew and compare.
+    """Sum up the ledger and compare with the roll-ups.
 
-    Returns `rows` and `cells`, how many there are of each, `differences`, how many cells are wrong, missing or too
-    many, and `counted_twice`, how many jobs the ledger has more than one count of. It takes a while: 20 µs a row.
+    Returns the numbers of `rows` of the ledger, of `cells`, of `differences` (cells that are wrong, missing or
+    surplus), and of jobs `counted_twice` in the ledger. It takes about 20 µs a row.
     """
     async with database.relaxed.transaction("REPEATABLE READ") as transaction:
         state = await _run(transaction, "SELECT metadata_keys FROM usage_mark")

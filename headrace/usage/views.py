@@ -45,7 +45,7 @@ class Segment:
 
 
 def find_view(dimensions: Collection[str], *, latency: bool = False) -> str | None:
-    """Return the smallest view that tells these dimensions apart, or None if there is none."""
+    """Return the smallest view that tells these dimensions apart, or None if no view does."""
     for view, has in VIEWS.items():
         if set(dimensions) <= set(has) and (view in LATENCY_VIEWS or not latency):
             return view
@@ -53,7 +53,7 @@ def find_view(dimensions: Collection[str], *, latency: bool = False) -> str | No
 
 
 def has_whole_hours(zone: ZoneInfo, start: datetime, end: datetime) -> bool:
-    """Tell whether a zone's hours are those of UTC, from `start` to `end`."""
+    """Whether a zone's hours are those of UTC, from `start` to `end`."""
     at, step = start, timedelta(days=7)  # no zone changes its offset for less
     while at < end:
         if _offset(zone, at) % _HOUR:

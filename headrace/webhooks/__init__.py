@@ -1,1 +1,1 @@
-"""Webhooks: who asked to be told of an end is told, at least once, however long that takes."""
+"""Webhooks: events of ended jobs and batches, delivered to clients' URLs at least once."""

@@ -1,4 +1,4 @@
-"""Taking a webhook on: it may go where it is to go, and there is a secret to sign it with."""
+"""Accepts a webhook: checks its URL, and makes sure that the account has a secret to sign it with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from headrace.webhooks.queries import ensure_secret
 
 
 def require_secret_key(settings: Settings, *, param: str = "webhook") -> str:
-    """Return what secrets are made of.
+    """Return the operator's key from which the secrets of webhooks are derived.
 
     Raises:
-        InvalidRequestError: There is none, and so no webhook.
+        InvalidRequestError: The operator has set no key, so this server sends no webhooks.
     """
     if settings.secret_key is None:
         raise InvalidRequestError(
@@ -27,10 +27,10 @@ def require_secret_key(settings: Settings, *, param: str = "webhook") -> str:
 async def accept_webhook(
     settings: Settings, database: Database, account_id: str, url: str, *, param: str = "webhook"
 ) -> None:
-    """See to it that a webhook of an account, which `param` asks for, can be sent and signed.
+    """Check that a webhook of an account, requested in the field `param`, can be sent and signed.
 
     Raises:
-        InvalidRequestError: It may not go there, or this server sends none.
+        InvalidRequestError: Webhooks may not go to this URL, or this server sends no webhooks.
     """
     require_secret_key(settings, param=param)
     check_url(url, allow_private=settings.webhook_allow_private, param=param)

@@ -1,4 +1,4 @@
-"""Where webhooks may go: to addresses that everybody can reach, and to no machine of our own network.
+"""Where webhooks may go: to public addresses, and to no machine of the operator's network.
 
 A name is resolved once, all of its addresses are looked at, and the connection is made to one of those: a name that
 means something else a moment later leads nowhere else.

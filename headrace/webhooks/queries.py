@@ -1,4 +1,4 @@
-"""Every statement on webhooks but those that end what is told of, which write what is to be told at the same moment."""
+"""Every statement on webhooks. The statements that end jobs and batches insert their deliveries by the CTEs here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from headrace.stores.database import Database, execute
 
 GONE = "Not sent: this URL answered an earlier webhook with 410."
 
-# Longer than any attempt takes: one whose sender died is then somebody else's.
+# Seconds that a sender holds a delivery: longer than any attempt takes. Then another sender may claim it.
 _LEASE_SECONDS = 60
+# Attempts that a delivery's history keeps.
 _LONGEST_HISTORY = 32
 
 
@@ -52,7 +53,7 @@ def insert_job_deliveries(moved: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Something to be told, under this sender's lease; it is signed with `secret_ids`."""
+    """A delivery under this sender's lease. Its signatures use `secret_ids`."""
 
     id: str
     account_id: str
@@ -60,27 +61,27 @@ class Delivery:
     url: str
     payload: str
     attempts: int
-    """With this one: the fence of its record."""
+    """Including this one. It is the fence of its record."""
     tries: int
-    """Those of them since it was last sent by hand."""
+    """Attempts since the delivery was last resent by request."""
     secret_ids: Sequence[str]
     claimed_at: datetime
-    """By the clock of Postgres, as receivers refuse what a wrong one dates."""
+    """By the clock of Postgres, because receivers refuse a wrong time."""
 
     @property
     def receiver(self) -> tuple[str, str]:
-        """Whom it is sent to: one account's host, which has its share of all that is sent at one time."""
+        """The account and host that it goes to. Each receiver has a share of simultaneous deliveries."""
         return self.account_id, self.host
 
 
-# Some of what waits for URLs that are gone, but for what somebody else has in hand at this moment: nobody waits for
-# another.
+# Pending deliveries to URLs that are gone, 1,000 at most. Those that another statement has locked are skipped, so that
+# no statement waits for another.
 _REFUSABLE = """
     SELECT other.id FROM webhook_deliveries AS other JOIN {gone} AS gone USING (account_id, host, url)
     WHERE state = 'pending' AND other.id <> ALL(%(but)s::text[]) LIMIT 1000 FOR UPDATE OF other SKIP LOCKED
 """
-# From one receiver to the next by the index, however much is due to each. Of what is due, the accounts with the fewest
-# in flight come first, and each row needs more free room than its account has in flight by then.
+# The index leads from one receiver to the next, however many deliveries are due to each. Due deliveries of the accounts
+# with the fewest in flight come first. Each needs more free room than its account has in flight by then.
 _CLAIM = f"""
 WITH RECURSIVE receiver AS (
     (SELECT account_id, host, due_at FROM webhook_deliveries WHERE state = 'pending'
@@ -129,12 +130,13 @@ now()
 async def claim_deliveries(
     database: Database, *, limit: int, share: int, in_flight: Iterable[Delivery] = ()
 ) -> list[Delivery]:
-    """Take up to `limit` of what is due, and of each receiver no more than `share` with what is `in_flight` already.
+    """Claim up to `limit` due deliveries, of each receiver no more than `share` including those `in_flight`.
 
-    An account gets no more than leaves as much room free as it holds: however many receivers it has, there is room for
-    another account.
+    An account gets deliveries only while at least as much room stays free as it holds. So however many receivers it
+    has, another account finds room.
 
-    What is not recorded within a minute is due again. What is due to a URL that is gone fails, with more that waits.
+    A delivery that is not recorded within a minute is due again. Deliveries to a URL that is gone fail, due ones and
+    some that wait.
     """
     busy = Counter(delivery.receiver for delivery in in_flight)
     parameters = {
@@ -152,7 +154,7 @@ async def claim_deliveries(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt went: the status of an answer, or why there was none. `at` is when it began, in Unix seconds."""
+    """The outcome of an attempt: the answer's status, or an error. `at` is its start, in Unix seconds."""
 
     status: int | None
     error: str | None
@@ -161,16 +163,16 @@ class Outcome:
 
     @property
     def taken(self) -> bool:
-        """Whether the receiver has it."""
+        """Whether the receiver accepted the delivery."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def gone(self) -> bool:
-        """Whether the receiver wants to hear nothing more."""
+        """Whether the receiver asks for no more webhooks at this URL."""
         return self.status == 410
 
     def render(self) -> str:
-        """Return what the delivery's history says of it, as JSON."""
+        """Return the attempt's record for the delivery's history, as JSON."""
         fields = {
             "at": round(self.at, 3),
             "response_status": self.status,
@@ -204,10 +206,10 @@ FROM refusable WHERE other.id = refusable.id
 async def record_delivery(
     database: Database, delivery: Delivery, state: str, outcome: Outcome, *, delay_seconds: float = 0
 ) -> None:
-    """Note how an attempt went: `delivered`, `failed` for good, or `pending` and due in so many seconds.
+    """Record an attempt's outcome: `delivered`, `failed` for good, or `pending` and due in `delay_seconds`.
 
-    Nothing is noted of an attempt that somebody else's has followed. A receiver that is gone is sent nothing more, and
-    one that took something is there again.
+    Nothing is recorded if another sender has made the next attempt. A URL that answered 410 gets no more deliveries,
+    and one that accepted a delivery is no longer gone.
     """
     parameters = {
         "id": delivery.id,
@@ -249,9 +251,9 @@ DELETE FROM webhooks_gone AS gone USING resent WHERE gone.account_id = resent.ac
 
 
 async def resend_delivery(database: Database, delivery_id: str, account_id: str, *, key: str | None) -> None:
-    """Have something told again, now and for a day, even where its URL is gone.
+    """Make a delivery due again, now and for a day, even if its URL is gone.
 
-    With the `key` of a request that is sent again it is so once, for the statement marks the key.
+    With the `key` of an idempotent request it happens once, because the statement marks the key.
     """
     await execute(database.durable, _RESEND, {"id": delivery_id, "account_id": account_id, "key": key})
 
@@ -262,7 +264,7 @@ DELETE FROM webhooks_gone WHERE created_at < now() - interval '30 days' RETURNIN
 
 
 async def forget_gone(database: Database) -> int:
-    """Forget that URLs were gone thirty days ago: the next webhook there tells anew; returns how many."""
+    """Forget URLs that were gone thirty days ago, so that the next webhook tries them again. Returns how many."""
     return len(await execute(database.relaxed, _FORGET_GONE))
 
 
@@ -272,7 +274,7 @@ SELECT id, floor(extract(epoch FROM created_at))::bigint AS created_at,
 FROM webhook_secrets WHERE account_id = %(account_id)s AND (expires_at IS NULL OR expires_at > now()) ORDER BY id DESC
 """
 _ENSURE = "INSERT INTO webhook_secrets (id, account_id) VALUES (%(id)s, %(account_id)s) ON CONFLICT DO NOTHING"
-# The update comes first, so that there is never a second secret without an end.
+# The update comes first, so that an account never has two secrets without an expiry.
 _ROTATE = """
 WITH old AS (
     UPDATE webhook_secrets SET expires_at = now() + %(overlap)s * interval '1 second'
@@ -285,12 +287,12 @@ ON CONFLICT DO NOTHING
 
 
 async def ensure_secret(database: Database, account_id: str) -> None:
-    """Give an account its first secret, if it has none."""
+    """Give an account its first secret, unless it has one."""
     await execute(database.durable, _ENSURE, {"id": new_id("secret"), "account_id": account_id})
 
 
 async def list_secrets(database: Database, account_id: str) -> Sequence[Row]:
-    """Return an account's valid secrets, newest first; there is always one."""
+    """Return an account's valid secrets, newest first. Creates the first one if needed."""
     await ensure_secret(database, account_id)
     return await execute(database.relaxed, _SECRETS, {"account_id": account_id})
 
@@ -298,7 +300,7 @@ async def list_secrets(database: Database, account_id: str) -> Sequence[Row]:
 async def rotate_secret(
     database: Database, account_id: str, secret_id: str, *, overlap_seconds: float
 ) -> Sequence[Row]:
-    """Make a new secret; the one before stays valid for a while. Returns all that are valid, newest first."""
+    """Create a secret; the previous one stays valid for `overlap_seconds`. Returns all valid ones, newest first."""
     parameters = {"id": secret_id, "account_id": account_id, "overlap": overlap_seconds}
     await execute(database.durable, _ROTATE, parameters)
     return await execute(database.relaxed, _SECRETS, {"account_id": account_id})
