@@ -184,7 +184,7 @@ class Ledger:
             f"| … one request at a time, ms of the API's CPU | {limiter['alone_cpu_ms']:.3f} | |",
             "",
             (
-                f"Rows came by COPY in {self.copy_seconds:,.0f} s; all sums of them were made anew in "
+                f"Rows came by COPY in {self.copy_seconds:,.0f} s; their roll-ups were rebuilt in "
                 f"{self.rebuild_seconds:,.0f} s, {self.rebuild_seconds / self.rows * 1e6:.0f} µs a row."
             ),
             "",

@@ -82,8 +82,8 @@ def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
             elif isinstance(route, RouteOptions) and route.native_batch:
                 kind = catalogue.providers[provider].kind
                 if kind not in NATIVE_BATCH_KINDS:
-                    told = f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
-                    yield Problem(("models", name, "routes", index, "native_batch"), told)
+                    message = f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
+                    yield Problem(("models", name, "routes", index, "native_batch"), message)
         for field in ("context_window_fallbacks", "content_filter_fallbacks"):
             for index, fallback in enumerate(getattr(model, field)):
                 try:
@@ -104,8 +104,8 @@ def _doubts(catalogue: Catalogue) -> Iterator[Problem]:
             variable = key.removeprefix("env:")
             yield Problem(("providers", name, "api_key"), f"the variable {variable} is not set here", fatal=False)
         elif key is not None and not key.startswith("env:"):
-            told = "the key itself is in the file; `env:NAME` keeps it out"
-            yield Problem(("providers", name, "api_key"), told, fatal=False)
+            message = "the key itself is in the file; `env:NAME` keeps it out"
+            yield Problem(("providers", name, "api_key"), message, fatal=False)
         routed = {text.split("/", 1)[0] for model in catalogue.models.values() for text in _route_names(model)}
         if name not in routed:
             yield Problem(("providers", name), "no model is routed to it", fatal=False)

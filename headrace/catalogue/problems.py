@@ -59,9 +59,9 @@ class Problem:
         """Return a line of text: file, line, column, and the message with its suggestion."""
         where = f"{file}:{self.line}" if self.line is not None else str(file)
         where += f":{self.column}" if self.column is not None else ""
-        told = f"{self.path}: {self.message}" if self.place else self.message
+        text = f"{self.path}: {self.message}" if self.place else self.message
         warning = "" if self.fatal else "warning: "
-        return f"{where}: {warning}{told}" + (f". Did you mean '{self.suggestion}'?" if self.suggestion else "")
+        return f"{where}: {warning}{text}" + (f". Did you mean '{self.suggestion}'?" if self.suggestion else "")
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -75,19 +75,19 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
         match problem["type"]:
             case "extra_forbidden":
                 known = _fields_at(model, place[:-1])
-                told = Problem(place, "there is no such key", _nearest(name, known))
+                translated = Problem(place, "there is no such key", _nearest(name, known))
             case "missing":
-                told = Problem(place[:-1], f"'{name}' is missing")
+                translated = Problem(place[:-1], f"'{name}' is missing")
             case "model_type" | "dict_type":
-                told = Problem(place, f"{problem['input']!r} is not a table")
+                translated = Problem(place, f"{problem['input']!r} is not a table")
             case "string_pattern_mismatch" if name == "base_url":
-                told = Problem(place, f"{problem['input']!r} is not an http or https URL")
+                translated = Problem(place, f"{problem['input']!r} is not an http or https URL")
             case "string_pattern_mismatch" | "string_type" if place[-2:-1] == ("routes",) or name == "route":
-                told = Problem(place, f"{problem['input']!r} is not 'provider/model'")
+                translated = Problem(place, f"{problem['input']!r} is not 'provider/model'")
             case _:
-                told = Problem(place, problem["msg"].lower() if place else problem["msg"])
-        if told not in found:
-            found.append(told)
+                translated = Problem(place, problem["msg"].lower() if place else problem["msg"])
+        if translated not in found:
+            found.append(translated)
     return found
 
 

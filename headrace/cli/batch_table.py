@@ -123,14 +123,14 @@ def _reading(path: Path, form: Format) -> Iterator[Any]:
 
 
 def _bad_encoding(path: Path, encoding: str) -> InputError:
-    told = "it is not valid UTF-16" if encoding == "utf-16" else "it is not UTF-8: save the table as 'CSV UTF-8'"
+    message = "it is not valid UTF-16" if encoding == "utf-16" else "it is not UTF-8: save the table as 'CSV UTF-8'"
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return _problem(None if encoding == "utf-16" else number, "invalid_encoding", told)
-    return _problem(None, "invalid_encoding", told)
+                return _problem(None if encoding == "utf-16" else number, "invalid_encoding", message)
+    return _problem(None, "invalid_encoding", message)
 
 
 def read_header(path: Path, form: Format) -> list[str]:
@@ -169,8 +169,8 @@ def read_rows(path: Path, table: Table, form: Format) -> Iterator[TableRow]:
             if not cells:
                 continue
             if len(cells) != len(columns):
-                told = f"the row has {len(cells)} fields, and the header {len(columns)} columns"
-                raise _problem(line, "invalid_row", told)
+                message = f"the row has {len(cells)} fields, and the header {len(columns)} columns"
+                raise _problem(line, "invalid_row", message)
             number += 1
             yield TableRow(line, f"row-{number}" if of_id is None else cells[of_id], cells)
 
@@ -203,8 +203,8 @@ def _tokens(template: str) -> Iterator[tuple[str, str | None]]:
         if token[0] in {"{{", "}}"}:
             yield literal + token[0][0], None
         elif token["field"] is None:
-            told = "a field is a column's name in braces, or its number as in {#2}; '{{' is a brace"
-            raise _problem(None, "invalid_template", f"--template: {told}")
+            message = "a field is a column's name in braces, or its number as in {#2}; '{{' is a brace"
+            raise _problem(None, "invalid_template", f"--template: {message}")
         else:
             yield literal, token["field"]
     yield template[at:], None
@@ -258,7 +258,7 @@ def write_answers(
         answer, error = "", "not run"
         for at, result in enumerate(waiting):
             if result is not None and result["custom_id"] == row.custom_id:
-                answer, error = _told(result)
+                answer, error = _outcome(result)
                 waiting[at] = next(results[at], None)
         writer.writerow([*row.cells, answer, error])
     text.flush()
@@ -301,7 +301,7 @@ def _results(file: IO[bytes]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _told(result: Mapping[str, Any]) -> tuple[str, str]:
+def _outcome(result: Mapping[str, Any]) -> tuple[str, str]:
     """Return the answer and the error of a line."""
     response = result["response"]
     if response is None:
