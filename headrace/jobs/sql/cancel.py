@@ -6,17 +6,19 @@ from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.fragments import TRANSACTION, read_moved, tally, tally_and_notify
 from headrace.stores.database import Database, execute
 
+# What a cancellation sets of a queued job, which ends, and of a running one, whose worker ends it.
+_CANCELLED = f"""cancel_requested_at = coalesce(cancel_requested_at, now()),
+                    state = CASE WHEN jobs.state = 'queued' THEN 'cancelled' ELSE jobs.state END,
+                    finished_at = CASE WHEN jobs.state = 'queued' THEN now() END,
+                    finished_in = CASE WHEN jobs.state = 'queued' THEN {TRANSACTION} END,
+                    error = CASE WHEN jobs.state = 'queued' THEN %(error)s END"""
+
 _CANCEL = f"""
 WITH target AS MATERIALIZED (
     SELECT id, tier, state, attempt, origin FROM jobs
     WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL FOR UPDATE
 ), changed AS (
-    UPDATE jobs SET
-        cancel_requested_at = coalesce(cancel_requested_at, now()),
-        state = CASE WHEN jobs.state = 'queued' THEN 'cancelled' ELSE jobs.state END,
-        finished_at = CASE WHEN jobs.state = 'queued' THEN now() END,
-        finished_in = CASE WHEN jobs.state = 'queued' THEN {TRANSACTION} END,
-        error = CASE WHEN jobs.state = 'queued' THEN %(error)s END
+    UPDATE jobs SET {_CANCELLED}
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
     RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, jobs.webhook
 ){tally_and_notify("changed")}
@@ -41,12 +43,7 @@ WITH target AS MATERIALIZED (
           AND (state = 'queued' OR (state = 'running' AND cancel_requested_at IS NULL))
     ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), changed AS (
-    UPDATE jobs SET
-        cancel_requested_at = coalesce(cancel_requested_at, now()),
-        state = CASE WHEN target.state = 'queued' THEN 'cancelled' ELSE target.state END,
-        finished_at = CASE WHEN target.state = 'queued' THEN now() END,
-        finished_in = CASE WHEN target.state = 'queued' THEN {TRANSACTION} END,
-        error = CASE WHEN target.state = 'queued' THEN %(error)s END
+    UPDATE jobs SET {_CANCELLED}
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, jobs.state, attempt, origin, batch_id
 ){tally("changed")}

@@ -34,6 +34,18 @@ def tally_and_notify(moved: str) -> str:
     return tally(moved) + insert_job_deliveries(moved)
 
 
+def put_back(error: str) -> str:
+    """Return the SET clauses that put a running job back in the queue, or end it if its cancellation was requested.
+
+    `error` is SQL for the error of a job that ends.
+    """
+    return f"""state = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
+                    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+                    finished_in = CASE WHEN cancel_requested_at IS NOT NULL THEN {TRANSACTION} END,
+                    error = CASE WHEN cancel_requested_at IS NOT NULL THEN {error} END,
+                    request = CASE WHEN deleted_at IS NULL THEN request END, lease_until = NULL, worker = NULL"""
+
+
 def append_attempt(record: str) -> str:
     """Return the value of `tried` with the record of an attempt that ends now.
 

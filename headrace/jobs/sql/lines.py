@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from headrace.jobs.records import HeldLine, MovedJob, NewLine
 from headrace.jobs.sql.columns import Column, Columns, unnest
-from headrace.jobs.sql.fragments import TRANSACTION, append_unfinished, read_moved, tally
+from headrace.jobs.sql.fragments import append_unfinished, put_back, read_moved, tally
 from headrace.stores.connections import LONG_PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
 
@@ -78,12 +78,7 @@ WITH target AS MATERIALIZED (
           AND (%(ids)b::text[] IS NULL OR id = ANY(%(ids)b::text[]))
     ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
 ), moved AS (
-    UPDATE jobs SET state = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
-                    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
-                    finished_in = CASE WHEN cancel_requested_at IS NOT NULL THEN {TRANSACTION} END,
-                    error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(error)s END,
-                    request = CASE WHEN deleted_at IS NULL THEN request END,
-                    lease_until = NULL, worker = NULL, scheduled_at = now(), sent_at = now(),
+    UPDATE jobs SET {put_back("%(error)s")}, scheduled_at = now(), sent_at = now(),
                     {append_unfinished("returned")}
     FROM target WHERE jobs.id = target.id
     RETURNING jobs.id, tier, state, attempt, origin, batch_id

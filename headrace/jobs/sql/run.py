@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from headrace.jobs.records import ClaimedJob, FinishedJob, Segment
 from headrace.jobs.sql.columns import Column, Columns, unnest
-from headrace.jobs.sql.fragments import TRANSACTION, append_attempt, storable, tally_and_notify
+from headrace.jobs.sql.fragments import TRANSACTION, append_attempt, put_back, storable, tally_and_notify
 from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
@@ -176,12 +176,7 @@ async def finish_jobs(
 
 _RETRY = f"""
 WITH put_back AS (
-    UPDATE jobs SET state = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
-                    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
-                    finished_in = CASE WHEN cancel_requested_at IS NOT NULL THEN {TRANSACTION} END,
-                    error = CASE WHEN cancel_requested_at IS NOT NULL THEN %(cancelled)s END,
-                    request = CASE WHEN deleted_at IS NULL THEN request END,
-                    lease_until = NULL, worker = NULL, route = %(route)s,
+    UPDATE jobs SET {put_back("%(cancelled)s")}, route = %(route)s,
                     retries = %(retries)s, scheduled_at = now() + %(delay)s * interval '1 second',
                     sent_at = now() + %(delay)s * interval '1 second',
                     tried = {append_attempt("%(record)s::jsonb")}
