@@ -1,4 +1,4 @@
-"""What tests do to batches over HTTP, and what each answer must have."""
+"""Batches over HTTP: the requests that tests send, and checks of each answer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WHAT: Json = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 async def get(client: httpx.AsyncClient, batch_id: str) -> Json:
-    """Return the batch as it is now."""
+    """Return the batch's current state."""
     response = await client.get(f"/batches/{batch_id}")
     assert response.status_code == 200, response.text
     batch: Json = response.json()
@@ -91,6 +91,6 @@ async def output(client: httpx.AsyncClient, file_id: str | None) -> list[Json]:
 
 
 def text_of(result: Json) -> str:
-    """Return what a line of an output was answered with."""
+    """Return the answer in a line of an output."""
     text: str = result["response"]["body"]["choices"][0]["message"]["content"]
     return text

@@ -1,4 +1,4 @@
-"""What tests do to jobs over HTTP, and what each answer must have."""
+"""Jobs over HTTP: the requests that tests send, and checks of each answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def submit(client: httpx.AsyncClient, model: str, text: str = "hello there
 
 
 async def get(client: httpx.AsyncClient, job_id: str) -> Json:
-    """Return the job as it is now."""
+    """Return the job's current state."""
     response = await client.get(f"/jobs/{job_id}")
     assert response.status_code == 200, response.text
     job: Json = response.json()
@@ -63,7 +63,7 @@ async def ended(client: httpx.AsyncClient, job_id: str) -> Json:
 
 
 async def completed(client: httpx.AsyncClient, job_id: str) -> Json:
-    """Return the job once it has ended, which must be well."""
+    """Return the job once it has ended; it must be completed."""
     job = await ended(client, job_id)
     assert job["status"] == "completed", job
     return job

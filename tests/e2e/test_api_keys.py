@@ -1,4 +1,4 @@
-"""API keys and accounts over HTTP: who may make, see, change, rotate and revoke which, and what is shown of them."""
+"""API keys and accounts over HTTP: which key may make, see, change, rotate and revoke which, and what it sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client may send wrong, and that each is told where."""
+"""Invalid requests: each error names the wrong field."""
 
 from __future__ import annotations
 

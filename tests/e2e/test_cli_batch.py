@@ -24,7 +24,7 @@ def start(service: Service, directory: Path, *arguments: str, key: str = BOOTSTR
 
 
 def run(service: Service, directory: Path, *arguments: str, code: int = 0, key: str = BOOTSTRAP_KEY) -> tuple[str, str]:
-    """Run a `headrace batch` command to its end; returns what it printed, and what it said."""
+    """Run a `headrace batch` command to its end; returns its standard output and its standard error."""
     returned, printed, said = start(service, directory, *arguments, key=key).ended()
     assert returned == code, f"{returned}: {printed}{said}"
     return printed, said
@@ -51,7 +51,7 @@ def test_a_file_is_run_and_its_output_saved(service: Service, tmp_path: Path, mo
     assert "Submitted 20 requests as batch_" in said
     assert "completed" in said
     assert "20 of 20 answered, 0 failed" in said
-    assert "\x1b" not in said, "nothing is drawn where nobody looks"
+    assert "\x1b" not in said, "no progress bar is drawn without a terminal"
     assert [result["custom_id"] for result in read(tmp_path / "in.out.jsonl")] == [f"r{n}" for n in range(1, 21)]
     assert not (tmp_path / "in.errors.jsonl").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "in.out.jsonl"]

@@ -1,4 +1,4 @@
-"""`headrace jobs`: what operators see and do, on the database, for every account."""
+"""`headrace jobs`: operators read and change the jobs of every account, directly in the database."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_the_list_has_every_accounts_jobs_newest_first(
     ]
     assert theirs not in {job["id"] for job in listed(service, "--account", "default")}
     assert {job["account"] for job in listed(service, "--account", "other")} == {"other"}
-    assert listed(service, "--account", f"nobody-{secrets.token_hex(4)}") == []
+    assert listed(service, "--account", f"empty-{secrets.token_hex(4)}") == []
     assert [job["id"] for job in listed(service, "--limit", "1")] == [theirs]
     printed = service.run("jobs", "list", "--account", "other", "--limit", "1")
     assert theirs in printed

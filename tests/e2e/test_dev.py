@@ -34,7 +34,7 @@ def ended(process: psutil.Process) -> bool:
 
 
 def command(process: psutil.Process) -> str:
-    """Return the beginning of a process's command line; nothing of one that is gone."""
+    """Return the beginning of a process's command line; empty if the process has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline()[:5])
     return ""

@@ -1,4 +1,4 @@
-"""A foreground request whose client goes away, at every stage of it."""
+"""A foreground request whose client disconnects, at every stage of the request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_servi
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str) -> Iterator[Service]:
-    """A service without a worker: what is accepted stays queued."""
+    """A service without a worker: accepted jobs stay queued."""
     with running_service(tmp_path_factory.mktemp("idle"), stores.fresh(), config, "api") as service:
         yield service
 

@@ -1,4 +1,4 @@
-"""Anthropic's and Gemini's formats, end to end: a client of OpenAI's never learns who answered."""
+"""Anthropic's and Gemini's formats, end to end: OpenAI's client gets the same answers from each provider."""
 
 from __future__ import annotations
 

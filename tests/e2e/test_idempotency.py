@@ -1,4 +1,4 @@
-"""Requests that are sent again with their `Idempotency-Key`: what they make is there once, and found again."""
+"""Requests that are sent again with their `Idempotency-Key`: each is done once, and its answer is returned again."""
 
 from __future__ import annotations
 
@@ -165,13 +165,13 @@ async def test_a_mistake_may_be_corrected_under_the_same_key(
     file = (await upload(client, jsonl([line("a", model)]), {})).json()["id"]
     agent = (await client.post("/agents", json={"name": "a", "model": model})).json()["id"]
     corrections: list[tuple[str, Json, Json]] = [
-        ("/chat/completions", chat("nobody-has-this"), chat(model)),
-        ("/chat/completions", chat(model, fallbacks=["nobody-has-this"]), chat(model)),
+        ("/chat/completions", chat("unknown-model"), chat(model)),
+        ("/chat/completions", chat(model, fallbacks=["unknown-model"]), chat(model)),
         ("/jobs", {"request": chat("anthropic-x", logprobs=True)}, {"request": chat(model)}),
         ("/batches", {"input_file_id": "file-" + "0" * 32, **WHAT}, {"input_file_id": file, **WHAT}),
         ("/batches", {"input_file_id": file, "metadata": {"a": "\0"}, **WHAT}, {"input_file_id": file, **WHAT}),
-        ("/agents", {"name": "a", "model": "nobody-has-this"}, {"name": "a", "model": model}),
-        (f"/agents/{agent}", {"model": "nobody-has-this"}, {"model": model}),
+        ("/agents", {"name": "a", "model": "unknown-model"}, {"name": "a", "model": model}),
+        (f"/agents/{agent}", {"model": "unknown-model"}, {"model": model}),
         ("/api-keys", {"limits": {"alert_webhook": "http://[::1"}}, {}),
     ]
     for number, (path, wrong, right) in enumerate(corrections):

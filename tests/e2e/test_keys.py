@@ -1,4 +1,4 @@
-"""API keys: who gets in, who does not, and that nobody learns why."""
+"""API keys: the API admits valid keys, and refuses all others with the same error."""
 
 from __future__ import annotations
 
@@ -239,8 +239,8 @@ async def test_two_keys_of_one_account_see_the_same_jobs(service: Service, model
         ("show", UNKNOWN),
         ("update", UNKNOWN, "--name", "x"),
         ("rotate", UNKNOWN),
-        ("list", "--account", "nobody-at-all"),
-        ("limit-account", "nobody-at-all", "--rpm", "1"),
+        ("list", "--account", "unknown-account"),
+        ("limit-account", "unknown-account", "--rpm", "1"),
         ("create", "--account", ""),
         ("create", "--scope", "root"),
         ("create", "--rpm", "0"),

@@ -1,4 +1,4 @@
-"""What a key or an account may use, over HTTP: what is refused and how, what is let in again, and what may wait."""
+"""Limits of a key or an account, over HTTP: which requests are refused and how, admitted again, or queued."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ New = Callable[..., User]
 
 @pytest.fixture
 async def new(service: Service) -> AsyncIterator[New]:
-    """Makes users; what is given are limits of the key."""
+    """Makes users; the arguments are the limits of the key."""
     async with AsyncExitStack() as stack:
 
         def user(*options: str, account: str | None = None) -> User:
@@ -101,7 +101,7 @@ async def test_a_budget_holds_under_two_hundred_requests_at_once_in_two_processe
 async def test_a_budget_holds_for_answers_of_any_length(
     service: Service, provider: Provider, new: New, budget: str, let_in: int
 ) -> None:
-    """Nobody sets a limit, and the model may write 65,536 tokens, at 2.50 USD a million: 0.16384 USD."""
+    """The request sets no limit, and the model may write 65,536 tokens, at 2.50 USD a million: 0.16384 USD."""
     model, gate = f"gemini-9-{secrets.token_hex(6)}", Gate()
     provider.always(model, answer("ok", usage=usage_of(10, 60_000), hold=gate))
     user = new("--daily-budget", budget)
@@ -305,7 +305,7 @@ async def test_an_agent_leads_to_no_model_that_its_maker_may_not_ask(
     for changes in (hidden, detour):
         refused(await user.client.post(agent, json=changes), 404, code="model_not_found")
     assert (await user.client.post(agent, json={"model": f"{model}-2"})).status_code == 200
-    # Somebody who may ask it has it lead elsewhere: who may not changes nothing of it.
+    # A key that may use a hidden model points the agent there: a key that may not can change no field of the agent.
     assert (await client.post(agent, json=hidden)).status_code == 200
     refused(await user.client.post(agent, json={"bio": "b"}), 404, code="model_not_found", param="model")
 

@@ -1,4 +1,4 @@
-"""The catalogue over HTTP, and the command that tells what is wrong in it."""
+"""The catalogue over HTTP, and the command that reports its mistakes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_routes_are_in_their_order_and_no_secret_shows(client: httpx.Async
 
 
 async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:
-    refused(await client.get("/models/nobody"), 404, code="model_not_found", param="model")
+    refused(await client.get("/models/unknown"), 404, code="model_not_found", param="model")
 
 
 def check(path: Path, *options: str) -> Ended:

@@ -122,7 +122,7 @@ class Things:
 
 @pytest.fixture(scope="module")
 def headers(service: Service) -> dict[str, str]:
-    """Of a key of an account that nobody else has."""
+    """The headers of a key whose account no other test uses."""
     scopes = ("keys:write", "usage:read", "webhooks:write")
     key = service.create_key("fuzz", *(option for scope in scopes for option in ("--scope", scope)))
     return {"authorization": f"Bearer {key['key']}"}
@@ -165,7 +165,7 @@ def test_every_answer_is_as_documented(label: str, service: Service, headers: di
     def ask(case: Any) -> None:
         things.fill(case)
         if isinstance(case.query, dict):
-            case.query.pop("wait", None)  # nobody here waits
+            case.query.pop("wait", None)  # no test here waits
         _put_model(case.body)
         response = case.call(base_url=service.base_url, headers=headers, timeout=30)
         statuses.add(response.status_code)

@@ -238,7 +238,7 @@ async def test_the_finish_reason_is_the_upstreams(
 async def test_whole_and_streamed_answers_end_in_the_same_result(
     client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
-    """What a provider streamed, folded, equals what it answers whole."""
+    """A provider's folded stream equals its whole answer."""
     behaviour = answer(
         "The wheel turns.",
         usage=USAGE,

@@ -21,7 +21,7 @@ def own(tmp_path: Path, stores: Stores, config: str) -> Iterator[Service]:
 
 
 def reload(service: Service, config: str) -> None:
-    """Change the file and tell API and worker; return when both have said what they make of it."""
+    """Change the file and tell API and worker; return when both have logged the result."""
     service.mark()
     (service.directory / "models.toml").write_text(config)
     for name in ("api", "worker"):

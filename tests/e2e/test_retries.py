@@ -1,4 +1,4 @@
-"""What is tried again, what is not, and where else."""
+"""Which errors are retried, which are final, and which route the next attempt takes."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ async def test_a_provider_that_repeats_our_key_is_not_repeated(
 
 
 async def test_a_key_in_a_url_or_a_wrong_header_is_not_repeated(anonymous: httpx.AsyncClient) -> None:
-    wrong = "hr_wrong-but-secret-to-somebody-else-0123456789"
+    wrong = "hr_wrong-but-the-secret-of-another-0123456789"
     for response in (
         await anonymous.get(f"/jobs?api_key={wrong}"),
         await anonymous.get("/jobs", headers={"authorization": f"Basic {wrong}"}),

@@ -1,4 +1,4 @@
-"""The tutorial, step by step, on a `headrace dev` of its own: what it prints is what the page shows."""
+"""The tutorial, step by step, on a separate `headrace dev`: its output matches the page."""
 
 from __future__ import annotations
 

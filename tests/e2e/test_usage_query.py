@@ -1,4 +1,4 @@
-"""What the ledger is asked: by clients over HTTP, each for its own account, and by operators with `headrace usage`."""
+"""Questions to the ledger: by clients over HTTP, each for its own account, and by operators with `headrace usage`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sees whose usage, and in which shapes: CSV, percentiles, statements, and OpenAI's administrators' answers."""
+"""Which keys see whose usage, and in which shapes: CSV, percentiles, statements, and OpenAI's administration API."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Servers that tests start in place of what is not theirs: providers, and receivers of webhooks."""
+"""Servers that tests start in place of foreign ones: providers, and receivers of webhooks."""

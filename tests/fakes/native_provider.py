@@ -69,7 +69,7 @@ class Plan:
     done: int = 0
     """How many lines were run when it is cancelled."""
     results_url: str | None = None
-    """Anthropic's only: what it says instead of where its results are."""
+    """Anthropic's only: the text in place of the results' URL."""
     extra: bytes = b""
     """What stands before the results, to the byte."""
 
@@ -86,7 +86,7 @@ class Batch:
     """OpenAI's lines or Anthropic's requests."""
     headers: Mapping[str, str]
     asked: Json
-    """What it was made with, without Anthropic's requests."""
+    """The document that made the batch, without Anthropic's requests."""
     base_url: str
     polls: int = 0
     cancelled: bool = False
@@ -110,13 +110,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is answered."""
+    """The answer to a request."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
     cut_at: int | None = None
-    """After how many bytes of it, headers too, the connection is closed."""
+    """Bytes of the answer, with headers, after which the connection is closed."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Native:
         self._plans[model] = replace(Plan(), **plan)
 
     def script(self, model: str, operation: Operation, *faults: int | str) -> None:
-        """Say what the next requests of a kind fail with: a status, `LOSE` or `CUT`; 0 is none."""
+        """Set the faults of the next requests of a kind: a status, `LOSE`, `CUT`, or 0 for a good answer."""
         with self._lock:
             self._scripts[model, operation].extend(faults)
 
@@ -214,7 +214,7 @@ class Native:
         batch.state = "ended"
 
     async def _run(self, batch: Batch, place: int, line: Json) -> Json:
-        """Return a line's place, what became of it, and its answer."""
+        """Return a line's custom id, its outcome, and its answer."""
         name, body = line["custom_id"], line["body" if batch.kind == "openai" else "params"]
         if place in batch.plan.expired:
             return {"custom_id": name, "how": "expired"}

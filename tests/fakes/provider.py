@@ -85,7 +85,7 @@ class Call:
     """The wire format of the path."""
     arrived_at: float = field(default_factory=time.monotonic)
     disconnected: Future[float] = field(default_factory=Future)
-    """Set, to the monotonic time in seconds, when the client goes away before the answer is over."""
+    """Set, to the monotonic time in seconds, when the client disconnects before the answer is over."""
     answered: Future[None] = field(default_factory=Future)
     """Set when the answer is over, whichever it was."""
 
@@ -165,7 +165,7 @@ class _Kept(Exchange):
         self._data = b""
 
     def answer(self) -> tuple[int, Json]:
-        """Return status and JSON; what was no whole answer is a 500."""
+        """Return status and JSON; an incomplete answer is a 500."""
         head, _, body = self._data.partition(b"\r\n\r\n")
         with contextlib.suppress(ValueError):
             return int(head.split(b" ", 2)[1]), json.loads(body)
@@ -405,7 +405,7 @@ def redirect(location: str, code: int = 307) -> Behaviour:
 
 
 async def hang(exchange: Exchange) -> None:
-    """Never answer: wait until the client goes away."""
+    """Never answer: wait until the client disconnects."""
     await asyncio.Event().wait()
 
 
@@ -554,7 +554,7 @@ class Provider:
         call, behaviour = self._next(path, headers, asked, kind)
         exchange = Exchange(call, writer)
 
-        # A client that waits for an answer sends nothing: whatever ends this read means that it went away.
+        # A client that waits for an answer sends nothing: any end of this read means that it disconnected.
         answering = asyncio.ensure_future(behaviour(exchange))
         watching = asyncio.ensure_future(reader.read(1))
         try:

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server on loopback that keeps what it is told and answers as it is told to."""
+"""A receiver of webhooks: a real HTTP server on loopback that keeps each message and answers as a test says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 @dataclass(frozen=True)
 class Message:
-    """What came; header names are in lower case."""
+    """A message; header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -34,7 +34,7 @@ class Receiver:
     answers: deque[int] = field(default_factory=deque)
     location: str = ""
     retry_after: str = ""
-    """What a 429 says of when to come again."""
+    """The `Retry-After` of a 429."""
 
     def take(self, message: Message) -> int:
         """Keep a message, and return the status to answer it with."""

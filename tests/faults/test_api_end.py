@@ -1,4 +1,4 @@
-"""An API that is told to end while requests wait: each is answered with what is certain of its job."""
+"""An API that is told to end while requests wait: each answer says only what is certain about the job."""
 
 from __future__ import annotations
 

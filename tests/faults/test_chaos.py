@@ -44,5 +44,5 @@ def test_nothing_is_lost_twice_or_anothers_whatever_breaks(tmp_path: Path) -> No
     outcome = run(SEED, MINUTES, 16, tmp_path / "service")
     assert outcome.verdict.violations == [], outcome.text()
     assert sum(outcome.faults.values()) >= len(plan(SEED, MINUTES))
-    for counted in ("… completed", "answers that clients got", "events", "… told of", "calls to providers"):
+    for counted in ("… completed", "answers that clients got", "events", "… asked for", "calls to providers"):
         assert outcome.verdict.counts[counted] > 20, counted

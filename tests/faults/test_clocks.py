@@ -1,4 +1,4 @@
-"""Machines whose clocks differ by hours: Postgres's decides, and nobody else's is asked.
+"""Machines whose clocks differ by hours: Postgres's decides, and no other is asked.
 
 A process gets another clock by a `sitecustomize` on its path, which Python imports before anything else: `time.time`,
 `time.time_ns` and `datetime.now` are off by so many seconds there, in C as in Python.
@@ -31,7 +31,7 @@ seconds = float(os.environ["TESTS_CLOCK_SECONDS"])
 real_time, real_time_ns = time.time, time.time_ns
 time.time = lambda: real_time() + seconds
 time.time_ns = lambda: real_time_ns() + int(seconds * 1e9)
-(methods,) = gc.get_referents(datetime.datetime.__dict__)  # the type is written in C, and lets nobody set its own
+(methods,) = gc.get_referents(datetime.datetime.__dict__)  # the type is written in C, and refuses new attributes
 methods["now"] = classmethod(lambda kind, tz=None: kind.fromtimestamp(time.time(), tz))
 ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))
 """

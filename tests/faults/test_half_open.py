@@ -1,4 +1,4 @@
-"""Connections that stay and carry nothing: whoever waits at one finds out, and goes on when it is mended."""
+"""Connections that stay open and carry nothing: each process notices, and goes on when the connection is mended."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def test_a_reader_may_come_back_with_what_postgres_is_yet_to_get(
     headers = {"last-event-id": str(events[-1].id)}
     early = await client.get(f"/jobs/{job_id}/events", headers=headers)
     assert (early.status_code, early.headers["retry-after"]) == (503, "1"), (
-        "nobody knows, so nobody says that it is wrong"
+        "no process can check the id, so the API does not call it wrong"
     )
     behind.worker_postgres.be(Mode.PASS)
     gates[1].release()

@@ -428,7 +428,7 @@ async def test_an_api_that_is_asked_to_stop_sends_those_who_still_wait_elsewhere
     assert again.headers["idempotent-replayed"] == "true"
     assert "Here." in again.text
     states = sorted(job["status"] for job in (await cluster_client.get(f"/jobs?model={model}")).json()["data"])
-    assert states == ["cancelled", "completed"], "whose client will not come back is not answered for nobody"
+    assert states == ["cancelled", "completed"], "a job whose client will not come back is cancelled"
 
 
 @pytest.fixture
@@ -508,7 +508,7 @@ async def test_an_api_that_is_stopping_holds_nobody_who_comes_to_watch(
     provider.always(model, hang)
     job_id = await submit(leaving, model)
     batch = await batches.submit(leaving, batches.lines(model, 1))
-    # One that the API has not seen, and so has to look for: until it may, those who come with it wait at the door.
+    # The API has not seen this key and has to look it up: until it can, requests with the key wait for authentication.
     key = {"authorization": f"Bearer {(await leaving.post('/api-keys', json={})).json()['key']}"}
     paths = [
         f"/jobs/{job_id}/events",

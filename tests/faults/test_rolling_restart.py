@@ -1,4 +1,4 @@
-"""Everything is restarted, one part after another, under load of every kind: nothing is lost, and nobody is cut off."""
+"""Every part is restarted, one after another, under load of every kind: no job is lost, and no client is cut off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_rolling_restart_loses_nothing_and_cuts_nobody_off(tmp_path: Path) -> 
     assert outcome.verdict.violations == [], outcome.text()
     assert outcome.faults == {f"roll {part}": 1 for part in PARTS}
     assert outcome.verdict.counts["jobs failed for their workers' sake"] == 0
-    # Who finds nobody listening asks the other API. Who was heard is answered, or told to come back.
+    # A client that cannot connect asks the other API. An accepted request is answered, or refused with a retry.
     assert outcome.cut_off == []
     for counted in ("… completed", "answers that clients got", "events"):
         assert outcome.verdict.counts[counted] > 20, counted

@@ -1,4 +1,4 @@
-"""Stores that lose everything or go away for a while. Postgres is the truth; Redis may lose all that it has."""
+"""Stores that lose everything or are unavailable for a while. Postgres is the truth; Redis may lose all that it has."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_readers_are_served_from_postgres_while_redis_is_away(
         kill(own_stores.valkey)
         try:
             gates[0].release()
-            # While Redis is away, so that this delta cannot have come over it.
+            # While Redis is unavailable, so that this delta cannot have come over it.
             events += await reader.up_to("job.delta")
             async with broken_client.stream("GET", f"/jobs/{job_id}/events", params={"after": events[-1].id or ""}):
                 pass

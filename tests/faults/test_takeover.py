@@ -19,7 +19,7 @@ SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "
 
 
 def launch_scheduler(service: Service, name: str) -> None:
-    """Start a scheduler whose connections say who it is."""
+    """Start a scheduler whose connections carry its name."""
     separator = "&" if "?" in service.stores.database_url else "?"
     service.launch(name, DATABASE_URL=f"{service.stores.database_url}{separator}application_name={name}")
 
@@ -68,7 +68,7 @@ async def test_the_other_scheduler_acts_when_the_first_is_gone(
     await settled(gate.reached)
     first = leader(pair)
     assert first is not None
-    # Nobody but a scheduler that acts gets the job away from a worker that died.
+    # Only a scheduler that leads rescues the job of a worker that died.
     pair.processes[first].signal(how)
     pair.processes["worker"].kill()
     pair.launch("worker")

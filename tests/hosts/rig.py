@@ -36,7 +36,7 @@ HOSTS = ("client", "postgres-1", STANDBY, "redis", *APIS, *WORKERS, *SCHEDULERS,
 _PORT = 8700
 _POSTGRES_PORT = 5432
 _REDIS_PORT = 6379
-# Whoever reaches these namespaces is one of ours.
+# Only our own processes reach these namespaces.
 _HBA = "local all all trust\nhost all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 trust\n"
 
 # Everything as an operator has it, but for what tests cannot wait for.
@@ -210,7 +210,7 @@ def running_rig(network: Network, directory: Path, seed: int) -> Iterator[HostsR
 
 
 def _copy(primary: EmbeddedPostgres, data_dir: Path) -> None:
-    """Make a standby's cluster of one that is stopped."""
+    """Make a standby's cluster from a stopped primary."""
     data_dir.mkdir(mode=0o711)
     subprocess.run(["cp", "-a", primary.data_dir / "cluster", data_dir / "cluster"], check=True)
     status = (data_dir / "cluster").stat()

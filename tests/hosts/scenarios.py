@@ -1,4 +1,4 @@
-"""What befalls the hosts, one thing after another, and what is asked meanwhile."""
+"""Faults of the hosts, one after another, and the requests that run meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Databases of their own for tests, on the run's one Postgres."""
+"""Separate databases for tests, on the run's one Postgres."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Session = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
 def create_database(server_url: str, *, template: str | None = None) -> str:
-    """Return the URL of a new database, empty or a copy of the one at `template`, which nobody may be connected to."""
+    """Return the URL of a new database, empty or a copy of the one at `template`, which must have no connections."""
     name = f"test_{secrets.token_hex(6)}"
     source = "template1" if template is None else urlsplit(template).path.lstrip("/")
     with psycopg.connect(server_url, autocommit=True) as connection:

@@ -31,7 +31,7 @@ NOTHING_WAITS = Backlog([], [], whole=True)
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a job is."""
+    """The account and the key that own a job."""
 
     account_id: str
     key_id: str
@@ -166,15 +166,15 @@ class Jobs:
     async def resend(
         self, tier: str = "default", backlog: Backlog = NOTHING_WAITS, *, seconds: float = -1
     ) -> list[MovedJob]:
-        """Find those whose wake-up was lost, by default where nothing waits in their queue."""
+        """Find queued jobs whose wake-up was lost, by default with empty queues."""
         return await resend_jobs(self.database, tier, backlog, resend_seconds=seconds)
 
     async def set(self, job_id: str, assignments: str) -> None:
-        """Change a row behind everybody's back: time passes, or a worker dies."""
+        """Change a row without the product's statements: time passes, or a worker dies."""
         await execute(self.database.durable, f"UPDATE jobs SET {assignments} WHERE id = %(id)s", {"id": job_id})
 
     async def lose(self, job_id: str) -> None:
-        """Let the lease of a running job be over."""
+        """Let the lease of a running job expire."""
         await self.set(job_id, "lease_until = now() - interval '1 second'")
 
     async def row(self, job_id: str) -> Row:
@@ -182,7 +182,7 @@ class Jobs:
         return (await execute(self.database.durable, "SELECT * FROM jobs WHERE id = %(id)s", {"id": job_id}))[0]
 
     async def state(self, job_id: str) -> State:
-        """Return where the job stands."""
+        """Return the job's state."""
         return State((await self.row(job_id)).state)
 
     async def deltas(self, job_id: str) -> list[tuple[int, int, int, int]]:

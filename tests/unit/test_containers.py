@@ -1,4 +1,4 @@
-"""What the containers may do, read off `docker-compose.yml` and the `Dockerfile`."""
+"""The permissions of the containers, read from `docker-compose.yml` and the `Dockerfile`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents promise and code can tell: they name every variable, path and file, and none that is not there."""
+"""The documents agree with the code: they name every variable, path and file, and only existing ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_generated_page_is_what_the_code_says(page: Path, text: str) -> None:
 
 
 def limits() -> list[tuple[str, str]]:
-    """What docs/reference/limits.md says: each bound, and where that is set."""
+    """Return each bound in docs/reference/limits.md, and the place where it is set."""
     rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "reference" / "limits.md").read_text(), re.M)
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(row[1], row[-1].strip("`")) for row in cells if row[-1].startswith("`")]
@@ -87,7 +87,7 @@ def test_every_path_is_documented_and_no_other() -> None:
 
 
 def required_scope(dependant: Dependant) -> str:
-    """Return what a route asks of a key: `none`, `any key`, or a scope."""
+    """Return the scope that a route requires of a key: `none`, `any key`, or a scope."""
     calls = [dependency.call for dependency in dependant.dependencies]
     scopes = [REQUIRED_SCOPES[call] for call in calls if call in REQUIRED_SCOPES]
     if scopes:

@@ -1,4 +1,4 @@
-"""What variables may not say, and how an operator is told."""
+"""Invalid values of variables, and the error that an operator gets."""
 
 from __future__ import annotations
 

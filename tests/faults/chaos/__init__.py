@@ -1,1 +1,1 @@
-"""Everything dies, stalls and comes back under load, for some minutes, and a checker counts what was lost: nothing."""
+"""Everything dies, stalls and comes back under load, for some minutes, and a checker finds that nothing was lost."""

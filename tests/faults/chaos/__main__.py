@@ -33,7 +33,7 @@ from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 
 _ACCOUNTS = ("ann", "ben", "cleo")
 _QUIET_SECONDS = 200.0
-# Seconds after which processes have let go of what they had for their load.
+# Seconds after which processes have released the memory that they needed for their load.
 _SETTLE_SECONDS = 10.0
 
 
@@ -151,7 +151,7 @@ def run(
 
 @contextlib.contextmanager
 def _clients(load: Load, count: int) -> Iterator[None]:
-    """Have clients ask meanwhile, and wait afterwards until each has what it waits for."""
+    """Have clients ask meanwhile, and wait afterwards until each has its answer."""
     stop = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(load.run(count, stop)), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What must be so after everything, from the rows, the provider's own log, and what clients saw."""
+"""Invariants after a run, checked from the rows, the provider's log, and the clients' notes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Told:
 
 @dataclass(slots=True)
 class Verdict:
-    """How much was looked at, and what was wrong."""
+    """The counts of checked things, and the violations."""
 
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Checker:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _check_ends(self) -> None:
-        """Every job that somebody was told of is there and has ended, as everybody was told, and one key is one job."""
+        """Every job that a client knows exists and has ended as its clients were told, and one key is one job."""
         counts = self._counts
         counts["jobs accepted, as clients know"] = len(self._notes.accepted)
         counts["jobs"] = len(self._jobs)
@@ -171,7 +171,7 @@ class Checker:
                 self._wrong(f"{job_id} ({mark}): accepted and lost")
         for job_id in self._notes.deleted & self._jobs.keys():
             if self._jobs[job_id]["deleted_at"] is None:
-                self._wrong(f"{job_id}: somebody was told that it is erased")
+                self._wrong(f"{job_id}: a client was told that it is erased")
         for job_id, state, who in self._notes.ends:
             counts[f"ends told to {who}"] += 1
             if job_id in self._jobs and self._jobs[job_id]["state"] != state:
@@ -182,7 +182,7 @@ class Checker:
                 self._wrong(f"{key}: one key, {len(ids)} jobs or batches")
 
     def _check_reason(self, job: DictRow, ask: Ask) -> None:
-        """A job ends badly only for a reason: somebody's wish, its deadline, its provider or its workers."""
+        """A job ends without an answer only for a reason: its client, its deadline, its provider or its workers."""
         state, reason = job["state"], ""
         if state == "completed":
             reason = "" if not ask.model.endless else "its provider never answers"
@@ -192,7 +192,7 @@ class Checker:
         elif state == "cancelled":
             left = not ask.background and not ask.keyed and not ask.answers
             if job["id"] not in self._notes.cancelled and not left and not ask.refused:
-                reason = "nobody asked for that"
+                reason = "no client asked for that"
         elif state == "failed":
             reason = self._check_failure(job, ask)
         if reason:
@@ -219,13 +219,13 @@ class Checker:
         )
 
     def _is_fair(self, refusal: Refusal) -> bool:
-        """Tell whether a client had to be refused what it asked for."""
+        """Tell whether the API had to refuse the request."""
         ask, job = self._notes.asks[refusal.mark], self._by_mark.get(refusal.mark)
         if refusal.code == "service_unavailable":
             return refusal.status in {200, 503}  # 200 is a stream that had begun
         if refusal.code == "outcome_unknown":
             return any(happening.fault.kind in {"terminate", "roll"} for happening in self._rig.history)
-        if job is None:  # one that is erased by now, and whose id its client never was told
+        if job is None:  # an erased job, whose id its client never got
             return ask.body.get("store") is False and not ask.model.faultless
         if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
             return job["attempt"] > 1 or job["lost"] > 0 or any(found["status"] == "returned" for found in job["tried"])
@@ -233,7 +233,7 @@ class Checker:
         return refusal.code == error.get("code") and refusal.status in {200, error.get("status")}
 
     def _check_ghosts(self) -> None:
-        """A request is one job, however often its key was sent; without a key, each that was answered 503 is none."""
+        """A request is one job, however often its key was sent; without a key, a request answered 503 makes no job."""
         for mark, found in self._of.items():
             ask = self._notes.asks[mark]
             running = [job["id"] for job in found if job["state"] != "cancelled"]
@@ -246,7 +246,7 @@ class Checker:
                 self._wrong(f"{mark}: sent {ask.sent} times, refused {ask.refused} times, and jobs that ran: {running}")
 
     def _check_cuts(self) -> None:
-        """No violation, as a network may break any connection: but who restarts one part after another breaks none."""
+        """A network may break any connection, so a cut is no violation; but a rolling restart must cause none."""
         for cut in self._notes.cuts:
             job = self._by_mark.get(cut.mark)
             accepted = job is not None and cut.began < job["created_at"].timestamp() < cut.ended
@@ -257,7 +257,7 @@ class Checker:
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _check_answers(self, job: DictRow, ask: Ask) -> None:
-        """An answer repeats its own request's mark and nobody else's, and is the same whoever keeps or gets it."""
+        """An answer repeats only its own request's mark, and is the same in Postgres and at each client."""
         for text in ask.answers:
             self._counts["answers that clients got"] += 1
             if marks_in(text) != {ask.mark}:
@@ -327,7 +327,7 @@ class Checker:
         return call in self._rig.upstreams.reported
 
     def _check_sums(self) -> None:
-        """What was used is the same by hour, day and month, as the API says, and row by row."""
+        """The sums of usage are the same by hour, day and month, in the API and row by row."""
         verified = asyncio.run(_verify(self._rig.database_url))
         if verified.differences:
             self._wrong(f"roll-ups: {verified}")
@@ -377,7 +377,7 @@ class Checker:
     # -- webhooks -----------------------------------------------------------------------------------------------------
 
     def _check_webhooks(self) -> None:
-        """Who is to be told of an end was told, of that one, by one id, however often; and nobody else was."""
+        """Each requested webhook came with its job's or batch's end, under one id, and no other webhook came."""
         hooks = self._rig.hooks
         self._counts["webhooks that came"] = len(hooks.messages)
         messages = defaultdict(list)
@@ -394,7 +394,7 @@ class Checker:
         for subject, (kind, state, webhook) in subjects.items():
             came = messages.pop(subject, [])
             ids = {message.id for message in came}
-            self._counts["… told of"] += webhook is not None
+            self._counts["… asked for"] += webhook is not None
             if deliveries[subject] != (webhook is not None) or len(ids) != (webhook is not None):
                 self._wrong(f"{subject}: {webhook}, {deliveries[subject]} deliveries, told {len(came)} times by {ids}")
             if not ids <= hooks.taken:
@@ -403,7 +403,7 @@ class Checker:
                 if json.loads(message.body)["type"] != f"{kind}.{state}":
                     self._wrong(f"{subject}: {state}, and its webhook says {message.body}")
         if left := messages.keys() - self._jobs.keys() - self._batches.keys():
-            self._wrong(f"webhooks of what is not there: {left}")
+            self._wrong(f"webhooks of unknown jobs or batches: {left}")
         for message in hooks.messages:
             self._notes.read(message.body + str(message.headers), message.id)
             secret = self._secrets[self._deliveries[message.id]["account_id"]]
@@ -449,7 +449,7 @@ class Checker:
                 self._wrong(f"{reading.job_id}: its reader has {text[:80]!r} of {content[:80]!r}, {finishes} finishes")
 
     def _check_stream(self, stream: Stream) -> None:
-        """A stream is of one attempt; one that is whole finishes once, is done once, and is the answer that is kept."""
+        """A stream is of one attempt; a whole stream finishes once, is done once, and is the stored answer."""
         counts, mark = self._counts, stream.mark
         counts["streams"] += 1
         counts["… that broke off"] += not stream.done
@@ -517,7 +517,7 @@ class Checker:
                     self._wrong(f"{job_id}: started {restart.seconds:.1f} s after its worker was killed")
 
     def _is_alone(self, began: float, ended: float) -> bool:
-        """Tell whether nothing else was broken between a kill and what followed it."""
+        """Tell whether nothing else was broken between a kill and the next start or end."""
         others = [
             happening
             for happening in self._rig.history
@@ -538,13 +538,13 @@ async def _verify(database_url: str) -> Row:
 
 
 def _patterns(secret: str) -> Sequence[str]:
-    """Return what a secret looks like in a row's text: as it is, or as bytes in hexadecimal digits."""
+    """Return the forms of a secret in a row's text: plain, or as bytes in hexadecimal digits."""
     plain = secret.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{plain}%", f"%{secret.encode().hex()}%"
 
 
 def _add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, Decimal]:
-    """Return what rows of the ledger come to."""
+    """Return the sums of rows of the ledger."""
     names = "requests prompt_tokens completion_tokens cost estimated_requests discarded_attempts discarded_tokens"
     sums = dict.fromkeys([*names.split(), "discarded_cost"], Decimal(0))
     for row in rows:

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that keeps what it is told, and refuses some of it the first time."""
+"""A receiver of webhooks that keeps each message, and refuses some of them the first time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REFUSALS = (500, 503, 429, 301)
 
 @dataclass
 class Hooks(Receiver):
-    """What came; `taken` are the ids that were answered well."""
+    """The messages that came; `taken` are the ids that were answered with 200."""
 
     taken: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)

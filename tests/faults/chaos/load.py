@@ -1,4 +1,4 @@
-"""Clients of all sorts, who note what they were told."""
+"""Clients of all kinds, which note each answer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LATE, LONG,
 _PATIENCE = httpx.Timeout(70, connect=3)
 _AGAIN_SECONDS = 0.3
 _AWAY = "service_unavailable"
-"""The code of a 503 that says nothing of the request: it is sent again."""
-# Beyond which nobody waits for a provider that is left alone again and again.
+"""The code of a 503 that does not depend on the request: the client sends it again."""
+# Seconds a client waits for a provider whose circuit opens again and again.
 _HOPELESS_SECONDS = 20
 # Seconds in which the loop closes the sockets of a client that is closed; those it does not are reported as errors.
 _CLOSING_SECONDS = 0.25
@@ -37,18 +37,18 @@ class _Outcome(Enum):
     OVER = auto()
     CUT = auto()
     BROKEN = auto()
-    """It ended with an error; what is asked again may go well, or fail the same way for good."""
+    """The stream ended with an error; the same request may succeed next time, or always fail."""
 
 
 class _GaveUpError(Exception):
-    """There is no point in asking on: what was told is noted already."""
+    """The client asks no more: the answer is noted already."""
 
 
 class Load:
     """Clients that ask until they are told to stop."""
 
     def __init__(self, seed: int, urls: tuple[str, ...], keys: dict[str, str], hook: str, notes: Notes) -> None:
-        """`keys` are of accounts, by name; `hook` is told of ends."""
+        """`keys` has each account's key by its name; webhooks go to `hook`."""
         self.notes = notes
         self._chance = random.Random(f"load {seed}")
         self._urls = urls
@@ -91,7 +91,7 @@ class Load:
                 self.notes.wrong.append(f"{kind.__name__}: an answer that makes no sense: {error}")
             await asyncio.sleep(self._chance.uniform(0, 0.3))
 
-    # -- what is asked ------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def _mark(self, account: str) -> str:
         self._count += 1
@@ -126,7 +126,7 @@ class Load:
         headers = {"authorization": f"Bearer {self._keys[account]}"}
         return headers if key is None else {**headers, "idempotency-key": key}
 
-    # -- what is told -------------------------------------------------------------------------------------------------
+    # -- answers ------------------------------------------------------------------------------------------------------
 
     def _broke(self, error: httpx.TransportError) -> None:
         self.notes.statuses[type(error).__name__] += 1
@@ -245,7 +245,7 @@ class Load:
         return _Outcome.CUT
 
     async def _persistent(self, http: httpx.AsyncClient, account: str) -> None:
-        """Ask without a key, and again when told to come back, as OpenAI's client does: what was refused never runs."""
+        """Ask without a key, and again when told to, as OpenAI's client does: a refused request never runs."""
         ask = self._ask(account, background=self._chance.random() < 0.5)
         response = await self._post(http, ask)
         while ask.refused == ask.sent < _MOST_TRIES:
@@ -257,7 +257,7 @@ class Load:
             ask.answers.append(response.json()["choices"][0]["message"]["content"])
 
     async def _left(self, http: httpx.AsyncClient, account: str) -> None:
-        """Ask for a stream, and go away in the middle of it."""
+        """Ask for a stream, and disconnect in the middle."""
         ask = self._ask(account, stream=True)
         async with asyncio.timeout(self._chance.uniform(0, 3)):
             await self._stream(http, ask)
@@ -308,7 +308,7 @@ class Load:
             ask.answers.append(job["result"]["choices"][0]["message"]["content"])
 
     async def _late(self, http: httpx.AsyncClient, account: str) -> None:
-        """Ask for what may well not come before its deadline."""
+        """Ask with a deadline that the answer may miss."""
         ask = self._ask(account, self._chance.choice(LATE), background=self._chance.random() < 0.7)
         ask.body["timeout"] = self._chance.uniform(1, 6)
         if not ask.background:
@@ -376,20 +376,20 @@ class Load:
         self.notes.end(response.json(), "a canceller")
 
     async def _deleted(self, http: httpx.AsyncClient, account: str) -> None:
-        """Have a job erased that has ended; it is not there for anybody then."""
+        """Erase a job that has ended; afterwards every request for it gets 404."""
         ask = self._ask(account, background=True)
         job_id = await self._submit(http, ask)
         if job_id is None:
             return
         await self._poll(http, ask, job_id)
-        # 404 is what is told of one that is erased, and that was not heard.
+        # 404 means that an earlier DELETE erased the job and its answer was lost.
         await self._ask_of_job(http, "DELETE", account, job_id, good={200, 404})
         self.notes.deleted.add(job_id)
         for path in ("", "/events", "/webhook-deliveries"):
             await self._ask_of_job(http, "GET", account, job_id, path, good={404})
 
     async def _stranger(self, http: httpx.AsyncClient, account: str) -> None:
-        """Ask for what is another account's, in every way that there is."""
+        """Ask for another account's jobs and batches on every path."""
         foreign = [job_id for job_id, mark in self.notes.accepted.items() if self.notes.asks[mark].account != account]
         batches = [batch_id for batch_id, (owner, *_) in self.notes.batches.items() if owner != account]
         if not foreign:

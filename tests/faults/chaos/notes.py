@@ -1,4 +1,4 @@
-"""What clients asked and were told. Each request has a mark of its own, which its answer repeats."""
+"""The clients' requests and answers. Each request has its own mark, which its answer repeats."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Ask:
 
     @property
     def background(self) -> bool:
-        """Whether nobody waits for it."""
+        """Whether no client waits for the answer."""
         return self.line or self.body.get("background") is True
 
     @property
     def webhook(self) -> str | None:
-        """Who is told of its end."""
+        """The URL that is notified of the end, if any."""
         found: str | None = self.body.get("webhook")
         return found
 
@@ -84,7 +84,7 @@ class Cut:
 
 @dataclass(slots=True)
 class Stream:
-    """What came over one connection of a completion that is streamed."""
+    """The events of a streamed completion that came over one connection."""
 
     mark: str
     text: str = ""
@@ -112,7 +112,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Reading:
-    """What one subscriber was told of a job: `(event id, name, data)` in order, over all its connections."""
+    """The events of a job that one subscriber got: `(event id, name, data)` in order, over all its connections."""
 
     job_id: str
     mark: str
@@ -125,34 +125,34 @@ class Notes:
     """What all clients saw."""
 
     secrets: frozenset[str]
-    """What nobody must ever read."""
+    """Secrets that no answer may contain."""
     asks: dict[str, Ask] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)
-    """The mark of each job that somebody was told of."""
+    """The mark of each job whose id a client got."""
     keyed: dict[str, set[str]] = field(default_factory=dict)
     """The jobs or batches that each Idempotency-Key stood for."""
     ends: list[tuple[str, str, str]] = field(default_factory=list)
-    """Jobs, how somebody was told that they ended, and who that was."""
+    """Ends as clients saw them: job id, state, and the kind of client."""
     refusals: list[Refusal] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
-    """Jobs that somebody asked to be cancelled, whether it was heard or not."""
+    """Jobs for which a client sent a cancellation, answered or not."""
     deleted: set[str] = field(default_factory=set)
-    """Jobs that somebody was told are erased."""
+    """Jobs whose erasure the API confirmed."""
     batches: dict[str, tuple[str, int, str | None]] = field(default_factory=dict)
     """The account, the number of lines and the webhook of each batch."""
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    """What no client should ever be told."""
+    """Answers that no client should ever get."""
 
     def read(self, text: str, what: str) -> None:
-        """Look for what nobody must read in what somebody was told."""
+        """Look for secrets in a text that a client got."""
         if any(secret in text for secret in self.secrets):
             self.wrong.append(f"{what}: it was told a secret")
 
     def end(self, job: Json, who: str) -> None:
-        """Note what somebody was told of a job, if that is its end."""
+        """Note a job that a client got, if it has ended."""
         if job.get("status") in FINAL:
             self.ends.append((job["id"], job["status"], who))

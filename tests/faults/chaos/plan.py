@@ -1,4 +1,4 @@
-"""What befalls whom and when: nothing but the seed decides, so that a run can be had again.
+"""Which fault hits which part, and when: the seed alone decides, so that a run can be repeated.
 
 Kinds of faults are drawn from a deck of cards without putting them back, so that even a short run has each of the first
 ones, in whatever order.
@@ -48,7 +48,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A kind of fault: to whom it may happen, and for how long."""
+    """A kind of fault: which parts it may hit, and for how long."""
 
     kinds: tuple[str, ...]
     targets: tuple[str, ...]
@@ -75,7 +75,7 @@ FIRST = (
     Card(("slow",), STORE_LINKS, _BRIEFLY),
     Card(_MODES, (PROVIDER_LINK,), _BRIEFLY),
 )
-"""What every run has, however short."""
+"""The faults of every run, however short."""
 
 _LATER = (
     *(Card(("kill",), WORKERS), Card(("kill",), WORKERS)),
@@ -91,7 +91,7 @@ _LATER = (
     Card(("fail-over",), ("postgres",), (5, 15)),
 )
 _RARE = (
-    # Longer than it takes anybody to notice.
+    # Longer than any part takes to notice.
     *(Card(("stall",), (link,), _LONG) for link in ("api-postgres", "worker-postgres", "scheduler-postgres")),
     Card(("stall",), ("api-redis", "worker-redis", "scheduler-redis"), _LONG),
     Card(("stall",), (PROVIDER_LINK, *CLIENT_LINKS), _LONG),
@@ -100,7 +100,7 @@ _RARE = (
     Card(("lull",), WORKERS),
     Card(("lull",), WORKERS),
 )
-"""What only runs of some minutes have. A lull is a worker that is killed, and nothing else for a while."""
+"""The faults of longer runs only. A lull is a worker that is killed, and nothing else for a while."""
 
 
 def plan(seed: int, minutes: float) -> list[Fault]:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 class Mode(StrEnum):
-    """What a link does."""
+    """The state of a link."""
 
     PASS = "pass"
     STALL = "stall"
     """Connections stay and nothing goes through, in either way, their ends too: half-open, as behind a dead router."""
     DEAD = "dead"
-    """The connections that there are stall, and new ones pass: what was on the way over a router that died."""
+    """The connections that there are stall, and new ones pass: as connections do whose router died."""
     CUT = "cut"
     """Every connection is reset, once; new ones pass."""
     REFUSE = "refuse"
@@ -48,7 +48,7 @@ class Link:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def be(self, mode: Mode) -> None:
-        """Change what the link does."""
+        """Change the link's state."""
         asyncio.run_coroutine_threadsafe(self._be(mode), self._loop).result()
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Link:
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:
-    """Reset a connection, and return once its socket is closed: one that is left to the loop's end is an error."""
+    """Reset a connection, and return once its socket is closed: a socket open at the loop's end is an error."""
     _reset(writer)
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -79,7 +79,7 @@ class Happening:
     """Until it is over: when it is to be."""
     over: bool = False
     steps: Iterator[None] = field(default_factory=lambda: iter(()))
-    """What is left to do, of a fault that has steps."""
+    """The remaining steps of a fault that has steps."""
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class Rig:
         return self.service.launch(name, **environment)
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
-        """Do each fault at its time, or once what it is to befall is whole again, and return when all are over."""
+        """Do each fault at its time, or once its target is whole again, and return when all are over."""
         began = time.monotonic()
         waiting, active = list(faults), list[Happening]()
         while waiting or active or time.monotonic() - began < seconds:
@@ -237,12 +237,12 @@ class Rig:
         return False
 
     def _look_after(self, names: Collection[str]) -> None:
-        """Start parts again that ended by themselves, as whoever supervises them would, and note it."""
+        """Restart parts that ended by themselves, as a supervisor would, and note it."""
         for name in names:
             process = self.service.processes[name]
             if process.running:
                 continue
-            # One that is started while Postgres is away has nothing to begin with, and says so by ending.
+            # A part that starts while Postgres is unavailable cannot begin, and exits.
             kind = name.partition("-")[0]
             if self._broken_since(self._launched[name], {"postgres", f"{kind}-postgres"}):
                 self.done[f"(no start without Postgres) {name}"] += 1
@@ -277,7 +277,7 @@ class Rig:
         store.stop()
 
     def _note(self, worker: Process) -> None:
-        """Note what a worker has that is about to die."""
+        """Note the attempts of a worker that is about to die."""
         options = steps.NO_WAIT
         with (
             contextlib.suppress(psycopg.Error),
@@ -301,7 +301,7 @@ def _parts(fault: Fault) -> set[str]:
 
 
 def _port() -> int:
-    """Return a free port that no outgoing connection takes while whoever listens there is dead."""
+    """Return a free port that no outgoing connection takes while its listener is dead."""
     while True:
         port = random.randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -313,7 +313,7 @@ def running_rig(directory: Path, seed: int, *, forked: bool = True) -> Iterator[
     """Start everything; logs and the catalogue are in the directory. Processes that are not forked take longer."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_dir())
-        # What is not flushed is lost when Postgres is killed, but this machine stays: nothing need wait for its disk.
+        # Killing Postgres does not lose writes that the operating system has: no commit need wait for the disk.
         options = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
         postgres = stack.enter_context(EmbeddedPostgres(scratch / "postgres", options))
         valkey = EmbeddedValkey(scratch / "valkey")
@@ -345,7 +345,7 @@ def running_rig(directory: Path, seed: int, *, forked: bool = True) -> Iterator[
 
 
 def until_quiet(database_url: str, told: Callable[[], set[str]], patience: float) -> bool:
-    """Wait until every job and batch has ended, all that is to be told of them is told, and sums have every row.
+    """Wait until every job and batch has ended, all their webhooks are delivered, and the sums count every row.
 
     `told` are the ids of webhooks that were taken. Returns whether it became so.
     """

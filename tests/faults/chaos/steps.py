@@ -32,7 +32,7 @@ NO_WAIT = "-c lock_timeout=100ms"
 
 
 class NotMendedError(Exception):
-    """The service did not come back although what was broken is whole again."""
+    """The service did not come back although the broken part is whole again."""
 
 
 def wake_after_rescue(database_url: str, workers: Mapping[str, Process]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The models that clients ask for: who answers well, who fails in which way, and what each call is said to have used.
+"""The models that clients ask for: which answer well, which fail and how, and the usage that each call reports.
 
 Each model has a provider of its own, so that what one model's failures teach workers harms no other one.
 """
@@ -134,7 +134,7 @@ class _Unhurried(Exchange):
 
 @dataclass
 class Upstreams:
-    """What the fake provider does, and its own log of what it said."""
+    """The fake provider's behaviour, and its own log of its answers."""
 
     chance: random.Random
     reported: dict[Call, tuple[int, int]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What is kept of agents: how many, how large a page of them is, and what a list reads of them."""
+"""Stored agents: how many an account has, how large a page is, and which columns a list reads."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def new_lines(first: int, count: int) -> list[NewLine]:
 
 
 async def feed(database: Database, batch_id: str, first: int, count: int) -> list[str]:
-    """Make jobs of lines, each of ten bytes, and return their ids; none if the batch is not there."""
+    """Make jobs of lines, each of ten bytes, and return their ids; an empty list if the batch does not exist."""
     lines = new_lines(first, count)
     fed = await feed_lines(
         database, batch_id, lines, start=10 * (first - 1), end=10 * (first + count - 1), next_line=first + count

@@ -1,4 +1,4 @@
-"""`headrace keys`, in this process: who is told of budgets, and the bootstrap key."""
+"""`headrace keys`, in this process: which webhook receives budget alerts, and the bootstrap key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`headrace usage`: what it prints for scripts and in terminals, what it corrects, and what it refuses."""
+"""`headrace usage`: its output for scripts and in terminals, its corrections, and its refusals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def spend(database_url: str) -> Callable[..., None]:
 
 @pytest.fixture
 def run(database_url: str) -> Run:
-    """Runs `headrace usage` to its end and returns what it printed, errors too."""
+    """Runs `headrace usage` to its end and returns its output, errors too."""
 
     def command(*arguments: str, code: int = 0, metadata_keys: str = "") -> str:
         environment = {"DATABASE_URL": database_url, "HEADRACE_USAGE_METADATA_KEYS": metadata_keys}

@@ -51,7 +51,7 @@ BUFFER = 1024 * 1024
 
 @dataclass
 class Reading:
-    """What one reader got, over all its connections."""
+    """The events that one reader received, over all its connections."""
 
     cursor: Cursor = START
     chunks: dict[int, list[bytes]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Reading:
         return self.cursor >= cursor
 
     def take(self, event: Event) -> None:
-        """Note an event; one that comes twice or out of order is an error."""
+        """Note an event; a repeated event or one out of order is an error."""
         assert not self.ended, "nothing comes after the end"
         if isinstance(event, Started):
             assert event.cursor > self.cursor or self.cursor == START
@@ -95,14 +95,14 @@ def whole(job: ClaimedJob, first_seq: int, last_seq: int) -> list[bytes]:
 
 @contextlib.asynccontextmanager
 async def served(redis: Redis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
-    """Give a hub as an API process has it."""
+    """Yield a hub as an API process has it."""
     hub = Hub(redis, buffer_bytes=buffer_bytes, patience_seconds=60)
     async with going_on(hub.run, functools.partial(following.watch, hub, database)):
         yield hub
 
 
 async def all_of(*work: Coroutine[Any, Any, object]) -> None:
-    """Let each come to its own end, as a failure of one must not decide the others'; then raise what went wrong."""
+    """Run each to its own end, so that one failure does not stop the others; then raise the errors."""
     results = await asyncio.gather(*work, return_exceptions=True)
     if errors := [result for result in results if isinstance(result, Exception)]:
         raise ExceptionGroup("readers", errors)
@@ -128,13 +128,13 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def deaf() -> AsyncIterator[Redis]:
-    """A client of a Redis that is not there."""
+    """A client of a Redis that does not exist."""
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as redis:
         yield redis
 
 
 async def read_rest(jobs: Jobs, redis: Redis, job_id: str, after: Cursor = START) -> Reading:
-    """Return what a reader gets of a job that has ended, from Postgres alone."""
+    """Return the events that a reader gets from Postgres alone for a job that has ended."""
     reading = Reading(after)
     hub = Hub(redis, buffer_bytes=BUFFER, patience_seconds=60)
     async with asyncio.timeout(PATIENCE), hub.listen(job_id, own=False) as listener:
@@ -374,7 +374,7 @@ async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: Redis) -> None:
 async def test_who_joins_while_the_wire_is_being_made_is_subscribed_too(
     jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else such a reader would hear of its job only through Postgres, every two seconds."""
+    """Otherwise the reader gets its events only from Postgres, every two seconds."""
     reached, go = asyncio.Event(), asyncio.Event()
     subscribe = PubSub.subscribe
 
@@ -481,7 +481,7 @@ class Chaos:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is late."""
+        """Send the late messages."""
         for frame, origin in self.held:
             self.publisher.publish(frame, origin=origin)
         self.held.clear()

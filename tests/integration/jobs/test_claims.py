@@ -1,4 +1,4 @@
-"""From the insert to the claim, and what holds a claim."""
+"""From the insert to the claim, and the lease that holds a claim."""
 
 from __future__ import annotations
 

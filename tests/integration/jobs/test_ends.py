@@ -1,4 +1,4 @@
-"""What an attempt leaves behind: its deltas, and its end or its retry."""
+"""An attempt stores its deltas, and its end or its retry."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_many_ends_are_written_together_and_each_learns_its_own(jobs: Jobs
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param({"state": State.RUNNING}, id="an end that is none"),
+        pytest.param({"state": State.RUNNING}, id="a state that is not final"),
         pytest.param({"response": None}, id="no response"),
         pytest.param({"error": ERROR}, id="response and error"),
         pytest.param({"spent": replace(SPENT, cost=Decimal(-1))}, id="a negative cost"),
@@ -129,7 +129,7 @@ async def test_an_end_that_contradicts_itself_leaves_nothing_at_all(jobs: Jobs, 
 
 
 async def test_a_late_attempt_writes_nothing(jobs: Jobs) -> None:
-    """Whatever became of the job since, nothing of the row, its deltas or its usage is changed by the old attempt."""
+    """The old attempt changes neither the row, its deltas nor its usage, in any later state of the job."""
     queued, taken, cancelled, ended, deleted = [await jobs.run() for _ in range(5)]
     for job in (queued, taken):
         await jobs.retry(job, spent=SPENT)

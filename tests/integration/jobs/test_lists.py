@@ -1,4 +1,4 @@
-"""What is read of jobs: one by one, in lists, and by those who follow them."""
+"""Reading jobs: one by one, in lists, and by readers that follow them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two statements on the same job at the same moment, over two connections: whoever comes first, the row stays right.
+"""Two statements on the same job at the same moment, over two connections: in either order, the row stays right.
 
 No model says who wins. What is checked is that what each statement was told agrees with the row, that the row went from
 state to state as `state.TRANSITIONS` allows, that an end never changes, and that the ledger, the batch's counts and the
@@ -37,7 +37,7 @@ from tests.integration.job_rows import Jobs, Owner, end_of, new_job
 
 MAX_LOST = 3
 STAGES = ("queued", "running", "lost", "late")
-"""Those that run do so for the second time, under a lease or under one that is over; a late one is queued."""
+"""A running job is in its second attempt. A lost job's lease has expired. A late job is queued again."""
 
 _LOCK = "SELECT FROM jobs WHERE id = %s FOR UPDATE"
 _BLOCKED = "SELECT count(DISTINCT pid) AS n FROM pg_locks WHERE NOT granted"
@@ -61,18 +61,18 @@ _END = ("state", "attempt", "error", "finished_at", "finished_in", "lost", "retr
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a statement was told, as far as somebody relies on it."""
+    """The parts of a statement's result that its caller relies on."""
 
     claimed: int | None = None
-    """The attempt that it won."""
+    """The attempt that the claim won."""
     ended: State | None = None
-    """The end that it has written."""
+    """The end that the statement wrote."""
     put_back: State | None = None
     seen: State | None = None
-    """Where it says that the job is."""
+    """The state that the statement reports."""
     erased: bool = False
     lost: bool = False
-    """It was told that the attempt is not its own any more."""
+    """The statement reports that the worker no longer holds the attempt."""
     token: int = 0
     spent: bool = False
 
@@ -194,7 +194,7 @@ REACHED = {
 
 
 class Arena:
-    """Two connections whose statements meet on jobs, and one that looks on and holds jobs back."""
+    """Two connections whose statements meet on jobs, and a third that reads the rows and can lock them."""
 
     def __init__(self, runner: asyncio.Runner, url: str, owner: Owner) -> None:
         self.run = runner.run
@@ -263,9 +263,9 @@ class Arena:
     # -- races --------------------------------------------------------------------------------------------------------
 
     def race(self, job_id: str, names: Sequence[str], behind: Sequence[int], *, held: bool) -> None:
-        """Let two statements meet, of the job's last attempt or of one that is behind it.
+        """Let two statements meet, of the job's last attempt or of an earlier one.
 
-        If somebody has held the job, those that wait for it go on at the same moment.
+        If a third connection has held the job, both statements go on at the moment it commits.
         """
         [before] = self._read([job_id]).values()
         attempts = [before["attempt"] - late for late in behind]
@@ -313,7 +313,7 @@ class Arena:
     def _check_told(
         self, before: DictRow, after: DictRow, outcomes: Sequence[Outcome], attempts: Sequence[int]
     ) -> None:
-        """What the statements were told agrees with the row."""
+        """Check that the statements' results agree with the row."""
         states = State(before["state"]), State(after["state"])
         if states[0].is_final:
             assert [after[name] for name in _END] == [before[name] for name in _END]
@@ -346,7 +346,7 @@ class Arena:
                 assert not (_holds(before, attempt) and _holds(after, attempt))
 
     def _check_row(self, row: DictRow) -> None:
-        """A job has brought what it was to bring, once."""
+        """Check that a job wrote its ledger rows, counts and webhooks once."""
         state = State(row["state"])
         assert sorted(row["ledger"]) == sorted(self.ledgers[row["id"]])
         assert [kind for kind, _ in row["ledger"]].count("counted") <= state.is_final

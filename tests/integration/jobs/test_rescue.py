@@ -1,4 +1,4 @@
-"""What the scheduler does about jobs that nobody looks after."""
+"""The scheduler rescues jobs that no worker runs."""
 
 from __future__ import annotations
 

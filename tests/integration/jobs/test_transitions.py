@@ -92,7 +92,7 @@ MAX_LOST = 2
 
 @dataclass
 class Model:
-    """What a job ought to be."""
+    """The expected state of a job."""
 
     new: NewJob
     state: State = State.QUEUED

@@ -274,7 +274,7 @@ async def test_a_key_that_is_given_twice_is_refused_and_shows_little_of_itself(d
 
 
 async def family(database: Database, **first: Any) -> list[tuple[str, str]]:
-    """Make a key, one that it made, and one that this one made."""
+    """Make a key, its child and its grandchild."""
     made = [await create_key(database, **first)]
     for _ in range(2):
         made.append(await create_key(database, parent_id=made[-1][0]))

@@ -1,4 +1,4 @@
-"""Why a provider was not reached, in words for operators, which hold no secret."""
+"""Errors of failed connections to a provider: an operator understands them, and they hold no secret."""
 
 from __future__ import annotations
 

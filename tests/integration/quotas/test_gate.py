@@ -31,7 +31,7 @@ from tests.integration.job_rows import ERROR, SPENT, Jobs, Owner, end_of
 
 CENT = Decimal("0.01")
 NOON = 1_800_000_000
-"""In Unix seconds: what a clock that a test sets begins with."""
+"""Unix seconds at which a test's clock begins."""
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class Clock:
         self.now = NOON
 
     async def govern(self, *gates: Gate) -> None:
-        """Let these have this clock's time from now on."""
+        """Give these gates this clock's time from now on."""
         for gate in gates:
             gate._admissions, gate._settlements = (
                 gate._grouped(script.replace("redis.call('TIME')[1]", "redis.call('GET', 'hr:quota:now')"))
@@ -63,7 +63,7 @@ class Clock:
         await self.pass_by(0)
 
     async def pass_by(self, seconds: int) -> None:
-        """Let so much time pass."""
+        """Let this much time pass."""
         self.now += seconds
         await self._redis.set("hr:quota:now", self.now)
 
@@ -356,7 +356,7 @@ async def test_background_jobs_may_wait_and_never_break_the_rate(gate: Gate, clo
     scopes = [scope(owner, requests_per_minute=3, wait=True)]
     waits = [(await gate.admit(scopes, demand(background=True))).delay_seconds for _ in range(10)]
     assert waits == [0] * 3 + [61] * 3 + [122] * 3 + [183]
-    with pytest.raises(RateLimitError):  # who waits in person does not wait that long
+    with pytest.raises(RateLimitError):  # a foreground request does not wait that long
         await gate.admit(scopes, demand())
 
 
@@ -393,7 +393,7 @@ async def test_what_waits_for_later_is_in_nobodys_way_now(gate: Gate, clock: Clo
     assert waits[-1].headers["x-ratelimit-remaining-tokens"] == "96000", "of the last minute, not of those to come"
     admission = await gate.admit([other, account], demand(tokens=90_000))
     assert admission.headers["x-ratelimit-remaining-tokens"] == "6000"
-    # A minute hence another 4,000 are taken, and until then what is left of this minute is all that is left.
+    # A minute from now another 4,000 tokens are taken: until then only the rest of this minute is free.
     with pytest.raises(RateLimitError, match=r"Limit 100000, Used 94000, Requested 6001. Please try again in 1m1s"):
         await gate.admit([other, account], demand(tokens=6001))
     await gate.admit([other, account], demand(tokens=6000))
@@ -419,7 +419,7 @@ async def test_who_cannot_be_let_in_before_those_that_wait_is_told_so(gate: Gate
 
 @dataclass
 class Taken:
-    """What was taken of a limit in each second."""
+    """The amount of a limit that was taken in each second."""
 
     limit: int
     seconds: Counter[int] = field(default_factory=Counter)
@@ -435,7 +435,7 @@ class Taken:
 
 
 class Minute:
-    """A key of an account and another key, and what is taken of their limits: by the script, and by counting."""
+    """Two keys of an account, and the amounts taken of their limits: by the script, and by counting."""
 
     def __init__(self, redis: Redis, requests: int, tokens: int) -> None:
         self.redis = redis
@@ -469,7 +469,9 @@ class Minute:
             at, headers = now + int(admission.delay_seconds), admission.headers
             assert room == (at == now)
             last = {place: max(self.taken[place].seconds, default=0) for place in more}
-            assert at == now or any(at >= last["key_a", what] for what in ("requests", "tokens")), "nobody is overtaken"
+            assert at == now or any(at >= last["key_a", what] for what in ("requests", "tokens")), (
+                "no waiting job is overtaken"
+            )
             self.open_jobs.append((asked, at, names))
             for place, count in more.items():
                 self.taken[place].seconds[at] += count
@@ -491,7 +493,7 @@ class Minute:
                 taken.seconds[at] -= job.tokens - used if what == "tokens" else int(not begun)
 
     async def check(self) -> None:
-        """See that no minute has too much, and that Redis has what was counted."""
+        """Check that no minute exceeds its limit, and that Redis has the counted amounts."""
         for (name, what), taken in self.taken.items():
             taken.seconds = +taken.seconds
             assert all(taken.ending(at) <= taken.limit for at in taken.seconds)
@@ -512,10 +514,10 @@ STEP = st.tuples(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.integers(1, 4), tokens=st.integers(30, 150), steps=st.lists(STEP, min_size=20, max_size=40))
-def test_no_minute_has_more_than_is_allowed_and_whoever_fits_is_let_in(
+def test_no_minute_exceeds_its_limit_and_every_request_that_fits_is_admitted(
     valkey: EmbeddedValkey, requests: int, tokens: int, steps: list[tuple[str, int]]
 ) -> None:
-    """Jobs of the first key wait for its rate; the account's holds for both keys, and lets nobody wait."""
+    """Jobs of the first key wait for its rate; the account's rate holds for both keys and is never waited for."""
 
     async def run() -> None:
         async with connect_redis(valkey.url) as redis:

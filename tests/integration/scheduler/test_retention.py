@@ -99,7 +99,7 @@ async def old_file(database: Database, owner: Owner, *, days: float, data: bytes
 
 
 async def ended_batch(database: Database, owner: Owner, *, days: float, files: Sequence[str]) -> str:
-    """Return a batch that was cancelled so long ago: with these as its input, its output and its errors."""
+    """Return a batch that was cancelled that many days ago. `files` are its input, its output and its errors."""
     batch_id = await create(database, owner)
     await cancel_batch(database, batch_id, owner.account_id)
     assert await end_batch(

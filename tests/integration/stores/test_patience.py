@@ -1,4 +1,4 @@
-"""Postgres gives up before its client does, and a connection to what is no primary any more is left."""
+"""Postgres gives up before its client does, and a client closes a connection to a former primary."""
 
 from __future__ import annotations
 

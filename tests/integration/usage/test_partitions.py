@@ -1,4 +1,4 @@
-"""The ledger's months: each row is in its own, also one that came before it, and in the sums once."""
+"""The ledger's partitions by month: each row is in its month's, and counts in the sums once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def names(database: Database) -> list[str]:
 
 
 async def check(database: Database, rows: int) -> None:
-    """Check that the ledger has so many rows, and that the sums have each of them once."""
+    """Check the ledger's number of rows, and that the sums count each of them once."""
     await fold_usage(database, metadata_keys=[])
     found = await verify_rollups(database)
     assert (found.rows, found.differences, found.counted_twice) == (rows, 0, 0)

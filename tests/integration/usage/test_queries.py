@@ -1,4 +1,4 @@
-"""What the ledger answers besides sums: exact money, refusals instead of half an answer, and corrections."""
+"""Queries of the ledger: exact money, an error instead of half an answer, and corrections."""
 
 from __future__ import annotations
 

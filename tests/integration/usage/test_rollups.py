@@ -31,7 +31,7 @@ async def empty(database: Database) -> None:
 
 
 async def check(database: Database) -> None:
-    """Check that what is kept is what the ledger comes to."""
+    """Check that the stored sums equal those of the ledger."""
     found = await verify_rollups(database)
     assert (found.differences, found.counted_twice) == (0, 0)
 
@@ -180,7 +180,7 @@ async def test_a_difference_is_found_and_repaired(database: Database, owner: Own
     await write(database, [Entry(owner.account_id, START)])
     await fold_usage(database, metadata_keys=KEYS)
     await execute(database.durable, "UPDATE usage_rollups SET cost = cost + 0.0000000001 WHERE view = 'total'")
-    assert (await verify_rollups(database)).differences == 6  # each of three cells, as it is and as it should be
+    assert (await verify_rollups(database)).differences == 6  # each of three cells, with its stored and its right value
     await execute(database.durable, "DELETE FROM usage_latencies WHERE grain = 'day'")
     assert (await verify_rollups(database)).differences > 6
     await rebuild_rollups(database, metadata_keys=KEYS)

@@ -41,7 +41,7 @@ async def sender(database: Database, owner: Owner) -> AsyncIterator[WebhookSende
 
 
 async def tell(database: Database, owner: Owner, url: str) -> str:
-    """End a batch whose end is to be told there, and return the batch's id."""
+    """End a batch whose webhook goes to this URL, and return the batch's id."""
     batch_id = await create(database, owner, webhook=url)
     assert await fail_batch(database, batch_id, [LineProblem(1, "invalid_json", "It is not JSON.", None)])
     return batch_id
@@ -220,7 +220,7 @@ async def hanging_receiver() -> AsyncIterator[tuple[str, list[object]]]:
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
-        while await reader.read(65_536):  # until the sender goes away
+        while await reader.read(65_536):  # until the sender disconnects
             pass
         writer.close()
 
@@ -364,7 +364,7 @@ async def test_what_a_dead_sender_had_in_hand_is_sent_by_another(
     assert await sender.send_due() == 0
     await make_due(database)  # a minute later
     assert await sender.send_due() == 1
-    # Had it only been slow, what it has to say would not undo the other's word.
+    # If the first sender was only slow, its late failure does not undo the second one's delivery.
     await queries.record_delivery(database, held, "failed", outcome(500))
     row = await delivery(database, owner, batch_id)
     assert (row.state, row.attempts, row.status) == ("delivered", 2, 200)

@@ -1,4 +1,4 @@
-"""A provider's answer that has no end, or is larger than any completion: the call ends with an error, and in time."""
+"""An endless answer of a provider, or one larger than any completion: the call ends with an error in bounded time."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ REQUEST = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}'
 
 
 class Rig:
-    """An executor, and what the test does to it."""
+    """An executor, with the actions of a test."""
 
     def __init__(self, executor: Executor, jobs: Jobs, model: str) -> None:
         self.executor = executor
@@ -95,7 +95,7 @@ async def executing(settings: Settings, jobs: Jobs, model: str) -> AsyncIterator
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Collect what a test's loop left behind: redis-py leaves a connection that was cancelled to the collector."""
+    """Run the garbage collector after a test's loop: redis-py leaves a cancelled connection to it."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

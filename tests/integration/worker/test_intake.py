@@ -1,4 +1,4 @@
-"""What a worker runs next while more jobs wait than it has slots."""
+"""Which job a worker runs next while more jobs wait than it has slots."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ async def end(circuits: Circuits, error: BaseException | None = None, times: int
 
 
 async def told(*workers: Circuits) -> None:
-    """Have each worker tell what it knows, and then read what the others told."""
+    """Have each worker publish its state, and then read the state of the others."""
     for circuits in workers * 2:
         await circuits.refresh()
 

@@ -24,7 +24,7 @@ MANY = 200
 
 
 class Worker:
-    """A worker process and what it tells in Redis."""
+    """A worker process, and its notes in Redis."""
 
     def __init__(self, url: str, log: Path, *, concurrency: int, mode: str) -> None:
         self.url = url

@@ -32,7 +32,7 @@ NAME = "openai"
 KEY = f"headrace:limits:{NAME}"
 REQUEST = {"messages": [{"role": "user", "content": "Hello"}]}
 LONG = 1000.0
-"""A lease or a minute, in seconds, that no test outlives."""
+"""Seconds of a lease or a minute that outlast every test."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ async def finish(*holders: Holder) -> None:
 
 
 async def refused(throttle: Throttle, provider: Provider) -> float:
-    """Expect that there is no room, and return when there may be, in seconds."""
+    """Expect a refusal, and return the seconds until the next try."""
     with pytest.raises(UpstreamBusyError) as error:
         async with throttle.permit(NAME, provider, REQUEST, patience_seconds=0):
             pass
@@ -119,7 +119,7 @@ async def _none_held(redis: Redis) -> bool:
 
 
 def in_any_minute(taken: dict[int, int]) -> int:
-    """Return the most that any minute holds, from what was taken in each of its slots."""
+    """Return the largest amount in any minute, from the amounts taken in each slot."""
     return max(sum(count for slot, count in taken.items() if end - SLOTS <= slot <= end) for end in taken)
 
 
@@ -379,7 +379,7 @@ ASKED = st.lists(st.builds(Cost, st.integers(1, 3), st.integers(0, 40)), max_siz
 def test_the_script_decides_as_a_worker_alone_does(
     valkey: EmbeddedValkey, limits: ProviderLimits, steps: list[tuple[int, list[Cost], int]]
 ) -> None:
-    """In a minute so long that no slot ends: time itself is tested elsewhere."""
+    """The minute is long enough that no slot ends: other tests move the time."""
 
     async def compare() -> None:
         async with connect_redis(valkey.url) as redis:

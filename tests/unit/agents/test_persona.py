@@ -1,4 +1,4 @@
-"""What an agent makes of a request."""
+"""How an agent's persona and defaults change a request."""
 
 from __future__ import annotations
 

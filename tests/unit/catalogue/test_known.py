@@ -80,8 +80,8 @@ def test_a_long_prompt_has_its_own_rates() -> None:
     assert (short.input, long.input) == (Decimal("1.25"), Decimal("2.5"))
 
 
-@pytest.mark.parametrize(("base_url", "model"), [("http://127.0.0.1:11434/v1", "gpt-4o"), (OPENAI, "nobody-knows")])
-def test_what_nobody_knows_has_no_price(base_url: str, model: str) -> None:
+@pytest.mark.parametrize(("base_url", "model"), [("http://127.0.0.1:11434/v1", "gpt-4o"), (OPENAI, "unknown-model")])
+def test_an_unknown_model_has_no_price(base_url: str, model: str) -> None:
     assert find_model(base_url, model).rates_for(1) is None
 
 

@@ -50,7 +50,7 @@ def test_routes_come_in_their_order_and_fallbacks_after_them(path: Path) -> None
 
 def test_an_unknown_model_is_not_found(path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        load_catalogue(path).routes("gpt-4o", ["nobody-knows"])
+        load_catalogue(path).routes("gpt-4o", ["unknown-model"])
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
 
@@ -149,7 +149,7 @@ def test_a_price_that_is_left_out_is_the_known_one_of_that_provider() -> None:
     assert known.cost(TokenUsage(1_000_000, 1_000_000)) == Decimal("0.75")
     half = route(Model(routes=["a/b"], output_price=Decimal(1)), "gpt-4o-mini", openai)
     assert half.cost(TokenUsage(1_000_000, 1_000_000)) == Decimal("1.15")
-    assert route(Model(routes=["a/b"]), "gpt-4o-mini").cost(TokenUsage(1, 1)) is None  # served by somebody else
+    assert route(Model(routes=["a/b"]), "gpt-4o-mini").cost(TokenUsage(1, 1)) is None  # served by another provider
 
 
 # -- weights and fallbacks --------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_all_three_at_once_and_what_is_newer_than_the_table(monkeypatch: pytest.
         assert (found.provider.kind, found.model) == (kind, name)
 
 
-# -- what is wrong in a file ------------------------------------------------------------------------------------------
+# -- mistakes in a file -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_all_three_at_once_and_what_is_newer_than_the_table(monkeypatch: pytest.
         ("providers = [\n= 2", "headrace.toml:2:1"),
         ('[providers.x]\nkind = "gopher"\nbase_url = "http://x"', "providers.x.kind"),
         ('[providers.x]\nkind = "openai"\nbase_url = "x"', "providers.x.base_url"),
-        ('[models.m]\nroutes = ["nobody/m"]', "nobody"),
+        ('[models.m]\nroutes = ["unlisted/m"]', "unlisted"),
         ("[models.m]\nroutes = []", "models.m.routes"),
         ("[modles.m]", "modles"),
     ],

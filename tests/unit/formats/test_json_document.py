@@ -1,4 +1,4 @@
-"""How much a document may hold, and that a long request is checked as a short one is."""
+"""Bounds of a JSON document. A long request is checked as a short one is."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_recording_says_where_it_is_from(form: WireFormat, recording: dict[str
 
 @pytest.mark.parametrize(("form", "recording"), recordings("rendered"))
 def test_a_request_is_rendered(form: WireFormat, recording: dict[str, Any]) -> None:
-    parse_chat_request(orjson.dumps(recording["request"]))  # it is one that clients can send
+    parse_chat_request(orjson.dumps(recording["request"]))  # a client can send this request
     body = form.render_request(recording["request"], model=recording["model"], stream=False, output_limit=4096)
     assert orjson.loads(body) == recording["rendered"]
 

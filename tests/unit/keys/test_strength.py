@@ -1,4 +1,4 @@
-"""The order of keys: what is no stronger can do nothing that the other cannot."""
+"""The order of keys: a key that is no stronger than another can do nothing that the other cannot."""
 
 from __future__ import annotations
 

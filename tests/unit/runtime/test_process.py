@@ -1,4 +1,4 @@
-"""What a process does about its own limits, each tried in a process of its own."""
+"""A process raises and reports its own limits. Each test uses a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every form of `DATABASE_URL` that libpq documents is read as libpq reads it; what it does not take is refused."""
+"""Every form of `DATABASE_URL` that libpq documents is read as libpq reads it; any other form is refused."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from headrace.stores.group_commit import GroupCommit
 
 
 class RefusedError(Exception):
-    """What psycopg would have said."""
+    """An error such as psycopg raises."""
 
     sqlstate = "22P05"
 

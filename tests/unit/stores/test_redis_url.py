@@ -16,7 +16,7 @@ CA = Path(__file__).parents[2] / "certificates" / "ca.pem"
 
 
 def kombu_parameters(url: str) -> dict[str, Any]:
-    """Return what kombu would connect by."""
+    """Return the parameters that kombu connects with."""
     channel = Channel.__new__(Channel)
     channel.connection = create_celery(url).connection_for_read().transport
     parameters: dict[str, Any] = channel._connparams()  # type: ignore[no-untyped-call]

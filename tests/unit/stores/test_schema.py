@@ -1,4 +1,4 @@
-"""Migrations are one chain: two that follow the same one would leave `headrace migrate` without a way."""
+"""Migrations are one chain: two that follow the same one would stop `headrace migrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a log line is, whatever text is logged."""
+"""The form of a log line, for any logged text."""
 
 from __future__ import annotations
 

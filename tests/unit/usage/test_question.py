@@ -1,4 +1,4 @@
-"""What may be asked of the ledger, and what percentiles come to."""
+"""Valid questions to the ledger, and the computation of percentiles."""
 
 from __future__ import annotations
 

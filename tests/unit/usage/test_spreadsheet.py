@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet takes for what it is."""
+"""CSV whose cells a spreadsheet never runs as formulas."""
 
 from __future__ import annotations
 

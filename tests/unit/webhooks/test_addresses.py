@@ -84,7 +84,7 @@ def test_public_addresses(address: str) -> None:
         "2002:7f00:1::",
         "2002:a9fe:a9fe::",
         "::127.0.0.1",
-        "::8.8.8.8",  # IPv4-compatible, which nobody routes
+        "::8.8.8.8",  # IPv4-compatible, which no router forwards
         "::ffff:0:127.0.0.1",
         "64:ff9b:1::7f00:1",
         "2001:0:808:808:0:0:80ff:fffe",  # Teredo's client 127.0.0.1

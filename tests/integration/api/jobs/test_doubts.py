@@ -1,4 +1,4 @@
-"""What was answered with 503 does not run, although Postgres did what no answer came of."""
+"""A request that was answered with 503 does not run, even if Postgres committed it and its reply was lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An account may have so many jobs waiting, and others are not held up by it."""
+"""An account may have a bounded number of waiting jobs, and they do not delay other accounts."""
 
 from __future__ import annotations
 

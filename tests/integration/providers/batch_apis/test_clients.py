@@ -1,4 +1,4 @@
-"""The providers' batch APIs over HTTP: parcels out, results in, and what goes wrong between."""
+"""The providers' batch APIs over HTTP: parcels out, results in, and the faults between."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Desk:
         return await self.api.submit(self.http, self.route, lines(), parcel_id=parcel_id)
 
     async def poll(self, remote_id: str) -> Status:
-        """Ask how it stands."""
+        """Ask the provider for the batch's progress."""
         return await self.api.poll(self.http, self.entry, remote_id)
 
     async def results(self, status: Status) -> dict[str, NativeResult]:
@@ -385,7 +385,7 @@ async def test_a_batch_whose_id_was_lost_is_found_by_its_parcel(desk: Desk) -> N
         await desk.submit([asking("a")], parcel_id)
     found = await desk.api.find(desk.http, desk.entry, parcel_id)
     if desk.kind == "anthropic":
-        assert found is None  # nobody can tell
+        assert found is None  # Anthropic's batches carry no parcel id
     else:
         assert found == desk.batch().id
         assert await desk.api.find(desk.http, desk.entry, new_id("parcel")) is None

@@ -1,4 +1,4 @@
-"""Inputs with large lines: how long one keeps the event loop, and how much of it is held."""
+"""Inputs with large lines: how long a line blocks the event loop, and how much memory it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client can make one connection hold or wait for, over real sockets."""
+"""Bounds on the memory and the time that one client's connection may take, over real sockets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Server:
 
     async def until_gone(self, most: int = 0) -> None:
         async with asyncio.timeout(PATIENCE):
-            while len(self.connections) > most:  # noqa: ASYNC110  (a set tells nobody)
+            while len(self.connections) > most:  # noqa: ASYNC110  (a set has no event to wait for)
                 await asyncio.sleep(0.02)
 
 

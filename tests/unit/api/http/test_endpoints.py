@@ -1,4 +1,4 @@
-"""What is answered around the endpoints: methods, paths that do not exist, and pages of other origins."""
+"""Answers outside the endpoints: methods, unknown paths, and pages of other origins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a query may say: only what its endpoint heeds, and lists in each form that clients write."""
+"""Query parameters: an endpoint accepts only those it knows, and lists in each form that clients write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for large bodies: taken as they come, given back, and no account's alone."""
+"""Room for large bodies: taken as they arrive, given back, and shared between accounts."""
 
 from __future__ import annotations
 

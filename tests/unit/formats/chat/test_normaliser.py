@@ -1,4 +1,4 @@
-"""What comes out of the normaliser is OpenAI's to the letter, whatever a provider sent, and streamed as whole."""
+"""The normaliser turns any answer of a provider into valid OpenAI objects, streamed and whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat completion request: what is accepted as it is, and how what is wrong is named."""
+"""The chat completion request: valid requests pass unchanged, and an error names the invalid field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a format drops of a request and what it refuses."""
+"""Which fields of a request a format drops, and which it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo models answer: OpenAI's to the letter, and as the request asks, whole as streamed."""
+"""Answers of the demo models: valid by OpenAI's specification and as the request asks, whole and streamed."""
 
 from __future__ import annotations
 

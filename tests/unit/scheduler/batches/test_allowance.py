@@ -1,4 +1,4 @@
-"""How many lines budgets pay for, without a ledger: what is left is what was not spent."""
+"""How many lines budgets pay for, without a ledger: the money left is the budget minus the money spent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from headrace.stores.database import Database
 from scheduler.batches import allowance
 from scheduler.batches.allowance import Allowances, Estimate, outstanding
 
-NOBODY = cast("Database", None)
-NOTHING = cast("Catalogue", None)
+NO_DATABASE = cast("Database", None)
+NO_CATALOGUE = cast("Catalogue", None)
 CENT = Decimal("0.01")
 
 
 @dataclass
 class Batch:
-    """As much of a batch's row as matters here. Each of its lines costs the same."""
+    """The columns of a batch's row that allowances read. Each of its lines costs the same."""
 
     id: str
     key_id: str = "key_a"
@@ -44,12 +44,12 @@ class Batch:
 
     @property
     def cost(self) -> Decimal | None:
-        """What the lines cost that have ended."""
+        """The cost of the lines that have ended."""
         return self.completed * self.price if self.completed else None
 
     @property
     def row(self) -> Row:
-        """The batch, for those who take rows."""
+        """The batch as a row, for functions that take rows."""
         return cast("Row", self)
 
     @property
@@ -68,7 +68,7 @@ class World:
     now: float = 0
 
     def __post_init__(self) -> None:
-        self.allowances = Allowances(NOBODY, cast("CatalogueFile", SimpleNamespace(current=NOTHING)))
+        self.allowances = Allowances(NO_DATABASE, cast("CatalogueFile", SimpleNamespace(current=NO_CATALOGUE)))
 
     async def find_left(self, database: Database, keys: Iterable[str]) -> dict[str, Decimal]:
         """Stand in for the question to the ledger."""
@@ -97,7 +97,7 @@ class World:
             self.spent[name] = self.spent.get(name, Decimal()) + lines * batch.price
 
     def committed(self, name: str) -> Decimal:
-        """Return what is spent of a budget, with what runs."""
+        """Return the money that a budget has spent, with the price of the lines that run."""
         running = sum(batch.running * batch.price for batch in self.batches if name in (batch.key_id, "acct"))
         return self.spent.get(name, Decimal()) + running
 
@@ -111,7 +111,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def govern(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what is asked of the ledger, the input and the clock be asked of a world."""
+    """Answer questions to the ledger, the input and the clock from a world."""
 
     async def estimate(
         database: Database, catalogue: Catalogue, batch: Any, *, most: int, money: Decimal | None = None, ahead: Any = 0
@@ -192,7 +192,7 @@ async def test_a_provider_is_handed_what_the_budget_pays_for(world: World) -> No
     world.batches += [native := Batch("n", native_route="p/m"), beside := Batch("b", "key_b", completed=1, fed=1)]
     await world.look()
     with world.allowances.purse(native.row) as purse:
-        assert await purse.take(NOBODY, NOTHING, native.row, 100) == 15
+        assert await purse.take(NO_DATABASE, NO_CATALOGUE, native.row, 100) == 15
         await world.look()
         assert world.allowances.lines(beside.row) == 15, "what the other takes is gone"
     native.fed = 15
@@ -200,7 +200,7 @@ async def test_a_provider_is_handed_what_the_budget_pays_for(world: World) -> No
     for _ in range(2):
         await world.look()
         with world.allowances.purse(native.row) as purse:
-            assert await purse.take(NOBODY, NOTHING, native.row, 85) == 0
+            assert await purse.take(NO_DATABASE, NO_CATALOGUE, native.row, 85) == 0
         world.now += 10
     world.end(native, 15)
     world.end(beside, 15)
@@ -220,7 +220,7 @@ async def test_a_small_budget_still_hands_one_line_over(world: World) -> None:
     await world.look()
     assert world.allowances.lines(native.row) == 1
     with world.allowances.purse(native.row) as purse:
-        assert await purse.take(NOBODY, NOTHING, native.row, 100) == 1
+        assert await purse.take(NO_DATABASE, NO_CATALOGUE, native.row, 100) == 1
 
 
 STEP = st.tuples(st.integers(0, 3), st.integers(0, 20), st.sampled_from([0.1, 0.1, 0.1, 3.0]))

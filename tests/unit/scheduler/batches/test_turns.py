@@ -9,14 +9,14 @@ from scheduler.batches.turns import Turns
 
 @dataclass(frozen=True)
 class Batch:
-    """As much of a batch's row as matters here."""
+    """The columns of a batch's row that turns read."""
 
     id: str
     account_id: str
 
 
 def batches(**counts: int) -> list[Row]:
-    """Return so many batches of each account, an account's after another's."""
+    """Return this many batches of each account, one account's after another's."""
     return [
         cast("Row", Batch(f"{account}{number}", account))
         for account, count in counts.items()
