@@ -23,7 +23,7 @@ def unknown_endpoint(request: Request) -> HeadraceError:
     # The middleware turned HEAD into GET, because every path with GET has HEAD too.
     allowed = sorted({method for form, method in _endpoints(request) if compile_path(form)[0].match(path)})
     asked = f"{request.scope['method']} {path[:_LONGEST]}"
-    if allowed:
+    if allowed and request.scope["method"] not in allowed:
         error: HeadraceError = InvalidRequestError(
             f"Method not allowed: {asked}. This path has {', '.join(allowed)}.", status=405, code="method_not_allowed"
         )

@@ -42,6 +42,11 @@ async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it
     assert both.headers["allow"] == "DELETE, GET, HEAD"
 
 
+async def test_a_path_that_no_endpoint_takes_is_unknown_although_its_form_has_the_method() -> None:
+    answer = await ask("GET", "/v1/models/a%0Ab")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+
+
 def test_no_client_is_told_to_wait_longer_than_it_heeds() -> None:
     assert render_error(RateLimitError(retry_after=0.2)).headers["retry-after"] == "1"
     assert render_error(RateLimitError(retry_after=600)).headers["retry-after"] == "59"
