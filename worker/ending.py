@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import HeadraceError, JobCancelledError
 from headrace.events.publisher import Publisher
-from headrace.jobs.records import FinishedJob
+from headrace.jobs.records import FinishedJob, MovedJob
 from headrace.jobs.sql.run import finish_jobs, record_discarded, retry_job
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
@@ -74,7 +74,8 @@ class Endings:
             ours = await self._availability.patiently(lambda: self._group.submit(broken))
         if ours:
             charge = NOTHING if spent is None else spent.charge
-            self._publish(attempt, attempt.deltas.seq + 1, state.value, [body, charge.pack()])
+            frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
+            self._publisher.publish(frame, origin=attempt.job.origin)
         else:
             await self.discard(attempt, spent)
 
@@ -93,16 +94,15 @@ class Endings:
                 route=again.route,
                 retries=again.retries,
                 record=record,
-                cancelled=orjson.dumps(JobCancelledError().document()).decode(),
+                cancelled=JobCancelledError().stored(),
                 spent=spent,
             )
         )
         if state is None:
             await self.discard(attempt, spent)
-        elif state is State.CANCELLED:
-            self._publish(attempt, 0, state.value)
-        elif state is State.QUEUED:
-            self._publish(attempt, 0, "retrying")
+            return
+        self._publisher.announce(MovedJob(job.id, job.tier, state, job.attempt, job.origin))
+        if state is State.QUEUED:
             asyncio.get_running_loop().call_later(
                 again.delay_seconds, lambda: self._queue.wake([job.id], tier=job.tier)
             )
@@ -117,9 +117,6 @@ class Endings:
 
     async def _finish_all(self, finished: Sequence[FinishedJob]) -> list[bool]:
         return await finish_jobs(self._database, finished)
-
-    def _publish(self, attempt: Attempt, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> None:
-        self._publisher.publish(attempt.frame(first_seq, kind, lines), origin=attempt.job.origin)
 
 
 def _finished(

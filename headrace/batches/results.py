@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from headrace.errors import JobCancelledError
 from headrace.ids import batch_line_id
 from headrace.stores.connections import Row
 
@@ -18,6 +19,8 @@ _EXPIRED = {
     "message": "This request could not be executed before the completion window expired.",
 }
 CANCELLED = {"code": "batch_cancelled", "message": "This request was not executed: its batch was cancelled."}
+CANCELLED_ERROR = JobCancelledError(CANCELLED["message"], code=CANCELLED["code"]).stored()
+"""The error in the row of a line that is cancelled with its batch, as JSON."""
 _DELETED = {"code": "job_deleted", "message": "The job of this request was deleted, and its answer with it."}
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import orjson
 
 from headrace.batches.parcels import NativeParcel, list_parcels, move_parcel, open_parcel, run_here
-from headrace.batches.results import CANCELLED
+from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.state import BatchState
 from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import CONDITIONS
-from headrace.errors import JobCancelledError, ModelNotFoundError, UpstreamError
+from headrace.errors import ModelNotFoundError, UpstreamError
 from headrace.formats.chat.usage import estimate_usage, parse_usage
 from headrace.ids import completion_id
 from headrace.jobs.records import FinishedJob, HeldLine
@@ -44,7 +44,6 @@ _MOST_FAILURES = 5
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
-_CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
 class NativeBatch:
@@ -212,7 +211,7 @@ class NativeBatch:
     async def _release(self, parcel_id: str, job_ids: list[str] | None = None) -> None:
         waked = False
         while moved := await release_lines(
-            self._database, self._batch.id, parcel_id, job_ids=job_ids, error=_CANCELLED
+            self._database, self._batch.id, parcel_id, job_ids=job_ids, error=CANCELLED_ERROR
         ):
             queued = [job.id for job in moved if job.state is State.QUEUED]
             if queued and not waked:
@@ -253,7 +252,7 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
         state=state,
         provider=route.provider_name,
         response=None if completion is None else orjson.dumps(completion).decode(),
-        error=None if error is None else orjson.dumps(error.document()).decode(),
+        error=None if error is None else error.stored(),
         delta_count=0,
         seconds_since_first_token=None,
         segment=None,

@@ -9,15 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.batches.queries import finalize_batch, fold_tallies, list_active
-from headrace.batches.results import CANCELLED
+from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.shares import share_window
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
-from headrace.errors import JobCancelledError
 from headrace.events.publisher import Publisher
 from headrace.jobs.cancellation import announce_cancellation
 from headrace.jobs.sql.cancel import cancel_lines
@@ -52,7 +50,6 @@ _PAUSE_SECONDS = 5.0
 # holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
-_CANCELLED = orjson.dumps(JobCancelledError().document() | CANCELLED).decode()
 
 
 class BatchRunner:
@@ -210,7 +207,7 @@ class BatchRunner:
     async def _cancel(self, batch: Row) -> None:
         if batch.id in self._validations:
             self._tasks[batch.id].cancel()
-        while jobs := await cancel_lines(self._database, batch.id, error=_CANCELLED):
+        while jobs := await cancel_lines(self._database, batch.id, error=CANCELLED_ERROR):
             for job in jobs:
                 if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
                     await announce_cancellation(self._publisher, job)
