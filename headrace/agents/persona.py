@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.formats.chat.messages import Message
 from headrace.formats.chat.request import ChatRequest, Metadata, ModelName
 from headrace.formats.chat.validation import invalid_request
@@ -85,14 +85,11 @@ class AgentDefinition(BaseModel):
             InvalidRequestError: The model is an agent, or a chat completion does not accept a default.
         """
         if self.model.startswith(AGENT_PREFIX):
-            raise InvalidRequestError("Invalid 'model': an agent cannot be the model of an agent.", param="model")
+            raise invalid_parameter("model", "an agent cannot be the model of an agent", code=None)
         given = self.parameters or {}
         for name in given:
             if name in _NOT_DEFAULTS:
-                param = f"parameters.{name}"
-                raise InvalidRequestError(
-                    f"Invalid '{param}': it belongs to a call.", param=param, code="invalid_value"
-                )
+                raise invalid_parameter(f"parameters.{name}", "it belongs to a call")
         request = {"model": self.model, "messages": [{"role": "user", "content": ""}], **given}
         try:
             ChatRequest.model_validate_json(to_json(request))

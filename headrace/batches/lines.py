@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter, missing_parameter
 from headrace.formats.chat.request import ChatRequest, check_request
 from headrace.formats.json_document import parse_json
 
@@ -119,22 +119,18 @@ def parse_line(text: bytes | None, *, endpoint: str = ENDPOINT) -> Line:
 def _check_envelope(line: dict[str, Any], endpoint: str) -> dict[str, Any]:
     for name in ("custom_id", "method", "url", "body"):
         if line.get(name) is None:
-            raise InvalidRequestError(
-                f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
+            raise missing_parameter(name)
     custom_id, body = line["custom_id"], line["body"]
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= LONGEST_CUSTOM_ID or "\0" in custom_id:
-        raise InvalidRequestError(
-            f"Invalid 'custom_id': expected a string of 1 to {LONGEST_CUSTOM_ID} characters, none of them U+0000.",
-            param="custom_id",
+        raise invalid_parameter(
+            "custom_id",
+            f"expected a string of 1 to {LONGEST_CUSTOM_ID} characters, none of them U+0000",
             code="invalid_custom_id",
         )
     if line["method"] != "POST":
-        raise InvalidRequestError("Invalid 'method': it must be 'POST'.", param="method", code="invalid_method")
+        raise invalid_parameter("method", "it must be 'POST'", code="invalid_method")
     if line["url"] != endpoint:
-        raise InvalidRequestError(
-            f"Invalid 'url': it must be the batch's endpoint, '{endpoint}'.", param="url", code="mismatched_url"
-        )
+        raise invalid_parameter("url", f"it must be the batch's endpoint, '{endpoint}'", code="mismatched_url")
     if not isinstance(body, dict):
         raise InvalidRequestError("Invalid type for 'body': expected an object.", param="body", code="invalid_type")
     if len(line) > len(_FIELDS):
@@ -155,9 +151,7 @@ def _check_chat(chat: ChatRequest) -> ChatRequest:
 
 
 def _impossible(name: str, value: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid 'body.{name}': in a batch it cannot be {value}.", param=f"body.{name}", code="invalid_value"
-    )
+    return invalid_parameter(f"body.{name}", f"in a batch it cannot be {value}")
 
 
 class LineProblem(NamedTuple):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.errors import NotFoundError, invalid_parameter
 from headrace.events.chunk import render_chunk
 from headrace.events.hub import Hub
 from headrace.events.listener import Listener
@@ -59,7 +59,7 @@ class Cursor:
         """
         match = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,9})", text)
         if match is None:
-            raise InvalidRequestError(f"Invalid '{param}': an event id has the form 'attempt-seq'.", param=param)
+            raise invalid_parameter(param, "an event id has the form 'attempt-seq'", code=None)
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

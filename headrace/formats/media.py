@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import invalid_parameter
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
 
@@ -37,7 +37,7 @@ class Medium:
         try:
             return base64.b64decode(self.data or "").decode()
         except UnicodeDecodeError:
-            raise _invalid(param, "it is not text in UTF-8") from None
+            raise invalid_parameter(param, "it is not text in UTF-8") from None
 
 
 def image_of(part: Mapping[str, Any], param: str) -> Medium:
@@ -51,7 +51,7 @@ def image_of(part: Mapping[str, Any], param: str) -> Medium:
     if url.startswith("data:"):
         return _from_data_url(url, param)
     if not url.startswith("https://"):
-        raise _invalid(param, "this model's provider takes https: and data: URLs")
+        raise invalid_parameter(param, "this model's provider takes https: and data: URLs")
     guessed, _ = mimetypes.guess_type(url.partition("?")[0])
     return Medium(guessed if guessed is not None and guessed.startswith("image/") else "image/jpeg", None, url)
 
@@ -81,7 +81,7 @@ def file_of(part: Mapping[str, Any], param: str) -> Medium:
 def _from_data_url(url: str, param: str) -> Medium:
     match = _DATA_URL.match(url)
     if match is None or match["base64"] is None:
-        raise _invalid(param, "it is not a data: URL in base64")
+        raise invalid_parameter(param, "it is not a data: URL in base64")
     named = (match["type"] or "text/plain").lower()
     return Medium(_SYNONYMS.get(named, named), _checked(url[match.end() :], param))
 
@@ -90,11 +90,7 @@ def _checked(data: str, param: str) -> str:
     try:
         base64.b64decode(data, validate=True)
     except binascii.Error:
-        raise _invalid(param, "it is not base64") from None
+        raise invalid_parameter(param, "it is not base64") from None
     if not data:
-        raise _invalid(param, "there is nothing in it")
+        raise invalid_parameter(param, "there is nothing in it")
     return data
-
-
-def _invalid(param: str, problem: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Invalid '{param}': {problem}.", param=param, code="invalid_value")

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cache, cached_property
 from zoneinfo import ZoneInfo, available_timezones
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.usage.views import Grain, Segment, find_view, has_whole_hours, split
 
 MOST_BUCKETS = 10_000
@@ -110,14 +110,10 @@ class Question:
             InvalidRequestError: The end is not after the start, or there are too many buckets or rows in between.
         """
         if self.start >= self.end:
-            raise InvalidRequestError(
-                "Invalid 'end': the end is not after the start.", param="end", code="invalid_value"
-            )
+            raise invalid_parameter("end", "the end is not after the start")
         if self.bucket is not None and self.bucket.spans(self.start, self.end) > MOST_BUCKETS:
-            raise InvalidRequestError(
-                f"Invalid 'bucket': from start to end there are more than {MOST_BUCKETS} of a {self.bucket}.",
-                param="bucket",
-                code="invalid_value",
+            raise invalid_parameter(
+                "bucket", f"from start to end there are more than {MOST_BUCKETS} of a {self.bucket}"
             )
         if self.end - self.start <= _LONGEST_OF_ROWS:
             return
@@ -128,8 +124,7 @@ class Question:
 
 
 def _too_long(reason: str) -> InvalidRequestError:
-    message = f"Invalid 'start': {reason}; such a query may span at most 31 days."
-    return InvalidRequestError(message, param="start", code="invalid_value")
+    return invalid_parameter("start", f"{reason}; such a query may span at most 31 days")
 
 
 def is_metadata(name: str) -> bool:
@@ -151,15 +146,10 @@ def parse_groups(names: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(names))
     for name in names:
         if name not in GROUPS and not _is_metadata_group(name):
-            raise InvalidRequestError(
-                f"Invalid 'group_by': '{name[:100]}'. Supported values are: {', '.join(GROUPS)}, metadata.<key>.",
-                param="group_by",
-                code="invalid_value",
-            )
+            supported = ", ".join(GROUPS)
+            raise invalid_parameter("group_by", f"'{name[:100]}'. Supported values are: {supported}, metadata.<key>")
     if len(names) > _MOST_GROUPS:
-        raise InvalidRequestError(
-            f"Invalid 'group_by': there are more than {_MOST_GROUPS}.", param="group_by", code="invalid_value"
-        )
+        raise invalid_parameter("group_by", f"there are more than {_MOST_GROUPS}")
     return names
 
 
@@ -190,6 +180,5 @@ def parse_zone(name: str | None) -> ZoneInfo:
 
 
 def unknown_zone(name: str) -> InvalidRequestError:
-    """Return the error for a time zone that there is not."""
-    message = f"Invalid 'time_zone': '{name[:100]}'. Expected a name such as 'Europe/Berlin'."
-    return InvalidRequestError(message, param="time_zone", code="invalid_value")
+    """Return the error for a time zone that does not exist."""
+    return invalid_parameter("time_zone", f"'{name[:100]}'. Expected a name such as 'Europe/Berlin'")

@@ -13,7 +13,7 @@ import socket
 
 import httpx
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import invalid_parameter
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -66,12 +66,10 @@ def check_url(url: str, *, allow_private: bool, param: str = "webhook") -> None:
     address = _address(host)
     is_name = len(host) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, host.split(".")))
     if (address is None and not is_name) or (port is not None and not 0 < port <= _LAST_PORT):
-        raise InvalidRequestError(f"Invalid '{param}': it is not a valid URL.", param=param, code="invalid_value")
+        raise invalid_parameter(param, "it is not a valid URL")
     forbidden = host == "localhost" or host.endswith(".localhost") if address is None else not is_public(address)
     if forbidden and not allow_private:
-        raise InvalidRequestError(
-            f"Invalid '{param}': webhooks may not go to '{host}'.", param=param, code="invalid_value"
-        )
+        raise invalid_parameter(param, f"webhooks may not go to '{host}'")
 
 
 def ascii_host(url: httpx.URL) -> str:

@@ -12,7 +12,7 @@ from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.formats.json_document import parse_json, render_path, shorten
 
 __all__ = ["InvalidFieldError", "check_text", "invalid_request", "parse_body", "validate"]
@@ -53,7 +53,7 @@ def check_text(text: str, param: str) -> None:
         InvalidRequestError: It cannot; the error names the parameter.
     """
     if "\0" in text:
-        raise InvalidRequestError(f"Invalid '{param}': it has the character U+0000.", param=param, code="invalid_value")
+        raise invalid_parameter(param, "it has the character U+0000")
 
 
 def invalid_request(exc: ValidationError, data: object | None = None) -> InvalidRequestError:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import orjson
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import invalid_parameter
 from headrace.formats.chat.support import gemini_version
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
@@ -71,7 +71,7 @@ def render_request(
         # A conversation needs a turn of the user's.
         system, contents = [], [{"role": "user", "parts": system}]
     if not contents[0]["parts"]:
-        raise InvalidRequestError("Invalid 'messages': there is no text in them.", param="messages")
+        raise invalid_parameter("messages", "there is no text in them", code=None)
     body: Json = {"contents": contents}
     if system:
         body["systemInstruction"] = {"parts": system}
@@ -201,8 +201,7 @@ def _signature(call: Json) -> str | None:
 def _render_result(message: Json, names: Mapping[str, str], param: str) -> Json:
     call_id = message["tool_call_id"]
     if call_id not in names:
-        param = f"{param}.tool_call_id"
-        raise InvalidRequestError(f"Invalid '{param}': no message before calls a tool by this id.", param=param)
+        raise invalid_parameter(f"{param}.tool_call_id", "no message before calls a tool by this id", code=None)
     content = message["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.formats.chat.support import Thinking, claude_samples, claude_thinking
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import ONLY_JSON, Json
@@ -57,7 +57,7 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
         system, messages = [], [{"role": "user", "content": system}]
     body: Json = {"model": model, "max_tokens": most, "messages": messages}
     if not messages[0]["content"]:
-        raise InvalidRequestError("Invalid 'messages': there is no text in them.", param="messages")
+        raise invalid_parameter("messages", "there is no text in them", code=None)
     if system:
         body["system"] = system
     if stream:
@@ -220,9 +220,7 @@ def _render_file(file: Medium, param: str) -> Json:
 
 
 def _unsupported(medium: Medium, param: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid '{param}': this model's provider takes no {medium.media_type}.", param=param, code="invalid_value"
-    )
+    return invalid_parameter(param, f"this model's provider takes no {medium.media_type}")
 
 
 def _render_assistant(message: Json, param: str) -> list[Json]:
