@@ -63,7 +63,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         stack.push_async_callback(database.close)
         if settings.bootstrap_key is not None:
             await ensure_bootstrap_key(database, settings.bootstrap_key.get_secret_value())
-        redis = connect_redis(settings.redis_url)
+        redis = connect_redis(settings.redis_url, settings.redis_namespace)
         stack.push_async_callback(redis.aclose)
         queue = JobQueue(redis, partial(mark_unsent, database))
         stack.push_async_callback(queue.close)

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import Backlog
+from headrace.stores.namespace import prefix_in, prefix_of
 from headrace.stores.redis_url import AWAY, broker_settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ _SLOW_SECONDS = 0.5
 
 
 def queue_name(tier: str) -> str:
-    """Return the Celery queue of a tier, which is also the key of its list in Redis."""
+    """Return the Celery queue of a tier: the key of its list in Redis, behind the deployment's prefix."""
     return f"headrace.{tier}"
 
 
@@ -56,7 +57,7 @@ def tier_of(queue: str) -> str:
     return queue.removeprefix(queue_name(""))
 
 
-def create_celery(redis_url: str) -> Celery:
+def create_celery(redis_url: str, namespace: str | None = None) -> Celery:
     """Return the Celery application. Every option is set on purpose; the others keep Celery's defaults.
 
     Raises:
@@ -102,6 +103,7 @@ def create_celery(redis_url: str) -> Celery:
             "socket_connect_timeout": 1,
             "socket_keepalive": True,
             "health_check_interval": 10,  # half-open connections are noticed in about 20 s
+            "global_keyprefix": prefix_of(namespace),
             "retry_on_timeout": False,  # kombu's own loop connects anew
             **broker["broker_transport_options"],
         },
@@ -148,6 +150,7 @@ class JobQueue:
         self._messages = {tier: _Message(app, tier) for tier in TIERS}
         app.close()
         self._redis = redis
+        self._prefix = prefix_in(redis)
         self._unsent = unsent
         self._pending: dict[str, list[str]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
@@ -176,7 +179,7 @@ class JobQueue:
                 message = self._messages[tier]
                 slices = [job_ids[at : at + message.jobs] for at in range(0, len(job_ids), message.jobs)]
                 # On the left, as kombu does: workers take from the right.
-                await self._redis.lpush(message.key, *map(message.render, slices))
+                await self._redis.lpush(self._prefix + message.key, *map(message.render, slices))
         except AWAY as error:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
@@ -204,7 +207,7 @@ class JobQueue:
     async def backlog(self, tier: str) -> Backlog | None:
         """Return the wake-ups at the head of a tier's queue, or None while Redis is unavailable."""
         try:
-            found = await self._redis.lrange(queue_name(tier), -_BACKLOG_MESSAGES, -1)
+            found = await self._redis.lrange(self._prefix + queue_name(tier), -_BACKLOG_MESSAGES, -1)
         except AWAY:
             return None
         messages = found[::-1]  # workers take from the right

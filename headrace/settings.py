@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         "to ask Sentinels, with `sentinel_password` for theirs, and `sentinels://` for TLS to both. Other options are "
         "refused: Headrace sets its own time-outs and health checks. Empty: `headrace dev` starts a Valkey.",
     )
+    redis_namespace: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_-]{1,40}$",
+        description="What the names of this deployment's keys, queues and channels in Redis begin with, the same in "
+        "every process. Unset: the database's own. Set it for a database that was restored from the dump of another "
+        "deployment on the same Redis, or if two that are older than namespaces share one.",
+    )
     config: Path | None = Field(
         default=None,
         description="Path of the model and provider file. Unset: `headrace.toml` in the working directory, else the "

@@ -21,6 +21,7 @@ import headrace.idempotency.tables
 import headrace.jobs.tables
 import headrace.keys.tables
 import headrace.runtime.fingerprints
+import headrace.stores.deployment
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
 from headrace.settings import SettingError

@@ -42,7 +42,7 @@ async def _schedule(settings: Settings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         database = Database.connect(settings.database_url, connections=4, part="scheduler")
         stack.push_async_callback(database.close)
-        redis = connect_redis(settings.redis_url)
+        redis = connect_redis(settings.redis_url, settings.redis_namespace)
         stack.push_async_callback(redis.aclose)
         queue = JobQueue(redis, partial(mark_unsent, database))
         stack.push_async_callback(queue.close)

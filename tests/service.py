@@ -43,6 +43,9 @@ BOOTSTRAP_KEY = f"hr_{secrets.token_urlsafe(32)}"
 SECRET_KEY = "tests-secret-key-tests-secret-key"
 """The same for every service: stores outlive one."""
 
+NAMESPACE = "tests"
+"""Every service's namespace in Redis, whichever database it has."""
+
 QUICK = {
     "HEADRACE_HEADER_WAIT_SECONDS": "1",
     "HEADRACE_PING_SECONDS": "0.5",
@@ -317,6 +320,7 @@ class Service:
             "HEADRACE_PORT": str(self.port),
             "HEADRACE_BOOTSTRAP_KEY": BOOTSTRAP_KEY,
             "HEADRACE_SECRET_KEY": SECRET_KEY,
+            "HEADRACE_REDIS_NAMESPACE": NAMESPACE,
             "TESTS_PROVIDER_KEY": PROVIDER_KEY,
             **QUICK,
             **(environment or {}),

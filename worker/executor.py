@@ -117,7 +117,7 @@ class Executor:
             file = CatalogueFile(settings.config, demo=settings.demo)
             database = Database.connect(settings.database_url, part="worker")
             stack.push_async_callback(database.close)
-            redis = connect_redis(settings.redis_url)
+            redis = connect_redis(settings.redis_url, settings.redis_namespace)
             stack.push_async_callback(redis.aclose)
             queue = JobQueue(redis, partial(mark_unsent, database))
             stack.push_async_callback(queue.close)

@@ -127,7 +127,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
         WorkerPool.patient = frozenset({RUN_LINES_TASK})
         slots = max(1, slots * 3 // 4)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # to run it as root is its operator's choice
-    app = create_celery(settings.redis_url)
+    app = create_celery(settings.redis_url, settings.redis_namespace)
     app.conf["headrace_settings"] = settings
     app.conf["headrace_line_slots"] = slots
     app.conf["headrace_tiers"] = tiers

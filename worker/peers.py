@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import orjson
 from redis.asyncio import Redis
 
+from headrace.stores.namespace import prefix_in
+
 KEY = "headrace:paths"
 # Milliseconds after which a worker that has not written is not counted.
 _PRESENT_MS = 5_000
@@ -102,6 +104,7 @@ class Peers:
     def __init__(self, redis: Redis, worker: str) -> None:
         """Write as this worker, by a name that no other worker has."""
         self._worker = worker
+        self._key = prefix_in(redis) + KEY
         self._tell = redis.register_script(_TELL)
 
     async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = ()) -> News:
@@ -111,7 +114,7 @@ class Peers:
             AWAY: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
-        known, views, kept = await self._tell(keys=[KEY], args=[self._worker, view.pack(), *arguments])
+        known, views, kept = await self._tell(keys=[self._key], args=[self._worker, view.pack(), *arguments])
         return News(
             forgotten=not known,
             others=[View.unpack(text) for text in views],

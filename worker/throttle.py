@@ -29,6 +29,7 @@ from redis.asyncio import Redis
 
 from headrace.formats.chat.usage import estimate_usage
 from headrace.ids import new_id
+from headrace.stores.namespace import prefix_in
 from worker.permits import UNLIMITED, PendingPermit, Permit, PermitLine
 from worker.window import Cost, Decision, ProviderLimits
 
@@ -158,6 +159,7 @@ class Throttle:
         self._window_seconds = window_seconds
         self._lease_seconds = lease_seconds
         self._worker = new_id("worker")
+        self._prefix = f"{prefix_in(redis)}headrace:limits:"
         self._script = redis.register_script(_ADMIT)
         self._shared = True
 
@@ -216,7 +218,7 @@ class Throttle:
         most = (-1 if limit is None else limit for limit in limits)
         # In one argument, as redis-py takes a microsecond and more over each.
         said = " ".join(map(str, (*most, *(round(seconds * 1000) for seconds in times), *question)))
-        granted, wait, slot = await self._script(keys=[f"headrace:limits:{name}"], args=[self._worker, said])
+        granted, wait, slot = await self._script(keys=[self._prefix + name], args=[self._worker, said])
         return Decision(granted, wait / 1000, slot)
 
     def lost(self, error: Exception) -> None:

@@ -105,10 +105,12 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
 def cancel(settings: Settings, job_id: str) -> None:
     """Cancel a job: a queued job at once, a running job and its call when its worker gets the message."""
     from headrace.jobs.cancellation import cancel_job
+    from headrace.stores.deployment import read_namespace
 
     async def work(database: Database, job_id: str) -> MovedJob:
         row = await _get(database, job_id)
-        async with _publisher(locate(settings, redis=False).redis_url) as publisher:
+        redis_url = locate(settings, redis=False).redis_url
+        async with _publisher(redis_url, await read_namespace(settings, database)) as publisher:
             job = await cancel_job(database, publisher, job_id, row.account_id)
         if job is None:
             raise no_such_job(job_id)
@@ -143,7 +145,7 @@ async def _get(database: Database, job_id: str) -> Row:
 
 
 @contextlib.asynccontextmanager
-async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
+async def _publisher(redis_url: str, namespace: str) -> AsyncIterator[Publisher | None]:
     """Yield a publisher, or None without a URL: workers and readers then learn of the cancellation from Postgres.
 
     Raises:
@@ -155,7 +157,7 @@ async def _publisher(redis_url: str) -> AsyncIterator[Publisher | None]:
     if not redis_url:
         yield None
         return
-    async with connect_redis(redis_url) as redis:
+    async with connect_redis(redis_url, namespace) as redis:
         publisher = Publisher(redis, interval_seconds=0)
         yield publisher
         await publisher.flush()

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import click
@@ -19,6 +22,10 @@ from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
 from headrace.telemetry.logs import configure_logging, redact
 
+log = logging.getLogger(__name__)
+
+# Seconds between two tries to reach Postgres.
+_AGAIN_SECONDS = 1.0
 # Connections that may wait for the API to accept them.
 _BACKLOG = 2048
 # Postgres's codes for a role without a privilege and for a read-only database.
@@ -66,7 +73,6 @@ def _ready(settings: Settings, part: str) -> Settings:
     """
     import psycopg
 
-    from headrace.stores.schema import check_schema
     from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 
     load_catalogue(settings.config)  # an invalid file is one line here, and would be a traceback later
@@ -76,9 +82,49 @@ def _ready(settings: Settings, part: str) -> Settings:
     except SessionsNotKeptError:
         raise
     except psycopg.OperationalError:
-        return located  # the process waits for Postgres by itself
-    check_schema(located.database_url)
-    return located
+        if located.redis_namespace is not None:
+            return located  # the process waits for Postgres by itself
+    return _in_namespace(located)
+
+
+def _in_namespace(settings: Settings) -> Settings:
+    """Return the settings with their database's namespace in Redis, once Postgres answers: every process needs it.
+
+    Raises:
+        SchemaError: The database's schema is older than this release needs.
+    """
+    import psycopg
+
+    from headrace.stores.deployment import with_namespace
+    from headrace.stores.schema import check_schema
+
+    warned = False
+    with _signals_end_process():
+        while True:
+            try:
+                check_schema(settings.database_url)
+                return with_namespace(settings)
+            except psycopg.OperationalError as error:
+                if not warned:
+                    reason = redact(str(error).strip().splitlines()[0])
+                    log.warning("waiting for Postgres, which has the namespace in Redis: %s", reason)
+                warned = True
+                time.sleep(_AGAIN_SECONDS)
+
+
+@contextlib.contextmanager
+def _signals_end_process() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the process at once and in order, also as a container's first process."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(*_: object) -> None:
+    raise SystemExit
 
 
 def listen(settings: Settings) -> socket.socket:

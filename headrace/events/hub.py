@@ -14,6 +14,7 @@ from headrace.events.listener import Listener
 from headrace.events.subscription import Subscription
 from headrace.events.wire import job_channel, unpack
 from headrace.ids import new_id
+from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class Hub:
 
     def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
         """Buffer `buffer_bytes` for each reader before it replays, and tell it `Silence` after `patience_seconds`."""
-        self.origin = f"headrace:api:{new_id('api')}"
+        self._prefix = prefix_in(redis)
+        self.origin = f"{self._prefix}headrace:api:{new_id('api')}"
         self.doubt = asyncio.Event()
         """Set when the live wire is back after an interruption: `watch` then compares readers with Postgres at once."""
         self.ending = asyncio.Event()
@@ -97,7 +99,7 @@ class Hub:
         try:
             if not own:
                 self._watched[job_id] += 1
-                await self._subscription.subscribe(job_channel(job_id))
+                await self._subscription.subscribe(job_channel(job_id, self._prefix))
             yield listener
         finally:
             listeners = self._listeners[job_id]
@@ -111,4 +113,4 @@ class Hub:
         self._watched[job_id] -= 1
         if not self._watched[job_id]:
             del self._watched[job_id]
-            await self._subscription.unsubscribe(job_channel(job_id))
+            await self._subscription.unsubscribe(job_channel(job_id, self._prefix))

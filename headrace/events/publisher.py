@@ -15,6 +15,7 @@ from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel
 from headrace.jobs.records import MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
+from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Publisher:
     def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
         """Send a frame at once, unless another just left: then the frames of `interval_seconds` leave together."""
         self._redis = redis
+        self._prefix = prefix_in(redis)
         self._interval = interval_seconds
         self._pending: list[tuple[float, str | None, Frame]] = []
         self._task: asyncio.Task[None] | None = None
@@ -55,7 +57,7 @@ class Publisher:
     async def cancel(self, job_id: str) -> None:
         """Have the job's worker stop it. A worker that misses the message finds out at its next heartbeat."""
         with contextlib.suppress(*AWAY):
-            await self._redis.publish(CANCEL_CHANNEL, job_id)
+            await self._redis.publish(self._prefix + CANCEL_CHANNEL, job_id)
 
     async def _run(self) -> None:
         try:
@@ -76,7 +78,9 @@ class Publisher:
             if origin is not None:
                 channels[origin].append(packed if len(packed) <= LARGEST_END else without_lines(frame).pack())
             # Subscribers read a job's end from Postgres.
-            channels[job_channel(frame.job_id)].append(packed if frame.kind == "delta" else without_lines(frame).pack())
+            channels[job_channel(frame.job_id, self._prefix)].append(
+                packed if frame.kind == "delta" else without_lines(frame).pack()
+            )
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
         if not arguments:
             return

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from headrace.events.wire import CANCEL_CHANNEL
+from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Subscription:
                             yield message["data"]
                         elif message["type"] == "subscribe":
                             self._confirm(message["channel"].decode())
-            except Exception as error:  # noqa: BLE001  # whatever it is, the answer is to connect_redis again
+            except Exception as error:  # noqa: BLE001  # whatever it is, the answer is to connect again
                 if self.connected:
                     log.warning("lost the live wire: %r", error)
                 self._disconnected()
@@ -97,7 +98,7 @@ def _lost_meanwhile() -> Iterator[None]:
 async def cancelled_jobs(redis: Redis) -> AsyncIterator[str]:
     """Yield the ids of jobs as clients cancel them, for as long as the caller asks."""
     subscription = Subscription(redis)
-    await subscription.subscribe(CANCEL_CHANNEL)
+    await subscription.subscribe(prefix_in(redis) + CANCEL_CHANNEL)
     async for message in subscription.messages():
         if message is not None:
             yield message.decode()

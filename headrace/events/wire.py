@@ -23,9 +23,9 @@ CANCEL_CHANNEL = "headrace:cancel"
 LARGEST_END = 256 * 1024
 
 
-def job_channel(job_id: str) -> str:
-    """Return the channel of a job's subscribers."""
-    return f"headrace:job:{job_id}"
+def job_channel(job_id: str, prefix: str = "") -> str:
+    """Return the channel of a job's subscribers, in the deployment whose names begin with the prefix."""
+    return f"{prefix}headrace:job:{job_id}"
 
 
 @dataclass(frozen=True, slots=True)

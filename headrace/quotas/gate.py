@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import HeadraceError, QuotaExceededError, RateLimitError, UnavailableError
@@ -29,6 +30,7 @@ from headrace.quotas.rules import Limits
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
 from headrace.stores.group_commit import GroupCommit
+from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY, is_spoilt
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ _NANO = 1_000_000_000
 # So often what Redis lacks is looked up for one request; somebody else's job may end meanwhile.
 _MOST_LOADS = 5
 _COMPLAIN_SECONDS = 60.0
-_SCOPES = "hr:quota:scopes"
+_PREFIX = "hr:quota:"
 # So many at a time keep Redis from all others for about five milliseconds.
 _MOST_JOBS = 64
 
@@ -339,18 +341,23 @@ class Gate:
 
     def __init__(self, redis: Redis, database: Database, *, open_when_away: bool) -> None:
         self._redis = redis
+        self._prefix = prefix_in(redis) + _PREFIX
         self._database = database
         self._open_when_away = open_when_away
-        self._load = redis.register_script(_LOAD)
-        self._forget = redis.register_script(_FORGET)
+        self._load = self._script(_LOAD)
+        self._forget = self._script(_FORGET)
         self._admissions = self._grouped(_ADMIT)
         self._settlements = self._grouped(_SETTLE)
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._complained = -math.inf
 
+    def _script(self, text: str) -> AsyncScript:
+        """Return a script whose keys are this deployment's."""
+        return self._redis.register_script(text.replace(_PREFIX, self._prefix))
+
     def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
         """Return what runs a script for many jobs at a time, each told in JSON."""
-        script = self._redis.register_script(text)
+        script = self._script(text)
 
         async def run(jobs: Sequence[bytes]) -> Sequence[Any]:
             answers: Sequence[Any] = await script(args=jobs)
@@ -461,7 +468,7 @@ class Gate:
     async def _reconcile(self, scope_id: str) -> None:
         cursor = 0
         while True:
-            cursor, held = await self._redis.hscan(f"hr:quota:{scope_id}:open", cursor, count=500)
+            cursor, held = await self._redis.hscan(f"{self._prefix}{scope_id}:open", cursor, count=500)
             if held:
                 job_ids = [_text(job_id) for job_id in held]
                 await self.settle([scope_id], await queries.find_ended(self._database, job_ids))
@@ -473,7 +480,7 @@ class Gate:
         await self._for_each_scope(self._correct)
 
     async def _correct(self, scope_id: str) -> None:
-        loaded, version = await self._redis.hmget(f"hr:quota:{scope_id}:sums", ["loaded", "version"])
+        loaded, version = await self._redis.hmget(f"{self._prefix}{scope_id}:sums", ["loaded", "version"])
         if loaded is None:  # it has rates alone, or none any more
             await self._forget(args=[scope_id])
         else:
@@ -484,7 +491,7 @@ class Gate:
 
         What Redis has of a scope that Postgres does not know, or that no script understands, is deleted.
         """
-        for scope_id in sorted(map(_text, await self._redis.smembers(_SCOPES))):
+        for scope_id in sorted(map(_text, await self._redis.smembers(f"{self._prefix}scopes"))):
             try:
                 await work(scope_id)
             except UnknownScopeError:
@@ -504,8 +511,8 @@ class Gate:
 
     async def _delete(self, scope_id: str) -> None:
         parts = ("requests", "tokens", "open", "sums")
-        await self._redis.delete(*(f"hr:quota:{scope_id}:{part}" for part in parts))
-        await self._redis.srem(_SCOPES, scope_id)
+        await self._redis.delete(*(f"{self._prefix}{scope_id}:{part}" for part in parts))
+        await self._redis.srem(f"{self._prefix}scopes", scope_id)
 
     async def _load_once(self, scope_id: str, *, version: int) -> None:
         """Load a scope's sums, for all who ask for them at the same time."""
@@ -520,7 +527,7 @@ class Gate:
         async with queries.snapshot(self._database) as then:
             spent = await queries.read_spent(then, scope_id)
             # Of what that has counted, something may hold back still. It was let in before, and so is there now.
-            held = await self._redis.hkeys(f"hr:quota:{scope_id}:open")
+            held = await self._redis.hkeys(f"{self._prefix}{scope_id}:open")
             ended = await queries.find_ended(then, [_text(job_id) for job_id in held])
         jobs = [[job.id, int(job.background), _nano(job.cost)] for job in spent.open_jobs]
         settled = [[job.job_id, job.tokens] for job in ended]

@@ -22,6 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError, ResponseError
 
 from headrace.settings import SettingError
+from headrace.stores.namespace import NamespacedRedis, prefix_of
 
 AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
 """Errors of redis-py while Redis is unavailable. RuntimeError is uvloop's, of a transport that was closed meanwhile."""
@@ -210,30 +211,37 @@ def _has_sentinels(url: str) -> bool:
     return url.startswith(("sentinel://", "sentinels://"))
 
 
-def connect(url: str, **options: Any) -> Redis:
-    """Return a client with redis-py's options.
+def connect(url: str, *, namespace: str | None = None, **options: Any) -> NamespacedRedis:
+    """Return a client of a deployment's namespace with redis-py's options.
 
     Raises:
         SettingError: It is no such URL.
     """
     if not _has_sentinels(url):
         server = _Server.parse(url)
-        return Redis.from_url(server.address, db=server.database, **options, **server.tls)
+        made = NamespacedRedis.from_url(server.address, db=server.database, **options, **server.tls)
+        return _placed(made, namespace)
     found = _Sentinels.parse(url)
     tls = {"ssl": True, **found.tls} if found.tls else {}
     timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         found.hosts, sentinel_kwargs={**found.sentinel_options, **timeouts, **tls}
     )
-    client: Redis = sentinel.master_for(
+    made = sentinel.master_for(
         found.master,
-        redis_class=Redis,
+        redis_class=NamespacedRedis,
         username=found.username,
         password=found.password,
         db=found.database,
         **options,
         **tls,
     )
+    return _placed(made, namespace)
+
+
+def _placed(client: Redis, namespace: str | None) -> NamespacedRedis:
+    assert isinstance(client, NamespacedRedis)  # redis-py's types do not say so
+    client.prefix = prefix_of(namespace)
     return client
 
 

@@ -19,6 +19,7 @@ from tests.e2e.streams import Event, EventStream, outline, text_of
 from tests.fakes.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.service import (
     BOOTSTRAP_KEY,
+    NAMESPACE,
     Service,
     Stores,
     connect,
@@ -319,7 +320,7 @@ async def test_a_wake_up_that_comes_many_times_runs_a_job_once(
     provider.script(model, answer("Done.", hold=gate))
     job_id = await submit(cluster_client, model)
     await settled(gate.reached)
-    redis = connect_redis(cluster.stores.redis_url)
+    redis = connect_redis(cluster.stores.redis_url, NAMESPACE)
     queue = JobQueue(redis)
     for _ in range(5):
         queue.wake([job_id, job_id], tier="default")

@@ -157,6 +157,7 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("usage_latencies", "ck_usage_latencies_grain_known", {"grain": "week"}),
     ("usage_latencies", "ck_usage_latencies_metric_known", {"metric": "patience"}),
     ("usage_mark", "ck_usage_mark_single_row", {"single": False}),
+    ("deployment", "ck_deployment_single_row", {"single": False}),
     ("api_keys", "ck_api_keys_previous_hash_is_sha256", {"previous_hash": b"\0", "previous_expires_at": NOW}),
     ("api_keys", "ck_api_keys_previous_hash_ends", {"previous_hash": b"\0" * 32}),
     ("api_keys", "ck_api_keys_previous_hash_ends", {"previous_expires_at": NOW}),
@@ -212,6 +213,7 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         "usage_rollups": {**cell, **dict.fromkeys((*AMOUNTS, *COSTS), 0)},
         "usage_latencies": {**cell, "metric": "duration", "step": 1, "requests": 1},
         "usage_mark": {"transaction": 1, "metadata_keys": []},
+        "deployment": {"redis_namespace": ""},
         "idempotency_keys": {
             "account_id": owner.account_id,
             "key": "a",

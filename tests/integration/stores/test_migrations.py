@@ -15,6 +15,7 @@ import headrace.files.tables
 import headrace.idempotency.tables
 import headrace.jobs.tables
 import headrace.keys.tables
+import headrace.stores.deployment
 import headrace.usage.tables
 import headrace.webhooks.tables  # noqa: F401  (each import puts its tables into the metadata)
 from headrace.stores.database import Database

@@ -1,0 +1,26 @@
+"""The namespace of a deployment in Redis: what all its keys, queues and channels begin with.
+
+The deployment's own database holds it (`headrace/stores/deployment.py`), so two deployments may share one Redis. A
+database that was in use before namespaces existed has an empty one: its names have no prefix, because processes of the
+previous release use them without a prefix.
+"""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+
+
+class NamespacedRedis(Redis):
+    """A client that knows the prefix of its deployment's names. It leaves the names in its commands as they are."""
+
+    prefix: str = ""
+
+
+def prefix_of(namespace: str | None) -> str:
+    """Return what names in a namespace begin with."""
+    return f"{namespace}:" if namespace else ""
+
+
+def prefix_in(redis: Redis) -> str:
+    """Return what the names of a client's deployment begin with."""
+    return redis.prefix if isinstance(redis, NamespacedRedis) else ""
