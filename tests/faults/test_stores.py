@@ -17,7 +17,7 @@ from headrace.dev.store import EmbeddedStore
 from tests.e2e.jobs import chat, completed, ended, eventually, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, running_service, until
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, free_port, running_service, until
 
 LEASE_SECONDS = 10
 
@@ -104,6 +104,22 @@ async def test_jobs_are_accepted_and_run_while_redis_is_away(
             await completed(broken_client, job_id)
     finally:
         own_stores.valkey.start()
+
+
+async def test_a_worker_that_starts_while_redis_is_full_runs_jobs(
+    broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, model: str
+) -> None:
+    with Redis.from_url(own_stores.redis_url) as redis:
+        broken.processes["worker"].terminate()
+        redis.config_set("maxmemory", "1")
+        try:
+            broken.launch("worker")
+            streamed = await broken_client.post("/chat/completions", json=chat(model, stream=True))
+            assert text_of(await chunks_of(streamed)) == "You said: hello there"
+            await completed(broken_client, await submit(broken_client, model))
+            assert (await broken_client.get(f"{broken.base_url}/readyz")).json()["redis"] == "refuses writes"
+        finally:
+            redis.config_set("maxmemory", "0")
 
 
 async def test_readers_are_served_from_postgres_while_redis_is_away(
@@ -269,6 +285,22 @@ async def test_nothing_is_accepted_while_postgres_is_away(
         own_stores.postgres.start()
     broken.wait_until_ready()
     assert (await broken_client.get("/jobs", params={"model": model})).json()["data"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_process_that_waits_for_its_namespace_ends_on_a_signal(broken: Service, number: signal.Signals) -> None:
+    name, text = f"worker-{number.name}", "waiting for Postgres, which has the namespace"
+    waiting = broken.launch(
+        name, DATABASE_URL=f"postgresql://tests@127.0.0.1:{free_port()}/none", HEADRACE_REDIS_NAMESPACE=""
+    )
+    try:
+        until(lambda: waiting.log.exists() and text in waiting.log.read_text(), "the wait")
+        waiting.signal(number)
+        assert waiting.wait() == 0
+        assert "Traceback" not in waiting.log.read_text()
+    finally:
+        del broken.processes[name]
+        waiting.kill()
 
 
 async def test_what_fails_while_postgres_is_away_puts_no_prompt_into_a_log(

@@ -287,6 +287,25 @@ async def test_a_job_that_comes_again_while_it_runs_here_is_not_run_twice(rig: R
     assert (await rig.jobs.row(job_id)).attempt == 1
 
 
+# -- a worker without wake-ups ----------------------------------------------------------------------------------------
+
+
+async def test_while_redis_is_full_a_worker_finds_jobs_in_postgres_and_publishes_their_events(
+    settings: Settings, jobs: Jobs, model: str, redis: Redis
+) -> None:
+    # So the worker looks for jobs because Redis refuses writes, and not because no wake-up has come for a while.
+    patient = settings.model_copy(update={"resend_seconds": 3600.0})
+    async with executing(patient, jobs, model) as rig, redis.pubsub() as pubsub:
+        await redis.config_set("maxmemory", "1")
+        try:
+            job_id = await rig.submit()
+            await pubsub.subscribe(job_channel(job_id))
+            await _heard(pubsub, b" completed ")
+            assert await rig.ended(job_id) is State.COMPLETED
+        finally:
+            await redis.config_set("maxmemory", "0")
+
+
 # -- a worker without Postgres ----------------------------------------------------------------------------------------
 
 
