@@ -15,42 +15,13 @@ from dataclasses import dataclass
 import orjson
 from redis.asyncio import Redis
 
+from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 
 KEY = "headrace:paths"
 # Milliseconds after which a worker that has not written is not counted.
 _PRESENT_MS = 5_000
-# ARGV: the worker, what it tells, then pairs of a route and for how many milliseconds it is paused. Returns whether the
-# worker had a field already, what present workers tell, and for how long each route is paused.
-_TELL = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local own = 'worker ' .. ARGV[1]
-local known = redis.call('HEXISTS', KEYS[1], own)
-redis.call('HSET', KEYS[1], own, string.format('%.0f ', now) .. ARGV[2])
-for i = 3, #ARGV, 2 do
-    local field, ends = 'pause ' .. ARGV[i], now + ARGV[i + 1]
-    if ends > tonumber(redis.call('HGET', KEYS[1], field) or 0) then
-        redis.call('HSET', KEYS[1], field, string.format('%.0f', ends))
-    end
-end
-redis.call('EXPIRE', KEYS[1], 86400)
-local workers, pauses = {}, {}
-local fields = redis.call('HGETALL', KEYS[1])
-for i = 1, #fields, 2 do
-    local kind, name = string.match(fields[i], '^(%a+) (.*)$')
-    local at, told = string.match(fields[i + 1], '^(%d+) ?(.*)$')
-    if kind == 'pause' and (tonumber(at) or 0) > now then
-        pauses[#pauses + 1] = name
-        pauses[#pauses + 1] = tonumber(at) - now
-    elseif kind ~= 'worker' or (tonumber(at) or 0) < now - PRESENT then
-        redis.call('HDEL', KEYS[1], fields[i])
-    elseif name ~= ARGV[1] then
-        workers[#workers + 1] = told
-    end
-end
-return {known, workers, pauses}
-""".replace("PRESENT", str(_PRESENT_MS))
+_TELL = read_script(__package__, "peers.lua")
 
 EVERYONE = ""
 """The key of the circuit that holds for every account; any other key is an account's."""
@@ -114,7 +85,8 @@ class Peers:
             AWAY: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
-        known, views, kept = await self._tell(keys=[self._key], args=[self._worker, view.pack(), *arguments])
+        said = [self._worker, view.pack(), _PRESENT_MS, *arguments]
+        known, views, kept = await self._tell(keys=[self._key], args=said)
         return News(
             forgotten=not known,
             others=[View.unpack(text) for text in views],

@@ -29,96 +29,14 @@ from redis.asyncio import Redis
 
 from headrace.formats.chat.usage import estimate_usage
 from headrace.ids import new_id
+from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from worker.permits import UNLIMITED, PendingPermit, Permit, PermitLine
 from worker.window import Cost, Decision, ProviderLimits
 
 log = logging.getLogger(__name__)
 
-# A provider's hash has a field for each worker, `w<id>`: the number of its last question, its calls under way, what
-# waits there in calls and tokens and since when, and when it was heard last. And one for each slot of time,
-# `s<number>`: its calls and tokens. Times are in milliseconds of Redis's clock.
-_ADMIT = """
-local function split(text)
-    local numbers = {}
-    for number in string.gmatch(text, '%S+') do numbers[#numbers + 1] = tonumber(number) end
-    return numbers
-end
-local me, said, limits = 'w' .. ARGV[1], split(ARGV[2]), {}
-for i = 1, 3 do limits[i] = said[i] < 0 and math.huge or said[i] end
-local window, lease, place, question, held, age = said[4], said[5], said[6], said[7], said[8], said[9]
-local waiting, waiting_tokens, corrections = said[10], said[11], said[12]
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local step = window / 30
-local slot = math.floor(now / step)
-local since = now - age
-
-local slots, calls, ahead, ahead_tokens = {}, held, 0, 0
-local fields = redis.call('HGETALL', KEYS[1])
-for i = 1, #fields, 2 do
-    local field, numbers = fields[i], split(fields[i + 1])
-    if string.sub(field, 1, 1) == 's' then
-        local number = tonumber(string.sub(field, 2))
-        if number < slot - 30 then redis.call('HDEL', KEYS[1], field) else slots[number] = numbers end
-    elseif field == me then
-        if numbers[1] >= question then return {0, 0, slot} end
-    elseif now - numbers[6] > lease then
-        redis.call('HDEL', KEYS[1], field)
-    else
-        calls = calls + numbers[2]
-        if numbers[3] > 0 and now - numbers[6] <= place
-            and (numbers[5] < since or (numbers[5] == since and field < me)) then
-            ahead, ahead_tokens = ahead + numbers[3], ahead_tokens + numbers[4]
-        end
-    end
-end
-
-local function add(number, requests, tokens)
-    local counted = slots[number] or {0, 0}
-    slots[number] = {math.max(0, counted[1] + requests), math.max(0, counted[2] + tokens)}
-    redis.call('HSET', KEYS[1], 's' .. string.format('%.0f', number),
-        string.format('%.0f %.0f', slots[number][1], slots[number][2]))
-end
-local counting = math.min(limits[2], limits[3]) < math.huge
-local first = 13 + 3 * corrections
-for i = 13, first - 1, 3 do
-    local number, requests, tokens = said[i], said[i + 1], said[i + 2]
-    -- What was used beyond the estimate counts from now; what was not used never was, if its slot still counts.
-    if requests > 0 or tokens > 0 then add(slot, math.max(0, requests), math.max(0, tokens)) end
-    if slots[number] then add(number, math.min(0, requests), math.min(0, tokens)) end
-end
-
-local requests, tokens = 0, 0
-for _, counted in pairs(slots) do requests, tokens = requests + counted[1], tokens + counted[2] end
-local free = {limits[1] - calls - ahead, limits[2] - requests - ahead, limits[3] - tokens - ahead_tokens}
-local granted, taken, taken_tokens, short = 0, 0, 0, nil
-for i = first, #said, 2 do
-    local n, t = said[i], said[i + 1]
-    if free[1] < n or free[2] < n or free[3] < t then
-        short = {n, t}
-        break
-    end
-    free = {free[1] - n, free[2] - n, free[3] - t}
-    granted, taken, taken_tokens = granted + 1, taken + n, taken_tokens + t
-end
-if counting and granted > 0 then add(slot, taken, taken_tokens) end
-redis.call('HSET', KEYS[1], me, string.format('%.0f %.0f %.0f %.0f %.0f %.0f', question, held + taken,
-    waiting - taken, waiting_tokens - taken_tokens, since, now))
-redis.call('PEXPIRE', KEYS[1], math.ceil(math.max(window + step, lease)))
-
-local wait = 0
-if short then
-    local lacking = {short[1] - free[2], short[2] - free[3]}
-    for number = slot - 30, slot do
-        if lacking[1] <= 0 and lacking[2] <= 0 then break end
-        wait = (number + 31) * step - now
-        local counted = slots[number] or {0, 0}
-        lacking = {lacking[1] - counted[1], lacking[2] - counted[2]}
-    end
-end
-return {granted, math.ceil(wait), slot}
-"""
+_ADMIT = read_script(__package__, "throttle.lua")
 # Seconds for which other workers leave room for the calls that wait in a worker, after it last asked.
 _PLACE_SECONDS = 3.0
 # Seconds between two looks for a Redis that is unavailable.
@@ -216,7 +134,6 @@ class Throttle:
         """Put a line's question to the script."""
         times = (self._window_seconds, self._lease_seconds, _PLACE_SECONDS)
         most = (-1 if limit is None else limit for limit in limits)
-        # In one argument, as redis-py takes a microsecond and more over each.
         said = " ".join(map(str, (*most, *(round(seconds * 1000) for seconds in times), *question)))
         granted, wait, slot = await self._script(keys=[self._prefix + name], args=[self._worker, said])
         return Decision(granted, wait / 1000, slot)

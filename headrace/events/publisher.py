@@ -15,12 +15,13 @@ from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel
 from headrace.jobs.records import MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
+from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
 
 log = logging.getLogger(__name__)
 
-_PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
+_PUBLISH = read_script(__package__, "publish.lua")
 
 
 class Publisher:
@@ -30,6 +31,7 @@ class Publisher:
         """Send a frame at once, unless another just left: then the frames of `interval_seconds` leave together."""
         self._redis = redis
         self._prefix = prefix_in(redis)
+        self._publish = redis.register_script(_PUBLISH)
         self._interval = interval_seconds
         self._pending: list[tuple[float, str | None, Frame]] = []
         self._task: asyncio.Task[None] | None = None
@@ -85,7 +87,7 @@ class Publisher:
         if not arguments:
             return
         try:
-            await self._redis.eval(_PUBLISH, 0, *arguments)
+            await self._publish(args=arguments)
             self._redis_lost = False
         except AWAY as error:
             if not self._redis_lost:

@@ -20,7 +20,6 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import HeadraceError, QuotaExceededError, RateLimitError, UnavailableError
@@ -30,6 +29,7 @@ from headrace.quotas.rules import Limits
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
 from headrace.stores.group_commit import GroupCommit
+from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY, is_spoilt
 
@@ -43,256 +43,11 @@ _PREFIX = "hr:quota:"
 # So many at a time keep Redis from all others for about five milliseconds.
 _MOST_JOBS = 64
 
-# A window has what was taken in each second, and for jobs that wait, in seconds still to come: none of it is zero.
-# Beside it stand the sum of all, the second from which on they are in it, and the last one that has something.
-_LIBRARY = """
-local SPAN = 61
-local now = tonumber(redis.call('TIME')[1])
-local function key(id, part) return 'hr:quota:' .. id .. ':' .. part end
-local function counts(window, first, last)
-    local seconds = {}
-    for at = first, last do seconds[#seconds + 1] = at end
-    return redis.call('HMGET', window, unpack(seconds))
-end
--- The last second up to this one that has something, unless that is so long ago that it does not matter.
-local function last_of(window, last)
-    while last > now - SPAN do
-        local found = counts(window, last - SPAN + 1, last)
-        for i = SPAN, 1, -1 do
-            if found[i] then return last - SPAN + i end
-        end
-        last = last - SPAN
-    end
-    return last
-end
--- Correct what was taken in a second; what has left the window stays away.
-local function correct(window, at, count)
-    if count == 0 or redis.call('HEXISTS', window, at) == 0 then return end
-    redis.call('HINCRBY', window, 'sum', count)
-    if redis.call('HINCRBY', window, at, count) ~= 0 then return end
-    redis.call('HDEL', window, at)
-    if redis.call('HGET', window, 'last') == at then
-        redis.call('HSET', window, 'last', last_of(window, tonumber(at)))
-    end
-end
--- Let go of what a job holds back, and count what it used in its place. Who is not there any more was settled already.
-local function settle(id, job, tokens, day, month, nano)
-    local held, sums = redis.call('HGET', key(id, 'open'), job), key(id, 'sums')
-    if not held then return end
-    redis.call('HDEL', key(id, 'open'), job)
-    local kind, reserved, cost, at = held:match('^(%d):(%d+):(%d+):(%d+)')
-    local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', day, month)
-    local to = {'open' .. kind, (is[1] or 0) - 1, 'held', (is[2] or 0) - cost, 'version', (is[3] or 0) + 1}
-    for i, period in ipairs({day, month}) do
-        if is[3 + i] then
-            to[#to + 1] = period
-            to[#to + 1] = is[3 + i] + nano
-        end
-    end
-    redis.call('HSET', sums, unpack(to))
-    correct(key(id, 'tokens'), at, tokens - reserved)
-    if tonumber(at) > now then correct(key(id, 'requests'), at, -1) end
-end
-"""
-# Of each job: day, month, id, its kind (0 a client waits, 1 background, 2 a batch's line), tokens, cost, and scopes as
-# `Gate._ask` has them.
-_ADMIT = (
-    _LIBRARY
-    + """
-local function window(scope, id, part, limit, more, waits)
-    local key = key(id, part)
-    local kept = redis.call('HMGET', key, 'sum', 'from', 'last')
-    local sum, from, last = tonumber(kept[1] or 0), tonumber(kept[2] or now - SPAN + 1), tonumber(kept[3] or 0)
-    for first = from, now - SPAN, SPAN do
-        local found = counts(key, first, math.min(first + SPAN - 1, now - SPAN))
-        for i = 1, #found do
-            if found[i] then
-                sum = sum - found[i]
-                redis.call('HDEL', key, first + i - 1)
-            end
-        end
-    end
-    if from <= now - SPAN then
-        from = now - SPAN + 1
-        redis.call('HSET', key, 'sum', sum, 'from', from)
-    end
-    local used, newest = sum, last
-    if last > now then
-        local found = counts(key, now - SPAN + 1, now)
-        used = 0
-        for i = 1, SPAN do
-            if found[i] then used, newest = used + found[i], now - SPAN + i end
-        end
-    end
-    return {
-        scope = scope, key = key, part = part, limit = limit, more = more, waits = waits,
-        sum = sum, from = from, last = last, used = used, newest = newest,
-    }
-end
--- A request may be taken in a second if no window that has this second is too full then: those that end with it and
--- the sixty after it. Return the first such second from one on, as far as windows tell that end that much later.
-local function free_from(win, at, ahead)
-    local first = at - SPAN + 1
-    local found = counts(win.key, first, math.max(at, math.min(at + ahead, win.last)))
-    local sum, free = 0, at
-    for i = 1, SPAN + ahead do
-        sum = sum + (found[i] or 0) - (i > SPAN and found[i - SPAN] or 0)
-        local last = first + i - 1
-        if last >= at and sum + win.more > win.limit then
-            free = last + 1
-        elseif last == free + SPAN - 1 then
-            return free
-        end
-    end
-    return free
-end
-local function fits(win, at)
-    if win.sum + win.more <= win.limit then return true end
-    return math.max(at, win.last) > now and free_from(win, at, SPAN - 1) == at
-end
--- The second in which a job is taken, or else why there is none. One that waits does not overtake those before it.
-local function second(windows)
-    for _, win in ipairs(windows) do
-        if win.more > win.limit then return nil, {win.part .. '_per_minute', win.scope, win.used, -1} end
-    end
-    local at = now
-    -- Whatever moves it once has room from there on.
-    for _ = 1, #windows + 1 do
-        local moved = false
-        for _, win in ipairs(windows) do
-            if not fits(win, at) then
-                if not win.waits then
-                    local free = free_from(win, at, 2 * SPAN)
-                    return nil, {win.part .. '_per_minute', win.scope, win.used, free - now}
-                end
-                at, moved = free_from(win, math.max(at, win.last), SPAN), true
-            end
-        end
-        if not moved then return at end
-    end
-    error('no second')
-end
-local function take(win, at)
-    if win.more == 0 then return end
-    if redis.call('HINCRBY', win.key, at, win.more) == win.more then
-        redis.call('EXPIRE', win.key, math.max(at, win.last) - now + 120)
-    end
-    redis.call('HINCRBY', win.key, 'sum', win.more)
-    if at > win.last then redis.call('HSET', win.key, 'last', at, 'from', win.from) end
-end
--- Of the last minute: what is limited, to how much, how much of it is left, and after how many seconds all of it is.
-local function rates(windows, at)
-    local told = {}
-    for i, win in ipairs(windows) do
-        local used, newest = win.used, win.newest
-        if at == now then used, newest = used + win.more, now end
-        told[i] = {win.part, win.limit, win.limit - used, used > 0 and newest + SPAN - now or 0}
-    end
-    return told
-end
--- What may cost more than is left runs if nothing else does: so small budgets are of use, and one job may exceed them.
-local function exceeds(budget, spent, held, nano)
-    if budget < 0 then return false end
-    if nano == 0 then return spent > budget end
-    return spent + held + nano > budget and (held > 0 or spent >= budget)
-end
-local function refusal(scope, kind, nano, open, held, spent_day, spent_month)
-    local flight, queued, daily, monthly = unpack(scope, 4, 7)
-    if exceeds(daily, spent_day, held, nano) then return 'daily_budget' end
-    if exceeds(monthly, spent_month, held, nano) then return 'monthly_budget' end
-    if kind == 0 and flight >= 0 and open >= flight then return 'jobs_in_flight' end
-    if kind == 1 and queued >= 0 and open >= queued then return 'jobs_queued' end
-end
-local function hold(id, job, kind, open, held, nano, holds)
-    if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
-        redis.call('HSET', key(id, 'sums'), 'open' .. kind, open + 1, 'held', held + nano)
-    end
-    if open == 0 then
-        redis.call('EXPIRE', key(id, 'open'), 3456000)
-        redis.call('EXPIRE', key(id, 'sums'), 3456000)
-    end
-    redis.call('SADD', 'hr:quota:scopes', id)
-end
-local function admit(day, month, job, kind, tokens, nano, scopes)
-    local windows, states, at, refused = {}, {}
-    for i, scope in ipairs(scopes) do
-        local id, rpm, tpm, flight, queued, daily, monthly, waits = unpack(scope)
-        local sums = redis.call(
-            'HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'open2', 'held', day, month)
-        local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
-        if stateful and not (sums[1] and sums[7] and sums[8]) then return {'load', i, tonumber(sums[2] or 0)} end
-        local open, held = tonumber(sums[3 + kind] or 0), tonumber(sums[6] or 0)
-        local word = refusal(scope, kind, nano, open, held, tonumber(sums[7] or 0), tonumber(sums[8] or 0))
-        if word and not refused then refused = {word, i, open, 0} end
-        states[i] = {id, open, held}
-        waits = waits and kind == 1
-        if rpm >= 0 then windows[#windows + 1] = window(i, id, 'requests', rpm, 1, waits) end
-        if tpm >= 0 then windows[#windows + 1] = window(i, id, 'tokens', tpm, tokens, waits) end
-    end
-    if not refused then at, refused = second(windows) end
-    if refused then
-        refused[5] = rates(windows)
-        return refused
-    end
-    local holds = string.format('%d:%.0f:%.0f:%d', kind, tokens, nano, at)
-    for _, win in ipairs(windows) do take(win, at) end
-    for _, state in ipairs(states) do
-        local id, open, held = unpack(state)
-        hold(id, job, kind, open, held, nano, holds)
-    end
-    return {'ok', 0, 0, at - now, rates(windows, at)}
-end
-local answers = {}
-for i = 1, #ARGV do answers[i] = admit(unpack(cjson.decode(ARGV[i]))) end
-return answers
-"""
-)
-# Of each job: day, month, id, tokens, cost, and the ids of scopes.
-_SETTLE = (
-    _LIBRARY
-    + """
-local answers = {}
-for i = 1, #ARGV do
-    local day, month, job, tokens, nano, ids = unpack(cjson.decode(ARGV[i]))
-    for _, id in ipairs(ids) do settle(id, job, tokens, day, month, nano) end
-    answers[i] = 1
-end
-return answers
-"""
-)
-# What Postgres says was spent, which jobs have ended by then, and at first which are open, unless something was settled
-# since it was asked.
-_LOAD = (
-    _LIBRARY
-    + """
-local id, version, day, spent_day, month, spent_month, ended, jobs = unpack(cjson.decode(ARGV[1]))
-local open, sums = key(id, 'open'), key(id, 'sums')
-if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
-for _, job in ipairs(ended) do settle(id, job[1], job[2], day, month, 0) end
-if redis.call('HEXISTS', sums, 'loaded') == 0 then
-    for _, job in ipairs(jobs) do
-        if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then
-            redis.call('HINCRBY', sums, 'open' .. job[2], 1)
-            redis.call('HINCRBY', sums, 'held', job[3])
-        end
-    end
-end
-redis.call('HSET', sums, 'loaded', 1, day, spent_day, month, spent_month)
-redis.call('HINCRBY', sums, 'version', 1)
-redis.call('EXPIRE', open, 3456000)
-redis.call('EXPIRE', sums, 3456000)
-return 1
-"""
-)
-# A scope that nobody has asked for as long as its sums are kept, and that holds nothing back.
-_FORGET = (
-    _LIBRARY
-    + """
-local id = ARGV[1]
-if redis.call('HEXISTS', key(id, 'sums'), 'loaded') == 1 or redis.call('EXISTS', key(id, 'open')) == 1 then return 0 end
-return redis.call('SREM', 'hr:quota:scopes', id)
-"""
-)
+_LIBRARY = read_script(__package__, "library.lua")
+_ADMIT = _LIBRARY + read_script(__package__, "admit.lua")
+_SETTLE = _LIBRARY + read_script(__package__, "settle.lua")
+_LOAD = _LIBRARY + read_script(__package__, "load.lua")
+_FORGET = _LIBRARY + read_script(__package__, "forget.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,23 +99,19 @@ class Gate:
         self._prefix = prefix_in(redis) + _PREFIX
         self._database = database
         self._open_when_away = open_when_away
-        self._load = self._script(_LOAD)
-        self._forget = self._script(_FORGET)
+        self._load = redis.register_script(_LOAD)
+        self._forget = redis.register_script(_FORGET)
         self._admissions = self._grouped(_ADMIT)
         self._settlements = self._grouped(_SETTLE)
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._complained = -math.inf
 
-    def _script(self, text: str) -> AsyncScript:
-        """Return a script whose keys are this deployment's."""
-        return self._redis.register_script(text.replace(_PREFIX, self._prefix))
-
     def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
         """Return what runs a script for many jobs at a time, each told in JSON."""
-        script = self._script(text)
+        script = self._redis.register_script(text)
 
         async def run(jobs: Sequence[bytes]) -> Sequence[Any]:
-            answers: Sequence[Any] = await script(args=jobs)
+            answers: Sequence[Any] = await script(keys=[self._prefix], args=jobs)
             return answers
 
         return GroupCommit(run, max_batch=_MOST_JOBS)
@@ -482,7 +233,7 @@ class Gate:
     async def _correct(self, scope_id: str) -> None:
         loaded, version = await self._redis.hmget(f"{self._prefix}{scope_id}:sums", ["loaded", "version"])
         if loaded is None:  # it has rates alone, or none any more
-            await self._forget(args=[scope_id])
+            await self._forget(keys=[self._prefix], args=[scope_id])
         else:
             await self._reload(scope_id, version=int(version or 0))
 
@@ -532,7 +283,7 @@ class Gate:
         jobs = [[job.id, int(job.background), _nano(job.cost)] for job in spent.open_jobs]
         settled = [[job.job_id, job.tokens] for job in ended]
         asked = [scope_id, version, day, _nano(spent.day), month, _nano(spent.month), settled, jobs]
-        await self._load(args=[orjson.dumps(asked)])
+        await self._load(keys=[self._prefix], args=[orjson.dumps(asked)])
 
     def _complain(self, error: Exception) -> None:
         now = time.monotonic()

@@ -1,0 +1,25 @@
+-- Put what Postgres says of a scope into its sums, unless a job was settled since Postgres was asked.
+--
+-- KEYS[1]: the prefix of names (library.lua)
+-- ARGV[1]: a JSON list of the scope's id, the version of its sums before Postgres was asked, day, spent in it, month,
+--   spent in it, jobs that have ended (id and tokens of each), and open jobs (id, kind and cost of each), which count
+--   only if the scope was not loaded before
+-- Returns 1, or 0 if the version is another by now.
+
+local id, version, day, spent_day, month, spent_month, ended, jobs = unpack(cjson.decode(ARGV[1]))
+local open, sums = key(id, 'open'), key(id, 'sums')
+if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
+for _, job in ipairs(ended) do settle(id, job[1], job[2], day, month, 0) end
+if redis.call('HEXISTS', sums, 'loaded') == 0 then
+    for _, job in ipairs(jobs) do
+        if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then
+            redis.call('HINCRBY', sums, 'open' .. job[2], 1)
+            redis.call('HINCRBY', sums, 'held', job[3])
+        end
+    end
+end
+redis.call('HSET', sums, 'loaded', 1, day, spent_day, month, spent_month)
+redis.call('HINCRBY', sums, 'version', 1)
+redis.call('EXPIRE', open, 3456000)
+redis.call('EXPIRE', sums, 3456000)
+return 1
