@@ -151,9 +151,9 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             self._fail(InvalidRequestError("Too many requests wait on this connection.", code="too_many_pipelined"))
         super().on_headers_complete()
-        if self.scope["http_version"] == "1.0":
-            cycle = self.pipeline[0][0] if self.pipeline else self.cycle
-            cycle.__class__ = _UnframedCycle  # uvicorn has no hook for the cycle's class
+        cycle = self.pipeline[0][0] if self.pipeline else self.cycle
+        if not cycle.keep_alive:  # uvicorn has no hook for the cycle's class
+            cycle.__class__ = _UnframedCycle if self.scope["http_version"] == "1.0" else _LastCycle
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -161,11 +161,21 @@ class Connection(HttpToolsProtocol):
         self._received += len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """Note that the whole request has been received; if it was the connection's last and is answered, close it."""
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self.cycle.more_body = False
+            if isinstance(self.cycle, _LastCycle):
+                self.transport.close()
+
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request, or for the rest of a body that nothing reads."""
         self.since = self.loop.time()
         self._received = 0
         super().on_response_complete()
+        if self.is_idle and self.cycle.more_body and isinstance(self.cycle, _LastCycle):
+            self._end_answers()
 
     def _fail(self, problem: HeadraceError) -> None:
         self._problem = problem
@@ -246,13 +256,26 @@ class Connection(HttpToolsProtocol):
         answer.headers["x-request-id"] = new_id("req")
         lines = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(answer.body)))
-        # Closing now would reset a client that is still sending, before it has read the error.
         self.flow.resume_reading()
+        self._end_answers()
+
+    def _end_answers(self) -> None:
+        """Send no more, but go on receiving: closing would reset a client that sends all before it reads its answer."""
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
 
-class _UnframedCycle(RequestResponseCycle):
+class _LastCycle(RequestResponseCycle):
+    """A request that is its connection's last, and its answer."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a part of the answer. uvicorn closes the connection after it, unless the client is still sending."""
+        if message["type"] == "http.response.body" and not message.get("more_body", False) and self.more_body:
+            self.keep_alive = True
+        await super().send(message)
+
+
+class _UnframedCycle(_LastCycle):
     """A request of HTTP/1.0. Its answer has no chunked framing: the connection's end ends it (RFC 9112, 6.1)."""
 
     async def send(self, message: ASGISendEvent) -> None:

@@ -25,12 +25,10 @@ LARGE = b"x" * (8 * 1024 * 1024)
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """Read the body and answer with its length, or with what a client cannot take in at once."""
-    size, message = 0, await receive()
-    while message["type"] == "http.request":
+    size, more = 0, scope["path"] != "/unread"
+    while more and (message := await receive())["type"] == "http.request":
         size += len(message["body"])
-        if not message["more_body"]:
-            break
-        message = await receive()
+        more = message["more_body"]
     if scope["path"] == "/busy":
         await receive()  # until the client is gone
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -179,6 +177,40 @@ async def test_a_client_that_has_its_answer_and_goes_on_sending_is_disconnected(
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.write(b"GET /v1/mod")
         await server.until_gone()
+        writer.close()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_an_answer_reaches_a_client_that_sends_all_of_its_last_request_first(version: str) -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        head = f"POST /unread HTTP/{version}\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(LARGE)}\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(PATIENCE):
+            for at in range(0, len(LARGE), 64 * 1024):
+                writer.write(LARGE[at : at + 64 * 1024])
+                await writer.drain()
+                await asyncio.sleep(0)
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()
+        await server.until_gone()
+        writer.close()
+
+
+async def test_a_connection_stays_open_after_a_body_that_was_not_read() -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        async with asyncio.timeout(PATIENCE):
+            writer.write(HEAD.replace(b"/", b"/unread", 1) + b"Content-Length: 10\r\n\r\n")
+            await reader.readuntil(b"0\r\n\r\n")
+            writer.write(b"0123456789")
+            (connection,) = server.connections
+            while connection.cycle.more_body:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            connection.check(asyncio.get_running_loop().time() + 10)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
 
 
