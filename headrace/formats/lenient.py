@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from typing import Any
 
 import orjson
 
-# Where an integer may be that is beyond 64 bits, which orjson would read as a float.
-_LONG_NUMBER = re.compile(rb"[:,\[\s]-?[0-9]{19}")
+from headrace.formats.json_document import has_long_number
 
 
 def parse_json(data: bytes) -> Any:
@@ -23,7 +21,7 @@ def parse_json(data: bytes) -> Any:
     """
     try:
         document = orjson.loads(data)
-        if _LONG_NUMBER.search(data) is None:
+        if not has_long_number(data):  # orjson reads an integer beyond 64 bits as a float
             return document
     except orjson.JSONDecodeError:
         pass

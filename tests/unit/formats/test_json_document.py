@@ -14,7 +14,7 @@ from headrace.errors import InvalidRequestError
 from headrace.formats.chat.base import MOST_PARTS, MOST_TOOLS
 from headrace.formats.chat.messages import MOST_MESSAGES
 from headrace.formats.chat.request import MOST_BIASES, MOST_TOKENS, ChatRequest, JobSubmission, check_request
-from headrace.formats.json_document import MAX_NESTING, MOST_VALUES, check_bounds, parse_json
+from headrace.formats.json_document import MAX_NESTING, MOST_VALUES, check_bounds, has_long_number, parse_json
 from headrace.runtime.offload import LARGE_BYTES, offloaded
 
 TEXT = {"type": "text", "text": "a"}
@@ -124,6 +124,12 @@ def test_an_integer_beyond_64_bits_is_refused_by_its_path(number: int, form: str
     with pytest.raises(InvalidRequestError, match="64 bits") as caught:
         parse_json((form % number).encode())
     assert (caught.value.param, caught.value.code) == ("a.b[1]", "invalid_value")
+
+
+@pytest.mark.parametrize("before", range(7))
+def test_a_long_integer_is_found_wherever_it_stands(before: int) -> None:
+    assert has_long_number(b'{"a":%s-%d}' % (b" " * before, 10**18))
+    assert not has_long_number(b'{"a":%s-%d}' % (b" " * before, 10**18 - 1))
 
 
 def test_digits_in_a_text_are_no_number() -> None:
