@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from headrace.catalogue.models import Route
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.chat.normaliser import Normaliser
+from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.formats.json_document import is_too_deep
 from headrace.formats.registry import FORMATS, StreamParser
@@ -51,7 +52,7 @@ class Exchange:
         self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
         """Calls that the exchange takes."""
         self._folds = [Fold() for _ in range(self.calls)]
-        taken = list(_call_ids(request))
+        taken = call_ids(request)
         self._normalisers = [Normaliser(taken=taken) for _ in range(self.calls)]
         self._held: list[dict[str, Any]] = []
         self._allowance = Allowance()
@@ -207,13 +208,6 @@ def _shallow(data: bytes) -> bytes:
     if is_too_deep(data):
         raise UpstreamTooLargeError("The model's provider sent an answer that is nested too deeply.")
     return data
-
-
-def _call_ids(request: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the ids of the tool calls in a conversation."""
-    for message in request.get("messages") or ():
-        for call in message.get("tool_calls") or ():
-            yield call["id"]
 
 
 def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -21,6 +21,8 @@ from headrace.batches.state import BatchState
 from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import CONDITIONS
 from headrace.errors import ModelNotFoundError, UpstreamError
+from headrace.formats.chat.normaliser import Normaliser
+from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import estimate_usage, parse_usage
 from headrace.ids import completion_id
 from headrace.jobs.records import FinishedJob, HeldLine
@@ -229,13 +231,15 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
     completion, error = result.completion, result.error
     spent = None
     if completion is not None:
+        request = orjson.loads(line.request)
+        if taken := call_ids(request):  # which the reader of the results does not know
+            completion = Normaliser(taken=taken).completion(completion)
         completion = completion | {
             "id": completion_id(line.id),
             "object": "chat.completion",
             "created": line.created,
             "model": completion.get("model") or route.model,
         }
-        request = orjson.loads(line.request)
         tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
         spent = spent_on(route, tokens, request, answered=completion["model"], factor=api.PRICE_FACTOR)
     state = State.COMPLETED if error is None else State.FAILED

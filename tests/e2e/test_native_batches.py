@@ -93,6 +93,25 @@ async def test_a_batch_comes_back_as_if_it_had_been_run_here_at_half_the_price(
         assert [(tried["status"], tried["provider"]) for tried in job["attempts"]] == [("completed", job["provider"])]
 
 
+async def test_calls_of_a_line_have_ids_that_its_conversation_does_not_have(
+    native_client: httpx.AsyncClient, provider: Provider, native_model: str
+) -> None:
+    called = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_0", "content": "Nothing."},
+    ]
+    again = answer("", message={"tool_calls": [called]}, calls=[("call_0", "look", {})], finish="tool_calls")
+    provider.script(native_model, again)
+    batch = await submit(native_client, [line("r1", native_model, messages=history)])
+    done = await reaches(native_client, batch["id"], "completed")
+    [result] = await output(native_client, done["output_file_id"])
+    [call] = result["response"]["body"]["choices"][0]["message"]["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", called["function"])
+    assert call["id"] != "call_0"
+
+
 async def test_a_line_that_fails_there_fails_here(
     native_client: httpx.AsyncClient, provider: Provider, native_model: str
 ) -> None:

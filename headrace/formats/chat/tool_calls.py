@@ -1,4 +1,8 @@
-"""The calls of one choice, made OpenAI's: pieces find their call, and each call has one id, type and name."""
+"""The calls of one choice, made OpenAI's: pieces find their call, and each call has one id, type and name.
+
+OpenAI's specification describes chunks of functions alone. A piece of a custom tool's call has the shape that the
+specification gives the whole call, `custom` with `name` and `input`: none of the shapes for chunks can carry it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from typing import Any
 import orjson
 
 from headrace.ids import new_id
+
+
+def call_ids(request: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tool calls in the conversation of a checked request."""
+    return [call["id"] for message in request.get("messages") or () for call in message.get("tool_calls") or ()]
 
 
 class ToolCalls:
@@ -121,9 +130,15 @@ class CalledFunction:
             part = {"name": str(said.get("name") or ""), **part}
             self._named = bool(part["name"])
         self._told = True
+        if self.repeats(text):
+            text = ""
         self.add(text)
         part[key] = text
         return part
+
+    def repeats(self, text: str) -> bool:
+        """Tell whether a piece is all arguments once more, which are whole: some servers send them in each piece."""
+        return text[:1] == "{" and bool(self._pieces) and text == "".join(self._pieces) and _is_json(text)
 
     def add(self, text: str) -> None:
         """Take more of what it is called with."""
@@ -163,8 +178,8 @@ class _Call:
         return exact
 
     def add(self, text: str) -> bool:
-        """Take more arguments; returns whether it is a function that has begun."""
-        if self._kind != "function" or self._function is None:
+        """Take more arguments; return False where the piece has to be made exact first."""
+        if self._kind != "function" or self._function is None or self._function.repeats(text):
             return False
         self._function.add(text)
         return True
