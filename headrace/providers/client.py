@@ -37,6 +37,8 @@ _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
 _READ = httpx.ByteStream(b"")
 # How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
 _EVENTS = (b"data", b"event", b"id", b"retry", b"error", b":", b"\xef\xbb\xbf")
+# Two objects of a stream that is a JSON document a line; one document cannot have this, even in its strings.
+_TWO_LINES = re.compile(rb"\}\r?\n\{")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +136,13 @@ class Answer:
         """Wait no longer than `silence_seconds` for the next bytes; errors name the `address`."""
         self._address = address
         self._arriving = _decoded(response)
+        self._lines = "ndjson" in response.headers.get("content-type", "")
         self._allowance = allowance
         self._silence = silence_seconds
         self._first = b""
 
     async def is_stream(self) -> bool:
-        """Tell whether it comes as server-sent events, whatever was asked for and whatever its header says.
+        """Tell whether the answer is a stream, whatever was asked for: server-sent events, or a JSON document a line.
 
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
@@ -152,7 +155,7 @@ class Answer:
                         return False
                     self._allowance.take(piece)
                     self._first += piece
-        return self._first.lstrip().startswith(_EVENTS)
+        return self._lines or self._first.lstrip().startswith(_EVENTS) or _TWO_LINES.search(self._first) is not None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.

@@ -68,6 +68,10 @@ FRAMES = {
     "events as json": raw(EVENTS + LAST, content_type="application/json"),
     "without the last blank line": raw(EVENTS + LAST.rstrip(), content_type="text/event-stream"),
     "with white space around the end": raw(EVENTS + b"data:  [DONE] \n\n", content_type="text/event-stream"),
+    "a chunk a line": raw(
+        b"".join(json.dumps(piece).encode() + b"\n" for piece in (chunk("Hel"), chunk("lo"), chunk(finish="stop"))),
+    ),
+    "a whole answer as a line": raw(json.dumps(HELLO).encode() + b"\n", content_type="application/x-ndjson"),
     "a whole answer": raw(json.dumps(HELLO).encode()),
     "a whole answer as events": raw(json.dumps(HELLO).encode(), content_type="text/event-stream"),
     "a whole answer, zipped": zipped(json.dumps(HELLO).encode(), "application/json"),

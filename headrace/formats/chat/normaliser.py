@@ -51,10 +51,12 @@ class Normaliser:
         if self._odd:
             self._odd = _exact_envelope(chunk)
         if type(choices) is list and len(choices) == 1 and type(choices[0]) is dict:
-            if self._chunk_choice(choices[0], 0)["finish_reason"] is not None:
+            choice = self._chunk_choice(choices[0], 0)
+            if choice["finish_reason"] is not None or "usage" in choice["delta"]:
                 _exact_envelope(chunk)
+                elsewhere = _usage_elsewhere(chunk, choice, choice["delta"])
                 if chunk.get("usage") is None:
-                    self._take_usage(chunk, _usage_elsewhere(chunk, choices[0]))
+                    self._take_usage(chunk, elsewhere)
         elif not choices:
             return self._without_choices(chunk)
         elif isinstance(choices, list):
@@ -105,7 +107,9 @@ class Normaliser:
             for place, choice in enumerate(exact["choices"]):
                 choice["index"] = place
         _exact_envelope(exact)
-        usage = exact_usage(exact.pop("usage", None)) or exact_usage(_usage_elsewhere(exact, choices[0]))
+        first = exact["choices"][0]
+        elsewhere = _usage_elsewhere(exact, first, first["message"])
+        usage = exact_usage(exact.pop("usage", None)) or exact_usage(elsewhere)
         return exact if usage is None else exact | {"usage": usage}
 
     def _chunk_choice(self, choice: dict[str, Any], place: int) -> dict[str, Any]:
@@ -250,10 +254,11 @@ def _exact_envelope(chunk: dict[str, Any]) -> bool:
     return True
 
 
-def _usage_elsewhere(chunk: Mapping[str, Any], choice: dict[str, Any]) -> Any:
-    """Return the usage that some servers put in the choice, or under a name of their own."""
+def _usage_elsewhere(chunk: Mapping[str, Any], *inner: dict[str, Any]) -> Any:
+    """Return the usage that some servers put into the choice or its message, or under a name of their own."""
+    said = [part.pop("usage", None) for part in inner]
     own = chunk.get("x_groq")
-    return choice.pop("usage", None) or (own.get("usage") if isinstance(own, dict) else None)
+    return next(filter(None, said), None) or (own.get("usage") if isinstance(own, dict) else None)
 
 
 def _exact_logprobs(logprobs: Any) -> dict[str, Any] | None:

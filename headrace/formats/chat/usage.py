@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
 
 # No call has this many tokens, so a count beyond it is garbage; and the sum of two still fits Postgres's integer.
 _MOST_TOKENS = 1_000_000_000
+_DIGITS = re.compile(r"[0-9]{1,10}")  # of a count that came as a string
 
 # Where other servers put what was read from a cache, beside the details.
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
@@ -102,8 +104,8 @@ def _renamed(usage: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Those of Anthropic's do not have what was read from a cache or written to it in `input_tokens`.
     """
-    prompt = usage.get("input_tokens", 0)
-    if "input_tokens_details" not in usage and isinstance(prompt, int):
+    prompt = _parse_count(usage.get("input_tokens", 0))
+    if "input_tokens_details" not in usage and prompt is not None:
         prompt += sum(_parse_detail(usage, f"cache_{done}_input_tokens") for done in ("read", "creation"))
     return {
         **usage,
@@ -138,11 +140,17 @@ def exact_usage(usage: object) -> dict[str, Any] | None:
             continue
         said = exact.pop(name, None)
         # OpenAI's counts are there or are left out; none is null.
-        details = {key: tokens for key, tokens in said.items() if tokens is not None} if isinstance(said, dict) else {}
+        details = _details(said) if isinstance(said, dict) else {}
         details |= {key: tokens for key, tokens in count.items() if tokens or key in details}
         if details:
             exact[name] = details
     return exact
+
+
+def _details(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return details without what is null, and with counts as numbers where they came as strings."""
+    read = {key: _parse_count(tokens) if isinstance(tokens, str) else tokens for key, tokens in said.items()}
+    return {key: tokens for key, tokens in read.items() if tokens is not None}
 
 
 def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
@@ -192,6 +200,8 @@ def render_usage(usage: TokenUsage) -> dict[str, Any]:
 
 def _parse_count(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
         return None

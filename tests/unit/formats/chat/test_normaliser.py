@@ -253,6 +253,21 @@ def test_id_type_and_name_of_a_call_are_told_once() -> None:
     assert calls_of(completion) == [("look", "111")]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_arguments_that_are_whole_in_each_piece_are_told_once(named: bool) -> None:
+    said = {"arguments": '{"q": 1}'}
+    first = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", **said}}
+    again = first if named else {"index": 0, "function": said}
+    _, completion = streamed(*calling(first, again, again))
+    assert calls_of(completion) == [("look", '{"q": 1}')]
+
+
+def test_arguments_that_only_look_repeated_are_all_told() -> None:
+    pieces = [{"index": 0, "function": {"arguments": text}} for text in ("{", '"a":', "{", "}", "}")]
+    _, completion = streamed(*calling({"index": 0, "id": "call_1", "function": {"name": "look"}}, *pieces))
+    assert calls_of(completion) == [("look", '{"a":{}}')]
+
+
 @pytest.mark.parametrize("name", [None, "", 5, "call_taken"])
 def test_a_call_gets_an_id_of_its_own(name: Any) -> None:
     call = {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -427,6 +442,36 @@ def test_usage_is_read_where_servers_put_it_and_does_not_get_smaller() -> None:
         assert completion["usage"]["total_tokens"] == 10
     _, completion = streamed(choice({"content": "a"}), choice(finish="stop", usage=usage))
     assert completion["usage"]["total_tokens"] == 10
+    for delta in ({"usage": usage}, {"content": "b", "usage": usage}):
+        chunks, completion = streamed(choice({"content": "a"}), choice(delta), choice(finish="stop"))
+        assert completion["usage"]["total_tokens"] == 10
+        assert all("usage" not in chunk["choices"][0]["delta"] for chunk in chunks)
+    message = {"content": "a", "usage": usage}
+    whole = Normaliser().completion({"choices": [{"message": message, "finish_reason": "stop"}]})
+    check_whole(whole)
+    assert whole["usage"]["total_tokens"] == 10
+    assert "usage" not in whole["choices"][0]["message"]
+
+
+def test_counts_that_are_strings_are_numbers() -> None:
+    usage = {
+        "prompt_tokens": "7",
+        "completion_tokens": "3",
+        "total_tokens": "10",
+        "prompt_tokens_details": {"cached_tokens": "2"},
+        "completion_tokens_details": {"accepted_prediction_tokens": "0", "reasoning_tokens": "many"},
+    }
+    _, completion = streamed(choice({"content": "a"}), choice(finish="stop") | {"usage": usage})
+    assert completion["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"accepted_prediction_tokens": 0},
+    }
+    renamed = {"input_tokens": "5", "output_tokens": "1", "cache_read_input_tokens": "2"}
+    _, completion = streamed(choice({"content": "a"}), choice(finish="stop") | {"usage": renamed})
+    assert (completion["usage"]["prompt_tokens"], completion["usage"]["completion_tokens"]) == (7, 1)
 
 
 # -- anything ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ counts = st.integers(0, 1_000_000)
             id="with null details",
         ),
         pytest.param(
-            {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": "8"}},
+            {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": "some"}},
             TokenUsage(1, 1),
             id="with details that are garbage",
         ),
@@ -54,7 +54,7 @@ counts = st.integers(0, 1_000_000)
         pytest.param("20", None, id="a string"),
         pytest.param([20, 10], None, id="an array"),
         pytest.param({"total_tokens": 30}, None, id="a total alone"),
-        pytest.param({"prompt_tokens": "20", "completion_tokens": 10}, None, id="a count in words"),
+        pytest.param({"prompt_tokens": "twenty", "completion_tokens": 10}, None, id="a count in words"),
         pytest.param({"prompt_tokens": 20, "completion_tokens": None}, None, id="a null count"),
         pytest.param({"prompt_tokens": 20, "completion_tokens": 1.5}, None, id="a fraction"),
         pytest.param({"prompt_tokens": True, "completion_tokens": 1}, None, id="a boolean"),
