@@ -1,4 +1,4 @@
-"""What a provider's error means: which of our errors it is, and so whether another try can cure it."""
+"""A provider's error status as one of Headrace's errors, whose class says whether to try again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from headrace.errors import (
     UpstreamTimeoutError,
 )
 
-# Statuses that another try may cure, besides 5xx.
+# Statuses that are tried again, like 5xx.
 _RETRYABLE = frozenset({408, 409, 425, 429})
-# Characters that are kept of a provider's text.
+# Characters of a provider's text that an error keeps.
 _LONGEST_TEXT = 1000
 
 
 def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None = None) -> UpstreamError:
-    """Return the error for a status of a provider's; `said` is OpenAI's error object, or what came of one.
+    """Return the error for a provider's status; `said` is OpenAI's error object, whole or in part.
 
-    `retry_after` is in seconds, and goes before what is in `said`.
+    `retry_after` is in seconds, and wins over the one in `said`.
     """
     message = _text(said, "message") or f"The model's provider answered with status {status}."
     code, param = _text(said, "code"), _text(said, "param")

@@ -1,7 +1,7 @@
-"""JSON from outside, parsed: with a bound on how much it may hold, and errors for whoever sent it.
+"""JSON that clients send, parsed with a bound on how much it may hold, and with errors for the client.
 
-Twenty megabytes of text are quickly parsed; twenty megabytes of empty objects become a gigabyte of Python's. So what a
-document would become is bounded before it is parsed, by counting in its bytes.
+Twenty megabytes of text are parsed quickly. Twenty megabytes of empty objects become a gigabyte of Python objects, so
+the number of values is bounded before a document is parsed, by counting brackets and commas in its bytes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def parse_json(text: bytes) -> Any:
-    """Return what a document holds: objects, arrays, strings, finite floats and integers of 64 bits.
+    """Return the value of a document: objects, arrays, strings, finite floats and integers of 64 bits.
 
-    A string with half a surrogate pair is no JSON.
+    A string with half a surrogate pair is refused.
 
     Raises:
-        InvalidRequestError: It is not JSON, or too much of it: `code` is `invalid_json` or `too_many_values`. Or it has
-            a number that is not finite, or an integer beyond 64 bits: `param` is its path.
+        InvalidRequestError: The document is not JSON, or holds too much: `code` is `invalid_json` or `too_many_values`.
+            Or it has a number that is not finite, or an integer beyond 64 bits: `param` is the number's path.
     """
     check_bounds(text)
     try:
@@ -66,16 +66,16 @@ def has_long_number(text: bytes) -> bool:
 
 
 def check_bounds(text: bytes) -> None:
-    """Check that a document, which may be no JSON, holds no more than it may.
+    """Check how much a document holds, before it is known to be JSON.
 
     Raises:
-        InvalidRequestError: It has too many values, or is nested too deeply.
+        InvalidRequestError: The document has too many values, or is nested too deeply.
     """
     opening = text.count(b"[") + text.count(b"{")
     few = len(text) <= _FEW_BYTES or opening + text.count(b",") < MOST_VALUES
     if few and opening <= MAX_NESTING:
         return
-    # Most of those may stand in strings.
+    # Most of the brackets and commas may be in strings.
     outside = _outside_strings(text, most_quotes=4 * MOST_VALUES)
     opening = outside.count(b"[") + outside.count(b"{")
     if opening + outside.count(b",") >= MOST_VALUES:
@@ -87,7 +87,7 @@ def check_bounds(text: bytes) -> None:
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Tell whether a document, which may be no JSON, has more than `MAX_NESTING` levels of arrays and objects."""
+    """Tell whether a document has more than `MAX_NESTING` levels of arrays and objects. It need not be JSON."""
     if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
         return False
     return _depth(_outside_strings(text, most_quotes=len(text))) > MAX_NESTING
@@ -95,7 +95,7 @@ def is_too_deep(text: bytes) -> bool:
 
 def _outside_strings(text: bytes, *, most_quotes: int) -> bytes:
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if text.count(b'"') > most_quotes:  # a value has a key at most, and either is a string at most
+    if text.count(b'"') > most_quotes:  # a value has at most one key, and each of both has two quotes
         raise _too_many_values()
     return b"".join(text.split(b'"')[::2])
 
@@ -104,7 +104,7 @@ def _depth(outside: bytes) -> int:
     brackets = outside.translate(None, _NOT_BRACKETS)
     opening = brackets.count(b"[") + brackets.count(b"{")
     if len(brackets) > 2 * opening:
-        return 0  # it is no JSON, as the parser will find
+        return 0  # brackets that do not match, which the parser refuses
     return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
@@ -115,7 +115,7 @@ def _too_many_values() -> InvalidRequestError:
 
 
 def _bad_number(text: bytes) -> InvalidRequestError | None:
-    """Return the error for a number that is not finite or an integer beyond 64 bits, if that is what is wrong."""
+    """Return the error for the first number that is not finite or an integer beyond 64 bits, or None."""
     bad, long = object(), object()
 
     def number(written: str) -> object:
@@ -165,5 +165,5 @@ def render_path(path: Sequence[str | int]) -> str:
 
 
 def shorten(text: str, limit: int = _LONGEST_ECHO) -> str:
-    """Return the beginning of a text: a message is no place to send a body back in."""
+    """Return the beginning of a text, so that an error message does not repeat a whole body."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

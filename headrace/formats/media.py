@@ -1,4 +1,4 @@
-"""Images, recordings and files inside a request: what a content part of OpenAI's holds, ready for another format."""
+"""Images, recordings and files in the content parts of a request, prepared for the formats of other providers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from headrace.errors import invalid_parameter
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
 
 
-# What many programs call a media type, and what it is called.
+# Names that many programs use for a media type, and the registered ones.
 _SYNONYMS = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """Something that is not text: its media type, and either its data in base64 or where it is."""
+    """An image, a recording or a file: its media type, and either its data in base64 or its URL."""
 
     media_type: str
     data: str | None
@@ -32,7 +32,7 @@ class Medium:
         """Return data that is text.
 
         Raises:
-            InvalidRequestError: It is not UTF-8.
+            InvalidRequestError: The data is not UTF-8.
         """
         try:
             return base64.b64decode(self.data or "").decode()
@@ -44,7 +44,7 @@ def image_of(part: Mapping[str, Any], param: str) -> Medium:
     """Return the image of an `image_url` part.
 
     Raises:
-        InvalidRequestError: Its URL is neither `data:` nor `https:`, or makes no sense; `param` is the part's path.
+        InvalidRequestError: The URL is neither `data:` nor `https:`, or malformed. `param` is the part's path.
     """
     url: str = part["image_url"]["url"]
     param = f"{param}.image_url.url"
@@ -63,10 +63,10 @@ def audio_of(part: Mapping[str, Any], param: str) -> Medium:
 
 
 def file_of(part: Mapping[str, Any], param: str) -> Medium:
-    """Return the file of a `file` part that has its data: a `data:` URL, or base64, then of the type of its name.
+    """Return the file of a `file` part with data: a `data:` URL, or base64, whose type is that of the file's name.
 
     Raises:
-        InvalidRequestError: It makes no sense.
+        InvalidRequestError: The data is neither.
     """
     file = part["file"]
     data: str = file["file_data"]

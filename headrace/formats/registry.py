@@ -1,4 +1,4 @@
-"""The wire formats by name, and what every one of them can do. A format has no I/O and knows no other."""
+"""The wire formats by name, and the interface that each has. A format has no I/O and does not know the others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from headrace.formats.chat.support import Kind
 
 
 class StreamParser(Protocol):
-    """What is known of one stream so far."""
+    """Reads one stream, event by event."""
 
     done: bool
-    """Whether the provider has said that the stream is over: nothing is read after that."""
+    """Whether the provider has marked the stream's end. Nothing is read after it."""
 
     def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:
         """Return the `chat.completion.chunk`s that a server-sent event makes, often one, sometimes none.
@@ -22,7 +22,7 @@ class StreamParser(Protocol):
         They are as exact as the provider is: `headrace.formats.chat.normaliser` makes them OpenAI's.
 
         Raises:
-            UpstreamError: It makes no sense, or it is an error.
+            UpstreamError: The event is not of the format, or reports an error.
         """
 
 
@@ -47,14 +47,14 @@ class WireFormat(Protocol):
         """Return the `chat.completion` of a whole answer, but for what the job gives it: id, object, created.
 
         Raises:
-            UpstreamError: It is none.
+            UpstreamError: The body is not a completion, or reports an error.
         """
 
     def parse_stream(self) -> StreamParser:
         """Return the parser of a new stream."""
 
     def parse_error(self, body: bytes) -> dict[str, Any]:
-        """Return what there is of OpenAI's error object, and `retry_after` in seconds, from an error status's body."""
+        """Return OpenAI's error object and `retry_after` in seconds, as far as an error status's body has them."""
 
 
 FORMATS: Mapping[Kind, WireFormat] = {"openai": chat, "anthropic": messages, "gemini": gemini}

@@ -1,4 +1,4 @@
-"""What providers sent that we do not know: skipped, but counted, and told once each."""
+"""Parts of providers' answers that Headrace does not know: skipped, counted, and logged once each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import logging
 import re
 from collections import Counter
 
-# What a provider may have a name of: no sentence, so no prompt that it quotes.
+# Characters that a name does not have. Sentences lose theirs, so that no quoted prompt gets into the log unchanged.
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9 _.:/\-]")
 _MOST_NAMES = 1000
 
 log = logging.getLogger(__name__)
 
 SKIPPED: Counter[tuple[str, str]] = Counter()
-"""How often this process has skipped what, by format."""
+"""How often this process has skipped a part, by format and name."""
 
 
 def skip(kind: str, what: str) -> None:
-    """Count something of a format that is newer than us."""
+    """Count a part of a format that is newer than Headrace."""
     name = (kind, _NOT_OF_A_NAME.sub("?", what[:60]))
     if name not in SKIPPED and len(SKIPPED) >= _MOST_NAMES:
         return

@@ -1,4 +1,4 @@
-"""Tools inside a request: what another format needs to know of OpenAI's before it can say it in its own way."""
+"""The tools of a chat request, prepared for the formats of other providers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Choice = str | Mapping[str, Any]
 
 
 def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Choice]:
-    """Return the tools that the model may call, only the allowed ones of `allowed_tools`, and which it shall."""
+    """Return the tools that the model may call, and the choice among them. `allowed_tools` leaves only some tools."""
     tools: Sequence[Mapping[str, Any]] = request.get("tools") or ()
     choice: Choice = request.get("tool_choice") or "auto"
     if isinstance(choice, str) or choice["type"] != "allowed_tools":
@@ -23,7 +23,7 @@ def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Return the object of a call's arguments; what is none, as models err, is put inside one."""
+    """Return the object of a call's arguments. Models err: other JSON, or text, becomes its field `arguments`."""
     try:
         arguments = parse_json(text.encode("utf-8", "replace") or b"{}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Calls every provider once, to tell which of them work."""
+"""One short call to every provider, to find which of them work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came of one call: neither a `problem` nor `unchecked`, which says why there was none, if it was answered."""
+    """The result of one call: answered, failed with a `problem`, or `unchecked` for the reason that it names."""
 
     provider: str
     kind: str

@@ -43,25 +43,25 @@ _TWO_LINES = re.compile(rb"\}\r?\n\{")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A body that is sent as it is read: its length, which is said before, and its pieces, which are read once."""
+    """A body that is sent while it is read: its length in bytes, and its pieces, which can be read once."""
 
     size: int
     pieces: AsyncIterable[bytes]
 
 
 class Allowance:
-    """What one answer may still have, in however many calls: bytes, and the values that these become."""
+    """The bytes and JSON values that one answer may still have, in all of its calls."""
 
     def __init__(self) -> None:
-        """Allow all of one answer."""
+        """Allow a whole answer."""
         self._bytes = LARGEST_ANSWER
         self._values = MOST_VALUES
 
     def take(self, piece: bytes) -> None:
-        """Count a piece of the answer. What stands in strings is counted too, so values are a bound from above.
+        """Count a piece of the answer. Commas in strings count too, so the count of values is an upper bound.
 
         Raises:
-            UpstreamTooLargeError: That is too much.
+            UpstreamTooLargeError: The answer is too large.
         """
         self._bytes -= len(piece)
         self._values -= piece.count(b",") + piece.count(b"{") + piece.count(b"[")
@@ -73,7 +73,7 @@ class ProviderClient:
     """Connections to every provider, kept alive between calls."""
 
     def __init__(self, *, connections: int) -> None:
-        """Hold up to `connections` calls open; httpx alone would stop at 100."""
+        """Allow `connections` calls at the same time; httpx's own limit is 100."""
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
         self._http = httpx.AsyncClient(
             # aiohttp's transport costs a sixth of httpx's own for a request, and of a chunk.
@@ -98,12 +98,12 @@ class ProviderClient:
         method: Literal["POST", "GET"] = "POST",
         allowance: Allowance | None = None,
     ) -> AsyncIterator[Answer]:
-        """Send a request and give its answer to read; leaving ends the call upstream too.
+        """Send a request, and give its answer to read within the block; leaving the block ends the call.
 
-        A body is JSON where `headers` do not say what it is. Calls that make up one answer share an `allowance`.
+        A body is JSON unless `headers` have a content type. Calls that make up one answer share an `allowance`.
 
         Raises:
-            UpstreamError: No answer, or an error status; its class tells which and whether to try again.
+            UpstreamError: No answer, or an error status; the class says which, and whether to try again.
         """
         patience = provider.connect_timeout + provider.read_timeout
         address = _address(url)
@@ -158,7 +158,7 @@ class Answer:
         return self._lines or self._first.lstrip().startswith(_EVENTS) or _TWO_LINES.search(self._first) is not None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield bytes as they arrive. Whoever does not read to the end has to close it, or its timer goes on.
+        """Yield bytes as they arrive. A caller that does not read to the end closes the generator, to stop its timer.
 
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
@@ -178,7 +178,7 @@ class Answer:
                     yield piece
 
     async def unhurried(self) -> AsyncGenerator[bytes, None]:
-        """Yield bytes to a reader who takes any time over them: only the provider's own silence counts.
+        """Yield bytes to a reader that may be slow: only the provider's silence is timed.
 
         Raises:
             UpstreamError: The connection broke, or fell silent for too long.
@@ -193,7 +193,7 @@ class Answer:
             yield piece
 
     async def read(self) -> bytes:
-        """Return the whole of it.
+        """Return the whole answer.
 
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
@@ -206,30 +206,30 @@ class Answer:
 
 
 def _decoded(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Return the bytes of an answer as they arrive, uncompressed: some servers compress whatever was asked for."""
+    """Return the bytes of an answer as they arrive, uncompressed: some servers compress without being asked."""
     encoding = response.headers.get("content-encoding", "identity")
     return response.aiter_raw() if encoding == "identity" else response.aiter_bytes()
 
 
 def _body_headers(body: bytes | Upload) -> dict[str, str]:
-    """Return what is said of a body; where its length is not, the transport says it, or sends it in chunks."""
+    """Return the headers of a body. The transport adds the length of bytes itself."""
     if isinstance(body, Upload):
         return {"content-type": "application/json", "content-length": str(body.size)}
     return {"content-type": "application/json"} if body else {}
 
 
 async def _patiently(pieces: AsyncIterable[bytes], silence: asyncio.Timeout, patience: float) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body: as long as they are taken, the provider is not silent."""
+    """Yield the pieces of a body. While the provider takes them, it is not silent."""
     now = asyncio.get_running_loop().time
     async for piece in pieces:
-        with contextlib.suppress(RuntimeError):  # a provider may answer before it has read to the end
+        with contextlib.suppress(RuntimeError):  # a provider may answer before it has read the whole body
             silence.reschedule(now() + patience)
         yield piece
 
 
 @contextlib.contextmanager
 def _translated(address: str, patience: float) -> Iterator[None]:
-    """Raise what is wrong with a connection as ours; `patience` is how many seconds the provider may be silent."""
+    """Translate a connection's errors to UpstreamError; `patience` is how many seconds the provider may be silent."""
     try:
         yield
     except httpx.TimeoutException as error:
@@ -249,13 +249,13 @@ def _translated(address: str, patience: float) -> Iterator[None]:
 
 
 def _address(url: str) -> str:
-    """Return where a URL leads, without what may be secret in it: no user, path or query."""
+    """Return a URL's scheme and host, without parts that may be secret: user, path and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _apart(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL without its user, and the header that says who that is: the transport takes one or the other."""
+    """Return a URL without its user, and the header with that user: the transport takes only one of both."""
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -265,7 +265,7 @@ def _apart(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a library says of a failure, without what may be secret in a URL that it quotes."""
+    """Return a library's message of a failure, without parts of quoted URLs that may be secret."""
     text = " ".join(str(error).split()) or type(error.__cause__ or error).__name__
     return _SECRET_IN_URL.sub("", text)[:_LONGEST_REASON]
 
@@ -281,7 +281,7 @@ async def _refusal(response: httpx.Response, form: WireFormat, address: str) -> 
 
 
 def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
-    """Return what a client may read of a provider's error: without the key that we sent, or what looks like one."""
+    """Return a provider's error for the client: without the provider's key, and without text that looks like a key."""
 
     def concealed(text: str | None) -> str | None:
         return None if text is None else redact(text.replace(secret, "***") if secret else text)

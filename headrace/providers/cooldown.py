@@ -1,15 +1,15 @@
-"""How long a provider asks to be left alone, from the headers of its answer. Pure: no I/O.
+"""How many seconds a provider asks to wait before the next call, from its answer's headers. Pure: no I/O.
 
 The families of headers, and who sends them:
 
 * `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), from all of them; `retry-after-ms` from Azure and OpenAI.
 * `x-ratelimit-remaining-requests: 0` with `x-ratelimit-reset-requests: 6m0s`, and the same for tokens: OpenAI
-  (https://platform.openai.com/docs/guides/rate-limits, of 2026-06-26) and who imitates it, Groq with `7.66s`.
+  (https://platform.openai.com/docs/guides/rate-limits, of 2026-06-26) and its imitators, Groq with `7.66s`.
 * `anthropic-ratelimit-requests-remaining: 0` with `anthropic-ratelimit-requests-reset: 2026-05-04T12:34:56Z`, which is
   RFC 3339, and the same for `tokens`, `input-tokens` and `output-tokens`: Anthropic
   (https://docs.anthropic.com/en/api/rate-limits, read 2026-11-23).
 
-Both kinds of reset tell when a limit is whole again, which is later than when the next call fits; so they are asked
+Both kinds of reset say when a limit is whole again, which is later than when the next call fits. So they are read
 only where there is no Retry-After.
 """
 
@@ -32,15 +32,15 @@ _UNIT_SECONDS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART = r"(\d+(?:\.\d+)?)(ms|[dhms])"
 _DURATION = re.compile(rf"(?:{_PART})+")
 _EACH_PART = re.compile(_PART)
-# A bare number beyond this is no duration but a point in time, in a unit that nobody names.
+# Seconds. A larger number without a unit is a point in time, whose unit is unknown.
 _LONGEST_DURATION = 30 * 86_400.0
 
 
 def cooldown_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Return the seconds that a provider asks to be left alone for, or None if it asks for nothing.
+    """Return the seconds that a provider asks to wait, or None if it does not ask.
 
-    Names in `headers` are in lower case, or it takes any case itself, as httpx's do. Values that make no sense count
-    for nothing. `now` is in Unix seconds: the present, where left out.
+    Names in `headers` are in lower case, or the mapping takes any case, as httpx's does. Malformed values are ignored.
+    `now` is in Unix seconds, by default the present.
     """
     now = time.time() if now is None else now
     asked = _retry_after(headers, now)

@@ -11,11 +11,10 @@ LARGEST_EVENT = 4 * 1024 * 1024
 
 # Where an event may end, in a stream with any kind of line end.
 _BLANK_LINE = re.compile(rb"\n\n|\r\r|\n\r")
-# Pieces that are held apart until an event ends: each costs some bytes of its own.
+# Pieces of an event that are held before they are joined: each costs some bytes of its own.
 _MOST_HELD = 1024
 
-
-# Of events that only keep a connection open.
+# Names of events that only keep a connection open.
 _IDLE = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

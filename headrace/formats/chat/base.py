@@ -1,4 +1,4 @@
-"""What every object of a chat request shares."""
+"""The base class of a chat request's objects, and the bounds that several of them share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST_PARTS = 4_096
-"""Parts of one message's content: more than any provider takes images."""
+"""Parts of one message's content: more than the images that any provider takes."""
 MOST_TOOLS = 512
 """Tools of a request, calls of one message, and its blocks of thought."""
 
 INT64 = 2**63
 
-# `Field(deprecated=True)` would warn wherever we read the parameter; the warning is for the reader of the schema.
+# `Field(deprecated=True)` would warn wherever Headrace reads the parameter. Only the schema shall say it.
 DEPRECATED: Any = Field(default=None, json_schema_extra={"deprecated": True})
 
 

@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "functi
 
 
 class TopLogprob(_Documented):
-    """A token that might have stood in a place, and how likely it was."""
+    """A token that was possible in a place, and its log probability."""
 
     token: str
     logprob: float
@@ -23,7 +23,7 @@ class TopLogprob(_Documented):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer, how likely it was, and what else was."""
+    """A token of the answer, its log probability, and the likeliest others."""
 
     top_logprobs: list[TopLogprob]
 
@@ -105,14 +105,14 @@ class Choice(_Documented):
 
 
 class PromptTokensDetails(_Documented):
-    """What the prompt's tokens were."""
+    """Kinds of the prompt's tokens."""
 
     cached_tokens: int = 0
     audio_tokens: int = 0
 
 
 class CompletionTokensDetails(_Documented):
-    """What the completion's tokens were."""
+    """Kinds of the completion's tokens."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Given by us or rebuilt by us; obfuscation only pads a chunk. All else at the top of a chunk is the completion's too.
+# Fields that Headrace gives or rebuilds; obfuscation only pads a chunk. A completion has a chunk's other fields.
 _ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
 _CHOICE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
 
 # Strings that come whole: some providers repeat them in every delta, some send them empty after the first.
 _WHOLE = frozenset({"id", "type", "role", "name", "format"})
 
-# What a model did not write as text, so that no estimate should count it.
+# Fields whose strings the model did not write as text, so no estimate counts them.
 _NOT_WRITTEN = frozenset({"annotations", "data", "encrypted_content", "extra_content", "signature", "thinking_blocks"})
 
 
 MOST_CHOICES = 128
-"""Choices of an answer: as many as can be asked for."""
+"""Choices of an answer: as many as a request can ask for."""
 MOST_INDEXED = 1024
 """Items of one list that are told apart by their `index`, such as tool calls."""
 
@@ -26,8 +26,8 @@ class Fold:
     """The whole completion of a stream, gathered chunk by chunk.
 
     Strings of a delta concatenate, but for ids, types, names, roles and formats, which come whole. Lists grow, their
-    items merging where they carry the same `index`; objects merge; of all else the last value stands. `null` never
-    erases. Of a chunk that is not as OpenAI's, what makes no sense is left out.
+    items merging where they carry the same `index`; objects merge; other fields take the last value. `null` never
+    erases. Fields of a wrong type are left out.
     """
 
     __slots__ = ("_choices", "_fields", "_started", "usage")
@@ -80,12 +80,12 @@ class Fold:
 
     @property
     def started(self) -> bool:
-        """Whether the model has said anything yet: text, reasoning, a refusal, a call. A role is nothing said."""
+        """Whether the model has said anything: text, reasoning, a refusal or a call. A role alone does not count."""
         return self._started
 
     @property
     def finished(self) -> bool:
-        """Whether every choice seen has its finish reason, and there is one."""
+        """Whether there is a choice, and every choice has its finish reason."""
         return bool(self._choices) and all(choice.finish_reason is not None for choice in self._choices.values())
 
     @property

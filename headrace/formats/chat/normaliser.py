@@ -1,7 +1,7 @@
-"""What providers answer, made OpenAI's to the letter, before it is folded, stored or passed on.
+"""Providers' answers, made exact before they are folded, stored or passed on.
 
 Servers that speak OpenAI's format are not exact: they leave an index out, repeat a role, send an empty list of calls.
-What comes out of here has what `CreateChatCompletionResponse` and `CreateChatCompletionStreamResponse` of OpenAI's
+Normalised answers have what `CreateChatCompletionResponse` and `CreateChatCompletionStreamResponse` of OpenAI's
 specification require, with their types. Fields beyond it pass.
 """
 
@@ -29,7 +29,7 @@ class Normaliser:
     """Makes the chunks of one call exact, one after another, or its whole completion."""
 
     def __init__(self, *, taken: Collection[str] = ()) -> None:
-        """`taken` are the ids of the calls that the conversation has already: none is given twice."""
+        """`taken` are the ids of the calls in the conversation so far, which no new call gets."""
         self._choices: dict[int, _Choice] = {}
         self._held: dict[str, Any] = {}
         self._taken = set(taken)
@@ -38,12 +38,12 @@ class Normaliser:
         self._odd = True
 
     def chunk(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
-        """Return an exact chunk, made of the one that came, or None if it says nothing.
+        """Return an exact chunk made of a provider's, or None if the chunk holds nothing for a reader.
 
-        A chunk without choices is returned only if it has the usage. What else such a chunk holds goes with the next.
+        A chunk without choices is returned only if it has the usage. Its other fields go with the next chunk.
 
         Raises:
-            UpstreamError: It says that the provider failed.
+            UpstreamError: The chunk reports a failure of the provider.
         """
         choices = chunk.get("choices")
         if chunk.get("usage") is not None:
@@ -77,7 +77,7 @@ class Normaliser:
         return chunk if chunk.get("usage") is not None else None
 
     def _take_usage(self, chunk: dict[str, Any], said: Any) -> None:
-        """Put exact usage in a chunk: counts are of all up to now, so none gets smaller."""
+        """Put exact usage into a chunk. Counts are totals up to now, so they never get smaller."""
         usage = exact_usage(said)
         if usage is None:
             chunk.pop("usage", None)
@@ -85,7 +85,7 @@ class Normaliser:
         chunk["usage"] = self._usage = no_smaller(self._usage, usage)
 
     def close(self) -> list[dict[str, Any]]:
-        """Return the chunks that finish the choices of a stream that is over, where its provider left that out."""
+        """Return the chunks that finish the choices of an ended stream whose provider gave no finish reason."""
         return [
             {"choices": [{"index": index, "delta": state.rest(), "logprobs": None, "finish_reason": state.usual_end}]}
             for index, state in self._choices.items()
@@ -96,7 +96,7 @@ class Normaliser:
         """Return an exact whole completion, made of the one that came.
 
         Raises:
-            UpstreamError: It has no choice, or says that the provider failed.
+            UpstreamError: The completion has no choice, or reports a failure of the provider.
         """
         choices = completion.get("choices")
         choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
@@ -161,7 +161,7 @@ class Normaliser:
 
 
 class _Choice:
-    """What has come of one choice."""
+    """One choice, as far as it has arrived."""
 
     __slots__ = ("_calls", "_function", "_told_role", "finished")
 
@@ -173,7 +173,7 @@ class _Choice:
 
     @property
     def usual_end(self) -> str:
-        """Why a choice ended whose provider does not say why, and does not say that it failed."""
+        """The finish reason of a choice whose provider gives none and reports no failure."""
         if self._calls:
             return "tool_calls"
         return "stop" if self._function is None else "function_call"
@@ -206,7 +206,7 @@ class _Choice:
                 del delta["tool_calls"]
 
     def rest(self, delta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what completes a choice that has ended, beside what its last `delta` says."""
+        """Return the fields that complete an ended choice, in addition to those of its last `delta`."""
         rest: dict[str, Any] = {}
         if calls := self._calls.rest():
             rest["tool_calls"] = [*(delta or {}).get("tool_calls", ()), *calls]
@@ -225,7 +225,7 @@ class _Choice:
 
 
 def _message(choice: dict[str, Any]) -> dict[str, Any]:
-    """Take what a choice says out of it: a message, a delta where a message is due or the reverse, or plain text."""
+    """Remove the message from a choice and return it: a `message`, a `delta` in its place, or plain `text`."""
     for name in ("message", "delta"):
         said = choice.pop(name, None)
         if isinstance(said, dict):
@@ -235,7 +235,7 @@ def _message(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_reason(choice: dict[str, Any], ours: str) -> None:
-    """Put OpenAI's word for why a choice ended, and keep the provider's own beside it."""
+    """Set OpenAI's finish reason, and keep the provider's own word as `native_finish_reason`."""
     said = choice.get("finish_reason")
     choice["finish_reason"] = ours
     if said and said != ours and exact_reason(said) is not None:
@@ -243,7 +243,7 @@ def _set_reason(choice: dict[str, Any], ours: str) -> None:
 
 
 def _exact_envelope(chunk: dict[str, Any]) -> bool:
-    """Leave out of a chunk or completion what has another type than OpenAI's; returns whether anything had."""
+    """Remove a chunk's or completion's fields of a wrong type; return whether there were any."""
     wrong = [name for name in ("model", "system_fingerprint") if type(chunk.get(name, "")) is not str]
     for name in wrong:
         del chunk[name]
@@ -301,7 +301,7 @@ def _exact_annotations(delta: dict[str, Any]) -> None:
 
 
 def _split_content(delta: dict[str, Any], content: Any) -> None:
-    """Put the text of a list of parts in its place, and what was thought or refused beside it."""
+    """Replace a list of parts by its text; its thoughts and refusals go to fields of their own."""
     if isinstance(content, list) or (isinstance(content, dict) and ("type" in content or "text" in content)):
         delta["content"] = _joined(content, _TEXT) or None
         for name, kinds in (("reasoning_content", _THOUGHT), ("refusal", _REFUSAL)):

@@ -40,7 +40,7 @@ EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks", "strict
 """The parameters that are Headrace's and not OpenAI's: removed before a provider sees the request."""
 
 MOST_TOKENS = 1_000_000_000
-"""Of an answer: no model writes as many."""
+"""Tokens that a request may ask for: more than any model writes."""
 MOST_BIASES = 4_096
 LONGEST_STOP = 4_096
 
@@ -148,7 +148,7 @@ class ChatRequest(Open):
         if self.stream_options is not None and not self.stream:
             raise InvalidFieldError("stream_options", "only allowed when 'stream' is true.")
         if self.model.startswith(AGENT_PREFIX):
-            return self  # the agent may have the other parameter: what it makes of the request is checked
+            return self  # the agent may add the other parameter, and the request that comes of it is checked
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidFieldError("top_logprobs", "only allowed when 'logprobs' is true.")
         calls = self.tool_choice is not None and self.tool_choice not in ("none", "auto")
@@ -208,11 +208,11 @@ def parse_chat_request(body: bytes) -> ChatRequest:
 def check_request(model: type[_Model], document: Any, *, within: str | None = None) -> _Model:
     """Return parsed JSON as a `model`, whose field `within`, or all of which, is a chat request.
 
-    The messages of a long request are checked in slices, so that no call takes more than some milliseconds. What is
-    returned has the first slice alone: those who read more of the messages read the document.
+    The messages of a long request are checked in slices, so that no call takes more than some milliseconds. The
+    returned model has the first slice alone; code that needs all messages reads the document.
 
     Raises:
-        InvalidRequestError: It is not valid; the error names the parameter that is wrong.
+        InvalidRequestError: The request is not valid; the error names the parameter.
     """
     chat = document.get(within) if within is not None and isinstance(document, dict) else document
     if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):

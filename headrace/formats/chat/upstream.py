@@ -36,7 +36,7 @@ def render_request(
     stream: bool,
     output_limit: int | None,  # noqa: ARG001  (OpenAI has its own default)
 ) -> bytes:
-    """Return the body: the client's request as it came, without what is ours. A stream always reports its usage."""
+    """Return the body: the client's request without `EXTENSIONS`. A stream always reports its usage."""
     body = {name: value for name, value in request.items() if name not in EXTENSIONS}
     body["model"] = model
     if stream:
@@ -52,7 +52,7 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     """Return the `chat.completion` of a whole answer, as exact as its provider made it.
 
     Raises:
-        UpstreamError: It is none, or an error.
+        UpstreamError: The body is not a completion, or reports an error.
     """
     answer = _parse_object(body)
     _check_errors(answer)
@@ -69,7 +69,7 @@ def parse_stream() -> StreamParser:
 
 
 class StreamParser:
-    """A stream that is OpenAI's already: each event but the last is a chunk."""
+    """Reads a stream in OpenAI's own format: each event but the last is a chunk."""
 
     def __init__(self) -> None:
         self.done = False
@@ -78,7 +78,7 @@ class StreamParser:
         """Return the `chat.completion.chunk` of an event.
 
         Raises:
-            UpstreamError: It is none, or it is an error.
+            UpstreamError: The event is not a chunk, or reports an error.
         """
         if not data.startswith(b"{"):
             data = data.strip()
@@ -125,13 +125,13 @@ class StreamParser:
 
 
 def _has_objects(calls: Any) -> bool:
-    """Tell whether arguments are no string: an object of them may have numbers beyond 64 bits."""
+    """Tell whether a call's arguments are an object instead of a string: it may have numbers beyond 64 bits."""
     parts = [call.get("function") for call in calls or () if type(call) is dict] if type(calls) is list else ()
     return any(type(part) is dict and type(part.get("arguments", "")) is not str for part in parts)
 
 
 def parse_error(body: bytes) -> dict[str, Any]:
-    """Return OpenAI's error object, or what there is of one, from the body of an error status."""
+    """Return OpenAI's error object, as far as the body of an error status has one."""
     try:
         document = parse_json(body)
     except ValueError:
@@ -149,9 +149,9 @@ _CODES = ("code", "status", "type", "status_code", "statusCode", "http_status", 
 
 
 def _said(document: Any, *, levels: int = 3) -> dict[str, Any]:
-    """Return what a document says of an error, in any of the shapes that servers use.
+    """Return an error object made of a document, in any of the shapes that servers use.
 
-    What stands further inside says more: it wins over what is around it.
+    Inner fields win over outer ones, because they say more.
     """
     if isinstance(document, list) and document:
         document = document[0]
@@ -171,13 +171,13 @@ def _said(document: Any, *, levels: int = 3) -> dict[str, Any]:
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     if isinstance(raw, dict):
         raw = _said(raw, levels=0 if levels == 0 else levels - 1).get("message")
-    if isinstance(raw, str) and raw:  # what the provider behind this one said
+    if isinstance(raw, str) and raw:  # the words of the provider behind this one
         said["message"] = f"{said['message']}: {raw}" if said["message"] else raw
     return said
 
 
 def _named(said: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said of an error, with OpenAI's code where it says that a prompt is too long."""
+    """Return an error object, with OpenAI's code if its message says that the prompt is too long."""
     if isinstance(said.get("message"), str) and not _is_word(said.get("code")) and _TOO_LONG.search(said["message"]):
         return {**said, "code": "context_length_exceeded"}
     return said
@@ -197,7 +197,7 @@ def _message(error: Mapping[str, Any]) -> str | None:
     return None
 
 
-# The statuses of what errors are called, in lower case and without anything but letters.
+# Statuses by the names of errors, which are written in lower case and with letters alone.
 _STATUSES = {
     400: "badrequest badrequesterror contentfilter contentpolicyviolation contextlengthexceeded invalidargument"
     " invalidrequest invalidrequesterror stringabovemaxlength validationerror",
@@ -227,14 +227,14 @@ def _status(said: Mapping[str, Any]) -> int:
 
 
 def _error_of(document: Any) -> UpstreamError:
-    """Return the error that stands where an answer should, with status 200."""
+    """Return the error that a provider sent with status 200 in the place of an answer."""
     said = _named(_said(document))
     message = said.get("message") or "it did not say which"
     return failure({**said, "message": f"The model's provider reported an error: {str(message)[:500]}"}, _status(said))
 
 
 def _reported(document: Mapping[str, Any]) -> UpstreamError | None:
-    """Return the error of a document that is no answer but says what went wrong."""
+    """Return the error that a document without an answer reports, or None."""
     said = _said(document)
     return _error_of(document) if said.get("message") else None
 
@@ -254,10 +254,10 @@ def _parse_object(data: bytes) -> dict[str, Any]:
 
 
 def _check_errors(document: dict[str, Any]) -> None:
-    """Check that no error stands in an answer or beside it; one that is empty is left out.
+    """Check that a document has no error in or beside its choices; an empty `error` is removed.
 
     Raises:
-        UpstreamError: There is one.
+        UpstreamError: The document has an error.
     """
     if document.get("error"):
         raise _error_of(document)

@@ -30,7 +30,7 @@ _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens"
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4  # its role and delimiters
 _TOKENS_PER_REPLY = 3  # the delimiters that prompt the model to answer
-_USUAL_ANSWER = 4096  # hardly an answer is longer that nobody has set a limit to
+_USUAL_ANSWER = 4096  # few answers without a limit are longer
 _TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at high detail
 
 

@@ -1,12 +1,8 @@
-"""Google's generateContent: https://ai.google.dev/api/generate-content.
+"""Gemini's answers, streams and errors as OpenAI's: https://ai.google.dev/api/generate-content.
 
 Written from the types of Google's own Python client of 2026-08-21, read 2026-11. A whole answer has the form of a
-stream's event, so that one parser reads both. Where the vocabularies differ:
-
-* System and developer messages, wherever they stand, become `systemInstruction`.
-* A result names the function that was called, and not only the call.
-* Thought is `reasoning_content`; a call's signature is `extra_content.google.thought_signature`, as in Google's own
-  OpenAI-compatible answers, and goes back from there.
+stream's event, so one parser reads both. Thought becomes `reasoning_content`. A call's signature becomes
+`extra_content.google.thought_signature`, as in Google's own OpenAI-compatible answers.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ _FINISH_REASONS = {
     "IMAGE_SAFETY": "content_filter",
     "IMAGE_PROHIBITED_CONTENT": "content_filter",
     "IMAGE_RECITATION": "content_filter",
-    "UNEXPECTED_TOOL_CALL": "stop",  # of a tool that it was not given: there is no more to say
+    "UNEXPECTED_TOOL_CALL": "stop",  # a call of a tool that the request does not offer
 }
 _ERRORS: Mapping[int, type[UpstreamError]] = {
     400: UpstreamRefusedError,
@@ -58,7 +54,7 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     """Return the `chat.completion` of a whole answer, but for what the job gives it.
 
     Raises:
-        UpstreamError: It is none.
+        UpstreamError: The body is not a whole answer, or reports an error.
     """
     fold, parser = Fold(), StreamParser()
     chunks = [chunk for answer in _answers(body) for chunk in parser.parse(answer)]
@@ -87,7 +83,7 @@ def parse_stream() -> StreamParser:
 
 
 class StreamParser:
-    """Where a stream of candidates stands. Nothing in it says that it is over: it ends with its last finish reason."""
+    """Reads a stream of candidates. No event marks its end: the last finish reason does."""
 
     def __init__(self) -> None:
         self.done = False
@@ -97,7 +93,7 @@ class StreamParser:
         """Return the chunks of an event.
 
         Raises:
-            UpstreamError: It makes no sense, or it is an error, or the prompt was blocked.
+            UpstreamError: The event is not Gemini's, or reports an error, or the prompt was blocked.
         """
         answer = _parse_object(data)
         try:
@@ -181,7 +177,7 @@ class StreamParser:
 
 
 def _call_id(answer: Json, place: str) -> str | None:
-    """Return an id for the call at a place of an answer that has one, the same whenever it is read."""
+    """Return an id for the call at a place of an answer, always the same one; None if the answer has no id."""
     if not (named := answer.get("responseId")):
         return None
     return f"call_{hashlib.sha256(f'{named}/{place}'.encode()).hexdigest()[:24]}"
@@ -206,7 +202,7 @@ def _logprob(candidate: Json) -> Json:
 
 
 def _usage(usage: Json) -> Json:
-    """Return OpenAI's usage: what tools brought is part of the prompt there, and thought part of the completion."""
+    """Return OpenAI's usage, whose prompt includes the results of tools, and whose completion includes thought."""
     prompt = (usage.get("promptTokenCount") or 0) + (usage.get("toolUsePromptTokenCount") or 0)
     thought = usage.get("thoughtsTokenCount") or 0
     completion = (usage.get("candidatesTokenCount") or 0) + thought
@@ -230,7 +226,7 @@ def _audio(details: Sequence[Json] | None) -> int:
 
 
 def parse_error(body: bytes) -> dict[str, Any]:
-    """Return OpenAI's error object, or what there is of one, and `retry_after`, from the body of an error status."""
+    """Return OpenAI's error object and `retry_after`, as far as the body of an error status has them."""
     try:
         document = parse_json(body)
     except ValueError:

@@ -1,4 +1,9 @@
-"""A chat request as one of Google's."""
+"""A chat request as Gemini's: https://ai.google.dev/api/generate-content.
+
+Written from the types of Google's own Python client of 2026-08-21, read 2026-11. System and developer messages become
+`systemInstruction`, wherever they stand. A tool's result names the function and not only the call. A call's signature
+goes back from `extra_content.google.thought_signature`.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""Anthropic's Messages: https://platform.claude.com/docs/en/api/messages.
+"""Anthropic's answers, streams and errors as OpenAI's: https://platform.claude.com/docs/en/api/messages.
 
-Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. Where the two vocabularies differ:
-
-* System and developer messages, wherever they stand, become `system`: there is no such turn.
-* Thinking is `reasoning_content`, and with its signature `thinking_blocks`, which go back as they came.
-* There is no mode of any JSON: for `json_object` the model is told so, after all other instructions.
+Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. Thinking becomes
+`reasoning_content`, and with its signature `thinking_blocks`, which the next request sends back unchanged.
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ from headrace.formats.lenient import parse_json
 from headrace.formats.skipped import skip
 
 Json = dict[str, Any]
-
-ONLY_JSON = "Answer with one JSON object and nothing else: no prose before or after it, no code fence around it."
 
 _FINISH_REASONS = {
     "end_turn": "stop",
@@ -54,7 +49,7 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     """Return the `chat.completion` of a whole answer, but for what the job gives it.
 
     Raises:
-        UpstreamError: It is none.
+        UpstreamError: The body is not a message, or reports an error.
     """
     answer = _parse_object(body)
     try:
@@ -81,7 +76,6 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
             case "redacted_thinking":
                 signed.append(block)
             case "tool_use":
-                # Spaced as the provider streams it.
                 arguments = render_arguments(block["input"])
                 function = {"name": block["name"], "arguments": arguments}
                 calls.append({"id": block["id"], "type": "function", "function": function})
@@ -98,20 +92,24 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
 
 
 def _finish(reason: str) -> dict[str, str]:
-    """Return a choice's finish reason, and the provider's own word, which may say more."""
+    """Return a choice's finish reason, and the provider's own word for it.
+
+    Raises:
+        UpstreamError: Headrace does not know the reason.
+    """
     if reason not in _FINISH_REASONS:
         raise UpstreamError(f"The model's provider ended its answer with the reason {reason[:100]!r}.")
     return {"finish_reason": _FINISH_REASONS[reason], "native_finish_reason": reason}
 
 
 def _known(model: str | None, usage: Mapping[str, Any]) -> Json:
-    """Return the model and the usage of a completion, as far as its provider said them."""
+    """Return the model and the usage of a completion, as far as its provider names them."""
     said: Json = {"model": model} if model else {}
     return said | {"usage": _usage(usage)} if usage else said
 
 
 def _usage(usage: Mapping[str, Any]) -> Json:
-    """Return OpenAI's usage: what was read from and written to the cache is part of the prompt there."""
+    """Return OpenAI's usage, whose prompt includes the tokens read from the cache and written to it."""
     read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
     prompt, completion = (usage.get("input_tokens") or 0) + read + written, usage.get("output_tokens") or 0
     details = usage.get("output_tokens_details") or {}
@@ -130,7 +128,7 @@ def parse_stream() -> StreamParser:
 
 
 class StreamParser:
-    """Where a stream of content blocks stands."""
+    """Reads a stream of content blocks."""
 
     def __init__(self) -> None:
         self.done = False
@@ -153,7 +151,7 @@ class StreamParser:
         """Return the chunks of an event.
 
         Raises:
-            UpstreamError: It makes no sense, or it is an error.
+            UpstreamError: The event is not Anthropic's, or reports an error.
         """
         event = _parse_object(data)
         try:
@@ -237,7 +235,7 @@ class StreamParser:
         return ({**self._said, "choices": [], "usage": _usage(self._usage)},) if self._usage else ()
 
     def _count(self, usage: Json | None) -> None:
-        """Take note of counts. They are of all up to now, so one that comes again replaces the last, unless smaller."""
+        """Keep the newest counts. Each is a total up to now, so a smaller one is ignored."""
         for name, count in (usage or {}).items():
             known = self._usage.get(name)
             if count is not None and not (type(count) is int and type(known) is int and count < known):
@@ -245,7 +243,7 @@ class StreamParser:
 
 
 def parse_error(body: bytes) -> dict[str, Any]:
-    """Return OpenAI's error object, or what there is of one, from the body of an error status."""
+    """Return OpenAI's error object, as far as the body of an error status has one."""
     try:
         document = parse_json(body)
     except ValueError:

@@ -1,4 +1,9 @@
-"""A chat request as one of Anthropic's."""
+"""A chat request as Anthropic's: https://platform.claude.com/docs/en/api/messages.
+
+Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. System and developer messages
+become `system`, wherever they stand: Anthropic has no such turn. Anthropic has no mode for any JSON object either, so
+for `json_object` the last of the instructions asks for one.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,18 @@ import orjson
 from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.formats.chat.support import Thinking, claude_samples, claude_thinking
 from headrace.formats.media import Medium, file_of, image_of
-from headrace.formats.messages.parse import ONLY_JSON, Json
+from headrace.formats.messages.parse import Json
 from headrace.formats.tools import offered_tools, parse_arguments
 
 MANY_CHOICES = False
 
 _VERSION = "2023-06-01"
 
-# What a request without a limit gets where the model's own is not known: `max_tokens` is required.
+_ONLY_JSON = "Answer with one JSON object and nothing else: no prose before or after it, no code fence around it."
+
+# Tokens of `max_tokens`, which Anthropic requires, where neither the request nor the model's entry has a limit.
 _OUTPUT_LIMIT = 8192
+# Tokens of thought that Anthropic takes at least.
 _LEAST_BUDGET = 1024
 # Tokens of thought for models that are given a budget and not an effort.
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
@@ -44,14 +52,14 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
     """Return the body.
 
     Raises:
-        InvalidRequestError: It holds a medium that the format cannot carry, or no text at all.
+        InvalidRequestError: The request holds a medium that the format cannot carry, or no text at all.
     """
     given = {name: value for name, value in request.items() if value is not None}
     most = given.get("max_completion_tokens") or given.get("max_tokens") or output_limit or _OUTPUT_LIMIT
     system, messages = _render_messages(given["messages"])
     form = given.get("response_format", {})
     if form.get("type") == "json_object":
-        system.append({"type": "text", "text": ONLY_JSON})
+        system.append({"type": "text", "text": _ONLY_JSON})
     if not messages:
         # A conversation needs a turn of the user's.
         system, messages = [], [{"role": "user", "content": system}]
@@ -105,7 +113,7 @@ def _render_effort(given: Json, thinking: Thinking | None, most: int) -> Json:
 def _render_tools(given: Json) -> Json:
     tools, choice = offered_tools(given)
     if not given.get("tools"):
-        # What was called before has to be declared, even if nothing may be called now.
+        # Anthropic requires every tool that the conversation has called to be declared.
         called = dict.fromkeys(call["function"]["name"] for call in _calls(given["messages"]))
         declared = [{"name": name, "input_schema": {"type": "object"}} for name in called]
         return {"tools": declared, "tool_choice": {"type": "none"}} if declared else {}
@@ -116,7 +124,7 @@ def _render_tools(given: Json) -> Json:
     if given.get("parallel_tool_calls") is False and rendered["type"] != "none":
         rendered = {**rendered, "disable_parallel_tool_use": True}
     body: Json = {"tools": [_render_tool(tool) for tool in tools]}
-    # What happens anyway is not said.
+    # `auto` is Anthropic's default.
     return body if rendered == {"type": "auto"} else {**body, "tool_choice": rendered}
 
 
@@ -248,7 +256,7 @@ def _render_result(message: Json, param: str) -> list[Json]:
 
 
 def _call_id(name: str) -> str:
-    """Return an id that the provider takes: the same for the same, and another for another."""
+    """Return a call's id in characters that Anthropic takes. Different ids stay different."""
     if _CALL_ID.fullmatch(name):
         return name
     return f"call_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
@@ -261,7 +269,7 @@ _UNSUPPORTED_KEYWORDS = frozenset({
 
 
 def _closed(schema: Any) -> Any:
-    """Return a JSON Schema as structured outputs take it: objects closed, and without bounds, which they refuse."""
+    """Return a JSON Schema for structured outputs, which take closed objects alone and refuse bounds."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,5 +1,5 @@
-"""The providers' own batch APIs: lines that may wait a day are handed to them, at half the price.
+"""Clients of the providers' own batch APIs, which run lines within a day at half the price.
 
-`apis` names them by wire format. What stands for a provider there is protocol alone: who is handed what, and when, is
-not decided here.
+`apis` lists them by wire format. They speak the protocols alone: `scheduler.batches.native` decides which lines go to a
+provider, and when.
 """

@@ -25,17 +25,17 @@ from headrace.providers.client import ProviderClient, Upload
 MOST_LINES = 100_000
 MOST_BYTES = 256_000_000
 PRICE_FACTOR = Decimal("0.5")
-"""What a batch costs of the price of calls: "Pricing" in the guide that the module names."""
+"""The price of a call in a batch, as a part of its usual price: "Pricing" in the guide that the module names."""
 
 _PORTS = {"http": 80, "https": 443}
 
 
 async def submit(client: ProviderClient, route: Route, lines: Lines, *, parcel_id: str) -> Submitted:  # noqa: ARG001
-    """Start a batch of lines, each a job's id and its request. There is no place for `parcel_id`.
+    """Start a batch of lines, each a job's id and its request. Anthropic's API has no place for `parcel_id`.
 
     Raises:
-        UpstreamRefusedError: The provider wants no such batch, or no line can be in one.
-        UpstreamError: It failed. There may be a batch nevertheless, whose lines are run and paid for.
+        UpstreamRefusedError: The provider refuses the batch, or no line can be in one.
+        UpstreamError: The call failed. The provider may have made a batch, and run and charged its lines.
     """
     provider = route.provider
     with Parcel(head=b'{"requests":[', between=b",", tail=b"]}") as parcel:
@@ -83,9 +83,9 @@ async def poll(client: ProviderClient, provider: Provider, remote_id: str) -> St
 
 
 def _results_url(provider: Provider, remote_id: str, named: Any) -> str:
-    """Return where the results are: on the provider's host, whatever was named, as our key goes along.
+    """Return the URL of the results, always on the provider's host, because the request carries the provider's key.
 
-    Only path and query are taken from what was named. So no reading of it, however odd it is, leads elsewhere.
+    Only path and query are taken from the named URL, so it cannot lead to another host however it is read.
     """
     with contextlib.suppress(ValueError):  # it may be no URL at all
         there, here = urlsplit(named if isinstance(named, str) else ""), urlsplit(provider.base_url)
@@ -99,10 +99,10 @@ def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
 
 
 def results(client: ProviderClient, provider: Provider, status: Status) -> AsyncGenerator[NativeResult, None]:
-    """Yield what became of the lines, in any order. Whoever does not read to the end has to close it.
+    """Yield the lines' results, in any order. A caller that does not read to the end closes the generator.
 
     Raises:
-        UpstreamError: They are gone, or the connection broke: what came before is good.
+        UpstreamError: The results are gone, or the connection broke. Results before that are valid.
     """
     return read_results(client, provider, status.results, _read)
 
@@ -113,7 +113,7 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
         case "succeeded":
             return Normaliser().completion(parse_completion(orjson.dumps(result["message"])))
         case "errored":
-            # The body of an error status; the format's own parser knows which error it is.
+            # It has the form of an error status's body, which the format's parser reads.
             error = result["error"]
             document = error if error.get("type") == "error" else {"type": "error", "error": error}
             return parse_completion(orjson.dumps(document))
@@ -126,7 +126,7 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> None:
-    """Ask for the end of a batch; one that has ended is left as it is.
+    """Cancel a batch, if it still runs.
 
     Raises:
         UpstreamError: The provider failed; UpstreamRefusedError: there is no such batch.
@@ -139,8 +139,8 @@ async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> 
 
 
 async def find(client: ProviderClient, provider: Provider, parcel_id: str) -> str | None:  # noqa: ARG001
-    """Return None: a batch has no metadata, and shows its lines only once it has ended.
+    """Return None: a batch has no metadata, and shows its lines only when it has ended.
 
-    So one whose id was lost cannot be found while that would help. Its lines are run once more, and paid for twice.
+    A batch whose id was lost cannot be found in time, so its lines run again and are paid for twice.
     """
     return None

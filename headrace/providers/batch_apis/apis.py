@@ -1,4 +1,4 @@
-"""The providers' batch APIs by wire format, and what every one of them can do. Gemini's has no client here yet."""
+"""The providers' batch APIs by wire format, and the interface of each. Gemini's has no client yet."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from headrace.providers.client import ProviderClient
 
 
 class BatchApi(Protocol):
-    """A provider's batch API. Its errors are those of calls, and none of them holds a key."""
+    """A provider's batch API. It raises the errors that calls raise, without the provider's key."""
 
     MOST_LINES: int
-    """Of one parcel; what is beyond is left behind."""
+    """Lines of one parcel; others are left behind."""
     MOST_BYTES: int
-    """Of one parcel, as it is sent."""
+    """Bytes of one parcel, as it is sent."""
     PRICE_FACTOR: Decimal
-    """What a call in a batch costs, as a part of what it costs by itself."""
+    """The price of a call in a batch, as a part of the price of a single call."""
 
     async def submit(self, client: ProviderClient, route: Route, lines: Lines, *, parcel_id: str) -> Submitted:
         """Hand lines to the provider, each a job's id and its request.
 
         Raises:
-            UpstreamRefusedError: The provider wants no such batch, or no line can be in one.
-            UpstreamError: It failed; there may be a batch nevertheless, for which `find` looks.
+            UpstreamRefusedError: The provider refuses the batch, or no line can be in one.
+            UpstreamError: The call failed. The provider may have made a batch, which `find` looks for.
         """
 
     async def poll(self, client: ProviderClient, provider: Provider, remote_id: str) -> Status:
@@ -40,23 +40,23 @@ class BatchApi(Protocol):
         """
 
     def results(self, client: ProviderClient, provider: Provider, status: Status) -> AsyncGenerator[NativeResult, None]:
-        """Yield what became of the lines, in any order; a line of which nothing is said was not run.
+        """Yield the lines' results, in any order; a line without a result was not run.
 
-        Whoever does not read to the end has to close it.
+        A caller that does not read to the end closes the generator.
 
         Raises:
-            UpstreamError: They are gone, or the connection broke: what came before is good.
+            UpstreamError: The results are gone, or the connection broke. Results before that are valid.
         """
 
     async def cancel(self, client: ProviderClient, provider: Provider, remote_id: str) -> None:
-        """Ask for the end of a batch; one that does not run is left as it is.
+        """Cancel a batch, if it still runs.
 
         Raises:
             UpstreamError: The provider failed; UpstreamRefusedError: there is no such batch.
         """
 
     async def find(self, client: ProviderClient, provider: Provider, parcel_id: str) -> str | None:
-        """Return the id of the batch that was made of a parcel, or None if there is none or nobody can tell.
+        """Return the id of the batch that was made of a parcel, or None if no such batch is found.
 
         Raises:
             UpstreamError: The provider failed to say.

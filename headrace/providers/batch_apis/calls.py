@@ -1,4 +1,4 @@
-"""Calls to a provider's batch API: JSON out and in, and results line by line. No error that leaves here holds a key."""
+"""Calls to a provider's batch API: JSON out and in, and results line by line. Their errors do not hold a key."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from headrace.providers.batch_apis.parcel import NativeResult
 from headrace.providers.client import ProviderClient, Upload, without_secret
 
 Reading = Callable[[dict[str, Any]], dict[str, Any]]
-"""Returns the completion of one result. Raises the UpstreamError of one that is none."""
+"""Returns the completion of one result. Raises UpstreamError if the result is not a completion."""
 
-# A line holds a whole completion, and a call takes none that is larger.
+# A line holds a whole completion, and calls have the same bound.
 LARGEST_LINE = 64 * 1024 * 1024
 """Bytes of one result."""
 LARGEST_RESULTS = 16 * 1024 * 1024 * 1024
@@ -46,7 +46,7 @@ async def ask(
     """Return the JSON object that answers a request.
 
     Raises:
-        UpstreamError: There is none; its class is that of a call that fails in this way.
+        UpstreamError: The answer is not a JSON object, or the call failed, with the class that any call raises.
     """
     secret = provider.secret()
     headers = {**FORMATS[provider.kind].render_headers(secret), **(headers or {})}
@@ -63,10 +63,10 @@ async def ask(
 
 
 def id_in(document: Mapping[str, Any]) -> str:
-    """Return the id of what was made.
+    """Return the id of a file or batch that the provider made.
 
     Raises:
-        UpstreamError: It has none.
+        UpstreamError: The document has no id.
     """
     made = document.get("id")
     if not isinstance(made, str) or not made:
@@ -79,10 +79,10 @@ async def read_results(
 ) -> AsyncGenerator[NativeResult, None]:
     """Yield the results in files of JSON lines, each with a `custom_id`; holds a line and a piece of the file.
 
-    Whoever does not read to the end has to close it. A line that has no `custom_id` is skipped, but counted.
+    A caller that does not read to the end closes the generator. A line without a `custom_id` is skipped and counted.
 
     Raises:
-        UpstreamError: A file is not there, or its connection broke: what came before is good.
+        UpstreamError: A file is missing, or its connection broke. Results before that are valid.
     """
     secret = provider.secret()
     headers = FORMATS[provider.kind].render_headers(secret)
@@ -120,7 +120,7 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
 
 
 def _document(line: RawLine) -> dict[str, Any] | None:
-    """Return a line that says whose result it is, or None."""
+    """Return the document of a line with a `custom_id`, or None."""
     text = line.text or b""
     try:
         document = None if is_too_deep(text) else parse_json(text)

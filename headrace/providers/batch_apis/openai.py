@@ -27,15 +27,18 @@ from headrace.providers.client import ProviderClient, Upload, without_secret
 MOST_LINES = 50_000
 MOST_BYTES = 200_000_000
 PRICE_FACTOR = Decimal("0.5")
-"""What a batch costs of the price of calls: https://help.openai.com/en/articles/9197833-batch-api-faq, read 2026-11."""
+"""The price of a call in a batch, as a part of its usual price.
+
+https://help.openai.com/en/articles/9197833-batch-api-faq, read 2026-11.
+"""
 
 _ENDPOINT = "/v1/chat/completions"
 _METADATA_KEY = "headrace_parcel"
 _RUNNING = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 _ENDED = frozenset({"completed", "expired", "cancelled"})
 
-# Files hold what customers wrote, and OpenAI keeps answers until they are deleted. A batch takes a day, and whoever
-# looks for its results may be away for a few more.
+# Seconds that OpenAI keeps the files, which hold customers' texts and would otherwise stay until they are deleted. A
+# batch takes a day, and Headrace may be stopped for a few more.
 _KEPT_SECONDS = 7 * 86_400
 _PAGE = 100
 _MOST_PAGES = 20
@@ -45,8 +48,8 @@ async def submit(client: ProviderClient, route: Route, lines: Lines, *, parcel_i
     """Upload lines, each a job's id and its request, and start a batch of them that `find` knows by `parcel_id`.
 
     Raises:
-        UpstreamRefusedError: The provider wants no such batch, or no line can be in one.
-        UpstreamError: It failed. If it was while the batch was being made, there may be one: `find` tells.
+        UpstreamRefusedError: The provider refuses the batch, or no line can be in one.
+        UpstreamError: The call failed. The provider may have made a batch, which `find` looks for.
     """
     provider = route.provider
     with Parcel(between=b"\n", tail=b"\n") as parcel:
@@ -132,7 +135,7 @@ def _reason(errors: Any) -> UpstreamError:
     message = str(problem.get("message") or "The provider's batch failed, and it did not say why.")[:1000]
     if line is not None:
         message += f" (line {line})"
-    if code == "token_limit_exceeded":  # so much is waiting there already
+    if code == "token_limit_exceeded":  # too many tokens of other batches wait at the provider
         return UpstreamRateLimitError(message, code=code)
     return UpstreamRefusedError(
         message, code=code if isinstance(code, str) else None, param=param if isinstance(param, str) else None
@@ -140,12 +143,12 @@ def _reason(errors: Any) -> UpstreamError:
 
 
 def results(client: ProviderClient, provider: Provider, status: Status) -> AsyncGenerator[NativeResult, None]:
-    """Yield what became of the lines, in any order; a line of which nothing is said was not run.
+    """Yield the lines' results, in any order; a line without a result was not run.
 
-    Whoever does not read to the end has to close it.
+    A caller that does not read to the end closes the generator.
 
     Raises:
-        UpstreamError: The files are gone, or the connection broke: what came before is good.
+        UpstreamError: The files are gone, or the connection broke. Results before that are valid.
     """
     return read_results(client, provider, status.results, _read)
 
@@ -153,7 +156,7 @@ def results(client: ProviderClient, provider: Provider, status: Status) -> Async
 def _read(line: Mapping[str, Any]) -> dict[str, Any]:
     response = line.get("response")
     if response is None:
-        # `batch_expired` and the like: of a line that was answered there is a response, refusals too.
+        # The line was not run, as with `batch_expired`: a line that was answered or refused has a response.
         error = line.get("error") or {}
         code, message = error.get("code"), error.get("message")
         raise UpstreamError(
@@ -166,7 +169,7 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> None:
-    """Ask for the end of a batch, which may take ten minutes more; one that does not run is left as it is.
+    """Cancel a batch, if it still runs; it may go on for ten minutes.
 
     Raises:
         UpstreamError: The provider failed; UpstreamRefusedError: there is no such batch.

@@ -1,7 +1,7 @@
-"""What goes to a provider's batch API and what comes back, whichever provider it is.
+"""Parcels of lines for a provider's batch API, and their status and results, whichever provider it is.
 
 A parcel is rendered into a temporary file before it is sent, so that its length is known and no cursor of Postgres
-waits for a slow upload. What comes back is read line by line.
+waits for a slow upload. Results are read line by line.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from headrace.formats.registry import FORMATS
 Lines = AsyncIterable[tuple[str, Mapping[str, Any]]]
 """Ids of jobs and their requests, as clients sent them."""
 
-# What is written or read at a time: also what the event loop waits for while lines are rendered.
+# Bytes that are written or read at a time, which is also how much is rendered before the event loop runs again.
 _PIECE_BYTES = 256 * 1024
 
-# Whoever asks for one of the others pays for its speed, or has chosen another discount.
+# Service tiers whose lines can wait. A client pays for the speed of the others, or has chosen another discount.
 _PATIENT_TIERS = frozenset({None, "auto", "default"})
 
 
@@ -32,22 +32,22 @@ class Submitted(NamedTuple):
     remote_id: str
     """The provider's id of its batch."""
     left_behind: list[str]
-    """Jobs that could not go with it: the API cannot carry them, or there was no room. Workers have to run them."""
+    """Ids of the jobs that the API cannot carry, or that had no room. Workers run them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a provider says of a parcel. Counts are of lines, and may lag behind until the state is `ended`."""
+    """A parcel's status at its provider. Counts are of lines, and may lag behind until the state is `ended`."""
 
     remote_id: str
     state: Literal["running", "ended", "failed"]
-    """`ended` means that there are results to read, be it because of expiry or cancellation; `failed` that no line was
-    run, for which `error` has the reason."""
+    """`ended` means that there are results to read, also after expiry or cancellation; `failed` means that no line was
+    run, and `error` has the reason."""
     total: int = 0
     completed: int = 0
     failed: int = 0
     results: tuple[str, ...] = ()
-    """URLs of the results, all of them of the provider's own host."""
+    """URLs of the results, all on the provider's own host."""
     error: UpstreamError | None = None
 
     def ended_with(self, *results: str) -> Status:
@@ -61,23 +61,23 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class NativeResult:
-    """What became of one line: a `chat.completion` but for what the job gives it, or an error."""
+    """The result of one line: a `chat.completion` without the fields that the job gives, or an error."""
 
     job_id: str
     completion: dict[str, Any] | None = None
     error: UpstreamError | None = None
-    """Of the class that a call would have raised."""
+    """An error of the class that a call would raise."""
     size: int = 0
     """Bytes of the line that it came in."""
 
     @property
     def retryable(self) -> bool:
-        """Whether our own workers may fare better with it: what is refused is refused everywhere."""
+        """Whether a worker may succeed with the line. A refused line is refused everywhere."""
         return self.error is not None and not isinstance(self.error, UpstreamRefusedError)
 
 
 class Parcel:
-    """Rendered lines in a temporary file, which nobody else can open and which is gone when it is closed."""
+    """Rendered lines in a temporary file, which has no name and is deleted when it is closed."""
 
     def __init__(self, *, head: bytes = b"", between: bytes = b"", tail: bytes = b"") -> None:
         """Start with `head`, put `between` between any two lines, and end with `tail`."""
@@ -135,7 +135,7 @@ async def fill(
     most_lines: int,
     most_bytes: int,
 ) -> list[str]:
-    """Render lines into a parcel as a call would, and return the jobs that were left behind.
+    """Render lines into a parcel as a call would, and return the ids of the jobs that are left behind.
 
     `render` puts a job's id around the body of a call.
     """
@@ -148,7 +148,7 @@ async def fill(
                 body = form.render_request(request, model=route.model, stream=False, output_limit=route.output_limit)
                 rendered = render(job_id, body)
             except InvalidRequestError:
-                rendered = None  # a worker finds out the same, and tells the client
+                rendered = None  # a worker finds the same error, and the client gets it
         if rendered is not None and parcel.lines < most_lines and parcel.fits(rendered, most_bytes):
             await parcel.add(rendered)
         else:
