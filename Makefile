@@ -46,7 +46,6 @@ check: install ## Lint, format check, strict types, import contracts, words
 format: install ## Format, and fix what ruff can fix
 	"$(BIN)/ruff" format
 	"$(BIN)/ruff" check --fix
-	@"$(BIN)/python" .ci/words.py --prune
 
 # Tests wait much of their time: three processes keep two cores busy.
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest

@@ -1,8 +1,6 @@
 """Keep words that hide a sentence's subject out of code, docs and commit subjects. `make check` runs it.
 
-A text names who acts and uses the field's usual word, so that a reader need not guess. Files that had such words when
-this check was made are listed in words-to-mend.txt: they pass, and `make format` takes a file off the list once it has
-none left. Nothing is added to that list, but a file that is renamed keeps its place there under its new name.
+A text names who acts and uses the field's usual word, so that a reader need not guess.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TO_MEND = ROOT / ".ci" / "words-to-mend.txt"
 
 # Each with what to write instead.
 WORDS = {
@@ -77,16 +74,12 @@ def subjects() -> Iterator[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check everything. `--prune` takes mended files off the list; `--message FILE` checks a commit message instead."""
+    """Check everything. `--message FILE` checks a commit message instead."""
     if arguments[:1] == ["--message"]:
         found = problems(Path(arguments[1]).read_text().partition("\n")[0], "subject")
     else:
-        to_mend = set(TO_MEND.read_text().split())
         names = {str(path.relative_to(ROOT)) for path in texts()} - EXAMPLES
-        by_name = {name: problems((ROOT / name).read_text(), name) for name in sorted(names)}
-        if arguments == ["--prune"]:
-            TO_MEND.write_text("".join(f"{name}\n" for name in sorted(to_mend) if by_name.get(name)))
-        found = [line for name, lines in by_name.items() if name not in to_mend for line in lines]
+        found = [line for name in sorted(names) for line in problems((ROOT / name).read_text(), name)]
         found += [line for commit, subject in subjects() for line in problems(subject, commit)]
     for line in found:
         print(line)

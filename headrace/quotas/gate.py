@@ -36,8 +36,9 @@ from headrace.stores.redis_url import AWAY, is_spoilt
 log = logging.getLogger(__name__)
 
 _NANO = 1_000_000_000
-# So often what Redis lacks is looked up for one request; somebody else's job may end meanwhile.
+# Loads that the gate makes for one request, as another job may end meanwhile and void what was loaded.
 _MOST_LOADS = 5
+# Seconds between two warnings that Redis is unavailable.
 _COMPLAIN_SECONDS = 60.0
 _PREFIX = "hr:quota:"
 # So many at a time keep Redis from all others for about five milliseconds.
@@ -92,7 +93,7 @@ class Admission:
 
 
 class Gate:
-    """The limits as one process sees them. While Redis is away they let everybody through, or with it closed nobody."""
+    """The limits as one process sees them. While Redis is unavailable the gate is open to all requests, or to none."""
 
     def __init__(self, redis: Redis, database: Database, *, open_when_away: bool) -> None:
         self._redis = redis
@@ -122,7 +123,7 @@ class Gate:
         Raises:
             RateLimitError: A rate, or the number of open jobs, does not allow it now.
             QuotaExceededError: A budget does not.
-            UnavailableError: Redis is away, and that closes the gate.
+            UnavailableError: Redis is unavailable, and that closes the gate.
         """
         limited = [scope for scope in scopes if scope.is_limited]
         if not limited:
@@ -176,10 +177,10 @@ class Gate:
         return answer
 
     async def settle(self, scope_ids: Sequence[str], spent: Sequence[Spent]) -> None:
-        """Let go of what jobs held back, and count what they used; what is settled already stays as it is.
+        """Release what jobs reserved, and count what they used. A job that is settled already changes nothing.
 
         Raises:
-            headrace.stores.redis_url.AWAY: Redis is away: they are settled by the next look at Postgres.
+            headrace.stores.redis_url.AWAY: Redis is unavailable. The scheduler settles the jobs later, from Postgres.
         """
         periods = _periods()
         await asyncio.gather(
@@ -211,8 +212,8 @@ class Gate:
         """Settle what has ended or never was, in every scope that holds something back.
 
         Raises:
-            headrace.stores.redis_url.AWAY: Redis is away.
-            sqlalchemy.exc.SQLAlchemyError: Postgres is.
+            headrace.stores.redis_url.AWAY: Redis is unavailable.
+            sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
         await self._for_each_scope(self._reconcile)
 
@@ -289,7 +290,8 @@ class Gate:
         now = time.monotonic()
         if now - self._complained > _COMPLAIN_SECONDS:
             self._complained = now
-            log.warning("limits are %s, as Redis is away: %s", "off" if self._open_when_away else "closed", error)
+            state = "off" if self._open_when_away else "closed"
+            log.warning("limits are %s, as Redis is unavailable: %s", state, error)
 
 
 def _text(found: bytes | str) -> str:
@@ -344,7 +346,7 @@ _OPEN = {"jobs_in_flight": "requests at one time", "jobs_queued": "background jo
 
 
 def _refusal(word: str, limit: Any, demand: Demand, used: int, wait: int) -> HeadraceError:
-    """Return what is told of a limit of which so much is used; there is room after `wait` seconds, or if < 0 never."""
+    """Return the error of a limit that is reached. There is room after `wait` seconds; below 0, there never is."""
     if word.endswith("_budget"):
         return _out_of_budget(word, limit)
     if word in _OPEN:
