@@ -51,6 +51,11 @@ _LEAST_CONNECTIONS = 16
 _FULL_SECONDS = 60.0
 # Idle connections that are closed at once to make room, as a share of all connections.
 _ROOM = 1 / 16
+# The log line of a process whose connections are all in use.
+_FULL = (
+    "all %d connections of this API are in use: it closes idle ones, or else refuses new ones. "
+    "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) set their number"
+)
 
 
 def most_connections(settings: Settings) -> int:
@@ -92,11 +97,7 @@ class Connection(HttpToolsProtocol):
             return
         if self.since - Connection._full_at > _FULL_SECONDS:
             Connection._full_at = self.since
-            log.warning(
-                "all %d connections of this API are in use: it closes idle ones, or else refuses new ones. "
-                "HEADRACE_MAX_CONNECTIONS and the limit of open files (ulimit -Hn) set their number",
-                most,
-            )
+            log.warning(_FULL, most)
         if not self._make_room(most):
             self._refuse(UnavailableError("This server has no connection free.", retry_after=1))
 
