@@ -219,8 +219,12 @@ class Process:
 
     def signal(self, number: signal.Signals) -> None:
         """Send the whole group a signal."""
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self.pid, number)
+        except ProcessLookupError:  # it has ended, or it has just been forked and is in no group of its own yet
+            if self.running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the group with SIGKILL."""
