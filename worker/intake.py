@@ -130,6 +130,8 @@ class Intake:
         loop = asyncio.get_running_loop()
         while True:
             await self._moved.wait()
+            # Every wake-up may be handed back by now. An event that stayed set would then starve the event loop.
+            self._moved.clear()
             while self._wakeups and not self._closed:
                 self._moved.clear()
                 began = loop.time()
