@@ -39,6 +39,14 @@ def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None =
     return UpstreamError(message, retry_after=retry_after)
 
 
+def reported(kind: type[UpstreamError], said: Mapping[str, Any]) -> UpstreamError:
+    """Return the error of a `kind` that an answer with status 200 reports; `said` is OpenAI's error object, in part."""
+    if kind is UpstreamKeyError:
+        return UpstreamKeyError()
+    message = f"The model's provider reported an error: {said.get('message', 'it did not say which')[:500]}"
+    return kind(message, code=said.get("code"), retry_after=said.get("retry_after"))
+
+
 def _text(said: Mapping[str, Any], name: str) -> str | None:
     value = said.get(name)
     return value[:_LONGEST_TEXT] if isinstance(value, str) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from headrace.errors import UpstreamError
 from headrace.formats.json_document import has_long_number
 
 
@@ -31,6 +32,21 @@ def parse_json(data: bytes) -> Any:
     except RecursionError:
         raise ValueError("It is nested too deeply.") from None
     return _storable(loose)
+
+
+def parse_object(data: bytes, nonsense: str) -> dict[str, Any]:
+    """Return a document that is an object.
+
+    Raises:
+        UpstreamError: It is not JSON, or not an object: then `nonsense` is the message.
+    """
+    try:
+        document = parse_json(data)
+    except ValueError:
+        raise UpstreamError("The model's provider answered with something that is not JSON.") from None
+    if not isinstance(document, dict):
+        raise UpstreamError(nonsense)
+    return document
 
 
 def _integer(text: str) -> int | orjson.Fragment:

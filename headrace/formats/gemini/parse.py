@@ -22,7 +22,8 @@ from headrace.errors import (
 )
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.tool_calls import render_arguments
-from headrace.formats.lenient import parse_json
+from headrace.formats.failures import reported
+from headrace.formats.lenient import parse_json, parse_object
 from headrace.formats.skipped import skip
 
 Json = dict[str, Any]
@@ -48,6 +49,8 @@ _ERRORS: Mapping[int, type[UpstreamError]] = {
     429: UpstreamRateLimitError,
     504: UpstreamTimeoutError,
 }
+
+_NONSENSE = "The model's provider answered with something that is not Gemini's format."
 
 
 def parse_completion(body: bytes) -> dict[str, Any]:
@@ -252,23 +255,14 @@ def parse_error(body: bytes) -> dict[str, Any]:
 
 
 def _parse_object(data: bytes) -> Json:
-    try:
-        document = parse_json(data)
-    except ValueError:
-        raise UpstreamError("The model's provider answered with something that is not JSON.") from None
-    if not isinstance(document, dict):
-        raise _nonsense()
+    document = parse_object(data, _NONSENSE)
     if "error" in document:
         error = document["error"]
         code = error.get("code") if isinstance(error, dict) else None
-        failure = _ERRORS.get(code, UpstreamError) if type(code) is int else UpstreamError
-        if failure is UpstreamKeyError:
-            raise UpstreamKeyError
-        said = parse_error(data)
-        message = f"The model's provider reported an error: {said.get('message', 'it did not say which')[:500]}"
-        raise failure(message, code=said.get("code"), retry_after=said.get("retry_after"))
+        kind = _ERRORS.get(code, UpstreamError) if type(code) is int else UpstreamError
+        raise reported(kind, parse_error(data))
     return document
 
 
 def _nonsense() -> UpstreamError:
-    return UpstreamError("The model's provider answered with something that is not Gemini's format.")
+    return UpstreamError(_NONSENSE)

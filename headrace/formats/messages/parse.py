@@ -18,7 +18,8 @@ from headrace.errors import (
     UpstreamTimeoutError,
 )
 from headrace.formats.chat.tool_calls import render_arguments
-from headrace.formats.lenient import parse_json
+from headrace.formats.failures import reported
+from headrace.formats.lenient import parse_json, parse_object
 from headrace.formats.skipped import skip
 
 Json = dict[str, Any]
@@ -43,6 +44,8 @@ _ERRORS: Mapping[str, type[UpstreamError]] = {
     "timeout_error": UpstreamTimeoutError,
 }
 _TOO_LONG = re.compile(r"prompt is too long|exceeds? (the )?(model'?s? )?context (limit|window)", re.IGNORECASE)
+
+_NONSENSE = "The model's provider answered with something that is not a message of Anthropic's format."
 
 
 def parse_completion(body: bytes) -> dict[str, Any]:
@@ -255,21 +258,13 @@ def parse_error(body: bytes) -> dict[str, Any]:
 
 
 def _parse_object(data: bytes) -> Json:
-    try:
-        document = parse_json(data)
-    except ValueError:
-        raise UpstreamError("The model's provider answered with something that is not JSON.") from None
-    if not isinstance(document, dict):
-        raise _nonsense()
+    document = parse_object(data, _NONSENSE)
     if document.get("type") == "error":
         error = document.get("error")
         kind = error.get("type") if isinstance(error, dict) else None
-        said = parse_error(data)
-        failure = _ERRORS.get(str(kind), UpstreamError)
-        message = f"The model's provider reported an error: {said.get('message', 'it did not say which')[:500]}"
-        raise UpstreamKeyError if failure is UpstreamKeyError else failure(message, code=said.get("code"))
+        raise reported(_ERRORS.get(str(kind), UpstreamError), parse_error(data))
     return document
 
 
 def _nonsense() -> UpstreamError:
-    return UpstreamError("The model's provider answered with something that is not a message of Anthropic's format.")
+    return UpstreamError(_NONSENSE)
