@@ -47,9 +47,10 @@ format: install ## Format, and fix what ruff can fix
 	"$(BIN)/ruff" format
 	"$(BIN)/ruff" check --fix
 
-# Tests wait much of their time: three processes keep two cores busy.
+# Tests wait much of their time: three processes keep two cores busy. A test process that dies ends the run, because
+# xdist may wait without end for the files of one that it has replaced.
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
-	"$(BIN)/python" -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	"$(BIN)/python" -m pytest --numprocesses 3 --max-worker-restart 0 --dist loadfile $(ARGS)
 
 coverage: install ## Tell which lines the unit and integration tests run; ARGS=tests/e2e measures others
 	@rm -f .cache/coverage*

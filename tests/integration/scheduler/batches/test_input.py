@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import replace
+from typing import Literal
 
 import orjson
 
@@ -70,15 +71,29 @@ async def test_an_input_of_blank_lines_lets_the_event_loop_go_on(database: Datab
     assert longest < 0.25
 
 
+class Room(asyncio.Semaphore):
+    """Room for one large line, which tells when a reader has to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.waits = asyncio.Event()
+
+    async def acquire(self) -> Literal[True]:
+        if self.locked():
+            self.waits.set()
+        return await super().acquire()
+
+
 async def test_one_large_line_is_held_at_a_time(database: Database, owner: Owner) -> None:
     large = await store(database, owner, render("a", text="x" * (3 * CHUNK_BYTES)) * 2)
     small = await store(database, owner, render("b") * 100)
-    room = asyncio.Semaphore(1)
+    room = Room()
     first, second = (read_input(database, large, room=room) for _ in range(2))
     assert (await anext(first)).number == 1
     waits = asyncio.create_task(anext(second))
+    await room.waits.wait()
     assert len([line async for line in read_input(database, small, room=room)]) == 100
-    assert len([line async for line in read_input(database, large)]) == 2  # time enough to read it, had it room
+    assert len([line async for line in read_input(database, large)]) == 2
     assert not waits.done()
     goes_on = asyncio.create_task(anext(first))
     assert (await waits).number == 1
