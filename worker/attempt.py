@@ -54,7 +54,10 @@ class Attempt:
     """
 
     job: ClaimedJob
+    document: dict[str, Any]
+    """The client's request in the job's format."""
     request: dict[str, Any]
+    """The chat request that it means."""
     task: asyncio.Task[None]
     lease: Lease
     deltas: Deltas

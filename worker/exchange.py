@@ -1,4 +1,7 @@
-"""One exchange with a provider: its request goes out, and its answer, in any format, becomes one chat completion."""
+"""One exchange with a provider: its request goes out, and its answer, in any format, becomes one chat completion.
+
+Readers and the job get that answer in the format of the job's client.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,7 @@ from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.formats.json_document import is_too_deep
-from headrace.formats.registry import FORMATS, StreamParser
-from headrace.ids import completion_id
+from headrace.formats.registry import FORMATS, Renderer, StreamParser
 from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import Allowance, Answer, ProviderClient
 from headrace.providers.sse import Event, EventReader
@@ -24,8 +26,8 @@ from headrace.runtime.offload import offloaded
 MOST_HELD = 10_000
 """Chunks that an answer may have before its first text, over all of its choices."""
 
-PassOn = Callable[[Sequence[dict[str, Any]]], None]
-"""Takes the chunks for readers, in order, without id, object and created."""
+PassOn = Callable[[Sequence[bytes]], None]
+"""Takes the lines for readers, in order."""
 
 
 class Exchange:
@@ -35,16 +37,24 @@ class Exchange:
     """
 
     def __init__(
-        self, client: ProviderClient, job: ClaimedJob, route: Route, request: Mapping[str, Any], *, pass_on: PassOn
+        self,
+        client: ProviderClient,
+        job: ClaimedJob,
+        route: Route,
+        request: Mapping[str, Any],
+        *,
+        renderer: Renderer,
+        pass_on: PassOn,
     ) -> None:
-        """Call no provider yet: `complete` does."""
+        """Take the chat request of a job. No provider is called yet: `complete` does so."""
         self.secret = route.provider.secret()
         self._client = client
         self._job = job
         self._route = route
         self._request = request
         self._pass_on = pass_on
-        self._format = FORMATS[route.provider.kind]
+        self._format = FORMATS[route.format]
+        self._renderer = renderer
         # A client may come to follow a background job; only audio cannot always be streamed. A line of a batch is read
         # once its answer is complete.
         watched = job.background and job.batch_id is None and not request.get("audio")
@@ -54,10 +64,13 @@ class Exchange:
         self._folds = [Fold() for _ in range(self.calls)]
         taken = call_ids(request)
         self._normalisers = [Normaliser(taken=taken) for _ in range(self.calls)]
-        self._held: list[dict[str, Any]] = []
+        self._held: list[bytes] = []
+        self._silent_chunks = 0
         self._allowance = Allowance()
         self._model = route.model
         self._whole: dict[str, Any] | None = None
+        self.answer: dict[str, Any] = {}
+        """What the job stores, once the exchange is complete."""
 
     @property
     def started(self) -> bool:
@@ -88,13 +101,11 @@ class Exchange:
             completion = await self._call(0)
         else:
             completion = await self._call_each()
+        self._whole = completion | {"model": completion.get("model") or self._route.model}
+        lines, self.answer = self._renderer.end(self._whole)
+        if self._stream:
+            self._held += lines
         self._release()
-        self._whole = completion | {
-            "id": completion_id(self._job.id),
-            "object": "chat.completion",
-            "created": self._job.created,
-            "model": completion.get("model") or self._route.model,
-        }
         return self._whole
 
     async def _call_each(self) -> dict[str, Any]:
@@ -134,9 +145,7 @@ class Exchange:
                 if not self._stream:
                     return whole
                 self._take(number, chunks_of(whole))
-        return self._folds[number].completion(
-            id=completion_id(self._job.id), created=self._job.created, model=self._model
-        )
+        return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     async def _read_stream(self, number: int, answer: Answer) -> None:
         parser, events, fold = self._format.parse_stream(), EventReader(), self._folds[number]
@@ -168,6 +177,7 @@ class Exchange:
         Chunks are held until the first text comes: no reader sees an attempt that fails before.
         """
         fold = self._folds[number]
+        shown: list[dict[str, Any]] = []
         for chunk in chunks:
             if number:
                 for choice in chunk["choices"]:
@@ -178,11 +188,15 @@ class Exchange:
                 usage = chunk.pop("usage")
                 if usage is not None and not chunk["choices"]:
                     continue  # whether the client gets a usage chunk is its own choice
-            self._held.append(chunk)
+            shown.append(chunk)
+        if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
+            self._held += self._renderer.render(shown)
         if fold.started or fold.finished:
             self._release()
-        elif len(self._held) > MOST_HELD:
-            raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
+        else:
+            self._silent_chunks += len(shown)
+            if self._silent_chunks > MOST_HELD:
+                raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
 
     def _text(self) -> str:
         if self._whole is None or any(fold.started for fold in self._folds):
@@ -194,9 +208,8 @@ class Exchange:
 
     def _release(self) -> None:
         if self._held:
-            chunks, self._held = self._held, []
-            if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
-                self._pass_on(chunks)
+            lines, self._held = self._held, []
+            self._pass_on(lines)
 
 
 def _shallow(data: bytes) -> bytes:

@@ -13,9 +13,9 @@ import orjson
 from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import UsableRoute, usable_routes
 from headrace.errors import UpstreamRefusedError, UpstreamTimeoutError, UpstreamUnavailableError
-from headrace.events.chunk import render_chunk
 from headrace.events.publisher import Publisher
 from headrace.events.wire import Frame
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import ProviderClient
 from headrace.runtime.offload import offloaded
@@ -77,8 +77,14 @@ class Runner:
     async def _attempt(self, job: ClaimedJob, lease: Lease) -> None:
         task = asyncio.current_task()
         assert task is not None
+        document = orjson.loads(job.request)
         attempt = Attempt(
-            job, request=orjson.loads(job.request), task=task, lease=lease, deltas=Deltas(job.id, job.attempt)
+            job,
+            document=document,
+            request=CLIENT_FORMATS[job.format].translate(document).chat,
+            task=task,
+            lease=lease,
+            deltas=Deltas(job.id, job.attempt),
         )
         self._leases.add(attempt)
         if job.streamed or (job.background and job.batch_id is None):  # other clients wait for the whole answer alone
@@ -97,7 +103,7 @@ class Runner:
             self._leases.remove(attempt)
 
     async def _answer(self, attempt: Attempt) -> dict[str, Any]:
-        """Return the provider's completion, once its deltas have been passed on.
+        """Return the answer that the job stores, once its deltas have been passed on.
 
         Raises:
             UpstreamError: The provider failed, or may not be called now.
@@ -110,14 +116,15 @@ class Runner:
             raise UpstreamUnavailableError  # the job has failed here once: another worker's path may be fine
         # The exchange refers to what the attempt holds, not to the attempt, which holds the exchange.
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
-        exchange = Exchange(self._client, job, route, attempt.request, pass_on=pass_on)
+        renderer = CLIENT_FORMATS[job.format].renderer(job, attempt.document)
+        exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, pass_on=pass_on)
         async with asyncio.timeout(job.seconds_left):
             completion = await self._call(attempt, route, exchange)
         if _is_withheld(completion):
             withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)
             if self._outcomes.next_attempt(attempt, withheld) is not None:
                 raise withheld
-        return completion
+        return exchange.answer
 
     async def _choose_route(self, attempt: Attempt) -> Route:
         """Return the first route, from the job's on, whose provider may be called; the job's if none may be."""
@@ -165,9 +172,8 @@ class Runner:
                 if provider.tokens_per_minute is not None:
                     permit.used(exchange.usage.total_tokens)
 
-    def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, chunks: Sequence[dict[str, Any]]) -> None:
-        """Hold chunks for Postgres and publish them, as long as the lease is valid."""
-        lines = [render_chunk(chunk) for chunk in chunks]
+    def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, lines: Sequence[bytes]) -> None:
+        """Hold lines for Postgres and publish them, as long as the lease is valid."""
         frame = Frame(job.id, job.attempt, deltas.seq + 1, "delta", lines)
         deltas.append(lines)
         self._deltas.touch(deltas)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from headrace.catalogue import known as known_models
 from headrace.catalogue.known import Ability, Rates
 from headrace.errors import ModelNotFoundError
-from headrace.formats.chat.support import Kind
+from headrace.formats.chat.support import FORMAT_OF, Format, Kind
 from headrace.formats.chat.usage import TokenUsage
 
 # The creation time of every model in OpenAI's list, in Unix seconds: the day when this catalogue began.
@@ -135,6 +135,11 @@ class Route:
     def name(self) -> str:
         """The route as the file writes it: `provider/model`."""
         return f"{self.provider_name}/{self.model}"
+
+    @property
+    def format(self) -> Format:
+        """The wire format of calls on this route."""
+        return FORMAT_OF[self.provider.kind]
 
     @property
     def output_limit(self) -> int | None:

@@ -19,11 +19,10 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import NotFoundError, invalid_parameter
-from headrace.events.chunk import render_chunk
 from headrace.events.hub import Hub
 from headrace.events.listener import Listener
 from headrace.events.wire import Frame
-from headrace.formats.chat.fold import chunks_of
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
 from headrace.jobs.sql.read import read_deltas, read_positions, read_progress
 from headrace.jobs.state import State
@@ -231,7 +230,7 @@ def _is_whole(progress: Progress) -> bool:
 
 def _chunks_of(progress: Progress) -> list[bytes]:
     """Return the chunks of a whole answer, as a stream would have had them: the same ones at each call."""
-    return [render_chunk(chunk) for chunk in chunks_of(orjson.loads(progress.response or "{}"))]
+    return CLIENT_FORMATS[progress.format].lines_of(orjson.loads(progress.response or "{}"))
 
 
 async def furthest_cursor(database: Database, job_id: str) -> Cursor:

@@ -1,4 +1,8 @@
-"""The wire formats by name, and the interface that each has. A format has no I/O and does not know the others."""
+"""The wire formats by name, and the interface of their two halves: toward providers and toward clients.
+
+A format has no I/O and does not know the others. Chat is the hub: what one half reads becomes a chat request or chat
+chunks, and the other half makes its own format of them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from headrace.formats import gemini, messages
+from headrace.formats.chat import client as chat_client
 from headrace.formats.chat import upstream as chat
-from headrace.formats.chat.support import Kind
+from headrace.formats.chat.support import Format
+from headrace.formats.job import JobFacts
+from headrace.formats.translation import Translation
 
 
 class StreamParser(Protocol):
@@ -27,7 +34,7 @@ class StreamParser(Protocol):
 
 
 class WireFormat(Protocol):
-    """A provider's format: from OpenAI's request to its own, and from its answers to OpenAI's."""
+    """The half toward providers: from the chat request to the format, and from its answers to chat chunks."""
 
     MANY_CHOICES: bool
     """Whether one call can give `n` choices."""
@@ -57,4 +64,47 @@ class WireFormat(Protocol):
         """Return OpenAI's error object and `retry_after` in seconds, as far as an error status's body has them."""
 
 
-FORMATS: Mapping[Kind, WireFormat] = {"openai": chat, "anthropic": messages, "gemini": gemini}
+class Renderer(Protocol):
+    """Renders the answer of one attempt for its client, once: what readers get is what is stored."""
+
+    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the lines that readers get for exact chunks, complete but for what the API adds.
+
+        A line is a JSON object without line ends.
+        """
+
+    def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the last lines, and the whole answer that the job stores, for the folded chat completion.
+
+        The answer of a job that is not streamed is made of the completion alone.
+        """
+
+
+class ClientFormat(Protocol):
+    """The half toward clients: from a client's checked request to the chat request, and from chat chunks to events."""
+
+    KEEPS_LOG: bool
+    """Whether the lines of a job are one log over all its attempts. If not, a new attempt starts the stream over."""
+
+    def translate(self, document: dict[str, Any]) -> Translation:
+        """Return the chat request that a checked request means.
+
+        Raises:
+            InvalidRequestError: The request cannot be understood; the error names the parameter by the client's path.
+        """
+
+    def renderer(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:
+        """Return the renderer of a new attempt at the request `document`.
+
+        `log` are the lines that readers have of the job's earlier attempts, if the format keeps them.
+        """
+
+    def lines_of(self, response: dict[str, Any]) -> list[bytes]:
+        """Return the lines that a stream of a whole answer has: the same ones at each call."""
+
+
+FORMATS: Mapping[Format, WireFormat] = {"chat": chat, "messages": messages, "gemini": gemini}
+"""The halves toward providers, by the format of a route."""
+
+CLIENT_FORMATS: Mapping[Format, ClientFormat] = {"chat": chat_client}
+"""The halves toward clients, by the format of a job."""

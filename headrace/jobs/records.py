@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from headrace.formats.chat.support import Format
 from headrace.jobs.state import State
 from headrace.usage.spent import Charge, SpentUsage
 
@@ -32,6 +33,7 @@ class NewJob:
     delay_seconds: float = 0
     webhook: str | None = None
     stored: bool = True
+    format: Format = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class NewLine:
     timeout_seconds: float | None
     agent_id: str | None
     agent_version: int | None
+    format: Format = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class ClaimedJob:
     created: int
     seconds_left: float
     batch_id: str | None = None
+    format: Format = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class HeldLine:
     attempt: int
     created: int
     request: str
+    format: Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ class Progress:
     response: str | None
     error: str | None
     charge: Charge
+    format: Format = "chat"
 
 
 @dataclass(frozen=True, slots=True)

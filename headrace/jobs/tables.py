@@ -15,6 +15,13 @@ jobs = sa.Table(
     sa.Column("key_id", sa.ForeignKey("api_keys.id"), nullable=False),
     sa.Column("state", sa.Text, nullable=False, server_default="queued"),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column(
+        "format",
+        sa.Text,
+        nullable=False,
+        server_default="chat",
+        comment="Of its request, its deltas and its response",
+    ),
     sa.Column("agent_id", sa.Text),
     sa.Column("agent_version", sa.Integer),
     sa.Column("batch_id", sa.ForeignKey("batches.id")),
@@ -41,7 +48,7 @@ jobs = sa.Table(
     sa.Column("worker", sa.Text),
     sa.Column("provider", sa.Text),
     sa.Column("delta_count", sa.Integer, nullable=False, server_default="0", comment="Of the last attempt, at its end"),
-    sa.Column("response", sa.Text, comment="A chat.completion, as JSON"),
+    sa.Column("response", sa.Text, comment="The answer in the job's format, as JSON"),
     sa.Column("error", sa.Text, comment="OpenAI's error object and its HTTP `status`, as JSON"),
     sa.Column("webhook", sa.Text, comment="The URL that gets the event of its end"),
     sa.Column(
@@ -65,6 +72,7 @@ jobs = sa.Table(
     sa.CheckConstraint(
         "state IN ('queued', 'running', 'completed', 'failed', 'cancelled', 'expired')", name="state_known"
     ),
+    sa.CheckConstraint("format IN ('chat', 'responses', 'messages')", name="format_known"),
     sa.CheckConstraint("tier IN ('priority', 'default', 'flex', 'batch')", name="tier_known"),
     sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_of_final"),
     sa.CheckConstraint(
@@ -145,7 +153,9 @@ job_deltas = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("first_seq", sa.Integer, nullable=False),
     sa.Column("last_seq", sa.Integer, nullable=False),
-    sa.Column("chunks", sa.Text, nullable=False, comment="One chunk a line, without id, object and created"),
+    sa.Column(
+        "chunks", sa.Text, nullable=False, comment="One line for each event, without the fields that the API adds"
+    ),
     sa.PrimaryKeyConstraint("job_id", "attempt", "first_seq"),
     sa.CheckConstraint("1 <= first_seq AND first_seq <= last_seq", name="seq_in_order"),
 )

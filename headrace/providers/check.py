@@ -74,7 +74,7 @@ async def _check(client: ProviderClient, catalogue: Catalogue, name: str, model:
 
 
 async def _ask(client: ProviderClient, route: Route) -> int | None:
-    form = FORMATS[route.provider.kind]
+    form = FORMATS[route.format]
     request = {
         "messages": [{"role": "user", "content": "Answer with the word: yes"}],
         "max_completion_tokens": _MOST_TOKENS,

@@ -17,6 +17,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError
+from headrace.formats.chat.support import FORMAT_OF
 from headrace.formats.failures import failure
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.providers.cooldown import cooldown_seconds
@@ -121,7 +122,7 @@ class ProviderClient:
                 response = await self._http.send(request, stream=True)
         try:
             if response.status_code != 200:
-                raise await _refusal(response, FORMATS[provider.kind], address)
+                raise await _refusal(response, FORMATS[FORMAT_OF[provider.kind]], address)
             yield Answer(response, address, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):

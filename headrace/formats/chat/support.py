@@ -19,7 +19,13 @@ from headrace.errors import InvalidRequestError
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
 
 Kind = Literal["openai", "anthropic", "gemini"]
+"""The kind of a provider, which is also the name of its format for operators."""
+
+Format = Literal["chat", "responses", "messages", "gemini"]
 """A wire format."""
+
+FORMAT_OF: Mapping[Kind, Format] = {"openai": "chat", "anthropic": "messages", "gemini": "gemini"}
+"""The format that a provider of each kind speaks, unless a route says otherwise."""
 
 
 class Treatment(StrEnum):

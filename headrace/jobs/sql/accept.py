@@ -14,6 +14,7 @@ NEW_JOB = Columns[NewJob](
     Column("account_id", "text"),
     Column("key_id", "text"),
     Column("model", "text"),
+    Column("format", "text"),
     Column("request", "text"),
     Column("metadata", "text", value="{}::jsonb"),
     Column("tier", "text"),

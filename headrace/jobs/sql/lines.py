@@ -16,6 +16,7 @@ NEW_LINE = Columns[NewLine](
     Column("line", "int"),
     Column("custom_id", "text"),
     Column("model", "text"),
+    Column("format", "text"),
     Column("request", "text"),
     Column("metadata", "text", value="{}::jsonb"),
     Column("agent_id", "text"),
@@ -106,10 +107,10 @@ async def release_lines(
 # Bytes of requests after which a page of held jobs ends; a request has up to 20 MB.
 _HELD_BYTES = 4 * 1024 * 1024
 _HELD = """
-SELECT id, line, attempt, created, request FROM (
+SELECT id, line, attempt, created, request, format FROM (
     SELECT *, sum(octet_length(request)) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING)
               - octet_length(request) AS before
-    FROM (SELECT id, line, attempt, floor(extract(epoch FROM created_at))::bigint AS created, request FROM jobs
+    FROM (SELECT id, line, attempt, floor(extract(epoch FROM created_at))::bigint AS created, request, format FROM jobs
           WHERE batch_id = %(batch_id)s AND worker = %(parcel)s AND state = 'running' AND line > %(after)s
                 AND (%(ids)b::text[] IS NULL OR id = ANY(%(ids)b::text[]))
           ORDER BY line LIMIT %(limit)s) AS held

@@ -19,7 +19,7 @@ from headrace.usage.tables import usage
 
 _PROGRESS = """
 SELECT state, jobs.attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM jobs.created_at))::bigint,
-       response, error, coalesce(prompt_tokens + completion_tokens, 0), cost
+       response, error, coalesce(prompt_tokens + completion_tokens, 0), cost, format
 FROM jobs LEFT JOIN usage ON usage.job_id = jobs.id AND usage.created_at = finished_at AND kind = 'counted'
 WHERE jobs.id = %(id)s AND deleted_at IS NULL
 """
@@ -30,9 +30,9 @@ async def read_progress(database: Database, job_id: str) -> Progress | None:
     rows = await execute(database.relaxed, _PROGRESS, {"id": job_id})
     if not rows:
         return None
-    state, attempt, in_attempt, delta_count, created, response, error, tokens, cost = rows[0]
+    state, attempt, in_attempt, delta_count, created, response, error, tokens, cost, form = rows[0]
     charge = Charge(tokens, cost)
-    return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge)
+    return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge, form)
 
 
 _DELTAS = """
@@ -87,6 +87,7 @@ VIEW = sa.select(
     jobs.c.id,
     jobs.c.state,
     jobs.c.model,
+    jobs.c.format,
     jobs.c.agent_id,
     jobs.c.agent_version,
     jobs.c.batch_id,

@@ -12,6 +12,7 @@ import orjson
 from headrace.batches.lines import LineReader, RawLine
 from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamError, UpstreamTooLargeError
+from headrace.formats.chat.support import FORMAT_OF
 from headrace.formats.json_document import is_too_deep
 from headrace.formats.lenient import parse_json
 from headrace.formats.registry import FORMATS
@@ -49,7 +50,7 @@ async def ask(
         UpstreamError: The answer is not a JSON object, or the call failed, with the class that any call raises.
     """
     secret = provider.secret()
-    headers = {**FORMATS[provider.kind].render_headers(secret), **(headers or {})}
+    headers = {**FORMATS[FORMAT_OF[provider.kind]].render_headers(secret), **(headers or {})}
     with _concealed(secret):
         async with client.call(provider, method=method, url=url, headers=headers, body=body) as answer:
             text = await answer.read()
@@ -85,7 +86,7 @@ async def read_results(
         UpstreamError: A file is missing, or its connection broke. Results before that are valid.
     """
     secret = provider.secret()
-    headers = FORMATS[provider.kind].render_headers(secret)
+    headers = FORMATS[FORMAT_OF[provider.kind]].render_headers(secret)
     for url in urls:
         lines, size = LineReader(largest=LARGEST_LINE), 0
         with _concealed(secret):

@@ -139,7 +139,7 @@ async def fill(
 
     `render` puts a job's id around the body of a call.
     """
-    form = FORMATS[route.provider.kind]
+    form = FORMATS[route.format]
     left_behind = []
     async for job_id, request in lines:
         rendered = None

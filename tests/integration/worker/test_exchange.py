@@ -11,6 +11,7 @@ import pytest
 from headrace.catalogue.models import Model, Route
 from headrace.catalogue.models import Provider as Entry
 from headrace.errors import UpstreamTooLargeError
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.ids import new_id
 from headrace.jobs.records import ClaimedJob
 from headrace.providers import client as clients
@@ -47,7 +48,8 @@ async def complete(http: ProviderClient, upstream: Provider, behaviour: Behaviou
         seconds_left=60,
     )  # fmt: skip
     route = Route("p", entry, MODEL, Model(routes=[f"p/{MODEL}"]))
-    return await Exchange(http, job, route, request, pass_on=lambda _: None).complete()
+    renderer = CLIENT_FORMATS["chat"].renderer(job, request)
+    return await Exchange(http, job, route, request, renderer=renderer, pass_on=lambda _: None).complete()
 
 
 def endless(*events: bytes) -> Behaviour:

@@ -21,7 +21,7 @@ from headrace.errors import InvalidRequestError, UpstreamError
 from headrace.formats.chat.completion import ChatCompletion, ChatCompletionChunk
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.request import parse_chat_request
-from headrace.formats.chat.support import dropped_parameters
+from headrace.formats.chat.support import FORMAT_OF, dropped_parameters
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.providers.sse import Event, EventReader
 
@@ -69,7 +69,7 @@ def bare(completion: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_there_are_recordings_of_every_format(kind: str) -> None:
-    least = {"openai": 8, "anthropic": 30, "gemini": 30}
+    least = {"chat": 8, "messages": 30, "gemini": 30}
     assert len(list((RECORDINGS / kind).glob("*.json"))) >= least[kind]
 
 
@@ -107,7 +107,7 @@ def test_chunks_are_openais(form: WireFormat, recording: dict[str, Any]) -> None
     seen: set[int] = set()
     calls: dict[int, int] = {}
     for chunk in chunks:
-        assert form is FORMATS["openai"] or not chunk.keys() & {"id", "object", "created"}  # those are the job's
+        assert form is FORMATS["chat"] or not chunk.keys() & {"id", "object", "created"}  # those are the job's
         ChatCompletionChunk.model_validate({**chunk, **ENVELOPE, "object": "chat.completion.chunk"})
         for choice in chunk["choices"]:
             index = choice["index"]
@@ -191,12 +191,12 @@ def test_a_broken_event_is_an_upstreams_error_and_nothing_else(
                 fold.add(chunk)
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+@pytest.mark.parametrize("kind", ["messages", "gemini"])
 def test_arguments_that_are_too_deep_are_an_upstreams_error(kind: Any) -> None:
     form, depth = FORMATS[kind], 100_000
     nested = "[" * depth + "]" * depth
     answers = {
-        "anthropic": '{"model":"m","stop_reason":"tool_use","usage":{},"content":['
+        "messages": '{"model":"m","stop_reason":"tool_use","usage":{},"content":['
         '{"type":"tool_use","id":"c","name":"f","input":{"a":%s}}]}',
         "gemini": '{"candidates":[{"finishReason":"STOP","content":{"parts":['
         '{"functionCall":{"name":"f","args":{"a":%s}}}]}}]}',
@@ -226,4 +226,4 @@ def test_what_clients_add_breaks_no_format(kind: Any, odd: Any) -> None:
     with contextlib.suppress(InvalidRequestError):
         parse_chat_request(orjson.dumps(request))
         dropped_parameters(kind, "m", request)
-        FORMATS[kind].render_request(request, model="m", stream=True, output_limit=None)
+        FORMATS[FORMAT_OF[kind]].render_request(request, model="m", stream=True, output_limit=None)

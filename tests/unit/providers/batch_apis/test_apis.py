@@ -18,7 +18,7 @@ from headrace.errors import (
     UpstreamRefusedError,
     UpstreamTimeoutError,
 )
-from headrace.formats.chat.support import Kind
+from headrace.formats.chat.support import FORMAT_OF, Kind
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.ids import new_id
 from headrace.providers.batch_apis import anthropic, openai
@@ -59,13 +59,13 @@ async def fill_with(
 
 def spoken(*parts: str) -> list[Any]:
     """Return the recordings of formats whose providers' batches we speak."""
-    forms = {id(FORMATS[kind]) for kind in BATCH_APIS}
+    forms = {id(FORMATS[FORMAT_OF[kind]]) for kind in BATCH_APIS}
     return [param for param in recordings(*parts) if id(param.values[0]) in forms]
 
 
 @pytest.mark.parametrize(("form", "recording"), spoken("request", "rendered"))
 async def test_a_line_holds_the_body_of_a_call(form: WireFormat, recording: Json) -> None:
-    kind = next(kind for kind in BATCH_APIS if FORMATS[kind] is form)
+    kind = next(kind for kind in BATCH_APIS if FORMATS[FORMAT_OF[kind]] is form)
     request, model = recording["request"], recording["model"]
     route = route_to(kind, model)
     with Parcel() as parcel:
@@ -79,7 +79,7 @@ async def test_a_line_holds_the_body_of_a_call(form: WireFormat, recording: Json
 @pytest.mark.parametrize(("form", "recording"), spoken("answer", "completion"))
 def test_a_result_holds_the_answer_to_a_call(form: WireFormat, recording: Json) -> None:
     answer = recording["answer"]
-    if form is FORMATS["openai"]:
+    if form is FORMATS["chat"]:
         read = openai._read({"custom_id": "a", "response": {"status_code": 200, "body": answer}, "error": None})
     else:
         read = anthropic._read({"custom_id": "a", "result": {"type": "succeeded", "message": answer}})

@@ -1,0 +1,38 @@
+"""What a client's request means as a chat request: the form in which routing, limits and providers' formats take it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_MESSAGE = re.compile(r"messages\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A client's request as a chat request, and what a chat request cannot say of it.
+
+    A provider of the client's own format gets the request as it came, so `own` and `dropped` concern the others.
+    """
+
+    chat: dict[str, Any]
+    """The document of the chat request."""
+    own: Sequence[str] = ()
+    """Paths of parameters that only a provider of the client's own format can honour."""
+    dropped: Sequence[str] = ()
+    """Paths of parameters that the chat request leaves out, because the answer is as good without them."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The client's paths of parameters that the chat request has under other names."""
+    messages: Sequence[str] = ()
+    """The client's path of each message of the chat request, if they differ."""
+
+    def path(self, param: str) -> str:
+        """Return the path in the client's request of a parameter of the chat request."""
+        match = _MESSAGE.match(param)
+        if match is not None and int(match[1]) < len(self.messages):
+            return self.messages[int(match[1])] + param[match.end() :]
+        end = next((at for at, char in enumerate(param) if char in ".["), len(param))
+        name = self.names.get(param[:end])
+        return param if name is None else name + param[end:]
