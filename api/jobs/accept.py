@@ -15,6 +15,7 @@ from fastapi import Request
 
 from api.http.idempotency import has_key, resource_id
 from api.jobs.asked import Asked
+from api.jobs.client_events import Begin, events_for
 from api.jobs.doubts import Doubts
 from api.resources.webhooks import accept_webhook
 from headrace.agents.queries import AgentVersion, find_agent
@@ -48,8 +49,8 @@ class Submission:
     """The routes that the worker may try, in order."""
     asked: Asked | None
     """The request, until Postgres has it."""
-    includes_usage: bool
-    """Whether the client wants its stream to end with a usage chunk."""
+    events: Begin
+    """Makes the stream that the client reads, if it asked for one."""
     repeated: bool
     """Whether an earlier request with the same Idempotency-Key may have created the job."""
 
@@ -71,7 +72,7 @@ async def new_job(
     webhook: str | None = None,
     background: bool,
 ) -> Submission:
-    """Return the job that a chat request to a model or an agent asks for.
+    """Return the job that a request to a model or an agent asks for.
 
     `sent` is the whole body, which a repeated request with the same Idempotency-Key repeats. The other arguments
     override fields of the request.
@@ -81,18 +82,18 @@ async def new_job(
         InvalidRequestError: No route to the model supports the request, or its webhook is not allowed.
         ConflictError: The Idempotency-Key came with another request.
     """
-    webhook = webhook or asked.chat.webhook
+    webhook = webhook or asked.terms.webhook
     if webhook is not None:
         await accept_webhook(request, principal.account_id, webhook)
-    principal.check_may_ask(asked.chat.model, asked.chat.fallbacks or ())
-    labels = metadata if metadata is not None else asked.chat.metadata
+    principal.check_may_ask(asked.terms.model, asked.terms.fallbacks or ())
+    labels = metadata if metadata is not None else asked.terms.metadata
     agent = None
-    if asked.chat.model.startswith(AGENT_PREFIX):
-        agent = await _agent(request, principal, asked.chat.model)
+    if asked.terms.model.startswith(AGENT_PREFIX):
+        agent = await _agent(request, principal, asked.terms.model)
         size = len(agent.definition) + len(asked.body)
         asked = await offloaded(size, asked.to_model_of, agent)
-    chat, size = asked.chat, len(asked.body)
-    check = functools.partial(check_servable, request.state.catalogue.current, chat, asked.document, metadata=labels)
+    terms, size = asked.terms, len(asked.body)
+    check = functools.partial(check_servable, request.state.catalogue.current, terms, asked.document, metadata=labels)
     fresh = new_id("job")
     usable = await offloaded(size, check, seed=fresh)
     job_id, repeated = await resource_id(request, principal, fresh, sent)
@@ -102,19 +103,20 @@ async def new_job(
         id=job_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
-        model=chat.model,
+        model=terms.model,
+        format=asked.format,
         request=asked.body.decode(),
         agent_id=None if agent is None else agent.id,
         agent_version=None if agent is None else agent.version,
         metadata=orjson.dumps(labels).decode() if labels else None,
-        tier=tier or _TIERS.get(chat.service_tier or "", "default"),
+        tier=tier or _TIERS.get(terms.service_tier or "", "default"),
         background=background,
-        streamed=bool(chat.stream) and not background,
+        streamed=bool(terms.stream) and not background,
         # A client with a key may come back to any process, so the events of its job go to no single one.
         origin=None if background or has_key(request) else request.state.hub.origin,
         webhook=webhook,
-        stored=chat.store is not False,
-        timeout_seconds=timeout_seconds or chat.timeout or request.state.settings.job_timeout_seconds,
+        stored=terms.store is not False,
+        timeout_seconds=timeout_seconds or terms.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
     return Submission(
@@ -123,7 +125,7 @@ async def new_job(
         scopes,
         [way.route for way in usable],
         asked,
-        includes_usage=chat.stream_options is not None and bool(chat.stream_options.include_usage),
+        events_for(asked, job_id),
         repeated=repeated,
     )
 

@@ -1,4 +1,4 @@
-"""The one form in which a request travels through the API."""
+"""The one form in which a request travels through the API, whichever format its client speaks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import orjson
 from headrace.agents.persona import resolve
 from headrace.agents.queries import AgentVersion
 from headrace.formats.chat.request import ChatRequest, JobSubmission, check_request
+from headrace.formats.chat.support import Format
 from headrace.formats.json_document import parse_json
+from headrace.formats.translation import Translation
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A chat request: the bytes that its job stores, the JSON document in them, and the checked model.
+    """A client's request: the bytes that its job stores, its checked model, and the chat request that it means.
 
-    `chat` has only the first messages of a long request (see `check_request`); `document` has all of them.
+    `terms` has only the first messages of a long request (see `check_request`); `document` has all of them.
     """
 
+    format: Format
     body: bytes
-    document: dict[str, Any]
-    chat: ChatRequest
+    terms: ChatRequest
+    translation: Translation
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The document of the chat request."""
+        return self.translation.chat
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -32,14 +40,15 @@ class Asked:
             InvalidRequestError: The body is not a valid chat request; the error names the parameter.
         """
         document = parse_json(body)
-        return cls(body, document, check_request(ChatRequest, document))
+        return cls("chat", body, check_request(ChatRequest, document), Translation(document))
 
     @classmethod
     def parse_submission(cls, body: bytes) -> tuple[JobSubmission, Self]:
         """Return a job submission, and the chat request in its field `request`. Raises as `parse` does."""
         document = parse_json(body)
         submission = check_request(JobSubmission, document, within="request")
-        return submission, cls(orjson.dumps(document["request"]), document["request"], submission.request)
+        asked = document["request"]
+        return submission, cls("chat", orjson.dumps(asked), submission.request, Translation(asked))
 
     def to_model_of(self, agent: AgentVersion) -> Self:
         """Return a request to an agent as the request to the agent's model.
@@ -47,4 +56,4 @@ class Asked:
         Raises as `parse` does: the request and the agent may each be valid, and their combination invalid.
         """
         document = resolve(orjson.loads(agent.definition), self.document)
-        return type(self)(orjson.dumps(document), document, check_request(ChatRequest, document))
+        return type(self)("chat", orjson.dumps(document), check_request(ChatRequest, document), Translation(document))

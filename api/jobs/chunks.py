@@ -26,6 +26,10 @@ class Chunks:
         self.over = False
         self.broken = False
 
+    def begin(self) -> list[bytes]:
+        """Return nothing: a stream of chunks begins with the first one of the answer."""
+        return []
+
     def render(self, event: Event) -> list[bytes]:
         """Return the lines that a client gets for an event."""
         if isinstance(event, Deltas):
@@ -37,13 +41,17 @@ class Chunks:
         if isinstance(event, Ended):
             self.over = True
             if event.response is None:
-                return [error_event(restore_error(event.error))]
+                return [self.refuse(restore_error(event.error))]
             return [*self._usage(event.response), _DONE]
         if isinstance(event, Retrying) and self._begun:
             # The next attempt would repeat what the client has read.
             self.over = self.broken = True
-            return [error_event(UpstreamError(INTERRUPTED))]
+            return [self.refuse(UpstreamError(INTERRUPTED))]
         return []
+
+    def refuse(self, error: HeadraceError) -> bytes:
+        """Return an error as an event of the stream, in OpenAI's shape."""
+        return render_event(orjson.dumps({"error": error.body()}))
 
     def _usage(self, response: bytes) -> list[bytes]:
         if not self._include_usage:
@@ -51,8 +59,3 @@ class Chunks:
         completion = orjson.loads(response)
         chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
         return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
-
-
-def error_event(error: HeadraceError) -> bytes:
-    """Return an error as an event of a stream that has begun, in OpenAI's shape."""
-    return render_event(orjson.dumps({"error": error.body()}))

@@ -19,7 +19,7 @@ from api.http.idempotency import has_key
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
-from api.jobs.chunks import Chunks, error_event
+from api.jobs.client_events import ClientEvents
 from api.jobs.watch import close_when_gone
 from headrace.errors import AuthenticationError, HeadraceError, OutcomeUnknownError, restore_error
 from headrace.events.follow import Deltas, Ended, Event, Silence, follow
@@ -74,7 +74,8 @@ class Foreground:
         try:
             listener, events = await stack.enter_async_context(self._listening())
             listener.patience_seconds = self.request.state.settings.header_wait_seconds
-            first = await self._first(events)
+            written = self.submission.events(self.created)
+            first = await self._first(written, events)
         except ListenerClosedError:
             await stack.aclose()
             return await self._end_early()
@@ -83,41 +84,49 @@ class Foreground:
             await self._settle()
             raise
         listener.patience_seconds = self.request.state.settings.ping_seconds
-        return EventStream(self._chunks(stack, first, events), self.headers)
+        return EventStream(self._events(stack, written, first, events), self.headers)
 
-    async def _chunks(
-        self, stack: contextlib.AsyncExitStack, first: Event, events: AsyncIterator[Event]
+    async def _events(
+        self,
+        stack: contextlib.AsyncExitStack,
+        written: ClientEvents,
+        first: tuple[Event, list[bytes]],
+        events: AsyncIterator[Event],
     ) -> AsyncGenerator[list[bytes], None]:
         async with stack:
             ended = False
-            chunks = Chunks(self.job_id, self.created, include_usage=self.submission.includes_usage)
             try:
-                event = first
+                event, rendered = first
                 while not ended:
-                    rendered = chunks.render(event)
-                    ended = chunks.over
+                    ended = written.over
                     if isinstance(event, Ended):
                         await self._settle(event)
                     yield rendered
-                    event = event if ended else await anext(events)
-                ended = not chunks.broken
+                    if not ended:
+                        event = await anext(events)
+                        rendered = written.render(event)
+                ended = not written.broken
                 await self._forget()
             except ListenerClosedError:
                 if self._listener is not None and self._listener.refused:
-                    yield [error_event(AuthenticationError())]
+                    yield [written.refuse(AuthenticationError())]
                 elif self.request.state.hub.ending.is_set():
-                    yield [error_event(shutdown_error())]
+                    yield [written.refuse(shutdown_error())]
             finally:
                 if not ended:
                     await self._abandon()
 
-    async def _first(self, events: AsyncIterator[Event]) -> Event:
-        """Return the first event that a client sees, or the first silence. Raises the error of a job that fails."""
+    async def _first(self, written: ClientEvents, events: AsyncIterator[Event]) -> tuple[Event, list[bytes]]:
+        """Return the first event that a client sees, or the first silence, and what the client gets for it.
+
+        Raises the error of a job that fails.
+        """
         async for event in events:
             if isinstance(event, Ended) and event.response is None:
                 raise self._failed(event.error)
+            rendered = written.render(event)
             if isinstance(event, Deltas | Ended | Silence):
-                return event
+                return event, rendered
         raise AssertionError("a job's events end with its end")
 
     def _failed(self, document: bytes | None) -> HeadraceError:

@@ -40,7 +40,7 @@ async def _submit(request: Request, principal: Principal) -> Submission:
     """Return the job that a request asks for. The body is freed on return, before the client waits."""
     body = await read_body(request)
     asked = await offloaded(len(body), Asked.parse, body)
-    return await new_job(request, principal, asked, sent=body, background=bool(asked.chat.background))
+    return await new_job(request, principal, asked, sent=body, background=bool(asked.terms.background))
 
 
 async def start(request: Request, submission: Submission) -> Response:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -13,17 +12,15 @@ from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.body import read_body
-from api.http.errors import render_json, shutdown_error
+from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import EventStream
+from api.jobs.attached import attached
 from api.jobs.cancel import erase
-from api.jobs.chunks import Chunks, error_event
-from api.jobs.watch import watching
-from headrace.errors import AuthenticationError, HeadraceError, NotFoundError, invalid_parameter, restore_error
-from headrace.events.follow import follow
-from headrace.events.listener import ListenerClosedError
+from api.jobs.chunks import Chunks
+from headrace.errors import NotFoundError, invalid_parameter, restore_error
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.formats.chat.request import Metadata
 from headrace.formats.chat.validation import check_text, parse_body
@@ -33,7 +30,6 @@ from headrace.jobs.sql.label import label_job
 from headrace.jobs.sql.lists import list_jobs
 from headrace.jobs.sql.read import get_job, get_request
 from headrace.jobs.state import State
-from headrace.keys.queries import Principal
 from headrace.stores.connections import Row
 
 router = APIRouter(prefix="/chat/completions", tags=["Chat"])
@@ -120,7 +116,8 @@ async def get_completion(
         asked = await _asked(request, completion_id, principal.account_id)
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         request.state.subscribers.check(principal.key_id)
-        return EventStream(_attached(request, principal, row.id, row.created_at, include_usage=include_usage))
+        chunks = Chunks(row.id, row.created_at, include_usage=include_usage)
+        return EventStream(attached(request, principal, row.id, chunks))
     if row.error is not None:
         raise restore_error(row.error)
     _check_completed(row, completion_id)
@@ -225,21 +222,3 @@ async def _asked(request: Request, completion_id: str, account_id: str) -> dict[
 
 def _no_such_completion(completion_id: str) -> NotFoundError:
     return NotFoundError(f"No completion found with id '{completion_id[:100]}'.", param="completion_id")
-
-
-async def _attached(
-    request: Request, principal: Principal, job_id: str, created: int, *, include_usage: bool
-) -> AsyncGenerator[list[bytes], None]:
-    chunks = Chunks(job_id, created, include_usage=include_usage)
-    async with watching(request, principal, job_id) as listener:
-        try:
-            async with aclosing(follow(listener, request.state.database)) as events:
-                async for event in events:
-                    yield chunks.render(event)
-                    if chunks.over:
-                        return
-        except ListenerClosedError:
-            # Without an error the stream would look complete. A client that has left reads neither.
-            yield [error_event(AuthenticationError() if listener.refused else shutdown_error())]
-        except HeadraceError as error:
-            yield [error_event(error)]

@@ -1,0 +1,35 @@
+"""A stream of a job that runs on without its reader: the reader may leave and come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import Request
+
+from api.http.errors import shutdown_error
+from api.jobs.client_events import ClientEvents
+from api.jobs.watch import watching
+from headrace.errors import AuthenticationError, HeadraceError
+from headrace.events.follow import follow
+from headrace.events.listener import ListenerClosedError
+from headrace.keys.queries import Principal
+
+
+async def attached(
+    request: Request, principal: Principal, job_id: str, written: ClientEvents
+) -> AsyncGenerator[list[bytes], None]:
+    """Yield what a reader gets of a job, from its start to its end."""
+    async with watching(request, principal, job_id) as listener:
+        yield written.begin()
+        try:
+            async with aclosing(follow(listener, request.state.database)) as events:
+                async for event in events:
+                    yield written.render(event)
+                    if written.over:
+                        return
+        except ListenerClosedError:
+            # Without an error the stream would look complete. A client that has left reads neither.
+            yield [written.refuse(AuthenticationError() if listener.refused else shutdown_error())]
+        except HeadraceError as error:
+            yield [written.refuse(error)]

@@ -1,0 +1,40 @@
+"""What a client reads of its job while the job runs: one interface, and an implementation for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from api.jobs.asked import Asked
+from api.jobs.chunks import Chunks
+from headrace.errors import HeadraceError
+from headrace.events.follow import Event
+
+
+class ClientEvents(Protocol):
+    """Renders the events of a job as the one stream that a client reads, in the client's format."""
+
+    over: bool
+    """Whether the last rendered event ends the stream."""
+    broken: bool
+    """Whether the stream ends before its job."""
+
+    def begin(self) -> list[bytes]:
+        """Return the events that open the stream, if they have not been rendered yet."""
+
+    def render(self, event: Event) -> list[bytes]:
+        """Return the events that the client gets for an event of the job."""
+
+    def refuse(self, error: HeadraceError) -> bytes:
+        """Return the event of an error that ends the stream, but not the job."""
+
+
+Begin = Callable[[int], ClientEvents]
+"""Returns the events of a new stream of a job that was created at a time, in Unix seconds."""
+
+
+def events_for(asked: Asked, job_id: str) -> Begin:
+    """Return what makes the stream that a request's client reads."""
+    options = asked.terms.stream_options
+    return partial(Chunks, job_id, include_usage=options is not None and bool(options.include_usage))
