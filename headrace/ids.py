@@ -57,3 +57,33 @@ def batch_line_id(job_id: str) -> str:
 def job_id_of_line(line_id: str) -> str:
     """Return the id of the job of a line in a batch's output."""
     return "job_" + line_id.removeprefix("batch_req_")
+
+
+def response_id(job_id: str) -> str:
+    """Return the id of a job's response."""
+    return "resp_" + job_id.removeprefix("job_")
+
+
+def job_id_of_response(response_id: str) -> str:
+    """Return the id of the job that made a response."""
+    return "job_" + response_id.removeprefix("resp_")
+
+
+FIRST_INPUT_ITEM = 0x8000
+"""The number of the first input item of a response. The numbers below are those of its output items."""
+
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})[0-9a-f]{4}")
+
+
+def item_id(prefix: str, job_id: str, number: int) -> str:
+    """Return the id of an item of a job's response, such as `msg_019a…0000`: the job's digits and the item's number.
+
+    Output item number k has number k, over all attempts of the job; input item number i has `FIRST_INPUT_ITEM` + i.
+    """
+    return f"{prefix}_{job_id.removeprefix('job_')}{number:04x}"
+
+
+def job_id_of_item(item_id: str) -> str | None:
+    """Return the id of the job in whose response an item is, or None if the id is not one of Headrace's items."""
+    match = _ITEM_ID.fullmatch(item_id)
+    return None if match is None else "job_" + match[1]
