@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,24 +18,31 @@ log = logging.getLogger(__name__)
 
 # Seconds between two writes, however many attempts begin: one statement for all of them.
 _PAUSE_SECONDS = 0.02
+# Seconds that a delta waits for Postgres whose readers get it only then: a stream in steps that look fluent.
+_READERS_WAIT_SECONDS = 0.1
 
 
 class Deltas:
     """The deltas of one attempt: counted since its start, and held until Postgres has them."""
 
-    __slots__ = ("_attempt", "_first_at", "_held", "_job_id", "_saved", "_taken", "seq")
+    __slots__ = ("_attempt", "_before", "_first_at", "_held", "_job_id", "_saved", "_taken", "on_saved", "seq")
 
-    def __init__(self, job_id: str, attempt: int) -> None:
-        """Start without deltas."""
+    def __init__(self, job_id: str, attempt: int, *, on_saved: Callable[[Segment], None] | None = None) -> None:
+        """Start without deltas. `on_saved` is called with each segment that Postgres has."""
         self.seq = 0
         """The number of the last delta, 0 before the first."""
+        self.on_saved = on_saved
         self._job_id = job_id
         self._attempt = attempt
         self._first_at: float | None = None
-        self._saved = 0
+        self._before = self._saved = 0
         # One buffer, as an object for each delta would take many times its bytes: each delta and a line end.
         self._held = bytearray()
         self._taken = 0
+
+    def resume(self, seq: int) -> None:
+        """Continue after delta `seq`, the last one of an earlier attempt."""
+        self.seq = self._saved = self._before = seq
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Count deltas, one JSON object a line, and hold them."""
@@ -59,11 +66,13 @@ class Deltas:
         del self._held[: self._taken]
         self._taken = 0
         self._saved = segment.last_seq
+        if self.on_saved is not None:
+            self.on_saved(segment)
 
     @property
     def kept(self) -> bool:
         """Tell whether Postgres has any delta of this attempt."""
-        return self._saved > 0
+        return self._saved > self._before
 
     def seconds_since_first(self) -> float | None:
         """Return how long ago the first delta came, in seconds."""
@@ -78,6 +87,7 @@ class DeltaWriter:
         self._database = database
         self._interval = interval_seconds
         self._soon = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._dirty: set[Deltas] = set()
         self._writing: set[Deltas] = set()
         self._written: asyncio.Future[None] | None = None
@@ -87,6 +97,8 @@ class DeltaWriter:
         self._dirty.add(deltas)
         if not deltas.kept:
             self._soon.set()
+        elif deltas.on_saved is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_READERS_WAIT_SECONDS, self._soon.set)
 
     async def settle(self, deltas: Deltas) -> None:
         """Return once no write of an attempt's deltas is under way; those still held go with its end."""
@@ -101,6 +113,9 @@ class DeltaWriter:
                 async with asyncio.timeout(self._interval):
                     await self._soon.wait()
             self._soon.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             if self._dirty:
                 await self._write()
                 await asyncio.sleep(_PAUSE_SECONDS)

@@ -73,6 +73,8 @@ class Endings:
             broken = replace(finished, state=state, response=None, error=body.decode(), segment=None)
             ours = await self._availability.patiently(lambda: self._group.submit(broken))
         if ours:
+            if attempt.deltas.on_saved is not None and finished.segment is not None:
+                attempt.deltas.on_saved(finished.segment)
             charge = NOTHING if spent is None else spent.charge
             frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)

@@ -83,6 +83,8 @@ class Executor:
         endings = Endings(database, self._availability, queue, publisher, self._deltas)
         self._runner = Runner(
             catalogue,
+            database=database,
+            availability=self._availability,
             client=client,
             circuits=self._circuits,
             throttle=self._throttle,

@@ -16,11 +16,14 @@ from headrace.errors import UpstreamRefusedError, UpstreamTimeoutError, Upstream
 from headrace.events.publisher import Publisher
 from headrace.events.wire import Frame
 from headrace.formats.registry import CLIENT_FORMATS
-from headrace.jobs.records import ClaimedJob
+from headrace.jobs.records import ClaimedJob, Segment
+from headrace.jobs.sql.read import read_log
 from headrace.providers.client import ProviderClient
 from headrace.runtime.offload import offloaded
+from headrace.stores.database import Database
 from headrace.telemetry.logs import bind
 from worker.attempt import Attempt, Lease
+from worker.availability import Availability
 from worker.claims import Claims
 from worker.deltas import Deltas, DeltaWriter
 from worker.exchange import Exchange
@@ -42,6 +45,8 @@ class Runner:
         self,
         catalogue: Catalogue,
         *,
+        database: Database,
+        availability: Availability,
         client: ProviderClient,
         circuits: Circuits,
         throttle: Throttle,
@@ -53,6 +58,8 @@ class Runner:
     ) -> None:
         self.catalogue = catalogue
         """The models whose routes the next attempts take."""
+        self._database = database
+        self._availability = availability
         self._client = client
         self._circuits = circuits
         self._throttle = throttle
@@ -78,13 +85,16 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None
         document = orjson.loads(job.request)
+        # A log that outlives its attempt is read from Postgres alone, so readers never have a line that it lacks.
+        late = job.background and CLIENT_FORMATS[job.format].KEEPS_LOG
+        on_saved = partial(self._publish_saved, job, lease) if late else None
         attempt = Attempt(
             job,
             document=document,
             request=CLIENT_FORMATS[job.format].translate(document).chat,
             task=task,
             lease=lease,
-            deltas=Deltas(job.id, job.attempt),
+            deltas=Deltas(job.id, job.attempt, on_saved=on_saved),
         )
         self._leases.add(attempt)
         if job.streamed or (job.background and job.batch_id is None):  # other clients wait for the whole answer alone
@@ -114,9 +124,10 @@ class Runner:
         route = await self._choose_route(attempt)
         if job.retries and self._circuits.better_elsewhere(route.provider_name, job.tier, account=job.account_id):
             raise UpstreamUnavailableError  # the job has failed here once: another worker's path may be fine
+        log = await self._read_log(attempt)
         # The exchange refers to what the attempt holds, not to the attempt, which holds the exchange.
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
-        renderer = CLIENT_FORMATS[job.format].renderer(job, attempt.document)
+        renderer = CLIENT_FORMATS[job.format].renderer(job, attempt.document, log=log)
         exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, pass_on=pass_on)
         async with asyncio.timeout(job.seconds_left):
             completion = await self._call(attempt, route, exchange)
@@ -172,11 +183,28 @@ class Runner:
                 if provider.tokens_per_minute is not None:
                     permit.used(exchange.usage.total_tokens)
 
+    async def _read_log(self, attempt: Attempt) -> Sequence[bytes]:
+        """Return the lines of the job's earlier attempts that its readers keep, and number this one's after them."""
+        job = attempt.job
+        if job.attempt == 1 or not CLIENT_FORMATS[job.format].KEEPS_LOG:
+            return ()
+        segments = await self._availability.patiently(lambda: read_log(self._database, job.id))
+        lines = [line for _, _, lines in segments for line in lines]
+        attempt.deltas.resume(len(lines))
+        return lines
+
     def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, lines: Sequence[bytes]) -> None:
         """Hold lines for Postgres and publish them, as long as the lease is valid."""
         frame = Frame(job.id, job.attempt, deltas.seq + 1, "delta", lines)
         deltas.append(lines)
         self._deltas.touch(deltas)
+        if deltas.on_saved is None:
+            self._publisher.publish(frame, origin=job.origin, until=lease.until)
+
+    def _publish_saved(self, job: ClaimedJob, lease: Lease, segment: Segment) -> None:
+        """Publish lines that Postgres has, as long as the lease is valid."""
+        lines = segment.chunks.encode().split(b"\n")
+        frame = Frame(job.id, job.attempt, segment.first_seq, "delta", lines)
         self._publisher.publish(frame, origin=job.origin, until=lease.until)
 
 

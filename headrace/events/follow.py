@@ -4,6 +4,9 @@ A reader subscribes first, then replays, then goes live. A jump in the sequence,
 it back to Postgres, which has every delta within a fraction of a second. An event's id is `attempt-seq`: `0-0` is
 `queued`, `n-0` the start of attempt n, `n-1` … its deltas, and the number after the last delta its end. A job that ends
 outside of an attempt, in the queue or after its worker died, ends with `n-0` for an attempt n that does not exist.
+
+Some formats keep the deltas of all attempts as one log. Then numbers go on from one attempt to the next, a new attempt
+voids no delta, and the end has the number after the log's last line.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from headrace.events.listener import Listener
 from headrace.events.wire import Frame
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
-from headrace.jobs.sql.read import read_deltas, read_positions, read_progress
+from headrace.jobs.sql.read import read_deltas, read_log, read_log_length, read_positions, read_progress
 from headrace.jobs.state import State
 from headrace.stores.database import Database
 from headrace.usage.spent import Charge
@@ -77,7 +80,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """Chunks of the answer, numbered from `first.seq` on: JSON objects without id, object and created."""
+    """Lines of the answer in the job's format, numbered from `first.seq` on."""
 
     first: Cursor
     chunks: Sequence[bytes]
@@ -85,14 +88,14 @@ class Deltas:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """The events of `attempt` are void: the job starts over."""
+    """The attempt is over and the job starts again. The attempt's events are void, unless the format keeps its log."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job ended, with either a `response`, a chat.completion, or an `error`, as JSON."""
+    """The job ended, with either a `response`, in its format, or an `error`, as JSON."""
 
     cursor: Cursor
     state: State
@@ -133,7 +136,7 @@ class _Follower:
         if _is_whole(progress):
             chunks = _chunks_of(progress)
             events = [*self._move_to(attempt), *self._deltas(attempt, 1, chunks)]
-            return [*events, *self._end(progress, len(chunks))]
+            return [*events, *self._end(progress, _end_of(progress, len(chunks)))]
         # The reader may have an end outside of an attempt. The cursor stays until all is read: Postgres may fail.
         past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else _ALL
         kept = await read_deltas(self.database, self.job_id, attempt, after=past)
@@ -143,7 +146,7 @@ class _Follower:
         if progress.state is State.QUEUED and attempt:
             events += self._start_over(attempt)
         if progress.state.is_final:
-            events += self._end(progress, progress.delta_count)
+            events += self._end(progress, _end_of(progress, progress.delta_count))
         return events
 
     def take_all(self, frames: list[Frame]) -> tuple[list[Event], list[Frame]]:
@@ -205,15 +208,48 @@ class _Follower:
         self.cursor = Cursor(attempt, first_seq + len(chunks) - 1)
         return [Deltas(first, new)]
 
-    def _end(self, progress: Progress, delta_count: int) -> list[Event]:
+    def _end(self, progress: Progress, end: Cursor) -> list[Event]:
         self.over = True
-        end = _end_of(progress, delta_count)
         if self.cursor == end:
             return []  # the reader has it all
         self.cursor = end
         response = None if progress.response is None else progress.response.encode()
         error = None if progress.error is None else progress.error.encode()
         return [Ended(self.cursor, progress.state, response, error, progress.charge)]
+
+
+class _LogFollower(_Follower):
+    """A reader of a job whose format keeps its log: numbers go on over all attempts."""
+
+    async def replay(self) -> list[Event]:
+        """Return the events that Postgres has past the cursor."""
+        progress = await read_progress(self.database, self.job_id)
+        if progress is None:
+            raise NotFoundError(f"The job '{self.job_id}' was deleted.")
+        attempt = progress.attempt
+        if _is_whole(progress):
+            lines = _chunks_of(progress)
+            kept, length = [(attempt, 1, lines)], len(lines)
+        else:
+            kept = await read_log(self.database, self.job_id, after=self.cursor.seq)
+            length = kept[-1][1] + len(kept[-1][2]) - 1 if kept else await read_log_length(self.database, self.job_id)
+        events: list[Event] = []
+        for of, first_seq, lines in kept:
+            events += [*self._move_to(of), *self._deltas(self.cursor.attempt, first_seq, lines)]
+        events += self._move_to(attempt)
+        if progress.state is State.QUEUED and attempt:
+            events += self._start_over(attempt)
+        if progress.state.is_final and self.cursor.seq > length:
+            self.over = True  # the reader has the end
+        elif progress.state.is_final:
+            events += self._end(progress, _log_end(progress, length))
+        return events
+
+    def _move_to(self, attempt: int) -> list[Event]:
+        seq = self.cursor.seq
+        events = super()._move_to(attempt)
+        self.cursor = Cursor(self.cursor.attempt, seq)
+        return events
 
 
 def _end_of(progress: Progress, delta_count: int) -> Cursor:
@@ -223,13 +259,18 @@ def _end_of(progress: Progress, delta_count: int) -> Cursor:
     return Cursor(progress.attempt + 1, 0)
 
 
+def _log_end(progress: Progress, length: int) -> Cursor:
+    """Return the id of the end of a job whose log has `length` lines."""
+    return Cursor(progress.attempt if progress.in_attempt else progress.attempt + 1, length + 1)
+
+
 def _is_whole(progress: Progress) -> bool:
     """Tell whether the job has a whole answer, and so no stored deltas."""
     return progress.state is State.COMPLETED and progress.delta_count == 0
 
 
 def _chunks_of(progress: Progress) -> list[bytes]:
-    """Return the chunks of a whole answer, as a stream would have had them: the same ones at each call."""
+    """Return the lines of a whole answer, as a stream would have had them: the same ones at each call."""
     return CLIENT_FORMATS[progress.format].lines_of(orjson.loads(progress.response or "{}"))
 
 
@@ -242,6 +283,10 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
     progress = await read_progress(database, job_id)
     if progress is None:
         raise NotFoundError(f"The job '{job_id}' was deleted.")
+    if CLIENT_FORMATS[progress.format].KEEPS_LOG:
+        whole = _is_whole(progress)
+        length = len(_chunks_of(progress)) if whole else await read_log_length(database, job_id)
+        return _log_end(progress, length) if progress.state.is_final else Cursor(progress.attempt, length)
     if not progress.state.is_final and not progress.in_attempt:
         # Between two attempts: readers may have any delta of the first, though Postgres has deleted them.
         return Cursor(progress.attempt, _ALL) if progress.attempt else START
@@ -253,17 +298,23 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
 
 
 async def follow(
-    listener: Listener, database: Database, *, after: Cursor = START, replay: bool = True
+    listener: Listener,
+    database: Database,
+    *,
+    after: Cursor = START,
+    replay: bool = True,
+    keeps_log: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of the listener's job past `after`, in order and each once, up to its end.
 
-    Without `replay` it goes live at once: for a job that is being submitted. While Postgres is unavailable it waits.
+    Without `replay` it goes live at once: for a job that is being submitted. `keeps_log` is that of the job's format;
+    the attempt of `after` does not matter then. While Postgres is unavailable the reader waits.
 
     Raises:
         NotFoundError: The job was deleted meanwhile.
         ListenerClosedError: The listener was closed.
     """
-    follower = _Follower(database, listener.job_id, after)
+    follower = (_LogFollower if keeps_log else _Follower)(database, listener.job_id, after)
     frames = None if replay else await listener.get()
     while True:
         events: list[Event]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import MovedJob
 from headrace.jobs.state import State
 from headrace.stores.connections import Row
@@ -12,6 +13,10 @@ from headrace.webhooks.queries import insert_job_deliveries
 
 TRANSACTION = "pg_current_xact_id()::text::bigint"
 """The number of the transaction that ends a job, for `finished_in`."""
+
+_KEPT_LOGS = ",".join(name for name, form in CLIENT_FORMATS.items() if form.KEEPS_LOG)
+STARTS_OVER = f"format <> ALL ('{{{_KEPT_LOGS}}}')"
+"""Whether a new attempt at a job starts its deltas over. If not, the deltas of all attempts are one log."""
 
 
 def tally(moved: str) -> str:

@@ -47,6 +47,28 @@ async def read_deltas(database: Database, job_id: str, attempt: int, *, after: i
     return [(row[0], row[1]) for row in rows]
 
 
+_LOG = """
+SELECT attempt, first_seq, chunks FROM job_deltas
+WHERE job_id = %(id)s AND last_seq > %(after)s ORDER BY attempt, first_seq
+"""
+
+
+async def read_log(database: Database, job_id: str, *, after: int = 0) -> list[tuple[int, int, list[bytes]]]:
+    """Return the stored lines of all attempts past `after`: the attempt, the first sequence number and the lines.
+
+    This is for jobs whose format keeps its log, where sequence numbers go on from one attempt to the next.
+    """
+    rows = await execute(database.relaxed, _LOG, {"id": job_id, "after": after})
+    return [(row[0], row[1], row[2].encode().split(b"\n")) for row in rows]
+
+
+async def read_log_length(database: Database, job_id: str) -> int:
+    """Return the sequence number of the last stored line of a job whose format keeps its log, 0 without one."""
+    query = "SELECT coalesce(max(last_seq), 0) FROM job_deltas WHERE job_id = %(id)s"
+    rows = await execute(database.relaxed, query, {"id": job_id})
+    return int(rows[0][0])
+
+
 _POSITIONS = """
 SELECT id, state, attempt, coalesce((SELECT max(last_seq) FROM job_deltas AS delta
                                      WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.jobs.records import Backlog, MovedJob
-from headrace.jobs.sql.fragments import TRANSACTION, append_unfinished, read_moved, tally_and_notify
+from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_unfinished, read_moved, tally_and_notify
 from headrace.stores.database import Database, execute
 
 _RESCUE = f"""
@@ -29,10 +29,10 @@ WITH dead AS MATERIALIZED (
                                       WHEN 'interrupted' THEN %(interrupted)s END
     FROM dead WHERE jobs.id = dead.id
     RETURNING jobs.id, jobs.account_id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id,
-              jobs.deleted_at, jobs.webhook
+              jobs.deleted_at, jobs.webhook, jobs.format
 ), forgotten AS (
     DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
-    AND (moved.state = 'queued' OR moved.deleted_at IS NOT NULL)
+    AND (moved.state = 'queued' AND {STARTS_OVER} OR moved.deleted_at IS NOT NULL)
 ){tally_and_notify("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """

@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from headrace.jobs.records import ClaimedJob, FinishedJob, Segment
 from headrace.jobs.sql.columns import Column, Columns, unnest
-from headrace.jobs.sql.fragments import TRANSACTION, append_attempt, put_back, storable, tally_and_notify
+from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_attempt, put_back, storable, tally_and_notify
 from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
@@ -60,7 +60,7 @@ WITH held AS (
 ), mine AS MATERIALIZED (
     SELECT jobs.id FROM jobs JOIN held USING (id)
     WHERE jobs.state = 'running' AND jobs.attempt = held.attempt
-    ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED
+    ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
 ), extended AS (
     UPDATE jobs SET lease_until = now() + %(lease)s * interval '1 second' FROM mine WHERE jobs.id = mine.id
 )
@@ -97,6 +97,7 @@ SELECT {_SEGMENT_OF.values("new")}, {SEGMENT.values("new")}
 FROM {unnest("new", _SEGMENT_OF, SEGMENT)}
 JOIN jobs ON jobs.id = new.job_id
 WHERE jobs.state = 'running' AND jobs.attempt = new.attempt AND jobs.deleted_at IS NULL
+FOR KEY SHARE OF jobs
 ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
 """
 
@@ -104,7 +105,8 @@ ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_
 async def append_segments(database: Database, segments: Sequence[Segment]) -> None:
     """Store deltas of running attempts, and drop those of attempts that no longer hold their job.
 
-    The commit waits for the disk, because the worker frees its copy afterwards.
+    The commit waits for the disk, because the worker frees its copy afterwards. The lock keeps a job from another
+    attempt until then: what that attempt reads of an earlier one is final.
     """
     await execute(database.durable, _SEGMENTS, {**_SEGMENT_OF.for_all(segments), **SEGMENT.for_all(segments)})
 
@@ -181,9 +183,9 @@ WITH put_back AS (
                     sent_at = now() + %(delay)s * interval '1 second',
                     tried = {append_attempt("%(record)s::jsonb")}
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING {JOB_FOR_USAGE}, attempt, state, webhook
+    RETURNING {JOB_FOR_USAGE}, attempt, state, webhook, format
 ), forgotten AS (
-    DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id
+    DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id AND {STARTS_OVER}
 ), spent AS (
     {INSERT_USAGE}
     SELECT 'discarded', {FROM_JOB}, %(provider)s, {SPENT.single}

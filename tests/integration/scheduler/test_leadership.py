@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,11 +45,14 @@ async def test_a_scheduler_that_waits_keeps_its_connection_and_leads_next(
 
     async with leadership(database.relaxed) as keep, going_on(keep):
         waiting = asyncio.create_task(wait())
-        [(pid, began)] = await eventually(asked, "the other to ask for the lead")
-        [(again, _)] = await eventually(
-            lambda: [row for row in asked() if row[1] > began], "the other to ask for the lead again"
-        )
-        assert again == pid
+        asks: dict[int, set[Any]] = defaultdict(set)
+
+        def asks_again() -> bool:
+            for pid, began in asked():
+                asks[pid].add(began)
+            return any(len(times) > 1 for times in asks.values())
+
+        await eventually(asks_again, "the other to ask for the lead twice on one connection")
         assert not leads.is_set()
     await eventually(leads.is_set, "the other to lead")
     waiting.cancel()
