@@ -14,6 +14,7 @@ from headrace.formats.chat import client as chat_client
 from headrace.formats.chat import upstream as chat
 from headrace.formats.chat.support import Format
 from headrace.formats.job import JobFacts
+from headrace.formats.responses import client as responses_client
 from headrace.formats.translation import Translation
 
 
@@ -106,5 +107,5 @@ class ClientFormat(Protocol):
 FORMATS: Mapping[Format, WireFormat] = {"chat": chat, "messages": messages, "gemini": gemini}
 """The halves toward providers, by the format of a route."""
 
-CLIENT_FORMATS: Mapping[Format, ClientFormat] = {"chat": chat_client}
+CLIENT_FORMATS: Mapping[Format, ClientFormat] = {"chat": chat_client, "responses": responses_client}
 """The halves toward clients, by the format of a job."""

@@ -1,0 +1,20 @@
+"""The Responses API toward clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headrace.formats.job import JobFacts
+from headrace.formats.responses.events import lines_of
+from headrace.formats.responses.renderer import Renderer
+from headrace.formats.responses.translate import translate
+
+__all__ = ["KEEPS_LOG", "lines_of", "renderer", "translate"]
+
+KEEPS_LOG = True
+
+
+def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:
+    """Return the renderer of an attempt's answer, which goes on behind the log of the job's earlier attempts."""
+    return Renderer(job, document, log=log)

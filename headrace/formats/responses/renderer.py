@@ -1,0 +1,218 @@
+"""Chat chunks as the events of a response: items open and close as the model goes from one to the next.
+
+The items of a response come one after another: reasoning, messages, calls. A call ends where the next item begins, if
+what it is called with is whole; else it stays open until the end, because parallel calls may come by turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from headrace.formats.chat.fold import chunks_of
+from headrace.formats.job import JobFacts
+from headrace.formats.responses.calls import Call
+from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
+from headrace.formats.responses.response import completed
+from headrace.formats.responses.resume import closing_lines
+from headrace.formats.responses.sealed import seal
+from headrace.ids import item_id
+
+_INCOMPLETE = frozenset({"length", "content_filter"})
+# The field of a delta by which a part of a kind grows.
+_FIELDS = {TEXT: "content", REFUSAL: "refusal", THOUGHT: "reasoning_content", SUMMARY: "reasoning_content"}
+
+
+class Renderer:
+    """Renders one attempt's answer; a response has one choice."""
+
+    def __init__(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> None:
+        """Take the client's request, and the lines that readers have of the job's earlier attempts."""
+        self._job = job
+        self._document = document
+        # Lines that no reader has yet, and the `output_index` of the next item.
+        self._lines, self._following = closing_lines(log) if log else ([], 0)
+        self._begun = False
+        self._output: dict[int, dict[str, Any]] = {}
+        self._item: TextItem | None = None
+        self._part: Part | None = None
+        self._field = ""  # by which the open part grows
+        self._calls: dict[int, Call] = {}
+        self._signed: list[Any] = []
+        self._annotations: list[Any] = []
+        self._logprobs: list[Any] = []
+        self._wants_logprobs = "message.output_text.logprobs" in (document.get("include") or ())
+        reasoning = document.get("reasoning") or {}
+        self._thought = SUMMARY if reasoning.get("summary") or reasoning.get("generate_summary") else THOUGHT
+        self._custom = {tool["name"] for tool in document.get("tools") or () if tool.get("type") == "custom"}
+
+    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the lines of exact chunks."""
+        lines, self._lines = self._lines, []
+        self._begun = self._begun or bool(chunks)
+        for chunk in chunks:
+            for choice in chunk["choices"]:
+                delta, part = choice["delta"], self._part
+                if choice["index"]:
+                    continue
+                # Nearly every chunk is a piece of the text that is open.
+                if part is not None and len(delta) == 1 and choice.get("logprobs") is None:
+                    text = delta.get(self._field)
+                    if text:
+                        part.pieces.append(text)
+                        lines.append(part.before + orjson.dumps(text) + part.after)
+                        continue
+                self._lines = lines
+                self._take(delta, choice.get("logprobs"))
+                self._lines = []
+        return lines
+
+    def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the lines that close all items, and the whole response."""
+        if not self._begun:
+            self._lines = self.render(chunks_of(completion))
+        reason = completion["choices"][0].get("finish_reason")
+        status: Status = "incomplete" if reason in _INCOMPLETE else "completed"
+        self._close_calls(status)
+        if not (self._output or self._item):
+            self._open(TEXT)
+        self._close_item(status)
+        lines, self._lines = self._lines, []
+        output = [self._output[index] for index in sorted(self._output)]
+        return lines, completed(
+            self._document,
+            job_id=self._job.id,
+            created=self._job.created,
+            background=self._job.background,
+            completion=completion,
+            output=output,
+            finished=int(time.time()),
+        )
+
+    def _take(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if thought and isinstance(thought, str):
+            self._grow(self._thought, thought)
+        if blocks := delta.get("thinking_blocks"):
+            self._seal(blocks)
+        if annotations := delta.get("annotations"):
+            self._annotate([_annotation(annotation) for annotation in annotations])
+        if logprobs is not None and self._wants_logprobs:
+            self._logprobs += [_logprob(token) for token in logprobs.get("content") or ()]
+        if text := delta.get("content"):
+            self._grow(TEXT, text)
+        if refusal := delta.get("refusal"):
+            self._grow(REFUSAL, refusal)
+        for piece in delta.get("tool_calls") or ():
+            self._call(piece)
+        if function := delta.get("function_call"):
+            self._call({"index": -1, "type": "function", "function": function})
+
+    def _grow(self, kind: PartKind, text: str) -> None:
+        part = self._part
+        if part is None or part.kind is not kind:
+            part = self._open(kind)
+        if kind is TEXT and self._logprobs:
+            logprobs, self._logprobs = self._logprobs, []
+            self._lines.append(part.delta(text, logprobs))
+        else:
+            self._lines.append(part.delta(text))
+        if kind is TEXT and self._annotations:
+            annotations, self._annotations = self._annotations, []
+            self._annotate(annotations)
+
+    def _open(self, kind: PartKind) -> Part:
+        """Begin a part, in a new item if the open one is of another type."""
+        item = self._item_of("reasoning" if kind in (THOUGHT, SUMMARY) else "message")
+        self._lines += item.begin(kind)
+        part = self._part = item.part
+        assert part is not None
+        self._field = _FIELDS[kind]
+        return part
+
+    def _item_of(self, kind: str) -> TextItem:
+        """Return the open item if it is of a type, else a new one."""
+        if self._item is not None and self._item.item["type"] == kind:
+            return self._item
+        self._close_item("completed")
+        self._close_calls()
+        number = self._next_number()
+        item: dict[str, Any]
+        if kind == "message":
+            item = {"id": item_id("msg", self._job.id, number), "type": "message", "status": "in_progress"}
+            item |= {"role": "assistant", "content": []}
+        else:
+            item = {"id": item_id("rs", self._job.id, number), "type": "reasoning", "status": "in_progress"}
+            item["summary"] = []
+            self._signed = []
+        self._item = TextItem(item, number)
+        self._lines.append(self._item.added())
+        return self._item
+
+    def _next_number(self) -> int:
+        self._following += 1
+        return self._following - 1
+
+    def _close_item(self, status: Status) -> None:
+        item, self._item, self._part, self._field = self._item, None, None, ""
+        if item is not None:
+            if item.part is not None and item.part.kind is TEXT:
+                item.part.logprobs += self._logprobs
+                self._logprobs = []
+            self._lines += item.close(status)
+            self._output[item.output_index] = item.item
+
+    def _seal(self, blocks: list[Any]) -> None:
+        """Keep signed thoughts in the reasoning item, for the next turn."""
+        item = self._item_of("reasoning").item
+        self._signed += blocks
+        item["encrypted_content"] = seal({"thinking_blocks": self._signed})
+
+    def _annotate(self, annotations: list[Any]) -> None:
+        """Add annotations to the open text, or to the next one if none is open."""
+        part = self._part
+        if part is None or part.kind is not TEXT:
+            self._annotations += annotations
+        else:
+            self._lines += [part.annotate(annotation) for annotation in annotations]
+
+    def _call(self, piece: Mapping[str, Any]) -> None:
+        call = self._calls.get(piece["index"])
+        if call is None:
+            self._close_item("completed")
+            self._close_calls()
+            call = Call(piece, self._job.id, self._next_number(), custom=self._custom)
+            self._calls[piece["index"]] = call
+            self._lines.append(call.item.added())
+        self._lines += call.take(piece)
+
+    def _close_calls(self, status: Status | None = None) -> None:
+        """Close the open calls with a status, or as completed those that are called with something whole."""
+        for call in self._calls.values():
+            if call.open and (status is not None or call.is_whole()):
+                self._lines += call.close(status or "completed")
+                self._output[call.item.output_index] = call.item.item
+
+
+def _annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an annotation as the Responses API has it: without an object of its own for what is cited."""
+    kind = annotation["type"]
+    return {"type": kind, **annotation.get(kind, {})}
+
+
+def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    others = [_token(other) for other in token.get("top_logprobs") or ()]
+    return {**_token(token), "top_logprobs": others}
+
+
+def _token(token: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a token and its log probability. Its bytes are those of its text, if the provider does not say them."""
+    said = token.get("bytes")
+    return {
+        "token": token["token"],
+        "logprob": token["logprob"],
+        "bytes": list(token["token"].encode()) if said is None else said,
+    }

@@ -1,0 +1,220 @@
+"""The response object, with every field that OpenAI's `Response` and Open Responses' `ResponseResource` require.
+
+It begins with `id`, `object`, `created_at` and `status`, so that the status is read without the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+
+from headrace.formats.chat.usage import parse_usage
+from headrace.ids import response_id
+
+ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+
+_STATUSES: Mapping[str, ResponseStatus] = {
+    "queued": "queued",
+    "running": "in_progress",
+    "completed": "completed",
+    "failed": "failed",
+    "expired": "failed",
+    "cancelled": "cancelled",
+}
+_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+# OpenAI's `ResponseErrorCode`.
+_ERROR_CODES = frozenset(
+    {
+        "server_error",
+        "rate_limit_exceeded",
+        "invalid_prompt",
+        "data_residency_mismatch",
+        "bio_policy",
+        "vector_store_timeout",
+        "invalid_image",
+        "invalid_image_format",
+        "invalid_base",
+        "_image",
+        "invalid_image_url",
+        "image_too_large",
+        "image_too_small",
+        "image_parse_error",
+        "image_content_policy_violation",
+        "invalid_image_mode",
+        "image_file_too_large",
+        "unsupported_image_media_type",
+        "empty_image_file",
+        "failed_to_download_image",
+        "image_file_not_found",
+    }
+)
+# Statuses of a provider's answer that blame the prompt.
+_INVALID = frozenset({400, 413, 422})
+
+
+def skeleton(
+    document: Mapping[str, Any],
+    *,
+    job_id: str,
+    created: int,
+    background: bool,
+    status: ResponseStatus,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Return the response to a stored request, without an answer. `created` is in Unix seconds.
+
+    It repeats the request's parameters, and the defaults of those that are left out. `model` is the one that answered;
+    until then it is the one that was asked for.
+    """
+
+    def asked(name: str, default: Any = None) -> Any:
+        value = document.get(name)
+        return default if value is None else value
+
+    response = {
+        "id": response_id(job_id),
+        "object": "response",
+        "created_at": created,
+        "status": status,
+        "background": background,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked("instructions"),
+        "max_output_tokens": asked("max_output_tokens"),
+        "max_tool_calls": asked("max_tool_calls"),
+        "model": model or asked("model", ""),
+        "output": [],
+        "parallel_tool_calls": asked("parallel_tool_calls", True),
+        "previous_response_id": asked("previous_response_id"),
+        "conversation": _conversation(asked("conversation")),
+        "prompt_cache_key": asked("prompt_cache_key"),
+        "prompt_cache_retention": asked("prompt_cache_retention"),
+        "reasoning": {"effort": None, "summary": None, **asked("reasoning", {})},
+        "safety_identifier": asked("safety_identifier"),
+        "service_tier": asked("service_tier", "auto"),
+        "store": asked("store", True),
+        "temperature": asked("temperature", 1.0),
+        "text": _text(asked("text", {})),
+        "tool_choice": asked("tool_choice", "auto"),
+        "tools": [_tool(tool) for tool in asked("tools", ())],
+        "top_logprobs": asked("top_logprobs", 0),
+        "top_p": asked("top_p", 1.0),
+        "truncation": asked("truncation", "disabled"),
+        "presence_penalty": asked("presence_penalty", 0.0),
+        "frequency_penalty": asked("frequency_penalty", 0.0),
+        "usage": None,
+        "metadata": asked("metadata", {}),
+    }
+    for name in ("user", "prompt"):  # no null stands for these in OpenAI's schema
+        if document.get(name) is not None:
+            response[name] = document[name]
+    return response
+
+
+def completed(
+    document: Mapping[str, Any],
+    *,
+    job_id: str,
+    created: int,
+    background: bool,
+    completion: Mapping[str, Any],
+    output: list[dict[str, Any]],
+    finished: int,
+) -> dict[str, Any]:
+    """Return the response with its answer: the items of its output, and the rest of a chat completion.
+
+    It is incomplete if the model was cut off. `finished` is in Unix seconds.
+    """
+    reason = _REASONS.get(completion["choices"][0].get("finish_reason"))
+    response = skeleton(
+        document,
+        job_id=job_id,
+        created=created,
+        background=background,
+        status="completed" if reason is None else "incomplete",
+        model=completion.get("model"),
+    )
+    if reason is None:
+        response["completed_at"] = finished
+    else:
+        response["incomplete_details"] = {"reason": reason}
+    tier = completion.get("service_tier")
+    if tier is not None or response["service_tier"] == "auto":
+        response["service_tier"] = tier or "default"
+    return response | {"output": output, "usage": _usage(completion.get("usage"))}
+
+
+def failed(response: dict[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a response that failed with the error of its job, one of `HeadraceError.document`."""
+    code, status = error.get("code"), error.get("status")
+    if code not in _ERROR_CODES:
+        invalid = "invalid_prompt" if status in _INVALID else "server_error"
+        code = "rate_limit_exceeded" if status == 429 else invalid
+    return response | {"status": "failed", "error": {"code": code, "message": error.get("message") or ""}}
+
+
+def render_stored(
+    document: Mapping[str, Any],
+    *,
+    job_id: str,
+    created: int,
+    background: bool,
+    state: str,
+    model: str | None = None,
+    response: bytes | None = None,
+    error: bytes | None = None,
+    finished: int | None = None,
+) -> dict[str, Any] | bytes:
+    """Return the response of a job in any state: the stored one as it is, or one made of the request and the error.
+
+    `created` and `finished` are in Unix seconds.
+    """
+    if response is not None:
+        return response
+    status = _STATUSES[state]
+    whole = skeleton(document, job_id=job_id, created=created, background=background, status=status, model=model)
+    if status == "completed":
+        whole["completed_at"] = finished
+    return failed(whole, orjson.loads(error or b"{}")) if status == "failed" else whole
+
+
+def _conversation(asked: Any) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    return {"id": asked if isinstance(asked, str) else asked["id"]}
+
+
+def _text(asked: Mapping[str, Any]) -> dict[str, Any]:
+    form = asked.get("format") or {"type": "text"}
+    if form["type"] == "json_schema":
+        form = {"type": "json_schema", "name": form["name"], "description": None, "strict": True, **form}
+    return {**asked, "format": form, "verbosity": asked.get("verbosity") or "medium"}
+
+
+def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    if tool.get("type") != "function":
+        return tool
+    whole = {"type": "function", "name": tool["name"], "description": None, "parameters": None, **tool}
+    strict = whole.get("strict")
+    return {**whole, "strict": True if strict is None else strict}
+
+
+def _usage(usage: Any) -> dict[str, Any] | None:
+    """Return chat's usage object under the names that the Responses API has."""
+    counts = parse_usage(usage)
+    if counts is None:
+        return None
+    return {
+        "input_tokens": counts.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": counts.cached_tokens,
+            "cache_write_tokens": counts.cache_write_tokens,
+        },
+        "output_tokens": counts.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
+        "total_tokens": counts.total_tokens,
+    }

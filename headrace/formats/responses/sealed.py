@@ -1,0 +1,30 @@
+"""What a model wants back in the next turn, as the `encrypted_content` of a reasoning item: signed thoughts.
+
+A client keeps it without reading it. It is JSON in base64: nothing in it is a secret of Headrace's.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+_PREFIX = "hr1."
+
+
+def seal(fields: Mapping[str, Any]) -> str:
+    """Return fields of an assistant's chat message, such as `thinking_blocks`, as one opaque string."""
+    return _PREFIX + base64.b64encode(orjson.dumps(fields)).decode()
+
+
+def open_sealed(text: str) -> dict[str, Any] | None:
+    """Return the fields of a string that `seal` made, or None for any other string, such as another server's."""
+    if not text.startswith(_PREFIX):
+        return None
+    try:
+        fields = orjson.loads(base64.b64decode(text[len(_PREFIX) :], validate=True))
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None
