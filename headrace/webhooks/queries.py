@@ -36,18 +36,36 @@ def insert_batch_deliveries(ended: str) -> str:
 )"""
 
 
-def insert_job_deliveries(moved: str) -> str:
-    """Return one more CTE for a statement that moves jobs: it inserts a delivery for each that ended and has a webhook.
+JOB_FOR_WEBHOOK = """jobs.webhook, jobs.format,
+              CASE WHEN jobs.format = 'responses' AND jobs.webhook IS NOT NULL
+                   THEN substring(left(jobs.response, 256) FROM '"status":"([a-z_]+)"') END AS response_status"""
+"""Columns that a statement on `jobs` returns, of which the webhooks of a job's end are made.
 
-    `moved` names the CTE with their `id`, `account_id`, `state` and `webhook`. A job ends once, so its event's id is
-    made of its own.
+A stored response begins with its id, object, time and status.
+"""
+
+
+def insert_job_deliveries(moved: str) -> str:
+    """Return one more CTE for a statement that moves jobs: it inserts the deliveries of each that ended.
+
+    A job with a webhook gets the event `job.*`. A job of the Responses API also gets `response.*`, as OpenAI sends it:
+    there an expired job is a failed response, and a job whose answer was cut off an incomplete one. `moved` names the
+    CTE with the `id`, `account_id` and `state` of each job and the columns of `JOB_FOR_WEBHOOK`. A job ends once, so
+    the ids of its events are made of its own.
     """
     return f""", notified AS (
     INSERT INTO webhook_deliveries (id, account_id, job_id, url, event, payload)
-    SELECT 'evt_' || substr(id, 5), account_id, id, webhook, 'job.' || state, json_build_object(
-               'id', 'evt_' || substr(id, 5), 'object', 'event', 'type', 'job.' || state,
-               'created_at', floor(extract(epoch FROM now()))::bigint, 'data', json_build_object('id', id))::text
-    FROM {moved} WHERE webhook IS NOT NULL AND state NOT IN ('queued', 'running')
+    SELECT event.id, account_id, job.id, webhook, type, json_build_object(
+               'id', event.id, 'object', 'event', 'type', type,
+               'created_at', floor(extract(epoch FROM now()))::bigint, 'data', json_build_object('id', subject))::text
+    FROM {moved} AS job CROSS JOIN LATERAL (
+        SELECT 'evt_' || substr(job.id, 5) AS id, 'job.' || state AS type, job.id AS subject
+        UNION ALL
+        SELECT 'evt_' || md5('response ' || job.id), 'response.' || CASE state
+                   WHEN 'completed' THEN coalesce(response_status, state) WHEN 'expired' THEN 'failed' ELSE state END,
+               'resp_' || substr(job.id, 5)
+        WHERE format = 'responses') AS event
+    WHERE webhook IS NOT NULL AND state NOT IN ('queued', 'running')
 )"""
 
 
@@ -231,7 +249,7 @@ SELECT id, event, url, state, attempts, status, error, floor(extract(epoch FROM 
        CASE WHEN state = 'pending' THEN floor(extract(epoch FROM due_at))::bigint END AS next_attempt_at,
        floor(extract(epoch FROM ended_at))::bigint AS ended_at, history
 FROM webhook_deliveries
-WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORDER BY id
+WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORDER BY created_at, event
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.fragments import TRANSACTION, read_moved, tally, tally_and_notify
 from headrace.stores.database import Database, execute
+from headrace.webhooks.queries import JOB_FOR_WEBHOOK
 
 # What a cancellation sets of a queued job, which ends, and of a running one, whose worker ends it.
 _CANCELLED = f"""cancel_requested_at = coalesce(cancel_requested_at, now()),
@@ -20,7 +21,7 @@ WITH target AS MATERIALIZED (
 ), changed AS (
     UPDATE jobs SET {_CANCELLED}
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
-    RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, jobs.webhook
+    RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, {JOB_FOR_WEBHOOK}
 ){tally_and_notify("changed")}
 SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
 FROM target LEFT JOIN changed USING (id)

@@ -32,9 +32,9 @@ def tally(moved: str) -> str:
 
 
 def tally_and_notify(moved: str) -> str:
-    """Return the CTE of `tally`, and one that inserts a webhook delivery for each ended job that has a webhook.
+    """Return the CTE of `tally`, and one that inserts the webhook deliveries of jobs that ended.
 
-    `moved` also has the `id`, `account_id` and `webhook` of each job.
+    `moved` also has the `id` and `account_id` of each job, and the columns of `JOB_FOR_WEBHOOK`.
     """
     return tally(moved) + insert_job_deliveries(moved)
 

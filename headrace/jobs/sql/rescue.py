@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from headrace.jobs.records import Backlog, MovedJob
 from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_unfinished, read_moved, tally_and_notify
 from headrace.stores.database import Database, execute
+from headrace.webhooks.queries import JOB_FOR_WEBHOOK
 
 _RESCUE = f"""
 WITH dead AS MATERIALIZED (
@@ -29,7 +30,7 @@ WITH dead AS MATERIALIZED (
                                       WHEN 'interrupted' THEN %(interrupted)s END
     FROM dead WHERE jobs.id = dead.id
     RETURNING jobs.id, jobs.account_id, jobs.tier, jobs.state, jobs.attempt, jobs.origin, jobs.batch_id,
-              jobs.deleted_at, jobs.webhook, jobs.format
+              jobs.deleted_at, {JOB_FOR_WEBHOOK}
 ), forgotten AS (
     DELETE FROM job_deltas USING moved WHERE job_deltas.job_id = moved.id
     AND (moved.state = 'queued' AND {STARTS_OVER} OR moved.deleted_at IS NOT NULL)
@@ -64,7 +65,7 @@ WITH late AS MATERIALIZED (
     UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {TRANSACTION}, error = %(error)s,
                     request = CASE WHEN deleted_at IS NULL THEN request END
     FROM late WHERE jobs.id = late.id
-    RETURNING jobs.id, account_id, tier, state, attempt, origin, batch_id, webhook
+    RETURNING jobs.id, account_id, tier, state, attempt, origin, batch_id, {JOB_FOR_WEBHOOK}
 ){tally_and_notify("moved")}
 SELECT id, tier, state, attempt, origin FROM moved
 """

@@ -13,7 +13,7 @@ from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
 from headrace.usage.spent import SpentUsage
-from headrace.webhooks.queries import insert_job_deliveries
+from headrace.webhooks.queries import JOB_FOR_WEBHOOK, insert_job_deliveries
 
 _CLAIM = """
 WITH due AS MATERIALIZED (
@@ -131,7 +131,7 @@ WITH ended AS MATERIALIZED (
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, jobs.webhook
+    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK}
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, {SEGMENT.names})
     SELECT id, attempt, {SEGMENT.names} FROM ended JOIN finished USING (id)
@@ -183,7 +183,7 @@ WITH put_back AS (
                     sent_at = now() + %(delay)s * interval '1 second',
                     tried = {append_attempt("%(record)s::jsonb")}
     WHERE id = %(id)s AND attempt = %(attempt)s AND state = 'running'
-    RETURNING {JOB_FOR_USAGE}, attempt, state, webhook, format
+    RETURNING {JOB_FOR_USAGE}, attempt, state, {JOB_FOR_WEBHOOK}
 ), forgotten AS (
     DELETE FROM job_deltas USING put_back WHERE job_deltas.job_id = put_back.id AND {STARTS_OVER}
 ), spent AS (

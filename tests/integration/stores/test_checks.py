@@ -79,6 +79,7 @@ SOUND = [
 CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("jobs", "ck_jobs_state_known", {**QUEUED, "state": "paused", "finished_at": NOW}),
     ("jobs", "ck_jobs_tier_known", {"tier": "gold"}),
+    ("jobs", "ck_jobs_format_known", {"format": "gemini"}),
     ("jobs", "ck_jobs_finished_at_of_final", {**QUEUED, "finished_at": NOW}),
     ("jobs", "ck_jobs_finished_at_of_final", {**RUNNING, "finished_at": NOW}),
     ("jobs", "ck_jobs_finished_at_of_final", {**COMPLETED, "finished_at": None}),
