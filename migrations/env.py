@@ -16,6 +16,7 @@ from alembic import context
 
 import headrace.agents.tables
 import headrace.batches.tables
+import headrace.conversations.tables
 import headrace.files.tables
 import headrace.idempotency.tables
 import headrace.jobs.tables

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
+from headrace.conversations.appending import Item
 from headrace.formats.chat.support import Format
 from headrace.jobs.state import State
 from headrace.usage.spent import Charge, SpentUsage
@@ -34,6 +35,7 @@ class NewJob:
     webhook: str | None = None
     stored: bool = True
     format: Format = "chat"
+    conversation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class ClaimedJob:
     seconds_left: float
     batch_id: str | None = None
     format: Format = "chat"
+    conversation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class FinishedJob:
     spent: SpentUsage | None
     record: str
     """JSON of the attempt for the job's `attempts`, without `ended_at`, which the statement adds."""
+    turn: Sequence[Item] = ()
+    """What a completed job adds to its conversation: its own input and its output. Empty without a conversation."""
 
 
 @dataclass(frozen=True, slots=True)

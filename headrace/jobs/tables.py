@@ -27,6 +27,7 @@ jobs = sa.Table(
     sa.Column("batch_id", sa.ForeignKey("batches.id")),
     sa.Column("line", sa.Integer, comment="Of the batch's input, from 1"),
     sa.Column("custom_id", sa.Text, comment="The name that the batch's client gave it"),
+    sa.Column("conversation_id", sa.Text, comment="That it adds its items to if it is answered"),
     sa.Column("request", sa.Text, comment="The client's JSON as it came; null once erased"),
     sa.Column("metadata", JSONB),
     sa.Column("reserved_cost", sa.Numeric(20, 10), comment="USD that its limits hold back until it has ended"),

@@ -15,6 +15,7 @@ NEW_JOB = Columns[NewJob](
     Column("key_id", "text"),
     Column("model", "text"),
     Column("format", "text"),
+    Column("conversation_id", "text"),
     Column("request", "text"),
     Column("metadata", "text", value="{}::jsonb"),
     Column("tier", "text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import attrgetter
 
+from headrace.conversations.appending import NEW_ITEMS, append_items, item_parameters
 from headrace.jobs.records import ClaimedJob, FinishedJob, Segment
 from headrace.jobs.sql.columns import Column, Columns, unnest
 from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_attempt, put_back, storable, tally_and_notify
@@ -28,7 +29,7 @@ UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
 FROM due WHERE jobs.id = due.id
 RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
           route, retries, floor(extract(epoch FROM created_at))::bigint,
-          extract(epoch FROM deadline_at - now())::float8, batch_id, format
+          extract(epoch FROM deadline_at - now())::float8, batch_id, format, conversation_id
 """
 
 
@@ -122,7 +123,7 @@ FINISHED_JOB = Columns[FinishedJob](
     Column("first_token_at", "float8", attrgetter("seconds_since_first_token"), "now() - {} * interval '1 second'"),
 )
 
-_FINISH = f"""
+_FINISH_ALL = f"""
 WITH ended AS MATERIALIZED (
     SELECT * FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
 ), finished AS (
@@ -131,7 +132,7 @@ WITH ended AS MATERIALIZED (
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
     FROM ended
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK}
+    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK}, jobs.conversation_id
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, {SEGMENT.names})
     SELECT id, attempt, {SEGMENT.names} FROM ended JOIN finished USING (id)
@@ -152,15 +153,21 @@ WITH ended AS MATERIALIZED (
            coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
            coalesce(sum(reasoning_tokens), 0), sum(cost)
     FROM ended JOIN finished USING (id) WHERE batch_id IS NOT NULL GROUP BY batch_id
-){insert_job_deliveries("finished")}
-SELECT id FROM finished
-"""
+){insert_job_deliveries("finished")}"""
+
+_TURNS = append_items(f"""
+    SELECT conversation_id, new_item.id, new_item.item, new_item.number
+    FROM {NEW_ITEMS} JOIN finished ON finished.id = new_item.owner
+    WHERE finished.state = 'completed' AND finished.deleted_at IS NULL AND conversation_id IS NOT NULL
+""")
+_FINISH = f"{_FINISH_ALL} SELECT id FROM finished"
+_FINISH_WITH_TURNS = f"{_FINISH_ALL}, {_TURNS} SELECT id FROM finished"
 
 
 async def finish_jobs(
     database: Database, ended: Sequence[FinishedJob], *, patience_seconds: float = PATIENCE_SECONDS
 ) -> list[bool]:
-    """End jobs: state, response, last deltas and usage in one statement.
+    """End jobs: state, response, last deltas and usage in one statement, and what their conversations get.
 
     Returns for each job whether the attempt still held it. A job that another attempt took, or that has ended, stays
     as it is.
@@ -171,7 +178,11 @@ async def finish_jobs(
         **SEGMENT.for_all([job.segment for job in ended]),
         **SPENT.for_all([job.spent for job in ended]),
     }
-    rows = await execute(database.durable, _FINISH, parameters, patience_seconds=patience_seconds)
+    statement = _FINISH
+    if any(job.turn for job in ended):  # no other end pays for the conversations' part
+        statement = _FINISH_WITH_TURNS
+        parameters |= item_parameters([(job.id, job.turn) for job in ended])
+    rows = await execute(database.durable, statement, parameters, patience_seconds=patience_seconds)
     finished = {row[0] for row in rows}
     return [job.id in finished for job in ended]
 

@@ -72,6 +72,8 @@ SOUND = [
     pytest.param("webhook_deliveries", {"state": "failed", "ended_at": NOW}, id="one that was not taken"),
     pytest.param("agents", {}, id="agent"),
     pytest.param("agent_versions", {}, id="an agent's version"),
+    pytest.param("conversations", {}, id="a conversation"),
+    pytest.param("conversation_items", {}, id="a conversation's item"),
     pytest.param("api_keys", {}, id="key"),
     pytest.param("accounts", {}, id="account"),
 ]
@@ -165,6 +167,8 @@ CONTRADICTIONS: list[tuple[str, str, Values]] = [
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 31}),
     ("api_keys", "ck_api_keys_hash_is_sha256", {"hash": b"\0" * 33}),
     ("accounts", "ck_accounts_name_not_empty", {"name": ""}),
+    ("conversations", "ck_conversations_position_not_negative", {"last_position": -1}),
+    ("conversation_items", "ck_conversation_items_position_from_one", {"position": 0}),
     ("idempotency_keys", "ck_idempotency_keys_fingerprint_is_sha256", {"fingerprint": b"\0" * 31}),
 ]
 
@@ -231,6 +235,8 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         },
         "agents": {"id": new_id("agent"), "account_id": owner.account_id},
         "agent_versions": {"version": 1, "definition": "{}"},
+        "conversations": {"id": new_id("conv"), "account_id": owner.account_id},
+        "conversation_items": {"position": 1, "id": "msg_1", "item": "{}"},
         "job_deltas": {"attempt": 1, "first_seq": 1, "last_seq": 1, "chunks": "{}"},
         "usage": {
             "job_id": new_id("job"),
@@ -251,6 +257,8 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
         row.setdefault("batch_id", insert(connection, owner, "batches", {})["id"])
     if row.get("batch_id") == LINE["batch_id"]:
         insert(connection, owner, "batches", {"id": row["batch_id"]})
+    if table == "conversation_items":
+        row.setdefault("conversation_id", insert(connection, owner, "conversations", {})["id"])
     if table == "agent_versions":
         row.setdefault("agent_id", insert(connection, owner, "agents", {})["id"])
     statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(

@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 
 import headrace.agents.tables
 import headrace.batches.tables
+import headrace.conversations.tables
 import headrace.files.tables
 import headrace.idempotency.tables
 import headrace.jobs.tables
