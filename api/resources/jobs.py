@@ -42,9 +42,10 @@ from headrace.events.follow import (
     follow,
     furthest_cursor,
 )
-from headrace.events.listener import ListenerClosedError
+from headrace.events.listener import Listener, ListenerClosedError
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.ids import completion_id, is_id
-from headrace.jobs.job_object import Job, find_job, no_such_job, render_job
+from headrace.jobs.job_object import Job, JobFormat, find_job, no_such_job, render_job
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql import lists
 from headrace.jobs.sql.read import read_lease
@@ -101,6 +102,7 @@ async def list_jobs(
     metadata: MetadataFilter,
     status: State | None = None,
     model: ModelFilter = None,
+    format: Annotated[JobFormat | None, Query()] = None,  # noqa: A002  (the name of the query's parameter)
     agent_id: ModelFilter = None,
     batch_id: ModelFilter = None,
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
@@ -114,6 +116,7 @@ async def list_jobs(
     wanted = JobFilter(
         state=status,
         model=model,
+        format=format,
         agent_id=agent_id,
         batch_id=batch_id,
         metadata=metadata,
@@ -141,26 +144,36 @@ async def get_job(
     job = await find_job(request.state.database, job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
         request.state.subscribers.check(principal.key_id)
-        await _wait(request, principal, job_id, min(wait, request.state.settings.wait_limit_seconds))
+        await _wait(request, principal, job, min(wait, request.state.settings.wait_limit_seconds))
         job = await find_job(request.state.database, job_id, principal.account_id)
     return render_json(job)
 
 
-async def _wait(request: Request, principal: Principal, job_id: str, seconds: float) -> None:
+async def _wait(request: Request, principal: Principal, job: dict[str, Any], seconds: float) -> None:
     """Wait for a job's end.
 
     Raises:
         AuthenticationError: The key has become invalid.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds), watching(request, principal, job_id) as listener:
+        async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
-                async with aclosing(follow(listener, request.state.database)) as events:
+                async with aclosing(_follow(request, listener, job)) as events:
                     async for event in events:
                         if isinstance(event, Ended):
                             return
             if listener.refused:
                 raise AuthenticationError
+
+
+def _follow(
+    request: Request, listener: Listener, job: dict[str, Any], *, after: Cursor = START
+) -> AsyncGenerator[Event, None]:
+    return follow(listener, request.state.database, after=after, keeps_log=_keeps_log(job))
+
+
+def _keeps_log(job: dict[str, Any]) -> bool:
+    return CLIENT_FORMATS[job["format"]].KEEPS_LOG
 
 
 @router.get(
@@ -205,7 +218,11 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
     lease, is_certain = None, False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
-        if cursor <= furthest and (cursor.attempt or cursor == START):
+        if (
+            cursor <= furthest
+            and (cursor.attempt or cursor == START)
+            and (cursor.seq <= furthest.seq or not _keeps_log(job))
+        ):
             return
         if is_certain or cursor.attempt != furthest.attempt or cursor.attempt == 0:
             raise invalid_parameter(param, f"the job has no event '{cursor}'")
@@ -221,13 +238,12 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
 async def _events(
     request: Request, principal: Principal, job: dict[str, Any], cursor: Cursor | None
 ) -> AsyncGenerator[list[bytes], None]:
-    job_id = job["id"]
-    head = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{job["created_at"]},'.encode()
+    job_id, head = job["id"], _head(job)
     async with watching(request, principal, job_id) as listener:
         if cursor is None:
             yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
         try:
-            async with aclosing(follow(listener, request.state.database, after=cursor or START)) as events:
+            async with aclosing(_follow(request, listener, job, after=cursor or START)) as events:
                 async for event in events:
                     if isinstance(event, Ended):
                         ended = await find_job(request.state.database, job_id, principal.account_id)
@@ -242,6 +258,14 @@ async def _events(
             yield [RECONNECT]
         except HeadraceError as error:
             yield [_render_error(error)]
+
+
+def _head(job: dict[str, Any]) -> bytes:
+    """Return the beginning of each delta, up to the first field that is stored: a chat chunk's id and time are not."""
+    if job["format"] != "chat":
+        return b"{"
+    about = {"id": completion_id(job["id"]), "object": "chat.completion.chunk", "created": job["created_at"]}
+    return orjson.dumps(about)[:-1] + b","
 
 
 def _render_error(error: HeadraceError) -> bytes:

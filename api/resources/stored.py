@@ -87,7 +87,7 @@ async def list_completions(
     rows, more = await list_jobs(
         database,
         principal.account_id,
-        JobFilter(state=State.COMPLETED, model=model, metadata=metadata),
+        JobFilter(state=State.COMPLETED, model=model, format="chat", metadata=metadata),
         after=None if after is None else job_id_of(after),
         limit=limit,
         descending=order == "desc",
@@ -149,7 +149,8 @@ async def update_completion(request: Request, principal: Authenticated, completi
 @router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
 async def delete_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
     """Erase a completion with all content of its job, and stop a job that has not ended. Its usage stays."""
-    if not _is_completion(completion_id) or not await erase(request, job_id_of(completion_id), principal.account_id):
+    row = await _find(request, completion_id, principal.account_id)
+    if row is None or not await erase(request, row.id, principal.account_id):
         raise _no_such_completion(completion_id)
     return render_json({"id": completion_id, "object": "chat.completion.deleted", "deleted": True})
 
@@ -203,7 +204,8 @@ def _check_completed(row: Row, completion_id: str) -> None:
 async def _find(request: Request, completion_id: str, account_id: str) -> Row | None:
     if not _is_completion(completion_id):
         return None
-    return await get_job(request.state.database, job_id_of(completion_id), account_id)
+    row = await get_job(request.state.database, job_id_of(completion_id), account_id)
+    return row if row is not None and row.format == "chat" else None
 
 
 def _is_completion(completion_id: str) -> bool:

@@ -92,7 +92,7 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
             continue
         shown = _time(value) if name.endswith("_at") else value
         if name == "result":
-            shown = "\n".join(_answer(choice["message"]) for choice in value["choices"])
+            shown = _texts(value)
         elif isinstance(value, dict):
             shown = json.dumps(value, ensure_ascii=False)
         table.add_row(name, cell(shown))
@@ -165,6 +165,20 @@ async def _publisher(redis_url: str, namespace: str) -> AsyncIterator[Publisher 
 
 def _time(seconds: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _texts(result: dict[str, Any]) -> str:
+    """Return the texts of a result: of a completion's choices, or of a response's items."""
+    if "choices" in result:
+        return "\n".join(_answer(choice["message"]) for choice in result["choices"])
+    return "\n".join(_item(item) for item in result["output"])
+
+
+def _item(item: dict[str, Any]) -> str:
+    """Return the text of a response's message, or another item as JSON."""
+    if item["type"] != "message":
+        return json.dumps(item, ensure_ascii=False)
+    return "".join(part.get("text") or part.get("refusal") or "" for part in item["content"])
 
 
 def _answer(message: dict[str, Any]) -> str:

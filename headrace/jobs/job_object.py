@@ -17,6 +17,9 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.usage.queries import render_cost
 
+JobFormat = Literal["chat", "responses"]
+"""The format of a job's request and result: that of the client that sent it."""
+
 
 class JobError(BaseModel):
     """Why a job has no result."""
@@ -52,6 +55,7 @@ class Job(BaseModel):
                 "object": "job",
                 "status": "running",
                 "model": "demo",
+                "format": "chat",
                 "provider": None,
                 "attempt": 1,
                 "attempts": [],
@@ -80,6 +84,7 @@ class Job(BaseModel):
     object: Literal["job"]
     status: State
     model: str
+    format: JobFormat = Field(description="Of its request, its events' deltas and its result")
     provider: str | None = Field(description="Who answered")
     attempt: int = Field(description="How often a worker has started it")
     attempts: list[JobAttempt] = Field(description="Those that have ended: where, when, and why each failed")
@@ -91,7 +96,9 @@ class Job(BaseModel):
     queue_position: int | None = Field(description="Jobs before it in its tier, while it is queued; 1,000 at most")
     service_tier: Literal["priority", "default", "flex", "batch"]
     background: bool
-    result: ChatCompletion | None
+    result: ChatCompletion | dict[str, Any] | None = Field(
+        description="Of a completed job: a chat completion, or a response, as `format` says"
+    )
     error: JobError | None
     usage: CompletionUsage | None
     cost: str | None = Field(description="USD, exact; null while unknown or for a model without a price")
@@ -109,6 +116,7 @@ def render_job(row: Row) -> dict[str, Any]:
         "object": "job",
         "status": row.state,
         "model": row.model,
+        "format": row.format,
         "provider": row.provider,
         "attempt": row.attempt,
         "attempts": [_attempt(record) for record in row.tried],

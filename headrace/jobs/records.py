@@ -175,6 +175,7 @@ class JobFilter:
     model: str | None = None
     agent_id: str | None = None
     batch_id: str | None = None
+    format: Format | None = None
     metadata: Mapping[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None

@@ -107,7 +107,7 @@ jobs = sa.Table(
         "ix_jobs_listed",
         "account_id",
         "id",
-        postgresql_include=["state", "model", "agent_id", "batch_id", "created_at"],
+        postgresql_include=["state", "model", "format", "agent_id", "batch_id", "created_at"],
         postgresql_where=sa.text("deleted_at IS NULL"),
     ),
     sa.Index(

@@ -94,6 +94,8 @@ def _conditions(
         where.append(jobs.c.agent_id == wanted.agent_id)
     if wanted.batch_id is not None:
         where.append(jobs.c.batch_id == wanted.batch_id)
+    if wanted.format is not None:
+        where.append(jobs.c.format == wanted.format)
     if wanted.created_after is not None:
         where.append(jobs.c.created_at > wanted.created_after)
     if wanted.created_before is not None:

@@ -151,9 +151,9 @@ async def get_job(database: Database, job_id: str, account_id: str) -> Row | Non
 
 
 async def get_request(database: Database, job_id: str, account_id: str) -> str | None:
-    """Return the chat request of an account's job as it came, or None if the account has no such job."""
+    """Return the request of an account's chat job as it came, or None if the account has no such job."""
     query = sa.select(jobs.c.request).where(
-        jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None)
+        jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.format == "chat", jobs.c.deleted_at.is_(None)
     )
     rows = await execute(database.relaxed, query)
     return rows[0][0] if rows else None

@@ -65,10 +65,12 @@ async def test_a_list_is_narrowed_by_state(jobs: Jobs) -> None:
     [
         pytest.param(JobFilter(model="m1"), {"plain"}, id="model"),
         pytest.param(JobFilter(model="m"), set(), id="another model"),
+        pytest.param(JobFilter(format="responses"), {"response"}, id="format"),
+        pytest.param(JobFilter(format="chat", metadata={}), {"plain", "a", "a and b"}, id="another format"),
         pytest.param(JobFilter(metadata={"team": "a"}), {"a", "a and b"}, id="metadata"),
         pytest.param(JobFilter(metadata={"team": "a", "of": "b"}), {"a and b"}, id="all of the metadata"),
         pytest.param(JobFilter(metadata={"team": "A"}), set(), id="other metadata"),
-        pytest.param(JobFilter(metadata={}), {"plain", "a", "a and b"}, id="no condition on metadata"),
+        pytest.param(JobFilter(metadata={}), {"plain", "a", "a and b", "response"}, id="no condition on metadata"),
         pytest.param(JobFilter(metadata={"of": "b\"}' OR 1=1 --"}), set(), id="metadata that would be SQL"),
         pytest.param(
             JobFilter(model="m2", metadata={"of": "b"}, state=State.QUEUED), {"a and b"}, id="everything together"
@@ -78,6 +80,7 @@ async def test_a_list_is_narrowed_by_state(jobs: Jobs) -> None:
 async def test_a_list_is_narrowed_by_model_and_metadata(jobs: Jobs, wanted: JobFilter, expected: set[str]) -> None:
     names = {
         await jobs.submit(model="m1"): "plain",
+        await jobs.submit(model="m3", format="responses"): "response",
         await jobs.submit(model="m2", metadata='{"team":"a"}'): "a",
         await jobs.submit(model="m2", metadata='{"team":"a","of":"b"}'): "a and b",
     }
