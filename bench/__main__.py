@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> Report:
             title = f"round {number + 1} of {rounds}"
             for scenario in ALL_SCENARIOS:
                 for system in turns if scenario.name in scenarios else ():
-                    if scenario.format and not isinstance(system, Headrace):
+                    if scenario.only_headrace and not isinstance(system, Headrace):
                         continue
                     with measuring(f"{title}, {scenario.title}", system):
                         measurements.append(measure(scenario, system, number, quick=options.quick))

@@ -36,6 +36,8 @@ class Plan:
     port: int
     path: str
     key: str
+    client: str
+    """The wire format that the clients speak: `chat` or `responses`."""
     model: str
     stream: bool
     concurrency: int
@@ -55,7 +57,7 @@ class Outcome:
 
     asked: int
     correct: int
-    """Answers with status 200 and every word in its place; a stream also has its finish reason and `[DONE]`."""
+    """Answers with status 200 and every word in its place; a stream also has its documented end."""
     seconds: float
     latency_p50: float
     latency_p99: float
@@ -187,7 +189,8 @@ class Load:
     def _request(self, model: str) -> bytes:
         plan = self._plan
         message = {"role": "user", "content": "Why does water that runs downhill turn a wheel? Answer in one sentence."}
-        body = json.dumps({"model": model, "messages": [message], "temperature": 0.2, "stream": plan.stream}).encode()
+        asked = "messages" if plan.client == "chat" else "input"
+        body = json.dumps({"model": model, asked: [message], "temperature": 0.2, "stream": plan.stream}).encode()
         head = (
             f"POST {plan.path} HTTP/1.1\r\nhost: 127.0.0.1:{plan.port}\r\nauthorization: Bearer {plan.key}\r\n"
             f"content-type: application/json\r\naccept: */*\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -271,6 +274,39 @@ def read_whole(body: bytes) -> Text:
     return Text(json.loads(body)["choices"][0]["message"]["content"], 0, True)
 
 
+def read_response_stream(body: bytes) -> Text:
+    """Read the numbered events of a response as OpenAI documents them; raise ValueError on anything else."""
+    said, number = Text(), 0
+    for event in body.split(b"\n\n"):
+        data = event.partition(b"data: ")[2]
+        if not data:
+            continue
+        document = json.loads(data)
+        if document["sequence_number"] != number or said.ended:
+            raise ValueError(f"event {number} has the number {document['sequence_number']}")
+        number += 1
+        if document["type"] == "response.output_text.delta":
+            said.text += document["delta"]
+            said.events += 1
+        said.ended = document["type"] == "response.completed"
+    return said
+
+
+def read_response(body: bytes) -> Text:
+    """Read a `response`; raise ValueError or KeyError on anything else."""
+    response = json.loads(body)
+    text = "".join(part["text"] for item in response["output"] for part in item["content"])
+    return Text(text, 0, response["status"] == "completed")
+
+
+_READERS = {
+    ("chat", True): read_stream,
+    ("chat", False): read_whole,
+    ("responses", True): read_response_stream,
+    ("responses", False): read_response,
+}
+
+
 def percentile(values: Iterable[float], share: float) -> float:
     """Return the value below which `share` of `values` lie (nearest rank), or 0.0 without values."""
     ordered = sorted(values)
@@ -286,7 +322,7 @@ def judge(plan: Plan, asked: int, answers: list[Answer], errors: list[str], seco
     for answer in answers:
         body = b"".join(answer.body)
         try:
-            said = read_stream(body) if plan.stream else read_whole(body)
+            said = _READERS[plan.client, plan.stream](body)
         except (ValueError, KeyError, TypeError) as error:
             errors.append(f"status {answer.status}, {type(error).__name__}: {body[:200]!r}")
             continue

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import psutil
 
 from bench.batches import Batches
-from bench.scenarios import ALL_SCENARIOS, FORMATS, SCENARIOS, Measurement
+from bench.scenarios import ALL_SCENARIOS, CLIENTS, FORMATS, SCENARIOS, Measurement
 from bench.subscribers import Subscribers
 
 Value = Callable[[Measurement], float]
@@ -177,6 +177,8 @@ class Report:
             lines += ["", "## Where Headrace's CPU goes", "", *parts]
         if formats := self._formats():
             lines += ["", "## CPU a delta by wire format", "", *formats]
+        if clients := self._clients():
+            lines += ["", "## CPU by the client's format", "", *clients]
         if self.subscribers:
             lines += ["", "## Idle subscribers", "", *self.subscribers.markdown()]
         if self.batches:
@@ -240,6 +242,23 @@ class Report:
                 continue
             cells = [_number(value, row) for value in values] + [_ratio(value, values[0]) for value in values[1:]]
             lines.append(f"| {scenario.title} | {' | '.join(cells)} | ≤ 2 |")
+        return lines if len(lines) > 2 else []
+
+    def _clients(self) -> Sequence[str]:
+        lines = [
+            "| Headrace | | Chat | Responses | Responses / Chat | goal |",
+            "| --- | --- | ---: | ---: | ---: | ---: |",
+        ]
+        for scenario in SCENARIOS:
+            names = (scenario.name, *(f"{scenario.name}-{name}" for name in CLIENTS))
+            title = scenario.title
+            for row in ROWS[scenario.name][:2]:
+                values = [self.median(name, "headrace", row) for name in names]
+                if any(value is None for value in values):
+                    continue
+                cells = [_number(value, row) for value in values] + [_ratio(value, values[0]) for value in values[1:]]
+                lines.append(f"| {title} | {row.label}, {row.unit} | {' | '.join(cells)} | ≤ 1.15 |")
+                title = ""
         return lines if len(lines) > 2 else []
 
     def _parts(self) -> Sequence[str]:

@@ -31,13 +31,21 @@ class Scenario:
     spread: float = 0.0
     format: str = ""
     """The wire format of the provider behind Headrace. Only Headrace is measured with a format other than OpenAI's."""
+    client: str = "chat"
+    """The wire format of the client. Only Headrace is measured with another one than chat."""
+
+    @property
+    def only_headrace(self) -> bool:
+        """Whether only Headrace is measured."""
+        return bool(self.format) or self.client != "chat"
 
     def plan(self, system: System, quick: bool) -> Plan:
         """Return the load on `system`. A quick one is a third as long, but has at least one request for each lane."""
         return Plan(
             port=system.port,
-            path=system.path,
+            path=system.path if self.client == "chat" else f"/api/v1/{self.client}",
             key=system.key,
+            client=self.client,
             model=self.model,
             stream=self.stream,
             concurrency=self.concurrency,
@@ -69,7 +77,13 @@ FORMAT_SCENARIOS = tuple(
     if scenario.stream
     for name in FORMATS
 )
-ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS)
+CLIENTS = ("responses",)
+CLIENT_SCENARIOS = tuple(
+    replace(scenario, name=f"{scenario.name}-{name}", title=f"{scenario.title}, as {name}", client=name)
+    for scenario in SCENARIOS
+    for name in CLIENTS
+)
+ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS, *CLIENT_SCENARIOS)
 
 
 @dataclass(frozen=True, slots=True)
