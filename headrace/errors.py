@@ -104,6 +104,11 @@ class InvalidRequestError(HeadraceError):
     status = 400
     type = "invalid_request_error"
 
+    def about(self, param: str) -> InvalidRequestError:
+        """Return the error with another path of the same parameter, which its message names in quotation marks."""
+        message = self.message if self.param is None else self.message.replace(f"'{self.param}'", f"'{param}'")
+        return InvalidRequestError(message, param=param, code=self.code)
+
 
 class NotFoundError(InvalidRequestError):
     """What the request names does not exist, or belongs to another account."""

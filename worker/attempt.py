@@ -15,6 +15,7 @@ from headrace.catalogue.models import Route
 from headrace.catalogue.routing import UsableRoute
 from headrace.errors import HeadraceError
 from headrace.events.wire import Frame
+from headrace.formats.translation import Translation
 from headrace.jobs.records import ClaimedJob
 from headrace.runtime.clock import now
 from headrace.usage.spent import SpentUsage, spent_on
@@ -56,8 +57,7 @@ class Attempt:
     job: ClaimedJob
     document: dict[str, Any]
     """The client's request in the job's format."""
-    request: dict[str, Any]
-    """The chat request that it means."""
+    translation: Translation
     task: asyncio.Task[None]
     lease: Lease
     deltas: Deltas
@@ -67,6 +67,11 @@ class Attempt:
     exchange: Exchange | None = None
     stop: Stop | None = None
     ending: bool = False
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The chat request that the client's request means."""
+        return self.translation.chat
 
     @property
     def route(self) -> Route | None:

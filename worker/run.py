@@ -91,7 +91,7 @@ class Runner:
         attempt = Attempt(
             job,
             document=document,
-            request=CLIENT_FORMATS[job.format].translate(document).chat,
+            translation=CLIENT_FORMATS[job.format].translate(document),
             task=task,
             lease=lease,
             deltas=Deltas(job.id, job.attempt, on_saved=on_saved),
@@ -140,7 +140,8 @@ class Runner:
     async def _choose_route(self, attempt: Attempt) -> Route:
         """Return the first route, from the job's on, whose provider may be called; the job's if none may be."""
         job = attempt.job
-        attempt.routes = await offloaded(len(job.request), usable_routes, self.catalogue, attempt.request, seed=job.id)
+        routes = partial(usable_routes, self.catalogue, attempt.translation, format=job.format, seed=job.id)
+        attempt.routes = await offloaded(len(job.request), routes)
         attempt.index = self._first_open(attempt.routes, min(job.route, len(attempt.routes) - 1), job.account_id)
         return attempt.routes[attempt.index].route
 

@@ -93,7 +93,14 @@ async def new_job(
         size = len(agent.definition) + len(asked.body)
         asked = await offloaded(size, asked.to_model_of, agent)
     terms, size = asked.terms, len(asked.body)
-    check = functools.partial(check_servable, request.state.catalogue.current, terms, asked.document, metadata=labels)
+    check = functools.partial(
+        check_servable,
+        request.state.catalogue.current,
+        terms,
+        asked.translation,
+        format=asked.format,
+        metadata=labels,
+    )
     fresh = new_id("job")
     usable = await offloaded(size, check, seed=fresh)
     job_id, repeated = await resource_id(request, principal, fresh, sent)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from headrace.errors import InvalidRequestError, invalid_parameter
+from headrace.errors import invalid_parameter
 from headrace.formats.chat.messages import Message
 from headrace.formats.chat.request import ChatRequest, Metadata, ModelName
 from headrace.formats.chat.validation import invalid_request
@@ -95,9 +95,7 @@ class AgentDefinition(BaseModel):
             ChatRequest.model_validate_json(to_json(request))
         except ValidationError as error:
             problem = invalid_request(error, request)
-            param = f"parameters.{problem.param}"
-            message = problem.message.replace(f"'{problem.param}'", f"'{param}'")
-            raise InvalidRequestError(message, param=param, code=problem.code) from None
+            raise problem.about(f"parameters.{problem.param}") from None
 
 
 def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.models import Catalogue
 from headrace.catalogue.routing import usable_routes
 from headrace.errors import InvalidRequestError
+from headrace.formats.translation import Translation
 from headrace.providers.batch_apis.apis import BATCH_APIS
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.queries import find_left
@@ -285,9 +286,10 @@ async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGene
 
 def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:
     try:
-        routes = [usable.route for usable in usable_routes(catalogue, request, seed=batch.id)]
+        usable = usable_routes(catalogue, Translation(request), format="chat", seed=batch.id)
     except InvalidRequestError:  # no route serves it any more
         return Decimal()
+    routes = [way.route for way in usable]
     if batch.native_route is None:
         return highest_cost(routes, request, whole=False)
     own = [route for route in routes if route.native_batch and route.name == batch.native_route]

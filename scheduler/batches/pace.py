@@ -7,7 +7,7 @@ without limits costs one short query every two seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.routing import usable_routes
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.usage import estimate_demand
+from headrace.formats.translation import Translation
 from headrace.quotas.cost import check_priced
 from headrace.quotas.gate import Gate, Scope
 from headrace.quotas.queries import find_limits
@@ -61,7 +62,7 @@ class Pace:
             self._bounds[batch.key_id] = found
         return found[1]
 
-    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: Mapping[str, Any], *, size: int) -> bool:
+    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: dict[str, Any], *, size: int) -> bool:
         """Count a line, whose request has `size` bytes, in the rates.
 
         Returns False, and lets the batch rest, if the rates have no room for the line, or it has no price.
@@ -76,11 +77,12 @@ class Pace:
             self._rests[batch.id] = time.monotonic() + wait
         return not wait
 
-    def _is_priced(self, batch: Row, request: Mapping[str, Any]) -> bool:
+    def _is_priced(self, batch: Row, request: dict[str, Any]) -> bool:
         # Validation has checked the price, but the budget or the configuration may be newer.
         catalogue = self._file.current
         try:
-            check_priced(catalogue, [way.route for way in usable_routes(catalogue, request, seed=batch.id)], request)
+            usable = usable_routes(catalogue, Translation(request), format="chat", seed=batch.id)
+            check_priced(catalogue, [way.route for way in usable], request)
         except InvalidRequestError as error:
             return error.code != "model_not_priced"
         return True

@@ -15,6 +15,7 @@ from headrace.catalogue.models import Catalogue
 from headrace.catalogue.routing import check_servable
 from headrace.errors import InvalidRequestError, ModelNotFoundError
 from headrace.formats.chat.request import ChatRequest, check_request
+from headrace.formats.translation import Translation
 from headrace.ids import AGENT_PREFIX, is_id
 from headrace.quotas.cost import check_priced
 from headrace.quotas.queries import find_limits
@@ -104,7 +105,14 @@ class Validation:
             if agent is not None:
                 asked = resolve(orjson.loads(agent.definition), asked)
                 chat = check_request(ChatRequest, asked)
-            usable = check_servable(self._catalogue, chat, asked, metadata=line.chat.metadata, seed=line.custom_id)
+            usable = check_servable(
+                self._catalogue,
+                chat,
+                Translation(asked),
+                format="chat",
+                metadata=line.chat.metadata,
+                seed=line.custom_id,
+            )
             if any(limits.has_budget for limits in self._limits):
                 check_priced(self._catalogue, [way.route for way in usable], asked)
         except InvalidRequestError as error:

@@ -246,10 +246,8 @@ def _check_messages(messages: list[Any], start: int, within: str | None) -> None
     try:
         validate(_Messages, {"messages": messages})
     except InvalidRequestError as error:
+        if error.param is None:
+            raise
         prefix = "" if within is None else f"{within}."
-
-        def moved(text: str) -> str:
-            return _MESSAGE_PATH.sub(lambda match: f"{prefix}messages[{int(match[1]) + start}]", text, count=1)
-
-        param = None if error.param is None else moved(error.param)
-        raise InvalidRequestError(moved(error.message), param=param, code=error.code) from None
+        path = _MESSAGE_PATH.sub(lambda match: f"{prefix}messages[{int(match[1]) + start}]", error.param, count=1)
+        raise error.about(path) from None

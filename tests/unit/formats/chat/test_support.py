@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from headrace.catalogue.models import Catalogue, Model, Provider
-from headrace.catalogue.routing import usable_routes
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.support import (
     Kind,
@@ -129,43 +127,3 @@ def test_generations_of_gemini() -> None:
     assert gemini_version("models/gemini-3-pro-preview") == (3, 0)
     assert gemini_version("fake") == (2, 5)
     assert dropped("gemini", "gemini-2.0-flash", reasoning_effort="low") == ["reasoning_effort"]
-
-
-# -- routes -----------------------------------------------------------------------------------------------------------
-
-CATALOGUE = Catalogue(
-    providers={
-        "o": Provider(kind="openai", base_url="http://127.0.0.1:1/v1"),
-        "a": Provider(kind="anthropic", base_url="http://127.0.0.1:1/v1"),
-        "g": Provider(kind="gemini", base_url="http://127.0.0.1:1/v1"),
-    },
-    models={"ag": Model(routes=["a/x", "g/y"]), "a": Model(routes=["a/x"]), "o": Model(routes=["o/z"])},
-)
-
-
-def routes(model: str, catalogue: Catalogue = CATALOGUE, **fields: Any) -> list[tuple[str, list[str]]]:
-    ways = usable_routes(catalogue, {"model": model, "messages": MESSAGES, **fields}, seed="job")
-    return [(way.route.provider_name, list(way.dropped)) for way in ways]
-
-
-def test_a_route_that_cannot_honour_a_request_is_passed_over() -> None:
-    assert routes("ag") == [("a", []), ("g", [])]
-    assert routes("ag", logprobs=True) == [("g", [])]
-    assert routes("a", logprobs=True, fallbacks=["o"]) == [("o", [])]
-
-
-def test_what_no_route_can_honour_is_refused_for_the_first_ones_reason() -> None:
-    with pytest.raises(InvalidRequestError) as raised:
-        routes("ag", parallel_tool_calls=False, tools=TOOLS, logit_bias={"1": 1})
-    assert raised.value.param == "logit_bias"
-
-
-@pytest.mark.parametrize("by", ["request", "file"])
-def test_strictness_makes_a_drop_a_refusal(by: str) -> None:
-    strict = CATALOGUE.model_copy(update={"strict_params": True}) if by == "file" else CATALOGUE
-    fields = {"strict_params": True} if by == "request" else {}
-    assert routes("ag", seed=1) == [("a", ["seed"]), ("g", [])]
-    assert routes("ag", strict, seed=1, **fields) == [("g", [])]
-    with pytest.raises(InvalidRequestError) as raised:
-        routes("a", strict, seed=1, **fields)
-    assert raised.value.param == "seed"
