@@ -20,17 +20,26 @@ class Call:
 
     __slots__ = ("_held", "_kind", "item", "open")
 
-    def __init__(self, piece: Mapping[str, Any], job_id: str, number: int, *, custom: Collection[str]) -> None:
-        """Take the first piece of a call, and the names of the request's custom tools."""
+    def __init__(
+        self,
+        piece: Mapping[str, Any],
+        job_id: str,
+        number: int,
+        *,
+        custom: Collection[str] = (),
+        taken: Collection[str] = (),
+    ) -> None:
+        """Take the first piece of a call, the names of the request's custom tools, and ids that other calls have."""
         self._kind = "custom" if piece.get("type") == "custom" else "function"
         name = piece[self._kind].get("name") or ""
         wrapped = self._kind == "function" and name in custom
         kind = CUSTOM if wrapped or self._kind == "custom" else FUNCTION
+        given = piece.get("id")
         item = {
             "id": item_id("fc" if kind is FUNCTION else "ctc", job_id, number),
             "type": kind.type,
             "status": "in_progress",
-            "call_id": piece.get("id") or item_id("call", job_id, number),
+            "call_id": given if given and given not in taken else item_id("call", job_id, number),
             "name": name,
             kind.text: "",
         }

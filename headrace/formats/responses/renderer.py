@@ -17,7 +17,7 @@ from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
 from headrace.formats.responses.response import completed
-from headrace.formats.responses.resume import closing_lines
+from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import seal
 from headrace.ids import item_id
 
@@ -33,8 +33,8 @@ class Renderer:
         """Take the client's request, and the lines that readers have of the job's earlier attempts."""
         self._job = job
         self._document = document
-        # Lines that no reader has yet, and the `output_index` of the next item.
-        self._lines, self._following = closing_lines(log) if log else ([], 0)
+        # Lines that no reader has yet, the `output_index` of the next item, and ids that no new call gets.
+        self._lines, self._following, self._taken = resume(log)
         self._begun = False
         self._output: dict[int, dict[str, Any]] = {}
         self._item: TextItem | None = None
@@ -184,7 +184,7 @@ class Renderer:
         if call is None:
             self._close_item("completed")
             self._close_calls()
-            call = Call(piece, self._job.id, self._next_number(), custom=self._custom)
+            call = Call(piece, self._job.id, self._next_number(), custom=self._custom, taken=self._taken)
             self._calls[piece["index"]] = call
             self._lines.append(call.item.added())
         self._lines += call.take(piece)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from headrace.formats.responses.output import PART_KINDS, CallItem, Item, TextItem, item_of
 
 
-def closing_lines(log: Sequence[bytes]) -> tuple[list[bytes], int]:
-    """Return the lines that close the open items of a log as incomplete, and the next item's `output_index`."""
+class Resumed(NamedTuple):
+    """What a new attempt has to know of the log before it."""
+
+    lines: list[bytes]
+    """The lines that close the open items as incomplete."""
+    following: int
+    """The `output_index` of the next item."""
+    call_ids: frozenset[str]
+    """The ids of calls in the log. A client of OpenAI's takes no stream in which two calls have the same one."""
+
+
+def resume(log: Sequence[bytes]) -> Resumed:
+    """Return how a new attempt goes on behind the lines that readers have of the earlier ones."""
     open_items: dict[int, Item] = {}
+    call_ids: set[str] = set()
     following = 0
     for line in log:
         event = orjson.loads(line)
@@ -21,12 +33,13 @@ def closing_lines(log: Sequence[bytes]) -> tuple[list[bytes], int]:
             case "response.output_item.added":
                 open_items[index] = item_of(event["item"], index)
                 following = max(following, index + 1)
+                call_ids.add(event["item"].get("call_id", ""))
             case "response.output_item.done":
                 open_items.pop(index, None)
             case kind if index in open_items:
                 _replay(open_items[index], kind, event)
     closing = [line for index in sorted(open_items) for line in open_items[index].close("incomplete")]
-    return closing, following
+    return Resumed(closing, following, frozenset(call_ids))
 
 
 def _replay(item: Item, kind: str, event: dict[str, Any]) -> None:

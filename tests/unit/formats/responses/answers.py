@@ -69,7 +69,7 @@ def folded(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     fold = Fold()
     for one in copy.deepcopy(list(chunks)):
         fold.add(one)
-    return {"usage": USAGE, **fold.completion(id="chatcmpl-1", created=1, model="m")}
+    return {"usage": USAGE, **fold.completion(id="chatcmpl-1", created=1, model=chunks[0].get("model", "m"))}
 
 
 def streamed(
