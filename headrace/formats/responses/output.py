@@ -242,7 +242,10 @@ def _whole_part(item: TextItem, part: dict[str, Any]) -> list[bytes]:
         return item.take_whole(part)
     lines = item.begin(kind)
     if item.part is not None:
+        logprobs = part.get("logprobs") or ()
         if part[kind.text]:
-            lines.append(item.part.delta(part[kind.text], part.get("logprobs") or ()))
+            lines.append(item.part.delta(part[kind.text], logprobs))
+        else:
+            item.part.logprobs += logprobs
         lines += [item.part.annotate(annotation) for annotation in part.get("annotations") or ()]
     return lines

@@ -16,12 +16,11 @@ from headrace.formats.chat.fold import chunks_of
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
-from headrace.formats.responses.response import completed
+from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import seal
 from headrace.ids import item_id
 
-_INCOMPLETE = frozenset({"length", "content_filter"})
 # The field of a delta by which a part of a kind grows.
 _FIELDS = {TEXT: "content", REFUSAL: "refusal", THOUGHT: "reasoning_content", SUMMARY: "reasoning_content"}
 
@@ -36,6 +35,7 @@ class Renderer:
         # Lines that no reader has yet, the `output_index` of the next item, and ids that no new call gets.
         self._lines, self._following, self._taken = resume(log)
         self._begun = False
+        self._index: int | None = None  # of the choice: the first one that says anything
         self._output: dict[int, dict[str, Any]] = {}
         self._item: TextItem | None = None
         self._part: Part | None = None
@@ -56,8 +56,10 @@ class Renderer:
         for chunk in chunks:
             for choice in chunk["choices"]:
                 delta, part = choice["delta"], self._part
-                if choice["index"]:
-                    continue
+                if choice["index"] != self._index:
+                    if self._index is not None:
+                        continue
+                    self._index = choice["index"]
                 # Nearly every chunk is a piece of the text that is open.
                 if part is not None and len(delta) == 1 and choice.get("logprobs") is None:
                     text = delta.get(self._field)
@@ -74,8 +76,10 @@ class Renderer:
         """Return the lines that close all items, and the whole response."""
         if not self._begun:
             self._lines = self.render(chunks_of(completion))
-        reason = completion["choices"][0].get("finish_reason")
-        status: Status = "incomplete" if reason in _INCOMPLETE else "completed"
+        choices = completion["choices"]
+        choice = next((choice for choice in choices if choice["index"] == self._index), choices[0])
+        reason = choice.get("finish_reason")
+        status: Status = "incomplete" if reason in CUT_OFF else "completed"
         self._close_calls(status)
         if not (self._output or self._item):
             self._open(TEXT)
@@ -88,6 +92,7 @@ class Renderer:
             created=self._job.created,
             background=self._job.background,
             completion=completion,
+            reason=reason,
             output=output,
             finished=int(time.time()),
         )

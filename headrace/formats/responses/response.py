@@ -23,7 +23,9 @@ _STATUSES: Mapping[str, ResponseStatus] = {
     "expired": "failed",
     "cancelled": "cancelled",
 }
-_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Finish reasons of an incomplete response, and what it says of them."""
+
 
 # OpenAI's `ResponseErrorCode`.
 _ERROR_CODES = frozenset(
@@ -36,8 +38,7 @@ _ERROR_CODES = frozenset(
         "vector_store_timeout",
         "invalid_image",
         "invalid_image_format",
-        "invalid_base",
-        "_image",
+        "invalid_base64_image",
         "invalid_image_url",
         "image_too_large",
         "image_too_small",
@@ -122,26 +123,27 @@ def completed(
     created: int,
     background: bool,
     completion: Mapping[str, Any],
+    reason: str | None,
     output: list[dict[str, Any]],
     finished: int,
 ) -> dict[str, Any]:
     """Return the response with its answer: the items of its output, and the rest of a chat completion.
 
-    It is incomplete if the model was cut off. `finished` is in Unix seconds.
+    `reason` is the finish reason; the response is incomplete if the model was cut off. `finished` is in Unix seconds.
     """
-    reason = _REASONS.get(completion["choices"][0].get("finish_reason"))
+    cut_off = CUT_OFF.get(reason or "")
     response = skeleton(
         document,
         job_id=job_id,
         created=created,
         background=background,
-        status="completed" if reason is None else "incomplete",
+        status="completed" if cut_off is None else "incomplete",
         model=completion.get("model"),
     )
-    if reason is None:
+    if cut_off is None:
         response["completed_at"] = finished
     else:
-        response["incomplete_details"] = {"reason": reason}
+        response["incomplete_details"] = {"reason": cut_off}
     tier = completion.get("service_tier")
     if tier is not None or response["service_tier"] == "auto":
         response["service_tier"] = tier or "default"

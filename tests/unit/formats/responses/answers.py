@@ -87,7 +87,7 @@ def streamed(
     return Answer([*lines, *last], response, dict(document), job)
 
 
-def whole(completion: dict[str, Any], document: Mapping[str, Any] = REQUEST) -> Answer:
+def whole(completion: dict[str, Any], document: Mapping[str, Any] = REQUEST, *, log: Sequence[bytes] = ()) -> Answer:
     """Return the response of an answer that is not streamed."""
-    lines, response = client.renderer(Job(), document).end(completion)
-    return Answer(lines, response, dict(document))
+    lines, response = client.renderer(Job(), document, log=log).end(completion)
+    return Answer([*log, *lines], response, dict(document))
