@@ -222,6 +222,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Bytes that an account's files may have together, outputs of batches included.",
     )
+    account_conversations: int = Field(
+        default=100_000,
+        ge=0,
+        description="Conversations that an account may have; more are refused until it deletes some.",
+    )
     batch_max_lines: int = Field(
         default=100_000,
         ge=1,

@@ -14,6 +14,7 @@ from api.http.idempotency import LONGEST_KEY
 from api.http.upload import FORM
 from api.resources.account import AccountUpdate
 from api.resources.agents import AgentChanges
+from api.resources.conversations import ConversationRequest, ConversationUpdate, NewItems
 from api.resources.stored import CompletionUpdate
 from headrace.agents.persona import AgentDefinition
 from headrace.batches.request import BatchRequest
@@ -27,6 +28,9 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/api/v1/batches": BatchRequest,
     "/api/v1/agents": AgentDefinition,
     "/api/v1/agents/{agent_id}": AgentChanges,
+    "/api/v1/conversations": ConversationRequest,
+    "/api/v1/conversations/{conversation_id}": ConversationUpdate,
+    "/api/v1/conversations/{conversation_id}/items": NewItems,
     "/api/v1/api-keys": KeyRequest,
     "/api/v1/api-keys/{key_id}": KeyUpdate,
     "/api/v1/api-keys/{key_id}/rotate": KeyRotation,

@@ -140,13 +140,25 @@ _READ = """
 SELECT {columns} FROM conversation_items JOIN conversations ON conversations.id = conversation_id
 WHERE conversation_id = %(conversation_id)s AND account_id = %(account_id)s
 """
-_ITEMS = _READ.format(columns="item") + "AND conversation_items.id = ANY(%(ids)b::text[]) ORDER BY position"
+_ITEMS = (
+    _READ.format(columns="conversation_items.id, item")
+    + "AND conversation_items.id = ANY(%(ids)b::text[]) ORDER BY position"
+)
 
 
-async def find_items(database: Database, conversation_id: str, account_id: str, item_ids: Sequence[str]) -> list[str]:
-    """Return the JSON of those items that the conversation has, oldest first."""
+async def find_items(database: Database, conversation_id: str, account_id: str, item_ids: Sequence[str]) -> list[Item]:
+    """Return those of the items that the conversation has, oldest first."""
     parameters = {"conversation_id": conversation_id, "account_id": account_id, "ids": list(item_ids)}
-    return [row[0] for row in await execute(database.relaxed, _ITEMS, parameters)]
+    return [Item(*row) for row in await execute(database.relaxed, _ITEMS, parameters)]
+
+
+_ALL = _READ.format(columns="item") + "ORDER BY position LIMIT %(limit)s"
+
+
+async def read_items(database: Database, conversation_id: str, account_id: str, *, limit: int) -> list[str]:
+    """Return the JSON of the first `limit` items, oldest first."""
+    parameters = {"conversation_id": conversation_id, "account_id": account_id, "limit": limit}
+    return [row[0] for row in await execute(database.relaxed, _ALL, parameters)]
 
 
 _DELETE_ITEM = """
@@ -165,8 +177,8 @@ async def delete_item(database: Database, conversation_id: str, account_id: str,
 
 # An item has up to the bytes of a body, so a page also ends by its bytes.
 _PAGE = """
-SELECT CASE WHEN before < %(bytes)s THEN item END AS item FROM (
-    SELECT position, item,
+SELECT id, CASE WHEN before < %(bytes)s THEN item END AS item FROM (
+    SELECT position, id, item,
            sum(octet_length(item)) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - octet_length(item) AS before
     FROM ({items}
           AND (%(after)s::text IS NULL OR position {beyond} (
@@ -176,7 +188,7 @@ SELECT CASE WHEN before < %(bytes)s THEN item END AS item FROM (
 ) AS page
 ORDER BY {order}
 """
-_POSITIONED = _READ.format(columns="position, item")
+_POSITIONED = _READ.format(columns="position, conversation_items.id, item")
 _OLDEST_FIRST = _PAGE.format(items=_POSITIONED, order="position", beyond=">")
 _NEWEST_FIRST = _PAGE.format(items=_POSITIONED, order="position DESC", beyond="<")
 
@@ -190,8 +202,8 @@ async def list_items(
     limit: int,
     descending: bool,
     page_bytes: int = _PAGE_BYTES,
-) -> tuple[list[str], bool]:
-    """Return the JSON of up to `limit` items past the item `after`, and whether there are more.
+) -> tuple[list[Item], bool]:
+    """Return up to `limit` items past the item `after`, and whether there are more.
 
     A page of large items has fewer. It is empty if the conversation does not have the item `after`.
     """
@@ -203,5 +215,5 @@ async def list_items(
         "bytes": page_bytes,
     }
     rows = await execute(database.relaxed, _NEWEST_FIRST if descending else _OLDEST_FIRST, parameters)
-    page = [row.item for row in rows[:limit] if row.item is not None]
+    page = [Item(*row) for row in rows[:limit] if row.item is not None]
     return page, len(page) < len(rows)

@@ -25,6 +25,8 @@ OPERATIONS = [
 BODIES: dict[str, Json] = {
     "/agents/{agent_id}": {"name": "mine"},
     "/api-keys/{key_id}": {"name": "mine"},
+    "/conversations/{conversation_id}": {"metadata": {"whose": "mine"}},
+    "/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "mine"}]},
     "/chat/completions/{completion_id}": {"metadata": {"whose": "mine"}},
 }
 
@@ -38,6 +40,8 @@ async def ids(service: Service, client: httpx.AsyncClient, model: str) -> Json:
         await completed(owner, job_id)
         agent = (await owner.post("/agents", json={"name": "theirs", "model": model})).json()
         batch = (await owner.post("/batches", json={"requests": [{"custom_id": "1", "body": chat(model)}]})).json()
+        conversation = (await owner.post("/conversations", json={"items": [{"role": "user", "content": "hi"}]})).json()
+        items = (await owner.get(f"/conversations/{conversation['id']}/items")).json()
         delivery = (await owner.get(f"/jobs/{job_id}/webhook-deliveries")).json()["data"][0]
     return {
         "job_id": job_id,
@@ -46,6 +50,8 @@ async def ids(service: Service, client: httpx.AsyncClient, model: str) -> Json:
         "batch_id": batch["id"],
         "file_id": batch["input_file_id"],
         "delivery_id": delivery["id"],
+        "conversation_id": conversation["id"],
+        "item_id": items["last_id"],
         "key_id": key["id"],
     }
 

@@ -45,7 +45,7 @@ async def names(database: Database, owner: Owner, conversation_id: str) -> list[
         database, conversation_id, owner.account_id, after=None, limit=ANY_NUMBER, descending=False
     )
     assert not more
-    return [json.loads(document)["id"] for document in page]
+    return [item.id for item in page]
 
 
 async def test_items_are_listed_in_order_of_addition_in_pages_both_ways(database: Database, owner: Owner) -> None:
@@ -57,7 +57,7 @@ async def test_items_are_listed_in_order_of_addition_in_pages_both_ways(database
             page, more = await list_items(
                 database, conversation, owner.account_id, after=after, limit=2, descending=descending
             )
-            seen += [json.loads(document)["id"] for document in page]
+            seen += [item.id for item in page]
             after = seen[-1]
         assert seen == sorted("abcde", reverse=descending)
 
@@ -70,6 +70,7 @@ async def test_a_page_of_large_items_ends_early_and_has_one_item_at_least(databa
         page, more = await list_items(
             database, conversation, owner.account_id, after=None, limit=3, descending=False, page_bytes=size
         )
+        assert page == large[:expected]
         assert (len(page), more) == (expected, expected < 3)
 
 
@@ -79,7 +80,7 @@ async def test_an_item_that_the_conversation_has_is_not_added_again(database: Da
     await add_items(database, other, owner.account_id, items("a"))
     assert await names(database, owner, conversation) == ["a", "b", "c"]
     assert await names(database, owner, other) == ["z", "a"]
-    assert await find_items(database, conversation, owner.account_id, ["b"]) == [item("b").document]
+    assert await find_items(database, conversation, owner.account_id, ["b"]) == [item("b")]
 
 
 async def test_metadata_are_replaced_as_a_whole(database: Database, owner: Owner) -> None:

@@ -31,7 +31,7 @@ async def items_of(jobs: Jobs, conversation_id: str) -> list[str]:
     page, _ = await list_items(
         jobs.database, conversation_id, jobs.owner.account_id, after=None, limit=1000, descending=False
     )
-    return [json.loads(document)["id"] for document in page]
+    return [item.id for item in page]
 
 
 async def run_in(jobs: Jobs, conversation_id: str) -> ClaimedJob:

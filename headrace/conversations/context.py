@@ -1,0 +1,69 @@
+"""What a conversation may hold, and what a response in it reads before its own input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from headrace.conversations import queries
+from headrace.errors import ConflictError, InvalidRequestError, NotFoundError
+from headrace.ids import is_id
+from headrace.runtime.offload import offloaded
+from headrace.stores.database import Database
+
+MOST_ITEMS = 10_000
+"""Items of a conversation. A response that was accepted below it may still add its own beyond it."""
+
+
+def no_such_conversation(conversation_id: str, *, param: str = "conversation_id") -> NotFoundError:
+    """Return the error for an id without a conversation of the account."""
+    return NotFoundError(f"Conversation with id '{conversation_id[:100]}' not found.", param=param)
+
+
+async def check_room(
+    database: Database, conversation_id: str, account_id: str, *, items: int, size: int, most_bytes: int
+) -> None:
+    """Check that a conversation has room for so many items more, of `size` bytes together.
+
+    Raises:
+        ConflictError: It has not.
+        NotFoundError: The account has no such conversation.
+    """
+    has = await queries.measure(database, conversation_id, account_id)
+    if has is None:
+        raise no_such_conversation(conversation_id)
+    for what, total, most in (("items", has.items + items, MOST_ITEMS), ("bytes", has.bytes + size, most_bytes)):
+        if total > most:
+            raise ConflictError(
+                f"A conversation has at most {most} {what}, and this one would have {total}:"
+                " delete items, or begin another conversation.",
+                param="items",
+            )
+
+
+async def read_context(
+    database: Database, account_id: str, conversation_id: str, *, most_bytes: int
+) -> list[dict[str, Any]]:
+    """Return a conversation's items, oldest first, for a response that continues it.
+
+    Raises:
+        NotFoundError: The account has no such conversation.
+        InvalidRequestError: It has more than `MOST_ITEMS` items, or `most_bytes` of them.
+    """
+    has = await queries.measure(database, conversation_id, account_id) if is_id(conversation_id, "conv") else None
+    if has is None:
+        raise no_such_conversation(conversation_id, param="conversation")
+    if has.items > MOST_ITEMS or has.bytes > most_bytes:
+        raise InvalidRequestError(
+            f"The conversation has {has.items} items of {has.bytes} bytes together; a response reads at most"
+            f" {MOST_ITEMS} items and {most_bytes} bytes. Delete items, or begin another conversation.",
+            param="conversation",
+            code="context_too_long",
+        )
+    items = await queries.read_items(database, conversation_id, account_id, limit=MOST_ITEMS)
+    return await offloaded(has.bytes, _parse, items)
+
+
+def _parse(items: list[str]) -> list[dict[str, Any]]:
+    return [orjson.loads(item) for item in items]
