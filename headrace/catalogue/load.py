@@ -12,6 +12,7 @@ from headrace.catalogue.builtin import builtin
 from headrace.catalogue.models import NATIVE_BATCH_KINDS, Catalogue, Model, RouteOptions
 from headrace.catalogue.problems import Problem, locate, problems_of
 from headrace.errors import ModelNotFoundError
+from headrace.formats.chat.support import Kind
 
 _DEFAULT_FILE = Path("headrace.toml")
 
@@ -70,7 +71,7 @@ def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
 
 
 def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
-    """Yield names of providers and models that do not exist, and native batches of kinds without a batch API."""
+    """Yield names of providers and models that do not exist, and options that a route's provider has nothing for."""
     for name, model in catalogue.models.items():
         for index, route in enumerate(model.routes):
             text = route if isinstance(route, str) else route.route
@@ -79,17 +80,25 @@ def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
                 yield Problem.unknown(
                     ("models", name, "routes", index), f"route '{text}' names provider", provider, catalogue.providers
                 )
-            elif isinstance(route, RouteOptions) and route.native_batch:
-                kind = catalogue.providers[provider].kind
-                if kind not in NATIVE_BATCH_KINDS:
-                    message = f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
-                    yield Problem(("models", name, "routes", index, "native_batch"), message)
+            elif isinstance(route, RouteOptions):
+                for field, message in _misplaced(route, catalogue.providers[provider].kind):
+                    yield Problem(("models", name, "routes", index, field), message)
         for field in ("context_window_fallbacks", "content_filter_fallbacks"):
             for index, fallback in enumerate(getattr(model, field)):
                 try:
                     catalogue.find(fallback)
                 except ModelNotFoundError:
                     yield Problem.unknown(("models", name, field, index), "model", fallback, catalogue.models)
+
+
+def _misplaced(route: RouteOptions, kind: Kind) -> Iterator[tuple[str, str]]:
+    """Yield the options of a route that a provider of this kind has nothing for, each with what is wrong."""
+    if route.native_batch and kind not in NATIVE_BATCH_KINDS:
+        yield "native_batch", f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
+    if route.native_batch and route.format == "responses":
+        yield "native_batch", "native batches are for routes of format chat, not responses"
+    if route.format is not None and kind != "openai":
+        yield "format", f"a format can be chosen for providers of kind openai, not {kind}"
 
 
 def _route_names(model: Model) -> list[str]:

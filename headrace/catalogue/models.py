@@ -79,6 +79,9 @@ class RouteOptions(BaseModel):
     native_batch: bool = Field(
         default=False, description="Batches with a day's time go to the provider's own batch API, at its price"
     )
+    format: Literal["chat", "responses"] | None = Field(
+        default=None, description="What a provider of kind openai is asked in: chat completions, or the Responses API"
+    )
 
 
 class Model(BaseModel):
@@ -130,6 +133,7 @@ class Route:
     entry: Model
     condition: Condition | None = None
     native_batch: bool = False
+    chosen_format: Format | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +143,7 @@ class Route:
     @property
     def format(self) -> Format:
         """The wire format of calls on this route."""
-        return FORMAT_OF[self.provider.kind]
+        return self.chosen_format or FORMAT_OF[self.provider.kind]
 
     @property
     def output_limit(self) -> int | None:
@@ -241,7 +245,7 @@ class Catalogue(BaseModel):
                 if known.kind in _NAMES_IN_URLS and (quote(asked) != asked or asked.count("/") != model.count("/")):
                     raise ModelNotFoundError.of(asked)
                 model = asked
-            yield Route(provider, known, model, entry, condition, options.native_batch)
+            yield Route(provider, known, model, entry, condition, options.native_batch, options.format)
 
     def look_up_prices(self) -> None:
         """Look up the prices of all models now, as the first look-up loads a large table and no job should wait."""

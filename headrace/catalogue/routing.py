@@ -90,7 +90,7 @@ def usable_routes(
             # A provider of the client's own format gets the request as it came.
             dropped = () if route.format == format else _dropped(route, translation)
             if strict and dropped:
-                raise unsupported_parameter(dropped[0], route.provider.kind)
+                raise unsupported_parameter(dropped[0], route.format)
         except InvalidRequestError as error:
             refusal = refusal or error
         else:
@@ -106,11 +106,10 @@ def _dropped(route: Route, translation: Translation) -> Sequence[str]:
     Raises:
         InvalidRequestError: The route's format cannot honour the request; the error names the client's path.
     """
-    kind = route.provider.kind
     if translation.own:
-        raise unsupported_parameter(translation.own[0], kind)
+        raise unsupported_parameter(translation.own[0], route.format)
     try:
-        dropped = dropped_parameters(kind, route.model, translation.chat)
+        dropped = dropped_parameters(route.format, route.model, translation.chat)
     except InvalidRequestError as error:
         raise error if error.param is None else error.about(translation.path(error.param)) from None
     return [*translation.dropped, *map(translation.path, dropped)]

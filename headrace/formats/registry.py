@@ -15,6 +15,7 @@ from headrace.formats.chat import upstream as chat
 from headrace.formats.chat.support import Format
 from headrace.formats.job import JobFacts
 from headrace.formats.responses import client as responses_client
+from headrace.formats.responses import upstream as responses
 from headrace.formats.translation import Translation
 
 
@@ -104,7 +105,12 @@ class ClientFormat(Protocol):
         """Return the lines that a stream of a whole answer has: the same ones at each call."""
 
 
-FORMATS: Mapping[Format, WireFormat] = {"chat": chat, "messages": messages, "gemini": gemini}
+FORMATS: Mapping[Format, WireFormat] = {
+    "chat": chat,
+    "responses": responses,
+    "messages": messages,
+    "gemini": gemini,
+}
 """The halves toward providers, by the format of a route."""
 
 CLIENT_FORMATS: Mapping[Format, ClientFormat] = {"chat": chat_client, "responses": responses_client}

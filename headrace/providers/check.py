@@ -50,7 +50,8 @@ async def _check(client: ProviderClient, catalogue: Catalogue, name: str, model:
     provider = catalogue.providers[name]
     kind, routes = provider.kind, _routes(catalogue, name)
     if model:
-        routes = [Route(name, provider, model, Model(routes=[f"{name}/{model}"]))]
+        named = Route(name, provider, model, Model(routes=[f"{name}/{model}"]))
+        routes = [route for route in routes if route.model == model] or [named]
     if not routes:
         return Check(name, kind, None, None, None, "no model is routed to it")
     route = next((route for route in routes if "*" not in route.model), None)
@@ -92,7 +93,13 @@ async def _ask(client: ProviderClient, route: Route) -> int | None:
 def _routes(catalogue: Catalogue, provider: str) -> list[Route]:
     """Return the ways to a provider, of models with a name of their own first; one of a glob may end with a `*`."""
     return [
-        Route(provider, catalogue.providers[provider], options.route.partition("/")[2], entry)
+        Route(
+            provider,
+            catalogue.providers[provider],
+            options.route.partition("/")[2],
+            entry,
+            chosen_format=options.format,
+        )
         for _, entry in sorted(catalogue.models.items(), key=lambda item: ("*" in item[0], item[0]))
         for options in entry.ordered_routes()
         if options.route.partition("/")[0] == provider

@@ -29,7 +29,7 @@ from headrace.catalogue.demo import DEMO_MODELS
 from headrace.catalogue.load import load_catalogue, read_catalogue
 from headrace.cli import main as command
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
-from headrace.formats.chat.support import HANDLINGS, Kind, render_table
+from headrace.formats.chat.support import HANDLINGS, Format, render_table
 from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
@@ -161,9 +161,9 @@ def test_the_table_of_parameters_is_the_codes() -> None:
     assert render_table() in (ROOT / "docs/reference/parameters.md").read_text()
 
 
-@pytest.mark.parametrize("kind", HANDLINGS)
-def test_every_parameter_has_its_handling(kind: Kind) -> None:
-    assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[kind])
+@pytest.mark.parametrize("form", HANDLINGS)
+def test_every_parameter_has_its_handling(form: Format) -> None:
+    assert set(ChatRequest.model_fields) - EXTENSIONS <= set(HANDLINGS[form])
 
 
 def blocks() -> list[tuple[str, str, str]]:
@@ -254,7 +254,7 @@ def test_the_pages_configurations_are_valid(block: str, tmp_path: Path) -> None:
 
 
 def test_there_are_as_many_as_there_are_servers() -> None:
-    assert len(CONFIGURATIONS) == 9
+    assert len(CONFIGURATIONS) == 10
 
 
 def test_the_glossary_defines_the_words_of_the_code() -> None:

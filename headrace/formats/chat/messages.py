@@ -82,6 +82,15 @@ class ThinkingBlock(Open):
     type: Literal["thinking", "redacted_thinking"]
 
 
+class ReasoningItem(Open):
+    """What a model of the Responses API thought, encrypted by its provider; sent back as it came.
+
+    `calls_before` is the number of calls of its message that the model had made before, 0 if left out.
+    """
+
+    type: Literal["reasoning"]
+
+
 class AssistantMessage(Open):
     """What the model said before."""
 
@@ -93,6 +102,7 @@ class AssistantMessage(Open):
     tool_calls: Annotated[list[_ToolCall], TOOLS] | None = None
     function_call: FunctionCall | None = None
     thinking_blocks: Annotated[list[ThinkingBlock], TOOLS] | None = None
+    reasoning_items: Annotated[list[ReasoningItem], TOOLS] | None = None
 
     @model_validator(mode="after")
     def _require_content(self) -> Self:

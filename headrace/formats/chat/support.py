@@ -1,4 +1,4 @@
-"""What each wire format makes of each of OpenAI's parameters: passed, translated, dropped or refused.
+"""What each wire format makes of each parameter of a chat request: passed, translated, dropped or refused.
 
 A parameter that a format cannot express is dropped where the answer is as good without it, and the client is told its
 name; where the client would get something else than it asked for, the request is refused. A value that asks for what
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,7 @@ class Treatment(StrEnum):
     DROPPED = "dropped"
     REFUSED = "refused"
     OURS = "ours"
-    """Headrace acts on it; the provider sees it only in OpenAI's format."""
+    """Headrace acts on it; the provider sees it only in the formats of OpenAI."""
 
 
 class Handling(NamedTuple):
@@ -71,11 +71,51 @@ _OURS = {
     "metadata": Handling(Treatment.OURS, "kept with the job"),
     "service_tier": Handling(Treatment.OURS, "chooses the queue"),
 }
-_OPENAI = {name: _passed() for name in ChatRequest.model_fields if name not in EXTENSIONS} | {
+_CHAT = {name: _passed() for name in ChatRequest.model_fields if name not in EXTENSIONS} | {
     name: Handling(Treatment.PASSED, handling.note) for name, handling in _OURS.items()
 }
 
-_ANTHROPIC = _OURS | {
+_RESPONSES = _OURS | {
+    "store": Handling(Treatment.OURS, "kept here, unless it is `false`; the provider is always told `false`"),
+    "metadata": _passed("kept with the job"),
+    "service_tier": _passed("chooses the queue"),
+    "messages": _translated("items of `input`; names dropped; no spoken answers"),
+    "temperature": _passed(),
+    "top_p": _passed(),
+    "n": _translated("as many calls, merged; their usage added up"),
+    "stop": _refused(_NO_SUCH),
+    "max_tokens": _translated("`max_output_tokens`"),
+    "max_completion_tokens": _translated(
+        "`max_output_tokens`, before the older name; below 16 it is 16, and named as dropped"
+    ),
+    "presence_penalty": _dropped(_NO_SUCH),
+    "frequency_penalty": _dropped(_NO_SUCH),
+    "logit_bias": _refused(_NO_SUCH),
+    "logprobs": _translated("`include`"),
+    "top_logprobs": _passed(),
+    "seed": _dropped("has none, and OpenAI promises no more than its best effort"),
+    "tools": _translated("flat"),
+    "tool_choice": _translated("flat"),
+    "parallel_tool_calls": _passed(),
+    "functions": _refused("use `tools`"),
+    "function_call": _refused("use `tool_choice`"),
+    "response_format": _translated("`text.format`"),
+    "reasoning_effort": _translated("`reasoning.effort`"),
+    "verbosity": _translated("`text.verbosity`"),
+    "modalities": _refused("answers in text"),
+    "audio": _refused("answers in text"),
+    "prediction": _dropped("has none, and it changes the speed alone"),
+    "web_search_options": _translated("a `web_search` tool"),
+    "moderation": _passed(),
+    "user": _passed(),
+    "safety_identifier": _passed(),
+    "prompt_cache_key": _passed(),
+    "prompt_cache_retention": _passed(),
+    "prompt_cache_options": _passed(),
+    "thinking": _dropped("Anthropic's own: use `reasoning_effort`"),
+}
+
+_MESSAGES = _OURS | {
     "messages": _translated("system and developer messages to `system`; names dropped; no audio, no file ids"),
     "temperature": _translated("above 1 it is 1, and named as dropped; dropped where the model thinks, or since 4.7"),
     "top_p": _passed("dropped where the model thinks, or since 4.7"),
@@ -155,8 +195,16 @@ _GEMINI = _OURS | {
     "safety_settings": _passed("Gemini's own; `safetySettings`"),
 }
 
-HANDLINGS: Mapping[Kind, Mapping[str, Handling]] = {"openai": _OPENAI, "anthropic": _ANTHROPIC, "gemini": _GEMINI}
-"""Every parameter of the request. One that is not here is newer than us: OpenAI's format passes it, others drop it."""
+HANDLINGS: Mapping[Format, Mapping[str, Handling]] = {
+    "chat": _CHAT,
+    "responses": _RESPONSES,
+    "messages": _MESSAGES,
+    "gemini": _GEMINI,
+}
+"""Every parameter of the request. One that is not here is newer than us: chat passes it, the others drop it."""
+
+# The formats that have tools which take text, and those that have files which were uploaded before.
+_CUSTOM_TOOLS = _FILE_IDS = frozenset[Format]({"chat", "responses"})
 
 # Values that ask for what happens anyway.
 _NOTHING: Mapping[str, Sequence[Any]] = {
@@ -170,7 +218,7 @@ _NOTHING: Mapping[str, Sequence[Any]] = {
 }
 
 
-def dropped_parameters(kind: Kind, model: str, request: Mapping[str, Any]) -> list[str]:
+def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> list[str]:
     """Return the names of what a format drops of a request, which is one that `parse_chat_request` took.
 
     `model` is the provider's name for it: what is dropped depends on its generation.
@@ -178,10 +226,10 @@ def dropped_parameters(kind: Kind, model: str, request: Mapping[str, Any]) -> li
     Raises:
         InvalidRequestError: It asks for something that the format cannot give; the error names the parameter.
     """
-    if kind == "openai":
+    if form == "chat":
         return []
     dropped = []
-    handlings = HANDLINGS[kind]
+    handlings = HANDLINGS[form]
     for name, value in request.items():
         if value is None or name in EXTENSIONS or value in _NOTHING.get(name, ()):
             continue
@@ -189,34 +237,35 @@ def dropped_parameters(kind: Kind, model: str, request: Mapping[str, Any]) -> li
             continue
         treatment = handlings[name].treatment if name in handlings else Treatment.DROPPED
         if treatment is Treatment.REFUSED:
-            raise unsupported_parameter(name, kind)
+            raise unsupported_parameter(name, form)
         if treatment is Treatment.DROPPED:
             dropped.append(name)
-    dropped += _dropped_by_anthropic(model, request) if kind == "anthropic" else _dropped_by_gemini(model, request)
-    for index, tool in enumerate(request.get("tools") or ()):
-        if tool["type"] != "function":
-            raise unsupported_parameter(f"tools[{index}]", kind)
-    choice = request.get("tool_choice")
-    if isinstance(choice, Mapping) and choice["type"] == "custom":
-        raise unsupported_parameter("tool_choice", kind)
+    dropped += _DROPPED_BY[form](model, request)
+    if form not in _CUSTOM_TOOLS:
+        for index, tool in enumerate(request.get("tools") or ()):
+            if tool["type"] != "function":
+                raise unsupported_parameter(f"tools[{index}]", form)
+        choice = request.get("tool_choice")
+        if isinstance(choice, Mapping) and choice["type"] == "custom":
+            raise unsupported_parameter("tool_choice", form)
     for index, message in enumerate(request["messages"]):
-        for name in _unsupported_content(kind, message):
-            raise unsupported_parameter(f"messages[{index}].{name}", kind)
+        for name in _unsupported_content(form, message):
+            raise unsupported_parameter(f"messages[{index}].{name}", form)
         if message.get("name") is not None:
             dropped.append(f"messages[{index}].name")
     return dropped
 
 
-def unsupported_parameter(param: str, kind: Kind) -> InvalidRequestError:
+def unsupported_parameter(param: str, form: Format) -> InvalidRequestError:
     """Return the error for a parameter that a format has nothing for."""
     return InvalidRequestError(
-        f"'{param}' cannot be honoured by this model: its provider's {kind} format has nothing for it.",
+        f"'{param}' cannot be honoured by this model: its provider's format, {form}, has nothing for it.",
         param=param,
         code="unsupported_parameter",
     )
 
 
-def _unsupported_content(kind: Kind, message: Mapping[str, Any]) -> Iterator[str]:
+def _unsupported_content(form: Format, message: Mapping[str, Any]) -> Iterator[str]:
     """Yield the paths, within a message, of what a format has nothing for."""
     if message["role"] == "function":
         yield "role"
@@ -224,13 +273,13 @@ def _unsupported_content(kind: Kind, message: Mapping[str, Any]) -> Iterator[str
         if message.get(name) is not None:
             yield name
     for index, call in enumerate(message.get("tool_calls") or ()):
-        if call["type"] != "function":
+        if call["type"] != "function" and form not in _CUSTOM_TOOLS:
             yield f"tool_calls[{index}]"
     parts = message.get("content")
     for index, part in enumerate(parts if isinstance(parts, list) else ()):
-        if part["type"] == "input_audio" and kind == "anthropic":
+        if part["type"] == "input_audio" and form == "messages":
             yield f"content[{index}]"
-        if part["type"] == "file" and not part["file"].get("file_data"):
+        if part["type"] == "file" and not part["file"].get("file_data") and form not in _FILE_IDS:
             yield f"content[{index}].file.file_id"
 
 
@@ -238,6 +287,7 @@ def _unsupported_content(kind: Kind, message: Mapping[str, Any]) -> Iterator[str
 # Generations of models, which take different parameters
 
 _CLAUDE = re.compile(r"claude-(?:[a-z]+-)*(?P<major>\d{1,2})(?:[-.](?P<minor>\d{1,2})(?!\d))?")
+_REASONS = re.compile(r"(?:^|[/._-])(?:o\d|gpt-(?:[5-9]|\d\d)(?!.*chat)|codex|grok-(?:[3-9]|code))")
 _GEMINI_VERSION = re.compile(r"gemini-(?P<major>\d{1,2})(?:\.(?P<minor>\d{1,2}))?")
 _ADAPTIVE_SINCE = (4, 6)
 _NO_SAMPLING_SINCE = (4, 7)
@@ -293,7 +343,7 @@ def _lost_its_thoughts(messages: Sequence[Mapping[str, Any]]) -> bool:
     return False
 
 
-def _dropped_by_anthropic(model: str, request: Mapping[str, Any]) -> Iterator[str]:
+def _dropped_by_messages(model: str, request: Mapping[str, Any]) -> Iterator[str]:
     thinking = claude_thinking(model, request)
     samples = claude_samples(model) and thinking in (None, Thinking.EFFORT)
     for name in ("temperature", "top_p", "top_k"):
@@ -318,24 +368,52 @@ def _dropped_by_gemini(model: str, request: Mapping[str, Any]) -> Iterator[str]:
         yield "reasoning_effort"
 
 
+LEAST_OUTPUT = 16
+"""Tokens that the Responses API takes as a limit at least."""
+
+
+def responses_reason(model: str, request: Mapping[str, Any]) -> bool:
+    """Tell whether a model of the Responses API reasons: the others refuse to be asked for encrypted reasoning."""
+    return request.get("reasoning_effort") not in (None, "none") or _REASONS.search(model) is not None
+
+
+def _dropped_by_responses(_: str, request: Mapping[str, Any]) -> Iterator[str]:
+    name = "max_completion_tokens" if request.get("max_completion_tokens") is not None else "max_tokens"
+    most = request.get(name)
+    if most is not None and most < LEAST_OUTPUT:
+        yield name
+
+
+_DROPPED_BY: Mapping[Format, Callable[[str, Mapping[str, Any]], Iterator[str]]] = {
+    "responses": _dropped_by_responses,
+    "messages": _dropped_by_messages,
+    "gemini": _dropped_by_gemini,
+}
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
+
+_COLUMNS: Mapping[Format, str] = {
+    "chat": "openai",
+    "responses": 'openai, `format = "responses"`',
+    "messages": "anthropic",
+    "gemini": "gemini",
+}
 
 
 def render_table() -> str:
     """Return all of it as a table in Markdown."""
-    kinds = list(HANDLINGS)
-    names = list(dict.fromkeys(name for kind in kinds for name in HANDLINGS[kind]))
-    rows = ["| parameter | " + " | ".join(kinds) + " |", "| --- |" + " --- |" * len(kinds)]
+    names = list(dict.fromkeys(name for handlings in HANDLINGS.values() for name in handlings))
+    rows = ["| parameter | " + " | ".join(_COLUMNS.values()) + " |", "| --- |" + " --- |" * len(_COLUMNS)]
     for name in names:
-        cells = [_cell(HANDLINGS[kind].get(name), kind) for kind in kinds]
+        cells = [_cell(HANDLINGS[form].get(name), form) for form in _COLUMNS]
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
-def _cell(handling: Handling | None, kind: Kind) -> str:
+def _cell(handling: Handling | None, form: Format) -> str:
     if handling is None:
-        handling = _passed() if kind == "openai" else _dropped("")
+        handling = _passed() if form == "chat" else _dropped("")
     return f"**{handling.treatment}**" + (f": {handling.note}" if handling.note else "")
 
 

@@ -345,6 +345,48 @@ def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert fatal == [(15, 'models."fake*".context_window_fallbacks[0]', "gpt-4o"), (17, "models.m.routes[0]", "one")]
 
 
+ROUTES = """\
+[providers.a]
+kind = "anthropic"
+base_url = "http://127.0.0.1/v1"
+[providers.o]
+kind = "openai"
+base_url = "http://127.0.0.1/v1"
+[models.m]
+routes = [ROUTES]
+"""
+
+
+@pytest.mark.parametrize(
+    ("route", "key", "told"),
+    [
+        ('{ route = "a/m", format = "responses" }', "format", "for providers of kind openai, not anthropic"),
+        ('{ route = "o/m", format = "messages" }', "format", "input should be 'chat' or 'responses'"),
+        (
+            '{ route = "o/m", format = "responses", native_batch = true }',
+            "native_batch",
+            "of format chat, not responses",
+        ),
+    ],
+)
+def test_a_format_that_a_route_cannot_have_is_told(tmp_path: Path, route: str, key: str, told: str) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(ROUTES.replace("ROUTES", route))
+    catalogue, problems = read_catalogue(path)
+    assert catalogue is None
+    (problem,) = (problem for problem in problems if problem.fatal)
+    assert problem.path == f"models.m.routes[0].{key}"
+    assert told in problem.message
+
+
+def test_a_route_speaks_the_format_of_its_providers_kind_unless_it_says_another(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(ROUTES.replace("ROUTES", '"a/m", "o/m", { route = "o/m", format = "responses" }'))
+    catalogue, _ = read_catalogue(path)
+    assert catalogue is not None
+    assert [route.format for route in catalogue.routes("m")] == ["messages", "chat", "responses"]
+
+
 def test_what_is_doubtful_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     path = tmp_path / "headrace.toml"

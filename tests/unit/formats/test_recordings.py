@@ -21,7 +21,7 @@ from headrace.errors import InvalidRequestError, UpstreamError
 from headrace.formats.chat.completion import ChatCompletion, ChatCompletionChunk
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.request import parse_chat_request
-from headrace.formats.chat.support import FORMAT_OF, dropped_parameters
+from headrace.formats.chat.support import dropped_parameters
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.providers.sse import Event, EventReader
 
@@ -69,7 +69,7 @@ def bare(completion: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_there_are_recordings_of_every_format(kind: str) -> None:
-    least = {"chat": 8, "messages": 30, "gemini": 30}
+    least = {"chat": 8, "responses": 30, "messages": 30, "gemini": 30}
     assert len(list((RECORDINGS / kind).glob("*.json"))) >= least[kind]
 
 
@@ -205,7 +205,7 @@ def test_arguments_that_are_too_deep_are_an_upstreams_error(kind: Any) -> None:
         form.parse_completion((answers[kind] % nested).encode())
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
+@pytest.mark.parametrize("kind", ["responses", "messages", "gemini"])
 @given(odd=JSON)
 def test_what_clients_add_breaks_no_format(kind: Any, odd: Any) -> None:
     """Fields beyond OpenAI's, of any type: rendered, or refused as the caller's error."""
@@ -226,4 +226,4 @@ def test_what_clients_add_breaks_no_format(kind: Any, odd: Any) -> None:
     with contextlib.suppress(InvalidRequestError):
         parse_chat_request(orjson.dumps(request))
         dropped_parameters(kind, "m", request)
-        FORMATS[FORMAT_OF[kind]].render_request(request, model="m", stream=True, output_limit=None)
+        FORMATS[kind].render_request(request, model="m", stream=True, output_limit=None)

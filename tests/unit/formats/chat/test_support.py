@@ -8,7 +8,7 @@ import pytest
 
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.support import (
-    Kind,
+    Format,
     Thinking,
     claude_samples,
     claude_thinking,
@@ -20,25 +20,25 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
-def dropped(kind: Kind, model: str = "m", **fields: Any) -> list[str]:
-    return dropped_parameters(kind, model, {"model": "asked", "messages": MESSAGES, **fields})
+def dropped(form: Format, model: str = "m", **fields: Any) -> list[str]:
+    return dropped_parameters(form, model, {"model": "asked", "messages": MESSAGES, **fields})
 
 
-def refused(kind: Kind, **fields: Any) -> str | None:
+def refused(form: Format, **fields: Any) -> str | None:
     with pytest.raises(InvalidRequestError) as raised:
-        dropped(kind, **fields)
+        dropped(form, **fields)
     assert raised.value.code == "unsupported_parameter"
     assert f"'{raised.value.param}'" in raised.value.message
     return raised.value.param
 
 
 def test_openais_format_drops_nothing() -> None:
-    assert dropped("openai", seed=1, logit_bias={"1": 2}, newer=3) == []
+    assert dropped("chat", seed=1, logit_bias={"1": 2}, newer=3) == []
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
-def test_what_is_harmless_is_dropped_and_named(kind: Kind) -> None:
-    assert dropped(kind, verbosity="low", prediction={"type": "content", "content": "x"}, newer=1) == [
+@pytest.mark.parametrize("form", ["messages", "gemini"])
+def test_what_is_harmless_is_dropped_and_named(form: Format) -> None:
+    assert dropped(form, verbosity="low", prediction={"type": "content", "content": "x"}, newer=1) == [
         "verbosity",
         "prediction",
         "newer",
@@ -50,24 +50,24 @@ def test_gemini_drops_a_wish_for_one_call_at_a_time() -> None:
     assert dropped("gemini", tools=TOOLS, parallel_tool_calls=True) == []
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
-def test_what_is_not_given_or_happens_anyway_is_nothing(kind: Kind) -> None:
-    assert dropped(kind, n=1, logprobs=False, logit_bias={}, presence_penalty=0, modalities=["text"], user=None) == []
-    assert dropped(kind, parallel_tool_calls=False) == []  # there are no tools
+@pytest.mark.parametrize("form", ["messages", "gemini"])
+def test_what_is_not_given_or_happens_anyway_is_nothing(form: Format) -> None:
+    assert dropped(form, n=1, logprobs=False, logit_bias={}, presence_penalty=0, modalities=["text"], user=None) == []
+    assert dropped(form, parallel_tool_calls=False) == []  # there are no tools
 
 
-@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
-def test_what_matters_is_refused_by_name(kind: Kind) -> None:
-    assert refused(kind, logit_bias={"1": 2}) == "logit_bias"
-    assert refused(kind, tools=[{"type": "custom", "custom": {"name": "c"}}]) == "tools[0]"
+@pytest.mark.parametrize("form", ["messages", "gemini"])
+def test_what_matters_is_refused_by_name(form: Format) -> None:
+    assert refused(form, logit_bias={"1": 2}) == "logit_bias"
+    assert refused(form, tools=[{"type": "custom", "custom": {"name": "c"}}]) == "tools[0]"
     file = {"type": "file", "file": {"file_id": "file-1"}}
-    assert refused(kind, messages=[{"role": "user", "content": [file]}]) == "messages[0].content[0].file.file_id"
-    assert refused(kind, messages=[*MESSAGES, {"role": "function", "name": "f", "content": ""}]) == "messages[1].role"
+    assert refused(form, messages=[{"role": "user", "content": [file]}]) == "messages[0].content[0].file.file_id"
+    assert refused(form, messages=[*MESSAGES, {"role": "function", "name": "f", "content": ""}]) == "messages[1].role"
 
 
 def test_audio_goes_to_gemini_alone() -> None:
     spoken = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]
-    assert refused("anthropic", messages=spoken) == "messages[0].content[0]"
+    assert refused("messages", messages=spoken) == "messages[0].content[0]"
     assert dropped("gemini", messages=spoken) == []
 
 
@@ -90,12 +90,12 @@ def test_names_are_dropped() -> None:
 )
 def test_which_claudes_take_a_temperature(model: str, samples: bool) -> None:
     assert claude_samples(model) is samples
-    assert dropped("anthropic", model, temperature=0.5, top_p=0.5) == ([] if samples else ["temperature", "top_p"])
+    assert dropped("messages", model, temperature=0.5, top_p=0.5) == ([] if samples else ["temperature", "top_p"])
 
 
 def test_a_temperature_that_is_cut_is_named() -> None:
-    assert dropped("anthropic", temperature=1.5) == ["temperature"]
-    assert dropped("anthropic", temperature=1.0) == []
+    assert dropped("messages", temperature=1.5) == ["temperature"]
+    assert dropped("messages", temperature=1.0) == []
 
 
 def test_how_claudes_think() -> None:
@@ -110,16 +110,16 @@ def test_how_claudes_think() -> None:
     assert thinking("claude-opus-4-5", reasoning_effort="low", **forced) is None
     assert thinking("claude-opus-4-5", reasoning_effort="low", max_tokens=1024) is None
     assert thinking("claude-opus-4-5", thinking={"type": "enabled", "budget_tokens": 2000}) is Thinking.BUDGET
-    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", **forced) == ["reasoning_effort"]
-    assert dropped("anthropic", "claude-opus-4-6", reasoning_effort="low", temperature=0.3) == ["temperature"]
+    assert dropped("messages", "claude-opus-4-5", reasoning_effort="low", **forced) == ["reasoning_effort"]
+    assert dropped("messages", "claude-opus-4-6", reasoning_effort="low", temperature=0.3) == ["temperature"]
 
 
 def test_a_claude_does_not_think_on_from_a_call_whose_thoughts_are_gone() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     history = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c"}]
-    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", messages=history) == ["reasoning_effort"]
+    assert dropped("messages", "claude-opus-4-5", reasoning_effort="low", messages=history) == ["reasoning_effort"]
     history[1]["thinking_blocks"] = [{"type": "thinking"}]  # type: ignore[index]
-    assert dropped("anthropic", "claude-opus-4-5", reasoning_effort="low", messages=history) == []
+    assert dropped("messages", "claude-opus-4-5", reasoning_effort="low", messages=history) == []
 
 
 def test_generations_of_gemini() -> None:
