@@ -143,12 +143,12 @@ class TextItem(Item):
         super().__init__(item, output_index)
         self.part: Part | None = None
 
-    def begin(self, kind: PartKind) -> list[bytes]:
-        """Return the lines that end the open part and begin one of a kind, which becomes the open one."""
+    def begin(self, kind: PartKind) -> tuple[Part, list[bytes]]:
+        """Begin a part, and return it with the lines that end the one before it and add it."""
         lines = self.end_part()
         index = len(self.item.get(kind.place) or ())
-        self.part = Part(kind, self.item["id"], self.output_index, index)
-        return [*lines, self.part.added()]
+        part = self.part = Part(kind, self.item["id"], self.output_index, index)
+        return part, [*lines, part.added()]
 
     def end_part(self) -> list[bytes]:
         """Return the lines that end the open part, if there is one."""
@@ -240,12 +240,10 @@ def _whole_part(item: TextItem, part: dict[str, Any]) -> list[bytes]:
     kind = PART_KINDS.get(part.get("type", ""))
     if kind is None:
         return item.take_whole(part)
-    lines = item.begin(kind)
-    if item.part is not None:
-        logprobs = part.get("logprobs") or ()
-        if part[kind.text]:
-            lines.append(item.part.delta(part[kind.text], logprobs))
-        else:
-            item.part.logprobs += logprobs
-        lines += [item.part.annotate(annotation) for annotation in part.get("annotations") or ()]
-    return lines
+    grown, lines = item.begin(kind)
+    logprobs = part.get("logprobs") or ()
+    if part[kind.text]:
+        lines.append(grown.delta(part[kind.text], logprobs))
+    else:
+        grown.logprobs += logprobs
+    return lines + [grown.annotate(annotation) for annotation in part.get("annotations") or ()]

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from headrace.formats.chat.fold import chunks_of
+from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
@@ -21,8 +21,10 @@ from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import seal
 from headrace.ids import item_id
 
-# The field of a delta by which a part of a kind grows.
-_FIELDS = {TEXT: "content", REFUSAL: "refusal", THOUGHT: "reasoning_content", SUMMARY: "reasoning_content"}
+# The fields of a delta with what the model thinks; some servers write it into both.
+_THOUGHTS = ("reasoning_content", "reasoning")
+# The fields that a model wants back in the next turn: Anthropic's signed thoughts, and OpenRouter's of any provider.
+_SEALED = ("thinking_blocks", "reasoning_details")
 
 
 class Renderer:
@@ -40,8 +42,9 @@ class Renderer:
         self._item: TextItem | None = None
         self._part: Part | None = None
         self._field = ""  # by which the open part grows
+        self._thought_field = ""
+        self._sealed = Fold()
         self._calls: dict[int, Call] = {}
-        self._signed: list[Any] = []
         self._annotations: list[Any] = []
         self._logprobs: list[Any] = []
         self._wants_logprobs = "message.output_text.logprobs" in (document.get("include") or ())
@@ -98,28 +101,32 @@ class Renderer:
         )
 
     def _take(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if thought and isinstance(thought, str):
-            self._grow(self._thought, thought)
-        if blocks := delta.get("thinking_blocks"):
-            self._seal(blocks)
+        for field in _THOUGHTS:
+            if (thought := delta.get(field)) and isinstance(thought, str) and self._thought_field in ("", field):
+                self._thought_field = field
+                self._grow(self._thought, field, thought)
+        for field in _SEALED:
+            if isinstance(said := delta.get(field), list) and said:
+                self._item_of("reasoning")
+                self._sealed.add({"choices": [{"index": 0, "delta": {field: said}}]})
         if annotations := delta.get("annotations"):
             self._annotate([_annotation(annotation) for annotation in annotations])
         if logprobs is not None and self._wants_logprobs:
             self._logprobs += [_logprob(token) for token in logprobs.get("content") or ()]
         if text := delta.get("content"):
-            self._grow(TEXT, text)
+            self._grow(TEXT, "content", text)
         if refusal := delta.get("refusal"):
-            self._grow(REFUSAL, refusal)
+            self._grow(REFUSAL, "refusal", refusal)
         for piece in delta.get("tool_calls") or ():
             self._call(piece)
         if function := delta.get("function_call"):
             self._call({"index": -1, "type": "function", "function": function})
 
-    def _grow(self, kind: PartKind, text: str) -> None:
+    def _grow(self, kind: PartKind, field: str, text: str) -> None:
         part = self._part
         if part is None or part.kind is not kind:
             part = self._open(kind)
+            self._field = field
         if kind is TEXT and self._logprobs:
             logprobs, self._logprobs = self._logprobs, []
             self._lines.append(part.delta(text, logprobs))
@@ -132,11 +139,9 @@ class Renderer:
     def _open(self, kind: PartKind) -> Part:
         """Begin a part, in a new item if the open one is of another type."""
         item = self._item_of("reasoning" if kind in (THOUGHT, SUMMARY) else "message")
-        self._lines += item.begin(kind)
-        part = self._part = item.part
-        assert part is not None
-        self._field = _FIELDS[kind]
-        return part
+        self._part, lines = item.begin(kind)
+        self._lines += lines
+        return self._part
 
     def _item_of(self, kind: str) -> TextItem:
         """Return the open item if it is of a type, else a new one."""
@@ -145,14 +150,8 @@ class Renderer:
         self._close_item("completed")
         self._close_calls()
         number = self._next_number()
-        item: dict[str, Any]
-        if kind == "message":
-            item = {"id": item_id("msg", self._job.id, number), "type": "message", "status": "in_progress"}
-            item |= {"role": "assistant", "content": []}
-        else:
-            item = {"id": item_id("rs", self._job.id, number), "type": "reasoning", "status": "in_progress"}
-            item["summary"] = []
-            self._signed = []
+        prefix, own = ("msg", {"role": "assistant", "content": []}) if kind == "message" else ("rs", {"summary": []})
+        item = {"id": item_id(prefix, self._job.id, number), "type": kind, "status": "in_progress", **own}
         self._item = TextItem(item, number)
         self._lines.append(self._item.added())
         return self._item
@@ -167,14 +166,16 @@ class Renderer:
             if item.part is not None and item.part.kind is TEXT:
                 item.part.logprobs += self._logprobs
                 self._logprobs = []
+            if self._sealed.started:
+                item.item["encrypted_content"] = self._seal()
             self._lines += item.close(status)
             self._output[item.output_index] = item.item
 
-    def _seal(self, blocks: list[Any]) -> None:
-        """Keep signed thoughts in the reasoning item, for the next turn."""
-        item = self._item_of("reasoning").item
-        self._signed += blocks
-        item["encrypted_content"] = seal({"thinking_blocks": self._signed})
+    def _seal(self) -> str:
+        """Return what the model wants back in the next turn."""
+        [choice] = self._sealed.completion(id="", created=0, model="")["choices"]
+        self._sealed = Fold()
+        return seal({field: choice["message"][field] for field in _SEALED if field in choice["message"]})
 
     def _annotate(self, annotations: list[Any]) -> None:
         """Add annotations to the open text, or to the next one if none is open."""

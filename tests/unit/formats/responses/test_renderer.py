@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.formats.responses.sealed import open_sealed, seal
-from tests.unit.formats.responses.answers import REQUEST, Answer, call, chunk, streamed, whole
+from tests.unit.formats.responses.answers import REQUEST, Answer, call, chunk, folded, streamed, whole
 from tests.unit.formats.responses.contract import check
 
 DIGITS = "5" * 32
@@ -134,7 +134,12 @@ def test_the_first_choice_is_the_answer() -> None:
 
 # -- reasoning --------------------------------------------------------------------------------------------------------
 
-THOUGHTS = [chunk({"reasoning_content": "H"}), chunk({"reasoning": "m"}), chunk({"content": "Hey"}), chunk({}, "stop")]
+THOUGHTS = [
+    chunk({"reasoning_content": "H"}),
+    chunk({"reasoning_content": "m", "reasoning": "m"}),
+    chunk({"content": "Hey"}),
+    chunk({}, "stop"),
+]
 
 
 def test_reasoning_is_an_item_with_text() -> None:
@@ -169,6 +174,27 @@ def test_signed_thoughts_are_kept_for_the_next_turn() -> None:
 
     check(answer)
     assert open_sealed(answer.response["output"][0]["encrypted_content"]) == {"thinking_blocks": [first, hidden]}
+
+
+def test_thoughts_that_grow_piece_by_piece_are_kept_as_one() -> None:
+    pieces = [{"type": "reasoning.text", "text": text, "index": 0} for text in ("H", "m")]
+    pieces.append({"type": "reasoning.text", "signature": "s", "index": 0})
+    answer = streamed(
+        *(chunk({"reasoning": piece.get("text"), "reasoning_details": [piece]}) for piece in pieces),
+        chunk({"content": "Hey"}),
+        chunk({}, "stop"),
+    )
+
+    assert told(answer) == in_item(0, *part(2, "reasoning_text")) + in_item(1, *part(1))
+    kept = {"type": "reasoning.text", "text": "Hm", "index": 0, "signature": "s"}
+    assert open_sealed(answer.response["output"][0]["encrypted_content"]) == {"reasoning_details": [kept]}
+    assert whole(folded(answer_of("Hm", kept))).response["output"] == answer.response["output"]
+
+
+def answer_of(thought: str, details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the same in one piece each, with the thought in both fields that servers write it into."""
+    fields = {"reasoning": thought, "reasoning_content": thought, "reasoning_details": [details]}
+    return [chunk(fields), chunk({"content": "Hey"}), chunk({}, "stop")]
 
 
 @pytest.mark.parametrize("text", ["", "gAAAAABo", "hr1.", "hr1.!", "hr1." + "W10=", seal({})[:-1]], ids=str)
