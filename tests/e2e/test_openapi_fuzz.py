@@ -68,9 +68,11 @@ class Things:
             case.headers["Idempotency-Key"] = f"{case.operation.label} {turn}"
         ending = case.method == "DELETE" or case.path.endswith(_ENDING)
         subject = next((name for name in _SUBJECTS if name in case.path_parameters), "")
+        *_, last = case.path_parameters or [None]
         for name in case.path_parameters:
             find = self._maker(name, subject)
-            case.path_parameters[name] = find() if ending else self._once(f"{subject} {name}", find)
+            fresh = ending and name == last
+            case.path_parameters[name] = find() if fresh else self._once(f"{subject} {name}", find)
 
     def _once(self, name: str, make: Callable[[], str]) -> str:
         if name not in self._made:
@@ -86,6 +88,8 @@ class Things:
             "file_id": self._file,
             "agent_id": lambda: self._post("/agents", {"name": "fuzz", "model": _MODEL}),
             "key_id": lambda: self._post("/api-keys", {"name": "fuzz"}),
+            "conversation_id": lambda: self._post("/conversations", {}),
+            "item_id": self._item,
             "model": lambda: "renamed",
         }
         return makers[name]
@@ -101,6 +105,12 @@ class Things:
     def _batch(self) -> str:
         lines = [{"custom_id": "a", "body": chat(_MODEL)}]
         return self._post("/batches", {"requests": lines, "webhook": self._receiver})
+
+    def _item(self) -> str:
+        conversation = self._once(" conversation_id", self._maker("conversation_id", ""))
+        items = [{"role": "user", "content": "Hello!"}]
+        response = self._client.post(f"/conversations/{conversation}/items", json={"items": items})
+        return str(response.json()["last_id"])
 
     def _file(self) -> str:
         files = {"file": ("in.jsonl", b"some lines\n")}
