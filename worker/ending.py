@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.conversations.turn import turn_of
 from headrace.errors import HeadraceError, JobCancelledError
 from headrace.events.publisher import Publisher
 from headrace.jobs.records import FinishedJob, MovedJob
@@ -65,12 +66,14 @@ class Endings:
         spent = attempt.spent() if attempt.started or attempt.stop is not None else None
         body = orjson.dumps(response if error is None else error.document())
         finished = _finished(attempt, state, body, error, spent)
+        if response is not None and attempt.job.conversation_id is not None:
+            finished = replace(finished, turn=turn_of(attempt.document, response))
         try:
             ours = await self._availability.patiently(lambda: self._group.submit(finished))
         except SQLAlchemyError:
             log.exception("Postgres refused an attempt's end: the job fails")
             state, body = State.FAILED, orjson.dumps(HeadraceError().document())
-            broken = replace(finished, state=state, response=None, error=body.decode(), segment=None)
+            broken = replace(finished, state=state, response=None, error=body.decode(), segment=None, turn=())
             ours = await self._availability.patiently(lambda: self._group.submit(broken))
         if ours:
             if attempt.deltas.on_saved is not None and finished.segment is not None:
