@@ -54,14 +54,18 @@ async def read_context(
     has = await queries.measure(database, conversation_id, account_id) if is_id(conversation_id, "conv") else None
     if has is None:
         raise no_such_conversation(conversation_id, param="conversation")
+    items = list[str]()
+    if has.items <= MOST_ITEMS and has.bytes <= most_bytes:
+        # Other responses may have added their turns since, so the bounds are checked again.
+        items = await queries.read_items(database, conversation_id, account_id, limit=MOST_ITEMS + 1)
+        has = queries.Size(len(items), sum(map(len, items)))
     if has.items > MOST_ITEMS or has.bytes > most_bytes:
         raise InvalidRequestError(
-            f"The conversation has {has.items} items of {has.bytes} bytes together; a response reads at most"
-            f" {MOST_ITEMS} items and {most_bytes} bytes. Delete items, or begin another conversation.",
+            f"The conversation has more than {MOST_ITEMS} items, or more than {most_bytes} bytes of them, and"
+            " a response reads no more: delete items, or begin another conversation.",
             param="conversation",
             code="context_too_long",
         )
-    items = await queries.read_items(database, conversation_id, account_id, limit=MOST_ITEMS)
     return await offloaded(has.bytes, _parse, items)
 
 
