@@ -21,6 +21,7 @@ from api.resources import (
     jobs,
     models,
     organization,
+    responses,
     stored,
     usage,
     webhooks,
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         for resource in (
             chat,
             stored,
+            responses,
             jobs,
             files,
             batches,

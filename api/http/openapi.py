@@ -19,11 +19,13 @@ from api.resources.stored import CompletionUpdate
 from headrace.agents.persona import AgentDefinition
 from headrace.batches.request import BatchRequest
 from headrace.formats.chat.request import ChatRequest, JobSubmission
+from headrace.formats.responses.request import ResponseRequest
 from headrace.keys.key_object import KeyRequest, KeyRotation, KeyUpdate
 
 _BODIES: dict[str, type[BaseModel]] = {
     "/api/v1/chat/completions": ChatRequest,
     "/api/v1/chat/completions/{completion_id}": CompletionUpdate,
+    "/api/v1/responses": ResponseRequest,
     "/api/v1/jobs": JobSubmission,
     "/api/v1/batches": BatchRequest,
     "/api/v1/agents": AgentDefinition,

@@ -112,7 +112,7 @@ async def new_job(
         key_id=principal.key_id,
         model=terms.model,
         format=asked.format,
-        request=asked.body.decode(),
+        request=await offloaded(size, asked.stored, job_id),
         agent_id=None if agent is None else agent.id,
         agent_version=None if agent is None else agent.version,
         metadata=orjson.dumps(labels).decode() if labels else None,
@@ -123,6 +123,7 @@ async def new_job(
         origin=None if background or has_key(request) else request.state.hub.origin,
         webhook=webhook,
         stored=terms.store is not False,
+        conversation_id=asked.conversation_id,
         timeout_seconds=timeout_seconds or terms.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]

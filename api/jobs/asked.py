@@ -12,6 +12,9 @@ from headrace.agents.queries import AgentVersion
 from headrace.formats.chat.request import ChatRequest, JobSubmission, check_request
 from headrace.formats.chat.support import Format
 from headrace.formats.json_document import parse_json
+from headrace.formats.responses.client import translate
+from headrace.formats.responses.context import with_ids
+from headrace.formats.responses.request import ResponseRequest
 from headrace.formats.translation import Translation
 
 
@@ -24,13 +27,25 @@ class Asked:
 
     format: Format
     body: bytes
-    terms: ChatRequest
+    terms: ChatRequest | ResponseRequest
     translation: Translation
+    expanded: dict[str, Any] | None = None
+    """The request with its context, if its format has one: see `headrace.formats.responses.context`."""
 
     @property
     def document(self) -> dict[str, Any]:
         """The document of the chat request."""
         return self.translation.chat
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation that the request continues."""
+        asked = None if self.expanded is None else self.expanded.get("conversation")
+        return asked["id"] if isinstance(asked, dict) else asked
+
+    def stored(self, job_id: str) -> str:
+        """Return the request as its job stores it."""
+        return (self.body if self.expanded is None else orjson.dumps(with_ids(self.expanded, job_id))).decode()
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -41,6 +56,15 @@ class Asked:
         """
         document = parse_json(body)
         return cls("chat", body, check_request(ChatRequest, document), Translation(document))
+
+    @classmethod
+    def of_response(cls, body: bytes, expanded: dict[str, Any], terms: ResponseRequest) -> Self:
+        """Return the request for a response that a body holds, whose checked document is `expanded` by its context.
+
+        Raises:
+            InvalidRequestError: The request cannot be understood; the error names the parameter.
+        """
+        return cls("responses", body, terms, translate(expanded), expanded)
 
     @classmethod
     def parse_submission(cls, body: bytes) -> tuple[JobSubmission, Self]:

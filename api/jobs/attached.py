@@ -11,19 +11,25 @@ from api.http.errors import shutdown_error
 from api.jobs.client_events import ClientEvents
 from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
-from headrace.events.follow import follow
+from headrace.events.follow import START, Cursor, follow
 from headrace.events.listener import ListenerClosedError
 from headrace.keys.queries import Principal
 
 
 async def attached(
-    request: Request, principal: Principal, job_id: str, written: ClientEvents
+    request: Request,
+    principal: Principal,
+    job_id: str,
+    written: ClientEvents,
+    *,
+    after: Cursor = START,
+    keeps_log: bool = False,
 ) -> AsyncGenerator[list[bytes], None]:
-    """Yield what a reader gets of a job, from its start to its end."""
+    """Yield what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
     async with watching(request, principal, job_id) as listener:
         yield written.begin()
         try:
-            async with aclosing(follow(listener, request.state.database)) as events:
+            async with aclosing(follow(listener, request.state.database, after=after, keeps_log=keeps_log)) as events:
                 async for event in events:
                     yield written.render(event)
                     if written.over:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from api.jobs.asked import Asked
 from api.jobs.chunks import Chunks
+from api.jobs.response_events import ResponseEvents
 from headrace.errors import HeadraceError
 from headrace.events.follow import Event
 
@@ -36,5 +37,8 @@ Begin = Callable[[int], ClientEvents]
 
 def events_for(asked: Asked, job_id: str) -> Begin:
     """Return what makes the stream that a request's client reads."""
+    if asked.expanded is not None:
+        about = {name: value for name, value in asked.expanded.items() if name != "input"}
+        return partial(ResponseEvents, about, job_id, background=bool(asked.terms.background))
     options = asked.terms.stream_options
     return partial(Chunks, job_id, include_usage=options is not None and bool(options.include_usage))

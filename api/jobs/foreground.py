@@ -24,6 +24,7 @@ from api.jobs.watch import close_when_gone
 from headrace.errors import AuthenticationError, HeadraceError, OutcomeUnknownError, restore_error
 from headrace.events.follow import Deltas, Ended, Event, Silence, follow
 from headrace.events.listener import Listener, ListenerClosedError
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.keys.queries import Principal
 from headrace.quotas.queries import Spent
@@ -117,14 +118,15 @@ class Foreground:
                     await self._abandon()
 
     async def _first(self, written: ClientEvents, events: AsyncIterator[Event]) -> tuple[Event, list[bytes]]:
-        """Return the first event that a client sees, or the first silence, and what the client gets for it.
+        """Return the first event that a client sees, or the first silence, and what the client gets up to it.
 
         Raises the error of a job that fails.
         """
+        rendered: list[bytes] = []
         async for event in events:
             if isinstance(event, Ended) and event.response is None:
                 raise self._failed(event.error)
-            rendered = written.render(event)
+            rendered += written.render(event)
             if isinstance(event, Deltas | Ended | Silence):
                 return event, rendered
         raise AssertionError("a job's events end with its end")
@@ -156,14 +158,14 @@ class Foreground:
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
         """Accept the job and follow it until the client leaves."""
-        state = self.request.state
+        state, keeps_log = self.request.state, CLIENT_FORMATS[self.submission.job.format].KEEPS_LOG
         async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
             self._listener = listener
             async with answering(self.request, self.submission.job):
                 self.created = await accept(self.request, self.submission)
             leaving = asyncio.create_task(close_when_gone(self.request, listener))
             try:
-                async with aclosing(follow(listener, state.database, replay=self.keyed)) as events:
+                async with aclosing(follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log)) as events:
                     with state.authenticator.holding(self.principal, listener.refuse):
                         yield listener, events
             finally:

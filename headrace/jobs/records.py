@@ -168,6 +168,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredJob:
+    """What a job has stored of its request and answer. Times are in Unix seconds."""
+
+    id: str
+    state: State
+    format: Format
+    model: str
+    background: bool
+    created: int
+    finished: int | None
+    request: str
+    response: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class JobFilter:
     """Conditions of a list of jobs. None is no condition; times are of creation."""
 

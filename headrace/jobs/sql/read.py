@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from headrace.jobs.records import Progress
+from headrace.jobs.records import Progress, StoredJob
 from headrace.jobs.state import State
 from headrace.jobs.tables import jobs
 from headrace.keys.tables import accounts
@@ -157,6 +157,19 @@ async def get_request(database: Database, job_id: str, account_id: str) -> str |
     )
     rows = await execute(database.relaxed, query)
     return rows[0][0] if rows else None
+
+
+_STORED = """
+SELECT id, state, format, model, background, floor(extract(epoch FROM created_at))::bigint AS created,
+       floor(extract(epoch FROM finished_at))::bigint AS finished, request, response, error
+FROM jobs WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
+"""
+
+
+async def read_stored(database: Database, job_id: str, account_id: str) -> StoredJob | None:
+    """Return what an account's job has stored, or None if the account has no such job."""
+    rows = await execute(database.relaxed, _STORED, {"id": job_id, "account_id": account_id})
+    return StoredJob(rows[0][0], State(rows[0][1]), *rows[0][2:]) if rows else None
 
 
 # For operators, who see the jobs of every account.

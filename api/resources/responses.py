@@ -1,0 +1,239 @@
+"""Responses: OpenAI's API for model calls that run in the background, are watched from any event, and continue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from api.http.authentication import Authenticated
+from api.http.body import read_body
+from api.http.errors import render_json
+from api.http.idempotency import Change
+from api.http.pages import Limit, Order, Page, render_page
+from api.http.sse import EventStream
+from api.jobs.accept import Submission, accept, answering, new_job
+from api.jobs.asked import Asked
+from api.jobs.attached import attached
+from api.jobs.cancel import cancel_and_wait, erase
+from api.jobs.context import expanded, find_response
+from api.jobs.foreground import Foreground
+from api.jobs.response_events import ResponseEvents
+from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
+from headrace.events.follow import Cursor
+from headrace.formats.json_document import parse_json
+from headrace.formats.responses import client as responses
+from headrace.formats.responses.events import base
+from headrace.formats.responses.request import ResponseRequest, check_response_request
+from headrace.formats.responses.response import render_stored
+from headrace.ids import response_id as response_id_of
+from headrace.jobs.records import StoredJob
+from headrace.jobs.state import State
+from headrace.keys.queries import Principal
+from headrace.runtime.offload import offloaded
+
+router = APIRouter(prefix="/responses", tags=["Responses"])
+
+# The largest number of an event that a client may name.
+_MOST_EVENTS = 2**31 - 1
+
+StartingAfter = Annotated[
+    int | None,
+    Query(ge=0, le=_MOST_EVENTS, description="The number of an event: the stream continues after it"),
+]
+Include = Annotated[
+    list[
+        Literal[
+            "file_search_call.results",
+            "web_search_call.results",
+            "web_search_call.action.sources",
+            "message.input_image.image_url",
+            "computer_call_output.output.image_url",
+            "code_interpreter_call.outputs",
+            "reasoning.encrypted_content",
+            "message.output_text.logprobs",
+        ]
+    ]
+    | None,
+    Query(description="Accepted for OpenAI's clients: a stored response always has what its request asked to include"),
+]
+
+
+class ItemList(Page[dict[str, Any]]):
+    """A page of a response's input items."""
+
+
+class DeletedResponse(BaseModel):
+    """The answer to an erasure."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+@router.post("", summary="Create a response", responses={200: {"content": {"text/event-stream": {}}}})
+async def create_response(request: Request, principal: Authenticated) -> Response:
+    """Return the response, stream its events, or with `background` let it run without its client."""
+    submission = await _submit(request, principal)
+    if submission.job.background:
+        return await _start(request, principal, submission)
+    foreground = Foreground(request, principal, submission)
+    return await (foreground.stream() if submission.job.streamed else foreground.whole())
+
+
+async def _submit(request: Request, principal: Principal) -> Submission:
+    """Return the job that a request asks for. The body is freed on return, before the client waits."""
+    body = await read_body(request)
+    document, terms = await offloaded(len(body), _parse, body)
+    whole = await expanded(request, principal, document, terms, size=len(body))
+    asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
+    return await new_job(request, principal, asked, sent=body, background=bool(terms.background))
+
+
+def _parse(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
+    document = parse_json(body)
+    return document, check_response_request(document)
+
+
+async def _start(request: Request, principal: Principal, submission: Submission) -> Response:
+    """Accept a background response, and return it or its stream."""
+    assert submission.asked is not None
+    job_id, streamed = submission.job.id, bool(submission.asked.terms.stream)
+    if streamed:
+        request.state.subscribers.check(principal.key_id)
+    async with answering(request, submission.job) as made:
+        created = await accept(request, submission)
+        made()
+        if not streamed:
+            job = await find_response(request, response_id_of(job_id), principal.account_id)
+            if job is None:
+                raise no_such_response(job_id)
+            return Response(_render(job), 200, submission.headers, "application/json")
+    events = attached(request, principal, job_id, submission.events(created), keeps_log=responses.KEEPS_LOG)
+    return EventStream(events, submission.headers)
+
+
+@router.get("/{response_id}", summary="Get a response", responses={200: {"content": {"text/event-stream": {}}}})
+async def get_response(
+    request: Request,
+    principal: Authenticated,
+    response_id: str,
+    stream: bool = False,
+    starting_after: StartingAfter = None,
+    include: Include = None,  # noqa: ARG001  (checked, and always there)
+    include_obfuscation: bool | None = None,  # noqa: ARG001  (as OpenAI's clients send it)
+) -> Response:
+    """Return a response in any state, or with `stream` its events from the start or past `starting_after`."""
+    job = await _find(request, response_id, principal.account_id)
+    if not stream:
+        if starting_after is not None:
+            raise invalid_parameter("starting_after", "only allowed when 'stream' is true")
+        return Response(_render(job), 200, media_type="application/json")
+    request.state.subscribers.check(principal.key_id)
+    after = _last_event(request, starting_after)
+    document = await offloaded(len(job.request), orjson.loads, job.request)
+    del document["input"]
+    written = ResponseEvents(document, job.id, job.created, background=job.background, after=after, model=job.model)
+    seq = max(0, after - base(job.background) + 1)
+    events = attached(request, principal, job.id, written, after=Cursor(0, seq), keeps_log=responses.KEEPS_LOG)
+    return EventStream(events)
+
+
+def _last_event(request: Request, starting_after: int | None) -> int:
+    """Return the number of the last event that a reader has, -1 before the first.
+
+    A client that reconnects by itself adds the header `Last-Event-ID`, which is newer than the query.
+    """
+    header = request.headers.get("last-event-id")
+    if not header:
+        return -1 if starting_after is None else starting_after
+    if not header.isdecimal() or int(header) > _MOST_EVENTS:
+        raise invalid_parameter("Last-Event-ID", "it is not the number of an event", code=None)
+    return int(header)
+
+
+@router.delete("/{response_id}", summary="Erase a response", responses={200: {"model": DeletedResponse}})
+async def delete_response(request: Request, principal: Authenticated, response_id: str) -> Response:
+    """Erase a response with all content of its job, and stop a job that has not ended. Its usage stays."""
+    job = await _find(request, response_id, principal.account_id)
+    if not await erase(request, job.id, principal.account_id):
+        raise no_such_response(response_id)
+    return render_json({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post("/{response_id}/cancel", summary="Cancel a response")
+async def cancel_response(request: Request, principal: Authenticated, response_id: str) -> Response:
+    """Cancel a background response, and its call to the provider."""
+    job = await _find(request, response_id, principal.account_id)
+    change = await Change.of(request, principal)
+    if not change.done:
+        _check_cancellable(job)
+        async with change.applying():
+            await cancel_and_wait(request, job.id, principal.account_id)
+        job = await _find(request, response_id, principal.account_id)
+    return Response(_render(job), 200, change.headers, "application/json")
+
+
+def _check_cancellable(job: StoredJob) -> None:
+    if not job.background:
+        raise InvalidRequestError("Only a background response can be cancelled.", param="response_id")
+    if job.state.is_final and job.state is not State.CANCELLED:
+        raise InvalidRequestError(f"The response has ended: it is {_status(job)}.", param="response_id")
+
+
+@router.get("/{response_id}/input_items", summary="List a response's input", responses={200: {"model": ItemList}})
+async def list_input_items(
+    request: Request,
+    principal: Authenticated,
+    response_id: str,
+    after: Annotated[str | None, Query(description="The last id of the previous page")] = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+    include: Include = None,  # noqa: ARG001  (checked, and always there)
+) -> Response:
+    """List all items that the model read: those of the context, and those of the request."""
+    job = await _find(request, response_id, principal.account_id)
+    items: list[dict[str, Any]] = (await offloaded(len(job.request), orjson.loads, job.request))["input"]
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise invalid_parameter("after", "there is no such item")
+        items = items[ids.index(after) + 1 :]
+    return render_page(items, limit=limit)
+
+
+async def _find(request: Request, response_id: str, account_id: str) -> StoredJob:
+    job = await find_response(request, response_id, account_id)
+    if job is None:
+        raise no_such_response(response_id)
+    return job
+
+
+def no_such_response(response_id: str) -> NotFoundError:
+    """Return the error for an id without a response of the account."""
+    return NotFoundError(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+
+
+def _status(job: StoredJob) -> str:
+    status: str = orjson.loads(_render(job))["status"]
+    return status
+
+
+def _render(job: StoredJob) -> bytes:
+    stored = render_stored(
+        {} if job.response is not None else orjson.loads(job.request),
+        job_id=job.id,
+        created=job.created,
+        background=job.background,
+        state=job.state.value,
+        model=job.model,
+        response=None if job.response is None else job.response.encode(),
+        error=None if job.error is None else job.error.encode(),
+        finished=job.finished,
+    )
+    return stored if isinstance(stored, bytes) else orjson.dumps(stored)

@@ -1,0 +1,69 @@
+"""The input of a response: the items of its context, which earlier responses or a conversation hold, and its own.
+
+A stored request has all of them in `input`, each in its whole form and with an id, so that the next response of a chain
+reads one row. `context_items` counts those of the context; it never leaves Headrace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headrace.ids import FIRST_INPUT_ITEM, item_id
+
+CONTEXT_ITEMS = "context_items"
+"""The key of a stored request that counts the items of its context."""
+
+# Prefixes of the ids of items, by type.
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
+# Types of items that have a status.
+_WITH_STATUS = frozenset({"message", "function_call", "function_call_output"})
+
+
+def expand(document: Mapping[str, Any], context: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a checked request whose input begins with its context. Its own items are whole, but may lack ids."""
+    own = document.get("input")
+    items = [{"role": "user", "content": own}] if isinstance(own, str) else own or ()
+    return {**document, "input": [*context, *map(whole_item, items)], CONTEXT_ITEMS: len(context)}
+
+
+def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """Return an expanded request whose own items all have ids, which are made of the job's id."""
+    first = document[CONTEXT_ITEMS]
+    items = list(document["input"])
+    for index in range(first, len(items)):
+        item = items[index]
+        if not item.get("id"):
+            prefix = _PREFIXES.get(item["type"], "item")
+            items[index] = {"id": item_id(prefix, job_id, FIRST_INPUT_ITEM + index - first), **without_id(item)}
+    return {**document, "input": items}
+
+
+def without_id(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item without its id."""
+    return {name: value for name, value in item.items() if name != "id"}
+
+
+def whole_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item as the API lists it: with its type and status, and the parts of a message's text."""
+    kind = item.get("type") or "message"
+    whole = {**item, "type": kind}
+    if kind in _WITH_STATUS and whole.get("status") is None:
+        whole["status"] = "completed"
+    if kind == "message" and isinstance(item.get("content"), str):
+        whole["content"] = [_text(item["content"], role=item.get("role"))]
+    return whole
+
+
+def _text(text: str, *, role: Any) -> dict[str, Any]:
+    if role == "assistant":
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "input_text", "text": text}
