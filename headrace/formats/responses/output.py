@@ -117,7 +117,7 @@ class Part:
 
 
 class Item:
-    """An item that comes whole, or of a type that Headrace does not know."""
+    """An item of any type. One of a type that is not known here does not grow."""
 
     def __init__(self, item: dict[str, Any], output_index: int) -> None:
         """Take the item as it is when it is added."""

@@ -23,8 +23,9 @@ from headrace.ids import item_id
 
 # The fields of a delta with what the model thinks; some servers write it into both.
 _THOUGHTS = ("reasoning_content", "reasoning")
-# The fields that a model wants back in the next turn: Anthropic's signed thoughts, and OpenRouter's of any provider.
-_SEALED = ("thinking_blocks", "reasoning_details")
+# The fields that a model wants back in the next turn: Anthropic's signed thoughts, OpenRouter's of any provider, and
+# those that a provider of the Responses API has encrypted.
+_SEALED = ("thinking_blocks", "reasoning_details", "reasoning_items")
 
 
 class Renderer:

@@ -42,8 +42,8 @@ def _validator(definitions: dict[str, Any], name: str) -> Validate:
 _OPENAI, _OPEN = _definitions("openai_responses"), _definitions("open_responses")
 _OPENAI_EVENTS, _OPEN_EVENTS = _validators(_OPENAI, "Event"), _validators(_OPEN, "StreamingEvent")
 _OPENAI_RESPONSE, _OPEN_RESPONSE = _validator(_OPENAI, "Response"), _validator(_OPEN, "ResponseResource")
-# Open Responses has no custom tools, and reasoning text under names that OpenAI's clients do not know.
-_OPENAIS = ("response.custom_tool_call_input.", "response.reasoning_text.")
+# Open Responses has no custom tools, and reasoning text and errors in a form that OpenAI's clients do not know.
+_OPENAIS = ("response.custom_tool_call_input.", "response.reasoning_text.", "error")
 
 _DELTAS = {
     "response.output_text.delta": "text",
@@ -63,12 +63,22 @@ def check_response(response: dict[str, Any]) -> None:
     assert list(response)[:4] == ["id", "object", "created_at", "status"]
 
 
+def check_event(event: dict[str, Any]) -> None:
+    """Check one event against both schemas, as far as both have it."""
+    kind = event["type"]
+    _OPENAI_EVENTS[kind](event)
+    objects = [event["item"]] if "item" in event else []
+    objects += [*event["response"]["output"], *event["response"]["tools"]] if "response" in event else []
+    if not kind.startswith(_OPENAIS) and not _custom(objects):
+        _OPEN_EVENTS[kind](event)
+
+
 def check(answer: Answer, *, lost: int = 0) -> None:
     """Check a whole stream; its first `lost` items are of lost attempts."""
     events, response = answer.events, answer.response
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     for event in events:
-        _check_event(event)
+        check_event(event)
     check_response(response)
     done = _check_order(answer.log)
     assert list(done) == list(range(len(done)))
@@ -79,15 +89,6 @@ def check(answer: Answer, *, lost: int = 0) -> None:
 
 def _custom(parts: list[dict[str, Any]]) -> bool:
     return any(part["type"] in ("custom", "custom_tool_call") for part in parts)
-
-
-def _check_event(event: dict[str, Any]) -> None:
-    kind = event["type"]
-    _OPENAI_EVENTS[kind](event)
-    objects = [event["item"]] if "item" in event else []
-    objects += [*event["response"]["output"], *event["response"]["tools"]] if "response" in event else []
-    if not kind.startswith(_OPENAIS) and not _custom(objects):
-        _OPEN_EVENTS[kind](event)
 
 
 def _check_order(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
