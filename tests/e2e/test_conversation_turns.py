@@ -1,0 +1,97 @@
+"""Responses in a conversation, by OpenAI's own client, on a provider that knows only chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from headrace.ids import new_id
+from tests.e2e.jobs import refused
+from tests.fakes.provider import Gate, Provider, answer, settled, status
+
+Json = dict[str, Any]
+
+
+async def items_of(client: openai.AsyncOpenAI, conversation: str) -> list[Json]:
+    """Return a conversation's items, oldest first."""
+    return [item.to_dict() async for item in client.conversations.items.list(conversation, order="asc", limit=3)]
+
+
+def texts(items: list[Json]) -> list[str]:
+    """Return the text of each message."""
+    return [item["content"][0]["text"] for item in items if item["type"] == "message"]
+
+
+async def test_an_incomplete_response_adds_its_turn_and_a_failed_one_does_not(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create()
+    provider.script(model, status(400, "no"), answer("Cut", finish="length"))
+    with pytest.raises(openai.BadRequestError):
+        await openai_client.responses.create(model=model, conversation=conversation.id, input="One")
+    assert await items_of(openai_client, conversation.id) == []
+    cut = await openai_client.responses.create(model=model, conversation=conversation.id, input="Two")
+    assert cut.status == "incomplete"
+    assert texts(await items_of(openai_client, conversation.id)) == ["Two", "Cut"]
+
+
+async def test_a_response_that_is_not_stored_adds_its_turn(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create()
+    provider.script(model, answer("Yes."))
+    response = await openai_client.responses.create(
+        model=model, conversation=conversation.id, input="Do you forget this?", store=False
+    )
+    with pytest.raises(openai.NotFoundError):
+        await openai_client.responses.retrieve(response.id)
+    assert texts(await items_of(openai_client, conversation.id)) == ["Do you forget this?", "Yes."]
+
+
+async def test_items_outlive_the_responses_that_added_them(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create()
+    provider.script(model, answer("Yes."), answer("Still."))
+    first = await openai_client.responses.create(model=model, conversation=conversation.id, input="Are you there?")
+    await openai_client.responses.delete(first.id)
+    second = await openai_client.responses.create(model=model, conversation=conversation.id, input="And now?")
+    assert second.output_text == "Still."
+    assert texts(await items_of(openai_client, conversation.id)) == ["Are you there?", "Yes.", "And now?", "Still."]
+
+
+async def test_responses_at_the_same_time_add_whole_turns_and_a_deleted_conversation_gets_none(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create()
+    gates = [Gate() for _ in range(3)]
+    provider.script(model, *(answer(f"answer {number}", hold=gate) for number, gate in enumerate(gates)))
+    running = []
+    for number, gate in enumerate(gates):
+        create = openai_client.responses.create(model=model, conversation=conversation.id, input=f"question {number}")
+        running.append(asyncio.create_task(create))
+        await settled(gate.reached)
+    gates[1].release()
+    await running[1]
+    gates[0].release()
+    await running[0]
+    said = texts(await items_of(openai_client, conversation.id))
+    assert said == ["question 1", "answer 1", "question 0", "answer 0"]
+    await openai_client.conversations.delete(conversation.id)
+    gates[2].release()
+    last = await running[2]
+    assert last.output_text == "answer 2"
+    assert (await openai_client.responses.retrieve(last.id)).output_text == "answer 2"
+
+
+async def test_a_conversation_that_is_not_there_is_refused(client: httpx.AsyncClient, model: str) -> None:
+    for unknown in (new_id("conv"), "conv_123", {"id": new_id("conv")}):
+        body = {"model": model, "input": "Hi", "conversation": unknown}
+        assert refused(await client.post("/responses", json=body), 404)["param"] == "conversation"
+    created = (await client.post("/conversations", json={})).json()
+    both = {"model": model, "input": "Hi", "conversation": created["id"], "previous_response_id": new_id("resp")}
+    refused(await client.post("/responses", json=both), 400)
