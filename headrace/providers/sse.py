@@ -35,6 +35,8 @@ class EventReader:
         Raises:
             UpstreamTooLargeError: An event is larger than any that a provider sends.
         """
+        if not data:  # held, it would hide how the piece before it ended
+            return []
         if self._held:
             before = self._held[-1][-1:]
             self._hold(data)

@@ -24,6 +24,12 @@ def test_events_are_the_same_however_the_bytes_are_split(line_end: bytes, cuts: 
     assert events + reader.close() == EVENTS
 
 
+def test_an_empty_piece_between_two_line_ends_changes_nothing() -> None:
+    reader = EventReader()
+    pieces = [b"data: one\n", b"", b"\ndata: two\n", b"", b"", b"\n"]
+    assert [event for piece in pieces for event in reader.feed(piece)] == [(b"", b"one"), (b"", b"two")]
+
+
 def test_a_last_event_without_a_blank_line_is_read_at_the_close() -> None:
     reader = EventReader()
     assert reader.feed(b"data: 1\n\ndata: 2") == [(b"", b"1")]
