@@ -110,6 +110,11 @@ routes = ["claude/*"]
 input_price = 3.00
 output_price = 15.00
 
+[models."responses-*"]
+routes = [{{ route = "fake/*", format = "responses" }}]
+input_price = 2.50
+output_price = 10.00
+
 [models."gemini-*"]
 routes = ["google/*"]
 input_price = 0.30

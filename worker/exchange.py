@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from headrace.catalogue.models import Route
@@ -17,7 +18,7 @@ from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.formats.json_document import is_too_deep
-from headrace.formats.registry import FORMATS, Renderer, StreamParser
+from headrace.formats.registry import FORMATS, Relay, Renderer, StreamParser
 from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import Allowance, Answer, ProviderClient
 from headrace.providers.sse import Event, EventReader
@@ -45,8 +46,12 @@ class Exchange:
         *,
         renderer: Renderer,
         pass_on: PassOn,
+        relay: Relay | None = None,
     ) -> None:
-        """Take the chat request of a job. No provider is called yet: `complete` does so."""
+        """Take the chat request of a job. No provider is called yet: `complete` does so.
+
+        With a `relay`, which is the renderer too, the provider gets the client's own request.
+        """
         self.secret = route.provider.secret()
         self._client = client
         self._job = job
@@ -55,6 +60,7 @@ class Exchange:
         self._pass_on = pass_on
         self._format = FORMATS[route.format]
         self._renderer = renderer
+        self._relay = relay
         # A client may come to follow a background job; only audio cannot always be streamed. A line of a batch is read
         # once its answer is complete.
         watched = job.background and job.batch_id is None and not request.get("audio")
@@ -75,7 +81,8 @@ class Exchange:
     @property
     def started(self) -> bool:
         """Whether the model has answered with any text yet."""
-        return self._whole is not None or any(fold.started for fold in self._folds)
+        begun = self._relay is not None and self._relay.begun
+        return begun or self._whole is not None or any(fold.started for fold in self._folds)
 
     @property
     def model(self) -> str:
@@ -122,14 +129,11 @@ class Exchange:
 
     async def _call(self, number: int) -> dict[str, Any]:
         route, form = self._route, self._format
-        body = await offloaded(
-            len(self._job.request),
-            form.render_request,
-            self._request,
-            model=route.model,
-            stream=self._stream,
-            output_limit=route.output_limit,
-        )
+        if self._relay is not None:
+            render: Callable[..., bytes] = self._relay.render_request
+        else:
+            render = partial(form.render_request, self._request, output_limit=route.output_limit)
+        body = await offloaded(len(self._job.request), partial(render, model=route.model, stream=self._stream))
         async with self._client.call(
             route.provider,
             url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream),
@@ -140,7 +144,10 @@ class Exchange:
             if await answer.is_stream():
                 await self._read_stream(number, answer)
             else:
-                whole = form.parse_completion(_shallow(await answer.read()))
+                document = _shallow(await answer.read())
+                whole = form.parse_completion(document)
+                if self._relay is not None:
+                    self._relay.whole(document)
                 whole = self._normalisers[number].completion(whole)
                 if not self._stream:
                     return whole
@@ -166,6 +173,8 @@ class Exchange:
         normalise = self._normalisers[number].chunk
         for name, data in events:
             parsed = parser.parse(_shallow(data), name)
+            if self._relay is not None:
+                self._relay.event(data, name)
             chunks += [exact for chunk in parsed if (exact := normalise(chunk)) is not None]
             if parser.done:
                 break
@@ -191,11 +200,11 @@ class Exchange:
             shown.append(chunk)
         if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
             self._held += self._renderer.render(shown)
-        if fold.started or fold.finished:
+        if fold.started or fold.finished or (self._relay is not None and self._relay.begun):
             self._release()
         else:
             self._silent_chunks += len(shown)
-            if self._silent_chunks > MOST_HELD:
+            if max(self._silent_chunks, len(self._held)) > MOST_HELD:
                 raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
 
     def _text(self) -> str:

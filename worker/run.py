@@ -127,8 +127,10 @@ class Runner:
         log = await self._read_log(attempt)
         # The exchange refers to what the attempt holds, not to the attempt, which holds the exchange.
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
-        renderer = CLIENT_FORMATS[job.format].renderer(job, attempt.document, log=log)
-        exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, pass_on=pass_on)
+        client = CLIENT_FORMATS[job.format]
+        relay = client.relay(job, attempt.document, log=log) if route.format == job.format else None
+        renderer = relay or client.renderer(job, attempt.document, log=log)
+        exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, relay=relay, pass_on=pass_on)
         async with asyncio.timeout(job.seconds_left):
             completion = await self._call(attempt, route, exchange)
         if _is_withheld(completion):

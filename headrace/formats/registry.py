@@ -82,6 +82,26 @@ class Renderer(Protocol):
         """
 
 
+class Relay(Renderer, Protocol):
+    """Passes the answer of one attempt on from a provider of the client's own format. Its lines are the events."""
+
+    begun: bool
+    """Whether there is something that readers shall see before the model speaks."""
+
+    def render_request(self, *, model: str, stream: bool) -> bytes:
+        """Return the body of the request: the client's own."""
+
+    def event(self, data: bytes, name: bytes = b"") -> None:
+        """Take a server-sent event that the format's parser has read without an error.
+
+        Raises:
+            UpstreamError: The event is not of the format.
+        """
+
+    def whole(self, body: bytes) -> None:
+        """Take a whole answer that the format has parsed without an error."""
+
+
 class ClientFormat(Protocol):
     """The half toward clients: from a client's checked request to the chat request, and from chat chunks to events."""
 
@@ -100,6 +120,9 @@ class ClientFormat(Protocol):
 
         `log` are the lines that readers have of the job's earlier attempts, if the format keeps them.
         """
+
+    def relay(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Relay | None:
+        """Return what passes on the answer of a provider of the same format; None if it is rendered in any case."""
 
     def lines_of(self, response: dict[str, Any]) -> list[bytes]:
         """Return the lines that a stream of a whole answer has: the same ones at each call."""

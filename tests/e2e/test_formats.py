@@ -1,4 +1,4 @@
-"""Anthropic's and Gemini's formats, end to end: OpenAI's client gets the same answers from each provider."""
+"""Formats other than chat completions, end to end: OpenAI's client gets the same answers from each provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import RESET, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
 from tests.service import PROVIDER_KEY
 
-FORMATS = ["anthropic", "gemini"]
+FORMATS = ["anthropic", "gemini", "responses"]
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
     for name in ("get_weather", "get_time")
@@ -37,6 +37,14 @@ def model(kind: str) -> str:
 def text_event(kind: str, text: str) -> Any:
     if kind == "anthropic":
         return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    if kind == "responses":
+        return {
+            "type": "response.output_text.delta",
+            "item_id": "m",
+            "output_index": 0,
+            "content_index": 0,
+            "delta": text,
+        }
     return {"candidates": [{"index": 0, "content": {"parts": [{"text": text}]}}], "modelVersion": "upstream"}
 
 
@@ -44,6 +52,12 @@ def first_events(kind: str) -> list[Any]:
     """Return what comes before the first text."""
     if kind == "gemini":
         return []
+    if kind == "responses":
+        item = {"id": "m", "type": "message", "role": "assistant", "content": []}
+        return [
+            {"type": "response.created", "response": {"id": "r", "model": "upstream", "output": []}},
+            {"type": "response.output_item.added", "output_index": 0, "item": item},
+        ]
     message = {"id": "m", "model": "upstream", "content": [], "usage": {"input_tokens": 3, "output_tokens": 1}}
     block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
     return [{"type": "message_start", "message": message}, block]
@@ -52,6 +66,8 @@ def first_events(kind: str) -> list[Any]:
 def error_event(kind: str) -> Any:
     if kind == "anthropic":
         return {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    if kind == "responses":
+        return {"type": "error", "code": "server_error", "message": "Overloaded", "param": None}
     return {"error": {"code": 503, "message": "Overloaded", "status": "UNAVAILABLE"}}
 
 
@@ -70,6 +86,10 @@ async def test_a_plain_completion(openai_client: openai.AsyncOpenAI, provider: P
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (12, 3)
     (call,) = provider.calls_for(model)
     assert call.kind == kind
+    if kind == "responses":
+        assert call.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
+        assert call.body["input"][0] == {"type": "message", "role": "system", "content": "Be brief."}
+        return
     assert call.headers[{"anthropic": "x-api-key", "gemini": "x-goog-api-key"}[kind]] == PROVIDER_KEY
     assert "authorization" not in call.headers
     assert "system" in call.body or "systemInstruction" in call.body
@@ -139,7 +159,7 @@ async def test_thought_comes_back(client: httpx.AsyncClient, provider: Provider,
     assert message["reasoning_content"] == "Let me see."
     assert message["content"] == "42"
     sent = json.dumps(provider.calls_for(model)[0].body)
-    assert "thinking" in sent
+    assert ("effort" if model.startswith("responses") else "thinking") in sent
 
 
 async def test_thought_is_streamed(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
@@ -171,7 +191,7 @@ async def test_several_choices(
         assert [choice["index"] for choice in response.json()["choices"]] == [0, 1, 2]
         assert {choice["message"]["content"] for choice in response.json()["choices"]} == {"One of three."}
         job_id = response.json()["id"].replace("chatcmpl-", "job_")
-    calls = 3 if kind == "anthropic" else 1
+    calls = 1 if kind == "gemini" else 3
     assert len(provider.calls_for(model)) == calls
     job = await completed(client, job_id)
     assert job["usage"]["total_tokens"] == 13 * calls
@@ -197,7 +217,7 @@ async def test_usage_and_cost_are_kept(
     database: psycopg.AsyncConnection[DictRow],
 ) -> None:
     del stores
-    thought = {"reasoning_tokens": 30 if kind == "gemini" else 0}
+    thought = {"reasoning_tokens": 0 if kind == "anthropic" else 30}
     usage = usage_of(1000, 100, prompt_tokens_details={"cached_tokens": 400}, completion_tokens_details=thought)
     provider.script(model, answer("Counted.", usage=usage))
     job = await completed(client, await submit(client, model))
@@ -208,7 +228,7 @@ async def test_usage_and_cost_are_kept(
     assert (row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"]) == (1000, 400, 100)
     assert row["reasoning_tokens"] == thought["reasoning_tokens"]
     assert not row["estimated"]
-    assert float(row["cost"]) == pytest.approx(0.0045 if kind == "anthropic" else 0.00055)
+    assert float(row["cost"]) == pytest.approx({"anthropic": 0.0045, "gemini": 0.00055, "responses": 0.0035}[kind])
 
 
 async def test_a_schema_reaches_the_provider(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
@@ -225,10 +245,11 @@ async def test_a_schema_reaches_the_provider(client: httpx.AsyncClient, provider
 
 @pytest.mark.parametrize("how", ["whole", "stream", "background"])
 async def test_what_is_dropped_is_named(client: httpx.AsyncClient, model: str, how: str) -> None:
-    body = chat(model, verbosity="low", newer="x", stream=how == "stream", background=how == "background")
+    said = {"type": "content", "content": "x"}
+    body = chat(model, prediction=said, newer="x", stream=how == "stream", background=how == "background")
     response = await client.post("/chat/completions", json=body)
     assert response.is_success
-    assert response.headers["x-headrace-dropped-params"] == "verbosity, newer"
+    assert response.headers["x-headrace-dropped-params"] == "prediction, newer"
 
 
 async def test_names_that_are_no_header_do_no_harm(client: httpx.AsyncClient, model: str) -> None:
@@ -243,8 +264,8 @@ async def test_nothing_dropped_nothing_named(client: httpx.AsyncClient, model: s
 
 
 async def test_strictness_makes_it_an_error(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
-    response = await client.post("/chat/completions", json=chat(model, verbosity="low", strict_params=True))
-    refused(response, 400, param="verbosity", code="unsupported_parameter")
+    response = await client.post("/chat/completions", json=chat(model, thinks=1, strict_params=True))
+    refused(response, 400, param="thinks", code="unsupported_parameter")
     assert not provider.calls_for(model)
 
 
@@ -261,6 +282,7 @@ async def test_a_route_that_can_honour_it_is_taken(client: httpx.AsyncClient, pr
     assert [call.kind for call in provider.calls_for(model)] == ["anthropic", "openai"]
 
 
+@pytest.mark.parametrize("kind", ["anthropic", "gemini"])
 async def test_a_medium_that_makes_no_sense_is_the_callers_error(client: httpx.AsyncClient, model: str) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,$$$"}}
     body = chat(model) | {"messages": [{"role": "user", "content": [part]}]}
@@ -313,7 +335,7 @@ async def test_a_stream_that_breaks_ends_with_an_error(
         "error": [0.2, error_event(kind)],
         "half": [],
         "reset": [0.2, RESET],
-        "garbage": [0.2, sse({"type": "content_block_delta", "candidates": 5})],
+        "garbage": [0.2, sse({"type": 7, "candidates": 5})],
     }[end]
     provider.script(model, stream(*first_events(kind), text_event(kind, "Half"), *last))
     async with client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
@@ -344,7 +366,7 @@ async def test_a_cancel_ends_every_call(client: httpx.AsyncClient, provider: Pro
     await reaches(client, job_id, "running")
 
     async def all_there() -> bool:
-        return len(provider.calls_for(model)) == (n if model.startswith("anthropic") else 1)
+        return len(provider.calls_for(model)) == (1 if model.startswith("gemini") else n)
 
     await eventually(all_there, "every call")
     assert (await client.post(f"/jobs/{job_id}/cancel")).is_success

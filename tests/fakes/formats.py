@@ -15,6 +15,7 @@ Json = dict[str, Any]
 
 PATHS = {
     re.compile(r".*/chat/completions$"): "openai",
+    re.compile(r".*/responses$"): "responses",
     re.compile(r".*/messages$"): "anthropic",
     re.compile(r".*/models/(?P<model>[^/:]+):(?P<how>generateContent|streamGenerateContent\?alt=sse)$"): "gemini",
 }
@@ -113,6 +114,90 @@ def anthropic_events(said: Said) -> list[Json]:
     return [*events, {"type": "message_delta", "delta": ended, "usage": counts}, {"type": "message_stop"}]
 
 
+def responses_whole(said: Said) -> Json:
+    """Return a Response."""
+    output: list[Json] = []
+    if said.thoughts:
+        summary = [{"type": "summary_text", "text": "".join(said.thoughts)}]
+        output.append({"id": "rs_upstream", "type": "reasoning", "summary": summary, "encrypted_content": "c2ln"})
+    if said.pieces:
+        text = {"type": "output_text", "text": "".join(said.pieces), "annotations": [], "logprobs": []}
+        message = {"id": "msg_upstream", "type": "message", "status": "completed", "role": "assistant"}
+        output.append({**message, "content": [text]})
+    for number, (id_, name, given) in enumerate(said.calls):
+        call = {"id": f"fc_upstream{number}", "type": "function_call", "status": "completed", "call_id": id_}
+        output.append({**call, "name": name, "arguments": json.dumps(given)})
+    reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(said.finish)
+    return {
+        "id": "resp_upstream",
+        "object": "response",
+        "created_at": 1_700_000_000,
+        "status": "completed" if reason is None else "incomplete",
+        "error": None,
+        "incomplete_details": None if reason is None else {"reason": reason},
+        "model": said.model,
+        "output": output,
+        "usage": None if said.usage is None else responses_usage(said.usage),
+    }
+
+
+def responses_usage(usage: Json) -> Json:
+    """Return chat's usage as the Responses API names it."""
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", 0)
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": cached},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": thought},
+        "total_tokens": usage["total_tokens"],
+    }
+
+
+def responses_events(said: Said) -> list[Json]:
+    """Return the events of the same Response."""
+    whole = responses_whole(said)
+    begun = {**whole, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
+    events: list[Json] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
+    for index, item in enumerate(whole["output"]):
+        events += _item_events(index, item, said)
+    events.append({"type": f"response.{whole['status']}", "response": whole})
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+def _item_events(index: int, item: Json, said: Said) -> list[Json]:
+    at: Json = {"item_id": item["id"], "output_index": index}
+    match item["type"]:
+        case "reasoning":
+            empty: Json = {"summary": []}
+            within, part = {**at, "summary_index": 0}, item["summary"][0]
+            told = _told("response.reasoning_summary_text", within, said.thoughts, {"text": part["text"]})
+            told = _parted("response.reasoning_summary_part", within, part, told)
+        case "message":
+            empty = {"content": [], "status": "in_progress"}
+            within, part = {**at, "content_index": 0}, item["content"][0]
+            told = _told("response.output_text", within, said.pieces, {"text": part["text"], "logprobs": []})
+            told = _parted("response.content_part", within, part, told)
+        case _:
+            empty = {"arguments": "", "status": "in_progress"}
+            text = item["arguments"]
+            whole = {"name": item["name"], "arguments": text}
+            told = _told("response.function_call_arguments", at, (text[:5], text[5:]), whole)
+    added = {"type": "response.output_item.added", "output_index": index, "item": {**item, **empty}}
+    return [added, *told, {"type": "response.output_item.done", "output_index": index, "item": item}]
+
+
+def _told(kind: str, at: Json, pieces: Sequence[str], whole: Json) -> list[Json]:
+    more: Json = {"logprobs": []} if "logprobs" in whole else {}
+    deltas = [{"type": f"{kind}.delta", **at, "delta": piece, **more} for piece in pieces]
+    return [*deltas, {"type": f"{kind}.done", **at, **whole}]
+
+
+def _parted(kind: str, at: Json, part: Json, told: list[Json]) -> list[Json]:
+    empty = {**part, "text": ""}
+    return [{"type": f"{kind}.added", **at, "part": empty}, *told, {"type": f"{kind}.done", **at, "part": part}]
+
+
 def gemini_whole(said: Said, choices: int = 1) -> Json:
     """Return a GenerateContentResponse with the same candidate as many times as asked."""
     parts: list[Json] = [{"text": text, "thought": True} for text in said.thoughts]
@@ -187,6 +272,15 @@ def problem(kind: str, headers: Any, body: Json) -> str | None:
                     return f"messages.{index}: text content blocks must contain non-whitespace text"
         if not body.get("messages"):
             return "messages: at least one message is required"
+    if kind == "responses":
+        if body.get("store") is not False:
+            return "store: the tests' provider keeps nothing"
+        if "messages" in body or not body.get("input"):
+            return "Missing required parameter: 'input'."
+        if "function" in body.get("tools", [{}])[0]:
+            return "Missing required parameter: 'tools[0].name'."
+        if body.get("max_output_tokens", 16) < 16:
+            return "Invalid 'max_output_tokens': integer below minimum value."
     if kind == "gemini" and not all(content.get("parts") for content in body.get("contents") or [{}]):
         return "GenerateContentRequest.contents: contents is not specified"
     return None

@@ -1,4 +1,4 @@
-"""A fake provider: a real HTTP server on loopback that speaks all three wire formats, and misbehaves as it is told.
+"""A fake provider: a real HTTP server on loopback that speaks all wire formats, and misbehaves as it is told.
 
 A test scripts what the next calls for a model get (`provider.script("fake-1", status(429), answer("hello"))`), one
 behaviour a call; calls beyond the script get a deterministic answer made of the last message. Every call is kept in a
@@ -82,7 +82,7 @@ class Call:
     number: int
     """Which call for its model this is, from 1."""
     kind: str = "openai"
-    """The wire format of the path."""
+    """The wire format of the path: the kind of provider, or `responses`."""
     arrived_at: float = field(default_factory=time.monotonic)
     disconnected: Future[float] = field(default_factory=Future)
     """Set, to the monotonic time in seconds, when the client disconnects before the answer is over."""
@@ -218,7 +218,7 @@ def _envelope(kind: str) -> Json:
 
 def echo_of(body: Json) -> str:
     """Return the text that an unscripted call is answered with."""
-    messages = body.get("messages") or body.get("contents") or [{}]
+    messages = body.get("messages") or body.get("contents") or body.get("input") or [{}]
     last = messages[-1] if isinstance(messages[-1], dict) else {}
     content = last.get("content", last.get("parts"))
     if isinstance(content, list):
@@ -299,7 +299,7 @@ def answer(
 
 
 async def _say(exchange: Exchange, said: Said) -> None:
-    """Answer in Anthropic's or Gemini's format."""
+    """Answer in a format other than chat completions."""
     call = exchange.call
     refusal = formats.problem(call.kind, call.headers, call.body)
     if refusal is not None:
@@ -307,10 +307,22 @@ async def _say(exchange: Exchange, said: Said) -> None:
         return
     choices = (call.body.get("generationConfig") or {}).get("candidateCount", 1)
     if not call.streamed:
-        body = formats.anthropic_whole(said) if call.kind == "anthropic" else formats.gemini_whole(said, choices)
+        match call.kind:
+            case "anthropic":
+                body = formats.anthropic_whole(said)
+            case "responses":
+                body = formats.responses_whole(said)
+            case _:
+                body = formats.gemini_whole(said, choices)
         await exchange.json(200, body)
         return
-    events = formats.anthropic_events(said) if call.kind == "anthropic" else formats.gemini_events(said, choices)
+    match call.kind:
+        case "anthropic":
+            events = formats.anthropic_events(said)
+        case "responses":
+            events = formats.responses_events(said)
+        case _:
+            events = formats.gemini_events(said, choices)
     await exchange.open_stream()
     for event in events:
         await exchange.stream(sse(event))

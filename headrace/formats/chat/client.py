@@ -28,6 +28,10 @@ def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes]
     return Renderer(job)
 
 
+def relay(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> None:
+    """Return None: what a chat provider says is rendered for a chat client as it is."""
+
+
 def lines_of(response: dict[str, Any]) -> list[bytes]:
     """Return the chunks of a whole completion, as a stream would have had them: the same ones at each call."""
     return [_render_chunk(chunk) for chunk in chunks_of(response)]

@@ -7,10 +7,11 @@ from typing import Any
 
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.events import lines_of
+from headrace.formats.responses.relay import Relay
 from headrace.formats.responses.renderer import Renderer
 from headrace.formats.responses.translate import translate
 
-__all__ = ["KEEPS_LOG", "lines_of", "renderer", "translate"]
+__all__ = ["KEEPS_LOG", "lines_of", "relay", "renderer", "translate"]
 
 KEEPS_LOG = True
 
@@ -18,3 +19,8 @@ KEEPS_LOG = True
 def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:
     """Return the renderer of an attempt's answer, which goes on behind the log of the job's earlier attempts."""
     return Renderer(job, document, log=log)
+
+
+def relay(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Relay:
+    """Return what passes on the answer of a provider that speaks the Responses API too."""
+    return Relay(job, document, log=log)

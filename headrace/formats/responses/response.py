@@ -147,7 +147,7 @@ def completed(
     tier = completion.get("service_tier")
     if tier is not None or response["service_tier"] == "auto":
         response["service_tier"] = tier or "default"
-    return response | {"output": output, "usage": _usage(completion.get("usage"))}
+    return response | {"output": output, "usage": response_usage(completion.get("usage"))}
 
 
 def failed(response: dict[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**whole, "strict": True if strict is None else strict}
 
 
-def _usage(usage: Any) -> dict[str, Any] | None:
+def response_usage(usage: Any) -> dict[str, Any] | None:
     """Return chat's usage object under the names that the Responses API has."""
     counts = parse_usage(usage)
     if counts is None:

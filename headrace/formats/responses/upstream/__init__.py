@@ -1,11 +1,13 @@
 """The half of the Responses API toward providers: routes of kind openai with `format = "responses"`."""
 
 from headrace.formats.error_objects import parse_error
-from headrace.formats.responses.upstream.parse import parse_completion, parse_stream
+from headrace.formats.responses.upstream.parse import ENDS, OPENINGS, parse_completion, parse_stream
 from headrace.formats.responses.upstream.render import MANY_CHOICES, render_headers, render_request, render_url
 
 __all__ = [
+    "ENDS",
     "MANY_CHOICES",
+    "OPENINGS",
     "parse_completion",
     "parse_error",
     "parse_stream",

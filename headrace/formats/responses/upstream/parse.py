@@ -40,8 +40,11 @@ _FIELDS = {"summary": "reasoning_content", "text": "reasoning_content"}
 # What stands between two messages of an answer, and between two thoughts.
 _BREAK = "\n\n"
 
-_BEGINNINGS = frozenset({"response.created", "response.queued", "response.in_progress"})
-_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+OPENINGS = frozenset({"response.created", "response.queued", "response.in_progress"})
+"""The events that open a stream."""
+ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+"""The events that end a stream, one of them each."""
+
 # Events with nothing that the others do not say, those that keep a connection alive, and what a search is doing, which
 # the provider does itself.
 _SILENT = ("content_part.added", "summary_part", "keepalive", "ping", "web_search_call")
@@ -112,10 +115,10 @@ class StreamParser:
             form, told = _WHOLES[kind]
             whole = event[_WHOLE_NAMES.get(told, told)]
             return self._whole(self._item(event, form), told, _place(event), whole, event.get("logprobs"))
-        if kind in _BEGINNINGS:
+        if kind in OPENINGS:
             self._name(event.get("response") or {})
             return ()
-        if kind in _ENDS:
+        if kind in ENDS:
             response = event["response"]
             return self._ended(response, response.get("status") or kind.removeprefix("response."))
         match kind:

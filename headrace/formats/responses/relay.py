@@ -1,0 +1,182 @@
+"""A provider's own events and response, passed on to a client that speaks the same format.
+
+Ids, times and numbers become the job's; all else stays as it came, and so do fields, items and events that Headrace
+does not know.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from headrace.errors import UpstreamError
+from headrace.formats.job import JobFacts
+from headrace.formats.lenient import parse_object
+from headrace.formats.responses.output import whole
+from headrace.formats.responses.response import response_usage, skeleton
+from headrace.formats.responses.resume import resume
+from headrace.formats.responses.upstream import ENDS, OPENINGS
+from headrace.formats.responses.upstream.own_request import render_own_request
+from headrace.ids import item_id, response_id
+
+Json = dict[str, Any]
+
+_NONSENSE = "The model's provider answered with something that is not of the Responses API."
+# Events that only keep a connection alive, and the error, which ends the attempt.
+_NOT_TOLD = OPENINGS | {"error", "keepalive", "ping", "response.ping"}
+# What a response says of its request, where the request that the provider got was another.
+_OURS = ("id", "created_at", "background", "previous_response_id", "conversation", "metadata", "store")
+_PREFIX = re.compile(r"([a-z]{1,8})_")
+# The beginnings of the ids of items by type. Any other item keeps that of its provider's id.
+_PREFIXES = {"message": "msg", "function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs"}
+_CALLS = frozenset({"function_call", "custom_tool_call"})
+
+
+class Relay:
+    """Passes one attempt's answer on. It is the renderer of an answer that need not be rendered."""
+
+    def __init__(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> None:
+        """Take the client's request, and the lines that readers have of the job's earlier attempts."""
+        self._job = job
+        self._document = document
+        resumed = resume(log)
+        self._lines = resumed.lines
+        self._first = resumed.following
+        self._ids: dict[str, str] = {}
+        self._placed: dict[int, str] = {}
+        self._items: dict[int, Json] = {}
+        self._response: Json | None = None
+        self._streamed = False
+        self.begun = False
+        """Whether the provider has begun to use a tool of its own, which readers shall see before the model speaks."""
+
+    def render_request(self, *, model: str, stream: bool) -> bytes:
+        """Return the body of the request: the client's own."""
+        return render_own_request(self._document, model=model, stream=stream)
+
+    def event(self, data: bytes, name: bytes = b"") -> None:
+        """Take a server-sent event, which the format's parser has read before.
+
+        Raises:
+            UpstreamError: It is not of the format.
+        """
+        if not data.lstrip().startswith(b"{"):
+            return  # a mark of the end, as other formats have it
+        event = parse_object(data, _NONSENSE)
+        kind = event.pop("type", None) or name.decode("utf-8", "replace")
+        event.pop("sequence_number", None)
+        try:
+            if kind in ENDS:
+                self._response = event["response"]
+            elif kind not in _NOT_TOLD:
+                self._streamed = True
+                self._map(event)
+                line = orjson.dumps({"type": kind, **event})
+                self._lines.append(bytes(memoryview(line)))  # a copy without the room that orjson wrote it into
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UpstreamError(_NONSENSE) from None
+
+    def whole(self, body: bytes) -> None:
+        """Take an answer that is not streamed, which the format's parser has read before."""
+        self._response = parse_object(body, _NONSENSE)
+
+    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:  # noqa: ARG002  (the events have all of them)
+        """Return the lines of the events that have been taken."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+        """Return the rest of the lines, and the response that the provider ended with.
+
+        Raises:
+            UpstreamError: The provider sent no response, or one that is not of the format.
+        """
+        said = self._response
+        if said is None:
+            raise UpstreamError(_NONSENSE)
+        try:
+            items = [item for item in said.get("output") or () if isinstance(item, dict)]
+            # Some servers leave the output of a streamed response empty at its end.
+            output = [self._named(self._first + place, item) for place, item in enumerate(items)] or [
+                self._items[index] for index in sorted(self._items)
+            ]
+            response = self._whole(said, completion, output)
+            lines = self.render(())
+            if not self._streamed:
+                for place, item in enumerate(output):
+                    lines += whole(item, self._first + place)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UpstreamError(_NONSENSE) from None
+        return lines, response
+
+    def _whole(self, said: Json, completion: Mapping[str, Any], output: list[Json]) -> Json:
+        """Return the response with all fields that the API promises."""
+        job = self._job
+        own = skeleton(
+            self._document,
+            job_id=job.id,
+            created=job.created,
+            background=job.background,
+            status="completed",
+            model=completion.get("model"),
+        )
+        response = {**own, **said, "output": output, **{name: own[name] for name in _OURS}}
+        response["usage"] = _whole_usage(said.get("usage"))
+        response["status"] = said.get("status") or own["status"]
+        if response["status"] == "completed" and response["completed_at"] is None:
+            response["completed_at"] = int(time.time())
+        return response
+
+    def _map(self, event: Json) -> None:
+        """Give an event the job's ids and places."""
+        index = event.get("output_index")
+        if type(index) is int:
+            index = event["output_index"] = index + self._first
+        if isinstance(event.get("item"), dict):
+            event["item"] = item = self._named(index, event["item"])
+            if type(index) is int:
+                self._items[index] = item
+            self.begun = self.begun or item.get("type", "message") not in _PREFIXES
+        elif "item_id" in event:
+            event["item_id"] = self._id(index, event["item_id"], "item")
+        if isinstance(event.get("response"), dict):
+            event["response"] = {**event["response"], "id": response_id(self._job.id), "created_at": self._job.created}
+
+    def _named(self, index: Any, item: Json) -> Json:
+        """Return an item of the output under the job's id."""
+        kind = item.get("type") or "message"
+        name = self._id(index, item.get("id"), _PREFIXES.get(kind, "item"))
+        named = {**item, "id": name} if "id" in item else {"id": name, **item}
+        if kind in _CALLS and not item.get("call_id"):
+            named["call_id"] = "call" + name[name.index("_") :]
+        return named
+
+    def _id(self, index: Any, given: Any, prefix: str) -> str:
+        """Return the job's id of an item, the same one whether the provider names it by its place or by its id."""
+        known = self._ids.get(given) if isinstance(given, str) else None
+        if known is None and type(index) is int:
+            known = self._placed.get(index)
+        if known is None:
+            number = index if type(index) is int else self._first + len(self._ids)
+            match = _PREFIX.match(given) if isinstance(given, str) and prefix == "item" else None
+            known = item_id(prefix if match is None else match[1], self._job.id, number)
+        if isinstance(given, str):
+            self._ids[given] = known
+        if type(index) is int:
+            self._placed[index] = known
+        return known
+
+
+def _whole_usage(said: Any) -> Json | None:
+    """Return a provider's usage with the counts that it leaves out; None where it has none that can be believed."""
+    whole = response_usage(said)
+    if whole is None:
+        return None
+    details = {
+        name: {**whole[name], **(said.get(name) or {})} for name in ("input_tokens_details", "output_tokens_details")
+    }
+    return {**whole, **said, **details}
