@@ -11,6 +11,7 @@ from api.jobs.chunks import Chunks
 from api.jobs.response_events import ResponseEvents
 from headrace.errors import HeadraceError
 from headrace.events.follow import Event
+from headrace.formats.responses.request import ResponseRequest
 
 
 class ClientEvents(Protocol):
@@ -37,7 +38,8 @@ Begin = Callable[[int], ClientEvents]
 
 def events_for(asked: Asked, job_id: str) -> Begin:
     """Return what makes the stream that a request's client reads."""
-    if asked.expanded is not None:
+    if isinstance(asked.terms, ResponseRequest):
+        assert asked.expanded is not None
         about = {name: value for name, value in asked.expanded.items() if name != "input"}
         return partial(ResponseEvents, about, job_id, background=bool(asked.terms.background))
     options = asked.terms.stream_options

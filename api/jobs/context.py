@@ -9,9 +9,8 @@ from fastapi import Request
 
 from headrace.conversations.context import read_context
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
-from headrace.formats.chat.messages import MOST_MESSAGES
-from headrace.formats.responses.context import expand
-from headrace.formats.responses.request import ResponseRequest
+from headrace.formats.responses.context import expand, kind_of
+from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
 from headrace.jobs.records import StoredJob
 from headrace.jobs.sql.read import read_stored
@@ -35,12 +34,12 @@ async def expanded(
         context = await _context_of(request, principal, terms.previous_response_id, size)
     elif terms.conversation is not None:
         asked = terms.conversation
-        conversation_id = asked if isinstance(asked, str) else asked["id"]
+        conversation_id = asked if isinstance(asked, str) else asked.id
         context = await read_context(database, account_id, conversation_id, most_bytes=most)
     whole = expand(await _resolved(request, principal, document, context), context)
-    if len(whole["input"]) > MOST_MESSAGES:
+    if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(
-            "input", f"with its context it has more than {MOST_MESSAGES} items", code="context_too_long"
+            "input", f"with its context it has more than {MOST_ITEMS} items", code="context_too_long"
         )
     return whole
 
@@ -85,13 +84,13 @@ async def _resolved(
 ) -> dict[str, Any]:
     """Return a request with the items in the place of references to them."""
     own = document.get("input")
-    if not isinstance(own, list) or not any(item.get("type") == "item_reference" for item in own):
+    if not isinstance(own, list) or not any(kind_of(item) == "item_reference" for item in own):
         return document
     in_context = {item["id"] for item in context}
     known: dict[str, dict[str, Any]] = {}
     items = []
     for index, item in enumerate(own):
-        if item.get("type") != "item_reference":
+        if kind_of(item) != "item_reference":
             items.append(item)
         elif item["id"] not in in_context:
             if item["id"] not in known:

@@ -27,12 +27,17 @@ class Translation:
     """The client's paths of parameters that the chat request has under other names."""
     messages: Sequence[str] = ()
     """The client's path of each message of the chat request, if they differ."""
+    within: Mapping[str, str] = field(default_factory=dict)
+    """The client's names, in the paths of messages, of what the chat request has under other names."""
 
     def path(self, param: str) -> str:
         """Return the path in the client's request of a parameter of the chat request."""
         match = _MESSAGE.match(param)
         if match is not None and int(match[1]) < len(self.messages):
-            return self.messages[int(match[1])] + param[match.end() :]
+            rest = param[match.end() :]
+            for hub, client in self.within.items():
+                rest = rest.replace(hub, client)
+            return self.messages[int(match[1])] + rest
         end = next((at for at, char in enumerate(param) if char in ".["), len(param))
         name = self.names.get(param[:end])
         return param if name is None else name + param[end:]

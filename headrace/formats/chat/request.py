@@ -13,14 +13,10 @@ without calling back into Python.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.errors import InvalidRequestError
 from headrace.formats.chat.base import DEPRECATED, INT64, TOOLS, Open
 from headrace.formats.chat.messages import MOST_MESSAGES, Message
 from headrace.formats.chat.offered import FunctionDefinition, Named, Tool, ToolChoice
@@ -33,7 +29,8 @@ from headrace.formats.chat.options import (
     StreamOptions,
     WebSearchOptions,
 )
-from headrace.formats.chat.validation import InvalidFieldError, parse_body, validate
+from headrace.formats.chat.slices import validate_in_slices
+from headrace.formats.chat.validation import InvalidFieldError, parse_body
 from headrace.ids import AGENT_PREFIX
 
 EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks", "strict_params"})
@@ -189,10 +186,6 @@ class JobSubmission(BaseModel):
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-# Messages, parts and calls that are checked in one call: some milliseconds.
-_SLICE = 500
-_MESSAGE_PATH = re.compile(r"messages\[(\d+)\]")
-
 
 class _Messages(BaseModel):
     """Some messages of a long request."""
@@ -214,40 +207,4 @@ def check_request(model: type[_Model], document: Any, *, within: str | None = No
     Raises:
         InvalidRequestError: The request is not valid; the error names the parameter.
     """
-    chat = document.get(within) if within is not None and isinstance(document, dict) else document
-    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
-        return validate(model, document)
-    messages = chat["messages"]
-    ends = list(_slices(messages))
-    if len(ends) < 2 or len(messages) > MOST_MESSAGES:
-        return validate(model, document)
-    first = {**chat, "messages": messages[: ends[0]]}
-    checked = validate(model, first if within is None else {**document, within: first})
-    for start, end in pairwise(ends):
-        _check_messages(messages[start:end], start, within)
-    return checked
-
-
-def _slices(messages: list[Any]) -> Iterator[int]:
-    """Yield where each slice of messages ends."""
-    weight = 0
-    for index, message in enumerate(messages):
-        weight += 1
-        if isinstance(message, dict):
-            weight += sum(len(value) for value in message.values() if isinstance(value, list))
-        if weight >= _SLICE:
-            yield index + 1
-            weight = 0
-    if weight:
-        yield len(messages)
-
-
-def _check_messages(messages: list[Any], start: int, within: str | None) -> None:
-    try:
-        validate(_Messages, {"messages": messages})
-    except InvalidRequestError as error:
-        if error.param is None:
-            raise
-        prefix = "" if within is None else f"{within}."
-        path = _MESSAGE_PATH.sub(lambda match: f"{prefix}messages[{int(match[1]) + start}]", error.param, count=1)
-        raise error.about(path) from None
+    return validate_in_slices(model, document, "messages", _Messages, most=MOST_MESSAGES, within=within)

@@ -118,7 +118,8 @@ def _place(error: ErrorDetails, data: object | None) -> _Placed:
     if kind == "missing":
         loc, below = loc[:-1], loc[-1:]
     elif kind.startswith("union_tag"):
-        discriminator = ctx["discriminator"].strip("'")
+        # It is quoted if it is a field. A function that reads it is called after it, as `type_()`.
+        discriminator = ctx["discriminator"].strip("'_()")
         below = (discriminator,)
         value = found.get(discriminator) if isinstance(found, dict) else None
         kind = "missing" if value is None else "literal_error"
@@ -141,8 +142,6 @@ def _path_in(data: object, loc: _Path, value: object) -> _Path:
     is tried, the one with the most keys first.
     """
     most_keys, _ = next(_readings(data, loc))
-    if most_keys == loc:
-        return loc
     return next((path for path, end in _readings(data, loc) if end == value), most_keys)
 
 

@@ -7,10 +7,12 @@ because only then can the string be taken out of the JSON.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
+from headrace.formats.responses.offered import Origin
 from headrace.formats.responses.output import CUSTOM, FUNCTION, CallItem, Status
 from headrace.ids import item_id
 
@@ -26,13 +28,14 @@ class Call:
         job_id: str,
         number: int,
         *,
-        custom: Collection[str] = (),
+        origins: Mapping[str, Origin] = MappingProxyType({}),
         taken: Collection[str] = (),
     ) -> None:
-        """Take the first piece of a call, the names of the request's custom tools, and ids that other calls have."""
+        """Take the first piece of a call, the tools that functions stand for, and ids that other calls have."""
         self._kind = "custom" if piece.get("type") == "custom" else "function"
         name = piece[self._kind].get("name") or ""
-        wrapped = self._kind == "function" and name in custom
+        origin = origins.get(name) if self._kind == "function" else None
+        wrapped = origin is not None and origin.custom
         kind = CUSTOM if wrapped or self._kind == "custom" else FUNCTION
         given = piece.get("id")
         item = {
@@ -40,9 +43,11 @@ class Call:
             "type": kind.type,
             "status": "in_progress",
             "call_id": given if given and given not in taken else item_id("call", job_id, number),
-            "name": name,
+            "name": name if origin is None else origin.name,
             kind.text: "",
         }
+        if origin is not None and origin.namespace is not None:
+            item["namespace"] = origin.namespace
         if "extra_content" in piece:  # such as a signature, without which some models take no answer
             item["extra_content"] = piece["extra_content"]
         self.item = CallItem(item, number)
@@ -56,8 +61,8 @@ class Call:
         text = said.get("arguments" if self._kind == "function" else "input")
         if not self.open:
             return []
-        if name := said.get("name"):
-            self.item.item["name"] = name
+        if not self.item.item["name"]:
+            self.item.item["name"] = said.get("name") or ""
         if not text:
             return []
         if self._held is None:

@@ -52,9 +52,15 @@ def without_id(item: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name != "id"}
 
 
+def kind_of(item: Mapping[str, Any]) -> str:
+    """Return the type of a checked item, which messages and references may leave out."""
+    kind: str | None = item.get("type")
+    return kind or ("message" if "role" in item else "item_reference")
+
+
 def whole_item(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item as the API lists it: with its type and status, and the parts of a message's text."""
-    kind = item.get("type") or "message"
+    kind = kind_of(item)
     whole = {**item, "type": kind}
     if kind in _WITH_STATUS and whole.get("status") is None:
         whole["status"] = "completed"

@@ -15,6 +15,7 @@ import orjson
 from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
+from headrace.formats.responses.offered import origins
 from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
 from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
@@ -51,7 +52,7 @@ class Renderer:
         self._wants_logprobs = "message.output_text.logprobs" in (document.get("include") or ())
         reasoning = document.get("reasoning") or {}
         self._thought = SUMMARY if reasoning.get("summary") or reasoning.get("generate_summary") else THOUGHT
-        self._custom = {tool["name"] for tool in document.get("tools") or () if tool.get("type") == "custom"}
+        self._origins = origins(document.get("tools"))
 
     def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
         """Return the lines of exact chunks."""
@@ -191,7 +192,7 @@ class Renderer:
         if call is None:
             self._close_item("completed")
             self._close_calls()
-            call = Call(piece, self._job.id, self._next_number(), custom=self._custom, taken=self._taken)
+            call = Call(piece, self._job.id, self._next_number(), origins=self._origins, taken=self._taken)
             self._calls[piece["index"]] = call
             self._lines.append(call.item.added())
         self._lines += call.take(piece)

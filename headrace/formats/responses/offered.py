@@ -1,0 +1,128 @@
+"""The tools of a Responses request as those of a chat request, and the names that calls of them come back under.
+
+A chat request knows functions alone: a custom tool becomes a function with one string, `input`, and a tool of a
+namespace a function whose name has the namespace before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Json = dict[str, Any]
+
+_LONGEST_NAME = 64
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_DIGEST = 12
+
+_ONE_STRING = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+_SYNTAXES = {"lark": "this grammar in Lark's notation", "regex": "this regular expression"}
+# What concerns hosted tools alone.
+_NOT_CARRIED = ("output_schema", "defer_loading", "allowed_callers")
+
+
+class Origin(NamedTuple):
+    """The tool of the client's that a function of the chat request stands for."""
+
+    name: str
+    namespace: str | None
+    custom: bool
+
+
+def flat_name(name: str, namespace: str | None) -> str:
+    """Return the name of a tool's function in the chat request; it fits OpenAI's pattern if it has a namespace."""
+    if namespace is None:
+        return name
+    joined = f"{namespace}__{name}"
+    if _NAME.fullmatch(joined):
+        return joined
+    digest = hashlib.sha256(f"{namespace}\0{name}".encode("utf-8", "replace")).hexdigest()[:_DIGEST]
+    return f"{re.sub('[^a-zA-Z0-9_-]', '_', joined)[: _LONGEST_NAME - _DIGEST - 1]}_{digest}"
+
+
+def origins(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Origin]:
+    """Return the custom and namespaced tools by the names of their functions. Any other function is as it is called."""
+    found = {}
+    for _, tool, namespace in _tools_of(tools or ()):
+        custom = tool.get("type") == "custom"
+        if custom or namespace is not None:
+            found[flat_name(tool["name"], namespace)] = Origin(tool["name"], namespace, custom)
+    return found
+
+
+def render_tools(tools: Sequence[Json]) -> tuple[list[Json], list[str], list[str]]:
+    """Return the chat request's tools, the paths of those that only the provider can run, and what is left out."""
+    own = [f"tools[{index}]" for index, tool in enumerate(tools) if tool["type"] not in _OURS]
+    dropped: list[str] = []
+    rendered = []
+    for path, tool, namespace in _tools_of(tools):
+        rendered.append(_render_tool(tool, flat_name(tool["name"], namespace)))
+        dropped += [f"{path}.{name}" for name in _NOT_CARRIED if tool.get(name)]
+        if (tool.get("format") or _ANY_TEXT)["type"] == "grammar":
+            dropped.append(f"{path}.format")
+    return rendered, own, dropped
+
+
+_OURS = frozenset({"function", "custom", "namespace"})
+_ANY_TEXT = {"type": "text"}
+
+
+def _tools_of(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
+    """Yield the client's own tools, each with its path and its namespace."""
+    for index, tool in enumerate(tools):
+        kind = tool.get("type")
+        if kind == "namespace":
+            for inner, member in enumerate(tool["tools"]):
+                yield f"tools[{index}].tools[{inner}]", member, tool["name"]
+        elif kind in _OURS:
+            yield f"tools[{index}]", tool, None
+
+
+def _render_tool(tool: Mapping[str, Any], name: str) -> Json:
+    function: Json = {"name": name}
+    if tool["type"] == "custom":
+        description = _description(tool)
+        if description:
+            function["description"] = description
+        return {"type": "function", "function": {**function, "parameters": _ONE_STRING}}
+    for field in ("description", "parameters", "strict"):
+        value = tool.get(field)
+        if value is not None:
+            function[field] = value
+    return {"type": "function", "function": function}
+
+
+def _description(tool: Mapping[str, Any]) -> str:
+    said = [tool["description"]] if tool.get("description") else []
+    form = tool.get("format") or _ANY_TEXT
+    if form["type"] == "grammar":
+        said.append(f"'input' must follow {_SYNTAXES[form['syntax']]}:\n{form['definition']}")
+    return "\n\n".join(said)
+
+
+def render_choice(choice: str | Json) -> str | Json | None:
+    """Return the chat request's choice among the tools, or None if it is one that only the provider can make."""
+    if isinstance(choice, str):
+        return choice
+    if choice["type"] != "allowed_tools":
+        return _render_named(choice)
+    named = [_render_named(tool) for tool in choice["tools"]]
+    if None in named:
+        return None
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": named}}
+
+
+def _render_named(tool: Mapping[str, Any]) -> Json | None:
+    name, namespace = tool.get("name"), tool.get("namespace")
+    if tool.get("type") not in ("function", "custom") or not isinstance(name, str):
+        return None
+    if not isinstance(namespace, str | None):
+        return None
+    return {"type": "function", "function": {"name": flat_name(name, namespace)}}

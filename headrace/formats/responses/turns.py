@@ -1,0 +1,252 @@
+"""The items of a Responses request as the messages of a chat request.
+
+What a model said in one turn is several items here and one message there: its text, its thoughts and its calls. A chat
+model wants what its tools answered right behind the message that calls them, so an answer moves there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from headrace.errors import InvalidRequestError
+from headrace.formats.responses.context import CONTEXT_ITEMS, kind_of
+from headrace.formats.responses.offered import Json, flat_name
+from headrace.formats.responses.sealed import open_sealed
+
+_CALLS = {"function_call": "function", "custom_tool_call": "custom tool"}
+_OUTPUTS = {"function_call_output": "function call", "custom_tool_call_output": "custom tool call"}
+# The fields of an assistant's message that a sealed thought may hold, with the types of the objects in them.
+_THOUGHTS = {
+    "thinking_blocks": ("thinking", "redacted_thinking"),
+    "reasoning_details": ("reasoning.text", "reasoning.summary", "reasoning.encrypted"),
+    "reasoning_items": ("reasoning",),
+}
+
+
+class Turns:
+    """The messages made of a request's items, the client's path of each, and what a chat request cannot carry."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.messages: list[Json] = []
+        self.paths: list[str] = []
+        self.own: list[str] = []
+        self.dropped: list[str] = []
+        # Items of earlier responses come first. The client has no path for them but the name of what they come with.
+        self._context: int = document.get(CONTEXT_ITEMS) or 0
+        self._earlier = "conversation" if document.get("conversation") else "previous_response_id"
+        self._outputs: Mapping[str, tuple[int, Json]] = {}
+        # The open turn of the model's: what it has said up to now.
+        self._turn: Json = {}
+        self._texts: list[str] = []
+        self._turn_path = ""
+
+    def instruct(self, text: str) -> None:
+        """Add the request's instructions."""
+        self._add({"role": "system", "content": text}, "instructions")
+
+    def take(self, said: str | Sequence[Json]) -> None:
+        """Add the request's input.
+
+        Raises:
+            InvalidRequestError: A call has no output, an output no call, or two calls the same id.
+        """
+        if isinstance(said, str):
+            self._add({"role": "user", "content": said}, "input")
+            return
+        self._outputs = self._answers(said)
+        for index, item in enumerate(said):
+            kind = kind_of(item)
+            if kind == "message":
+                if item["role"] == "assistant":
+                    self._open(index)
+                    self._say(item["content"])
+                else:
+                    self._close()
+                    self._hear(item, index)
+            elif kind in _CALLS:
+                self._call(item, index)
+            elif kind in _OUTPUTS:
+                self._close()
+            elif kind == "reasoning":
+                self._think(item, index)
+            else:
+                self.own.append(self._path(index))
+        self._close()
+
+    def _path(self, index: int) -> str:
+        return f"input[{index - self._context}]" if index >= self._context else self._earlier
+
+    def _add(self, message: Json, path: str) -> None:
+        self.messages.append(message)
+        self.paths.append(path)
+
+    # -- what the model hears ------------------------------------------------------------------------------------------
+
+    def _hear(self, item: Json, index: int) -> None:
+        content = item["content"]
+        role = "user" if item["role"] == "user" else "system"
+        if not isinstance(content, str):
+            path = self._path(index)
+            content = self._parts(content, path, text_alone=role == "system")
+            if not content:
+                return
+        self._add({"role": role, "content": content}, self._path(index))
+
+    def _parts(self, parts: Sequence[Json], path: str, *, text_alone: bool = False) -> str | list[Json]:
+        """Return a message's content: a text alone as a string, which every server takes."""
+        rendered = []
+        for index, part in enumerate(parts):
+            if text_alone and part["type"] != "input_text":
+                self.own.append(f"{path}.content[{index}]")
+            elif (made := self._part(part, f"{path}.content[{index}]")) is not None:
+                rendered.append(made)
+        return rendered[0]["text"] if len(rendered) == 1 and rendered[0].keys() == _PLAIN else rendered
+
+    def _part(self, part: Json, path: str) -> Json | None:
+        """Return a part of a chat message, or None for what only a provider of the Responses API can take."""
+        match part["type"]:
+            case "input_text" | "output_text":
+                made: Json = {"type": "text", "text": part["text"]}
+            case "input_image" if part.get("image_url") is not None:
+                made = {"type": "image_url", "image_url": {"url": part["image_url"]}}
+                if part.get("detail") is not None:
+                    made["image_url"]["detail"] = "high" if part["detail"] == "original" else part["detail"]
+            case "input_file" if part.get("file_data") is not None or part.get("file_id") is not None:
+                names = ("file_id",) if part.get("file_data") is None else ("filename", "file_data")
+                made = {"type": "file", "file": {name: part[name] for name in names if part.get(name) is not None}}
+            case "input_audio":
+                made = {"type": "input_audio", "input_audio": part["input_audio"]}
+            case kind:
+                self.own.append(path + {"input_image": ".file_id", "input_file": ".file_url"}.get(kind, ""))
+                return None
+        if part.get("prompt_cache_breakpoint") is not None:
+            made["prompt_cache_breakpoint"] = part["prompt_cache_breakpoint"]
+        return made
+
+    # -- what the model says -------------------------------------------------------------------------------------------
+
+    def _open(self, index: int) -> None:
+        if not self._turn:
+            self._turn = {"role": "assistant"}
+            self._turn_path = self._path(index)
+
+    def _say(self, content: str | Sequence[Json]) -> None:
+        if isinstance(content, str):
+            self._texts.append(content)
+            return
+        texts = [part["text"] for part in content if part["type"] != "refusal"]
+        if texts:
+            self._texts.append("".join(texts))
+        refusals = [part["refusal"] for part in content if part["type"] == "refusal"]
+        if refusals:
+            self._turn["refusal"] = "".join([self._turn.get("refusal", ""), *refusals])
+
+    def _call(self, item: Json, index: int) -> None:
+        if item.get("status") == "incomplete" and item["call_id"] not in self._outputs:
+            return  # the model was cut off in it
+        self._open(index)
+        custom = item["type"] == "custom_tool_call"
+        arguments = orjson.dumps({"input": item["input"]}).decode() if custom else item["arguments"]
+        function = {"name": flat_name(item["name"], item.get("namespace")), "arguments": arguments}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        if item.get("extra_content") is not None:
+            call["extra_content"] = item["extra_content"]
+        self._turn.setdefault("tool_calls", []).append(call)
+
+    def _think(self, item: Json, index: int) -> None:
+        """Add what the model thought, if Headrace sealed it. A chat model takes no other thoughts back."""
+        sealed = item.get("encrypted_content")
+        fields = None if sealed is None else open_sealed(sealed)
+        kept = {name: _blocks(fields.get(name), types) for name, types in _THOUGHTS.items()} if fields else {}
+        if not any(kept.values()):
+            if index >= self._context:
+                self.dropped.append(self._path(index))
+            return
+        self._open(index)
+        for name, blocks in kept.items():
+            if blocks:
+                self._turn.setdefault(name, []).extend(blocks)
+
+    def _close(self) -> None:
+        """End the model's turn: add its message, and what its tools answered."""
+        turn, self._turn = self._turn, {}
+        texts, self._texts = self._texts, []
+        if texts:
+            turn["content"] = "\n\n".join(texts)
+        calls = turn.get("tool_calls")
+        if not (calls or texts or turn.get("refusal")):
+            return
+        turn.setdefault("content", None)
+        self._add(turn, self._turn_path)
+        if not calls:
+            return
+        shown: list[Json] = []
+        answers = [self._outputs[call["id"]] for call in calls]
+        answers.sort(key=lambda answer: answer[0])
+        for index, item in answers:
+            output, media = self._output(item, self._path(index))
+            self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output}, self._path(index))
+            if media:
+                shown += [{"type": "text", "text": f"What the tool call {item['call_id']} returned:"}, *media]
+        if shown:
+            self._add({"role": "user", "content": shown}, self._path(answers[0][0]))
+
+    def _output(self, item: Json, path: str) -> tuple[str, list[Json]]:
+        """Return the text of what a tool answered, and its media, which a chat request has in a user's message only."""
+        output = item["output"]
+        if isinstance(output, str):
+            return output, []
+        parts = [self._part(part, f"{path}.output[{index}]") for index, part in enumerate(output)]
+        text = "".join(part["text"] for part in parts if part is not None and part["type"] == "text")
+        media = [part for part in parts if part is not None and part["type"] != "text"]
+        return (text or "The next message has it.") if media else text, media
+
+    # -- calls and what their tools answered ---------------------------------------------------------------------------
+
+    def _answers(self, said: Iterable[Json]) -> dict[str, tuple[int, Json]]:
+        """Return the outputs by the ids of their calls.
+
+        Raises:
+            InvalidRequestError: A call has no output, an output no call before it, or two calls the same id.
+        """
+        calls: dict[str, int] = {}
+        outputs: dict[str, tuple[int, Json]] = {}
+        cut_off = set()
+        for index, item in enumerate(said):
+            kind = item.get("type")
+            if kind in _CALLS:
+                call_id = item["call_id"]
+                if call_id in calls:
+                    raise self._invalid(index, f"another call has the id {call_id!r}", "duplicate_call_id")
+                calls[call_id] = index
+                if item.get("status") == "incomplete":
+                    cut_off.add(call_id)
+            elif kind in _OUTPUTS:
+                call_id = item["call_id"]
+                if call_id not in calls:
+                    raise self._invalid(index, f"no tool call found for {_OUTPUTS[kind]} output {call_id!r}")
+                if call_id in outputs:
+                    raise self._invalid(index, f"another output is for the call {call_id!r}", "duplicate_call_id")
+                outputs[call_id] = index, item
+        if len(outputs) + len(cut_off) < len(calls):
+            for call_id, index in calls.items():
+                if call_id not in outputs and call_id not in cut_off:
+                    raise self._invalid(index, f"no tool output found for the call {call_id!r}")
+        return outputs
+
+    def _invalid(self, index: int, reason: str, code: str = "invalid_value") -> InvalidRequestError:
+        param = f"{self._path(index)}.call_id" if index >= self._context else "input"
+        return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code=code)
+
+
+_PLAIN = {"type", "text"}
+
+
+def _blocks(value: Any, types: Sequence[str]) -> list[Json]:
+    """Return the objects of these types in a list which a client may have changed."""
+    if not isinstance(value, list):
+        return []
+    return [block for block in value if isinstance(block, dict) and block.get("type") in types]
