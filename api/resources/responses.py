@@ -24,6 +24,7 @@ from api.jobs.foreground import Foreground
 from api.jobs.response_events import ResponseEvents
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
 from headrace.events.follow import Cursor
+from headrace.formats.chat.usage import estimate_usage
 from headrace.formats.json_document import parse_json
 from headrace.formats.responses import client as responses
 from headrace.formats.responses.events import base
@@ -37,6 +38,8 @@ from headrace.runtime.offload import offloaded
 
 router = APIRouter(prefix="/responses", tags=["Responses"])
 
+# Stands for the model of a request that names none.
+_ANY_MODEL = "any"
 # The largest number of an event that a client may name.
 _MOST_EVENTS = 2**31 - 1
 
@@ -64,6 +67,13 @@ Include = Annotated[
 
 class ItemList(Page[dict[str, Any]]):
     """A page of a response's input items."""
+
+
+class InputTokens(BaseModel):
+    """How many tokens a request's input has."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 class DeletedResponse(BaseModel):
@@ -114,6 +124,43 @@ async def _start(request: Request, principal: Principal, submission: Submission)
             return Response(_render(job), 200, submission.headers, "application/json")
     events = attached(request, principal, job_id, submission.events(created), keeps_log=responses.KEEPS_LOG)
     return EventStream(events, submission.headers)
+
+
+@router.post("/input_tokens", summary="Count a response's input", responses={200: {"model": InputTokens}})
+async def count_input_tokens(request: Request, principal: Authenticated) -> Response:
+    """Estimate how many tokens the model would read, without asking it; its own count may differ."""
+    body = await read_body(request)
+    document, terms = await offloaded(len(body), _parse_count, body)
+    if terms.model != _ANY_MODEL:
+        principal.check_may_ask(terms.model, ())
+        request.state.catalogue.current.find(terms.model)
+    whole = await expanded(request, principal, document, terms, size=len(body))
+    asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
+    tokens = await offloaded(len(body), estimate_usage, asked.document, "")
+    counted = {"object": "response.input_tokens", "input_tokens": tokens.prompt_tokens}
+    return render_json(counted, {"x-headrace-estimated": "true"})
+
+
+def _parse_count(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
+    document = parse_json(body)
+    if isinstance(document, dict) and document.get("model") is None:
+        document = {**document, "model": _ANY_MODEL}
+    return document, check_response_request(document)
+
+
+@router.post("/compact", summary="Compact a conversation")
+async def compact(request: Request, principal: Authenticated) -> Response:
+    """Refuse to compact: no model here has a provider that compacts for Headrace."""
+    body = await read_body(request)
+    _, terms = await offloaded(len(body), _parse, body)
+    principal.check_may_ask(terms.model, ())
+    request.state.catalogue.current.find(terms.model)
+    raise NotFoundError(
+        f"The model '{terms.model}' cannot compact a conversation here. Continue it with 'previous_response_id'"
+        " or 'conversation' instead, whose items Headrace keeps.",
+        param="model",
+        code="unsupported",
+    )
 
 
 @router.get("/{response_id}", summary="Get a response", responses={200: {"content": {"text/event-stream": {}}}})

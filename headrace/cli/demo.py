@@ -7,7 +7,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -33,6 +33,7 @@ _BACKGROUND = (
     "What turns a mill?",
 )
 _LINES = 20
+_CUT_AFTER = 12  # events, in the middle of the text
 _MAX_TOKENS = 60  # with a real provider, the demo costs a fraction of a cent
 
 
@@ -55,7 +56,7 @@ class _Client:
 
     def events(
         self, method: str, path: str, body: dict[str, Any] | None = None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    ) -> Generator[tuple[str, dict[str, Any]], None, None]:
         """Yield the name and the data of each server-sent event as it arrives; one without a name is a `message`."""
         name = "message"
         with self._respond(method, path, body) as response:
@@ -158,8 +159,32 @@ async def _run_jobs(client: _Client, model: str, console: Console) -> None:
     console.print(Text(f"{len(jobs)} jobs cost {cost} USD", "dim"))
 
 
+def _resume_one(client: _Client, model: str, console: Console) -> None:
+    console.print(Text("\n3. A background response, whose reader is cut off and comes back", "bold"))
+    body = {"model": model, "input": _STREAMED, "max_output_tokens": _MAX_TOKENS, "background": True, "stream": True}
+    last, response_id = -1, ""
+    events = client.events("POST", "/responses", body)
+    for name, event in events:
+        last = event["sequence_number"]
+        if name == "response.created":
+            response_id = event["response"]["id"]
+        elif name == "response.output_text.delta":
+            console.print(Text(event["delta"], "cyan"), end="", soft_wrap=True)
+            if last >= _CUT_AFTER:
+                break
+    events.close()
+    console.print(Text(f"▮ cut after event {last} ▮", "yellow"), end="")
+    for name, event in client.events("GET", f"/responses/{response_id}?stream=true&starting_after={last}"):
+        if event["sequence_number"] != last + 1:
+            raise _DemoError(f"Event {event['sequence_number']} came after event {last}.")
+        last += 1
+        if name == "response.output_text.delta":
+            console.print(Text(event["delta"], "cyan"), end="", soft_wrap=True)
+    console.print(Text(f"\n{last + 1} events, each once; the last is {name}", "dim"), soft_wrap=True)
+
+
 def _run_batch(client: _Client, model: str, console: Console) -> None:
-    console.print(Text(f"\n3. A batch of {_LINES} requests, watched by its events", "bold"))
+    console.print(Text(f"\n4. A batch of {_LINES} requests, watched by its events", "bold"))
     lines = [
         {"custom_id": f"line-{number}", "body": _request(model, f"What is {number} times {number}?")}
         for number in range(1, _LINES + 1)
@@ -226,8 +251,9 @@ async def _show(service: Service, console: Console) -> None:
     # Blocking calls run in threads, so that Ctrl-C works meanwhile.
     await asyncio.to_thread(_stream_one, client, model, console)
     await _run_jobs(client, model, console)
+    await asyncio.to_thread(_resume_one, client, model, console)
     await asyncio.to_thread(_run_batch, client, model, console)
-    console.print(Text("\n4. Now you", "bold"))
+    console.print(Text("\n5. Now you", "bold"))
     if sys.stdin.isatty() and sys.stdout.isatty():
         console.print(Text("While this runs, in another terminal:\n", "dim"))
         console.print(Text(curl_line(service.base_url, client.key, model)), soft_wrap=True)

@@ -135,6 +135,10 @@ async def test_a_key_is_told_of_no_model_that_it_may_not_ask(service: Service) -
             assert "There are: demo-slow." in raised.value.message
 
 
+EXAMPLES = ("try-without-an-account", "watch-a-job", "background-responses")
+"""The guides whose examples in Python go on from the README's."""
+
+
 def examples(text: str, language: str) -> list[str]:
     """Return the examples of a text in a language, but for what asks the reader for a key."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
@@ -144,7 +148,7 @@ def examples(text: str, language: str) -> list[str]:
 def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix, target_is_directory=True)
     readme = (ROOT / "README.md").read_text().partition("\n## Use it\n")[2].partition("\n## ")[0]
-    pages = [(ROOT / "docs/how-to" / f"{name}.md").read_text() for name in ("try-without-an-account", "watch-a-job")]
+    pages = [(ROOT / "docs/how-to" / f"{name}.md").read_text() for name in EXAMPLES]
     shell = "\n".join(["set -eu -o pipefail", *examples(readme, "sh")])
     shell = shell.replace("http://127.0.0.1:8700", service.base_url)
     python = "\n".join(examples("".join([readme, *pages]), "python"))
