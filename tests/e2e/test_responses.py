@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.fakes.provider import DONE, Gate, Json, Provider, answer, chunk, hang, settled, status, stream
+from tests.unit.formats.responses.contract import check_event, check_response
 
 TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 
@@ -23,6 +24,7 @@ def events_of(body: bytes) -> list[Json]:
             event = json.loads(fields["data"])
             assert fields["event"] == event["type"]
             assert fields["id"] == str(event["sequence_number"])
+            check_event(event)
             found.append(event)
     return found
 
@@ -35,7 +37,9 @@ def blocks_of(body: bytes) -> list[bytes]:
 async def create(client: httpx.AsyncClient, model: str, **fields: Any) -> Json:
     answered = await client.post("/responses", json={"model": model, "input": "Hi", **fields})
     assert answered.status_code == 200, answered.text
-    return dict(answered.json())
+    response: Json = answered.json()
+    check_response(response)
+    return response
 
 
 async def stream_of(client: httpx.AsyncClient, response_id: str, **query: Any) -> bytes:
