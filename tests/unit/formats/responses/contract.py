@@ -42,7 +42,8 @@ def _validator(definitions: dict[str, Any], name: str) -> Validate:
 _OPENAI, _OPEN = _definitions("openai_responses"), _definitions("open_responses")
 _OPENAI_EVENTS, _OPEN_EVENTS = _validators(_OPENAI, "Event"), _validators(_OPEN, "StreamingEvent")
 _OPENAI_RESPONSE, _OPEN_RESPONSE = _validator(_OPENAI, "Response"), _validator(_OPEN, "ResponseResource")
-# Open Responses has no custom tools, and reasoning text and errors in a form that OpenAI's clients do not know.
+# Open Responses has no custom tools and no namespaces, and another form of reasoning text and of errors, which OpenAI's
+# clients do not know.
 _OPENAIS = ("response.custom_tool_call_input.", "response.reasoning_text.", "error")
 
 _DELTAS = {
@@ -88,7 +89,7 @@ def check(answer: Answer, *, lost: int = 0) -> None:
 
 
 def _custom(parts: list[dict[str, Any]]) -> bool:
-    return any(part["type"] in ("custom", "custom_tool_call") for part in parts)
+    return any(part["type"] in ("custom", "namespace", "custom_tool_call") for part in parts)
 
 
 def _check_order(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -295,6 +295,28 @@ def test_a_custom_tool_that_the_provider_knows_is_told_as_it_comes() -> None:
     assert answer.response["output"][0]["input"] == "ls"
 
 
+@pytest.mark.parametrize(
+    ("tool", "kind"),
+    [
+        ({"type": "function", "name": "find", "parameters": {}}, "function_call"),
+        ({"type": "custom", "name": "find"}, "custom_tool_call"),
+    ],
+    ids=["function", "custom"],
+)
+def test_a_call_of_a_tool_in_a_namespace_has_the_clients_names(tool: dict[str, Any], kind: str) -> None:
+    namespace = {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [tool]}
+
+    answer = streamed(
+        chunk(call(0, '{"input":"x"}', name="crm__find")),
+        chunk({}, "tool_calls"),
+        document={**REQUEST, "tools": [namespace]},
+    )
+
+    check(answer)
+    [item] = answer.response["output"]
+    assert (item["type"], item["namespace"], item["name"]) == (kind, "crm", "find")
+
+
 # -- attempts ---------------------------------------------------------------------------------------------------------
 
 
