@@ -35,7 +35,13 @@ async def expanded(
     elif terms.conversation is not None:
         asked = terms.conversation
         conversation_id = asked if isinstance(asked, str) else asked.id
-        context = await read_context(database, account_id, conversation_id, most_bytes=most)
+        context = await read_context(
+            database,
+            account_id,
+            conversation_id,
+            most_bytes=most,
+            reserve=lambda context_size: request.state.room.take(request, size + context_size),
+        )
     whole = expand(await _resolved(request, principal, document, context), context)
     if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -43,9 +44,16 @@ async def check_room(
 
 
 async def read_context(
-    database: Database, account_id: str, conversation_id: str, *, most_bytes: int
+    database: Database,
+    account_id: str,
+    conversation_id: str,
+    *,
+    most_bytes: int,
+    reserve: Callable[[int], Awaitable[None]],
 ) -> list[dict[str, Any]]:
     """Return a conversation's items, oldest first, for a response that continues it.
+
+    `reserve` is called with the items' bytes before they are read.
 
     Raises:
         NotFoundError: The account has no such conversation.
@@ -56,6 +64,7 @@ async def read_context(
         raise no_such_conversation(conversation_id, param="conversation")
     items = list[str]()
     if has.items <= MOST_ITEMS and has.bytes <= most_bytes:
+        await reserve(has.bytes)
         # Other responses may have added their turns since, so the bounds are checked again.
         items = await queries.read_items(database, conversation_id, account_id, limit=MOST_ITEMS + 1)
         has = queries.Size(len(items), sum(map(len, items)))

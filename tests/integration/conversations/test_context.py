@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from headrace.conversations import context
@@ -16,6 +19,20 @@ from tests.integration.job_rows import Owner
 PLENTY = 1_000_000
 
 
+async def read(
+    database: Database, account_id: str, conversation_id: str, *, most_bytes: int = PLENTY
+) -> list[dict[str, Any]]:
+    """Return what a response reads, and check that room for it was taken before."""
+    taken: list[int] = []
+
+    async def reserve(size: int) -> None:
+        taken.append(size)
+
+    items = await read_context(database, account_id, conversation_id, most_bytes=most_bytes, reserve=reserve)
+    assert taken == [sum(len(json.dumps(item)) for item in items)]
+    return items
+
+
 @pytest.fixture
 async def conversation(database: Database, owner: Owner) -> str:
     """A conversation of three items, of 11 bytes each."""
@@ -27,14 +44,14 @@ async def conversation(database: Database, owner: Owner) -> str:
 
 async def test_a_response_reads_the_items_in_order(database: Database, owner: Owner, conversation: str) -> None:
     await add_items(database, conversation, owner.account_id, [Item("d", '{"id": "d", "text": "\\u0000"}')])
-    read = await read_context(database, owner.account_id, conversation, most_bytes=PLENTY)
-    assert read == [{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d", "text": "\0"}]
+    items = await read(database, owner.account_id, conversation)
+    assert items == [{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d", "text": "\0"}]
 
 
 async def test_an_empty_conversation_is_an_empty_context(database: Database, owner: Owner) -> None:
     conversation_id = new_id("conv")
     await create_conversation(database, conversation_id, owner.account_id, metadata={}, items=(), most=PLENTY)
-    assert await read_context(database, owner.account_id, conversation_id, most_bytes=PLENTY) == []
+    assert await read(database, owner.account_id, conversation_id) == []
 
 
 async def test_a_conversation_that_is_not_the_accounts_does_not_exist(
@@ -42,7 +59,7 @@ async def test_a_conversation_that_is_not_the_accounts_does_not_exist(
 ) -> None:
     for unknown in (conversation, new_id("conv"), "conv_1", "\0"):
         with pytest.raises(NotFoundError) as refused:
-            await read_context(database, stranger.account_id, unknown, most_bytes=PLENTY)
+            await read(database, stranger.account_id, unknown)
         assert refused.value.param == "conversation"
 
 
@@ -50,15 +67,15 @@ async def test_a_conversation_beyond_its_bounds_is_not_read(
     database: Database, owner: Owner, conversation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = owner.account_id
-    assert len(await read_context(database, account, conversation, most_bytes=33)) == 3
+    assert len(await read(database, account, conversation, most_bytes=33)) == 3
     with pytest.raises(InvalidRequestError) as refused:
-        await read_context(database, account, conversation, most_bytes=32)
+        await read(database, account, conversation, most_bytes=32)
     assert (refused.value.param, refused.value.code) == ("conversation", "context_too_long")
     monkeypatch.setattr(context, "MOST_ITEMS", 3)
-    assert len(await read_context(database, account, conversation, most_bytes=PLENTY)) == 3
+    assert len(await read(database, account, conversation)) == 3
     await add_items(database, conversation, account, [Item("d", "{}")])
     with pytest.raises(InvalidRequestError):
-        await read_context(database, account, conversation, most_bytes=PLENTY)
+        await read(database, account, conversation)
 
 
 async def test_items_are_added_up_to_the_bounds(
