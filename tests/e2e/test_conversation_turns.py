@@ -8,12 +8,29 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types.responses import FunctionToolParam
 
 from headrace.ids import new_id
 from tests.e2e.jobs import refused
 from tests.fakes.provider import Gate, Provider, answer, settled, status
+from tests.waiting import eventually
 
 Json = dict[str, Any]
+
+TOOLS: list[FunctionToolParam] = [
+    {
+        "type": "function",
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+        "strict": False,
+    }
+]
+CALL = {
+    "index": 0,
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"place": "Ulm"}'},
+}
 
 
 async def items_of(client: openai.AsyncOpenAI, conversation: str) -> list[Json]:
@@ -24,6 +41,57 @@ async def items_of(client: openai.AsyncOpenAI, conversation: str) -> list[Json]:
 def texts(items: list[Json]) -> list[str]:
     """Return the text of each message."""
     return [item["content"][0]["text"] for item in items if item["type"] == "message"]
+
+
+async def test_turns_with_a_tool_build_on_one_another(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create(items=[{"role": "user", "content": "I am in Ulm."}])
+    provider.script(
+        model,
+        answer("", message={"tool_calls": [CALL]}, finish="tool_calls"),
+        answer("It rains."),
+        answer("It will snow."),
+        answer("Bye."),
+    )
+
+    first = await openai_client.responses.create(
+        model=model, conversation=conversation.id, input="What is the weather?", tools=TOOLS
+    )
+    assert first.conversation is not None
+    assert first.conversation.id == conversation.id
+    call = next(item for item in first.output if item.type == "function_call")
+    second = await openai_client.responses.create(
+        model=model,
+        conversation={"id": conversation.id},
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}],
+        tools=TOOLS,
+    )
+    assert second.output_text == "It rains."
+    async with openai_client.responses.stream(
+        model=model, conversation=conversation.id, input="And tomorrow?"
+    ) as stream:
+        third = await stream.get_final_response()
+    assert third.output_text == "It will snow."
+    fourth = await openai_client.responses.create(
+        model=model, conversation=conversation.id, input="Thanks.", background=True
+    )
+
+    async def ended() -> bool:
+        return (await openai_client.responses.retrieve(fourth.id)).status == "completed"
+
+    await eventually(ended, "the end of the fourth")
+
+    items = await items_of(openai_client, conversation.id)
+    kinds = [item["type"] for item in items if item["type"] != "message"]
+    assert kinds == ["function_call", "function_call_output"]
+    said = ["I am in Ulm.", "What is the weather?", "It rains.", "And tomorrow?", "It will snow.", "Thanks.", "Bye."]
+    assert texts(items) == said
+    assert len({item["id"] for item in items}) == len(items) == 9
+    assert items[2]["id"] == call.id
+    assert items[4]["id"] == second.output[0].id
+    roles = [message["role"] for message in provider.calls_for(model)[-1].body["messages"]]
+    assert roles == ["user", "user", "assistant", "tool", "assistant", "user", "assistant", "user"]
 
 
 async def test_an_incomplete_response_adds_its_turn_and_a_failed_one_does_not(
