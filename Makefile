@@ -16,8 +16,9 @@ ARGS ?=
 # Scripts in a venv hold its absolute path, so the path is part of the stamp: a copied checkout builds its own.
 LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
+NODE_CLIENTS := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts build publish lock clean
+.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts node build publish lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,14 @@ format: install ## Format, and fix what ruff can fix
 # xdist may wait without end for the files of one that it has replaced.
 test: install ## Run the whole suite on stores of its own; ARGS="-k name" passes options to pytest
 	"$(BIN)/python" -m pytest --numprocesses 3 --max-worker-restart 0 --dist loadfile $(ARGS)
+
+# The registry's address is the machine's own, so the lock of these names none.
+node: $(NODE_CLIENTS) ## Install the Node clients that tests run, where there is npm; without them those tests are skipped
+
+$(NODE_CLIENTS): tests/e2e/clients/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix "$(<D)" && touch "$@"; \
+	else echo "This machine has no npm: the tests of the Node clients are skipped"; fi
 
 coverage: install ## Tell which lines the unit and integration tests run; ARGS=tests/e2e measures others
 	@rm -f .cache/coverage*
@@ -99,5 +108,5 @@ lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgra
 	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 
 clean: ## Remove .venv and everything else that can be made again
-	rm -rf .venv .bench .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv tests/e2e/clients/node/node_modules .bench .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ PATTERN = re.compile(rf"([`'\"])\w+\1|\b({_PHRASES})\b", re.IGNORECASE)
 SUFFIXES = {".html", ".lua", ".md", ".py", ".toml", ".yaml", ".yml"}
 NAMES = {"Dockerfile", "Makefile"}
 HIDDEN = {".ci", ".devcontainer", ".github"}  # the hidden folders that are ours
-MADE = {"build", "dist"}
+MADE = {"build", "dist", "node_modules"}
 EXAMPLES = {".ci/words.py", "tests/unit/test_words.py"}
 
 # Commits from before this check are left as they are.
