@@ -7,14 +7,14 @@ from typing import Any, Self
 
 import orjson
 
-from headrace.agents.persona import resolve
+from headrace.agents.formats import resolve
 from headrace.agents.queries import AgentVersion
 from headrace.formats.chat.request import ChatRequest, JobSubmission, check_request
 from headrace.formats.chat.support import Format
 from headrace.formats.json_document import parse_json
 from headrace.formats.responses.client import translate
-from headrace.formats.responses.context import with_ids
-from headrace.formats.responses.request import ResponseRequest
+from headrace.formats.responses.context import with_ids, without_context
+from headrace.formats.responses.request import ResponseRequest, check_response_request
 from headrace.formats.translation import Translation
 
 
@@ -79,5 +79,10 @@ class Asked:
 
         Raises as `parse` does: the request and the agent may each be valid, and their combination invalid.
         """
-        document = resolve(orjson.loads(agent.definition), self.document)
+        definition = orjson.loads(agent.definition)
+        if self.expanded is not None:
+            expanded = resolve(definition, self.expanded, self.format)
+            terms = check_response_request(without_context(expanded))
+            return type(self)(self.format, self.body, terms, translate(expanded), expanded)
+        document = resolve(definition, self.document, self.format)
         return type(self)("chat", orjson.dumps(document), check_request(ChatRequest, document), Translation(document))

@@ -32,7 +32,6 @@ from headrace.batches.batch_object import (
     render_batch,
     render_progress,
 )
-from headrace.batches.lines import ENDPOINT
 from headrace.batches.queries import NewBatch, count_active, has_line, list_ended
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
@@ -58,7 +57,7 @@ _INLINE_SECONDS = 30 * 86_400
 
 
 class LineResponse(BaseModel):
-    """The answer to a line: a completion, or an error."""
+    """The answer to a line: a completion, a response, or an error."""
 
     status_code: int
     request_id: str
@@ -102,7 +101,9 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         return render_json(render_batch(batch), replay_headers(repeated=True))
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
-    file_id = asked.input_file_id or await _store_inline(request, principal, orjson.loads(body)["requests"])
+    file_id = asked.input_file_id or await _store_inline(
+        request, principal, asked.endpoint, orjson.loads(body)["requests"]
+    )
     cancel = functools.partial(queries_module.cancel_batch, database, batch_id, account_id)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
         if not await queries_module.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
@@ -148,15 +149,13 @@ def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Prin
     )
 
 
-async def _store_inline(request: Request, principal: Principal, lines: list[dict[str, Any]]) -> str:
+async def _store_inline(request: Request, principal: Principal, endpoint: str, lines: list[dict[str, Any]]) -> str:
     """Store the requests of a body as an input file, and return its id."""
-    state = request.state
+    state, common = request.state, {"method": "POST", "url": endpoint}
     await check_room(state.database, principal.account_id, state.settings, files=1, param="requests")
     writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
     for at in range(0, len(lines), 100):
-        await writer.write(
-            b"".join(orjson.dumps({"method": "POST", "url": ENDPOINT} | line) + b"\n" for line in lines[at : at + 100])
-        )
+        await writer.write(b"".join(orjson.dumps(common | line) + b"\n" for line in lines[at : at + 100]))
     await writer.close(filename="requests.jsonl", seconds=_INLINE_SECONDS)
     return writer.file_id
 

@@ -98,8 +98,8 @@ class AgentDefinition(BaseModel):
             raise problem.about(f"parameters.{problem.param}") from None
 
 
-def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request to an agent as one to its model.
+def resolve_chat(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a chat request to an agent as one to its model.
 
     `agent` is an AgentDefinition's JSON. The persona is a system message before all others; the caller's own system
     messages come next, then the agent's examples, then the caller's other messages. A parameter of the call replaces
@@ -110,13 +110,13 @@ def resolve(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, A
     messages = request["messages"]
     first = next((at for at, message in enumerate(messages) if message["role"] not in ("system", "developer")), None)
     instructions = messages[:first]
-    persona = [{"role": "system", "content": text}] if (text := _persona(agent)) else []
+    first_message = [{"role": "system", "content": text}] if (text := persona(agent)) else []
     return {
         **defaults,
         **given,
         "model": agent["model"],
         "messages": [
-            *persona,
+            *first_message,
             *instructions,
             *(agent.get("messages") or ()),
             *(messages[len(instructions) :]),
@@ -140,7 +140,8 @@ def _defaults(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in defaults.items() if name not in aside}
 
 
-def _persona(agent: Mapping[str, Any]) -> str:
+def persona(agent: Mapping[str, Any]) -> str:
+    """Return the text that gives the model its persona and instructions. It is empty if the agent has neither."""
     bio: str | Sequence[str] = agent.get("bio") or ()
     sentences = "\n".join([bio] if isinstance(bio, str) else bio)
     who = f"You are {agent['name']}." if sentences or agent.get("system_prompt") else ""

@@ -1,19 +1,18 @@
 """The lines of a batch's input, one request each: split from bytes as they come, and checked. Pure.
 
-A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`: `BatchRequestInput` in
-OpenAI's description. Numbers are those of an editor, from 1; blank lines count there and are nothing else.
+A line is `{"custom_id": …, "method": "POST", "url": …, "body": {…}}`: `BatchRequestInput` in OpenAI's description. Its
+URL is the endpoint of its batch. Numbers are those of an editor, from 1; blank lines count there and are nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
+from headrace.batches.endpoints import DEFAULT_ENDPOINT, ENDPOINTS, Terms
 from headrace.errors import InvalidRequestError, invalid_parameter, missing_parameter
-from headrace.formats.chat.request import ChatRequest, check_request
 from headrace.formats.json_document import parse_json
 
-ENDPOINT: Final = "/v1/chat/completions"
 LONGEST_CUSTOM_ID = 512
 LARGEST_LINE = 20 * 1024 * 1024
 """In bytes: as large as the largest body that a request of its own may have by default."""
@@ -84,15 +83,15 @@ class LineReader:
 
 
 class Line(NamedTuple):
-    """A checked line: what its client calls it, the chat request as it came, and as it was understood."""
+    """A checked line: the name that its client gave it, its request as it came, and the request's checked model."""
 
     custom_id: str
     body: dict[str, Any]
-    chat: ChatRequest
+    terms: Terms
 
 
-def parse_line(text: bytes | None, *, endpoint: str = ENDPOINT) -> Line:
-    """Check a line, all but whether there is its model.
+def parse_line(text: bytes | None, *, endpoint: str = DEFAULT_ENDPOINT) -> Line:
+    """Check a line of a batch with this endpoint. Whether the model exists is not checked here.
 
     Raises:
         InvalidRequestError: It is not valid; `param` is the path of the field, from the line.
@@ -109,11 +108,11 @@ def parse_line(text: bytes | None, *, endpoint: str = ENDPOINT) -> Line:
         raise InvalidRequestError("This line is not a JSON object.", code="invalid_json_line")
     body = _check_envelope(line, endpoint)
     try:
-        chat = check_request(ChatRequest, body)
+        terms = ENDPOINTS[endpoint].check(body)
     except InvalidRequestError as problem:
         problem.param = "body" if problem.param is None else f"body.{problem.param}"
         raise
-    return Line(line["custom_id"], body, _check_chat(chat))
+    return Line(line["custom_id"], body, terms)
 
 
 def _check_envelope(line: dict[str, Any], endpoint: str) -> dict[str, Any]:
@@ -137,21 +136,6 @@ def _check_envelope(line: dict[str, Any], endpoint: str) -> dict[str, Any]:
         unknown = next(name for name in line if name not in _FIELDS)[:64]
         raise InvalidRequestError(f"Unknown parameter: '{unknown}'.", param=unknown, code="unknown_parameter")
     return body
-
-
-def _check_chat(chat: ChatRequest) -> ChatRequest:
-    """Refuse what a line of a batch cannot have: it has no client that waits, and its batch has the webhook."""
-    if chat.stream:
-        raise _impossible("stream", "true")
-    if chat.webhook is not None:
-        raise _impossible("webhook", "a value; set it on the batch")
-    if chat.background is False:
-        raise _impossible("background", "false")
-    return chat
-
-
-def _impossible(name: str, value: str) -> InvalidRequestError:
-    return invalid_parameter(f"body.{name}", f"in a batch it cannot be {value}")
 
 
 class LineProblem(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from headrace.batches.lines import ENDPOINT
+from headrace.batches.endpoints import DEFAULT_ENDPOINT, ENDPOINTS
 from headrace.formats.chat.request import Metadata, Webhook
 from headrace.formats.chat.validation import InvalidFieldError, parse_body
 
@@ -57,13 +57,22 @@ class BatchRequest(BaseModel):
     requests: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MOST_INLINE, fail_fast=True)] | None = (
         Field(default=None, description="The lines themselves; `method` and `url` may be left out.")
     )
-    endpoint: Literal["/v1/chat/completions"] = ENDPOINT
+    endpoint: str = Field(
+        default=DEFAULT_ENDPOINT, description="Of every line", json_schema_extra={"enum": [*ENDPOINTS]}
+    )
     completion_window: Annotated[str, Field(max_length=8)] = Field(
         default="24h", description="`24h`, or any number of minutes, hours or days up to 7 days: `30m`, `6h`, `2d`."
     )
     metadata: Metadata | None = None
     output_expires_after: FileExpiration | None = None
     webhook: Webhook | None = Field(default=None, description="An http or https URL, called when the batch has ended.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        if endpoint not in ENDPOINTS:
+            raise ValueError(f"expected {' or '.join(repr(path) for path in ENDPOINTS)}.")
+        return endpoint
 
     @field_validator("completion_window")
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from headrace.batches.endpoints import DEFAULT_ENDPOINT, ENDPOINTS
 from headrace.batches.lines import LineProblem, LineReader, RawLine, parse_line
 from headrace.cli.batch_table import Format, InputError, Table, find_format, read_header, read_rows, render_row
 from headrace.errors import InvalidRequestError
@@ -33,9 +34,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked input: the file to upload, its number of requests, and the digest by which a later run knows it."""
+    """A checked input: the file to upload, its requests, and the digest by which a later run knows it."""
 
     path: Path
+    endpoint: str
+    """Of every request."""
     lines: int
     digest: str
     rows: Rows | None = None
@@ -91,13 +94,16 @@ def _check(path: Path, rows: Rows | None = None) -> Prepared:
     problems: list[LineProblem] = []
     digest = hashlib.sha256()
     reader = LineReader()
+    endpoint: str | None = None
     seen: dict[str, int] = {}
 
     def check(lines: Iterator[RawLine]) -> None:
+        nonlocal endpoint
         for raw in lines:
+            endpoint = endpoint or _endpoint(raw.text)
             line = raw.number if rows is None else rows.lines[raw.number - 1]
             try:
-                _note(seen, parse_line(raw.text).custom_id, line)
+                _note(seen, parse_line(raw.text, endpoint=endpoint).custom_id, line)
             except InvalidRequestError as error:
                 problems.append(LineProblem.of(line, error))
 
@@ -110,7 +116,16 @@ def _check(path: Path, rows: Rows | None = None) -> Prepared:
         problems.append(LineProblem(None, "empty_file", "the input has no request", None))
     if problems:
         raise InputError(problems[:MOST_PROBLEMS])
-    return Prepared(path, len(seen), digest.hexdigest(), rows)
+    return Prepared(path, endpoint or DEFAULT_ENDPOINT, len(seen), digest.hexdigest(), rows)
+
+
+def _endpoint(text: bytes | None) -> str:
+    """Return the endpoint that the first line names, or the default if it names none that a batch can have."""
+    try:
+        url = json.loads(text or b"{}")["url"]
+    except (ValueError, LookupError, TypeError):
+        return DEFAULT_ENDPOINT
+    return url if isinstance(url, str) and url in ENDPOINTS else DEFAULT_ENDPOINT
 
 
 def _note(seen: dict[str, int], custom_id: str, number: int) -> None:

@@ -61,7 +61,7 @@ class _Run:
             "/batches",
             {
                 "input_file_id": file_id,
-                "endpoint": "/v1/chat/completions",
+                "endpoint": prepared.endpoint,
                 "completion_window": self.window,
                 "metadata": {**self.metadata, _DIGEST: prepared.digest},
             },
@@ -133,6 +133,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Run every request of FILE, a .jsonl or a table (.csv, .tsv), and save the results.
+
+    All lines of a .jsonl have one `url`, which is the batch's endpoint.
 
     FILE may be a pipe, or - for standard input; --output and --errors then have to name the files of the results. If
     --output is a .csv or .tsv, it gets the table with two more columns, answer and error. The results replace an

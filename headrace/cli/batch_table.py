@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from headrace.batches.lines import ENDPOINT, LARGEST_LINE, LineProblem
+from headrace.batches.endpoints import DEFAULT_ENDPOINT
+from headrace.batches.lines import LARGEST_LINE, LineProblem
 
 _DELIMITERS = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t",)}
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -234,7 +235,7 @@ def render_row(row: TableRow, columns: Sequence[str], table: Table) -> dict[str,
     body: dict[str, Any] = {"model": table.model, "messages": messages}
     if table.max_tokens is not None:
         body["max_completion_tokens"] = table.max_tokens
-    return {"custom_id": row.custom_id, "method": "POST", "url": ENDPOINT, "body": body}
+    return {"custom_id": row.custom_id, "method": "POST", "url": DEFAULT_ENDPOINT, "body": body}
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

@@ -140,6 +140,11 @@ class HeldLine:
     request: str
     format: Format
 
+    @property
+    def background(self) -> bool:
+        """True: no client waits for a line of a batch."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:

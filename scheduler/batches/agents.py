@@ -6,8 +6,9 @@ from typing import Any
 
 import orjson
 
-from headrace.agents.persona import resolve
+from headrace.agents.formats import resolve
 from headrace.agents.queries import find_agent
+from headrace.batches.endpoints import ENDPOINTS
 from headrace.ids import AGENT_PREFIX
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -22,10 +23,11 @@ class BatchAgents:
     def __init__(self, database: Database, batch: Row) -> None:
         self._database = database
         self._batch = batch
+        self._format = ENDPOINTS[batch.endpoint].format
         self._definitions: dict[str, dict[str, object]] = {}
 
     async def resolve(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the request that the line's agent makes of the line's body, or the body if it names no agent."""
+        """Return the request that a line's agent makes of the line's body, or the body if it names no agent."""
         agent_id = asked["model"]
         if not agent_id.startswith(AGENT_PREFIX):
             return asked
@@ -34,4 +36,4 @@ class BatchAgents:
             agent = await find_agent(self._database, agent_id, self._batch.account_id, version=version, deleted=True)
             assert agent is not None
             self._definitions[agent_id] = orjson.loads(agent.definition)
-        return resolve(self._definitions[agent_id], asked)
+        return resolve(self._definitions[agent_id], asked, self._format)

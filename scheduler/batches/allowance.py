@@ -21,12 +21,12 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.batches.endpoints import ENDPOINTS
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.models import Catalogue
 from headrace.catalogue.routing import usable_routes
 from headrace.errors import InvalidRequestError
-from headrace.formats.translation import Translation
 from headrace.providers.batch_apis.apis import BATCH_APIS
 from headrace.quotas.cost import highest_cost
 from headrace.quotas.queries import find_left
@@ -285,13 +285,15 @@ async def _requests(database: Database, batch: Row, *, ahead: bool) -> AsyncGene
 
 
 def _cost(catalogue: Catalogue, batch: Row, request: dict[str, Any]) -> Decimal:
+    endpoint = ENDPOINTS[batch.endpoint]
     try:
-        usable = usable_routes(catalogue, Translation(request), format="chat", seed=batch.id)
+        translation = endpoint.translate(request)
+        usable = usable_routes(catalogue, translation, format=endpoint.format, seed=batch.id)
     except InvalidRequestError:  # no route serves it any more
         return Decimal()
     routes = [way.route for way in usable]
     if batch.native_route is None:
-        return highest_cost(routes, request, whole=False)
+        return highest_cost(routes, translation.chat, whole=False)
     own = [route for route in routes if route.native_batch and route.name == batch.native_route]
     factor = max((BATCH_APIS[route.provider.kind].PRICE_FACTOR for route in own), default=Decimal())
-    return highest_cost(own, request, whole=False) * factor
+    return highest_cost(own, translation.chat, whole=False) * factor

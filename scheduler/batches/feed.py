@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from headrace.batches.endpoints import ENDPOINTS, Endpoint
 from headrace.batches.lines import RawLine
 from headrace.ids import AGENT_PREFIX, new_id
 from headrace.jobs.records import NewLine
@@ -42,6 +43,7 @@ class Feeder:
         self._database = database
         self._queue = queue
         self._batch = batch
+        self._endpoint = ENDPOINTS[batch.endpoint]
         self._offset: int = batch.next_offset
         self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=batch.next_line)
         self._agents = BatchAgents(database, batch)
@@ -99,8 +101,8 @@ class Feeder:
             next_line = self._waiting
             request_size = len(next_line.new.request)
             if self._pace is not None and bounds is not None:
-                request = await offloaded(request_size, orjson.loads, next_line.new.request)
-                if not await self._pace.allows(self._batch, bounds, next_line.new.id, request, size=request_size):
+                new = next_line.new
+                if not await self._pace.allows(self._batch, bounds, new.id, new.request):
                     break
             self._waiting = None
             taken.append(next_line)
@@ -113,19 +115,21 @@ class Feeder:
         body = line["body"]
         asked, metadata = await self._agents.resolve(body), body.get("metadata")
         agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
+        job_id = new_id("job")
         new = NewLine(
-            id=new_id("job"),
+            id=job_id,
             line=raw.number,
             custom_id=line["custom_id"],
             model=asked["model"],
-            request=await offloaded(len(raw.text), _render, asked),
+            request=await offloaded(len(raw.text), _render, self._endpoint, asked, job_id),
             metadata=orjson.dumps(metadata).decode() if metadata else None,
             timeout_seconds=asked.get("timeout"),
             agent_id=agent_id,
             agent_version=None if agent_id is None else self._batch.agents[agent_id],
+            format=self._endpoint.format,
         )
         return _Taken(new, raw.end)
 
 
-def _render(asked: dict[str, Any]) -> str:
-    return orjson.dumps(asked).decode()
+def _render(endpoint: Endpoint, asked: dict[str, Any], job_id: str) -> str:
+    return orjson.dumps(endpoint.stored(asked, job_id)).decode()

@@ -24,7 +24,7 @@ from headrace.errors import ModelNotFoundError, UpstreamError
 from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import estimate_usage, parse_usage
-from headrace.ids import completion_id
+from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import FinishedJob, HeldLine
 from headrace.jobs.sql.lines import read_held, release_lines
 from headrace.jobs.sql.run import finish_jobs
@@ -135,7 +135,7 @@ class NativeBatch:
         after = 0
         while held := await read_held(self._database, self._batch.id, parcel_id, after=after):
             for line in held:
-                yield line.id, orjson.loads(line.request)
+                yield line.id, _chat(line)[1]
             after = held[-1].line
 
     async def _failed(self, parcel: NativeParcel, error: UpstreamError) -> None:
@@ -227,19 +227,21 @@ def _for_workers(result: NativeResult) -> bool:
     return result.retryable or (result.error is not None and result.error.code in CONDITIONS)
 
 
+def _chat(line: HeldLine) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the request of a line as it came, and the chat request that it means."""
+    document: dict[str, Any] = orjson.loads(line.request)
+    return document, CLIENT_FORMATS[line.format].translate(document).chat
+
+
 def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) -> FinishedJob:
     completion, error = result.completion, result.error
-    spent = None
+    answer, spent = None, None
     if completion is not None:
-        request = orjson.loads(line.request)
+        document, request = _chat(line)
         if taken := call_ids(request):  # which the reader of the results does not know
             completion = Normaliser(taken=taken).completion(completion)
-        completion = completion | {
-            "id": completion_id(line.id),
-            "object": "chat.completion",
-            "created": line.created,
-            "model": completion.get("model") or route.model,
-        }
+        completion = completion | {"model": completion.get("model") or route.model}
+        _, answer = CLIENT_FORMATS[line.format].renderer(line, document).end(completion)
         tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
         spent = spent_on(route, tokens, request, answered=completion["model"], factor=api.PRICE_FACTOR)
     state = State.COMPLETED if error is None else State.FAILED
@@ -255,7 +257,7 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
         attempt=line.attempt,
         state=state,
         provider=route.provider_name,
-        response=None if completion is None else orjson.dumps(completion).decode(),
+        response=None if answer is None else orjson.dumps(answer).decode(),
         error=None if error is None else error.stored(),
         delta_count=0,
         seconds_since_first_token=None,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import orjson
+
+from headrace.batches.endpoints import ENDPOINTS
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.routing import usable_routes
 from headrace.errors import InvalidRequestError
@@ -62,27 +64,28 @@ class Pace:
             self._bounds[batch.key_id] = found
         return found[1]
 
-    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: dict[str, Any], *, size: int) -> bool:
-        """Count a line, whose request has `size` bytes, in the rates.
+    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: str) -> bool:
+        """Count a line, whose request is JSON, in the rates.
 
         Returns False, and lets the batch rest, if the rates have no room for the line, or it has no price.
         """
-        wait = 0.0
-        if bounds.has_budget and not await offloaded(size, self._is_priced, batch, request):
+        wait, size = 0.0, len(request)
+        translation = await offloaded(size, _translate, batch, request)
+        if bounds.has_budget and not await offloaded(size, self._is_priced, batch, translation):
             wait = _LONGEST_REST_SECONDS
         elif bounds.rates:
-            demand = await offloaded(size, estimate_demand, request, output_limit=None)
+            demand = await offloaded(size, estimate_demand, translation.chat, output_limit=None)
             wait = min(_LONGEST_REST_SECONDS, await self._gate.admit_line(bounds.rates, job_id, demand.total_tokens))
         if wait:
             self._rests[batch.id] = time.monotonic() + wait
         return not wait
 
-    def _is_priced(self, batch: Row, request: dict[str, Any]) -> bool:
+    def _is_priced(self, batch: Row, translation: Translation) -> bool:
         # Validation has checked the price, but the budget or the configuration may be newer.
         catalogue = self._file.current
         try:
-            usable = usable_routes(catalogue, Translation(request), format="chat", seed=batch.id)
-            check_priced(catalogue, [way.route for way in usable], request)
+            usable = usable_routes(catalogue, translation, format=ENDPOINTS[batch.endpoint].format, seed=batch.id)
+            check_priced(catalogue, [way.route for way in usable], translation.chat)
         except InvalidRequestError as error:
             return error.code != "model_not_priced"
         return True
@@ -91,3 +94,7 @@ class Pace:
         """Forget the rests of batches that are no longer active."""
         for batch_id in self._rests.keys() - active:
             del self._rests[batch_id]
+
+
+def _translate(batch: Row, request: str) -> Translation:
+    return ENDPOINTS[batch.endpoint].translate(orjson.loads(request))

@@ -7,15 +7,14 @@ from contextlib import aclosing
 
 import orjson
 
-from headrace.agents.persona import resolve
+from headrace.agents.formats import resolve
 from headrace.agents.queries import AgentVersion, find_agent
+from headrace.batches.endpoints import ENDPOINTS
 from headrace.batches.lines import CustomIds, Line, LineProblem, RawLine, parse_line
 from headrace.batches.queries import fail_batch, start_batch
 from headrace.catalogue.models import Catalogue
 from headrace.catalogue.routing import check_servable
 from headrace.errors import InvalidRequestError, ModelNotFoundError
-from headrace.formats.chat.request import ChatRequest, check_request
-from headrace.formats.translation import Translation
 from headrace.ids import AGENT_PREFIX, is_id
 from headrace.quotas.cost import check_priced
 from headrace.quotas.queries import find_limits
@@ -39,6 +38,7 @@ class Validation:
         self._database = database
         self._catalogue = catalogue
         self._batch = batch
+        self._endpoint = ENDPOINTS[batch.endpoint]
         self._most_lines = most_lines
         self._room = room
         self._custom_ids = CustomIds()
@@ -88,33 +88,36 @@ class Validation:
             size = len(raw.text or b"")
             line = await offloaded(size, parse_line, raw.text, endpoint=self._batch.endpoint)
             self._custom_ids.check(line.custom_id)
-            for name in (line.chat.model, *(line.chat.fallbacks or ())):
+            terms = line.terms
+            for name in (terms.model, *(terms.fallbacks or ())):
                 if not all(limits.allows_model(name) for limits in self._limits):
                     raise ModelNotFoundError.of(name, param="body.model")
-            agent = await self._agent(line.chat.model) if line.chat.model.startswith(AGENT_PREFIX) else None
+            agent = await self._agent(terms.model) if terms.model.startswith(AGENT_PREFIX) else None
             size += 0 if agent is None else len(agent.definition)
             await offloaded(size, self._check_servable, line, agent)
         except InvalidRequestError as error:
             self._problems.append(LineProblem.of(raw.number, error))
 
     def _check_servable(self, line: Line, agent: AgentVersion | None) -> None:
-        chat, asked = line.chat, line.body
+        terms, endpoint = line.terms, self._endpoint
         if len(self._models) < 2:
-            self._models.add(line.chat.model)
+            self._models.add(terms.model)
         try:
+            asked = line.body
             if agent is not None:
-                asked = resolve(orjson.loads(agent.definition), asked)
-                chat = check_request(ChatRequest, asked)
+                asked = resolve(orjson.loads(agent.definition), asked, endpoint.format)
+                terms = endpoint.check(asked)
+            translation = endpoint.translate(asked)
             usable = check_servable(
                 self._catalogue,
-                chat,
-                Translation(asked),
-                format="chat",
-                metadata=line.chat.metadata,
+                terms,
+                translation,
+                format=endpoint.format,
+                metadata=line.terms.metadata,
                 seed=line.custom_id,
             )
             if any(limits.has_budget for limits in self._limits):
-                check_priced(self._catalogue, [way.route for way in usable], asked)
+                check_priced(self._catalogue, [way.route for way in usable], translation.chat)
         except InvalidRequestError as error:
             error.param = f"body.{error.param}"
             raise

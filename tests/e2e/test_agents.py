@@ -203,3 +203,36 @@ async def test_nothing_odd_in_a_text_breaks_anything(client: httpx.AsyncClient, 
     agent = await create(client, model, bio="null \0 and 😀")
     assert (await client.post("/chat/completions", json=chat(agent["id"]))).status_code == 200
     assert "null \0 and 😀" in provider.calls_for(model)[0].body["messages"][0]["content"]
+
+
+async def test_an_agent_is_asked_by_the_responses_api_and_continued(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    described = {
+        "name": "Miller",
+        "system_prompt": "Be brief.",
+        "model": model,
+        "parameters": {"max_completion_tokens": 300},
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The miller."}],
+    }
+    agent = (await client.post("/agents", json=described)).json()
+    provider.always(model, answer("The wheel turns."))
+    asked: Json = {"model": agent["id"], "input": "Hi", "instructions": "In Dutch."}
+    first = await client.post("/responses", json=asked)
+    assert first.status_code == 200, first.text
+    second = await client.post(
+        "/responses", json={"model": agent["id"], "input": "And?", "previous_response_id": first.json()["id"]}
+    )
+    assert second.status_code == 200, second.text
+    calls = [call.body for call in provider.calls_for(model)]
+    assert [call["max_completion_tokens"] for call in calls] == [300, 300]
+    persona = "You are Miller.\n\nBe brief."
+    assert calls[0]["messages"][0]["content"] == f"{persona}\n\nIn Dutch."
+    assert calls[1]["messages"][0]["content"] == persona
+    roles = ["system", "user", "assistant", "user"]
+    assert [[message["role"] for message in call["messages"]] for call in calls] == [
+        roles,
+        [*roles, "assistant", "user"],
+    ]
+    job = (await client.get(f"/jobs/{first.json()['id'].replace('resp_', 'job_')}")).json()
+    assert (job["agent_id"], job["agent_version"], job["model"]) == (agent["id"], 1, model)

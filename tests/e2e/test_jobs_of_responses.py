@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 
 import httpx
-import psycopg
 import pytest
-from psycopg.rows import DictRow
 
-from headrace.ids import new_id
 from tests.e2e.jobs import completed, refused, submit
 from tests.e2e.streams import EventStream
 from tests.e2e.test_events import read
@@ -18,25 +15,20 @@ from tests.service import Service
 
 CONTENT = "The wheel turns and turns."
 
-_SUBMIT = """
-INSERT INTO jobs (id, account_id, key_id, model, format, request, tier, background, streamed, deadline_at)
-SELECT %(id)s, account_id, key_id, model, 'responses', %(request)s, tier, true, false, deadline_at
-FROM jobs WHERE id = %(like)s
-"""
+
+async def respond(client: httpx.AsyncClient, model: str) -> str:
+    """Create a background response and return its job's id."""
+    response = await client.post("/responses", json={"model": model, "input": "hello there", "background": True})
+    assert response.status_code == 200, response.text
+    return str(response.json()["id"].replace("resp_", "job_"))
 
 
 @pytest.fixture
-async def response_job(
-    client: httpx.AsyncClient, database: psycopg.AsyncConnection[DictRow], provider: Provider, model: str
-) -> Json:
-    """A completed job of the Responses API."""
+async def response_job(client: httpx.AsyncClient, provider: Provider, model: str) -> Json:
+    """A completed job of the Responses API, beside a chat job of the same model."""
     provider.always(model, answer(CONTENT))
-    like = await submit(client, model)
-    await completed(client, like)
-    job_id = new_id("job")
-    request = json.dumps({"model": model, "input": "hello there"})
-    await database.execute(_SUBMIT, {"id": job_id, "request": request, "like": like})
-    return await completed(client, job_id)
+    await completed(client, await submit(client, model))
+    return await completed(client, await respond(client, model))
 
 
 async def test_its_result_is_the_response(response_job: Json) -> None:
@@ -72,14 +64,9 @@ async def test_an_event_that_it_does_not_have_is_refused(client: httpx.AsyncClie
         refused(response, 400, param="after")
 
 
-async def test_after_a_retry_its_numbers_go_on(
-    client: httpx.AsyncClient, database: psycopg.AsyncConnection[DictRow], response_job: Json, provider: Provider
-) -> None:
-    model = response_job["model"]
+async def test_after_a_retry_its_numbers_go_on(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
     provider.script(model, status(503), answer(CONTENT))
-    job_id = new_id("job")
-    request = json.dumps({"model": model, "input": "hello there"})
-    await database.execute(_SUBMIT, {"id": job_id, "request": request, "like": response_job["id"]})
+    job_id = await respond(client, model)
     job = await completed(client, job_id)
     assert job["attempt"] == 2
     async with client.stream("GET", f"/jobs/{job_id}/events") as stream:

@@ -212,3 +212,27 @@ def test_a_job_is_not_told_of_where_it_may_not_go(tmp_path: Path, stores: Stores
         headers = {"authorization": f"Bearer {BOOTSTRAP_KEY}"}
         response = httpx.post(f"{service.base_url}/v1/chat/completions", json=body, headers=headers)
         refused(response, 400, param="webhook")
+
+
+async def test_the_end_of_a_response_is_told_as_the_openai_client_reads_it(
+    client: httpx.AsyncClient,
+    openai_client: openai.AsyncOpenAI,
+    provider: Provider,
+    receiver: Receiver,
+    model: str,
+) -> None:
+    provider.script(model, answer("Cut o", finish="length"))
+    response = await openai_client.responses.create(
+        model=model, input="Hi", background=True, extra_body={"webhook": receiver.url}
+    )
+
+    async def told_twice() -> bool:
+        return len(receiver.messages) == 2
+
+    await eventually(told_twice, "both webhooks")
+    secret = (await client.get("/webhook-secrets")).json()["data"][0]["secret"]
+    events = [openai_client.webhooks.unwrap(each.body, each.headers, secret=secret) for each in receiver.messages]
+    assert {(event.type, event.model_dump()["data"]["id"]) for event in events} == {
+        ("job.completed", response.id.replace("resp_", "job_")),
+        ("response.incomplete", response.id),
+    }

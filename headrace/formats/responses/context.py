@@ -47,6 +47,12 @@ def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
     return {**document, "input": items}
 
 
+def without_context(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an expanded request as a client could have sent it: with its own items alone."""
+    own = {name: value for name, value in document.items() if name != CONTEXT_ITEMS}
+    return own | {"input": document["input"][document[CONTEXT_ITEMS] :]}
+
+
 def without_id(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item without its id."""
     return {name: value for name, value in item.items() if name != "id"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.agents.persona import AgentDefinition, resolve
+from headrace.agents.persona import AgentDefinition, resolve_chat
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.request import parse_chat_request
 from headrace.formats.chat.validation import parse_body
@@ -27,7 +27,7 @@ PERSONA = "You are Miller.\nYou have run a mill for forty years.\nYou speak plai
 
 
 def ask(agent: dict[str, Any] = AGENT, **fields: Any) -> dict[str, Any]:
-    return resolve(agent, {"model": "agent_1", "messages": [HI], **fields})
+    return resolve_chat(agent, {"model": "agent_1", "messages": [HI], **fields})
 
 
 def test_persona_and_examples_come_before_the_caller() -> None:
@@ -138,7 +138,7 @@ def test_nothing_the_caller_says_is_lost_or_moved(
     examples = [{**message, "content": f"example {message['content']}"} for message in examples]
     agent = {"name": "A", "bio": bio, "model": "m", "messages": examples, "parameters": {"n": 4, "top_p": 0.5}}
     request = {"model": "agent_1", "messages": messages, "n": n, "seed": None}
-    resolved = resolve(agent, request)
+    resolved = resolve_chat(agent, request)
     said = list(resolved["messages"])
     for message in examples:
         said.remove(message)

@@ -64,7 +64,7 @@ def test_a_valid_line_is_read() -> None:
     read_line = parse_line(line(body={**BODY, "temperature": 0, "timeout": 5}))
     assert read_line.custom_id == "a"
     assert read_line.body == {**BODY, "temperature": 0, "timeout": 5}
-    assert read_line.chat == parse_chat_request(json.dumps(read_line.body).encode())
+    assert read_line.terms == parse_chat_request(json.dumps(read_line.body).encode())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_body_means_the_same_in_a_line_as_by_itself(fields: dict[str, Any]) ->
     except InvalidRequestError as error:
         alone = error.message
     try:
-        in_line: ChatRequest | str | None = parse_line(line(body=body)).chat
+        in_line: object = parse_line(line(body=body)).terms
     except InvalidRequestError as error:
         in_line = error.message
     assert in_line == alone
