@@ -28,8 +28,10 @@ from api.http.authentication import REQUIRED_SCOPES, authenticate
 from headrace.catalogue.demo import DEMO_MODELS
 from headrace.catalogue.load import load_catalogue, read_catalogue
 from headrace.cli import main as command
+from headrace.formats.chat import support
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
-from headrace.formats.chat.support import HANDLINGS, Format, render_table
+from headrace.formats.chat.support import HANDLINGS, Format
+from headrace.formats.responses import support as responses_support
 from headrace.keys.queries import KeyScope
 from headrace.settings import Settings
 
@@ -157,8 +159,9 @@ def test_every_demo_model_is_documented() -> None:
     assert dict(re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", page, re.M)) == DEMO_MODELS
 
 
-def test_the_table_of_parameters_is_the_codes() -> None:
-    assert render_table() in (ROOT / "docs/reference/parameters.md").read_text()
+@pytest.mark.parametrize("table", [support.render_table, responses_support.render_table], ids=["chat", "responses"])
+def test_the_tables_of_parameters_are_the_codes(table: Callable[[], str]) -> None:
+    assert table() in (ROOT / "docs/reference/parameters.md").read_text()
 
 
 @pytest.mark.parametrize("form", HANDLINGS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Any, Literal, NamedTuple
 
@@ -393,27 +393,33 @@ _DROPPED_BY: Mapping[Format, Callable[[str, Mapping[str, Any]], Iterator[str]]] 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-_COLUMNS: Mapping[Format, str] = {
+COLUMNS: Mapping[Format, str] = {
     "chat": "openai",
     "responses": 'openai, `format = "responses"`',
     "messages": "anthropic",
     "gemini": "gemini",
 }
+"""The titles of the formats' columns."""
 
 
 def render_table() -> str:
     """Return all of it as a table in Markdown."""
     names = list(dict.fromkeys(name for handlings in HANDLINGS.values() for name in handlings))
-    rows = ["| parameter | " + " | ".join(_COLUMNS.values()) + " |", "| --- |" + " --- |" * len(_COLUMNS)]
-    for name in names:
-        cells = [_cell(HANDLINGS[form].get(name), form) for form in _COLUMNS]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+    unknown = {form: _passed() if form == "chat" else _dropped("") for form in COLUMNS}
+    return render_rows(
+        (f"`{name}`", {form: HANDLINGS[form].get(name, unknown[form]) for form in COLUMNS}) for name in names
+    )
 
 
-def _cell(handling: Handling | None, form: Format) -> str:
-    if handling is None:
-        handling = _passed() if form == "chat" else _dropped("")
+def render_rows(rows: Iterable[tuple[str, Mapping[Format, Handling]]]) -> str:
+    """Return a table in Markdown. A row has a title, and what each format makes of it."""
+    lines = ["| parameter | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    for title, handlings in rows:
+        lines.append(f"| {title} | " + " | ".join(_cell(handlings[form]) for form in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(handling: Handling) -> str:
     return f"**{handling.treatment}**" + (f": {handling.note}" if handling.note else "")
 
 

@@ -16,6 +16,7 @@ from headrace.formats.chat.messages import MOST_MESSAGES
 from headrace.formats.chat.options import Moderation, PromptCacheOptions
 from headrace.formats.chat.request import MOST_TOKENS, Metadata, ModelName, Timeout, Webhook
 from headrace.formats.chat.slices import validate_in_slices
+from headrace.formats.chat.support import LEAST_OUTPUT
 from headrace.formats.chat.validation import InvalidFieldError
 from headrace.formats.responses.context import CONTEXT_ITEMS
 from headrace.formats.responses.items import Item
@@ -32,9 +33,6 @@ from headrace.formats.responses.tools import Tool, ToolChoice
 
 MOST_ITEMS = MOST_MESSAGES
 """Items of `input`, of which some may come from earlier responses."""
-
-LEAST_OUTPUT_TOKENS = 16
-"""Tokens that OpenAI takes at least as `max_output_tokens`."""
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _ITEMS = Field(max_length=MOST_ITEMS, fail_fast=True)
@@ -69,7 +67,7 @@ class ResponseRequest(Open):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    max_output_tokens: Annotated[int, Field(ge=LEAST_OUTPUT_TOKENS, le=MOST_TOKENS)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=LEAST_OUTPUT, le=MOST_TOKENS)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     tools: Annotated[list[Tool], TOOLS] | None = None

@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.request import ChatRequest, check_request
@@ -477,3 +479,55 @@ def test_a_request_without_any_message_is_refused() -> None:
 )
 def test_paths_of_the_chat_request_are_told_as_the_clients(param: str, path: str) -> None:
     assert translated([user("Hi")], instructions="x").path(param) == path
+
+
+# -- any conversation -------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Json]:
+    """Return items of a conversation in which each call has its output, somewhere behind it."""
+    items: list[Json] = []
+    waiting: list[str] = []
+    for number in range(draw(st.integers(1, 20))):
+        kinds = ["user", "system", "model", "call", "custom"] + ["output"] * bool(waiting)
+        match draw(st.sampled_from(kinds)):
+            case "user":
+                items.append(user(f"user {number}"))
+            case "system":
+                items.append({"role": "system", "content": f"system {number}"})
+            case "model":
+                items.append(model(f"model {number}"))
+            case "call":
+                items.append(call(f"call_{number}"))
+                waiting.append(f"call_{number}")
+            case "custom":
+                items.append({"type": "custom_tool_call", "call_id": f"call_{number}", "name": "t", "input": "x"})
+                waiting.append(f"call_{number}")
+            case _:
+                items.append(output(waiting.pop(draw(st.integers(0, len(waiting) - 1)))))
+    return [*items, *map(output, waiting), user("last")]
+
+
+@given(conversations())
+def test_a_conversation_keeps_its_order_and_every_call_its_output(items: list[Json]) -> None:
+    asked = translated(items)
+    said = asked.chat["messages"]
+    open_calls: list[str] = []
+    for message in said:
+        if message["role"] == "tool":
+            open_calls.remove(message["tool_call_id"])
+            continue
+        assert not open_calls
+        open_calls = [called["id"] for called in message.get("tool_calls", ())]
+    called = [called["id"] for message in said for called in message.get("tool_calls", ())]
+    assert called == [item["call_id"] for item in items if item.get("type") in ("function_call", "custom_tool_call")]
+    for role in ("user", "system"):
+        told = [message["content"] for message in said if message["role"] == role]
+        assert told == [item["content"] for item in items if item.get("role") == role]
+    texts = [item["content"][0]["text"] for item in items if item.get("role") == "assistant"]
+    spoken = [message["content"] for message in said if message["role"] == "assistant" and message["content"]]
+    assert "\n\n".join(spoken) == "\n\n".join(texts)
+    for message, path in zip(said, asked.messages, strict=True):
+        first = items[int(path[6:-1])]
+        assert first.get("role", message["role"]) == message["role"]
