@@ -206,7 +206,7 @@ class CallItem(Item):
     def close(self, status: Status | None) -> list[bytes]:
         """Return the lines that end the call."""
         text = self.item[self.kind.text] = "".join(self.pieces)
-        said = {"name": self.item["name"]} if self.kind is FUNCTION else {}
+        said = {"name": self.item.get("name") or ""} if self.kind is FUNCTION else {}
         done = render(f"{self.kind.events}.done", **self._where, **said, **{self.kind.text: text})
         return [done, *super().close(status)]
 

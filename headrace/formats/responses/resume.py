@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,16 +29,18 @@ def resume(log: Sequence[bytes]) -> Resumed:
     following = 0
     for line in log:
         event = orjson.loads(line)
-        index = event.get("output_index")
+        index, item = event.get("output_index"), event.get("item")
         match event["type"]:
-            case "response.output_item.added":
-                open_items[index] = item_of(event["item"], index)
+            case "response.output_item.added" if type(index) is int and isinstance(item, dict):
+                open_items[index] = item_of(item, index)
                 following = max(following, index + 1)
-                call_ids.add(event["item"].get("call_id", ""))
+                call_ids.add(item.get("call_id", ""))
             case "response.output_item.done":
                 open_items.pop(index, None)
             case kind if index in open_items:
-                _replay(open_items[index], kind, event)
+                # An event that a provider's own stream had in another form is left out.
+                with contextlib.suppress(LookupError, TypeError, AttributeError):
+                    _replay(open_items[index], kind, event)
     closing = [line for index in sorted(open_items) for line in open_items[index].close("incomplete")]
     return Resumed(closing, following, frozenset(call_ids))
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import orjson
 import pytest
 
+from headrace.formats.responses.output import render
+from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import open_sealed, seal
 from tests.unit.formats.responses.answers import REQUEST, Answer, call, chunk, folded, streamed, whole
 from tests.unit.formats.responses.contract import check
@@ -358,3 +361,27 @@ def test_an_attempt_that_answers_whole_closes_what_is_open_too() -> None:
 
     check(answer, lost=1)
     assert answer.response["output"][0]["content"][0]["text"] == "Whole"
+
+
+def test_what_is_odd_in_a_providers_own_stream_does_not_keep_a_new_attempt_back() -> None:
+    call_item = {"id": "fc_1", "type": "function_call", "call_id": "c", "arguments": ""}
+    message = {"id": "msg_1", "type": "message", "content": None}
+    log = [
+        render("response.output_item.added", output_index=0, item=call_item),
+        render("response.output_item.added", output_index=1, item=message),
+        render("response.output_item.added", item=message),
+        render("response.output_item.added", output_index=2, item=None),
+        render("response.content_part.added", output_index=1, part=None),
+        render("response.output_text.delta", output_index=1),
+        render("response.function_call_arguments.delta", output_index=0),
+        render("response.function_call_arguments.delta", output_index=0, delta="{}"),
+        render("response.novel", output_index="0"),
+        render("novel"),
+    ]
+
+    lines, following, call_ids = resume(log)
+
+    done = [event["item"] for event in map(orjson.loads, lines) if event["type"] == "response.output_item.done"]
+    closed = {**call_item, "arguments": "{}", "status": "incomplete"}
+    assert done == [closed, {**message, "status": "incomplete"}]
+    assert (following, "c" in call_ids) == (2, True)
