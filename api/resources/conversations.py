@@ -14,8 +14,8 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
+from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page
-from api.http.query import list_of
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
 from headrace.conversations.context import check_room, no_such_conversation
@@ -102,14 +102,6 @@ class ItemList(Page[ConversationItem]):
     """A page of a conversation's items."""
 
 
-_INCLUDABLE = frozenset({
-    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
-    "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
-    "reasoning.encrypted_content", "message.output_text.logprobs",
-})  # fmt: skip
-Include = Annotated[list[str], list_of("include", "Accepted as OpenAI does; items always have all of their fields")]
-
-
 @router.post("", summary="Create a conversation", responses={200: {"model": ConversationObject}})
 async def create_conversation(request: Request, principal: Authenticated) -> Response:
     """Create a conversation, with up to 20 items."""
@@ -178,7 +170,7 @@ async def delete_conversation(request: Request, principal: Authenticated, conver
 @router.post("/{conversation_id}/items", summary="Add items", responses={200: {"model": ItemList}})
 async def create_items(request: Request, principal: Authenticated, conversation_id: str, include: Include) -> Response:
     """Add up to 20 items to the end of a conversation. Each gets an id of ours."""
-    _check_include(include)
+    check_include(include)
     body = await read_body(request)
     given = (await offloaded(len(body), parse_body, NewItems, body)).items
     check_items(given)
@@ -210,7 +202,7 @@ async def list_items(
     order: Order = "desc",
 ) -> Response:
     """List a conversation's items, newest first."""
-    _check_include(include)
+    check_include(include)
     database, account_id = request.state.database, principal.account_id
     await _find(request, conversation_id, account_id)
     if after is not None and await _find_item(request, conversation_id, account_id, after) is None:
@@ -226,7 +218,7 @@ async def get_item(
     request: Request, principal: Authenticated, conversation_id: str, item_id: str, include: Include
 ) -> Response:
     """Return an item of a conversation."""
-    _check_include(include)
+    check_include(include)
     await _find(request, conversation_id, principal.account_id)
     item = await _find_item(request, conversation_id, principal.account_id, item_id)
     if item is None:
@@ -275,12 +267,6 @@ def _no_such_item(item_id: str) -> NotFoundError:
 def _check_metadata(metadata: Mapping[str, str] | None) -> None:
     for key, value in (metadata or {}).items():
         check_text(key + value, f"metadata.{key}")
-
-
-def _check_include(include: Sequence[str]) -> None:
-    for name in include:
-        if name not in _INCLUDABLE:
-            raise invalid_parameter("include", f"there are: {', '.join(sorted(_INCLUDABLE))}")
 
 
 def _render(conversation: Conversation) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
+from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page, render_page
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering, new_job
@@ -46,22 +47,6 @@ _MOST_EVENTS = 2**31 - 1
 StartingAfter = Annotated[
     int | None,
     Query(ge=0, le=_MOST_EVENTS, description="The number of an event: the stream continues after it"),
-]
-Include = Annotated[
-    list[
-        Literal[
-            "file_search_call.results",
-            "web_search_call.results",
-            "web_search_call.action.sources",
-            "message.input_image.image_url",
-            "computer_call_output.output.image_url",
-            "code_interpreter_call.outputs",
-            "reasoning.encrypted_content",
-            "message.output_text.logprobs",
-        ]
-    ]
-    | None,
-    Query(description="Accepted for OpenAI's clients: a stored response always has what its request asked to include"),
 ]
 
 
@@ -168,12 +153,13 @@ async def get_response(
     request: Request,
     principal: Authenticated,
     response_id: str,
+    include: Include,
     stream: bool = False,
     starting_after: StartingAfter = None,
-    include: Include = None,  # noqa: ARG001  (checked, and always there)
     include_obfuscation: bool | None = None,  # noqa: ARG001  (as OpenAI's clients send it)
 ) -> Response:
     """Return a response in any state, or with `stream` its events from the start or past `starting_after`."""
+    check_include(include)
     job = await _find(request, response_id, principal.account_id)
     if not stream:
         if starting_after is not None:
@@ -236,12 +222,13 @@ async def list_input_items(
     request: Request,
     principal: Authenticated,
     response_id: str,
+    include: Include,
     after: Annotated[str | None, Query(description="The last id of the previous page")] = None,
     limit: Limit = 20,
     order: Order = "desc",
-    include: Include = None,  # noqa: ARG001  (checked, and always there)
 ) -> Response:
     """List all items that the model read: those of the context, and those of the request."""
+    check_include(include)
     job = await _find(request, response_id, principal.account_id)
     items: list[dict[str, Any]] = (await offloaded(len(job.request), orjson.loads, job.request))["input"]
     if order == "desc":
