@@ -14,10 +14,11 @@ from api.http.idempotency import LONGEST_KEY
 from api.http.upload import FORM
 from api.resources.account import AccountUpdate
 from api.resources.agents import AgentChanges
-from api.resources.conversations import ConversationRequest, ConversationUpdate, NewItems
+from api.resources.conversations import ConversationUpdate
 from api.resources.stored import CompletionUpdate
 from headrace.agents.persona import AgentDefinition
 from headrace.batches.request import BatchRequest
+from headrace.conversations.items import ConversationRequest, NewItems
 from headrace.formats.chat.request import ChatRequest, JobSubmission
 from headrace.formats.responses.request import ResponseRequest
 from headrace.keys.key_object import KeyRequest, KeyRotation, KeyUpdate

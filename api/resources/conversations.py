@@ -19,7 +19,7 @@ from api.http.pages import Limit, Order, Page
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
 from headrace.conversations.context import check_room, no_such_conversation
-from headrace.conversations.items import MOST_ADDED, check_items, drawn
+from headrace.conversations.items import drawn, parse_conversation, parse_items
 from headrace.conversations.queries import Conversation
 from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter
 from headrace.formats.chat.request import Metadata
@@ -32,23 +32,6 @@ router = APIRouter(prefix="/conversations", tags=["Conversations"])
 # The most bytes of an update: the longest metadata, with each character escaped.
 _LARGEST_UPDATE = 128 * 1024
 
-_Items = Annotated[list[dict[str, Any]], Field(max_length=MOST_ADDED)]
-
-
-class ConversationRequest(BaseModel):
-    """A new conversation."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"metadata": {"customer": "42"}, "items": [{"role": "user", "content": "Hello!"}]}]
-        },
-    )
-
-    metadata: Metadata | None = None
-    items: _Items | None = Field(default=None, description="Its first items, as in a response's `input`")
-
 
 class ConversationUpdate(BaseModel):
     """The new metadata of a conversation, which replace all earlier ones; `null` removes them."""
@@ -58,18 +41,6 @@ class ConversationUpdate(BaseModel):
     )
 
     metadata: Metadata | None
-
-
-class NewItems(BaseModel):
-    """Items to add to the end of a conversation."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"items": [{"role": "user", "content": "Hello!"}]}]},
-    )
-
-    items: _Items = Field(description="As in a response's `input`")
 
 
 class ConversationObject(BaseModel):
@@ -106,9 +77,8 @@ class ItemList(Page[ConversationItem]):
 async def create_conversation(request: Request, principal: Authenticated) -> Response:
     """Create a conversation, with up to 20 items."""
     body = await read_body(request)
-    asked = await offloaded(len(body), parse_body, ConversationRequest, body)
-    _check_metadata(asked.metadata)
-    check_items(asked.items or ())
+    metadata, given = await offloaded(len(body), parse_conversation, body)
+    _check_metadata(metadata)
     conversation_id, repeated = await resource_id(request, principal, new_id("conv"), body)
     database, account_id = request.state.database, principal.account_id
     most: int = request.state.settings.account_conversations
@@ -116,8 +86,8 @@ async def create_conversation(request: Request, principal: Authenticated) -> Res
         database,
         conversation_id,
         account_id,
-        metadata=asked.metadata or {},
-        items=drawn(asked.items or (), conversation_id[-32:]),
+        metadata=metadata,
+        items=drawn(given, conversation_id[-32:]),
         most=most,
     )
     created = await queries.find_conversation(database, conversation_id, account_id)
@@ -172,8 +142,7 @@ async def create_items(request: Request, principal: Authenticated, conversation_
     """Add up to 20 items to the end of a conversation. Each gets an id of ours."""
     check_include(include)
     body = await read_body(request)
-    given = (await offloaded(len(body), parse_body, NewItems, body)).items
-    check_items(given)
+    given = await offloaded(len(body), parse_items, body)
     await _find(request, conversation_id, principal.account_id)
     database, account_id = request.state.database, principal.account_id
     change = await Change.of(request, principal, body)

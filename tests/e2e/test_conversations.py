@@ -140,6 +140,13 @@ async def test_requests_that_are_sent_again_create_and_add_once(client: httpx.As
         pytest.param({"items": [user("x"), {"role": "user"}]}, "items[1].content", id="no content"),
         pytest.param({"items": [{"role": "king", "content": "x"}]}, "items[0].role", id="an unknown role"),
         pytest.param({"items": [{"type": "item_reference", "id": "msg_1"}]}, "items[0].type", id="a reference"),
+        pytest.param({"items": [{"type": "riddle"}]}, "items[0].type", id="an unknown type"),
+        pytest.param({"items": [{"id": "a\0", **user("x")}]}, "items[0].id", id="an id with U+0000"),
+        pytest.param(
+            {"items": [user("x"), {"role": "user", "content": [{"type": "input_text"}]}]},
+            "items[1].content[0].text",
+            id="a part without its text",
+        ),
         pytest.param({"items": [], "name": "x"}, "name", id="an unknown field"),
     ],
 )

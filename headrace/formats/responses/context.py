@@ -42,8 +42,7 @@ def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
     for index in range(first, len(items)):
         item = items[index]
         if not item.get("id"):
-            prefix = _PREFIXES.get(item["type"], "item")
-            items[index] = {"id": item_id(prefix, job_id, FIRST_INPUT_ITEM + index - first), **without_id(item)}
+            items[index] = {"id": new_id_of(item, job_id, FIRST_INPUT_ITEM + index - first), **without_id(item)}
     return {**document, "input": items}
 
 
@@ -51,6 +50,11 @@ def without_context(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return an expanded request as a client could have sent it: with its own items alone."""
     own = {name: value for name, value in document.items() if name != CONTEXT_ITEMS}
     return own | {"input": document["input"][document[CONTEXT_ITEMS] :]}
+
+
+def new_id_of(item: Mapping[str, Any], job_id: str, number: int) -> str:
+    """Return an id for a whole item, by its type: see `headrace.ids.item_id`."""
+    return item_id(_PREFIXES.get(item["type"], "item"), job_id, number)
 
 
 def without_id(item: Mapping[str, Any]) -> dict[str, Any]:
