@@ -16,6 +16,7 @@ from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.offered import origins
+from headrace.formats.responses.options import LOGPROBS
 from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
 from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
@@ -49,7 +50,7 @@ class Renderer:
         self._calls: dict[int, Call] = {}
         self._annotations: list[Any] = []
         self._logprobs: list[Any] = []
-        self._wants_logprobs = "message.output_text.logprobs" in (document.get("include") or ())
+        self._wants_logprobs = LOGPROBS in (document.get("include") or ())
         reasoning = document.get("reasoning") or {}
         self._thought = SUMMARY if reasoning.get("summary") or reasoning.get("generate_summary") else THOUGHT
         self._origins = origins(document.get("tools"))
