@@ -144,10 +144,7 @@ class Exchange:
             if await answer.is_stream():
                 await self._read_stream(number, answer)
             else:
-                document = _shallow(await answer.read())
-                whole = form.parse_completion(document)
-                if self._relay is not None:
-                    self._relay.whole(document)
+                whole = (self._relay or form).parse_completion(_shallow(await answer.read()))
                 whole = self._normalisers[number].completion(whole)
                 if not self._stream:
                     return whole
@@ -155,7 +152,7 @@ class Exchange:
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     async def _read_stream(self, number: int, answer: Answer) -> None:
-        parser, events, fold = self._format.parse_stream(), EventReader(), self._folds[number]
+        parser, events, fold = (self._relay or self._format).parse_stream(), EventReader(), self._folds[number]
         async with contextlib.aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
                 self._parse(number, parser, events.feed(piece))
@@ -173,8 +170,6 @@ class Exchange:
         normalise = self._normalisers[number].chunk
         for name, data in events:
             parsed = parser.parse(_shallow(data), name)
-            if self._relay is not None:
-                self._relay.event(data, name)
             chunks += [exact for chunk in parsed if (exact := normalise(chunk)) is not None]
             if parser.done:
                 break

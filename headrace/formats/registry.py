@@ -91,15 +91,11 @@ class Relay(Renderer, Protocol):
     def render_request(self, *, model: str, stream: bool) -> bytes:
         """Return the body of the request: the client's own."""
 
-    def event(self, data: bytes, name: bytes = b"") -> None:
-        """Take a server-sent event that the format's parser has read without an error.
+    def parse_completion(self, body: bytes) -> dict[str, Any]:
+        """Return the `chat.completion` of a whole answer, as the format does."""
 
-        Raises:
-            UpstreamError: The event is not of the format.
-        """
-
-    def whole(self, body: bytes) -> None:
-        """Take a whole answer that the format has parsed without an error."""
+    def parse_stream(self) -> StreamParser:
+        """Return the parser of a new stream, as the format does; what it reads is passed on."""
 
 
 class ClientFormat(Protocol):

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.e2e.jobs import refused
-from tests.e2e.test_responses import blocks_of, create, events_of, stream_of
+from tests.e2e.test_responses import blocks_of, stream_of
 from tests.fakes.formats import Said, responses_events, responses_whole
 from tests.fakes.provider import RESET, Gate, Json, Provider, answer, raw, settled, status, stream, usage_of
 
@@ -31,6 +31,17 @@ TOOLS: Json = {
 @pytest.fixture
 def model() -> str:
     return f"responses-x{secrets.token_hex(6)}"
+
+
+def events_of(body: bytes) -> list[Json]:
+    """Return the events of a stream, whose schemas are the provider's own."""
+    return [json.loads(block.partition(b"\ndata: ")[2]) for block in blocks_of(body)]
+
+
+async def create(client: httpx.AsyncClient, model: str, **fields: Any) -> Json:
+    answered = await client.post("/responses", json={"model": model, "input": "Hi", **fields})
+    assert answered.status_code == 200, answered.text
+    return dict(answered.json())
 
 
 def said(model: str, **more: Any) -> Said:

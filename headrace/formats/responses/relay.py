@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from headrace.errors import UpstreamError
 from headrace.formats.job import JobFacts
-from headrace.formats.lenient import parse_object
-from headrace.formats.responses.output import whole
 from headrace.formats.responses.response import response_usage, skeleton
 from headrace.formats.responses.resume import resume
-from headrace.formats.responses.upstream import ENDS, OPENINGS
+from headrace.formats.responses.told import Told
+from headrace.formats.responses.upstream import ENDS, OPENINGS, StreamParser, completion_of, parse_response
 from headrace.formats.responses.upstream.own_request import render_own_request
 from headrace.ids import item_id, response_id
 
@@ -50,7 +49,7 @@ class Relay:
         self._placed: dict[int, str] = {}
         self._items: dict[int, Json] = {}
         self._response: Json | None = None
-        self._streamed = False
+        self._told = Told()
         self.begun = False
         """Whether the provider has begun to use a tool of its own, which readers shall see before the model speaks."""
 
@@ -58,31 +57,32 @@ class Relay:
         """Return the body of the request: the client's own."""
         return render_own_request(self._document, model=model, stream=stream)
 
-    def event(self, data: bytes, name: bytes = b"") -> None:
-        """Take a server-sent event, which the format's parser has read before.
+    def parse_stream(self) -> StreamParser:
+        """Return the parser of a new stream, whose events are passed on as they are read."""
+        return _Reader(self._take)
+
+    def parse_completion(self, body: bytes) -> dict[str, Any]:
+        """Return the `chat.completion` of a whole answer, which is passed on at the end.
 
         Raises:
-            UpstreamError: It is not of the format.
+            UpstreamError: The body is not a response, or reports an error.
         """
-        if not data.lstrip().startswith(b"{"):
-            return  # a mark of the end, as other formats have it
-        event = parse_object(data, _NONSENSE)
-        kind = event.pop("type", None) or name.decode("utf-8", "replace")
-        event.pop("sequence_number", None)
-        try:
-            if kind in ENDS:
-                self._response = event["response"]
-            elif kind not in _NOT_TOLD:
-                self._streamed = True
-                self._map(event)
-                line = orjson.dumps({"type": kind, **event})
-                self._lines.append(bytes(memoryview(line)))  # a copy without the room that orjson wrote it into
-        except (LookupError, TypeError, ValueError, AttributeError):
-            raise UpstreamError(_NONSENSE) from None
+        self._response = parse_response(body)
+        return completion_of(self._response)
 
-    def whole(self, body: bytes) -> None:
-        """Take an answer that is not streamed, which the format's parser has read before."""
-        self._response = parse_object(body, _NONSENSE)
+    def _take(self, event: Json, kind: str) -> None:
+        """Take an event that has been read without an error."""
+        if kind in ENDS:
+            self._response = event["response"]
+        elif kind not in _NOT_TOLD:
+            event = {"type": kind, **event} | {"type": kind}
+            event.pop("sequence_number", None)
+            self._map(event)
+            missing = self._told.add(kind, event)
+            if missing is not None:
+                line = orjson.dumps(event)
+                # A copy without the room that orjson wrote it into.
+                self._lines += [*missing, bytes(memoryview(line))]
 
     def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:  # noqa: ARG002  (the events have all of them)
         """Return the lines of the events that have been taken."""
@@ -106,9 +106,9 @@ class Relay:
             ]
             response = self._whole(said, completion, output)
             lines = self.render(())
-            if not self._streamed:
+            if self._told.items < len(output):
                 for place, item in enumerate(output):
-                    lines += whole(item, self._first + place)
+                    lines += self._told.rest(item, self._first + place)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UpstreamError(_NONSENSE) from None
         return lines, response
@@ -169,6 +169,19 @@ class Relay:
         if type(index) is int:
             self._placed[index] = known
         return known
+
+
+class _Reader(StreamParser):
+    """Reads a stream as the format does, and hands each event on."""
+
+    def __init__(self, take: Callable[[Json, str], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def read(self, event: Json, kind: str) -> Sequence[dict[str, Any]]:
+        chunks = super().read(event, kind)
+        self._take(event, kind)
+        return chunks
 
 
 def _whole_usage(said: Any) -> Json | None:

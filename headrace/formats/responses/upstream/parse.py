@@ -58,7 +58,21 @@ def parse_completion(body: bytes) -> dict[str, Any]:
     Raises:
         UpstreamError: The body is not a response, or reports an error.
     """
-    response, fold = parse_object(body, _NONSENSE), Fold()
+    return completion_of(parse_response(body))
+
+
+def parse_response(body: bytes) -> Json:
+    """Return the object of a body, or of an event. Raises UpstreamError where it is not one."""
+    return parse_object(body, _NONSENSE)
+
+
+def completion_of(response: Json) -> dict[str, Any]:
+    """Return the `chat.completion` of a response, but for what the job gives it.
+
+    Raises:
+        UpstreamError: It is not a response, has failed or has not ended.
+    """
+    fold = Fold()
     for chunk in StreamParser().read_whole(response):
         fold.add(chunk)
     completion = fold.completion(id="", created=0, model=response.get("model") or "")
@@ -90,11 +104,15 @@ class StreamParser:
         """
         if not data.startswith(b"{") and data.strip() in _DONE:
             return ()
-        event = parse_object(data, _NONSENSE)
+        event = parse_response(data)
         try:
-            return list(self._parse(event, event.get("type") or name.decode("utf-8", "replace")))
+            return self.read(event, event.get("type") or name.decode("utf-8", "replace"))
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
             raise UpstreamError(_NONSENSE) from None
+
+    def read(self, event: Json, kind: str) -> Sequence[dict[str, Any]]:
+        """Return the chunks of an event of a kind. Any of Python's errors means that it is not of the format."""
+        return list(self._parse(event, kind))
 
     def read_whole(self, response: Json) -> Sequence[dict[str, Any]]:
         """Return the chunks of what a whole response has beyond the stream.

@@ -31,9 +31,9 @@ def recorded(name: str) -> dict[str, Any]:
 
 def relayed(events: Sequence[Any], document: dict[str, Any] = DOCUMENT, *, log: Sequence[bytes] = ()) -> Answer:
     relay = client.relay(Job(), document, log=log)
-    lines = list(log)
+    parser, lines = relay.parse_stream(), list(log)
     for event in events:
-        relay.event(event if isinstance(event, bytes) else orjson.dumps(event))
+        parser.parse(event if isinstance(event, bytes) else orjson.dumps(event))
         lines += relay.render(())
     last, response = relay.end({"model": "m"})
     return Answer([*lines, *last], response, document)
@@ -41,7 +41,7 @@ def relayed(events: Sequence[Any], document: dict[str, Any] = DOCUMENT, *, log: 
 
 def whole(body: dict[str, Any], *, log: Sequence[bytes] = ()) -> Answer:
     relay = client.relay(Job(), DOCUMENT, log=log)
-    relay.whole(orjson.dumps(body))
+    relay.parse_completion(orjson.dumps(body))
     lines, response = relay.end({"model": "m"})
     return Answer([*log, *lines], response, DOCUMENT)
 
@@ -117,15 +117,20 @@ def test_what_is_newer_than_headrace_survives() -> None:
 
 def test_a_tool_of_the_providers_is_shown_before_the_model_speaks() -> None:
     relay = client.relay(Job(), DOCUMENT)
+    parser = relay.parse_stream()
     for kind, begun in (("reasoning", False), ("function_call", False), ("web_search_call", True)):
         added = {"type": "response.output_item.added", "output_index": 0, "item": {"id": "x", "type": kind}}
-        relay.event(orjson.dumps(added))
+        parser.parse(orjson.dumps(added))
         assert relay.begun is begun
 
 
 def test_an_answer_goes_on_behind_a_lost_attempt() -> None:
     recording = recorded("text")
-    lost = relayed([*recording["events"][:5], recording["events"][-1]]).lines
+    cut_off = client.relay(Job(), DOCUMENT)
+    parser = cut_off.parse_stream()
+    for event in recording["events"][:5]:
+        parser.parse(orjson.dumps(event))
+    lost = cut_off.render(())
     assert [orjson.loads(line)["type"] for line in lost][-1] == "response.output_text.delta"
     for answer in (relayed(recording["events"], log=lost), whole(recording["answer"], log=lost)):
         check(answer, lost=1)
@@ -144,6 +149,28 @@ def test_an_output_that_a_server_leaves_out_at_the_end_is_that_of_the_stream() -
     events = copy.deepcopy(recorded("tools")["events"])
     events[-1]["response"]["output"] = []
     check(relayed(events))
+
+
+@pytest.mark.parametrize("name", ["text", "refusal", "tools"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("output_item.added",),
+        ("content_part.added",),
+        ("output_item.added", "content_part.added"),
+        ("delta",),
+        ("output_text.done", "refusal.done", "arguments.done"),
+        ("content_part.done",),
+        ("output_item.done",),
+        ("output_item.done", "content_part.done", "output_text.done", "refusal.done", "arguments.done"),
+        ("output_item.added", "output_item.done", "content_part.added", "content_part.done"),
+    ],
+)
+def test_events_that_a_server_leaves_out_are_added(name: str, lost: tuple[str, ...]) -> None:
+    recording = recorded(name)
+    answer = relayed([event for event in recording["events"] if not event["type"].endswith(lost)])
+    check(answer)
+    assert without_ids(answer.response["output"]) == without_ids(recording["answer"]["output"])
 
 
 def test_what_a_bare_server_leaves_out_is_added() -> None:
