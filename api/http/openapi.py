@@ -27,6 +27,8 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/api/v1/chat/completions": ChatRequest,
     "/api/v1/chat/completions/{completion_id}": CompletionUpdate,
     "/api/v1/responses": ResponseRequest,
+    "/api/v1/responses/input_tokens": ResponseRequest,
+    "/api/v1/responses/compact": ResponseRequest,
     "/api/v1/jobs": JobSubmission,
     "/api/v1/batches": BatchRequest,
     "/api/v1/agents": AgentDefinition,
@@ -41,6 +43,8 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 _MAY_BE_EMPTY = frozenset({"/api/v1/api-keys/{key_id}/rotate"})
 _FORMS: dict[str, dict[str, Any]] = {"/api/v1/files": FORM}
+# What FastAPI says of an answer without a model.
+_ANY_JSON: dict[str, Any] = {"application/json": {"schema": {}}}
 _REFERENCE = "#/components/schemas/{model}"
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -65,6 +69,8 @@ _ERRORS = {
     "500": "An error of the server; its log has the `x-request-id`",
     "503": "Postgres is unavailable; `Retry-After` tells when to try again",
 }
+# Paths of requests whose answer a provider makes.
+_CALLING = ("/api/v1/chat", "/api/v1/responses")
 _UPSTREAM_ERRORS = {
     "499": "The job was cancelled",
     "502": "The model's provider failed",
@@ -173,6 +179,8 @@ def _describe_answers(operation: dict[str, Any]) -> None:
 def _describe_errors(operation: dict[str, Any], path: str) -> None:
     operation["security"] = [{"bearer": []}, {"apiKey": []}]
     error = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorResponse.__name__)}}}
-    errors = _ERRORS | (_UPSTREAM_ERRORS if path.startswith("/api/v1/chat") else {})
+    errors = _ERRORS | (_UPSTREAM_ERRORS if path.startswith(_CALLING) else {})
     for status, description in errors.items():
-        operation["responses"].setdefault(status, {"description": description, "content": error})
+        known = operation["responses"].get(status, {})
+        if known.get("content", _ANY_JSON) == _ANY_JSON:
+            operation["responses"][status] = {"description": description, "content": error}

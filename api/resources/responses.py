@@ -31,6 +31,7 @@ from headrace.formats.responses import client as responses
 from headrace.formats.responses.events import base
 from headrace.formats.responses.request import ResponseRequest, check_response_request
 from headrace.formats.responses.response import render_stored
+from headrace.formats.responses.response_object import ResponseObject
 from headrace.ids import response_id as response_id_of
 from headrace.jobs.records import StoredJob
 from headrace.jobs.state import State
@@ -39,6 +40,9 @@ from headrace.runtime.offload import offloaded
 
 router = APIRouter(prefix="/responses", tags=["Responses"])
 
+_RESPONSE_OR_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"model": ResponseObject, "content": {"text/event-stream": {}}}
+}
 # Stands for the model of a request that names none.
 _ANY_MODEL = "any"
 # The largest number of an event that a client may name.
@@ -69,7 +73,7 @@ class DeletedResponse(BaseModel):
     deleted: Literal[True]
 
 
-@router.post("", summary="Create a response", responses={200: {"content": {"text/event-stream": {}}}})
+@router.post("", summary="Create a response", responses=_RESPONSE_OR_EVENTS)
 async def create_response(request: Request, principal: Authenticated) -> Response:
     """Return the response, stream its events, or with `background` let it run without its client."""
     submission = await _submit(request, principal)
@@ -133,7 +137,7 @@ def _parse_count(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
     return document, check_response_request(document)
 
 
-@router.post("/compact", summary="Compact a conversation")
+@router.post("/compact", status_code=404, summary="Compact a conversation")
 async def compact(request: Request, principal: Authenticated) -> Response:
     """Refuse to compact: no model here has a provider that compacts for Headrace."""
     body = await read_body(request)
@@ -148,7 +152,7 @@ async def compact(request: Request, principal: Authenticated) -> Response:
     )
 
 
-@router.get("/{response_id}", summary="Get a response", responses={200: {"content": {"text/event-stream": {}}}})
+@router.get("/{response_id}", summary="Get a response", responses=_RESPONSE_OR_EVENTS)
 async def get_response(
     request: Request,
     principal: Authenticated,
@@ -197,7 +201,7 @@ async def delete_response(request: Request, principal: Authenticated, response_i
     return render_json({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.post("/{response_id}/cancel", summary="Cancel a response")
+@router.post("/{response_id}/cancel", summary="Cancel a response", responses={200: {"model": ResponseObject}})
 async def cancel_response(request: Request, principal: Authenticated, response_id: str) -> Response:
     """Cancel a background response, and its call to the provider."""
     job = await _find(request, response_id, principal.account_id)

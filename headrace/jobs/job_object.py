@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from headrace.errors import NotFoundError
 from headrace.formats.chat.completion import ChatCompletion, CompletionUsage
 from headrace.formats.chat.usage import TokenUsage, render_usage
+from headrace.formats.responses.response_object import ResponseObject
 from headrace.ids import is_id
 from headrace.jobs.sql.read import get_job
 from headrace.jobs.state import State
@@ -96,7 +97,7 @@ class Job(BaseModel):
     queue_position: int | None = Field(description="Jobs before it in its tier, while it is queued; 1,000 at most")
     service_tier: Literal["priority", "default", "flex", "batch"]
     background: bool
-    result: ChatCompletion | dict[str, Any] | None = Field(
+    result: ChatCompletion | ResponseObject | None = Field(
         description="Of a completed job: a chat completion, or a response, as `format` says"
     )
     error: JobError | None

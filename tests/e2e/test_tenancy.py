@@ -42,6 +42,7 @@ async def ids(service: Service, client: httpx.AsyncClient, model: str) -> Json:
         batch = (await owner.post("/batches", json={"requests": [{"custom_id": "1", "body": chat(model)}]})).json()
         conversation = (await owner.post("/conversations", json={"items": [{"role": "user", "content": "hi"}]})).json()
         items = (await owner.get(f"/conversations/{conversation['id']}/items")).json()
+        response = (await owner.post("/responses", json={"model": model, "input": "hi", "background": True})).json()
         delivery = (await owner.get(f"/jobs/{job_id}/webhook-deliveries")).json()["data"][0]
     return {
         "job_id": job_id,
@@ -52,6 +53,7 @@ async def ids(service: Service, client: httpx.AsyncClient, model: str) -> Json:
         "delivery_id": delivery["id"],
         "conversation_id": conversation["id"],
         "item_id": items["last_id"],
+        "response_id": response["id"],
         "key_id": key["id"],
     }
 
