@@ -7,6 +7,7 @@ from typing import Any
 
 from headrace.errors import (
     HeadraceError,
+    InvalidRequestError,
     JobCancelledError,
     JobExpiredError,
     ModelNotFoundError,
@@ -55,6 +56,10 @@ class Outcomes:
                 await self._endings.finish(attempt, State.EXPIRED, error=JobExpiredError())
             case ModelNotFoundError():
                 await self._without_model(attempt, error)
+            case InvalidRequestError() if error.param is not None:
+                # A provider's format cannot render what it named by its path in the chat request.
+                param = attempt.translation.path(error.param)
+                await self._endings.finish(attempt, State.FAILED, error=error.about(param))
             case HeadraceError():
                 await self._endings.finish(attempt, State.FAILED, error=error)
             case _:

@@ -106,8 +106,8 @@ def _dropped(route: Route, translation: Translation) -> Sequence[str]:
     Raises:
         InvalidRequestError: The route's format cannot honour the request; the error names the client's path.
     """
-    if translation.own:
-        raise unsupported_parameter(translation.own[0], route.format)
+    for path, kind in translation.own.items():
+        raise unsupported_parameter(path, route.format, kind=kind)
     try:
         dropped = dropped_parameters(route.format, route.model, translation.chat)
     except InvalidRequestError as error:

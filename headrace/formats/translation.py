@@ -19,8 +19,8 @@ class Translation:
 
     chat: dict[str, Any]
     """The document of the chat request."""
-    own: Sequence[str] = ()
-    """Paths of parameters that only a provider of the client's own format can honour."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Paths of what only a provider of the client's own format can honour, each with the type of the value there."""
     dropped: Sequence[str] = ()
     """Paths of parameters that the chat request leaves out, because the answer is as good without them."""
     names: Mapping[str, str] = field(default_factory=dict)

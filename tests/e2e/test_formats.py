@@ -284,9 +284,13 @@ async def test_a_route_that_can_honour_it_is_taken(client: httpx.AsyncClient, pr
 
 @pytest.mark.parametrize("kind", ["anthropic", "gemini"])
 async def test_a_medium_that_makes_no_sense_is_the_callers_error(client: httpx.AsyncClient, model: str) -> None:
-    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,$$$"}}
+    url = "data:image/png;base64,$$$"
+    part = {"type": "image_url", "image_url": {"url": url}}
     body = chat(model) | {"messages": [{"role": "user", "content": [part]}]}
     refused(await client.post("/chat/completions", json=body), 400, param="messages[0].content[0].image_url.url")
+    said = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    body = {"model": model, "instructions": "Look.", "input": [said]}
+    refused(await client.post("/responses", json=body), 400, param="input[0].content[0].image_url")
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------

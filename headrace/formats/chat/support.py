@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
+from headrace.formats.json_document import shorten
 
 Kind = Literal["openai", "anthropic", "gemini"]
 """The kind of a provider, which is also the name of its format for operators."""
@@ -256,10 +257,11 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
     return dropped
 
 
-def unsupported_parameter(param: str, form: Format) -> InvalidRequestError:
-    """Return the error for a parameter that a format has nothing for."""
+def unsupported_parameter(param: str, form: Format, *, kind: str | None = None) -> InvalidRequestError:
+    """Return the error for a parameter that a format has nothing for. `kind` is the type of what is there."""
+    named = f"'{param}'" if kind is None else f"'{param}' ({shorten(kind)})"
     return InvalidRequestError(
-        f"'{param}' cannot be honoured by this model: its provider's format, {form}, has nothing for it.",
+        f"{named} cannot be honoured by this model: its provider's format, {form}, has nothing for it.",
         param=param,
         code="unsupported_parameter",
     )

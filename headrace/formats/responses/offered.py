@@ -57,9 +57,12 @@ def origins(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Origin]:
     return found
 
 
-def render_tools(tools: Sequence[Json]) -> tuple[list[Json], list[str], list[str]]:
-    """Return the chat request's tools, the paths of those that only the provider can run, and what is left out."""
-    own = [f"tools[{index}]" for index, tool in enumerate(tools) if tool["type"] not in _OURS]
+def render_tools(tools: Sequence[Json]) -> tuple[list[Json], dict[str, str], list[str]]:
+    """Return the chat request's tools, the types of those that only the provider can run, and what is left out.
+
+    The types stand under the tools' paths.
+    """
+    own = {f"tools[{index}]": tool["type"] for index, tool in enumerate(tools) if tool["type"] not in _OURS}
     dropped: list[str] = []
     rendered = []
     for path, tool, namespace in _tools_of(tools):

@@ -72,7 +72,7 @@ def translate(document: dict[str, Any]) -> Translation:
             dropped.append(name)
     own = turns.own
     if document.get("prompt") is not None:
-        own.append("prompt")
+        own["prompt"] = "a stored prompt"
     if not (turns.messages or own):
         raise InvalidRequestError("Invalid 'input': there is no message in it.", param="input", code="empty_array")
     _add_tools(chat, document, own, dropped)
@@ -80,16 +80,16 @@ def translate(document: dict[str, Any]) -> Translation:
     return Translation(chat, own, dropped, NAMES, turns.paths, WITHIN)
 
 
-def _add_tools(chat: Json, document: Json, own: list[str], dropped: list[str]) -> None:
+def _add_tools(chat: Json, document: Json, own: dict[str, str], dropped: list[str]) -> None:
     if document.get("tools"):
         chat["tools"], hosted, left_out = render_tools(document["tools"])
-        own += hosted
+        own |= hosted
         dropped += left_out
     choice = document.get("tool_choice")
     if choice is not None:
         made = render_choice(choice)
         if made is None:
-            own.append("tool_choice")
+            own["tool_choice"] = choice["type"]
         else:
             chat["tool_choice"] = made
 

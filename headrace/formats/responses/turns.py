@@ -32,7 +32,7 @@ class Turns:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.messages: list[Json] = []
         self.paths: list[str] = []
-        self.own: list[str] = []
+        self.own: dict[str, str] = {}
         self.dropped: list[str] = []
         # Items of earlier responses come first. The client has no path for them but the name of what they come with.
         self._context: int = document.get(CONTEXT_ITEMS) or 0
@@ -73,7 +73,7 @@ class Turns:
             elif kind == "reasoning":
                 self._think(item, index)
             else:
-                self.own.append(self._path(index))
+                self.own[self._path(index)] = kind
         self._close()
 
     def _path(self, index: int) -> str:
@@ -100,7 +100,7 @@ class Turns:
         rendered = []
         for index, part in enumerate(parts):
             if text_alone and part["type"] != "input_text":
-                self.own.append(f"{path}.content[{index}]")
+                self.own[f"{path}.content[{index}]"] = part["type"]
             elif (made := self._part(part, f"{path}.content[{index}]")) is not None:
                 rendered.append(made)
         return rendered[0]["text"] if len(rendered) == 1 and rendered[0].keys() == _PLAIN else rendered
@@ -120,7 +120,7 @@ class Turns:
             case "input_audio":
                 made = {"type": "input_audio", "input_audio": part["input_audio"]}
             case kind:
-                self.own.append(path + {"input_image": ".file_id", "input_file": ".file_url"}.get(kind, ""))
+                self.own[path + {"input_image": ".file_id", "input_file": ".file_url"}.get(kind, "")] = kind
                 return None
         if part.get("prompt_cache_breakpoint") is not None:
             made["prompt_cache_breakpoint"] = part["prompt_cache_breakpoint"]

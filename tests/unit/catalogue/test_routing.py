@@ -68,8 +68,9 @@ def ways_from_responses(translation: Translation) -> list[UsableRoute]:
 
 def test_what_only_the_clients_format_has_is_refused_by_its_path() -> None:
     with pytest.raises(InvalidRequestError) as raised:
-        ways_from_responses(replace(asking("o"), own=["tools[1]", "prompt"]))
+        ways_from_responses(replace(asking("o"), own={"tools[1]": "web_search", "prompt": "a stored prompt"}))
     assert (raised.value.param, raised.value.code) == ("tools[1]", "unsupported_parameter")
+    assert raised.value.message.startswith("'tools[1]' (web_search) cannot be honoured")
 
 
 def test_what_is_dropped_is_named_by_the_clients_paths() -> None:
@@ -104,6 +105,6 @@ def test_strictness_refuses_what_the_translation_drops() -> None:
 
 
 def test_a_provider_of_the_clients_format_gets_all_of_it() -> None:
-    asked = replace(asking("a", verbosity="low"), own=["tools[1]"], dropped=["truncation"])
+    asked = replace(asking("a", verbosity="low"), own={"tools[1]": "web_search"}, dropped=["truncation"])
     [way] = usable_routes(CATALOGUE, asked, format="messages", seed="job")
     assert not way.dropped
