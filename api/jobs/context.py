@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 from fastapi import Request
 
+from api.http.idempotency import earlier_id
 from headrace.conversations.context import read_context
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
-from headrace.formats.responses.context import expand, kind_of
+from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of
 from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
 from headrace.jobs.records import StoredJob
@@ -19,35 +21,74 @@ from headrace.runtime.offload import offloaded
 
 
 async def expanded(
-    request: Request, principal: Principal, document: dict[str, Any], terms: ResponseRequest, *, size: int
+    request: Request, principal: Principal, document: dict[str, Any], terms: ResponseRequest, body: bytes
 ) -> dict[str, Any]:
-    """Return a checked request of `size` bytes with the items of its context, and with those that it refers to.
+    """Return a checked request with the items of its context, and with those that it refers to.
+
+    `document` and `terms` are what `body` says. A request that is sent again with its Idempotency-Key gets the context
+    that it got first: by now the conversation may have the request's own turn, or be deleted.
 
     Raises:
         InvalidRequestError: The account has no such response, or the whole input is too large.
         NotFoundError: The account has no such conversation, or no such item.
+        ConflictError: The Idempotency-Key came with another request.
     """
-    database, account_id = request.state.database, principal.account_id
-    most = request.state.settings.max_body_bytes
     context: list[dict[str, Any]] = []
-    if terms.previous_response_id is not None:
-        context = await _context_of(request, principal, terms.previous_response_id, size)
-    elif terms.conversation is not None:
-        asked = terms.conversation
-        conversation_id = asked if isinstance(asked, str) else asked.id
-        context = await read_context(
-            database,
-            account_id,
-            conversation_id,
-            most_bytes=most,
-            reserve=lambda context_size: request.state.room.take(request, size + context_size),
-        )
+    if terms.previous_response_id is not None or terms.conversation is not None:
+        earlier = await _earlier_context(request, principal, body)
+        context = await _context(request, principal, terms, len(body)) if earlier is None else earlier
     whole = expand(await _resolved(request, principal, document, context), context)
     if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(
             "input", f"with its context it has more than {MOST_ITEMS} items", code="context_too_long"
         )
+    if terms.conversation is not None:
+        _check_ids(whole["input"], first=len(context))
     return whole
+
+
+async def _earlier_context(request: Request, principal: Principal, body: bytes) -> list[dict[str, Any]] | None:
+    """Return the context of the response that an earlier request with the Idempotency-Key made, or None without one."""
+    job_id = await earlier_id(request, principal, body)
+    job = None if job_id is None else await read_stored(request.state.database, job_id, principal.account_id)
+    if job is None or job.format != "responses":
+        return None
+    await request.state.room.take(request, len(body) + len(job.request))
+    stored = await offloaded(len(job.request), orjson.loads, job.request)
+    items: list[dict[str, Any]] = stored["input"]
+    return items[: stored[CONTEXT_ITEMS]]
+
+
+async def _context(
+    request: Request, principal: Principal, terms: ResponseRequest, own_size: int
+) -> list[dict[str, Any]]:
+    """Return what the response or the conversation has now that a request continues."""
+    if terms.previous_response_id is not None:
+        return await _context_of(request, principal, terms.previous_response_id, own_size)
+    assert terms.conversation is not None
+    return await read_context(
+        request.state.database,
+        principal.account_id,
+        terms.conversation if isinstance(terms.conversation, str) else terms.conversation.id,
+        most_bytes=request.state.settings.max_body_bytes,
+        reserve=lambda size: request.state.room.take(request, own_size + size),
+    )
+
+
+def _check_ids(items: Sequence[Mapping[str, Any]], *, first: int) -> None:
+    """Check that no item from `first` on has the id of an item before it: a conversation has each id once.
+
+    Raises:
+        InvalidRequestError: An item has; the error names it as its client does.
+    """
+    seen = {item["id"] for item in items[:first]}
+    for index, item in enumerate(items[first:]):
+        if item.get("id") in seen:
+            raise invalid_parameter(
+                f"input[{index}].id", f"the conversation has the item {item['id']!r} already: send only what is new"
+            )
+        if item.get("id"):
+            seen.add(item["id"])
 
 
 async def _context_of(request: Request, principal: Principal, response_id: str, own_size: int) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ async def _submit(request: Request, principal: Principal) -> Submission:
     """Return the job that a request asks for. The body is freed on return, before the client waits."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse, body)
-    whole = await expanded(request, principal, document, terms, size=len(body))
+    whole = await expanded(request, principal, document, terms, body)
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
     return await new_job(request, principal, asked, sent=body, background=bool(terms.background))
 
@@ -123,7 +123,7 @@ async def count_input_tokens(request: Request, principal: Authenticated) -> Resp
     if terms.model != _ANY_MODEL:
         principal.check_may_ask(terms.model, ())
         request.state.catalogue.current.find(terms.model)
-    whole = await expanded(request, principal, document, terms, size=len(body))
+    whole = await expanded(request, principal, document, terms, body)
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
     tokens = await offloaded(len(body), estimate_usage, asked.document, "")
     counted = {"object": "response.input_tokens", "input_tokens": tokens.prompt_tokens}

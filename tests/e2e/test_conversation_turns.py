@@ -94,6 +94,37 @@ async def test_turns_with_a_tool_build_on_one_another(
     assert roles == ["user", "user", "assistant", "tool", "assistant", "user", "assistant", "user"]
 
 
+async def test_a_turn_that_is_sent_again_gets_its_answer_and_is_added_once(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str
+) -> None:
+    conversation = await openai_client.conversations.create()
+    provider.script(model, answer("", message={"tool_calls": [CALL]}, finish="tool_calls"), answer("It rains."))
+    first = await openai_client.responses.create(
+        model=model, conversation=conversation.id, input="What is the weather?", tools=TOOLS
+    )
+    call = next(item for item in first.output if item.type == "function_call")
+    key = new_id("key")
+    answers = [
+        await openai_client.responses.create(
+            model=model,
+            conversation=conversation.id,
+            input=[{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}],
+            extra_headers={"Idempotency-Key": key},
+        )
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert len(await items_of(openai_client, conversation.id)) == 4
+    await openai_client.conversations.delete(conversation.id)
+    again = await openai_client.responses.create(
+        model=model,
+        conversation=conversation.id,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}],
+        extra_headers={"Idempotency-Key": key},
+    )
+    assert again == answers[0]
+
+
 async def test_an_incomplete_response_adds_its_turn_and_a_failed_one_does_not(
     openai_client: openai.AsyncOpenAI, provider: Provider, model: str
 ) -> None:
@@ -163,3 +194,18 @@ async def test_a_conversation_that_is_not_there_is_refused(client: httpx.AsyncCl
     created = (await client.post("/conversations", json={})).json()
     both = {"model": model, "input": "Hi", "conversation": created["id"], "previous_response_id": new_id("resp")}
     refused(await client.post("/responses", json=both), 400)
+
+
+async def test_an_item_that_the_conversation_has_is_refused(
+    openai_client: openai.AsyncOpenAI, client: httpx.AsyncClient, model: str
+) -> None:
+    conversation = await openai_client.conversations.create(items=[{"role": "user", "content": "I am in Ulm."}])
+    [item] = await items_of(openai_client, conversation.id)
+    mine = {"id": "msg_mine", "role": "user", "content": "Hello!"}
+    body: Json = {"model": model, "conversation": conversation.id}
+    for given, param in [([item], "input[0].id"), ([mine, mine], "input[1].id")]:
+        assert refused(await client.post("/responses", json={**body, "input": given}), 400)["param"] == param
+    reference = {"type": "item_reference", "id": item["id"]}
+    answered = await client.post("/responses", json={**body, "input": [reference, mine]})
+    assert answered.status_code == 200, answered.text
+    assert texts(await items_of(openai_client, conversation.id))[:2] == ["I am in Ulm.", "Hello!"]
