@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from headrace.errors import UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
@@ -21,7 +22,7 @@ from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, P
 from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import seal
-from headrace.ids import item_id
+from headrace.ids import FIRST_INPUT_ITEM, item_id
 
 # The fields of a delta with what the model thinks; some servers write it into both.
 _THOUGHTS = ("reasoning_content", "reasoning")
@@ -56,7 +57,11 @@ class Renderer:
         self._origins = origins(document.get("tools"))
 
     def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """Return the lines of exact chunks."""
+        """Return the lines of exact chunks.
+
+        Raises:
+            UpstreamTooLargeError: There are more items than ids for them.
+        """
         lines, self._lines = self._lines, []
         self._begun = self._begun or bool(chunks)
         for chunk in chunks:
@@ -160,8 +165,11 @@ class Renderer:
         return self._item
 
     def _next_number(self) -> int:
+        number = self._following
+        if number >= FIRST_INPUT_ITEM:
+            raise UpstreamTooLargeError("The model's provider answered with too many items.")
         self._following += 1
-        return self._following - 1
+        return number
 
     def _close_item(self, status: Status) -> None:
         item, self._item, self._part, self._field = self._item, None, None, ""

@@ -8,9 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
+from headrace.errors import UpstreamTooLargeError
 from headrace.formats.responses.output import render
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import open_sealed, seal
+from headrace.ids import FIRST_INPUT_ITEM
 from tests.unit.formats.responses.answers import REQUEST, Answer, call, chunk, folded, streamed, whole
 from tests.unit.formats.responses.contract import check
 
@@ -361,6 +363,12 @@ def test_an_attempt_that_answers_whole_closes_what_is_open_too() -> None:
 
     check(answer, lost=1)
     assert answer.response["output"][0]["content"][0]["text"] == "Whole"
+
+
+def test_an_answer_has_no_more_items_than_there_are_ids() -> None:
+    last = render("response.output_item.added", output_index=FIRST_INPUT_ITEM - 1, item={"id": "x", "type": "novel"})
+    with pytest.raises(UpstreamTooLargeError, match="too many items"):
+        streamed(chunk({"content": "Hi"}), chunk({}, "stop"), log=[last])
 
 
 def test_what_is_odd_in_a_providers_own_stream_does_not_keep_a_new_attempt_back() -> None:
