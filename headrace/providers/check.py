@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from headrace.catalogue.models import Catalogue, Model, Route
 from headrace.errors import HeadraceError, UpstreamError
@@ -50,8 +51,8 @@ async def _check(client: ProviderClient, catalogue: Catalogue, name: str, model:
     provider = catalogue.providers[name]
     kind, routes = provider.kind, _routes(catalogue, name)
     if model:
-        named = Route(name, provider, model, Model(routes=[f"{name}/{model}"]))
-        routes = [route for route in routes if route.model == model] or [named]
+        form = next((route.chosen_format for route in routes if fnmatchcase(model, route.model)), None)
+        routes = [Route(name, provider, model, Model(routes=[f"{name}/{model}"]), chosen_format=form)]
     if not routes:
         return Check(name, kind, None, None, None, "no model is routed to it")
     route = next((route for route in routes if "*" not in route.model), None)

@@ -162,6 +162,27 @@ async def test_thought_comes_back(client: httpx.AsyncClient, provider: Provider,
     assert ("effort" if model.startswith("responses") else "thinking") in sent
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", ["responses"])
+async def test_encrypted_thoughts_come_and_go_back(
+    openai_client: openai.AsyncOpenAI, provider: Provider, model: str, streamed: bool
+) -> None:
+    calls = [("call_1", "get_weather", {"place": "Ghent"})]
+    provider.script(model, answer("", thoughts=["Hm."], calls=calls, finish="tool_calls"), answer("Rain."))
+    history: list[Any] = [{"role": "user", "content": "Weather?"}]
+    if streamed:
+        async with openai_client.chat.completions.stream(model=model, messages=history, tools=TOOLS) as events:
+            completion: Any = await events.get_final_completion()
+    else:
+        completion = await openai_client.chat.completions.create(model=model, messages=history, tools=TOOLS)
+    message = completion.choices[0].message
+    history += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": "call_1", "content": "wet"}]
+    await openai_client.chat.completions.create(model=model, messages=history, tools=TOOLS)
+    sent = provider.calls_for(model)[1].body["input"]
+    assert [item["type"] for item in sent] == ["message", "reasoning", "function_call", "function_call_output"]
+    assert (sent[1]["id"], sent[1]["encrypted_content"]) == ("rs_upstream", "c2ln")
+
+
 async def test_thought_is_streamed(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
     provider.script(model, answer("42", thoughts=["Let me", " see."]))
     async with client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:

@@ -97,6 +97,15 @@ def test_a_provider_of_globs_alone_is_asked_for_a_model_that_is_known_or_named(
     assert check(config, "refusing/checked-broken").returncode == 1
 
 
+def test_a_provider_is_asked_in_the_format_of_its_route(config: Path, provider: Provider) -> None:
+    route = '{ route = "good/*", format = "responses" }'
+    with config.open("a") as file:
+        file.write(f'[models."spoken-*"]\nroutes = [{route}]\n')
+    assert check(config, "good/spoken-to").returncode == 0
+    (call,) = provider.calls_for("spoken-to")
+    assert call.kind == "responses"
+
+
 def test_an_unknown_provider_is_a_usage_error(config: Path) -> None:
     ended = check(config, "nobody")
     assert ended.returncode == 2

@@ -14,6 +14,7 @@ from headrace.formats.chat.support import (
     claude_thinking,
     dropped_parameters,
     gemini_version,
+    responses_reason,
 )
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -69,6 +70,44 @@ def test_audio_goes_to_gemini_alone() -> None:
     spoken = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]}]
     assert refused("messages", messages=spoken) == "messages[0].content[0]"
     assert dropped("gemini", messages=spoken) == []
+
+
+def test_the_responses_api_takes_what_chat_completions_take_but_for_some_parameters() -> None:
+    custom = [{"type": "custom", "custom": {"name": "c"}}]
+    choice = {"type": "custom", "custom": {"name": "c"}}
+    file = {"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}
+    taken: dict[str, Any] = {"logprobs": True, "verbosity": "low", "web_search_options": {}, "n": 2, "metadata": {}}
+    assert dropped("responses", tools=custom, tool_choice=choice, messages=[file], **taken) == []
+    assert dropped("responses", seed=1, frequency_penalty=1, top_k=3, max_tokens=15) == [
+        "seed",
+        "frequency_penalty",
+        "top_k",
+        "max_tokens",
+    ]
+    assert dropped("responses", max_tokens=1, max_completion_tokens=16) == []
+    for name, value in {"stop": "x", "logit_bias": {"1": 2}, "audio": {"voice": "v", "format": "wav"}}.items():
+        assert refused("responses", **{name: value}) == name
+    spoken = {"role": "assistant", "audio": {"id": "audio_1"}}
+    assert refused("responses", messages=[*MESSAGES, spoken]) == "messages[1].audio"
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "reasons"),
+    [
+        ("gpt-4o", None, False),
+        ("gpt-4.1-mini", None, False),
+        ("gpt-4o", "low", True),
+        ("gpt-5.1", None, True),
+        ("openai/gpt-5-mini", None, True),
+        ("gpt-5-chat-latest", None, False),
+        ("o4-mini", None, True),
+        ("codex-mini-latest", None, True),
+        ("llama3.2", None, False),
+        ("llama3.2", "none", False),
+    ],
+)
+def test_which_models_are_asked_for_encrypted_reasoning(model: str, effort: str | None, reasons: bool) -> None:
+    assert responses_reason(model, {"reasoning_effort": effort}) is reasons
 
 
 def test_names_are_dropped() -> None:
