@@ -119,7 +119,7 @@ class Validation:
             if any(limits.has_budget for limits in self._limits):
                 check_priced(self._catalogue, [way.route for way in usable], translation.chat)
         except InvalidRequestError as error:
-            error.param = f"body.{error.param}"
+            error.param = "body" if error.param is None else f"body.{error.param}"
             raise
         if len(self._routes) < 2:
             first = usable[0].route

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import httpx
+import psycopg
 import pytest
+from psycopg.rows import DictRow
 
 from tests.e2e.jobs import completed, refused, submit
 from tests.e2e.streams import EventStream
 from tests.e2e.test_events import read
 from tests.fakes.provider import Json, Provider, answer, status
-from tests.service import Service
+from tests.service import Service, connect
 
 CONTENT = "The wheel turns and turns."
 
@@ -109,3 +111,30 @@ async def test_an_operator_sees_its_text(service: Service, response_job: Json) -
     shown = service.run("jobs", "show", response_job["id"])
     assert CONTENT in shown
     assert json.loads(service.run("jobs", "show", response_job["id"], "--json"))["result"] == response_job["result"]
+
+
+async def test_its_events_are_made_of_its_result_once_its_deltas_are_pruned(
+    client: httpx.AsyncClient, database: psycopg.AsyncConnection[DictRow], response_job: Json
+) -> None:
+    await database.execute("DELETE FROM job_deltas WHERE job_id = %s", [response_job["id"]])
+    await database.execute("UPDATE jobs SET delta_count = 0 WHERE id = %s", [response_job["id"]])
+    events = await read(client, response_job["id"])
+    assert events == await read(client, response_job["id"])
+    assert events[-1].data == response_job
+    deltas = [event.data for event in events if event.name == "job.delta"]
+    assert deltas[-1]["item"] == response_job["result"]["output"][0]
+    stream = await client.get(f"/responses/{response_job['result']['id']}", params={"stream": True})
+    assert stream.text.count("event: response.output_item.done\n") == 1
+    assert stream.text.count("event: response.completed\n") == 1
+
+
+async def test_a_rate_counts_what_it_continues(service: Service, provider: Provider, model: str) -> None:
+    provider.always(model, answer(CONTENT))
+    key = service.create_key(f"rate-{model}", "--tpm", "3000")
+    async with connect(service, key["key"]) as client:
+        long = {"model": model, "input": "word " * 2000, "max_output_tokens": 16}
+        first = await client.post("/responses", json=long)
+        assert first.status_code == 200, first.text
+        short = {"model": model, "input": "And?", "max_output_tokens": 16}
+        assert (await client.post("/responses", json=short)).status_code == 200
+        refused(await client.post("/responses", json=short | {"previous_response_id": first.json()["id"]}), 429)
