@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
-from api.http.idempotency import Change, replay_headers, resource_id
+from api.http.idempotency import Change, resource_id
 from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page
 from headrace.conversations import queries
@@ -79,25 +79,22 @@ async def create_conversation(request: Request, principal: Authenticated) -> Res
     body = await read_body(request)
     metadata, given = await offloaded(len(body), parse_conversation, body)
     _check_metadata(metadata)
-    conversation_id, repeated = await resource_id(request, principal, new_id("conv"), body)
     database, account_id = request.state.database, principal.account_id
-    most: int = request.state.settings.account_conversations
-    await queries.create_conversation(
-        database,
-        conversation_id,
-        account_id,
-        metadata=metadata,
-        items=drawn(given, conversation_id[-32:]),
-        most=most,
-    )
-    created = await queries.find_conversation(database, conversation_id, account_id)
-    if created is None and not repeated:
-        raise QuotaExceededError(
-            f"This account may have {most} conversations: delete one first.", code="conversation_quota_exceeded"
-        )
-    if created is None:
-        raise no_such_conversation(conversation_id)
-    return render_json(_render(created), replay_headers(repeated))
+    change = await Change.of(request, principal, body)
+    conversation_id, _ = await resource_id(request, principal, new_id("conv"), body)
+    if not change.done:  # else it may be deleted by now, and stays so
+        most: int = request.state.settings.account_conversations
+        items = drawn(given, conversation_id[-32:])
+        async with change.applying():
+            await queries.create_conversation(
+                database, conversation_id, account_id, metadata=metadata, items=items, most=most
+            )
+            if await queries.find_conversation(database, conversation_id, account_id) is None:
+                raise QuotaExceededError(
+                    f"This account may have {most} conversations: delete one first.",
+                    code="conversation_quota_exceeded",
+                )
+    return render_json(_render(await _find(request, conversation_id, account_id)), change.headers)
 
 
 @router.get("/{conversation_id}", summary="Get a conversation", responses={200: {"model": ConversationObject}})

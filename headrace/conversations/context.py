@@ -9,12 +9,10 @@ import orjson
 
 from headrace.conversations import queries
 from headrace.errors import ConflictError, InvalidRequestError, NotFoundError
+from headrace.formats.responses.request import MOST_ITEMS
 from headrace.ids import is_id
 from headrace.runtime.offload import offloaded
 from headrace.stores.database import Database
-
-MOST_ITEMS = 10_000
-"""Items of a conversation. A response that was accepted below it may still add its own beyond it."""
 
 
 def no_such_conversation(conversation_id: str, *, param: str = "conversation_id") -> NotFoundError:
@@ -26,6 +24,8 @@ async def check_room(
     database: Database, conversation_id: str, account_id: str, *, items: int, size: int, most_bytes: int
 ) -> None:
     """Check that a conversation has room for so many items more, of `size` bytes together.
+
+    A response that was accepted before adds its own even beyond the bounds.
 
     Raises:
         ConflictError: It has not.

@@ -129,6 +129,9 @@ async def test_requests_that_are_sent_again_create_and_add_once(client: httpx.As
     for _ in range(2):
         await client.post(f"/conversations/{conversation}", json={"metadata": {"a": "1"}}, headers=update)
     assert (await client.get(f"/conversations/{conversation}")).json()["metadata"] == {"a": "1"}
+    await client.delete(f"/conversations/{conversation}")
+    refused(await client.post("/conversations", json=body, headers={"Idempotency-Key": key}), 404)
+    refused(await client.get(f"/conversations/{conversation}"), 404)
 
 
 @pytest.mark.parametrize(
