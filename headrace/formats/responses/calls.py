@@ -57,10 +57,10 @@ class Call:
 
     def take(self, piece: Mapping[str, Any]) -> list[bytes]:
         """Return the lines of more of the call. What comes behind its end is left out."""
-        said = piece.get(self._kind) or {}
-        text = said.get("arguments" if self._kind == "function" else "input")
         if not self.open:
             return []
+        said = piece.get(self._kind) or {}
+        text = said.get("arguments" if self._kind == "function" else "input")
         if not self.item.item["name"]:
             self.item.item["name"] = said.get("name") or ""
         if not text:

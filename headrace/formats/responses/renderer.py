@@ -109,6 +109,14 @@ class Renderer:
         )
 
     def _take(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
+        calls = delta.get("tool_calls") or ()
+        if not calls or len(delta) > 1:
+            self._say(delta, logprobs)
+        for piece in calls:
+            self._call(piece)
+
+    def _say(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
+        """Take all of a delta but its calls of tools."""
         for field in _THOUGHTS:
             if (thought := delta.get(field)) and isinstance(thought, str) and self._thought_field in ("", field):
                 self._thought_field = field
@@ -125,8 +133,6 @@ class Renderer:
             self._grow(TEXT, "content", text)
         if refusal := delta.get("refusal"):
             self._grow(REFUSAL, "refusal", refusal)
-        for piece in delta.get("tool_calls") or ():
-            self._call(piece)
         if function := delta.get("function_call"):
             self._call({"index": -1, "type": "function", "function": function})
 
