@@ -194,11 +194,13 @@ def parse_ini(code: str) -> None:
     configparser.ConfigParser(inline_comment_prefixes=";").read_string(code)
 
 
-# SQL is run by tests/integration/test_docs.py. A block without a language, or of text, shows what something prints.
+# SQL is run by tests/integration/test_docs.py, JavaScript by tests/e2e/clients/test_node.py. A block without a
+# language, or of text, shows what something prints.
 PARSERS: dict[str, Callable[[str], object]] = {
     "": str,
     "text": str,
     "sql": str,
+    "js": str,
     "sh": parse_shell,
     "python": lambda code: compile(code, "page", "exec"),
     "json": json.loads,

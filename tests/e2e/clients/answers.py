@@ -1,4 +1,4 @@
-"""What the fake provider answers an agent with: calls of tools, in the format of chat completions."""
+"""What the fake provider answers an agent with, and what it is asked."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from tests.fakes.provider import Behaviour, Call, answer
 
 
 def calling(*calls: tuple[str, dict[str, Any]], text: str = "", **options: Any) -> Behaviour:
-    """Answer with calls of tools by name and arguments, with the ids `call_0`, `call_1` and so on."""
+    """Answer with calls of tools by name and arguments, with the ids `call_0`, `call_1` and so on, in any format."""
+    ids = [f"call_{index}" for index in range(len(calls))]
     tool_calls = [
-        {
-            "index": index,
-            "id": f"call_{index}",
-            "type": "function",
-            "function": {"name": name, "arguments": json.dumps(arguments)},
-        }
-        for index, (name, arguments) in enumerate(calls)
+        {"index": index, "id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for index, (id_, (name, arguments)) in enumerate(zip(ids, calls, strict=True))
     ]
-    return answer(text, message={"tool_calls": tool_calls}, finish="tool_calls", **options)
+    others = [(id_, name, arguments) for id_, (name, arguments) in zip(ids, calls, strict=True)]
+    return answer(text, message={"tool_calls": tool_calls}, calls=others, finish="tool_calls", **options)
 
 
 def asked(call: Call) -> list[tuple[str, Any]]:

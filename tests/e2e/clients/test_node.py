@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.clients.answers import asked, calling
+from tests.e2e.test_demo_models import examples
 from tests.fakes.provider import Gate, Provider, answer
-from tests.service import BOOTSTRAP_KEY, Service
+from tests.service import BOOTSTRAP_KEY, ROOT, Service
 from tests.waiting import PATIENCE
 
 SCRIPTS = Path(__file__).parent / "node"
@@ -30,17 +31,19 @@ pytestmark = [
 CALL = calling(("weather", {"city": "Ulm"}), text="I look it up.")
 
 
-def run(script: str, service: Service, model: str) -> None:
+def run(service: Service, *script: str, **environment: str) -> str:
+    """Run a script, by its name or `--eval`, and return what it prints."""
     ended = subprocess.run(
-        [str(NODE), "--import", "./loopback.mjs", script],
+        [str(NODE), "--import", "./loopback.mjs", *script],
         cwd=SCRIPTS,
-        env={**os.environ, "BASE_URL": f"{service.base_url}/v1", "KEY": BOOTSTRAP_KEY, "MODEL": model},
+        env={**os.environ, "URL": f"{service.base_url}/v1", "KEY": BOOTSTRAP_KEY, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 def test_openai(service: Service, provider: Provider, model: str) -> None:
@@ -49,7 +52,7 @@ def test_openai(service: Service, provider: Provider, model: str) -> None:
     gate = Gate()
     provider.script(f"{model}-cancel", answer("Never.", hold=gate))
     provider.script(f"{model}-conversation", answer("Rain."), answer("Yes."))
-    run("openai.mjs", service, model)
+    run(service, "openai.mjs", MODEL=model)
     gate.release()
     assert asked(provider.calls_for(f"{model}-chain")[2]) == [
         ("user", "Weather?"),
@@ -65,7 +68,7 @@ def test_ai_sdk(service: Service, provider: Provider, model: str) -> None:
     provider.script(f"{model}-stored", CALL, answer("Take a coat."), answer("And warm boots."))
     provider.script(f"{model}-stateless", CALL, answer("Take a coat."), answer("And warm boots."))
     provider.script(f"{model}-chain", CALL, answer("Take a coat."), answer("And boots."))
-    run("ai-sdk.mjs", service, model)
+    run(service, "ai-sdk.mjs", MODEL=model)
     turns = [("user", "A coat?"), ("assistant", ["call_0"]), ("tool", "rain in Ulm"), ("assistant", "Take a coat.")]
     for name in ("stored", "stateless"):
         heard = asked(provider.calls_for(f"{model}-{name}")[2])
@@ -73,3 +76,8 @@ def test_ai_sdk(service: Service, provider: Provider, model: str) -> None:
     # The SDK sends its instructions as an item of each request, and a chain keeps every item.
     heard = asked(provider.calls_for(f"{model}-chain")[2])
     assert heard == [("system", "Be brief."), *turns, ("system", "Be brief."), ("user", "Only a coat?")]
+
+
+def test_the_example_of_the_guide(service: Service) -> None:
+    [example] = examples((ROOT / "docs/how-to/agents-and-sdks.md").read_text(), "js")
+    assert run(service, "--input-type", "module", "--eval", example).strip()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
 import pytest
 from agents import (
     Agent,
+    ModelSettings,
     OpenAIConversationsSession,
     OpenAIResponsesModel,
     RunConfig,
@@ -16,6 +18,7 @@ from agents import (
     SQLiteSession,
     function_tool,
 )
+from openai.types.shared import Reasoning
 from pydantic import BaseModel
 
 from tests.e2e.clients.answers import asked, calling
@@ -140,6 +143,49 @@ async def test_a_conversation_by_its_id(
     assert [role for role, _ in asked(provider.calls_for(model)[2])] == [
         "system", "user", "assistant", "tool", "assistant", "user",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["anthropic", "gemini", "responses"])
+@pytest.mark.parametrize("kept_by", ["client", "service"])
+async def test_providers_of_other_formats(
+    agent: Agent[None], openai_client: openai.AsyncOpenAI, provider: Provider, model: str, form: str, kept_by: str
+) -> None:
+    """The provider gets back what its model said, thought and called, whichever side keeps it."""
+    name = f"{form}-{model}"
+    agent = agent.clone(
+        model=OpenAIResponsesModel(model=name, openai_client=openai_client),
+        model_settings=ModelSettings(
+            store=kept_by == "service",
+            reasoning=Reasoning(effort="low", summary="auto"),
+            response_include=["reasoning.encrypted_content"],
+        ),
+    )
+    provider.script(
+        name,
+        calling(CALL, text="I look it up.", thoughts=["Rain", " or not?"]),
+        answer("A coat."),
+        answer("And boots."),
+    )
+    session = SQLiteSession("session") if kept_by == "client" else None
+    previous = None
+    for said, told in (("Do I need a coat?", "A coat."), ("Only a coat?", "And boots.")):
+        result = Runner.run_streamed(
+            agent,
+            said,
+            run_config=QUIET,
+            session=session,
+            previous_response_id=previous,
+            auto_previous_response_id=session is None,
+        )
+        async for _ in result.stream_events():
+            pass
+        assert result.final_output == told
+        previous = result.last_response_id if session is None else None
+    sent = json.dumps(provider.calls_for(name)[2].body)
+    places = [sent.index(text) for text in ("Do I need", "I look it up.", "rain in Ulm", "A coat.", "Only a coat?")]
+    assert places == sorted(places)
+    if form != "gemini":  # its thoughts have no signature here, and only those that have one go back
+        assert sent.index("c2ln") < sent.index("rain in Ulm")
 
 
 class Advice(BaseModel):

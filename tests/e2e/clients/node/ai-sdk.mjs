@@ -6,8 +6,8 @@ import { createOpenAI } from '@ai-sdk/openai'
 import { generateText, isStepCount, Output, streamText, tool } from 'ai'
 import { z } from 'zod'
 
-const { BASE_URL, KEY, MODEL } = process.env
-const openai = createOpenAI({ baseURL: BASE_URL, apiKey: KEY })
+const { URL, KEY, MODEL } = process.env
+const openai = createOpenAI({ baseURL: URL, apiKey: KEY })
 const weather = tool({
   description: 'The weather of a city.',
   inputSchema: z.object({ city: z.string() }),

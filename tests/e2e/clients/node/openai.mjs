@@ -5,8 +5,8 @@ import OpenAI, { BadRequestError, NotFoundError } from 'openai'
 import { zodTextFormat } from 'openai/helpers/zod'
 import { z } from 'zod'
 
-const { BASE_URL, KEY, MODEL } = process.env
-const client = new OpenAI({ baseURL: BASE_URL, apiKey: KEY, maxRetries: 0 })
+const { URL, KEY, MODEL } = process.env
+const client = new OpenAI({ baseURL: URL, apiKey: KEY, maxRetries: 0 })
 const weather = { type: 'function', name: 'weather', parameters: { type: 'object' }, strict: false }
 
 async function chain() {
