@@ -13,7 +13,9 @@ _CHOICE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
 _WHOLE = frozenset({"id", "type", "role", "name", "format"})
 
 # Fields whose strings the model did not write as text, so no estimate counts them.
-_NOT_WRITTEN = frozenset({"annotations", "data", "encrypted_content", "extra_content", "signature", "thinking_blocks"})
+_NOT_WRITTEN = frozenset({
+    "annotations", "data", "encrypted_content", "extra_content", "reasoning_items", "signature", "thinking_blocks",
+})  # fmt: skip
 
 
 MOST_CHOICES = 128

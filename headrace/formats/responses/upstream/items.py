@@ -6,6 +6,7 @@ end. Servers leave out some of these, so each is asked for what the earlier ones
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ CALLS: Mapping[str, tuple[str, str]] = {
     "custom_tool_call": ("custom", "input"),
 }
 """The kinds of items that call a tool of the client's: the type of the call, and what it is called with."""
+
+
+def kind_of(item: Json) -> str:
+    """Return the type of an item. A message may lack it."""
+    return str(item.get("type") or "message")
 
 
 class Text:
@@ -93,12 +99,15 @@ class Items:
 
         Some servers give items other ids in the whole output than in the stream, or leave some out there.
         """
-        left = {kind: [item for item in self._all if item.kind == kind] for kind in {item.kind for item in self._all}}
+        left: defaultdict[str, list[Item]] = defaultdict(list)
+        for item in self._all:
+            left[item.kind].append(item)
         output = [said for said in output if isinstance(said, dict)]
+        to_come = Counter(kind_of(said) for said in output)
         for index, said in enumerate(output):
-            kind = said.get("type") or "message"
-            known = left.get(kind, [])
-            more = sum((other.get("type") or "message") == kind for other in output[index:]) > len(known)
+            kind = kind_of(said)
+            known, more = left[kind], to_come[kind] > len(left[kind])
+            to_come[kind] -= 1
             same = next((item for item in known if item.id is not None and item.id == said.get("id")), None)
             if same is None and known and not more:
                 same = known[0]

@@ -16,7 +16,7 @@ from headrace.formats.chat.tool_calls import render_arguments
 from headrace.formats.chat.usage import parse_usage, render_usage
 from headrace.formats.error_objects import error_of, reported_error
 from headrace.formats.lenient import parse_object
-from headrace.formats.responses.upstream.items import CALLS, Item, Items, Json, Text
+from headrace.formats.responses.upstream.items import CALLS, Item, Items, Json, Text, kind_of
 from headrace.formats.skipped import skip
 
 _NONSENSE = "The model's provider answered with something that is not of the Responses API."
@@ -142,10 +142,10 @@ class StreamParser:
         match kind:
             case "response.output_item.added":
                 said = event["item"]
-                return self._begun(self._items.begin(event.get("output_index"), _kind(said), said.get("id")), said)
+                return self._begun(self._items.begin(event.get("output_index"), kind_of(said), said.get("id")), said)
             case "response.output_item.done":
                 said = event["item"]
-                item = self._items.find(event.get("output_index"), _kind(said), said.get("id"))
+                item = self._items.find(event.get("output_index"), kind_of(said), said.get("id"))
                 item.over = True
                 return self._rest(item, said)
             case "response.content_part.done":
@@ -307,10 +307,6 @@ class StreamParser:
         said = (response.get("incomplete_details") or {}).get("reason") or status
         ours = "length" if said == "incomplete" else exact_reason(said) or "length"
         return {"finish_reason": ours} | ({"native_finish_reason": said} if said != ours else {})
-
-
-def _kind(item: Json) -> str:
-    return str(item.get("type") or "message")
 
 
 def _place(event: Json) -> int:
