@@ -13,14 +13,14 @@ from typing import Any
 
 import orjson
 
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.response import response_usage, skeleton
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.told import Told
 from headrace.formats.responses.upstream import ENDS, OPENINGS, StreamParser, completion_of, parse_response
 from headrace.formats.responses.upstream.own_request import render_own_request
-from headrace.ids import item_id, response_id
+from headrace.ids import FIRST_INPUT_ITEM, item_id, response_id
 
 Json = dict[str, Any]
 
@@ -162,6 +162,8 @@ class Relay:
             known = self._placed.get(index)
         if known is None:
             number = index if type(index) is int else self._first + len(self._ids)
+            if not 0 <= number < FIRST_INPUT_ITEM:
+                raise UpstreamTooLargeError("The model's provider answered with too many items.")
             match = _PREFIX.match(given) if isinstance(given, str) and prefix == "item" else None
             known = item_id(prefix if match is None else match[1], self._job.id, number)
         if isinstance(given, str):

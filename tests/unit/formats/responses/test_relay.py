@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.registry import FORMATS
 from headrace.formats.responses import client
 from tests.unit.formats.responses.answers import Answer, Job
@@ -185,6 +185,13 @@ def test_what_a_bare_server_leaves_out_is_added() -> None:
 def test_nonsense_is_an_upstreams_error_and_nothing_else(event: Any) -> None:
     with pytest.raises(UpstreamError):
         relayed([event])
+
+
+@pytest.mark.parametrize("index", [-1, 0x8000])
+def test_an_item_for_which_there_is_no_id_is_refused(index: int) -> None:
+    added = {"type": "response.output_item.added", "output_index": index, "item": {"id": "x", "type": "message"}}
+    with pytest.raises(UpstreamTooLargeError):
+        relayed([added])
 
 
 # -- the request ------------------------------------------------------------------------------------------------------
