@@ -30,6 +30,7 @@ from headrace.formats.responses.options import (
     TextOptions,
 )
 from headrace.formats.responses.tools import Tool, ToolChoice
+from headrace.ids import AGENT_PREFIX
 
 MOST_ITEMS = MOST_MESSAGES
 """Items of `input`, of which some may come from earlier responses."""
@@ -128,8 +129,10 @@ class ResponseRequest(Open):
                 raise InvalidFieldError("input", "expected at least one item, or 'instructions'.", "empty_array")
         if self.stream_options is not None and not self.stream:
             raise InvalidFieldError("stream_options", "only allowed when 'stream' is true.")
+        if self.model.startswith(AGENT_PREFIX) or self.prompt is not None:
+            return self  # either may have tools
         calls = self.tool_choice is not None and self.tool_choice not in ("none", "auto")
-        if calls and not self.tools and self.prompt is None:
+        if calls and not self.tools:
             raise InvalidFieldError("tool_choice", "only allowed when 'tools' are specified.")
         return self
 

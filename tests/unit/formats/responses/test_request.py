@@ -136,6 +136,11 @@ def test_input_may_be_left_out_where_something_else_has_it(said: Json) -> None:
     check_response_request({"model": "m", "input": [], **said})
 
 
+@pytest.mark.parametrize("fields", [{"model": "agent_1"}, {"prompt": {"id": "pmpt_1"}}])
+def test_an_agent_and_a_stored_prompt_may_have_the_tools_to_choose_from(fields: Json) -> None:
+    check_response_request({"model": "m", "input": "Hi", "tool_choice": "required", **fields})
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
