@@ -16,7 +16,7 @@ from headrace.formats.responses.context import CONTEXT_ITEMS, kind_of
 from headrace.formats.responses.offered import Json, flat_name
 from headrace.formats.responses.sealed import open_sealed
 
-_CALLS = {"function_call": "function", "custom_tool_call": "custom tool"}
+_CALLS = frozenset({"function_call", "custom_tool_call"})
 _OUTPUTS = {"function_call_output": "function call", "custom_tool_call_output": "custom tool call"}
 # The fields of an assistant's message that a sealed thought may hold, with the types of the objects in them.
 _THOUGHTS = {
@@ -37,10 +37,11 @@ class Turns:
         # Items of earlier responses come first. The client has no path for them but the name of what they come with.
         self._context: int = document.get(CONTEXT_ITEMS) or 0
         self._earlier = "conversation" if document.get("conversation") else "previous_response_id"
-        self._outputs: Mapping[str, tuple[int, Json]] = {}
-        # The open turn of the model's: what it has said up to now.
+        self._outputs: Mapping[int, tuple[int, Json]] = {}
+        # The open turn of the model's: what it has said up to now, and the places of its calls in the input.
         self._turn: Json = {}
         self._texts: list[str] = []
+        self._called: list[int] = []
         self._turn_path = ""
 
     def instruct(self, text: str) -> None:
@@ -145,7 +146,7 @@ class Turns:
             self._turn["refusal"] = "".join([self._turn.get("refusal", ""), *refusals])
 
     def _call(self, item: Json, index: int) -> None:
-        if item.get("status") == "incomplete" and item["call_id"] not in self._outputs:
+        if index not in self._outputs:
             return  # the model was cut off in it
         self._open(index)
         custom = item["type"] == "custom_tool_call"
@@ -155,6 +156,7 @@ class Turns:
         if item.get("extra_content") is not None:
             call["extra_content"] = item["extra_content"]
         self._turn.setdefault("tool_calls", []).append(call)
+        self._called.append(index)
 
     def _think(self, item: Json, index: int) -> None:
         """Add what the model thought, if Headrace sealed it. A chat model takes no other thoughts back."""
@@ -174,18 +176,17 @@ class Turns:
         """End the model's turn: add its message, and what its tools answered."""
         turn, self._turn = self._turn, {}
         texts, self._texts = self._texts, []
+        called, self._called = self._called, []
         if texts:
             turn["content"] = "\n\n".join(texts)
-        calls = turn.get("tool_calls")
-        if not (calls or texts or turn.get("refusal")):
+        if not (called or texts or turn.get("refusal")):
             return
         turn.setdefault("content", None)
         self._add(turn, self._turn_path)
-        if not calls:
+        if not called:
             return
         shown: list[Json] = []
-        answers = [self._outputs[call["id"]] for call in calls]
-        answers.sort(key=lambda answer: answer[0])
+        answers = sorted((self._outputs[at] for at in called), key=lambda answer: answer[0])
         for index, item in answers:
             output, media = self._output(item, self._path(index))
             self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output}, self._path(index))
@@ -206,35 +207,38 @@ class Turns:
 
     # -- calls and what their tools answered ---------------------------------------------------------------------------
 
-    def _answers(self, said: Iterable[Json]) -> dict[str, tuple[int, Json]]:
-        """Return the outputs by the ids of their calls.
+    def _answers(self, said: Iterable[Json]) -> dict[int, tuple[int, Json]]:
+        """Return the outputs, each with its place, by the places of their calls.
+
+        Calls of earlier responses may share an id if the first one has its output: responses that a conversation got at
+        the same time did not know each other's ids.
 
         Raises:
             InvalidRequestError: A call has no output, an output no call before it, or two calls the same id.
         """
         calls: dict[str, int] = {}
-        outputs: dict[str, tuple[int, Json]] = {}
-        cut_off = set()
+        outputs: dict[int, tuple[int, Json]] = {}
+        waiting: dict[int, str] = {}
         for index, item in enumerate(said):
             kind = item.get("type")
             if kind in _CALLS:
                 call_id = item["call_id"]
-                if call_id in calls:
+                if call_id in calls and (index >= self._context or calls[call_id] in waiting):
                     raise self._invalid(index, f"another call has the id {call_id!r}", "duplicate_call_id")
                 calls[call_id] = index
-                if item.get("status") == "incomplete":
-                    cut_off.add(call_id)
+                if item.get("status") != "incomplete":
+                    waiting[index] = call_id
             elif kind in _OUTPUTS:
                 call_id = item["call_id"]
-                if call_id not in calls:
+                at = calls.get(call_id)
+                if at is None:
                     raise self._invalid(index, f"no tool call found for {_OUTPUTS[kind]} output {call_id!r}")
-                if call_id in outputs:
+                if at in outputs:
                     raise self._invalid(index, f"another output is for the call {call_id!r}", "duplicate_call_id")
-                outputs[call_id] = index, item
-        if len(outputs) + len(cut_off) < len(calls):
-            for call_id, index in calls.items():
-                if call_id not in outputs and call_id not in cut_off:
-                    raise self._invalid(index, f"no tool output found for the call {call_id!r}")
+                outputs[at] = index, item
+                waiting.pop(at, None)
+        for index, call_id in waiting.items():
+            raise self._invalid(index, f"no tool output found for the call {call_id!r}")
         return outputs
 
     def _invalid(self, index: int, reason: str, code: str = "invalid_value") -> InvalidRequestError:

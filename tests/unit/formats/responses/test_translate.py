@@ -265,6 +265,18 @@ def test_an_output_for_a_call_of_an_earlier_response() -> None:
     assert asked.messages == ["previous_response_id", "previous_response_id", "input[0]"]
 
 
+def test_calls_of_earlier_responses_may_share_an_id() -> None:
+    items = [call("a"), output("a", "1"), call("a"), output("a", "2"), user("Well?")]
+    assert [m["content"] for m in messages(*items, context_items=4, conversation="conv_1")] == [
+        None,
+        "1",
+        None,
+        "2",
+        "Well?",
+    ]
+    assert refused(*items)[:2] == ("input[2].call_id", "duplicate_call_id")
+
+
 def test_a_call_of_an_earlier_response_that_has_no_output() -> None:
     param, _, message = refused(user("Hi"), call("a"), user("Well?"), context_items=2, conversation="conv_1")
     assert param == "input"
