@@ -1,7 +1,7 @@
 """The tools of a Responses request as those of a chat request, and the names that calls of them come back under.
 
-A chat request knows functions alone: a custom tool becomes a function with one string, `input`, and a tool of a
-namespace a function whose name has the namespace before it.
+Every chat model takes functions, and hardly any takes other tools. So a custom tool becomes a function with one string,
+`input`, and a tool of a namespace a function whose name has the namespace before it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def origins(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Origin]:
     for _, tool, namespace in _tools_of(tools or ()):
         custom = tool.get("type") == "custom"
         if custom or namespace is not None:
-            found[flat_name(tool["name"], namespace)] = Origin(tool["name"], namespace, custom)
+            name = None if namespace is None else namespace["name"]
+            found[_name_in(tool, namespace)] = Origin(tool["name"], name, custom)
     return found
 
 
@@ -65,49 +66,61 @@ def render_tools(tools: Sequence[Json]) -> tuple[list[Json], dict[str, str], lis
     own = {f"tools[{index}]": tool["type"] for index, tool in enumerate(tools) if tool["type"] not in _OURS}
     dropped: list[str] = []
     rendered = []
+    introduced = set()
     for path, tool, namespace in _tools_of(tools):
-        rendered.append(_render_tool(tool, flat_name(tool["name"], namespace)))
+        about = None
+        if namespace is not None and namespace["name"] not in introduced:
+            introduced.add(namespace["name"])
+            about = _introduction(namespace)
+        rendered.append(_render_tool(tool, _name_in(tool, namespace), about))
         dropped += [f"{path}.{name}" for name in _NOT_CARRIED if tool.get(name)]
-        if (tool.get("format") or _ANY_TEXT)["type"] == "grammar":
+        if _grammar(tool) is not None:
             dropped.append(f"{path}.format")
     return rendered, own, dropped
 
 
 _OURS = frozenset({"function", "custom", "namespace"})
-_ANY_TEXT = {"type": "text"}
 
 
-def _tools_of(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
+def _tools_of(tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any] | None]]:
     """Yield the client's own tools, each with its path and its namespace."""
     for index, tool in enumerate(tools):
         kind = tool.get("type")
         if kind == "namespace":
             for inner, member in enumerate(tool["tools"]):
-                yield f"tools[{index}].tools[{inner}]", member, tool["name"]
+                yield f"tools[{index}].tools[{inner}]", member, tool
         elif kind in _OURS:
             yield f"tools[{index}]", tool, None
 
 
-def _render_tool(tool: Mapping[str, Any], name: str) -> Json:
+def _name_in(tool: Mapping[str, Any], namespace: Mapping[str, Any] | None) -> str:
+    return flat_name(tool["name"], None if namespace is None else namespace["name"])
+
+
+def _render_tool(tool: Mapping[str, Any], name: str, about: str | None) -> Json:
+    """Return a function; `about` comes before its description."""
+    said = [about, tool.get("description")]
     function: Json = {"name": name}
     if tool["type"] == "custom":
-        description = _description(tool)
-        if description:
-            function["description"] = description
-        return {"type": "function", "function": {**function, "parameters": _ONE_STRING}}
-    for field in ("description", "parameters", "strict"):
-        value = tool.get(field)
-        if value is not None:
-            function[field] = value
+        function["parameters"] = _ONE_STRING
+        if (grammar := _grammar(tool)) is not None:
+            said.append(f"'input' must follow {_SYNTAXES[grammar['syntax']]}:\n{grammar['definition']}")
+    else:
+        function |= {field: tool[field] for field in ("parameters", "strict") if tool.get(field) is not None}
+    if description := "\n\n".join(filter(None, said)):
+        function["description"] = description
     return {"type": "function", "function": function}
 
 
-def _description(tool: Mapping[str, Any]) -> str:
-    said = [tool["description"]] if tool.get("description") else []
-    form = tool.get("format") or _ANY_TEXT
-    if form["type"] == "grammar":
-        said.append(f"'input' must follow {_SYNTAXES[form['syntax']]}:\n{form['definition']}")
-    return "\n\n".join(said)
+def _grammar(tool: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    form = tool.get("format") if tool["type"] == "custom" else None
+    return form if form is not None and form["type"] == "grammar" else None
+
+
+def _introduction(namespace: Mapping[str, Any]) -> str | None:
+    """Return what a namespace says of itself, for the first of its functions: a chat request has no other place."""
+    said = namespace.get("description")
+    return f"About all functions of '{namespace['name']}': {said}" if said else None
 
 
 def render_choice(choice: str | Json) -> str | Json | None:

@@ -370,6 +370,10 @@ def changed(path: tuple[str | int, ...], value: Any) -> Json:
     return document
 
 
+OBJECTS = [path[:-1] for path in PLACES if isinstance(path[-1], str)]
+NAMES = sorted({key for path in PLACES for key in path if isinstance(key, str)})
+
+
 def check_all(document: Any) -> None:
     """Check and translate a document. Other errors than InvalidRequestError fail the test."""
     try:
@@ -385,6 +389,14 @@ def check_all(document: Any) -> None:
 @given(st.sampled_from(PLACES), JSON)
 def test_any_value_in_any_place_is_taken_or_named(path: tuple[str | int, ...], value: Any) -> None:
     check_all(changed(path, value))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(OBJECTS), st.sampled_from(NAMES), JSON)
+def test_any_field_of_one_object_in_another_is_taken_or_named(
+    path: tuple[str | int, ...], name: str, value: Any
+) -> None:
+    check_all(changed((*path, name), value))
 
 
 @settings(max_examples=200, deadline=None)

@@ -347,6 +347,8 @@ def test_tools_of_a_namespace_have_its_name_before_theirs() -> None:
     names = [tool["function"]["name"] for tool in asked.chat["tools"]]
     assert names == ["crm__find", flat_name("x" * 80, "crm")]
     assert all(len(name) <= 64 for name in names)
+    described = [tool["function"].get("description") for tool in asked.chat["tools"]]
+    assert described == ["About all functions of 'crm': Customers", None]
     assert asked.chat["messages"][0]["tool_calls"][0]["function"]["name"] == "crm__find"
     assert not asked.dropped
 
