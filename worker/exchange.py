@@ -133,10 +133,11 @@ class Exchange:
             render: Callable[..., bytes] = self._relay.render_request
         else:
             render = partial(form.render_request, self._request, output_limit=route.output_limit)
+        action = "" if self._relay is None else self._relay.action
         body = await offloaded(len(self._job.request), partial(render, model=route.model, stream=self._stream))
         async with self._client.call(
             route.provider,
-            url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream),
+            url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream) + action,
             headers=form.render_headers(self.secret),
             body=body,
             allowance=self._allowance,

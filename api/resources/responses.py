@@ -28,6 +28,7 @@ from headrace.events.follow import Cursor
 from headrace.formats.chat.usage import estimate_usage
 from headrace.formats.json_document import parse_json
 from headrace.formats.responses import client as responses
+from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.events import base
 from headrace.formats.responses.request import ResponseRequest, check_response_request
 from headrace.formats.responses.response import render_stored
@@ -63,6 +64,16 @@ class InputTokens(BaseModel):
 
     object: Literal["response.input_tokens"]
     input_tokens: int
+
+
+class CompactedItems(BaseModel):
+    """The items that a provider has made of a long input, for the input of the next response."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
 
 
 class DeletedResponse(BaseModel):
@@ -137,19 +148,26 @@ def _parse_count(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
     return document, check_response_request(document)
 
 
-@router.post("/compact", status_code=404, summary="Compact a conversation")
+@router.post("/compact", summary="Compact a conversation", responses={200: {"model": CompactedItems}})
 async def compact(request: Request, principal: Authenticated) -> Response:
-    """Refuse to compact: no model here has a provider that compacts for Headrace."""
+    """Return fewer items for a long input, made by a provider that speaks the Responses API. Nothing is stored."""
     body = await read_body(request)
-    _, terms = await offloaded(len(body), _parse, body)
-    principal.check_may_ask(terms.model, ())
-    request.state.catalogue.current.find(terms.model)
-    raise NotFoundError(
-        f"The model '{terms.model}' cannot compact a conversation here. Continue it with 'previous_response_id'"
-        " or 'conversation' instead, whose items Headrace keeps.",
-        param="model",
-        code="unsupported",
-    )
+    document, terms = await offloaded(len(body), _parse, body)
+    terms = terms.model_copy(update={"store": False, "stream": None, "background": None})
+    whole = {**await expanded(request, principal, document, terms, body), COMPACTS: True}
+    asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
+    try:
+        submission = await new_job(request, principal, asked, sent=body, background=False)
+    except InvalidRequestError as error:
+        if error.param != COMPACTS:
+            raise
+        raise NotFoundError(
+            f"No provider of the model '{terms.model}' compacts a conversation. Continue it with"
+            " 'previous_response_id' or 'conversation', whose items Headrace keeps.",
+            param="model",
+            code="unsupported",
+        ) from None
+    return await Foreground(request, principal, submission).whole()
 
 
 @router.get("/{response_id}", summary="Get a response", responses=_RESPONSE_OR_EVENTS)

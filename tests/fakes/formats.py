@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 PATHS = {
     re.compile(r".*/chat/completions$"): "openai",
-    re.compile(r".*/responses$"): "responses",
+    re.compile(r".*/responses(?:/compact)?$"): "responses",
     re.compile(r".*/messages$"): "anthropic",
     re.compile(r".*/models/(?P<model>[^/:]+):(?P<how>generateContent|streamGenerateContent\?alt=sse)$"): "gemini",
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.formats.job import JobFacts
+from headrace.formats.responses.compaction import Compaction
+from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.events import lines_of
 from headrace.formats.responses.relay import Relay
 from headrace.formats.responses.renderer import Renderer
@@ -23,4 +25,4 @@ def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes]
 
 def relay(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Relay:
     """Return what passes on the answer of a provider that speaks the Responses API too."""
-    return Relay(job, document, log=log)
+    return (Compaction if document.get(COMPACTS) else Relay)(job, document, log=log)

@@ -14,6 +14,12 @@ from headrace.ids import FIRST_INPUT_ITEM, item_id
 CONTEXT_ITEMS = "context_items"
 """The key of a stored request that counts the items of its context."""
 
+COMPACTS = "compacts"
+"""The key of a stored request that asks for a compaction, see `headrace.formats.responses.compaction`."""
+
+OUR_KEYS = frozenset({CONTEXT_ITEMS, COMPACTS})
+"""The keys of a stored request that no client may send and no provider sees."""
+
 # Prefixes of the ids of items, by type.
 _PREFIXES = {
     "message": "msg",

@@ -38,6 +38,9 @@ _CALLS = frozenset({"function_call", "custom_tool_call"})
 class Relay:
     """Passes one attempt's answer on. It is the renderer of an answer that need not be rendered."""
 
+    action = ""
+    """What the URL of the request has behind that of a response."""
+
     def __init__(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> None:
         """Take the client's request, and the lines that readers have of the job's earlier attempts."""
         self._job = job

@@ -18,7 +18,7 @@ from headrace.formats.chat.request import MOST_TOKENS, Metadata, ModelName, Time
 from headrace.formats.chat.slices import validate_in_slices
 from headrace.formats.chat.support import LEAST_OUTPUT
 from headrace.formats.chat.validation import InvalidFieldError
-from headrace.formats.responses.context import CONTEXT_ITEMS
+from headrace.formats.responses.context import OUR_KEYS
 from headrace.formats.responses.items import Item
 from headrace.formats.responses.options import (
     ContextManagement,
@@ -110,8 +110,8 @@ class ResponseRequest(Open):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Check what depends on more than one parameter."""
-        if CONTEXT_ITEMS in (self.model_extra or ()):
-            raise InvalidFieldError(CONTEXT_ITEMS, "there is no such parameter.", "unknown_parameter")
+        for name in OUR_KEYS.intersection(self.model_extra or ()):
+            raise InvalidFieldError(name, "there is no such parameter.", "unknown_parameter")
         if self.previous_response_id is not None and self.conversation is not None:
             raise InvalidFieldError(
                 "previous_response_id",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import InvalidRequestError
-from headrace.formats.responses.context import CONTEXT_ITEMS
+from headrace.formats.responses.context import COMPACTS, OUR_KEYS
 from headrace.formats.responses.offered import Json, render_choice, render_tools
 from headrace.formats.responses.options import LOGPROBS
 from headrace.formats.responses.turns import Turns
@@ -25,9 +25,9 @@ _SAME = frozenset({
 })  # fmt: skip
 # The parameters that Headrace acts on alone, or that are read elsewhere in this module.
 _READ = frozenset({
-    "input", "instructions", "previous_response_id", "conversation", CONTEXT_ITEMS, "store", "metadata", "prompt",
+    "input", "instructions", "previous_response_id", "conversation", "store", "metadata", "prompt",
     "tools", "tool_choice", "text", "reasoning", "include", "top_logprobs", "max_output_tokens", "service_tier",
-    "truncation", "stream_options",
+    "truncation", "stream_options", *OUR_KEYS,
 })  # fmt: skip
 # The values of `include` that every answer of Headrace's honours.
 _ALWAYS_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url"})
@@ -73,6 +73,8 @@ def translate(document: dict[str, Any]) -> Translation:
     own = turns.own
     if document.get("prompt") is not None:
         own["prompt"] = "a stored prompt"
+    if document.get(COMPACTS):
+        own[COMPACTS] = "compaction"
     if not (turns.messages or own):
         raise InvalidRequestError("Invalid 'input': there is no message in it.", param="input", code="empty_array")
     _add_tools(chat, document, own, dropped)

@@ -9,6 +9,7 @@ import orjson
 
 from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.chat.support import responses_reason
+from headrace.formats.responses.context import OUR_KEYS
 from headrace.formats.responses.sealed import open_sealed
 from headrace.ids import job_id_of_item
 
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 
 _ENCRYPTED = "reasoning.encrypted_content"
 # What the provider does not see: Headrace's extensions, and the context, which `input` has.
-_LEFT_OUT = EXTENSIONS | {"context_items", "previous_response_id", "conversation"}
+_LEFT_OUT = EXTENSIONS | OUR_KEYS | {"previous_response_id", "conversation"}
 # Items whose ids say nothing to a provider. Answers keep theirs, which some servers require.
 _UNNAMED = frozenset({
     "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output",
@@ -28,17 +29,22 @@ def render_own_request(document: Mapping[str, Any], *, model: str, stream: bool)
 
     The provider stores nothing. So that a model can think on in the next turn, it is asked for its encrypted thoughts.
     """
-    body = {name: value for name, value in document.items() if name not in _LEFT_OUT}
-    body |= {"model": model, "store": False, "stream": stream}
+    body = own_body(document, model=model) | {"store": False, "stream": stream}
     if not stream:
         body.pop("stream_options", None)
-    if isinstance(body.get("input"), list):
-        body["input"] = [own for item in body["input"] if (own := _own_item(item)) is not None]
     reasoning = body.get("reasoning") or {}
     if responses_reason(model, {"reasoning_effort": reasoning.get("effort")}):
         include = body.get("include") or []
         body["include"] = include if _ENCRYPTED in include else [*include, _ENCRYPTED]
     return orjson.dumps(body)
+
+
+def own_body(document: Mapping[str, Any], *, model: str) -> Json:
+    """Return the request as it came, but for the model and for what is Headrace's."""
+    body = {name: value for name, value in document.items() if name not in _LEFT_OUT} | {"model": model}
+    if isinstance(body.get("input"), list):
+        body["input"] = [own for item in body["input"] if (own := _own_item(item)) is not None]
+    return body
 
 
 def _own_item(item: Json) -> Json | None:
