@@ -48,8 +48,10 @@ class Relay:
         resumed = resume(log)
         self._lines = resumed.lines
         self._first = resumed.following
+        # The job's ids of items, by the provider's and by their places; and the provider's by their places.
         self._ids: dict[str, str] = {}
         self._placed: dict[int, str] = {}
+        self._given: dict[int, Any] = {}
         self._items: dict[int, Json] = {}
         self._response: Json | None = None
         self._told = Told()
@@ -102,11 +104,8 @@ class Relay:
         if said is None:
             raise UpstreamError(_NONSENSE)
         try:
-            items = [item for item in said.get("output") or () if isinstance(item, dict)]
             # Some servers leave the output of a streamed response empty at its end.
-            output = [self._named(self._first + place, item) for place, item in enumerate(items)] or [
-                self._items[index] for index in sorted(self._items)
-            ]
+            output = self._output(said) or [self._items[index] for index in sorted(self._items)]
             response = self._whole(said, completion, output)
             lines = self.render(())
             if self._told.items < len(output):
@@ -115,6 +114,19 @@ class Relay:
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UpstreamError(_NONSENSE) from None
         return lines, response
+
+    def _output(self, said: Json) -> list[Json]:
+        """Return the output of a whole response under the ids that the stream had.
+
+        Some servers give items other ids at the end, others leave some items out there.
+        """
+        items = [item for item in said.get("output") or () if isinstance(item, dict)]
+        named = []
+        for index, item in enumerate(items, self._first):
+            given = item.get("id")
+            name = None if self._given.get(index) == given else self._ids.get(str(given))
+            named.append(self._named(index, item) if name is None else _with_id(item, name))
+        return named
 
     def _whole(self, said: Json, completion: Mapping[str, Any], output: list[Json]) -> Json:
         """Return the response with all fields that the API promises."""
@@ -151,18 +163,11 @@ class Relay:
 
     def _named(self, index: Any, item: Json) -> Json:
         """Return an item of the output under the job's id."""
-        kind = item.get("type") or "message"
-        name = self._id(index, item.get("id"), _PREFIXES.get(kind, "item"))
-        named = {**item, "id": name} if "id" in item else {"id": name, **item}
-        if kind in _CALLS and not item.get("call_id"):
-            named["call_id"] = "call" + name[name.index("_") :]
-        return named
+        return _with_id(item, self._id(index, item.get("id"), _PREFIXES.get(item.get("type") or "message", "item")))
 
     def _id(self, index: Any, given: Any, prefix: str) -> str:
-        """Return the job's id of an item, the same one whether the provider names it by its place or by its id."""
-        known = self._ids.get(given) if isinstance(given, str) else None
-        if known is None and type(index) is int:
-            known = self._placed.get(index)
+        """Return the job's id of the item at a place, or without one of the item that the provider names so."""
+        known = self._placed.get(index) if type(index) is int else self._ids.get(str(given))
         if known is None:
             number = index if type(index) is int else self._first + len(self._ids)
             if not 0 <= number < FIRST_INPUT_ITEM:
@@ -173,7 +178,16 @@ class Relay:
             self._ids[given] = known
         if type(index) is int:
             self._placed[index] = known
+            self._given[index] = given
         return known
+
+
+def _with_id(item: Json, name: str) -> Json:
+    """Return an item under an id of the job's. A call has an id for its answer too, if the provider gave none."""
+    named = {**item, "id": name} if "id" in item else {"id": name, **item}
+    if item.get("type") in _CALLS and not item.get("call_id"):
+        named["call_id"] = "call" + name[name.index("_") :]
+    return named
 
 
 class _Reader(StreamParser):

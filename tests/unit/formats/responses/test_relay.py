@@ -145,6 +145,19 @@ def test_ids_are_the_same_where_a_server_gives_others_at_the_end() -> None:
     check(relayed(events))
 
 
+def test_items_that_a_server_gives_the_same_id_stay_apart() -> None:
+    events = json.loads(json.dumps(recorded("tools")["events"]).replace('"fc_2"', '"fc_1"'))
+    check(relayed(events))
+
+
+def test_an_item_keeps_its_id_where_a_server_leaves_out_one_before_it_at_the_end() -> None:
+    events = copy.deepcopy(recorded("reasoning-text")["events"])
+    del events[-1]["response"]["output"][0]
+    answer = relayed(events)
+    assert [item["id"] for item in answer.response["output"]] == [f"msg_{DIGITS}0001"]
+    assert sum(event["type"] == "response.output_item.done" for event in answer.log) == 2
+
+
 def test_an_output_that_a_server_leaves_out_at_the_end_is_that_of_the_stream() -> None:
     events = copy.deepcopy(recorded("tools")["events"])
     events[-1]["response"]["output"] = []
