@@ -35,6 +35,8 @@ CASES = {
         "image-input",
         "assistant-phase",
         "response-output-phase-schema",
+        "compact-response",
+        "compact-missing-model",
         "error-handling",
     ],
 }

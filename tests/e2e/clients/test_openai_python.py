@@ -179,6 +179,12 @@ async def test_a_conversation(openai_client: openai.AsyncOpenAI, provider: Provi
         await openai_client.conversations.retrieve(conversation.id)
 
 
+async def test_input_tokens_are_counted(openai_client: openai.AsyncOpenAI) -> None:
+    counted = await openai_client.responses.input_tokens.count(model="demo", input="How many tokens have I?")
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens > 0
+
+
 async def test_errors_have_their_class(openai_client: openai.AsyncOpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError):
         await openai_client.responses.create(model="no-such-model", input="Hello.")
