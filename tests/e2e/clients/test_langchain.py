@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, custom_tool
 from pydantic import BaseModel, SecretStr
 
 from tests.e2e.clients.answers import asked, calling
-from tests.fakes.provider import Provider, answer, usage_of
+from tests.fakes.provider import Exchange, Provider, answer, usage_of
 from tests.service import BOOTSTRAP_KEY, Service
 
 ChatModel = Callable[..., ChatOpenAI]
@@ -101,6 +101,34 @@ async def test_a_tool_and_the_turn_after_it(
         ("user", "Nothing else?"),
     ]
     assert last.body["messages"][1]["content"] == "I look it up."
+
+
+@custom_tool
+def run_code(code: str) -> str:
+    """Run code."""
+    return f"ran {code}"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_custom_tool_and_an_image(
+    chat_model: ChatModel, provider: Provider, model: str, streamed: bool
+) -> None:
+    async def behave(exchange: Exchange) -> None:
+        [tool] = exchange.call.body["tools"]
+        [name] = tool["function"]["parameters"]["properties"]  # a chat provider gets a function of one string
+        await calling((tool["function"]["name"], {name: 'print("ünï")'}))(exchange)
+
+    provider.script(model, behave, answer("Done."))
+    tooled = chat_model(model, output_version="responses/v1").bind_tools([run_code])
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    messages: list[BaseMessage] = [HumanMessage([{"type": "text", "text": "Run this."}, picture])]
+    messages.append(message := await ask(tooled, messages, streamed=streamed))
+    [call] = message.tool_calls
+    messages.append(run_code.invoke(call))
+    assert (await ask(tooled, messages, streamed=streamed)).text == "Done."
+    sent = provider.calls_for(model)[1].body["messages"]
+    assert sent[0]["content"][1]["image_url"]["url"] == "data:image/png;base64,aGk="
+    assert (sent[2]["tool_call_id"], sent[2]["content"]) == ("call_0", 'ran print("ünï")')
 
 
 class Advice(BaseModel):

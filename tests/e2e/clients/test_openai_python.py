@@ -82,6 +82,24 @@ async def test_the_stream_helper_parses(openai_client: openai.AsyncOpenAI) -> No
     assert [type(event.parsed) for event in done] == [Recipe]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_log_probabilities(openai_client: openai.AsyncOpenAI, streamed: bool) -> None:
+    asked_for: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    if streamed:
+        async with openai_client.responses.stream(model="demo", input="Hello!", **asked_for) as stream:
+            deltas = [event async for event in stream if event.type == "response.output_text.delta"]
+            response: Response = await stream.get_final_response()
+        assert all("".join(found.token for found in delta.logprobs) == delta.delta for delta in deltas)
+    else:
+        response = await openai_client.responses.create(model="demo", input="Hello!", **asked_for)
+    [message] = response.output
+    assert message.type == "message"
+    [part] = message.content
+    assert part.type == "output_text"
+    assert "".join(found.token for found in part.logprobs or ()) == part.text
+    assert all(len(found.top_logprobs) == 2 for found in part.logprobs or ())
+
+
 async def test_a_background_response_is_polled(
     openai_client: openai.AsyncOpenAI, provider: Provider, model: str
 ) -> None:

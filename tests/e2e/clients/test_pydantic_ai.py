@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+
 import openai
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, NativeOutput, ToolOutput
+from pydantic_ai import Agent, BinaryContent, NativeOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIResponsesModel, OpenAIResponsesModelSettings
+from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.e2e.clients.answers import asked, calling
 from tests.fakes.provider import Provider, answer, usage_of
 
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 CALL = ("weather", {"city": "Ulm"})
 
 
@@ -53,13 +59,17 @@ async def test_a_streamed_run(agent: Agent[None, str], provider: Provider, model
     assert len(pieces) > 1
 
 
-@pytest.mark.parametrize("chained", [False, True])
-async def test_turns(agent: Agent[None, str], provider: Provider, model: str, chained: bool) -> None:
-    """The framework sends the whole history, or the last response's id and what is new."""
+@pytest.mark.parametrize("kept_by", ["client", "chain", "conversation"])
+async def test_turns(
+    agent: Agent[None, str], openai_client: openai.AsyncOpenAI, provider: Provider, model: str, kept_by: str
+) -> None:
+    """The framework sends the whole history; or what is new, with the last response's id or a conversation's."""
     provider.script(model, calling(CALL), answer("Take a coat."), answer("And boots."))
     settings = OpenAIResponsesModelSettings()
-    if chained:
+    if kept_by == "chain":
         settings["openai_previous_response_id"] = "auto"
+    elif kept_by == "conversation":
+        settings["openai_conversation_id"] = (await openai_client.conversations.create()).id
     first = await agent.run("Do I need a coat?", model_settings=settings)
     second = await agent.run("Only a coat?", message_history=first.all_messages(), model_settings=settings)
     assert second.output == "And boots."
@@ -71,6 +81,30 @@ async def test_turns(agent: Agent[None, str], provider: Provider, model: str, ch
         ("assistant", "Take a coat."),
         ("user", "Only a coat?"),
     ]
+
+
+async def test_thoughts_and_images(agent: Agent[None, str], provider: Provider, model: str) -> None:
+    name = f"anthropic-{model}"
+    provider.script(name, calling(CALL, thoughts=["Rain", " or not?"]), answer("Take a coat."))
+    settings = OpenAIResponsesModelSettings(openai_reasoning_effort="low", openai_reasoning_summary="detailed")
+    assert isinstance(agent.model, OpenAIResponsesModel)
+    result = await agent.run(
+        ["Is this rain?", BinaryContent(PNG, media_type="image/png")],
+        model=OpenAIResponsesModel(
+            name,
+            provider=OpenAIProvider(openai_client=agent.model.client),
+            # The framework keeps sealed thoughts for models with OpenAI's names only, unless it is told.
+            profile=OpenAIModelProfile(openai_supports_encrypted_reasoning_content=True),
+        ),
+        model_settings=settings,
+    )
+    thoughts = [
+        part.content for message in result.all_messages() for part in message.parts if part.part_kind == "thinking"
+    ]
+    assert thoughts == ["Rain or not?"]
+    sent = provider.calls_for(name)[1].body["messages"]
+    assert sent[0]["content"][1]["source"]["data"] == base64.b64encode(PNG).decode()
+    assert sent[1]["content"][0] == {"type": "thinking", "thinking": "Rain or not?", "signature": "c2ln"}
 
 
 class Advice(BaseModel):
