@@ -14,7 +14,7 @@ from urllib.parse import quote
 import orjson
 
 from headrace.errors import invalid_parameter
-from headrace.formats.chat.support import gemini_version
+from headrace.formats.chat.generations import gemini_version
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
 from headrace.formats.media import audio_of, file_of, image_of

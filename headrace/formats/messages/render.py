@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import InvalidRequestError, invalid_parameter
-from headrace.formats.chat.support import Thinking, claude_samples, claude_thinking
+from headrace.formats.chat.generations import Thinking, claude_samples, claude_thinking
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import Json
 from headrace.formats.tools import offered_tools, parse_arguments

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from headrace.formats.chat.generations import responses_reason
 from headrace.formats.chat.request import EXTENSIONS
-from headrace.formats.chat.support import responses_reason
 from headrace.formats.responses.context import OUR_KEYS
 from headrace.formats.responses.sealed import open_sealed
 from headrace.ids import job_id_of_item

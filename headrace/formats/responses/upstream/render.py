@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from headrace.formats.chat.support import LEAST_OUTPUT, responses_reason
+from headrace.formats.chat.generations import responses_reason
+from headrace.formats.chat.support import LEAST_OUTPUT
 
 Json = dict[str, Any]
 

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from headrace.errors import InvalidRequestError
-from headrace.formats.chat.support import (
-    Format,
+from headrace.formats.chat.generations import (
     Thinking,
     claude_samples,
     claude_thinking,
-    dropped_parameters,
     gemini_version,
     responses_reason,
 )
+from headrace.formats.chat.support import Format, dropped_parameters
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
