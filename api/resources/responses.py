@@ -229,6 +229,7 @@ async def cancel_response(request: Request, principal: Authenticated, response_i
         async with change.applying():
             await cancel_and_wait(request, job.id, principal.account_id)
         job = await _find(request, response_id, principal.account_id)
+    _check_cancellable(job)  # a worker may have completed it first
     return Response(_render(job), 200, change.headers, "application/json")
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import openai
+import psycopg
 import pytest
+from psycopg.rows import DictRow
 
 from tests.fakes.provider import DONE, Gate, Json, Provider, answer, chunk, hang, settled, status, stream
+from tests.service import Stores, looking_at_rows
 from tests.unit.formats.responses.contract import check_event, check_response
+from tests.waiting import eventually
 
 TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 
@@ -140,6 +145,36 @@ async def test_a_cancelled_response_ends_its_streams(client: httpx.AsyncClient, 
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["status"] == "cancelled"
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+async def test_a_response_that_completes_before_its_cancellation_is_not_cancelled(
+    client: httpx.AsyncClient,
+    provider: Provider,
+    model: str,
+    database: psycopg.AsyncConnection[DictRow],
+    stores: Stores,
+) -> None:
+    gate = Gate()
+    provider.script(model, answer("The wheel turns.", hold=gate))
+    response = await create(client, model, background=True)
+    await settled(gate.reached)
+    async with looking_at_rows(stores) as second:
+
+        async def waits(statement: str) -> bool:
+            query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+            return (await second.execute(query, [f"%{statement}%"])).rowcount > 0
+
+        async with database.transaction():
+            job_id = response["id"].replace("resp_", "job_")
+            await database.execute("SELECT FROM jobs WHERE id = %s FOR NO KEY UPDATE", [job_id])
+            gate.release()
+            await eventually(lambda: waits("WITH ended AS"), "the worker to end the job")
+            cancelling = asyncio.create_task(client.post(f"/responses/{response['id']}/cancel"))
+            await eventually(lambda: waits("SET cancel_requested_at"), "the cancellation")
+    cancelled = await cancelling
+    assert cancelled.status_code == 400, cancelled.text
+    assert cancelled.json()["error"]["param"] == "response_id"
+    assert (await client.get(f"/responses/{response['id']}")).json()["status"] == "completed"
 
 
 async def test_a_failed_response_says_why(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
