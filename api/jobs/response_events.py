@@ -66,8 +66,8 @@ class ResponseEvents:
         if isinstance(event, Ended):
             return self._end(event)
         assert isinstance(event, Retrying)
-        if self._begun and not self._background:
-            # The worker may have lost lines that the client has read, so the next attempt cannot go on from them.
+        if self._begun and not self._background and not event.kept:
+            # The client may have read lines that are lost, so the next attempt cannot go on from them.
             self.over = self.broken = True
             error = UpstreamError(INTERRUPTED)
             return [self._terminal(State.FAILED, None, orjson.dumps(error.document()), self._last + 1)]

@@ -91,6 +91,8 @@ class Retrying:
     """The attempt is over and the job starts again. The attempt's events are void, unless the format keeps its log."""
 
     attempt: int
+    kept: bool = False
+    """The log goes on behind every line that the reader has: none of them came before Postgres had it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class _Follower:
         self.cursor = after
         self.over = False
         self.void = False
+        # Whether the reader has deltas of the attempt that came before Postgres had them.
+        self.ahead = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -167,6 +171,7 @@ class _Follower:
             if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
                 return events, frames[index:]
             if frame.kind == "delta":
+                self.ahead = True
                 events += self._deltas(frame.attempt, frame.first_seq, frame.lines)
             else:
                 events.append(self._live_end(frame))
@@ -189,7 +194,7 @@ class _Follower:
         if attempt <= self.cursor.attempt:
             return []
         events = self._start_over(self.cursor.attempt) if self.cursor.attempt else []
-        self.void = False
+        self.void = self.ahead = False
         self.cursor = Cursor(attempt, 0)
         return [*events, Started(self.cursor)]
 
@@ -244,6 +249,9 @@ class _LogFollower(_Follower):
         elif progress.state.is_final:
             events += self._end(progress, _log_end(progress, length))
         return events
+
+    def _start_over(self, attempt: int) -> list[Event]:
+        return [] if not super()._start_over(attempt) else [Retrying(attempt, kept=not self.ahead)]
 
     def _move_to(self, attempt: int) -> list[Event]:
         seq = self.cursor.seq

@@ -86,6 +86,34 @@ async def test_numbers_go_on_over_attempts_and_any_cut_resumes_to_the_same_lines
     assert await furthest_cursor(jobs.database, first.id) == Cursor(2, 7)
 
 
+async def test_a_replay_tells_that_it_has_all_lines_of_a_lost_attempt(jobs: Jobs) -> None:
+    first, second = await lost_once(jobs)
+    await jobs.finish(end_of(second, delta_count=4, segment=segment(second, 4, 4), response=RESPONSE))
+    assert [event for event in await replay(jobs, first.id) if isinstance(event, Retrying)] == [Retrying(1, kept=True)]
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_live_reader_may_have_lines_of_a_lost_attempt_that_postgres_lacks(
+    jobs: Jobs, valkey: EmbeddedValkey
+) -> None:
+    async with connect_redis(valkey.url) as redis:
+        hub = Hub(redis, buffer_bytes=2**20, patience_seconds=60)
+        publisher = Publisher(redis, interval_seconds=0)
+        async with going_on(hub.run, functools.partial(following.watch, hub, jobs.database)):
+            await eventually(lambda: hub.connected, "the wire")
+            job = await jobs.run(format="responses")
+            async with (
+                asyncio.timeout(PATIENCE),
+                hub.listen(job.id, own=False) as listener,
+                aclosing(follow(listener, jobs.database, keeps_log=True)) as events,
+            ):
+                assert await anext(events) == Started(Cursor(1, 0))
+                publisher.publish(Frame(job.id, 1, 1, "delta", lines(job, 1, 3)), origin=None)
+                assert isinstance(await anext(events), Deltas)
+                await jobs.retry(job)
+                assert await anext(events) == Retrying(1, kept=False)
+
+
 async def test_a_retry_keeps_the_log(jobs: Jobs) -> None:
     first = await jobs.run(deltas=2, format="responses")
     assert await jobs.retry(first) is State.QUEUED

@@ -1,0 +1,45 @@
+"""The events of a response whose first attempt was lost."""
+
+from __future__ import annotations
+
+import json
+
+from api.jobs.response_events import ResponseEvents
+from headrace.events.follow import Cursor, Deltas, Ended, Event, Retrying, Started
+from headrace.ids import new_id
+from headrace.jobs.state import State
+from headrace.usage.spent import Charge
+
+LINE = b'{"type":"response.output_text.delta","delta":"a"}'
+RESPONSE = b'{"id":"resp_1","object":"response","created_at":1,"status":"completed","output":[]}'
+
+
+def kinds(*events: Event) -> list[tuple[int, str]]:
+    """Return the numbers and types of what a reader of a foreground response gets for a job's events."""
+    written = ResponseEvents({"model": "fake", "input": []}, new_id("job"), 1, background=False)
+    blocks = [block for event in events if not written.over for block in written.render(event)]
+    told = [json.loads(block.partition(b"data: ")[2]) for block in blocks]
+    return [(event["sequence_number"], event["type"]) for event in told]
+
+
+def first_attempt(*, kept: bool) -> list[Event]:
+    """Return the events of an attempt that is over after one line, and of the start of the next."""
+    return [Started(Cursor(1, 0)), Deltas(Cursor(1, 1), [LINE]), Retrying(1, kept=kept), Started(Cursor(2, 1))]
+
+
+def test_a_replay_goes_on_from_a_lost_attempt_to_the_next() -> None:
+    end = Ended(Cursor(2, 3), State.COMPLETED, RESPONSE, None, Charge(0, None))
+    assert kinds(*first_attempt(kept=True), Deltas(Cursor(2, 2), [LINE]), end) == [
+        (0, "response.created"),
+        (1, "response.in_progress"),
+        (2, "response.output_text.delta"),
+        (3, "response.output_text.delta"),
+        (4, "response.completed"),
+    ]
+
+
+def test_a_live_reader_that_may_have_lost_lines_is_told_of_a_failure() -> None:
+    assert kinds(*first_attempt(kept=False))[2:] == [
+        (2, "response.output_text.delta"),
+        (3, "response.failed"),
+    ]
