@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Iterator
 
@@ -130,6 +131,45 @@ async def test_a_worker_killed_in_the_middle_of_a_stream_is_replaced_by_another(
     ).fetchall()
     assert len(usage) == 1
     assert len(provider.calls_for(model)) == 2
+
+
+async def test_a_background_response_goes_on_in_a_new_item_when_its_worker_is_killed(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    found = stream(chunk("found "), chunk("again"), chunk(finish="stop"), DONE)
+    provider.script(model, stream(chunk("lost "), Gate()), found)
+    body = {"model": model, "input": "hello there", "background": True, "stream": True}
+    async with cluster_client.stream("POST", "/responses", json=body) as response:
+        live = EventStream(response)
+        events = await live.up_to("response.output_text.delta")
+        cluster.processes["worker"].kill()
+        cluster.launch("worker-2")
+        events += await live.rest()
+    assert [event.data["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event.name for event in events[3:]] == [
+        *("response.output_item.added", "response.content_part.added", "response.output_text.delta"),
+        *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+        *("response.output_item.added", "response.content_part.added"),
+        *("response.output_text.delta", "response.output_text.delta"),
+        *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+        "response.completed",
+    ]
+    lost, kept = (event.data for event in events if event.name == "response.output_item.done")
+    assert (lost["output_index"], lost["item"]["status"], lost["item"]["content"][0]["text"]) == (
+        0,
+        "incomplete",
+        "lost ",
+    )
+    assert (kept["output_index"], kept["item"]["status"]) == (1, "completed")
+    assert kept["item"]["content"][0]["text"] == "found again"
+    assert events[-1].data["response"]["output"] == [kept["item"]]
+    path = f"/responses/{events[-1].data['response']['id']}"
+    assert (await cluster_client.get(path)).json() == events[-1].data["response"]
+    blocks = (await cluster_client.get(path, params={"stream": True})).content.split(b"\n\n")
+    assert [json.loads(block.partition(b"data: ")[2]) for block in blocks[:-1]] == [event.data for event in events]
+    for number in range(len(events)):
+        later = await cluster_client.get(path, params={"stream": True, "starting_after": number})
+        assert later.content.split(b"\n\n") == blocks[number + 1 :]
 
 
 async def test_many_jobs_of_a_worker_that_is_killed_all_end_once(
