@@ -44,5 +44,9 @@ def test_nothing_is_lost_twice_or_anothers_whatever_breaks(tmp_path: Path) -> No
     outcome = run(SEED, MINUTES, 16, tmp_path / "service")
     assert outcome.verdict.violations == [], outcome.text()
     assert sum(outcome.faults.values()) >= len(plan(SEED, MINUTES))
-    for counted in ("… completed", "answers that clients got", "events", "… asked for", "calls to providers"):
+    for counted in (
+        *("… completed", "answers that clients got", "events", "… asked for", "calls to providers"),
+        *("… responses: completed", "… background readers: events", "… foreground streams: events"),
+        *("responses: replays of all events", "responses: calls whose context was compared"),
+    ):
         assert outcome.verdict.counts[counted] > 20, counted

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from psycopg.rows import DictRow
 
-from tests.faults.chaos.__main__ import _ask_at_the_end, _clients
+from tests.faults.chaos.__main__ import _clients
 from tests.faults.chaos.checker import Checker, Verdict
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.notes import Ask, Notes
 from tests.faults.chaos.plan import PROVIDER_LINK
 from tests.faults.chaos.rig import until_quiet
+from tests.faults.chaos.told import ask_at_the_end
 from tests.hosts.network import Network, NoNamespacesError, check
 from tests.hosts.rig import HOSTS, HostsRig, running_rig
 from tests.hosts.scenarios import Scenarios, Shown
@@ -60,7 +61,7 @@ def run(directory: Path, seed: int, clients: int) -> tuple[Sequence[Shown], Verd
         with _clients(load, clients):
             scenarios.run()
         _settle(rig, notes)
-        verdict = HostsChecker(rig, notes, _ask_at_the_end(rig, keys, notes)).check()
+        verdict = HostsChecker(rig, notes, ask_at_the_end(rig, keys, notes)).check()
         verdict.violations += scenarios.wrong
         return scenarios.shown, verdict
 

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from tests.faults.chaos.checker import Checker, Restart, Told, Verdict
+from tests.faults.chaos.checker import Checker, Restart, Verdict
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.notes import Notes
 from tests.faults.chaos.plan import LONG_MINUTES, Fault, plan
-from tests.faults.chaos.rig import Happening, Rig, running_rig, until_quiet
+from tests.faults.chaos.rig import Happening, running_rig, until_quiet
+from tests.faults.chaos.told import ask_at_the_end
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 
 _ACCOUNTS = ("ann", "ben", "cleo")
@@ -145,7 +144,7 @@ def run(
         if minutes >= LONG_MINUTES:
             time.sleep(_SETTLE_SECONDS)
         rig.settle()
-        verdict = Checker(rig, notes, _ask_at_the_end(rig, keys, notes)).check()
+        verdict = Checker(rig, notes, ask_at_the_end(rig, keys, notes)).check()
         return Outcome(seed, minutes, rig.done, rig.history, notes, verdict, rig.memory.table(), quiet_seconds)
 
 
@@ -162,22 +161,6 @@ def _clients(load: Load, count: int) -> Iterator[None]:
         thread.join(_QUIET_SECONDS)
         if thread.is_alive():
             load.notes.wrong.append("clients still wait for what they were promised")
-
-
-def _ask_at_the_end(rig: Rig, keys: Mapping[str, str], notes: Notes) -> Told:
-    """Return what the API says of each account's usage, and of each batch's results."""
-    told = Told()
-    for account, key in keys.items():
-        with httpx.Client(
-            base_url=f"{rig.urls[0]}/api/v1", headers={"authorization": f"Bearer {key}"}, timeout=30
-        ) as client:
-            [told.usage[account]] = client.get("/usage").json()["data"] or [{}]
-            for batch_id in [batch_id for batch_id, (owner, *_) in notes.batches.items() if owner == account]:
-                batch = client.get(f"/batches/{batch_id}").json()
-                files = [batch.get("output_file_id"), batch.get("error_file_id")]
-                texts = [client.get(f"/files/{file_id}/content").text for file_id in files if file_id]
-                told.lines[batch_id] = [json.loads(line) for text in texts for line in text.splitlines()]
-    return told
 
 
 def main() -> int:

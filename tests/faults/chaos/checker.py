@@ -19,14 +19,18 @@ from psycopg.rows import DictRow, dict_row
 from standardwebhooks import Webhook
 
 from headrace.errors import INTERRUPTED
+from headrace.ids import response_id as response_id_of
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.usage.rollups import verify_rollups
 from headrace.webhooks.signing import derive_secret
 from tests.e2e.jobs import FINAL
-from tests.faults.chaos.notes import Ask, Json, Notes, Reading, Refusal, Stream, calls_in, marks_in
+from tests.faults.chaos.notes import Ask, Json, Notes, Reading, Refusal, Stream, calls_in, marks_in, own_mark
 from tests.faults.chaos.plan import ALL_WORKERS, PROVIDER_LINK, SCHEDULERS, WORKERS
+from tests.faults.chaos.response_checks import ResponseChecks
 from tests.faults.chaos.rig import Rig
+from tests.faults.chaos.told import Told
+from tests.faults.chaos.turns import text_of
 from tests.service import PROVIDER_KEY, SECRET_KEY
 
 RESTART_SECONDS = 15.0
@@ -53,16 +57,6 @@ class Restart:
     seconds: float
     alone: bool
     """Nothing else was broken meanwhile."""
-
-
-@dataclass(slots=True)
-class Told:
-    """What the API says when all is over."""
-
-    usage: dict[str, Json] = field(default_factory=dict)
-    """Of each account: all it used, added up."""
-    lines: dict[str, list[Json]] = field(default_factory=dict)
-    """The results of each batch."""
 
 
 @dataclass(slots=True)
@@ -105,16 +99,16 @@ class Checker:
         self._asks: dict[str, Ask] = {}
         self._of: defaultdict[str, list[DictRow]] = defaultdict(list)
         for job in self._jobs.values():
-            marks = marks_in(job["request"] or "") or {notes.accepted.get(job["id"], "")}
-            for mark in marks & notes.asks.keys():
+            mark = own_mark(job["request"] or "") or notes.accepted.get(job["id"], "")
+            if mark in notes.asks:
                 self._asks[job["id"]] = notes.asks[mark]
                 self._of[mark].append(job)
                 by_mark.setdefault(mark, job["id"])
         self._by_mark = {mark: self._jobs[job_id] for mark, job_id in by_mark.items() if job_id in self._jobs}
         self._calls = defaultdict(list)
         for call in rig.provider.calls:
-            for mark in marks_in(json.dumps(call.body)):
-                self._calls[mark].append(call)
+            asked = [call.body.get(name) for name in ("messages", "contents", "input")]
+            self._calls[own_mark(json.dumps(asked))].append(call)
 
     def check(self) -> Verdict:
         """Check all there is."""
@@ -138,6 +132,9 @@ class Checker:
             self._check_stream(stream)
         for reading in self._notes.readings:
             self._check_reading(reading)
+        ResponseChecks(
+            self._jobs, self._asks, self._calls, self._notes, self._told, counts=self._counts, wrong=self._wrong
+        ).check()
         self._check_secrets()
         self._measure_restarts()
         return self.verdict
@@ -156,6 +153,7 @@ class Checker:
         now = datetime.now(UTC)
         for job in self._jobs.values():
             counts[f"… {job['state']}"] += 1
+            counts[f"… {job['format']}: {job['state']}"] += 1
             erased = job["deleted_at"] is not None
             if job["finished_at"] is None:
                 self._wrong(f"{job['id']}: has not ended")
@@ -265,7 +263,7 @@ class Checker:
             if job["state"] != "completed":
                 self._wrong(f"{ask.mark}: answered, and {job['id']} is {job['state']}")
         if job["response"] is not None:
-            kept = json.loads(job["response"])["choices"][0]["message"]["content"]
+            kept = _said(json.loads(job["response"]))
             if marks_in(job["response"]) != {ask.mark}:
                 self._wrong(f"{job['id']}: its answer is another's")
             if any(text != kept for text in ask.answers):
@@ -383,15 +381,19 @@ class Checker:
         messages = defaultdict(list)
         for message in hooks.messages:
             messages[json.loads(message.body)["data"]["id"]].append(message)
-        subjects: dict[str, tuple[str, str, str | None]] = {
-            **{job_id: ("job", self._jobs[job_id]["state"], ask.webhook) for job_id, ask in self._asks.items()},
-            **{
-                batch_id: ("batch", self._batches[batch_id]["state"], self._notes.batches[batch_id][2])
-                for batch_id in self._batches.keys() & self._notes.batches.keys()
-            },
+        subjects = {
+            batch_id: (f"batch.{self._batches[batch_id]['state']}", self._notes.batches[batch_id][2])
+            for batch_id in self._batches.keys() & self._notes.batches.keys()
         }
-        deliveries = Counter(row["job_id"] or row["batch_id"] for row in self._deliveries.values())
-        for subject, (kind, state, webhook) in subjects.items():
+        for job_id, ask in self._asks.items():
+            job = self._jobs[job_id]
+            subjects[job_id] = f"job.{job['state']}", ask.webhook
+            if ask.format == "responses":
+                response_id = response_id_of(job_id)
+                final = self._notes.finals.get(response_id)
+                subjects[response_id] = f"response.{_status(job) if final is None else final['status']}", ask.webhook
+        deliveries = Counter(json.loads(row["payload"])["data"]["id"] for row in self._deliveries.values())
+        for subject, (event, webhook) in subjects.items():
             came = messages.pop(subject, [])
             ids = {message.id for message in came}
             self._counts["… asked for"] += webhook is not None
@@ -400,9 +402,10 @@ class Checker:
             if not ids <= hooks.taken:
                 self._wrong(f"{subject}: its webhook was never taken")
             for message in came:
-                if json.loads(message.body)["type"] != f"{kind}.{state}":
-                    self._wrong(f"{subject}: {state}, and its webhook says {message.body}")
-        if left := messages.keys() - self._jobs.keys() - self._batches.keys():
+                if json.loads(message.body)["type"] != event:
+                    self._wrong(f"{subject}: {event}, and its webhook says {message.body}")
+        known = {*self._jobs, *map(response_id_of, self._jobs), *self._batches}
+        if left := messages.keys() - known:
             self._wrong(f"webhooks of unknown jobs or batches: {left}")
         for message in hooks.messages:
             self._notes.read(message.body + str(message.headers), message.id)
@@ -526,6 +529,19 @@ class Checker:
             and happening.ended > began - _MENDED_SECONDS
         ]
         return len(others) == 1
+
+
+def _status(job: DictRow) -> str:
+    """Return the status of a job's response."""
+    if job["response"] is not None:
+        return str(json.loads(job["response"])["status"])
+    return "failed" if job["state"] == "expired" else str(job["state"])
+
+
+def _said(answer: Json) -> str:
+    """Return the text of a completion, or all texts of a response."""
+    text: str = answer["choices"][0]["message"]["content"] if "choices" in answer else text_of(answer)
+    return text
 
 
 async def _verify(database_url: str) -> Row:

@@ -5,64 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import threading
 import time
-from collections.abc import AsyncIterator, Collection
-from enum import Enum, auto
-from typing import Any
+from collections.abc import Collection
 
 import httpx
 
 from tests.e2e.jobs import FINAL
-from tests.faults.chaos.notes import Ask, Cut, Json, Notes, Reading, Refusal, Stream
-from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LATE, LONG, Model
+from tests.faults.chaos.asking import AWAY, GaveUpError, Outcome
+from tests.faults.chaos.conversations import TalkingClients
+from tests.faults.chaos.notes import Ask, Json, Reading, Refusal, Stream
+from tests.faults.chaos.upstreams import LATE
 
 _PATIENCE = httpx.Timeout(70, connect=3)
-_AGAIN_SECONDS = 0.3
-_AWAY = "service_unavailable"
-"""The code of a 503 that does not depend on the request: the client sends it again."""
-# Seconds a client waits for a provider whose circuit opens again and again.
-_HOPELESS_SECONDS = 20
 # Seconds in which the loop closes the sockets of a client that is closed; those it does not are reported as errors.
 _CLOSING_SECONDS = 0.25
 _MOST_TRIES = 3
 """How often a client without a key asks that is told to come back: as often as OpenAI's own."""
-_FLAKY_SECONDS = 45
 
 
-class _Outcome(Enum):
-    """How a stream went."""
-
-    OVER = auto()
-    CUT = auto()
-    BROKEN = auto()
-    """The stream ended with an error; the same request may succeed next time, or always fail."""
-
-
-class _GaveUpError(Exception):
-    """The client asks no more: the answer is noted already."""
-
-
-class Load:
+class Load(TalkingClients):
     """Clients that ask until they are told to stop."""
-
-    def __init__(self, seed: int, urls: tuple[str, ...], keys: dict[str, str], hook: str, notes: Notes) -> None:
-        """`keys` has each account's key by its name; webhooks go to `hook`."""
-        self.notes = notes
-        self._chance = random.Random(f"load {seed}")
-        self._urls = urls
-        self._keys = keys
-        self._hook = hook
-        self._count = 0
-        self._readers: set[asyncio.Task[None]] = set()
 
     async def run(self, clients: int, stop: threading.Event) -> None:
         """Ask with so many clients at a time; returns once the last has what it waits for."""
         limits = httpx.Limits(max_connections=500, max_keepalive_connections=50)
         async with httpx.AsyncClient(timeout=_PATIENCE, limits=limits) as http:
             await asyncio.gather(*(self._client(http, stop) for _ in range(clients)))
-            await asyncio.gather(*self._readers)
+            while self._readers:
+                await asyncio.gather(*self._readers)
         await asyncio.sleep(_CLOSING_SECONDS)
 
     async def _client(self, http: httpx.AsyncClient, stop: threading.Event) -> None:
@@ -79,120 +50,21 @@ class Load:
             self._batch: 0.3,
             self._usage: 0.7,
             self._stranger: 1,
+            **self._responses_kinds(),
+            **self._talking_kinds(),
         }
         while not stop.is_set():
             account = self._chance.choice(list(self._keys))
             [kind] = self._chance.choices(list(kinds), weights=list(kinds.values()))
             try:
                 await kind(http, account)
-            except (_GaveUpError, httpx.TransportError, TimeoutError):
+            except (GaveUpError, httpx.TransportError, TimeoutError):
                 pass
-            except ValueError as error:
-                self.notes.wrong.append(f"{kind.__name__}: an answer that makes no sense: {error}")
+            except (ValueError, KeyError) as error:
+                self.notes.wrong.append(f"{kind.__name__}: an answer that makes no sense: {error!r}")
             await asyncio.sleep(self._chance.uniform(0, 0.3))
 
-    # -- requests -----------------------------------------------------------------------------------------------------
-
-    def _mark(self, account: str) -> str:
-        self._count += 1
-        return f"<{account}-{self._count:06d}>"
-
-    def _model(self) -> Model:
-        [group] = self._chance.choices((GOOD, LONG, FAR, FLAKY, HOPELESS), weights=[6, 0.5, 1, 3, 1])
-        return self._chance.choice(group)
-
-    def _ask(self, account: str, model: Model | None = None, **fields: Any) -> Ask:
-        mark = self._mark(account)
-        ask = self._request(mark, account, model or self._model(), **fields)
-        if self._chance.random() < 0.3:
-            ask.body["service_tier"] = self._chance.choice(("priority", "default", "flex"))
-        if self._chance.random() < 0.1:
-            ask.body["store"] = False
-        if self._chance.random() < (0.4 if ask.background else 0.1):
-            ask.body["webhook"] = self._hook
-        return ask
-
-    def _request(self, mark: str, account: str, model: Model, **fields: Any) -> Ask:
-        text = f"repeat {mark} " + "and so on " * self._chance.randrange(8) + mark
-        body = {"model": model.name, "messages": [{"role": "user", "content": text}], **fields}
-        if model.fails:
-            body["timeout"] = _FLAKY_SECONDS if model in FLAKY else _HOPELESS_SECONDS
-        return self.notes.asks.setdefault(mark, Ask(mark, account, body))
-
-    def _url(self, path: str) -> str:
-        return f"{self._chance.choice(self._urls)}/api/v1{path}"
-
-    def _headers(self, account: str, key: str | None = None) -> dict[str, str]:
-        headers = {"authorization": f"Bearer {self._keys[account]}"}
-        return headers if key is None else {**headers, "idempotency-key": key}
-
-    # -- answers ------------------------------------------------------------------------------------------------------
-
-    def _broke(self, error: httpx.TransportError) -> None:
-        self.notes.statuses[type(error).__name__] += 1
-
-    def _told(self, response: httpx.Response, what: str, *others: int) -> bool:
-        """Note an answer, which is to be good, 503, or one of `others`; returns whether it is good."""
-        notes, code = self.notes, response.status_code
-        notes.statuses[str(code)] += 1
-        notes.read(response.text, what)
-        if code == 503 and not response.headers.get("retry-after"):
-            notes.wrong.append(f"{what}: 503 without retry-after")
-        if code >= 300 and code != 503 and code not in others:
-            notes.wrong.append(f"{what}: {code} {response.text[:200]}")
-        return code < 300
-
-    def _answered(self, response: httpx.Response, ask: Ask) -> bool:
-        """Note the answer to a request, whose errors are looked at when all is known; returns whether it is good."""
-        good = self._told(response, ask.mark, *range(400, 600))
-        job_id = response.headers.get("x-headrace-job")
-        if job_id is not None:
-            self.notes.accepted[job_id] = ask.mark
-            if ask.keyed:
-                self.notes.keyed.setdefault(ask.mark, set()).add(job_id)
-        if not good:
-            error = response.json()["error"]
-            self.notes.refusals.append(Refusal(ask.mark, response.status_code, error["code"], error["message"]))
-            ask.refused += error["code"] == _AWAY
-        return good
-
-    @contextlib.asynccontextmanager
-    async def _open(
-        self, http: httpx.AsyncClient, method: str, path: str, mark: str, **options: Any
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a request and give its answer to read; a connection that breaks is noted."""
-        began, answering = time.time(), False
-        try:
-            async with http.stream(method, self._url(path), **options) as response:
-                answering = True
-                yield response
-        except httpx.TransportError as error:
-            self._broke(error)
-            self.notes.cuts.append(Cut(mark, began, time.time(), answering))
-            raise
-
-    async def _again(self) -> None:
-        await asyncio.sleep(_AGAIN_SECONDS)
-
-    # -- clients ------------------------------------------------------------------------------------------------------
-
-    def _send(self, http: httpx.AsyncClient, ask: Ask) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
-        ask.sent += 1
-        headers = self._headers(ask.account, ask.mark if ask.keyed else None)
-        return self._open(http, "POST", "/chat/completions", ask.mark, json=ask.body, headers=headers)
-
-    async def _post(self, http: httpx.AsyncClient, ask: Ask) -> httpx.Response:
-        """Send a request; with a key again and again, until there is an answer to the request itself."""
-        while True:
-            try:
-                async with self._send(http, ask) as response:
-                    await response.aread()
-                if self._answered(response, ask) or not ask.keyed or self.notes.refusals[-1].code != _AWAY:
-                    return response
-            except httpx.TransportError:
-                if not ask.keyed:
-                    raise
-            await self._again()
+    # -- chat completions ----------------------------------------------------------------------------------------------
 
     async def _whole(self, http: httpx.AsyncClient, account: str) -> None:
         ask = self._ask(account)
@@ -206,27 +78,25 @@ class Load:
         ask.keyed = self._chance.random() < 0.5
         broken = 0
         while True:
-            outcome = _Outcome.CUT
+            outcome = Outcome.CUT
             with contextlib.suppress(httpx.TransportError):
                 outcome = await self._stream(http, ask)
-            broken += outcome is _Outcome.BROKEN
-            if outcome is _Outcome.OVER or not ask.keyed or broken == 2:
+            broken += outcome is Outcome.BROKEN
+            if outcome is Outcome.OVER or not ask.keyed or broken == 2:
                 return
             await self._again()
 
-    async def _stream(self, http: httpx.AsyncClient, ask: Ask) -> _Outcome:
+    async def _stream(self, http: httpx.AsyncClient, ask: Ask) -> Outcome:
         async with self._send(http, ask) as response:
             return await self._read_stream(response, ask)
 
-    async def _read_stream(self, response: httpx.Response, ask: Ask) -> _Outcome:
+    async def _read_stream(self, response: httpx.Response, ask: Ask) -> Outcome:
         if response.status_code != 200:
             await response.aread()
             self._answered(response, ask)
-            return _Outcome.CUT if self.notes.refusals[-1].code == _AWAY else _Outcome.OVER
-        self.notes.accepted[response.headers["x-headrace-job"]] = ask.mark
+            return Outcome.CUT if self.notes.refusals[-1].code == AWAY else Outcome.OVER
+        self._accepted(response, ask)
         self.notes.statuses["200, a stream"] += 1
-        if ask.keyed:
-            self.notes.keyed.setdefault(ask.mark, set()).add(response.headers["x-headrace-job"])
         told = Stream(ask.mark)
         self.notes.streams.append(told)
         async for line in response.aiter_lines():
@@ -235,14 +105,14 @@ class Load:
                 told.take(line[6:])
         if told.done:
             ask.answers.append(told.text)
-            return _Outcome.OVER
+            return Outcome.OVER
         if told.error is not None:
             self.notes.statuses["error in a stream"] += 1
             code = told.error["code"]
             self.notes.refusals.append(Refusal(ask.mark, 200, code, told.error["message"]))
-            return _Outcome.CUT if code == _AWAY else _Outcome.BROKEN
+            return Outcome.CUT if code == AWAY else Outcome.BROKEN
         self.notes.statuses["stream cut"] += 1
-        return _Outcome.CUT
+        return Outcome.CUT
 
     async def _persistent(self, http: httpx.AsyncClient, account: str) -> None:
         """Ask without a key, and again when told to, as OpenAI's client does: a refused request never runs."""
@@ -273,19 +143,7 @@ class Load:
     async def _ask_of_job(
         self, http: httpx.AsyncClient, method: str, account: str, job_id: str, path: str = "", *, good: Collection[int]
     ) -> httpx.Response:
-        """Ask something of a job until there is an answer with one of these statuses."""
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                async with self._open(
-                    http, method, f"/jobs/{job_id}{path}", account, headers=self._headers(account)
-                ) as response:
-                    await response.aread()
-                self._told(response, job_id, *good)
-                if response.status_code in good:
-                    return response
-                if response.status_code != 503:
-                    raise _GaveUpError
-            await self._again()
+        return await self._insist(http, method, account, f"/jobs/{job_id}{path}", good=good)
 
     async def _ended(self, http: httpx.AsyncClient, account: str, job_id: str) -> Json:
         """Poll until a job has ended."""
@@ -325,9 +183,7 @@ class Load:
         for _ in range(self._chance.randint(1, 3)):
             reading = Reading(job_id, ask.mark)
             self.notes.readings.append(reading)
-            task = asyncio.create_task(self._watch(http, account, reading))
-            self._readers.add(task)
-            task.add_done_callback(self._readers.discard)
+            self._read_along(self._watch(http, account, reading))
 
     async def _watch(self, http: httpx.AsyncClient, account: str, reading: Reading) -> None:
         """Read a job's events to the last, coming back with the last id whenever cut off."""
@@ -425,13 +281,16 @@ class Load:
     async def _batch(self, http: httpx.AsyncClient, account: str) -> None:
         """Submit a batch with a key, again and again until it is accepted."""
         mark, count = self._mark(account), self._chance.randint(3, 30)
+        path, request = self._chance.choice(
+            (("/v1/chat/completions", self._request), ("/v1/responses", self._response_request))
+        )
         requests = []
         for number in range(count):
-            ask = self._request(f"{mark[:-1]}.{number}>", account, self._model())
+            ask = self._noted(request(f"{mark[:-1]}.{number}>", account, self._model()))
             ask.line = True
             requests.append({"custom_id": f"r{number}", "body": ask.body})
         hook = self._hook if self._chance.random() < 0.5 else None
-        body: Json = {"requests": requests, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        body: Json = {"requests": requests, "endpoint": path, "completion_window": "24h"}
         if hook is not None:
             body["webhook"] = hook
         while True:

@@ -7,26 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.fakes.provider import (
+    DONE,
     Behaviour,
     Call,
     Exchange,
     Provider,
     answer,
+    chunk,
     connection_reset,
     drip,
-    echo_of,
     hang,
     html,
     raw,
     short_body,
     status,
+    stream,
+    usage_chunk,
     usage_of,
 )
+from tests.fakes.provider import words as words_of
+from tests.faults.chaos.turns import pieces_of_call
+
+Json = dict[str, Any]
+
+CUT_OFF_AT = 16
+"""The most tokens that a client asks for whose answer is to be cut off."""
+TOOL: Json = {
+    "type": "function",
+    "name": "look",
+    "description": "Looks something up.",
+    "parameters": {"type": "object", "properties": {"query": {"type": "string"}, "part": {"type": "integer"}}},
+    "strict": False,
+}
+"""The tool that clients of the Responses API have, as they offer it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,8 @@ class Model:
     """It is silent for some seconds before the first word."""
     endless: bool = False
     """It does not answer before any deadline."""
+    format: str = ""
+    """The provider's, where it is not that of its kind."""
     options: str = ""
 
     @property
@@ -60,6 +82,7 @@ GOOD = (
     Model("good", direct=True, options=_PATIENT),
     Model("good-claude", "anthropic", direct=True, options=_PATIENT),
     Model("good-gemini", "gemini", direct=True, options=_PATIENT),
+    Model("good-responses", format="responses", direct=True, options=_PATIENT),
     Model("thoughtful", direct=True, thoughtful=True, options=_PATIENT),
 )
 LONG = (Model("long", direct=True, long=True, options=_PATIENT),)
@@ -68,6 +91,7 @@ FLAKY = (
     Model("flaky", fails=True, options=_PATIENT),
     Model("flaky-claude", "anthropic", fails=True, options=_PATIENT),
     Model("flaky-gemini", "gemini", fails=True, options=_PATIENT),
+    Model("flaky-responses", format="responses", fails=True, options=_PATIENT),
 )
 HOPELESS = (
     Model("broken", fails=True, options=_PATIENT),
@@ -92,6 +116,9 @@ def catalogue(provider_port: int, link_port: int) -> str:
     sections = []
     for model in MODELS.values():
         port = provider_port if model.direct else link_port
+        route = f'"{model.name}/{model.name}"'
+        if model.format:
+            route = f'{{ route = {route}, format = "{model.format}" }}'
         sections.append(f"""
 [providers.{model.name}]
 kind = "{model.kind}"
@@ -101,7 +128,7 @@ connect_timeout = 2
 {model.options}
 
 [models."{model.name}"]
-routes = ["{model.name}/{model.name}"]
+routes = [{route}]
 input_price = 2.50
 output_price = 10.00
 """)
@@ -109,6 +136,49 @@ output_price = 10.00
 
 
 _LONG_WORDS = 2000
+
+
+def _numbered(words: Sequence[str], number: int) -> str:
+    """Return a text whose every word says which call it answers."""
+    return " ".join(f"{word}#{number}" for word in words)
+
+
+def _limit(body: Json) -> int | None:
+    """Return the most tokens that a provider may answer with, in any format."""
+    limits = {**body, **(body.get("generationConfig") or {})}
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens", "maxOutputTokens")
+    return next((limits[name] for name in names if limits.get(name)), None)
+
+
+def _openai_calls(before: str, calls: Sequence[tuple[str, str, Json]], usage: Json) -> Behaviour:
+    """Return an answer with tool calls in OpenAI's format: in a stream their arguments come by turns."""
+    whole: list[Json] = [
+        {"id": call_id, "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+        for call_id, name, given in calls
+    ]
+    begun = [
+        chunk({"tool_calls": [{"index": index, **call, "function": {**call["function"], "arguments": ""}}]})
+        for index, call in enumerate(whole)
+    ]
+    texts = [words_of(call["function"]["arguments"]) for call in whole]
+    grown = [
+        chunk({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+        for turn in itertools.zip_longest(*texts)
+        for index, text in enumerate(turn)
+        if text is not None
+    ]
+    said = map(chunk, words_of(before) if before else ())
+
+    async def behave(exchange: Exchange) -> None:
+        if not exchange.call.streamed:
+            message = {"content": before or None, "tool_calls": whole}
+            await answer(before, usage=usage, message=message, finish="tool_calls")(exchange)
+            return
+        role = chunk({"role": "assistant", "content": ""})
+        ended = [chunk(finish="tool_calls"), *([usage_chunk(usage)] if exchange.call.wants_usage else ())]
+        await stream(role, *said, *begun, *grown, *ended, DONE)(exchange)
+
+    return behave
 
 
 class _Enough(Exception):  # noqa: N818  (no error: the script is over)
@@ -166,15 +236,36 @@ class Upstreams:
         return self
 
     def _answer(self, call: Call) -> Behaviour:
-        """Return an echo of whose every word says which call it answers: no two are alike, as with a real model."""
+        """Return an echo of whose every word says which call it answers: no two are alike, as with a real model.
+
+        With tools it is a call or two, if the last message is not what one found. It is cut off where the client says.
+        """
         number = next(self._numbers)
         prompt, completion = 1000 + number, self.chance.randint(1, 100)
         self.reported[call] = (prompt, completion)
-        words = echo_of(call.body).split(" ")
+        usage = usage_of(prompt, completion)
+        last = pieces_of_call(call)[-1]
+        said = f"You said: {last[-1][max(0, last[-1].rfind('repeat ')) :]}"
+        if call.body.get("tools") and last[0] == "user":
+            return self._calls(call, number, said, usage)
+        words = said.split(" ")
         if MODELS[call.model].long:
             words += ["and"] * _LONG_WORDS
-        text = " ".join(f"{word}#{number}" for word in words)
-        return answer(text, usage=usage_of(prompt, completion))
+        finish = "length" if _limit(call.body) == CUT_OFF_AT else "stop"
+        return answer(_numbered(words, number), usage=usage, finish=finish)
+
+    def _calls(self, call: Call, number: int, said: str, usage: Json) -> Behaviour:
+        """Return an answer that calls the tool, sometimes after some words or thoughts."""
+        name, text = TOOL["name"], _numbered(said.split(" "), number)
+        before = _numbered(["Let", "me", "look."], number) if self.chance.random() < 0.5 else ""
+        calls = [
+            (f"call_{number}_{index}", name, {"query": f"{text} ", "part": index})
+            for index in range(self.chance.randint(1, 2))
+        ]
+        if call.kind == "openai":
+            return _openai_calls(before, calls, usage)
+        thoughts = words_of(_numbered(["Hm,", "so."], number)) if self.chance.random() < 0.5 else ()
+        return answer(before, usage=usage, finish="tool_calls", calls=calls, thoughts=thoughts)
 
     async def _well(self, exchange: Exchange) -> None:
         """Answer in a second or two: all of it after a while, or word by word."""
