@@ -14,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"
+# In streams of responses, whose events have ids: OpenAI's Python client keeps the last id, and so takes a blank line
+# behind a comment for one more event, without data, at which it fails.
+PING_AFTER_ID = b": ping\n"
 # A browser reconnects at once; other clients ignore a line without an event.
 RECONNECT = b"retry: 100\n\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from api.http.sse import PING
+from api.http.sse import PING_AFTER_ID
 from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses import events
@@ -60,7 +60,7 @@ class ResponseEvents:
                 self._last = number
             return rendered
         if isinstance(event, Silence):
-            return [*self.begin(), PING]
+            return [*self.begin(), PING_AFTER_ID]
         if isinstance(event, Started):
             return self._start()
         if isinstance(event, Ended):

@@ -44,11 +44,11 @@ class EventStream:
             if block.startswith("retry: "):
                 assert block.removeprefix("retry: ").isdecimal()
                 continue
-            if block.startswith(":"):
-                assert "\n" not in block, f"a comment is a block of its own: {block!r}"
-                self.comments.append(block[1:].strip())
-                continue
-            return _parse(block)
+            while block.startswith(":"):
+                comment, _, block = block.partition("\n")  # noqa: PLW2901
+                self.comments.append(comment[1:].strip())
+            if block:
+                return _parse(block)
         raise StopAsyncIteration
 
     async def comment(self) -> str:

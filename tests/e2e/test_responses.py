@@ -36,7 +36,7 @@ def events_of(body: bytes) -> list[Json]:
 
 def blocks_of(body: bytes) -> list[bytes]:
     """Return the events of a stream as they came, without comments."""
-    return [block for block in body.split(b"\n\n") if block and not block.startswith(b":")]
+    return [block for block in body.replace(b": ping\n", b"").split(b"\n\n") if block]
 
 
 async def create(client: httpx.AsyncClient, model: str, **fields: Any) -> Json:

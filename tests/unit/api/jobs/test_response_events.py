@@ -1,11 +1,14 @@
-"""The events of a response whose first attempt was lost."""
+"""The events of a response whose first attempt was lost, and of one that is silent for a while."""
 
 from __future__ import annotations
 
 import json
 
+import httpx2
+import openai
+
 from api.jobs.response_events import ResponseEvents
-from headrace.events.follow import Cursor, Deltas, Ended, Event, Retrying, Started
+from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.ids import new_id
 from headrace.jobs.state import State
 from headrace.usage.spent import Charge
@@ -43,3 +46,14 @@ def test_a_live_reader_that_may_have_lost_lines_is_told_of_a_failure() -> None:
         (2, "response.output_text.delta"),
         (3, "response.failed"),
     ]
+
+
+def test_a_comment_is_no_event_to_openais_client() -> None:
+    """The client keeps the last id, and takes a blank line after it for the end of one more event."""
+    written = ResponseEvents({"model": "fake", "input": "Hi"}, new_id("job"), 1, background=True)
+    sent = [block for event in (Silence(), Started(START), Silence()) for block in written.render(event)]
+    assert b"".join(sent).count(b": ping\n") == 2
+    served = httpx2.MockTransport(lambda _: httpx2.Response(200, content=b"".join(sent)))
+    with openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=served), max_retries=0) as client:
+        read = list(client.responses.create(model="fake", input="Hi", background=True, stream=True))
+    assert [event.type for event in read] == ["response.created", "response.queued", "response.in_progress"]
