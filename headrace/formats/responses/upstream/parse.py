@@ -12,11 +12,11 @@ from typing import Any
 from headrace.errors import UpstreamError
 from headrace.formats.chat.finish_reasons import exact_reason
 from headrace.formats.chat.fold import Fold
-from headrace.formats.chat.tool_calls import render_arguments
 from headrace.formats.chat.usage import parse_usage, render_usage
 from headrace.formats.error_objects import error_of, reported_error
 from headrace.formats.lenient import parse_object
-from headrace.formats.responses.upstream.items import CALLS, Item, Items, Json, Text, kind_of
+from headrace.formats.responses.upstream.chunks import Chunks
+from headrace.formats.responses.upstream.items import Item, Items, Json, kind_of
 from headrace.formats.skipped import skip
 
 _NONSENSE = "The model's provider answered with something that is not of the Responses API."
@@ -35,10 +35,6 @@ _PIECES: Mapping[str, tuple[str, str]] = {
 # Events with a whole text, which has one of these names there.
 _WHOLES = {name.replace(".delta", ".done"): told for name, told in _PIECES.items()}
 _WHOLE_NAMES = {"content": "text", "summary": "text"}
-# The field of the message that a text goes to, if it has another name.
-_FIELDS = {"summary": "reasoning_content", "text": "reasoning_content"}
-# What stands between two messages of an answer, and between two thoughts.
-_BREAK = "\n\n"
 
 OPENINGS = frozenset({"response.created", "response.queued", "response.in_progress"})
 """The events that open a stream."""
@@ -90,11 +86,8 @@ class StreamParser:
 
     def __init__(self) -> None:
         self.done = False
-        self._said: Json = {}
-        self._told_role = False
         self._items = Items()
-        self._calls = 0
-        self._lengths = dict.fromkeys(("content", "refusal", "reasoning_content"), 0)
+        self._chunks = Chunks()
 
     def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:
         """Return the chunks of an event.
@@ -128,13 +121,15 @@ class StreamParser:
     def _parse(self, event: Json, kind: str) -> Iterable[Json]:
         if kind in _PIECES:
             form, told = _PIECES[kind]
-            return self._piece(self._item(event, form), told, _place(event), event["delta"], event.get("logprobs"))
+            return self._chunks.piece(
+                self._item(event, form), told, _place(event), event["delta"], event.get("logprobs")
+            )
         if kind in _WHOLES:
             form, told = _WHOLES[kind]
             whole = event[_WHOLE_NAMES.get(told, told)]
-            return self._whole(self._item(event, form), told, _place(event), whole, event.get("logprobs"))
+            return self._chunks.whole(self._item(event, form), told, _place(event), whole, event.get("logprobs"))
         if kind in OPENINGS:
-            self._name(event.get("response") or {})
+            self._chunks.name_model(event.get("response") or {})
             return ()
         if kind in ENDS:
             response = event["response"]
@@ -142,16 +137,18 @@ class StreamParser:
         match kind:
             case "response.output_item.added":
                 said = event["item"]
-                return self._begun(self._items.begin(event.get("output_index"), kind_of(said), said.get("id")), said)
+                return self._chunks.begin_call(
+                    self._items.begin(event.get("output_index"), kind_of(said), said.get("id")), said
+                )
             case "response.output_item.done":
                 said = event["item"]
                 item = self._items.find(event.get("output_index"), kind_of(said), said.get("id"))
                 item.over = True
-                return self._rest(item, said)
+                return self._chunks.rest(item, said)
             case "response.content_part.done":
-                return self._part(self._item(event, "message"), _place(event), event["part"])
+                return self._chunks.part(self._item(event, "message"), _place(event), event["part"])
             case "response.output_text.annotation.added":
-                return self._annotated(self._item(event, "message"), _place(event), [event["annotation"]])
+                return self._chunks.annotate(self._item(event, "message"), _place(event), [event["annotation"]])
         if kind == "error" or event.get("error"):
             raise error_of(event)
         if not kind:
@@ -163,125 +160,6 @@ class StreamParser:
     def _item(self, event: Json, kind: str) -> Item:
         return self._items.find(event.get("output_index"), kind, event.get("item_id"))
 
-    def _name(self, response: Json) -> None:
-        if isinstance(response.get("model"), str) and response["model"]:
-            self._said = {"model": response["model"]}
-
-    def _chunk(self, delta: Json, **fields: Any) -> Json:
-        if not self._told_role:
-            self._told_role = True
-            delta = {"role": "assistant", "content": None, **delta}
-        return {**self._said, "choices": [{"index": 0, "delta": delta, "finish_reason": None, **fields}]}
-
-    def _piece(self, item: Item, told: str, place: int, piece: str, logprobs: Any = None) -> Iterator[Json]:
-        """Yield the chunk of the next piece of a text."""
-        if not piece:
-            return
-        if item.kind == "reasoning":
-            item.thought = item.thought or told
-            if item.thought != told:
-                return
-        text = item.texts.get((told, place))
-        if item.kind in CALLS:
-            if text is None:
-                text = item.texts[told, place] = Text(0)
-            text.add(piece)
-            if item.call is not None:
-                called = {CALLS[item.kind][0]: {told: piece}}
-                yield self._chunk({"tool_calls": [{"index": item.call, **called}]})
-            return
-        field = _FIELDS.get(told, told)
-        start = self._lengths[field]
-        if text is None:
-            # The parts of a message are one text.
-            first = item.kind == "reasoning" or all(other != told for other, _ in item.texts)
-            between = _BREAK if first and start else ""
-            text = item.texts[told, place] = Text(start + len(between))
-            text.add(piece)
-            piece = between + piece
-        else:
-            text.add(piece)
-        self._lengths[field] += len(piece)
-        yield self._chunk({field: piece}, **({"logprobs": {"content": logprobs, "refusal": None}} if logprobs else {}))
-
-    def _whole(self, item: Item, told: str, place: int, whole: str, logprobs: Any = None) -> Iterator[Json]:
-        """Yield the chunk of what a whole text has beyond its pieces."""
-        text = item.texts.get((told, place))
-        if text is None:
-            return self._piece(item, told, place, whole, logprobs)
-        return self._piece(item, told, place, text.rest_of(whole))
-
-    def _begun(self, item: Item, said: Json) -> Iterator[Json]:
-        """Yield the chunk that begins a call. What it is called with, and the rest of other items, comes later."""
-        if item.kind not in CALLS or item.call is not None or not said.get("name"):
-            return
-        item.call, self._calls = self._calls, self._calls + 1
-        kind, key = CALLS[item.kind]
-        text = item.texts.get((key, 0))
-        call: Json = {"index": item.call, "type": kind}
-        if given := said.get("call_id") or said.get("id"):
-            call["id"] = given
-        call[kind] = {"name": said["name"], key: "" if text is None else text.so_far}
-        yield self._chunk({"tool_calls": [call]})
-
-    def _rest(self, item: Item, said: Json) -> Iterator[Json]:
-        """Yield the chunks of what a whole item has beyond what the stream said of it."""
-        match item.kind:
-            case "message":
-                parts = said.get("content") or ()
-                for place, part in enumerate([{"text": parts}] if isinstance(parts, str) else parts):
-                    yield from self._part(item, place, part)
-            case "reasoning":
-                for told, parts in (("summary", said.get("summary")), ("text", said.get("content"))):
-                    for place, part in enumerate(parts or ()):
-                        yield from self._whole(item, told, place, part["text"])
-                yield from self._sealed(item, said)
-            case "function_call" | "custom_tool_call":
-                yield from self._begun(item, said)
-                key = CALLS[item.kind][1]
-                given = said.get(key) or ""
-                yield from self._whole(item, key, 0, given if isinstance(given, str) else render_arguments(given))
-            case kind if kind != "web_search_call":
-                skip("responses", f"item {kind}")
-
-    def _part(self, item: Item, place: int, part: Json) -> Iterator[Json]:
-        match part.get("type") or "output_text":
-            case "output_text" | "text":
-                yield from self._whole(item, "content", place, part["text"], part.get("logprobs"))
-                text, annotations = item.texts.get(("content", place)), part.get("annotations") or ()
-                yield from self._annotated(item, place, annotations[0 if text is None else text.annotations :])
-            case "refusal":
-                yield from self._whole(item, "refusal", place, part["refusal"])
-            case "reasoning_text" | "summary_text":
-                pass  # of a reasoning item, which ends with all of them
-            case kind:
-                skip("responses", f"content part {kind}")
-
-    def _annotated(self, item: Item, place: int, annotations: Sequence[Json]) -> Iterator[Json]:
-        """Yield the chunk of a part's next annotations."""
-        text = item.texts.get(("content", place))
-        start = self._lengths["content"] if text is None else text.start
-        cited = []
-        for annotation in annotations:
-            if text is not None:
-                text.annotations += 1
-            if annotation.get("type") != "url_citation":
-                skip("responses", f"annotation {annotation.get('type')}")
-                continue
-            about = {name: value for name, value in annotation.items() if name != "type"}
-            about |= {name: start + int(about.get(name) or 0) for name in ("start_index", "end_index")}
-            cited.append({"type": "url_citation", "url_citation": {"title": "", **about}})
-        if cited:
-            yield self._chunk({"annotations": cited})
-
-    def _sealed(self, item: Item, said: Json) -> Iterator[Json]:
-        """Yield the chunk with an item whose thoughts its provider has encrypted."""
-        if item.sealed or not said.get("encrypted_content"):
-            return
-        item.sealed = True
-        kept = {name: value for name, value in said.items() if name != "status"}
-        yield self._chunk({"reasoning_items": [kept | ({"calls_before": self._calls} if self._calls else {})]})
-
     def _ended(self, response: Json, status: str) -> Iterator[Json]:
         """Yield the chunks that end an answer, and first what was not streamed of it."""
         if response.get("error") or status in ("failed", "cancelled"):
@@ -290,20 +168,20 @@ class StreamParser:
             raise reported_error(response) or UpstreamError(_NONSENSE)
         if status not in ("completed", "incomplete"):
             raise UpstreamError(f"The model's provider answered with a response that is {status[:50]}.")
-        self._name(response)
+        self._chunks.name_model(response)
         for item, said in self._items.match(output):
-            yield from self._rest(item, said)
+            yield from self._chunks.rest(item, said)
         if response.get("service_tier"):
-            self._said = {**self._said, "service_tier": response["service_tier"]}
-        yield self._chunk({}, **self._finish(response, status))
+            self._chunks.about = {**self._chunks.about, "service_tier": response["service_tier"]}
+        yield self._chunks.chunk({}, **self._finish(response, status))
         if (usage := _usage(response.get("usage"))) is not None:
-            yield {**self._said, "choices": [], "usage": usage}
+            yield {**self._chunks.about, "choices": [], "usage": usage}
         self.done = True
 
     def _finish(self, response: Json, status: str) -> Json:
         """Return the finish reason, and the provider's own word for it if it has another."""
         if status == "completed":
-            return {"finish_reason": "tool_calls" if self._calls else "stop"}
+            return {"finish_reason": "tool_calls" if self._chunks.calls else "stop"}
         said = (response.get("incomplete_details") or {}).get("reason") or status
         ours = "length" if said == "incomplete" else exact_reason(said) or "length"
         return {"finish_reason": ours} | ({"native_finish_reason": said} if said != ours else {})
