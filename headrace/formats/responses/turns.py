@@ -6,18 +6,16 @@ model wants what its tools answered right behind the message that calls them, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from headrace.errors import InvalidRequestError
 from headrace.formats.responses.context import CONTEXT_ITEMS, kind_of
 from headrace.formats.responses.offered import Json, flat_name
+from headrace.formats.responses.paired import CALLS, OUTPUTS, outputs_of_calls
 from headrace.formats.responses.sealed import open_sealed
 
-_CALLS = frozenset({"function_call", "custom_tool_call"})
-_OUTPUTS = {"function_call_output": "function call", "custom_tool_call_output": "custom tool call"}
 # The fields of an assistant's message that a sealed thought may hold, with the types of the objects in them.
 _THOUGHTS = {
     "thinking_blocks": ("thinking", "redacted_thinking"),
@@ -57,7 +55,7 @@ class Turns:
         if isinstance(said, str):
             self._add({"role": "user", "content": said}, "input")
             return
-        self._outputs = self._answers(said)
+        self._outputs = outputs_of_calls(said, first_own=self._context, path=self._path)
         for index, item in enumerate(said):
             kind = kind_of(item)
             if kind == "message":
@@ -67,9 +65,9 @@ class Turns:
                 else:
                     self._close()
                     self._hear(item, index)
-            elif kind in _CALLS:
+            elif kind in CALLS:
                 self._call(item, index)
-            elif kind in _OUTPUTS:
+            elif kind in OUTPUTS:
                 self._close()
             elif kind == "reasoning":
                 self._think(item, index)
@@ -204,46 +202,6 @@ class Turns:
         text = "".join(part["text"] for part in parts if part is not None and part["type"] == "text")
         media = [part for part in parts if part is not None and part["type"] != "text"]
         return (text or "The next message has it.") if media else text, media
-
-    # -- calls and what their tools answered ---------------------------------------------------------------------------
-
-    def _answers(self, said: Iterable[Json]) -> dict[int, tuple[int, Json]]:
-        """Return the outputs, each with its place, by the places of their calls.
-
-        Calls of earlier responses may share an id if the first one has its output: responses that a conversation got at
-        the same time did not know each other's ids.
-
-        Raises:
-            InvalidRequestError: A call has no output, an output no call before it, or two calls the same id.
-        """
-        calls: dict[str, int] = {}
-        outputs: dict[int, tuple[int, Json]] = {}
-        waiting: dict[int, str] = {}
-        for index, item in enumerate(said):
-            kind = item.get("type")
-            if kind in _CALLS:
-                call_id = item["call_id"]
-                if call_id in calls and (index >= self._context or calls[call_id] in waiting):
-                    raise self._invalid(index, f"another call has the id {call_id!r}", "duplicate_call_id")
-                calls[call_id] = index
-                if item.get("status") != "incomplete":
-                    waiting[index] = call_id
-            elif kind in _OUTPUTS:
-                call_id = item["call_id"]
-                at = calls.get(call_id)
-                if at is None:
-                    raise self._invalid(index, f"no tool call found for {_OUTPUTS[kind]} output {call_id!r}")
-                if at in outputs:
-                    raise self._invalid(index, f"another output is for the call {call_id!r}", "duplicate_call_id")
-                outputs[at] = index, item
-                waiting.pop(at, None)
-        for index, call_id in waiting.items():
-            raise self._invalid(index, f"no tool output found for the call {call_id!r}")
-        return outputs
-
-    def _invalid(self, index: int, reason: str, code: str = "invalid_value") -> InvalidRequestError:
-        param = f"{self._path(index)}.call_id" if index >= self._context else "input"
-        return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code=code)
 
 
 _PLAIN = {"type", "text"}
