@@ -35,8 +35,7 @@ async def expanded(
     """
     context: list[dict[str, Any]] = []
     if terms.previous_response_id is not None or terms.conversation is not None:
-        earlier = await _earlier_context(request, principal, body)
-        context = await _context(request, principal, terms, len(body)) if earlier is None else earlier
+        context = await _context(request, principal, terms, body)
     whole = expand(await _resolved(request, principal, document, context), context)
     if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(
@@ -59,10 +58,24 @@ async def _earlier_context(request: Request, principal: Principal, body: bytes) 
     return items[: stored[CONTEXT_ITEMS]]
 
 
-async def _context(
+async def _context(request: Request, principal: Principal, terms: ResponseRequest, body: bytes) -> list[dict[str, Any]]:
+    """Return what the response or the conversation has that a request continues."""
+    try:
+        context, missing = await _present_context(request, principal, terms, len(body)), None
+    except (InvalidRequestError, NotFoundError) as error:
+        context, missing = [], error
+    # In this order, because an earlier request may add its turn between the two: then its job is found.
+    earlier = await _earlier_context(request, principal, body)
+    if earlier is not None:
+        return earlier
+    if missing is not None:
+        raise missing
+    return context
+
+
+async def _present_context(
     request: Request, principal: Principal, terms: ResponseRequest, own_size: int
 ) -> list[dict[str, Any]]:
-    """Return what the response or the conversation has now that a request continues."""
     if terms.previous_response_id is not None:
         return await _context_of(request, principal, terms.previous_response_id, own_size)
     assert terms.conversation is not None

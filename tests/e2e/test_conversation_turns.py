@@ -7,12 +7,16 @@ from typing import Any
 
 import httpx
 import openai
+import psycopg
 import pytest
 from openai.types.responses import FunctionToolParam
+from psycopg import sql
+from psycopg.rows import DictRow
 
 from headrace.ids import new_id
 from tests.e2e.jobs import refused
 from tests.fakes.provider import Gate, Provider, answer, settled, status
+from tests.service import Stores, looking_at_rows
 from tests.waiting import eventually
 
 Json = dict[str, Any]
@@ -123,6 +127,41 @@ async def test_a_turn_that_is_sent_again_gets_its_answer_and_is_added_once(
         extra_headers={"Idempotency-Key": key},
     )
     assert again == answers[0]
+
+
+async def test_a_turn_is_found_that_the_first_request_adds_while_it_is_sent_again(
+    client: httpx.AsyncClient,
+    provider: Provider,
+    model: str,
+    database: psycopg.AsyncConnection[DictRow],
+    stores: Stores,
+) -> None:
+    conversation = (await client.post("/conversations", json={})).json()
+    provider.script(model, answer("", message={"tool_calls": [CALL]}, finish="tool_calls"))
+    body = {"model": model, "conversation": conversation["id"], "input": "What is the weather?", "tools": TOOLS}
+    headers = {"idempotency-key": new_id("key")}
+    first = await client.post("/responses", json=body, headers=headers)
+    assert first.status_code == 200, first.text
+    async with looking_at_rows(stores) as second:
+
+        async def waits() -> bool:
+            query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%conversation_items%'"
+            return (await second.execute(query)).rowcount > 0
+
+        # The second request does not find the first one's key when it starts, and its context has the whole turn.
+        async with database.transaction():
+            await database.execute("LOCK TABLE conversation_items IN ACCESS EXCLUSIVE MODE")
+            kept = "DELETE FROM idempotency_keys WHERE key = %s RETURNING *"
+            [claim] = await (await second.execute(kept, [headers["idempotency-key"]])).fetchall()
+            again = asyncio.create_task(client.post("/responses", json=body, headers=headers))
+            await eventually(waits, "the second request to read the conversation")
+            names = sql.SQL(", ").join(map(sql.Identifier, claim))
+            values = sql.SQL(", ").join(map(sql.Placeholder, claim))
+            await second.execute(sql.SQL("INSERT INTO idempotency_keys ({}) VALUES ({})").format(names, values), claim)
+    answered = await again
+    assert answered.status_code == 200, answered.text
+    assert answered.json() == first.json()
+    assert answered.headers["idempotent-replayed"] == "true"
 
 
 async def test_an_incomplete_response_adds_its_turn_and_a_failed_one_does_not(
