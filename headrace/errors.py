@@ -36,7 +36,8 @@ from typing import Any, ClassVar, Self
 
 import orjson
 
-_CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+# A code such as `context_length_exceeded`: words, unlike a prompt of one word or a key.
+_CODE = re.compile(r"(?=.{1,64}$)[a-z]+(?:_[a-z]+)+")
 
 INTERRUPTED = "The answer was interrupted and would have to start over."
 
@@ -81,8 +82,8 @@ class HeadraceError(Exception):
     def summary(self) -> str:
         """Return the error for a log: its class, status, type, code and detail.
 
-        The message is left out, as a provider may quote the prompt in it. So is a code that is not a plain word, as a
-        provider may write any text there.
+        The message is left out, as a provider may quote the prompt in it. So is a code that is not words joined by
+        underscores, as a provider may write any text there.
         """
         code = self.code if self.code is not None and _CODE.fullmatch(self.code) else None
         text = f"{type(self).__name__} {self.status} {self.type}" + ("" if code is None else f" {code}")

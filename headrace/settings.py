@@ -141,7 +141,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         default="INFO",
-        description="The least severe level that every process logs: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+        description="The least severe level that every process logs: DEBUG, INFO, WARNING, ERROR or CRITICAL. At INFO "
+        "there is a line for each request and each attempt.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="The format of every process's log: `text` for people, or `json`, one object a line, for machines.",
     )
 
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_check_origin)]], NoDecode] = Field(

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.providers.cooldown import cooldown_seconds
 from headrace.stores.database import Database
-from headrace.telemetry.logs import bind
+from headrace.telemetry.context import bind
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome

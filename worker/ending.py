@@ -26,6 +26,7 @@ from headrace.stores.database import Database
 from headrace.stores.group_commit import GroupCommit
 from headrace.usage.spent import NOTHING, SpentUsage
 from worker.attempt import Attempt
+from worker.attempt_line import DEFERRED, log_attempt
 from worker.availability import Availability
 from worker.deltas import DeltaWriter
 from worker.retry import Retry
@@ -81,12 +82,19 @@ class Endings:
             charge = NOTHING if spent is None else spent.charge
             frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
+            log_attempt(attempt, state.value, spent=spent, error=error)
         else:
             await self.discard(attempt, spent)
 
-    async def put_back(self, attempt: Attempt, again: Retry, record: str | None) -> None:
-        """Put a job back into the queue for its next attempt; `record` is what its attempts say of this one."""
+    async def put_back(
+        self, attempt: Attempt, again: Retry, status: str | None, error: HeadraceError | None = None
+    ) -> None:
+        """Put a job back into the queue for its next attempt.
+
+        `status` is how the job's list of attempts says that this one ended; None leaves it out of the list.
+        """
         job = attempt.job
+        record = None if status is None else attempt.record(status, error)
         attempt.ending = True
         await self._deltas.settle(attempt.deltas)
         spent = attempt.spent() if attempt.started else None
@@ -106,6 +114,7 @@ class Endings:
         if state is None:
             await self.discard(attempt, spent)
             return
+        log_attempt(attempt, status or DEFERRED, spent=spent, error=error)
         self._publisher.announce(MovedJob(job.id, job.tier, state, job.attempt, job.origin))
         if state is State.QUEUED:
             asyncio.get_running_loop().call_later(
@@ -116,7 +125,7 @@ class Endings:
         """Record what an attempt that lost its job spent: its provider charges for it all the same."""
         attempt.ending = True
         job = attempt.job
-        log.info("attempt %d lost its job", job.attempt)
+        log_attempt(attempt, "lost", spent=spent)
         if spent is not None:
             await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
 

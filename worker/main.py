@@ -18,6 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
+from celery.signals import setup_logging
 
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
 from headrace.runtime.process import raise_descriptor_limit, rest_garbage_collector
@@ -85,6 +86,10 @@ async def run_lines(job_ids: list[str], *, queue: str) -> None:
     await run(job_ids, queue=queue)
 
 
+def _keep_logging(**_: Any) -> None:
+    """Keep Celery from giving its loggers handlers of their own: it does so unless this signal has a receiver."""
+
+
 def _twice(first: Any) -> Callable[[int, Any], None]:
     """Return a handler that has the first signal drain the worker, as Celery does, and the second hurry it."""
     told = False
@@ -127,6 +132,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
         WorkerPool.patient = frozenset({RUN_LINES_TASK})
         slots = max(1, slots * 3 // 4)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # to run it as root is its operator's choice
+    setup_logging.connect(_keep_logging)
     app = create_celery(settings.redis_url, settings.redis_namespace)
     app.conf["headrace_settings"] = settings
     app.conf["headrace_line_slots"] = slots

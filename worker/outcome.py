@@ -49,7 +49,9 @@ class Outcomes:
             case UpstreamBusyError() | UpstreamUnavailableError() if attempt.job.background:
                 # No provider was called, so this counts as no attempt: the slot goes to a job that need not wait.
                 job = attempt.job
-                await self._endings.put_back(attempt, Retry(job.route, job.retries, error.retry_after or 0), None)
+                await self._endings.put_back(
+                    attempt, Retry(job.route, job.retries, error.retry_after or 0), None, error
+                )
             case UpstreamError():
                 await self._retry_or_fail(attempt, without_secret(error, attempt.secret))
             case TimeoutError():
@@ -72,7 +74,7 @@ class Outcomes:
             await self._endings.finish(attempt, State.CANCELLED, error=JobCancelledError())
         elif attempt.stop is Stop.DRAINED:
             job = attempt.job
-            await self._endings.put_back(attempt, Retry(job.route, job.retries, 0), attempt.record("returned"))
+            await self._endings.put_back(attempt, Retry(job.route, job.retries, 0), "returned")
         else:
             await self._endings.discard(attempt, attempt.spent())
 
@@ -94,12 +96,11 @@ class Outcomes:
         )
 
     async def _retry_or_fail(self, attempt: Attempt, error: UpstreamError) -> None:
-        log.info("attempt %d at %s failed: %s", attempt.job.attempt, attempt.provider, error.summary())
         again = self.next_attempt(attempt, error)
         if again is None:
             await self._endings.finish(attempt, State.FAILED, error=error)
         else:
-            await self._endings.put_back(attempt, again, attempt.record("failed", error))
+            await self._endings.put_back(attempt, again, "failed", error)
 
     async def _without_model(self, attempt: Attempt, error: ModelNotFoundError) -> None:
         """Leave a job whose model this worker does not know to another worker: its configuration may have the model."""

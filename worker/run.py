@@ -21,7 +21,7 @@ from headrace.jobs.sql.read import read_log
 from headrace.providers.client import ProviderClient
 from headrace.runtime.offload import offloaded
 from headrace.stores.database import Database
-from headrace.telemetry.logs import bind
+from headrace.telemetry.context import bind, note
 from worker.attempt import Attempt, Lease
 from worker.availability import Availability
 from worker.claims import Claims
@@ -75,6 +75,7 @@ class Runner:
             claim = await self._claims.claim(job_id, tier)
             if claim is not None:
                 job, lease = claim
+                note(attempt=job.attempt, account=job.account_id)
                 slot.hold(job.account_id, background=job.background)
                 try:
                     await self._attempt(job, lease)

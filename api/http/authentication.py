@@ -18,6 +18,7 @@ from api.http.query import check_query
 from headrace.errors import AuthenticationError, PermissionDeniedError
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
 from headrace.stores.database import Database
+from headrace.telemetry.context import note
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ async def authenticate(request: Request) -> Principal:
     authenticator: Authenticator = request.state.authenticator
     principal = await authenticator.authenticate(key)
     request.state.account_id = principal.account_id
+    note(account=principal.account_id)
     request.state.principal = principal
     if request.scope["query_string"]:
         check_query(request)

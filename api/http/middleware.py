@@ -1,22 +1,29 @@
-"""The outermost middleware: it gives requests their ids, answers HEAD, and answers for uncaught errors."""
+"""The outermost middleware: it gives requests their ids and log lines, answers HEAD and for uncaught errors."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
+import time
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
 from headrace.errors import HeadraceError, OutcomeUnknownError
-from headrace.ids import new_id
-from headrace.telemetry.logs import bind
+from headrace.ids import is_id, new_id
+from headrace.telemetry.context import bind, bound, note
+from headrace.telemetry.traceparent import trace_id
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+# Routes that orchestrators call every few seconds: their lines are at DEBUG.
+_PROBES = {"/healthz", "/readyz"}
+_ANSWERED = "%(method)s %(route)s: %(status)d in %(seconds).3f s"
+_UNANSWERED = "%(method)s %(route)s: no answer, after %(seconds).3f s"
 
 
 class RequestScope:
@@ -31,14 +38,17 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         inner = {**scope, "method": "GET"} if (is_head := scope["method"] == "HEAD") else scope
-        request_id = _asked_id(scope) or new_id("req")
+        began = time.perf_counter()
+        request_id, trace = _asked_ids(scope)
+        request_id = request_id or new_id("req")
         header = (b"x-request-id", request_id.encode())
         started = False
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
             if started and is_head:
@@ -47,6 +57,8 @@ class RequestScope:
                 raise _HeadAnsweredError
 
         with bind(request=request_id):
+            if trace is not None:
+                note(trace=trace)
             try:
                 await self._app(inner, receive, send_with_id)
             except asyncio.CancelledError:
@@ -58,22 +70,47 @@ class RequestScope:
             except Exception:
                 if started and is_head:
                     return
-                log.exception("a request failed: %s %s", scope["method"], scope["path"])
+                log.exception("a request failed: %s %s", scope["method"], _route(inner))
                 if started:
                     raise
                 await render_error(HeadraceError())(scope, receive, send_with_id)
             finally:
                 if scope["state"].get("body_units"):
                     scope["state"]["room"].give_back(Request(scope))
+                _log_request(scope["method"], inner, status, time.perf_counter() - began)
 
 
 class _HeadAnsweredError(Exception):
     """Stops the endpoint of a HEAD request once its headers are sent."""
 
 
-def _asked_id(scope: Scope) -> str | None:
+def _asked_ids(scope: Scope) -> tuple[str | None, str | None]:
+    """Return the request id and the trace id that a request came with, those that are well-formed."""
+    request_id: str | None = None
+    traces: list[str] = []
     for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text = value.decode("latin-1")
-            return text if _REQUEST_ID.fullmatch(text) else None
-    return None
+        if name == b"x-request-id" and request_id is None:
+            request_id = value.decode("latin-1")
+        elif name == b"traceparent":
+            traces.append(value.decode("latin-1"))
+    if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        request_id = None
+    return request_id, trace_id(traces[0]) if len(traces) == 1 else None
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of the path, without `/v1` or `/api/v1`; a path that has no endpoint may be any text."""
+    return getattr(scope.get("route"), "path", "(no endpoint)")
+
+
+def _log_request(method: str, scope: Scope, status: int | None, seconds: float) -> None:
+    """Log how a request was answered; `status` is None if it was not."""
+    route = _route(scope)
+    level = logging.DEBUG if route in _PROBES else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    job_id = scope.get("path_params", {}).get("job_id")
+    if job_id is not None and "job" not in bound() and is_id(job_id, "job"):
+        note(job=job_id)
+    fields = {"method": method, "route": route, "status": status, "seconds": seconds}
+    log.log(level, _UNANSWERED if status is None else _ANSWERED, fields)

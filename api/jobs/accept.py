@@ -31,6 +31,7 @@ from headrace.keys.queries import Principal
 from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.runtime.offload import offloaded
+from headrace.telemetry.context import note
 
 # OpenAI's `auto` and `scale` have no meaning here. `fast` is its newer name for `priority`.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -104,6 +105,7 @@ async def new_job(
     fresh = new_id("job")
     usable = await offloaded(size, check, seed=fresh)
     job_id, repeated = await resource_id(request, principal, fresh, sent)
+    note(job=job_id)
     if repeated:
         usable = await offloaded(size, check, seed=job_id)
     job = NewJob(

@@ -37,7 +37,7 @@ from headrace.keys.queries import create_first_key
 from headrace.settings import Settings
 from headrace.stores.migrate import migrate
 from headrace.stores.redis_url import connect
-from headrace.telemetry.logs import redact
+from headrace.telemetry.redaction import redact
 
 # Seconds that the API gets to be ready, and seconds between two questions.
 _READY_SECONDS = 60.0
@@ -182,7 +182,9 @@ class Service:
         )
 
     def _log(self, name: str, line: str) -> None:
-        if line:
+        if line and self.settings.log_format == "json":
+            click.echo(line, err=True)
+        elif line:
             self._logs.print(Text.assemble((f"{name:<9} ", _COLOURS[name]), line))
 
     async def _keep_stores(self) -> NoReturn:
@@ -239,6 +241,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "REDIS_URL": settings.redis_url,
         "HEADRACE_DATA_DIR": str(settings.data_dir),
         "HEADRACE_LOG_LEVEL": settings.log_level,
+        "HEADRACE_LOG_FORMAT": settings.log_format,
         "PYTHONUNBUFFERED": "1",
     }
     if settings.secret_key is not None:

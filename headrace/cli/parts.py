@@ -20,7 +20,8 @@ from headrace.cli import SettingProblem
 from headrace.dev.embedded import locate
 from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
-from headrace.telemetry.logs import configure_logging, redact
+from headrace.telemetry.logs import configure_logging
+from headrace.telemetry.redaction import redact
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def listen(settings: Settings) -> socket.socket:
 @click.pass_obj
 def api(settings: Settings, fd: int | None) -> None:
     """Serve the HTTP API."""
-    configure_logging(settings.log_level)
+    configure_logging(settings, part="api")
     with plain_errors():
         located = _ready(settings, "api")
         from api.app import create_app
@@ -172,7 +173,7 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
     """Run jobs. Any number of workers may run."""
     from headrace.queue import TIERS
 
-    configure_logging(settings.log_level)
+    configure_logging(settings, part="worker")
     with plain_errors():
         located = _ready(settings, "worker")
         from worker.main import main
@@ -184,7 +185,7 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
 @click.pass_obj
 def scheduler(settings: Settings) -> None:
     """Rescue lost jobs, expire late jobs, run batches, send webhooks. One scheduler acts; others stand by."""
-    configure_logging(settings.log_level)
+    configure_logging(settings, part="scheduler")
     with plain_errors():
         located = _ready(settings, "scheduler")
         from scheduler.main import main
@@ -199,7 +200,7 @@ def migrate(settings: Settings) -> None:
     from headrace.stores.migrate import migrate
     from headrace.stores.sessions import check_sessions
 
-    configure_logging(settings.log_level)
+    configure_logging(settings, part="migrate")
     with plain_errors():
         database_url = locate(settings, redis=False).database_url
         asyncio.run(check_sessions(database_url, "cli"))

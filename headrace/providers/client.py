@@ -21,7 +21,7 @@ from headrace.formats.chat.support import FORMAT_OF
 from headrace.formats.failures import failure
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.providers.cooldown import cooldown_seconds
-from headrace.telemetry.logs import redact
+from headrace.telemetry.redaction import redact
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer, whole or streamed, of all of its choices together."""

@@ -28,7 +28,7 @@ from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
-from headrace.telemetry.logs import bind
+from headrace.telemetry.context import bind
 from scheduler.batches.allowance import Allowances, outstanding
 from scheduler.batches.feed import Feeder
 from scheduler.batches.native import NativeBatch

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from headrace.errors import UpstreamRefusedError
-from headrace.telemetry.logs import bind, log_formatter
+from headrace.telemetry.context import bind, note
+from headrace.telemetry.log_formats import JsonFormatter, TextFormatter
+from headrace.telemetry.traceparent import trace_id
 
 FORGED = "2026-11-27 00:00:00,000 WARNING scheduler.main: forged"
 
 
-def rendered(message: str, *args: object, error: BaseException | None = None) -> list[str]:
+def a_record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
     info = None if error is None else (type(error), error, error.__traceback__)
-    record = logging.LogRecord("test", logging.WARNING, __file__, 1, message, args, info)
-    return log_formatter().format(record).split("\n")
+    return logging.LogRecord("test", logging.WARNING, __file__, 1, message, args, info)
+
+
+def rendered(message: str, *args: object, error: BaseException | None = None) -> list[str]:
+    return TextFormatter().format(a_record(message, *args, error=error)).split("\n")
+
+
+def as_json(message: str, *args: object, error: BaseException | None = None) -> dict[str, Any]:
+    """Return the object of a record's only line."""
+    text = JsonFormatter("api").format(a_record(message, *args, error=error))
+    assert text.isascii()
+    [line] = text.splitlines()
+    document: dict[str, Any] = json.loads(line)
+    return document
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
@@ -52,8 +69,93 @@ def test_the_values_of_a_failed_statement_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [("context_length_exceeded", " context_length_exceeded"), ("MY PROMPT", ""), (None, "")]
+    ("code", "said"),
+    [
+        ("context_length_exceeded", " context_length_exceeded"),
+        ("MY PROMPT", ""),
+        ("PROMPT", ""),
+        ("prompt1", ""),
+        (None, ""),
+    ],
 )
 def test_the_log_of_an_error_has_no_text_of_the_provider(code: str | None, said: str) -> None:
     error = UpstreamRefusedError("MY PROMPT\n", param="MY PROMPT", code=code, status=422)
     assert error.summary() == f"UpstreamRefusedError 422 invalid_request_error{said}"
+
+
+def test_a_text_line_has_time_level_logger_message_and_ids() -> None:
+    record = a_record("%(method)s: %(status)d", {"method": "GET", "status": 200})
+    with bind(request="req_1"):
+        note(job="job_1", attempt=2)
+        line = TextFormatter().format(record)
+    at = datetime.fromtimestamp(int(record.created)).astimezone()
+    assert line == (
+        f"{at:%Y-%m-%d %H:%M:%S},{int(record.msecs):03} WARNING test: GET: 200 request=req_1 job=job_1 attempt=2"
+    )
+
+
+def test_a_json_line_has_its_ids_and_its_fields_as_members() -> None:
+    before = datetime.now(UTC)
+    with bind(request="req_1"):
+        line = as_json("%(method)s: %(status)d", {"method": "GET", "status": 200, "seconds": 0.5})
+    assert abs((datetime.fromisoformat(line.pop("time")) - before).total_seconds()) < 60
+    assert line == {
+        "level": "WARNING",
+        "logger": "test",
+        "part": "api",
+        "message": "GET: 200",
+        "request": "req_1",
+        "method": "GET",
+        "status": 200,
+        "seconds": 0.5,
+    }
+
+
+@pytest.mark.parametrize("text", [f"a\n{FORGED}\r\x85\u2028", "\x1b[2K\x08\u202e\ud800 ä 漢 🙂", '"}\n{"a": "'])
+def test_any_text_is_one_json_line(text: str) -> None:
+    with bind(job=text):
+        line = as_json("%s", text, error=ValueError(text))
+    assert line["message"] == line["job"] == text
+    assert f"ValueError: {text}" in line["exception"]
+
+
+def test_no_secret_is_in_a_json_line() -> None:
+    secrets = "sk-0123456789abc", "redis://:hunter2@host", "Bearer abcdef"
+    told = f"{secrets}\nDETAIL:  Failing row contains (MY PROMPT).\n[SQL: INSERT]"
+    line = as_json("%(error)s", {"error": " ".join(secrets)}, error=RuntimeError(told))
+    for text in ("sk-0", "hunter2", "abcdef", "MY PROMPT"):
+        assert text not in str(line)
+
+
+def test_what_is_noted_outside_of_a_bind_belongs_to_no_line() -> None:
+    note(job="job_1")
+    with bind(request="req_1"):
+        note(job="job_2")
+    assert "job" not in as_json("a")
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize("header", [PARENT, PARENT[:-2] + "ff", "cc" + PARENT[2:], "cc" + PARENT[2:] + "-more"])
+def test_the_trace_of_a_well_formed_traceparent(header: str) -> None:
+    assert trace_id(header) == "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        PARENT + " ",
+        PARENT + "\n",
+        PARENT + "-more",
+        "cc" + PARENT[2:] + "more",
+        "ff" + PARENT[2:],
+        PARENT.upper(),
+        PARENT.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32),
+        PARENT.replace("b7ad6b7169203331", "0" * 16),
+        PARENT[:-1],
+    ],
+)
+def test_a_malformed_traceparent_has_no_trace(header: str) -> None:
+    assert trace_id(header) is None
