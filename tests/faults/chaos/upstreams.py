@@ -150,6 +150,12 @@ def _limit(body: Json) -> int | None:
     return next((limits[name] for name in names if limits.get(name)), None)
 
 
+def _may_call(body: Json) -> bool:
+    """Tell whether a request, in any format, allows calls: some tools are named for earlier calls alone."""
+    choices = json.dumps([body.get("tool_choice"), body.get("toolConfig")])
+    return bool(body.get("tools")) and '"none"' not in choices.lower()
+
+
 def _openai_calls(before: str, calls: Sequence[tuple[str, str, Json]], usage: Json) -> Behaviour:
     """Return an answer with tool calls in OpenAI's format: in a stream their arguments come by turns."""
     whole: list[Json] = [
@@ -246,7 +252,7 @@ class Upstreams:
         usage = usage_of(prompt, completion)
         last = pieces_of_call(call)[-1]
         said = f"You said: {last[-1][max(0, last[-1].rfind('repeat ')) :]}"
-        if call.body.get("tools") and last[0] == "user":
+        if _may_call(call.body) and last[0] == "user":
             return self._calls(call, number, said, usage)
         words = said.split(" ")
         if MODELS[call.model].long:
