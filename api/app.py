@@ -19,6 +19,7 @@ from api.resources import (
     files,
     health,
     jobs,
+    metrics,
     models,
     organization,
     responses,
@@ -63,7 +64,8 @@ def create_app(settings: Settings) -> FastAPI:
         ):
             app.include_router(resource.router, prefix=prefix, include_in_schema=prefix == _PREFIXES[0])
     for prefix in ("", *_PREFIXES):
-        app.include_router(health.router, prefix=prefix, include_in_schema=not prefix)
+        for resource in (health, metrics):
+            app.include_router(resource.router, prefix=prefix, include_in_schema=not prefix)
     handle_errors(app)
     if settings.cors_origins:
         # Clients send keys in headers, never in cookies, so any header is safe to allow.

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api.http.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
 from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
+from headrace.telemetry.health import HEALTH
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Disconnect readers, give other requests `drain_seconds` to finish, and end."""
+        HEALTH.draining = True
         hub = self._app.state.hub
         hub.end_watching()
         # Both happen before uvicorn closes what the requests still use.

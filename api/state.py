@@ -33,6 +33,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.group_commit import GroupCommit
 from headrace.stores.redis import connect_redis
+from headrace.telemetry.health import loop_chores
 
 
 class State(TypedDict):
@@ -78,7 +79,13 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         waiting = WaitingJobs(database, most=settings.account_waiting_jobs)
         fingerprint = Fingerprint(settings, catalogue, database, part="api")
         async with going_on(
-            fingerprint.run, hub.run, partial(watch, hub, database), authenticator.run, doubts.run, waiting.run
+            fingerprint.run,
+            hub.run,
+            partial(watch, hub, database),
+            authenticator.run,
+            doubts.run,
+            waiting.run,
+            *loop_chores(settings),
         ):
             yield State(
                 settings=settings,
@@ -88,7 +95,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
-                inserts=GroupCommit(insert),
+                inserts=GroupCommit(insert, statement="accept"),
                 doubts=doubts,
                 waiting=waiting,
                 room=Room(settings.body_memory_bytes),

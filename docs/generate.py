@@ -3,6 +3,7 @@
 * settings.md from `headrace.settings`
 * errors.md from `headrace.errors`, and from the codes that errors are raised with
 * cli.md from the commands
+* metrics.md from `headrace.telemetry.metrics`
 * http.md from the OpenAPI document
 * openapi.json, which is that document, so that a change of the HTTP API shows in a review
 """
@@ -26,6 +27,7 @@ from api.app import create_app
 from headrace.cli import main as command
 from headrace.errors import HeadraceError
 from headrace.settings import Settings
+from headrace.telemetry.metrics import METRICS, Metric
 
 DOCS = Path(__file__).resolve().parent
 SOURCES = ("api", "headrace", "scheduler", "worker")
@@ -39,6 +41,7 @@ def pages() -> dict[Path, str]:
         reference / "settings.md": settings_page(),
         reference / "errors.md": errors_page(),
         reference / "cli.md": cli_page(),
+        reference / "metrics.md": metrics_page(),
         reference / "http.md": http_page(document := openapi_document()),
         reference / "openapi.json": json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n",
     }
@@ -214,6 +217,37 @@ def described(kind: click.Command, context: click.Context) -> Iterator[str]:
             child = kind.get_command(context, name)
             assert child is not None
             yield from described(child, click.Context(child, info_name=name, parent=context))
+
+
+# Metrics
+
+
+def metrics_page() -> str:
+    """Return a section for each metric: what it counts, by which labels, in which process, and what to watch."""
+    rows = [
+        (f"[`{metric.name}`](#{metric.name})", metric.kind, metric.unit, ", ".join(metric.parts)) for metric in METRICS
+    ]
+    sections = "\n".join(metric_section(metric) for metric in METRICS)
+    return f"""# Metrics
+
+Each process counts for itself; sums over all instances are Prometheus's work. A process serves its metrics on
+`HEADRACE_METRICS_PORT`, and the API also at `GET /metrics` to a key with the scope `metrics:read`.
+[Monitor it](../how-to/monitor.md) shows how to scrape them.
+
+Labels have few values: states, tiers, formats, and the providers and models of `headrace.toml`. A model that the file
+does not name, as one that fits a glob, is `other`. No label names an account, a key or a user. A process also serves
+`process_*`, such as `process_resident_memory_bytes` and `process_cpu_seconds_total`.
+
+This page is made from `headrace/telemetry/metrics.py` by `make reference`.
+
+{table(("metric", "type", "unit", "of"), rows)}
+{sections}"""
+
+
+def metric_section(metric: Metric) -> str:
+    """Return what there is to know about one metric."""
+    labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+    return f"## `{metric.name}`\n\n{metric.help}\n\nLabels: {labels}. Watch: {metric.watch}\n"
 
 
 # HTTP

@@ -149,6 +149,17 @@ class Settings(BaseSettings):
         description="The format of every process's log: `text` for people, or `json`, one object a line, for machines.",
     )
 
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port on which a process serves `/metrics`, `/livez` and `/readyz` without a key; 0 serves none. "
+        "Processes on one machine need a port each.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address of the metrics port. The default is loopback; a scraper on another machine needs another.",
+    )
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_check_origin)]], NoDecode] = Field(
         default=[],
         description="Origins whose pages may call the API from a browser, such as `https://app.example.com`, "

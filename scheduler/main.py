@@ -22,6 +22,7 @@ from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
+from headrace.telemetry.health import loop_chores
 from scheduler.batches.runner import BatchRunner
 from scheduler.bookkeeping import Bookkeeper
 from scheduler.leadership import lead
@@ -66,7 +67,7 @@ async def _schedule(settings: Settings) -> None:
         else:
             log.warning("HEADRACE_SECRET_KEY is not set: this scheduler sends no webhooks, pending ones wait")
         fingerprint = Fingerprint(settings, file, database, part="scheduler")
-        async with going_on(fingerprint.run):
+        async with going_on(fingerprint.run, *loop_chores(settings)):
             await lead(database.relaxed, chores, again_seconds=settings.sweep_seconds)
 
 

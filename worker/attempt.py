@@ -65,6 +65,12 @@ class Attempt:
     index: int = 0
     began: float = field(default_factory=time.monotonic)
     exchange: Exchange | None = None
+    throttled_seconds: float = 0.0
+    """How long the attempt waited for its provider's limits."""
+    called_at: float | None = None
+    """When the call to the provider began, by `time.monotonic`."""
+    call_seconds: float = 0.0
+    """How long the call took."""
     stop: Stop | None = None
     ending: bool = False
 

@@ -41,7 +41,7 @@ class Claims:
         self._database = database
         self._availability = availability
         self._send_back = send_back
-        self._group = GroupCommit(self._claim_all)
+        self._group = GroupCommit(self._claim_all, statement="claim")
         self._held: dict[str, int] = {}
         """The newest attempt here of each job, from the moment that its claim returns."""
         self._doubtful: dict[str, str] = {}

@@ -74,6 +74,11 @@ class Deltas:
         """Tell whether Postgres has any delta of this attempt."""
         return self._saved > self._before
 
+    @property
+    def first_at(self) -> float | None:
+        """When the first delta came, by `time.monotonic`; None before it."""
+        return self._first_at
+
     def seconds_since_first(self) -> float | None:
         """Return how long ago the first delta came, in seconds."""
         return None if self._first_at is None else time.monotonic() - self._first_at

@@ -29,6 +29,7 @@ from worker.attempt import Attempt
 from worker.attempt_line import DEFERRED, log_attempt
 from worker.availability import Availability
 from worker.deltas import DeltaWriter
+from worker.measures import Measures
 from worker.retry import Retry
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,16 @@ class Endings:
         queue: JobQueue,
         publisher: Publisher,
         deltas: DeltaWriter,
+        *,
+        measures: Measures,
     ) -> None:
         self._database = database
         self._availability = availability
         self._queue = queue
         self._publisher = publisher
         self._deltas = deltas
-        self._group = GroupCommit(self._finish_all)
+        self._measures = measures
+        self._group = GroupCommit(self._finish_all, statement="finish")
 
     async def finish(
         self,
@@ -83,6 +87,7 @@ class Endings:
             frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
             log_attempt(attempt, state.value, spent=spent, error=error)
+            self._measures.ended(attempt.job, state, spent)
         else:
             await self.discard(attempt, spent)
 
@@ -115,6 +120,7 @@ class Endings:
             await self.discard(attempt, spent)
             return
         log_attempt(attempt, status or DEFERRED, spent=spent, error=error)
+        self._measures.spent(job, spent)
         self._publisher.announce(MovedJob(job.id, job.tier, state, job.attempt, job.origin))
         if state is State.QUEUED:
             asyncio.get_running_loop().call_later(
@@ -128,6 +134,7 @@ class Endings:
         log_attempt(attempt, "lost", spent=spent)
         if spent is not None:
             await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
+            self._measures.spent(job, spent)
 
     async def _finish_all(self, finished: Sequence[FinishedJob]) -> list[bool]:
         return await finish_jobs(self._database, finished)

@@ -26,6 +26,7 @@ from headrace.runtime.fingerprints import Fingerprint
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis, redis_takes_writes
+from headrace.telemetry.health import HEALTH, loop_chores
 from worker.attempt import Stop
 from worker.availability import Availability
 from worker.circuit import Rules
@@ -34,6 +35,7 @@ from worker.deltas import DeltaWriter
 from worker.ending import Endings
 from worker.intake import Intake
 from worker.leases import Leases
+from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.run import Runner
@@ -80,7 +82,8 @@ class Executor:
         self._availability = Availability()
         self._leases = Leases(settings, database, redis, self._availability)
         self._claims = Claims(settings, database, self._availability, worker=name, send_back=self.hand_back)
-        endings = Endings(database, self._availability, queue, publisher, self._deltas)
+        measures = Measures(file)
+        endings = Endings(database, self._availability, queue, publisher, self._deltas, measures=measures)
         self._runner = Runner(
             catalogue,
             database=database,
@@ -93,6 +96,7 @@ class Executor:
             deltas=self._deltas,
             publisher=publisher,
             outcomes=Outcomes(endings, self._circuits, attempts_per_route=settings.attempts_per_route),
+            measures=measures,
         )
         self._intake = Intake(
             settings,
@@ -153,6 +157,7 @@ class Executor:
             self._intake.share,
             self._circuits.run,
             self._throttle.run,
+            *loop_chores(self._settings),
         ]
 
     @property
@@ -192,6 +197,7 @@ class Executor:
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""
+        HEALTH.draining = True
         self._intake.close()
         tasks = self._intake.tasks
         if tasks and not self._hurried.is_set():

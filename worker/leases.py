@@ -22,6 +22,7 @@ from headrace.jobs.sql.run import extend_leases, rehearse
 from headrace.runtime.clock import now
 from headrace.settings import Settings
 from headrace.stores.database import Database
+from headrace.telemetry.health import HEALTH
 from worker.attempt import Attempt, Stop
 from worker.availability import Availability
 
@@ -86,6 +87,7 @@ class Leases:
                 log.warning("could not extend leases: %s", error)
                 self._availability.lost(error)
             else:
+                HEALTH.beat()
                 self._availability.found()
 
     async def _pause(self) -> None:

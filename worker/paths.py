@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 from headrace.errors import UpstreamBusyError, UpstreamRateLimitError
 from headrace.queue import TIERS
 from headrace.stores.redis_url import AWAY
+from headrace.telemetry.metrics import CIRCUIT_OPEN
 from worker.circuit import Rules
 from worker.pauses import Pauses
 from worker.peers import EVERYONE, Peers, View
@@ -57,6 +58,8 @@ class Circuits:
         self._others: Sequence[View] = ()
         self._told = False
         self._redis_lost = False
+        self._shown: set[str] = set()
+        """Providers that the metric of open circuits names."""
 
     def allows(self, name: str, route: str | None = None, *, account: str = "") -> bool:
         """Tell whether an account's job may call a provider, and its route, from here now. This changes nothing."""
@@ -105,9 +108,10 @@ class Circuits:
     async def refresh(self) -> None:
         """Write this worker's news and read the others'; while Redis is unavailable, do neither."""
         self.troubled.tidy()
-        unsaved = self.pauses.take_unsaved()
+        unsaved, view = self.pauses.take_unsaved(), self.troubled.view(self._tiers)
+        self._show(view)
         try:
-            news = await self._peers.tell(self.troubled.view(self._tiers), unsaved)
+            news = await self._peers.tell(view, unsaved)
         except AWAY as error:
             if not self._redis_lost:
                 log.warning("Redis is unavailable, circuits are this worker's own: %s", error)
@@ -122,6 +126,13 @@ class Circuits:
         self._others = news.others
         self.pauses.learn(news.pauses)
         self.troubled.doubt(news.others)
+
+    def _show(self, view: View) -> None:
+        """Set the metric of open circuits."""
+        is_open = {name for name, keys in view.open.items() if EVERYONE in keys}
+        for name in self._shown | is_open:
+            CIRCUIT_OPEN.labels(name).set(name in is_open)
+        self._shown |= is_open
 
 
 class Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from worker.claims import Claims
 from worker.deltas import Deltas, DeltaWriter
 from worker.exchange import Exchange
 from worker.leases import Leases
+from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.slots import Slot
@@ -55,6 +57,7 @@ class Runner:
         deltas: DeltaWriter,
         publisher: Publisher,
         outcomes: Outcomes,
+        measures: Measures,
     ) -> None:
         self.catalogue = catalogue
         """The models whose routes the next attempts take."""
@@ -68,6 +71,7 @@ class Runner:
         self._deltas = deltas
         self._publisher = publisher
         self._outcomes = outcomes
+        self._measures = measures
 
     async def run(self, job_id: str, tier: str, slot: Slot) -> None:
         """Claim a job and make one attempt at it, unless another worker has the job or it has ended."""
@@ -98,6 +102,7 @@ class Runner:
             deltas=Deltas(job.id, job.attempt, on_saved=on_saved),
         )
         self._leases.add(attempt)
+        self._measures.claimed(job)
         if job.streamed or (job.background and job.batch_id is None):  # other clients wait for the whole answer alone
             self._publisher.publish(attempt.frame(0, "started"), origin=job.origin)
         try:
@@ -106,10 +111,13 @@ class Runner:
             if attempt.stop is None:
                 raise
             await self._outcomes.stopped(attempt)
+            self._measures.stopped(attempt)
         except Exception as error:  # noqa: BLE001  (`failed` logs an error that it does not expect)
             await self._outcomes.failed(attempt, error)
+            self._measures.failed(attempt, error)
         else:
             await self._outcomes.answered(attempt, response)
+            self._measures.answered(attempt)
         finally:
             self._leases.remove(attempt)
 
@@ -173,8 +181,11 @@ class Runner:
             calls=exchange.calls,
             patience_seconds=patience,
         )
+        asked = time.monotonic()
         async with permitted as permit, self._circuits.call(name, route.name, account=job.account_id):
             attempt.exchange = exchange
+            attempt.called_at = time.monotonic()
+            attempt.throttled_seconds = attempt.called_at - asked
             deadline = asyncio.timeout(provider.timeout)
             try:
                 async with deadline:
@@ -184,6 +195,7 @@ class Runner:
                     raise UpstreamTimeoutError(detail=f"the call took longer than {provider.timeout:g} s") from None
                 raise
             finally:
+                attempt.call_seconds = time.monotonic() - attempt.called_at
                 if provider.tokens_per_minute is not None:
                     permit.used(exchange.usage.total_tokens)
 

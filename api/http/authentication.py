@@ -166,4 +166,5 @@ def requires(scope: KeyScope) -> Callable[..., Awaitable[Principal]]:
 Administrator = Annotated[Principal, Depends(requires("admin"))]
 UsageReader = Annotated[Principal, Depends(requires("usage:read"))]
 KeyManager = Annotated[Principal, Depends(requires("keys:write"))]
+MetricsReader = Annotated[Principal, Depends(requires("metrics:read"))]
 WebhookManager = Annotated[Principal, Depends(requires("webhooks:write"))]

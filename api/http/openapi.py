@@ -69,6 +69,8 @@ _ERRORS = {
     "500": "An error of the server; its log has the `x-request-id`",
     "503": "Postgres is unavailable; `Retry-After` tells when to try again",
 }
+# Paths at the root that need a key, as all below `/api` do.
+_WITH_KEY = ("/metrics",)
 # Paths of requests whose answer a provider makes.
 _CALLING = ("/api/v1/chat", "/api/v1/responses")
 _UPSTREAM_ERRORS = {
@@ -119,8 +121,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for method, operation in operations.items():
             operation["responses"].pop("422", None)
             _describe_answers(operation)
-            if path.startswith("/api/"):
+            if path.startswith("/api/") or path in _WITH_KEY:
                 _describe_errors(operation, path)
+            if path.startswith("/api/"):
                 _describe_headers(operation, path, method)
                 if method == "post":
                     operation["requestBody"] = _body(path, names)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from headrace.errors import RateLimitError
+from headrace.telemetry.metrics import SUBSCRIBERS
 
 
 class Subscribers:
@@ -32,9 +33,11 @@ class Subscribers:
     def watching(self, key_id: str) -> Iterator[None]:
         """Count a subscriber inside the context."""
         self._watching[key_id] += 1
+        SUBSCRIBERS.inc()
         try:
             yield
         finally:
+            SUBSCRIBERS.dec()
             self._watching[key_id] -= 1
             if not self._watching[key_id]:
                 del self._watching[key_id]

@@ -32,9 +32,11 @@ from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.runtime.offload import offloaded
 from headrace.telemetry.context import note
+from headrace.telemetry.metrics import JOBS_SUBMITTED, bound
 
 # OpenAI's `auto` and `scale` have no meaning here. `fast` is its newer name for `priority`.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
+_submitted = bound(JOBS_SUBMITTED)
 # Characters of a header's value: many clients read only a few kilobytes of headers.
 _LONGEST_HEADER = 2048
 
@@ -180,6 +182,7 @@ async def accept(request: Request, submission: Submission) -> int:
             # In a task of its own, because the client's disconnection may cancel this one.
             await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
         raise
+    _submitted(job.tier, job.format).inc()
     state.waiting.add(job.account_id)
     if job.delay_seconds:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))

@@ -22,6 +22,8 @@ from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
 from headrace.telemetry.logs import configure_logging
 from headrace.telemetry.redaction import redact
+from headrace.telemetry.server import listen as listen_for_scrapes
+from headrace.telemetry.server import serving
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +146,16 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
+_metrics_fd = click.option(
+    "--metrics-fd", type=int, hidden=True, help="The metrics port's listening socket, inherited from `headrace dev`."
+)
+
+
 @click.command()
 @click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
+@_metrics_fd
 @click.pass_obj
-def api(settings: Settings, fd: int | None) -> None:
+def api(settings: Settings, fd: int | None, metrics_fd: int | None) -> None:
     """Serve the HTTP API."""
     configure_logging(settings, part="api")
     with plain_errors():
@@ -157,7 +165,8 @@ def api(settings: Settings, fd: int | None) -> None:
 
         app = create_app(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
-        serve(app, located, listener)
+        with serving("api", listen_for_scrapes(located, fd=metrics_fd)):
+            serve(app, located, listener)
 
 
 @click.command()
@@ -168,8 +177,9 @@ def api(settings: Settings, fd: int | None) -> None:
     multiple=True,
     help="Serve this tier only (repeatable): `--tier flex --tier batch` makes a worker for background jobs.",
 )
+@_metrics_fd
 @click.pass_obj
-def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
+def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None) -> None:
     """Run jobs. Any number of workers may run."""
     from headrace.queue import TIERS
 
@@ -178,19 +188,22 @@ def worker(settings: Settings, tiers: tuple[str, ...]) -> None:
         located = _ready(settings, "worker")
         from worker.main import main
 
-        main(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
+        with serving("worker", listen_for_scrapes(located, fd=metrics_fd)):
+            main(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
+@_metrics_fd
 @click.pass_obj
-def scheduler(settings: Settings) -> None:
+def scheduler(settings: Settings, metrics_fd: int | None) -> None:
     """Rescue lost jobs, expire late jobs, run batches, send webhooks. One scheduler acts; others stand by."""
     configure_logging(settings, part="scheduler")
     with plain_errors():
         located = _ready(settings, "scheduler")
         from scheduler.main import main
 
-        main(located)
+        with serving("scheduler", listen_for_scrapes(located, fd=metrics_fd)):
+            main(located)
 
 
 @click.command()

@@ -30,5 +30,5 @@ async def announce_cancellation(publisher: Publisher, job: MovedJob) -> None:
     """
     if job.state is State.RUNNING:
         await publisher.cancel(job.id)
-    elif job.state is State.CANCELLED:
+    elif job.state is State.CANCELLED and job.moved:
         publisher.announce(job)

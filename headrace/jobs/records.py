@@ -75,6 +75,8 @@ class ClaimedJob:
     batch_id: str | None = None
     format: Format = "chat"
     conversation_id: str | None = None
+    seconds_waited: float = 0.0
+    """How long ago the job was due when it was claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class MovedJob:
     state: State
     attempt: int
     origin: str | None
+    moved: bool = True
+    """False if it had ended before, and so was left as it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from headrace.stores.database import Database, execute
 
 DEFAULT_ACCOUNT = "default"
 
-KeyScope = Literal["admin", "usage:read", "keys:write", "webhooks:write"]
+KeyScope = Literal["admin", "usage:read", "keys:write", "webhooks:write", "metrics:read"]
 """What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys; read and
 rotate the secrets of its webhooks."""
 

@@ -8,18 +8,20 @@ pooler has to keep.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from headrace.stores.connections import PATIENCE_SECONDS, ROOM_SECONDS, Connections, Row
 from headrace.stores.database_url import connection_parameters
-from headrace.stores.failures import leave_stale
+from headrace.stores.failures import is_unavailable, leave_stale
 from headrace.stores.sessions import SESSION, Opener
+from headrace.telemetry.stores import POSTGRES
 
 LIST_SECONDS = 3.0
 """Seconds that a statement of a list may take."""
@@ -88,9 +90,17 @@ async def execute(
         sqlalchemy.exc.DBAPIError: Postgres refused the statement or is unavailable.
         sqlalchemy.exc.TimeoutError: Postgres did not answer in time, or every connection is in use.
     """
+    began = time.monotonic()
     try:
-        return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        return await connections.execute(statement, parameters, patience_seconds=patience_seconds)
+        try:
+            rows = await connections.execute(statement, parameters, patience_seconds=patience_seconds)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            rows = await connections.execute(statement, parameters, patience_seconds=patience_seconds)
+    except SQLAlchemyError as error:
+        if is_unavailable(error):
+            POSTGRES.unavailable()
+        raise
+    POSTGRES.answered(time.monotonic() - began)
+    return rows

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import sqlalchemy as sa
 
 from headrace.stores.failures import is_unavailable
+from headrace.telemetry.metrics import GROUP_COMMIT
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,11 +29,16 @@ class GroupCommit(Generic[Item, Result]):
         self,
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
+        statement: str,
         linger_seconds: float = 0.002,
         max_batch: int = 500,
     ) -> None:
-        """`flush` writes the items and returns one result for each, in their order."""
+        """`flush` writes the items and returns one result for each, in their order.
+
+        `statement` is what the metric of the batches' sizes calls it.
+        """
         self._flush = flush
+        self._sizes = GROUP_COMMIT.labels(statement)
         self._linger = linger_seconds
         self._max_batch = max_batch
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -54,6 +60,7 @@ class GroupCommit(Generic[Item, Result]):
                     await asyncio.sleep(self._linger)
                 batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
                 crowded = len(batch) > 1
+                self._sizes.observe(len(batch))
                 await self._write(batch)
         finally:
             self._task = None

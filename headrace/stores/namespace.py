@@ -7,13 +7,31 @@ previous release use them without a prefix.
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from headrace.telemetry.stores import REDIS
 
 
 class NamespacedRedis(Redis):
     """A client that knows the prefix of its deployment's names. It leaves the names in its commands as they are."""
 
     prefix: str = ""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command, and measure its round trip."""
+        began = time.monotonic()
+        try:
+            answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            REDIS.unavailable()
+            raise
+        REDIS.answered(time.monotonic() - began)
+        return answer
 
 
 def prefix_of(namespace: str | None) -> str:

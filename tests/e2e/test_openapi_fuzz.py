@@ -135,7 +135,7 @@ class Things:
 @pytest.fixture(scope="module")
 def headers(service: Service) -> dict[str, str]:
     """The headers of a key whose account no other test uses."""
-    scopes = ("keys:write", "usage:read", "webhooks:write")
+    scopes = ("keys:write", "usage:read", "webhooks:write", "metrics:read")
     key = service.create_key("fuzz", *(option for scope in scopes for option in ("--scope", scope)))
     return {"authorization": f"Bearer {key['key']}"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.fragments import TRANSACTION, read_moved, tally, tally_and_notify
 from headrace.stores.database import Database, execute
@@ -23,7 +25,8 @@ WITH target AS MATERIALIZED (
     FROM target WHERE jobs.id = target.id AND target.state IN ('queued', 'running')
     RETURNING jobs.id, jobs.account_id, jobs.batch_id, jobs.state, {JOB_FOR_WEBHOOK}
 ){tally_and_notify("changed")}
-SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin
+SELECT target.id, target.tier, coalesce(changed.state, target.state) AS state, target.attempt, target.origin,
+       changed.id IS NOT NULL AS moved
 FROM target LEFT JOIN changed USING (id)
 """
 
@@ -34,7 +37,10 @@ async def cancel_job(database: Database, job_id: str, account_id: str, *, error:
     Returns the job as it is then, or None if the account has no such job. `error` is the JSON that the row keeps.
     """
     rows = await execute(database.durable, _CANCEL, {"id": job_id, "account_id": account_id, "error": error})
-    return read_moved(rows)[0] if rows else None
+    if not rows:
+        return None
+    [job] = read_moved(rows)
+    return replace(job, moved=rows[0].moved)
 
 
 _CANCEL_LINES = f"""

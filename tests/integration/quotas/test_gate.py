@@ -614,7 +614,7 @@ async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
     queue = JobQueue(redis)
     try:
         assert await redis_takes_writes(redis)
-        await redis.execute_command(*refuse)  # type: ignore[no-untyped-call]
+        await redis.execute_command(*refuse)
         assert not await redis_takes_writes(redis)
         with pytest.raises(UnavailableError):
             await Gate(redis, database, open_when_away=False).admit(scopes, demand())
@@ -622,7 +622,7 @@ async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
         queue.wake([new_id("job")], tier="default")
         await queue.close()
     finally:
-        await redis.execute_command(*restore)  # type: ignore[no-untyped-call]
+        await redis.execute_command(*restore)
     assert await redis_takes_writes(redis)
     await Gate(redis, database, open_when_away=False).admit(scopes, demand())
     await redis.aclose()

@@ -25,7 +25,7 @@ async def test_a_lone_item_is_written_at_once_and_later_ones_together() -> None:
             await gate.wait()
         return [item * 2 for item in items]
 
-    commits = GroupCommit(flush)
+    commits = GroupCommit(flush, statement="test")
     first = asyncio.create_task(commits.submit(1))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -43,7 +43,7 @@ async def test_an_item_that_postgres_refuses_fails_alone() -> None:
             raise sa.exc.DataError("INSERT", {}, RefusedError())
         return items
 
-    commits = GroupCommit(flush)
+    commits = GroupCommit(flush, statement="test")
     results = await asyncio.gather(*(commits.submit(item) for item in (12, 13, 14)), return_exceptions=True)
     assert results[0] == 12
     assert isinstance(results[1], sa.exc.DataError)
@@ -58,7 +58,7 @@ async def test_a_failure_of_the_whole_reaches_everyone_and_the_next_is_written()
             raise OSError("away")
         return items
 
-    commits = GroupCommit(flush)
+    commits = GroupCommit(flush, statement="test")
     results = await asyncio.gather(commits.submit(1), commits.submit(2), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError]
     failing = False
@@ -70,7 +70,7 @@ async def test_one_who_gives_up_does_not_disturb_the_others() -> None:
         await asyncio.sleep(0.01)
         return items
 
-    commits = GroupCommit(flush)
+    commits = GroupCommit(flush, statement="test")
     tasks = [asyncio.create_task(commits.submit(item)) for item in (1, 2, 3)]
     await asyncio.sleep(0)
     tasks[1].cancel()

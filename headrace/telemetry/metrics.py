@@ -1,0 +1,237 @@
+"""Every metric of Headrace, declared once: docs/reference/metrics.md is made from these declarations.
+
+A label's values are bounded: states, tiers, formats, and the providers and models of the catalogue. A model that the
+catalogue does not name, as one that fits a glob, is `other`. No label names an account, a key or a user.
+
+A process counts in memory whether or not it is scraped. What runs for each job takes its children from `bound`, which
+looks a child up once for each set of label values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+Part = Literal["api", "worker", "scheduler"]
+Instrument = TypeVar("Instrument", bound=MetricWrapperBase)
+
+ALL: tuple[Part, ...] = ("api", "worker", "scheduler")
+OTHER = "other"
+"""The label of a model that the catalogue does not name."""
+
+# Upper bounds in seconds: of our own work and the stores', and of what waits for a provider or a slot.
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_LONG = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 21_600)
+# Items of one statement.
+_SIZES = (1, 2, 5, 10, 25, 50, 100, 250, 500)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What the documentation says of one metric, and the instrument that the processes of `parts` expose."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    labels: Sequence[str]
+    parts: Sequence[Part]
+    help: str
+    watch: str
+    """What to alert on, or what to read from it."""
+    instrument: MetricWrapperBase
+
+
+METRICS: list[Metric] = []
+"""Every metric, in the order of the documentation."""
+
+
+def _counter(
+    name: str, text: str, *, unit: str, parts: Sequence[Part], watch: str, labels: Sequence[str] = ()
+) -> Counter:
+    counter = Counter(name, text, labels, registry=None)
+    METRICS.append(Metric(name, "counter", unit, labels, parts, text, watch, counter))
+    return counter
+
+
+def _gauge(name: str, text: str, *, unit: str, parts: Sequence[Part], watch: str, labels: Sequence[str] = ()) -> Gauge:
+    gauge = Gauge(name, text, labels, registry=None)
+    METRICS.append(Metric(name, "gauge", unit, labels, parts, text, watch, gauge))
+    return gauge
+
+
+def _histogram(
+    name: str,
+    text: str,
+    *,
+    unit: str,
+    parts: Sequence[Part],
+    watch: str,
+    buckets: Sequence[float],
+    labels: Sequence[str] = (),
+) -> Histogram:
+    histogram = Histogram(name, text, labels, registry=None, buckets=buckets)
+    METRICS.append(Metric(name, "histogram", unit, labels, parts, text, watch, histogram))
+    return histogram
+
+
+def bound(instrument: Instrument) -> Callable[..., Instrument]:
+    """Return a function from label values, in the order of the declaration, to the child that has them."""
+    return functools.cache(instrument.labels)
+
+
+def known_model(name: str, models: Collection[str]) -> str:
+    """Return the label of a model: its name if the catalogue has it, else `other`."""
+    return name if name in models else OTHER
+
+
+JOBS_SUBMITTED = _counter(
+    "headrace_jobs_submitted_total",
+    "Jobs that were accepted, without lines of batches.",
+    unit="jobs",
+    labels=("tier", "format"),
+    parts=("api",),
+    watch="The rate of new work. Compare it with the rate of ended jobs.",
+)
+JOBS_ENDED = _counter(
+    "headrace_jobs_ended_total",
+    "Jobs that reached an end state, lines of batches included. Workers end most jobs; the API ends queued jobs that "
+    "are cancelled, and the scheduler those that are lost or late, both with the model `other`.",
+    unit="jobs",
+    labels=("status", "tier", "model"),
+    parts=ALL,
+    watch="Alert on the share of `failed` and `expired`.",
+)
+QUEUE_WAIT = _histogram(
+    "headrace_queue_wait_seconds",
+    "Time from the moment when a job was due to its claim by a worker, for each claim.",
+    unit="seconds",
+    labels=("tier",),
+    parts=("worker",),
+    buckets=_LONG,
+    watch="Alert when the 95th percentile of `priority` or `default` exceeds a second: the workers have too few slots.",
+)
+OVERHEAD = _histogram(
+    "headrace_overhead_seconds",
+    "Time that an attempt took beside its provider: from its claim to the commit of its end, without the call and "
+    "without the wait for the provider's limits.",
+    unit="seconds",
+    labels=("format",),
+    parts=("worker",),
+    buckets=_SHORT,
+    watch="Alert when the 95th percentile exceeds 0.25 s: the worker or Postgres is short of CPU or of disk.",
+)
+TIME_TO_FIRST_DELTA = _histogram(
+    "headrace_time_to_first_delta_seconds",
+    "Time from the start of a streamed call to its first delta.",
+    unit="seconds",
+    labels=("provider",),
+    parts=("worker",),
+    buckets=_LONG,
+    watch="Compare providers, and alert on a change of one.",
+)
+CALL_SECONDS = _histogram(
+    "headrace_provider_call_seconds",
+    "Time of a call to a provider, up to its last byte or its failure.",
+    unit="seconds",
+    labels=("provider",),
+    parts=("worker",),
+    buckets=_LONG,
+    watch="Compare providers. Times near a provider's `timeout` mean that it hangs.",
+)
+ATTEMPTS = _counter(
+    "headrace_attempts_total",
+    "Attempts that called a provider, by how they ended.",
+    unit="attempts",
+    labels=("provider", "model", "outcome"),
+    parts=("worker",),
+    watch="Alert on a provider's share of outcomes other than `completed` and `cancelled`; at once on `credentials`.",
+)
+TOKENS = _counter(
+    "headrace_tokens_total",
+    "Tokens of attempts, as the usage ledger has them. `cached` is a part of `input`, and `reasoning` of `output`.",
+    unit="tokens",
+    labels=("kind", "model"),
+    parts=("worker",),
+    watch="The load of models, and the share of cached input.",
+)
+COST = _counter(
+    "headrace_cost_usd_total",
+    "Cost of attempts whose model has a price, as the usage ledger has it.",
+    unit="US dollars",
+    labels=("model",),
+    parts=("worker",),
+    watch="Alert on the spend of an hour.",
+)
+THROTTLED = _counter(
+    "headrace_throttled_total",
+    "Attempts that did not call their provider: it was paused or its limits had no room (`busy`), or its circuit was "
+    "open (`circuit`).",
+    unit="attempts",
+    labels=("provider", "reason"),
+    parts=("worker",),
+    watch="A constant rate means that the provider's limits are too small for the load.",
+)
+THROTTLE_WAIT = _histogram(
+    "headrace_throttle_wait_seconds",
+    "Time for which a call waited for room in its provider's limits.",
+    unit="seconds",
+    labels=("provider",),
+    parts=("worker",),
+    buckets=_LONG,
+    watch="The time that a higher limit would save.",
+)
+CIRCUIT_OPEN = _gauge(
+    "headrace_circuit_open",
+    "Whether a worker's circuit to a provider is open for all accounts: 1 or 0. A provider without trouble is absent.",
+    unit="1 or 0",
+    labels=("provider",),
+    parts=("worker",),
+    watch="Alert when it is 1 for a minute at every worker.",
+)
+SUBSCRIBERS = _gauge(
+    "headrace_subscribers",
+    "Event streams and waits that an API process holds open.",
+    unit="subscribers",
+    parts=("api",),
+    watch="Compare with `HEADRACE_MAX_CONNECTIONS`.",
+)
+GROUP_COMMIT = _histogram(
+    "headrace_group_commit_items",
+    "Items that one statement wrote together, by what it does: `accept` and `limits` in the API, `claim` and `finish` "
+    "in the worker.",
+    unit="items",
+    labels=("statement",),
+    parts=("api", "worker"),
+    buckets=_SIZES,
+    watch="Large groups show load. Their cost is shared, so they need no alert.",
+)
+STORE_SECONDS = _histogram(
+    "headrace_store_seconds",
+    "Time of a statement at Postgres or a command at Redis, with the wait for a connection.",
+    unit="seconds",
+    labels=("store",),
+    parts=ALL,
+    buckets=_SHORT,
+    watch="Alert when the 99th percentile of `postgres` exceeds a second.",
+)
+STORE_UP = _gauge(
+    "headrace_store_up",
+    "Whether the last statement or command of this process reached the store: 1 or 0.",
+    unit="1 or 0",
+    labels=("store",),
+    parts=ALL,
+    watch="Alert on 0: without Postgres nothing is accepted or ended, without Redis everything is slower.",
+)
+EVENT_LOOP_LAG = _histogram(
+    "headrace_event_loop_lag_seconds",
+    "By how much the event loop was late for a timer, measured once a second while the metrics port is on.",
+    unit="seconds",
+    parts=ALL,
+    buckets=_SHORT,
+    watch="Alert when the 95th percentile exceeds 0.1 s: the process needs more CPU, or there are too few processes.",
+)

@@ -1,0 +1,36 @@
+"""What the statements and commands of this process show of its stores: how long they take, and whether they answer."""
+
+from __future__ import annotations
+
+from headrace.telemetry.metrics import STORE_SECONDS, STORE_UP
+
+
+class StoreMeasure:
+    """One store, as this process sees it."""
+
+    def __init__(self, store: str) -> None:
+        """Know nothing of the store yet."""
+        self.up: bool | None = None
+        """Whether the store answered the last time; None before the first."""
+        self._seconds = STORE_SECONDS.labels(store)
+        self._gauge = STORE_UP.labels(store)
+        self._gauge.set(0)
+
+    def answered(self, seconds: float) -> None:
+        """Note an answer, and how long it took."""
+        self._seconds.observe(seconds)
+        if not self.up:
+            self._note(up=True)
+
+    def unavailable(self) -> None:
+        """Note that the store did not answer."""
+        if self.up is not False:
+            self._note(up=False)
+
+    def _note(self, *, up: bool) -> None:
+        self.up = up
+        self._gauge.set(up)
+
+
+POSTGRES = StoreMeasure("postgres")
+REDIS = StoreMeasure("redis")

@@ -1,0 +1,134 @@
+"""Every process counts what it does, and tells of its health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace.telemetry.metrics import METRICS
+from tests.e2e.jobs import chat, completed, ended, submit
+from tests.e2e.metrics import Scrape, scrape
+from tests.fakes.provider import Provider, answer, status, usage_of
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port
+from tests.waiting import until
+
+PARTS = ("api", "worker", "scheduler")
+NAMED = """
+[models."counted"]
+routes = ["fake/counted"]
+input_price = 2.00
+output_price = 10.00
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str
+) -> Iterator[tuple[Service, dict[str, int]]]:
+    """A service of its own with the metrics port of each part."""
+    service = Service(tmp_path_factory.mktemp("measured"), stores.fresh(), config + NAMED)
+    ports = {part: free_port() for part in PARTS}
+    Service.running.append(service)
+    try:
+        service.run("migrate")
+        for part, port in ports.items():
+            service.launch(part, HEADRACE_METRICS_PORT=str(port))
+        service.wait_until_ready()
+        for port in ports.values():
+            until(lambda port=port: health(port, "/readyz") is not None, "a metrics port")  # type: ignore[misc]
+        yield service, ports
+    finally:
+        service.stop()
+
+
+def health(port: int, path: str) -> dict[str, Any] | None:
+    """Return what a process tells of its health, or None while it is not healthy or does not answer."""
+    try:
+        told = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30)
+    except httpx.TransportError:
+        return None
+    body: dict[str, Any] = told.json()
+    return body if told.status_code == 200 else None
+
+
+async def test_each_process_counts_a_known_load(measured: tuple[Service, dict[str, int]], provider: Provider) -> None:
+    service, ports = measured
+    usage = usage_of(100, 20)
+    provider.script("counted", status(500), answer("One.", usage=usage), answer("Two.", usage=usage), status(400))
+    async with connect(service, BOOTSTRAP_KEY) as client:
+        await completed(client, await submit(client, "counted"))
+        assert (await client.post("/chat/completions", json=chat("counted"))).status_code == 200
+        assert (await ended(client, await submit(client, "counted")))["status"] == "failed"
+        assert (await client.post("/chat/completions", json=chat("fake-unnamed"))).status_code == 200
+
+    def counted() -> Scrape | None:
+        told = scrape(ports["worker"])
+        return told if told.total("headrace_attempts_total") == 5 else None
+
+    until(lambda: counted() is not None, "the end of the last attempt")
+    api, worker = scrape(ports["api"]), scrape(ports["worker"])
+    assert api.total("headrace_jobs_submitted_total", tier="default", format="chat") == 4
+    assert worker.total("headrace_jobs_ended_total", status="completed", model="counted", tier="default") == 2
+    assert worker.total("headrace_jobs_ended_total", status="failed", model="counted") == 1
+    assert worker.total("headrace_jobs_ended_total", model="other") == 1
+    assert worker.total("headrace_attempts_total", provider="fake", model="counted", outcome="failed") == 1
+    assert worker.total("headrace_attempts_total", provider="fake", model="counted", outcome="refused") == 1
+    assert worker.total("headrace_attempts_total", provider="fake", outcome="completed") == 3
+    assert worker.total("headrace_tokens_total", kind="input", model="counted") == 200
+    assert worker.total("headrace_tokens_total", kind="output", model="counted") == 40
+    assert worker.total("headrace_cost_usd_total", model="counted") == pytest.approx(0.0008)
+    assert worker.total("headrace_queue_wait_seconds_count", tier="default") == 5
+    assert worker.total("headrace_overhead_seconds_count", format="chat") == 5
+    assert worker.total("headrace_provider_call_seconds_count", provider="fake") == 5
+    assert worker.total("headrace_group_commit_items_sum", statement="finish") == 4
+    assert api.total("headrace_group_commit_items_sum", statement="accept") == 4
+    for part in (api, worker):
+        assert part.total("headrace_store_up", store="postgres") == 1
+        assert part.total("headrace_store_up", store="redis") == 1
+        assert part.total("headrace_store_seconds_count", store="postgres") > 0
+        assert part.total("process_resident_memory_bytes") > 0
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_names_and_labels_are_the_documented_ones(measured: tuple[Service, dict[str, int]], part: str) -> None:
+    declared = {metric.name.removesuffix("_total"): set(metric.labels) for metric in METRICS if part in metric.parts}
+    told = scrape(measured[1][part]).labels()
+    assert told.keys() == declared.keys()
+    assert all(labels <= declared[name] for name, labels in told.items())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_process_tells_of_its_health(measured: tuple[Service, dict[str, int]], part: str) -> None:
+    port = measured[1][part]
+    until(lambda: health(port, "/readyz") is not None, "readiness")
+    told = health(port, "/livez")
+    assert told is not None
+    assert (told["part"], told["alive"], told["ready"], told["draining"]) == (part, True, True, False)
+    assert (told["postgres"], told["redis"]) == ("ok", "ok")
+    assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
+
+
+async def test_the_api_tells_its_metrics_to_a_key_with_the_scope(
+    service: Service, anonymous: httpx.AsyncClient
+) -> None:
+    assert (await anonymous.get("/metrics")).status_code == 401
+    for scope, wanted in ((None, 403), ("usage:read", 403), ("metrics:read", 200), ("admin", 200)):
+        key = service.create_key("watched", *(() if scope is None else ("--scope", scope)))["key"]
+        headers = {"authorization": f"Bearer {key}"}
+        for path in ("/metrics", "/v1/metrics", "/api/v1/metrics"):
+            told = await anonymous.get(f"{service.base_url}{path}", headers=headers)
+            assert told.status_code == wanted, (scope, path)
+            if wanted == 200:
+                assert "headrace_jobs_submitted" in Scrape(told.text).labels()
+
+
+def test_a_port_that_is_taken_is_one_clear_line(measured: tuple[Service, dict[str, int]]) -> None:
+    service, ports = measured
+    for part in PARTS:
+        told = service.command(part, HEADRACE_METRICS_PORT=str(ports["worker"]), HEADRACE_PORT=str(free_port()))
+        assert told.returncode == 2
+        assert "HEADRACE_METRICS_PORT" in told.stderr
+        assert "Traceback" not in told.stderr
