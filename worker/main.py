@@ -19,6 +19,7 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
+from celery.worker import state
 
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
 from headrace.runtime.process import raise_descriptor_limit, rest_garbage_collector
@@ -90,18 +91,20 @@ def _keep_logging(**_: Any) -> None:
     """Keep Celery from giving its loggers handlers of their own: it does so unless this signal has a receiver."""
 
 
-def _twice(first: Any) -> Callable[[int, Any], None]:
-    """Return a handler that has the first signal drain the worker, as Celery does, and the second hurry it."""
+def _stopping() -> Callable[[int, Any], None]:
+    """Return a handler that has the first signal drain the worker, and the second hurry it.
+
+    Celery's own prints a line of its own form, which no reader of a log expects.
+    """
     told = False
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, _frame: Any) -> None:
         nonlocal told
         if told:
             WorkerPool.hurry()
         else:
             told = True
-            first(number, frame)
-            signal.signal(number, handle)  # for Ctrl-C Celery has put another in its place
+            state.should_stop = int(number == signal.SIGINT)  # the exit code, as Celery has it
 
     return handle
 
@@ -112,7 +115,7 @@ def _worker_class(app: Celery, tiers: Sequence[str]) -> Any:
             super().install_platform_tweaks(worker)
             signal.signal(signal.SIGHUP, WorkerPool.reload)  # Celery would start the process anew
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _twice(signal.getsignal(number)))
+                signal.signal(number, _stopping())
 
         def on_consumer_ready(self, consumer: Any) -> None:
             super().on_consumer_ready(consumer)

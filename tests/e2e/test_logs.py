@@ -103,6 +103,15 @@ def test_probes_have_no_line(in_json: Service) -> None:
     assert not [line for line in objects(in_json.directory / "api.log") if line.get("route") == "/readyz"]
 
 
+@pytest.mark.parametrize("part", ["worker", "scheduler"])
+def test_every_line_of_a_part_from_its_start_to_its_end_is_an_object(in_json: Service, part: str) -> None:
+    process = in_json.launch(f"{part}-2")
+    until(lambda: process.log.exists() and "ready: " in process.log.read_text(), f"a second {part}")
+    assert process.terminate() == 0
+    del in_json.processes[f"{part}-2"]
+    assert {line["part"] for line in objects(process.log)} == {part}
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 async def test_no_log_has_a_prompt_an_answer_or_a_key(
     service: Service, in_json: Service, provider: Provider, model: str, form: str
