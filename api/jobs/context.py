@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -36,7 +36,7 @@ async def expanded(
     context: list[dict[str, Any]] = []
     if terms.previous_response_id is not None or terms.conversation is not None:
         context = await _context(request, principal, terms, body)
-    whole = expand(await _resolved(request, principal, document, context), context)
+    whole = expand(await _resolved(request, principal, document, context, own_size=len(body)), context)
     if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(
             "input", f"with its context it has more than {MOST_ITEMS} items", code="context_too_long"
@@ -107,7 +107,7 @@ def _check_ids(items: Sequence[Mapping[str, Any]], *, first: int) -> None:
 async def _context_of(request: Request, principal: Principal, response_id: str, own_size: int) -> list[dict[str, Any]]:
     """Return the input and the output of a response that has ended: what its next response reads first."""
     previous = await find_response(request, response_id, principal.account_id)
-    if previous is None:
+    if previous is None or not previous.stored:
         raise InvalidRequestError(
             f"Previous response with id '{response_id[:100]}' not found.",
             param="previous_response_id",
@@ -140,32 +140,51 @@ async def find_response(request: Request, response_id: str, account_id: str) -> 
 
 
 async def _resolved(
-    request: Request, principal: Principal, document: dict[str, Any], context: list[dict[str, Any]]
+    request: Request, principal: Principal, document: dict[str, Any], context: list[dict[str, Any]], *, own_size: int
 ) -> dict[str, Any]:
-    """Return a request with the items in the place of references to them."""
+    """Return a request with the items in the place of references to them, each once.
+
+    Raises:
+        InvalidRequestError: An item is referred to twice, or the items are larger than a body may be.
+        NotFoundError: The account has no such item.
+    """
     own = document.get("input")
     if not isinstance(own, list) or not any(kind_of(item) == "item_reference" for item in own):
         return document
     in_context = {item["id"] for item in context}
+    wanted = {item["id"] for item in own if kind_of(item) == "item_reference"} - in_context
     known: dict[str, dict[str, Any]] = {}
-    items = []
+    items, size, most = [], 0, request.state.settings.max_body_bytes
     for index, item in enumerate(own):
         if kind_of(item) != "item_reference":
             items.append(item)
-        elif item["id"] not in in_context:
-            if item["id"] not in known:
-                known |= await _items_beside(request, principal, item["id"], param=f"input[{index}].id")
-            items.append(known[item["id"]])
+        elif (item_id := item["id"]) not in in_context:
+            param = f"input[{index}].id"
+            if item_id not in wanted:
+                raise invalid_parameter(param, f"the item '{item_id[:100]}' is in the input already")
+            if item_id not in known:
+                known |= await _items_beside(request, principal, item_id, wanted, own_size=own_size + size, param=param)
+            wanted.remove(item_id)
+            items.append(known.pop(item_id))
+            size += len(orjson.dumps(items[-1]))
+            if size > most:
+                raise invalid_parameter(
+                    "input", f"the items that it refers to are larger than {most} bytes", code="context_too_long"
+                )
     return {**document, "input": items}
 
 
-async def _items_beside(request: Request, principal: Principal, item_id: str, *, param: str) -> dict[str, Any]:
-    """Return the items of the response that an item is in, by their ids."""
+async def _items_beside(
+    request: Request, principal: Principal, item_id: str, wanted: Collection[str], *, own_size: int, param: str
+) -> dict[str, Any]:
+    """Return those of the items `wanted` that are in the same response as one of them, by their ids."""
     job_id = job_id_of_item(item_id)
     job = None if job_id is None else await read_stored(request.state.database, job_id, principal.account_id)
     found = {}
-    if job is not None and job.format == "responses":
-        found = {item["id"]: item for item in await offloaded(len(job.request), _items_of, job)}
+    if job is not None and job.format == "responses" and job.stored:
+        size = len(job.request) + len(job.response or "")
+        await request.state.room.take(request, own_size + size)
+        found = {item["id"]: item for item in await offloaded(size, _items_of, job) if item["id"] in wanted}
     if item_id not in found:
         raise NotFoundError(f"Item with id '{item_id[:100]}' not found.", param=param)
     return found

@@ -205,7 +205,7 @@ def _last_event(request: Request, starting_after: int | None) -> int:
     header = request.headers.get("last-event-id")
     if not header:
         return -1 if starting_after is None else starting_after
-    if not header.isdecimal() or int(header) > _MOST_EVENTS:
+    if not header.isdecimal() or len(header) > len(str(_MOST_EVENTS)) or int(header) > _MOST_EVENTS:
         raise invalid_parameter("Last-Event-ID", "it is not the number of an event", code=None)
     return int(header)
 

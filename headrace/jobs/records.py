@@ -190,6 +190,8 @@ class StoredJob:
     request: str
     response: str | None
     error: str | None
+    stored: bool
+    """Whether its client wants it kept after its end."""
 
 
 @dataclass(frozen=True, slots=True)

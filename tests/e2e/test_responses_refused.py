@@ -143,6 +143,45 @@ async def test_a_response_that_is_not_stored_is_gone(client: httpx.AsyncClient, 
     assert error["code"] == "previous_response_not_found"
 
 
+async def test_a_response_that_is_not_to_be_stored_cannot_be_continued(client: httpx.AsyncClient, model: str) -> None:
+    response = await create(client, model, background=True, store=False)
+    await ended(client, response["id"], "completed")
+    kept = (await client.get(f"/responses/{response['id']}")).json()
+    error = await refused(client, 400, model=model, previous_response_id=response["id"])
+    assert error["code"] == "previous_response_not_found"
+    await refused(client, 404, model=model, input=[{"type": "item_reference", "id": kept["output"][0]["id"]}])
+
+
+async def test_an_item_is_referred_to_once(client: httpx.AsyncClient, model: str) -> None:
+    response = await create(client, model)
+    item = {"type": "item_reference", "id": response["output"][0]["id"]}
+    error = await refused(client, 400, model=model, input=[item, item])
+    assert error["param"] == "input[1].id"
+
+
+async def test_items_that_are_referred_to_have_at_most_the_bytes_of_a_body(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    large = [{"role": "user", "content": "x" * 150_000}]  # of 256 KiB
+    references = []
+    for _ in range(2):
+        provider.script(model, answer("Yes."))
+        response = await create(client, model, input=large)
+        page = (await client.get(f"/responses/{response['id']}/input_items")).json()
+        references.append({"type": "item_reference", "id": page["data"][0]["id"]})
+    error = await refused(client, 400, model=model, input=references)
+    assert (error["param"], error["code"]) == ("input", "context_too_long")
+
+
+@pytest.mark.parametrize("header", ["x", "-1", str(2**40), "9" * 5000])
+async def test_a_last_event_that_is_no_number_is_refused(client: httpx.AsyncClient, model: str, header: str) -> None:
+    response = await create(client, model)
+    answered = await client.get(
+        f"/responses/{response['id']}", params={"stream": "true"}, headers={"last-event-id": header}
+    )
+    assert error_of(answered, 400)["param"] == "Last-Event-ID"
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [

@@ -161,7 +161,7 @@ async def get_request(database: Database, job_id: str, account_id: str) -> str |
 
 _STORED = """
 SELECT id, state, format, model, background, floor(extract(epoch FROM created_at))::bigint AS created,
-       floor(extract(epoch FROM finished_at))::bigint AS finished, request, response, error
+       floor(extract(epoch FROM finished_at))::bigint AS finished, request, response, error, stored
 FROM jobs WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
 """
 
