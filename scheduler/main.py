@@ -25,6 +25,7 @@ from headrace.stores.redis import connect_redis
 from headrace.telemetry.health import loop_chores
 from scheduler.batches.runner import BatchRunner
 from scheduler.bookkeeping import Bookkeeper
+from scheduler.gauges import QueueGauges
 from scheduler.leadership import lead
 from scheduler.rescue import Sweeper
 from scheduler.retention import Retention
@@ -59,6 +60,7 @@ async def _schedule(settings: Settings) -> None:
             BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate).run,
             Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys).run,
             Retention(settings, database).run,
+            *([QueueGauges(database).run] if settings.metrics_port else []),
         ]
         sender = _webhook_sender(settings, database)
         if sender is not None:

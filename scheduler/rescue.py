@@ -17,6 +17,8 @@ from headrace.jobs.state import State
 from headrace.queue import TIERS, JobQueue
 from headrace.settings import Settings
 from headrace.stores.database import Database
+from headrace.telemetry.health import HEALTH
+from headrace.telemetry.metrics import LEASES_LOST
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +61,10 @@ class Sweeper:
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
         rescued = await self._rescue() if rescue else []
+        LEASES_LOST.inc(len(rescued))
         expired = await expire_jobs(self._database, error=JobExpiredError().stored())
         resent = await self._resend()
+        HEALTH.beat()
         if rescued or expired or resent:
             log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(resent))
         asyncio.get_running_loop().call_later(_RESCUE_SECONDS, self._wake, rescued)

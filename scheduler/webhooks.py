@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.providers.cooldown import cooldown_seconds
 from headrace.stores.database import Database
 from headrace.telemetry.context import bind
+from headrace.telemetry.metrics import WEBHOOKS
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome
@@ -125,6 +126,7 @@ class WebhookSender:
             delay = max(wait, _DELAYS[delivery.tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER))
         if not outcome.taken:
             log.info("a receiver did not accept a webhook: %s", error or status)
+        WEBHOOKS.labels(state).inc()
         await queries.record_delivery(self._database, delivery, state, outcome, delay_seconds=delay)
 
     async def _send(self, delivery: Delivery) -> tuple[int | None, str | None, float]:

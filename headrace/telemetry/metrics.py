@@ -106,6 +106,23 @@ JOBS_ENDED = _counter(
     parts=ALL,
     watch="Alert on the share of `failed` and `expired`.",
 )
+QUEUE_JOBS = _gauge(
+    "headrace_queue_jobs",
+    "Queued jobs, those included that are not due yet. The scheduler that leads counts them every 5 s, less often "
+    "where there are very many.",
+    unit="jobs",
+    labels=("tier",),
+    parts=("scheduler",),
+    watch="Add workers when it grows.",
+)
+QUEUE_OLDEST = _gauge(
+    "headrace_queue_oldest_seconds",
+    "Time since the oldest job of a tier was due, by the scheduler that leads; 0 if none is due.",
+    unit="seconds",
+    labels=("tier",),
+    parts=("scheduler",),
+    watch="Alert when `priority` or `default` exceeds 30 s.",
+)
 QUEUE_WAIT = _histogram(
     "headrace_queue_wait_seconds",
     "Time from the moment when a job was due to its claim by a worker, for each claim.",
@@ -192,6 +209,29 @@ CIRCUIT_OPEN = _gauge(
     labels=("provider",),
     parts=("worker",),
     watch="Alert when it is 1 for a minute at every worker.",
+)
+LEASES_LOST = _counter(
+    "headrace_leases_lost_total",
+    "Jobs whose lease expired, as their worker died, froze or lost Postgres. The scheduler puts them back.",
+    unit="jobs",
+    parts=("scheduler",),
+    watch="Alert on any increase without a restart of a worker.",
+)
+WEBHOOKS = _counter(
+    "headrace_webhooks_total",
+    "Deliveries of webhooks that were sent, by what became of each: `delivered`, `pending` if it is sent again, "
+    "`failed` if it is given up.",
+    unit="deliveries",
+    labels=("outcome",),
+    parts=("scheduler",),
+    watch="Alert on `failed`.",
+)
+BATCH_LINES = _counter(
+    "headrace_batch_lines_total",
+    "Lines of batches that became jobs.",
+    unit="lines",
+    parts=("scheduler",),
+    watch="The progress of batches: no increase while batches run means that no worker takes their jobs.",
 )
 SUBSCRIBERS = _gauge(
     "headrace_subscribers",

@@ -19,6 +19,7 @@ from headrace.queue import JobQueue
 from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry.metrics import BATCH_LINES
 from scheduler.batches.agents import BatchAgents
 from scheduler.batches.input import read_input
 from scheduler.batches.pace import Pace
@@ -77,6 +78,7 @@ class Feeder:
             )
             if not fed:
                 return False
+            BATCH_LINES.inc(len(lines))
             self._offset = end
             if parcel is None:
                 self._queue.wake([line.id for line in lines], tier="batch")

@@ -92,6 +92,22 @@ async def test_each_process_counts_a_known_load(measured: tuple[Service, dict[st
         assert part.total("process_resident_memory_bytes") > 0
 
 
+async def test_the_scheduler_measures_the_queues(measured: tuple[Service, dict[str, int]]) -> None:
+    service, ports = measured
+    service.processes["worker"].kill()
+    try:
+        async with connect(service, BOOTSTRAP_KEY) as client:
+            job_id = await submit(client, "fake-waiting")
+            until(lambda: scrape(ports["scheduler"]).total("headrace_queue_jobs", tier="default") == 1, "a queued job")
+            until(lambda: scrape(ports["scheduler"]).total("headrace_queue_oldest_seconds") > 0, "its age")
+            assert (await client.post(f"/jobs/{job_id}/cancel")).status_code == 200
+        until(lambda: scrape(ports["scheduler"]).total("headrace_queue_jobs") == 0, "an empty queue")
+        ended = scrape(ports["api"]).total("headrace_jobs_ended_total", status="cancelled", model="other")
+        assert ended == 1
+    finally:
+        service.launch("worker", HEADRACE_METRICS_PORT=str(ports["worker"]))
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_names_and_labels_are_the_documented_ones(measured: tuple[Service, dict[str, int]], part: str) -> None:
     declared = {metric.name.removesuffix("_total"): set(metric.labels) for metric in METRICS if part in metric.parts}
