@@ -121,7 +121,9 @@ async def _start(request: Request, principal: Principal, submission: Submission)
             job = await find_response(request, response_id_of(job_id), principal.account_id)
             if job is None:
                 raise no_such_response(job_id)
-            return Response(_render(job), 200, submission.headers, "application/json")
+            return Response(
+                await offloaded(len(job.request), _render, job), 200, submission.headers, "application/json"
+            )
     events = attached(request, principal, job_id, submission.events(created), keeps_log=responses.KEEPS_LOG)
     return EventStream(events, submission.headers)
 
@@ -186,7 +188,7 @@ async def get_response(
     if not stream:
         if starting_after is not None:
             raise invalid_parameter("starting_after", "only allowed when 'stream' is true")
-        return Response(_render(job), 200, media_type="application/json")
+        return Response(await offloaded(len(job.request), _render, job), 200, media_type="application/json")
     request.state.subscribers.check(principal.key_id)
     after = _last_event(request, starting_after)
     document = await offloaded(len(job.request), orjson.loads, job.request)
@@ -230,7 +232,7 @@ async def cancel_response(request: Request, principal: Authenticated, response_i
             await cancel_and_wait(request, job.id, principal.account_id)
         job = await _find(request, response_id, principal.account_id)
     _check_cancellable(job)  # a worker may have completed it first
-    return Response(_render(job), 200, change.headers, "application/json")
+    return Response(await offloaded(len(job.request), _render, job), 200, change.headers, "application/json")
 
 
 def _check_cancellable(job: StoredJob) -> None:

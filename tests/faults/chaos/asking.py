@@ -15,6 +15,8 @@ import httpx
 from tests.faults.chaos.notes import Ask, Cut, Notes, Refusal
 from tests.faults.chaos.upstreams import FAR, FLAKY, GOOD, HOPELESS, LONG, Model
 
+_UNKNOWN = "outcome_unknown"
+"""The code of a 504 after which the client cannot know what became of its request: it sends it again."""
 AWAY = "service_unavailable"
 """The code of a 503 that does not depend on the request: the client sends it again."""
 
@@ -178,7 +180,7 @@ class Asking:
         """Ask for something of an account's until there is an answer with one of these statuses.
 
         Raises:
-            GaveUpError: The answer has another one, and is not 503.
+            GaveUpError: The answer has another one, and is neither 503 nor 504 `outcome_unknown`.
         """
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -186,10 +188,12 @@ class Asking:
                     http, method, path, account, headers=self._headers(account, key), json=body
                 ) as response:
                     await response.aread()
-                self._told(response, f"{method} {path}", *good)
+                self._told(response, f"{method} {path}", *good, 504)
                 if response.status_code in good:
                     return response
-                if response.status_code != 503:
+                if response.status_code == 504 and response.json()["error"]["code"] != _UNKNOWN:
+                    self.notes.wrong.append(f"{method} {path}: 504 {response.text[:200]}")
+                if response.status_code not in (503, 504):
                     raise GaveUpError
             await self._again()
 
