@@ -49,10 +49,12 @@ async def get(client: httpx.AsyncClient, job_id: str) -> Json:
 
 
 async def ended(client: httpx.AsyncClient, job_id: str) -> Json:
-    """Return the job once it has ended."""
+    """Return the job once it has ended. A Postgres that has just come back may refuse a last statement: 503."""
 
     async def final() -> Json | None:
         response = await client.get(f"/jobs/{job_id}", params={"wait": 10})
+        if response.status_code == 503:
+            return None
         assert response.status_code == 200, response.text
         job: Json = response.json()
         return job if job["status"] in FINAL else None
