@@ -154,7 +154,8 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="Port on which a process serves `/metrics`, `/livez` and `/readyz` without a key; 0 serves none. "
-        "Processes on one machine need a port each.",
+        "Processes on one machine need a port each: `headrace dev` gives its parts free ones, or this one and those "
+        "after it.",
     )
     metrics_host: str = Field(
         default="127.0.0.1",

@@ -38,6 +38,7 @@ from headrace.settings import Settings
 from headrace.stores.migrate import migrate
 from headrace.stores.redis_url import connect
 from headrace.telemetry.redaction import redact
+from headrace.telemetry.server import listen_on as listen_for_scrapes
 
 # Seconds that the API gets to be ready, and seconds between two questions.
 _READY_SECONDS = 60.0
@@ -70,6 +71,8 @@ class Service:
         self._stores: list[EmbeddedStore] = []
         self._parts: list[SupervisedProcess] = []
         self._listener: socket.socket | None = None
+        self._scraped: dict[str, socket.socket] = {}
+        """The listening socket of each part's metrics port."""
         self._task: asyncio.Task[None] | None = None
         self._ready = False
         self._stopping = False
@@ -86,6 +89,11 @@ class Service:
         """The `base_url` of an OpenAI client."""
         host, port = self.address
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
+
+    @property
+    def metrics_ports(self) -> dict[str, int]:
+        """The metrics port of each part; none if they are off."""
+        return {name: one.getsockname()[1] for name, one in self._scraped.items()}
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line."""
@@ -104,6 +112,7 @@ class Service:
             self.catalogue = CatalogueFile(self.settings.config, demo=self.settings.demo).current
             check_urls(self.settings)
             self._listener = stack.enter_context(listen(self.settings))
+            self._scraped = {name: stack.enter_context(one) for name, one in _metrics_ports(self.settings).items()}
             try:
                 self._start_stores(stack)
                 asyncio.run(self._supervise(main))
@@ -172,13 +181,21 @@ class Service:
         listener = self._listener.fileno()
         # -P: the working directory may have a folder named `api` or `worker` that is not ours.
         command = [sys.executable, "-P", "-m", "headrace", *_COMMANDS.get(name, [name])]
+        environment, passed = _environment(self.settings), []
+        if name == "api":
+            command += ["--fd", str(listener)]
+            passed.append(listener)
+        if (scraped := self._scraped.get(name)) is not None:
+            command += ["--metrics-fd", str(scraped.fileno())]
+            passed.append(scraped.fileno())
+            environment["HEADRACE_METRICS_PORT"] = str(scraped.getsockname()[1])
         return SupervisedProcess(
             name,
-            [*command, "--fd", str(listener)] if name == "api" else command,
-            environment=_environment(self.settings),
+            command,
+            environment=environment,
             on_line=self._log,
             say=lambda text: self.say(text, "bold yellow"),
-            pass_fds=[listener] if name == "api" else [],
+            pass_fds=passed,
         )
 
     def _log(self, name: str, line: str) -> None:
@@ -212,6 +229,15 @@ class Service:
         # The API stops first: its open answers need the worker to finish.
         await api.stop(patience)
         await asyncio.gather(*(part.stop(patience) for part in others))
+
+
+def _metrics_ports(settings: Settings) -> dict[str, socket.socket]:
+    """Return a listening socket for each part: on free ports, or from HEADRACE_METRICS_PORT on; none if it is 0."""
+    first, free = settings.metrics_port, "metrics_port" not in settings.model_fields_set
+    if not first and not free:
+        return {}
+    ports = [0] * len(_COLOURS) if free else range(first, first + len(_COLOURS))
+    return {name: listen_for_scrapes(settings, port) for name, port in zip(_COLOURS, ports, strict=True)}
 
 
 async def _ping(url: str) -> None:
@@ -300,6 +326,9 @@ async def _announce(service: Service) -> None:
         service.say(f"  API key    {service.first_key}   (not shown again; `headrace keys create` makes more)")
     else:
         service.say("  API key    as created before; `headrace keys create` makes another")
+    if service.metrics_ports:
+        listed = ", ".join(f"{name} {port}" for name, port in service.metrics_ports.items())
+        service.say(f"  metrics    {listed}   (ports of {service.settings.metrics_host}, each with /metrics)")
     service.say("\nTry it:\n", "bold")
     model = cheap_model(service.catalogue) or "MODEL"
     service.say(curl_line(service.base_url, service.first_key or "YOUR_KEY", model))

@@ -36,17 +36,24 @@ def listen(settings: Settings, *, fd: int | None = None) -> socket.socket | None
     Raises:
         SettingError: The address is in use, or does not belong to this machine.
     """
-    host, port = settings.metrics_host, settings.metrics_port
-    if not port:
+    if not settings.metrics_port:
         return None
-    if fd is not None:
-        return socket.socket(fileno=fd)
+    return listen_on(settings, settings.metrics_port) if fd is None else socket.socket(fileno=fd)
+
+
+def listen_on(settings: Settings, port: int) -> socket.socket:
+    """Return a socket that listens on a port of HEADRACE_METRICS_HOST; 0 takes any free one.
+
+    Raises:
+        SettingError: The address is in use, or does not belong to this machine.
+    """
+    host = settings.metrics_host
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise SettingError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}. "
+            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. "
             "Set HEADRACE_METRICS_HOST or HEADRACE_METRICS_PORT."
         ) from error
 

@@ -22,6 +22,7 @@ import pytest
 from headrace.dev.postgres import EmbeddedPostgres
 from headrace.dev.scratch import scratch_dir
 from headrace.dev.valkey import EmbeddedValkey
+from tests.e2e.metrics import scrape
 from tests.waiting import PATIENCE, until
 
 COMMAND = [sys.executable, "-P", "-m", "headrace"]
@@ -259,3 +260,18 @@ def test_the_demo_in_a_terminal_stays_until_ctrl_c(home: Path) -> None:
     assert started
     until(lambda: all(ended(process) for process in started), "the end of every process")
     assert list(home.parent.glob("headrace-*")) == []
+
+
+def test_each_part_has_a_metrics_port_which_is_printed(start: Callable[..., Dev]) -> None:
+    dev = start()
+    dev.wait_until_ready()
+    listed = dev.wait_for(r"metrics +api (\d+), worker (\d+), batches (\d+), scheduler (\d+)")
+    assert [scrape(int(port)).total("process_resident_memory_bytes") > 0 for port in listed.groups()] == [True] * 4
+    assert dev.end() == 0
+
+
+def test_metrics_ports_can_be_turned_off(start: Callable[..., Dev]) -> None:
+    dev = start(HEADRACE_METRICS_PORT="0")
+    dev.wait_until_ready()
+    assert "/metrics" not in dev.output
+    assert dev.end() == 0
