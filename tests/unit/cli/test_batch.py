@@ -386,7 +386,7 @@ def test_a_key_that_no_header_can_have_is_refused(key: str) -> None:
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cli.batch_client._UNANSWERED_SECONDS", 1)
+    monkeypatch.setattr("headrace.cli.batch_client._UNANSWERED_SECONDS", 3)
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
