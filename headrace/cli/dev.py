@@ -67,7 +67,11 @@ class Service:
         self.first_key: str | None = None
         self.catalogue = Catalogue()
         self._console = console
-        self._logs = Console(stderr=True, soft_wrap=True)
+        coloured = Console(stderr=True).color_system is not None
+        self._names = {
+            name: click.style(f"{name:<9} ", fg=colour) if coloured else f"{name:<9} "
+            for name, colour in _COLOURS.items()
+        }
         self._stores: list[EmbeddedStore] = []
         self._parts: list[SupervisedProcess] = []
         self._listener: socket.socket | None = None
@@ -199,10 +203,8 @@ class Service:
         )
 
     def _log(self, name: str, line: str) -> None:
-        if line and self.settings.log_format == "json":
-            click.echo(line, err=True)
-        elif line:
-            self._logs.print(Text.assemble((f"{name:<9} ", _COLOURS[name]), line))
+        if line:  # each request has some, so rich, which takes ten times as long, does not print them
+            click.echo(line if self.settings.log_format == "json" else self._names[name] + line, err=True)
 
     async def _keep_stores(self) -> NoReturn:
         while True:
