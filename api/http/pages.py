@@ -77,6 +77,24 @@ def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool =
     return render_json(document)
 
 
+def render_page_after(
+    items: list[dict[str, Any]], *, after: str | None, limit: int, order: Order, kind: str
+) -> Response:
+    """Return the page behind the item with the id `after` of a whole list, whose oldest item is first.
+
+    Raises:
+        InvalidRequestError: The list has no such item; the error calls it `kind`.
+    """
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise invalid_parameter("after", f"there is no such {kind}")
+        items = items[ids.index(after) + 1 :]
+    return render_page(items, limit=limit)
+
+
 def render_page_token(query: str, position: int, until: int) -> str:
     """Return a token for the page of an answer to `query` from `position` on, which ends at `until`."""
     return base64.urlsafe_b64encode(orjson.dumps([_digest(query), position, until])).decode().rstrip("=")

@@ -14,7 +14,7 @@ from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.include import Include, check_include
-from api.http.pages import Limit, Order, Page, render_page
+from api.http.pages import Limit, Order, Page, render_page_after
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering, new_job
 from api.jobs.asked import Asked
@@ -31,7 +31,7 @@ from headrace.formats.responses import client as responses
 from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.events import base
 from headrace.formats.responses.request import ResponseRequest, check_response_request
-from headrace.formats.responses.response import render_stored
+from headrace.formats.responses.response import render_stored, status_of
 from headrace.formats.responses.response_object import ResponseObject
 from headrace.ids import response_id as response_id_of
 from headrace.jobs.records import StoredJob
@@ -239,7 +239,7 @@ def _check_cancellable(job: StoredJob) -> None:
     if not job.background:
         raise InvalidRequestError("Only a background response can be cancelled.", param="response_id")
     if job.state.is_final and job.state is not State.CANCELLED:
-        raise InvalidRequestError(f"The response has ended: it is {_status(job)}.", param="response_id")
+        raise InvalidRequestError(f"The response has ended: it is {status_of(_render(job))}.", param="response_id")
 
 
 @router.get("/{response_id}/input_items", summary="List a response's input", responses={200: {"model": ItemList}})
@@ -256,14 +256,7 @@ async def list_input_items(
     check_include(include)
     job = await _find(request, response_id, principal.account_id)
     items: list[dict[str, Any]] = (await offloaded(len(job.request), orjson.loads, job.request))["input"]
-    if order == "desc":
-        items.reverse()
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise invalid_parameter("after", "there is no such item")
-        items = items[ids.index(after) + 1 :]
-    return render_page(items, limit=limit)
+    return render_page_after(items, after=after, limit=limit, order=order, kind="item")
 
 
 async def _find(request: Request, response_id: str, account_id: str) -> StoredJob:
@@ -276,11 +269,6 @@ async def _find(request: Request, response_id: str, account_id: str) -> StoredJo
 def no_such_response(response_id: str) -> NotFoundError:
     """Return the error for an id without a response of the account."""
     return NotFoundError(f"Response with id '{response_id[:100]}' not found.", param="response_id")
-
-
-def _status(job: StoredJob) -> str:
-    status: str = orjson.loads(_render(job))["status"]
-    return status
 
 
 def _render(job: StoredJob) -> bytes:

@@ -14,7 +14,7 @@ from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
-from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page
+from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page, render_page_after
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import EventStream
 from api.jobs.attached import attached
@@ -170,14 +170,7 @@ async def list_messages(
         {"id": f"{completion_id}-{index}", **_render_message(message)}
         for index, message in enumerate(asked["messages"])
     ]
-    if order == "desc":
-        messages.reverse()
-    if after is not None:
-        ids = [message["id"] for message in messages]
-        if after not in ids:
-            raise invalid_parameter("after", "there is no such message")
-        messages = messages[ids.index(after) + 1 :]
-    return render_page(messages, limit=limit)
+    return render_page_after(messages, after=after, limit=limit, order=order, kind="message")
 
 
 def _render_message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from headrace.agents.persona import persona, resolve_chat
 from headrace.errors import invalid_parameter
 from headrace.formats.chat.support import Format
 from headrace.formats.responses.context import CONTEXT_ITEMS, whole_item
+from headrace.formats.responses.options import LOGPROBS
 from headrace.formats.responses.upstream.render import render_request
 
 # Defaults that have the same name in the Responses API, and those that it has in another place.
@@ -26,7 +27,6 @@ _RENDERED = frozenset({
 })  # fmt: skip
 # Parameters with several fields. A field of the call replaces the agent's default of that field.
 _COMPOSED = ("text", "reasoning")
-_LOGPROBS = "message.output_text.logprobs"
 # Roles of messages that instruct the model. Those at the beginning stay before the agent's examples.
 _INSTRUCTING = frozenset({"system", "developer"})
 
@@ -65,7 +65,7 @@ def _defaults(agent: Mapping[str, Any]) -> dict[str, Any]:
     rendered = _render(agent, parameters)
     del rendered["model"], rendered["input"], rendered["store"]
     if rendered.pop("include", None) and parameters.get("logprobs"):
-        rendered["include"] = [_LOGPROBS]
+        rendered["include"] = [LOGPROBS]
     else:
         rendered.pop("top_logprobs", None)
     return rendered | same

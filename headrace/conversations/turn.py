@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from headrace.conversations.appending import Item
-from headrace.formats.responses.context import CONTEXT_ITEMS
+from headrace.formats.responses.context import own_items
 
 
 def turn_of(document: Mapping[str, Any], response: Mapping[str, Any]) -> list[Item]:
     """Return the items of a stored request that are not its context, and those of its response's output."""
-    own = document["input"][document[CONTEXT_ITEMS] :]
-    return [Item(item["id"], orjson.dumps(item).decode()) for item in (*own, *response["output"])]
+    items = (*own_items(document), *response["output"])
+    return [Item(item["id"], orjson.dumps(item).decode()) for item in items]

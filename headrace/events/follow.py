@@ -133,9 +133,7 @@ class _Follower:
 
     async def replay(self) -> list[Event]:
         """Return the events that Postgres has past the cursor."""
-        progress = await read_progress(self.database, self.job_id)
-        if progress is None:
-            raise NotFoundError(f"The job '{self.job_id}' was deleted.")
+        progress = await _progress_of(self.database, self.job_id)
         attempt = progress.attempt
         if _is_whole(progress):
             chunks = _chunks_of(progress)
@@ -228,9 +226,7 @@ class _LogFollower(_Follower):
 
     async def replay(self) -> list[Event]:
         """Return the events that Postgres has past the cursor."""
-        progress = await read_progress(self.database, self.job_id)
-        if progress is None:
-            raise NotFoundError(f"The job '{self.job_id}' was deleted.")
+        progress = await _progress_of(self.database, self.job_id)
         attempt = progress.attempt
         if _is_whole(progress):
             lines = _chunks_of(progress)
@@ -258,6 +254,18 @@ class _LogFollower(_Follower):
         events = super()._move_to(attempt)
         self.cursor = Cursor(self.cursor.attempt, seq)
         return events
+
+
+async def _progress_of(database: Database, job_id: str) -> Progress:
+    """Return where a job stands.
+
+    Raises:
+        NotFoundError: The job was deleted.
+    """
+    progress = await read_progress(database, job_id)
+    if progress is None:
+        raise NotFoundError(f"The job '{job_id}' was deleted.")
+    return progress
 
 
 def _end_of(progress: Progress, delta_count: int) -> Cursor:
@@ -288,9 +296,7 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
     Raises:
         NotFoundError: The job was deleted.
     """
-    progress = await read_progress(database, job_id)
-    if progress is None:
-        raise NotFoundError(f"The job '{job_id}' was deleted.")
+    progress = await _progress_of(database, job_id)
     if CLIENT_FORMATS[progress.format].KEEPS_LOG:
         whole = _is_whole(progress)
         length = len(_chunks_of(progress)) if whole else await read_log_length(database, job_id)

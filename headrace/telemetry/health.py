@@ -24,8 +24,6 @@ class Health:
         """Start alive, and without a beat."""
         self.draining = False
         """Whether the process is ending, and takes no new work."""
-        self.leads: bool | None = None
-        """Whether this scheduler leads; None in other processes."""
         self._ticked_at = time.monotonic()
         self._beat_at: float | None = None
 
@@ -50,7 +48,7 @@ class Health:
     def describe(self, part: str) -> dict[str, Any]:
         """Return the body of `/livez` and `/readyz`. Ages are in seconds."""
         beat = None if self._beat_at is None else round(time.monotonic() - self._beat_at, 3)
-        told = {
+        return {
             "part": part,
             "alive": self.alive,
             "ready": self.ready,
@@ -59,7 +57,6 @@ class Health:
             "postgres": _STATES[POSTGRES.up],
             "redis": _STATES[REDIS.up],
         }
-        return told if self.leads is None else {**told, "leads": self.leads}
 
 
 _STATES = {True: "ok", False: "away", None: "not asked yet"}

@@ -55,7 +55,13 @@ def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
 def without_context(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return an expanded request as a client could have sent it: with its own items alone."""
     own = {name: value for name, value in document.items() if name != CONTEXT_ITEMS}
-    return own | {"input": document["input"][document[CONTEXT_ITEMS] :]}
+    return own | {"input": own_items(document)}
+
+
+def own_items(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the items of an expanded request that are not its context."""
+    items: list[dict[str, Any]] = document["input"]
+    return items[document[CONTEXT_ITEMS] :]
 
 
 def new_id_of(item: Mapping[str, Any], job_id: str, number: int) -> str:

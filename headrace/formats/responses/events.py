@@ -12,11 +12,10 @@ from typing import Any
 import orjson
 
 from headrace.formats.responses.output import whole
-from headrace.formats.responses.response import skeleton
+from headrace.formats.responses.response import skeleton, status_of
 
 _HEAD = len(b'{"type":"')
-_STATUS = b'"status":"'
-_ENDS = {b"completed": b"response.completed", b"incomplete": b"response.incomplete"}
+_ENDS = {"completed": b"response.completed", "incomplete": b"response.incomplete"}
 
 
 def base(background: bool) -> int:
@@ -47,8 +46,7 @@ def terminal(response: bytes | Mapping[str, Any]) -> bytes:
     A cancelled response fails too: OpenAI has no event of its own for it.
     """
     body = response if isinstance(response, bytes) else orjson.dumps(response)
-    start = body.index(_STATUS) + len(_STATUS)
-    return _line(_ENDS.get(body[start : body.index(b'"', start)], b"response.failed"), body)
+    return _line(_ENDS.get(status_of(body), b"response.failed"), body)
 
 
 def render_line(line: bytes, number: int) -> bytes:

@@ -15,6 +15,8 @@ _Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 LOGPROBS = "message.output_text.logprobs"
 """The value of `include` that asks for log probabilities."""
+ENCRYPTED = "reasoning.encrypted_content"
+"""The value of `include` that asks for thoughts which the next request can send back."""
 
 Include = Literal[
     "code_interpreter_call.outputs",

@@ -1,7 +1,8 @@
 """Chat chunks as the events of a response: items open and close as the model goes from one to the next.
 
 The items of a response come one after another: reasoning, messages, calls. A call ends where the next item begins, if
-what it is called with is whole; else it stays open until the end, because parallel calls may come by turns.
+its arguments are whole. A call with partial arguments stays open until the end, because the pieces of parallel calls
+may alternate.
 """
 
 from __future__ import annotations

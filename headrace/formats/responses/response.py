@@ -15,6 +15,7 @@ from headrace.ids import response_id
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
+_STATUS = b'"status":"'
 _STATUSES: Mapping[str, ResponseStatus] = {
     "queued": "queued",
     "running": "in_progress",
@@ -182,6 +183,12 @@ def render_stored(
     if status == "completed":
         whole["completed_at"] = finished
     return failed(whole, orjson.loads(error or b"{}")) if status == "failed" else whole
+
+
+def status_of(response: bytes) -> str:
+    """Return the status of a response's JSON, which stands at its head."""
+    start = response.index(_STATUS) + len(_STATUS)
+    return response[start : response.index(b'"', start)].decode()
 
 
 def _conversation(asked: Any) -> dict[str, Any] | None:

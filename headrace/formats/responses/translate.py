@@ -12,7 +12,7 @@ from typing import Any
 from headrace.errors import InvalidRequestError
 from headrace.formats.responses.context import COMPACTS, OUR_KEYS
 from headrace.formats.responses.offered import Json, render_choice, render_tools
-from headrace.formats.responses.options import LOGPROBS
+from headrace.formats.responses.options import ENCRYPTED, LOGPROBS
 from headrace.formats.responses.turns import Turns
 from headrace.formats.translation import Translation
 
@@ -30,7 +30,7 @@ _READ = frozenset({
     "truncation", "stream_options", *OUR_KEYS,
 })  # fmt: skip
 # The values of `include` that every answer of Headrace's honours.
-_ALWAYS_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url"})
+_ALWAYS_INCLUDED = frozenset({LOGPROBS, ENCRYPTED, "message.input_image.image_url"})
 
 NAMES: Mapping[str, str] = {
     "messages": "input",

@@ -1,4 +1,4 @@
-"""What the fake provider answers an agent with, and what it is asked."""
+"""The fake provider's answers to an agent, and the agent's requests to the provider."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ CALLS: Mapping[str, tuple[str, str]] = {
     "function_call": ("function", "arguments"),
     "custom_tool_call": ("custom", "input"),
 }
-"""The kinds of items that call a tool of the client's: the type of the call, and what it is called with."""
+"""The kinds of items that call a tool of the client's: the type of the call, and the field of its arguments."""
 
 
 def kind_of(item: Json) -> str:

@@ -10,12 +10,12 @@ import orjson
 from headrace.formats.chat.generations import responses_reason
 from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.responses.context import OUR_KEYS
+from headrace.formats.responses.options import ENCRYPTED
 from headrace.formats.responses.sealed import open_sealed
 from headrace.ids import job_id_of_item
 
 Json = dict[str, Any]
 
-_ENCRYPTED = "reasoning.encrypted_content"
 # What the provider does not see: Headrace's extensions, and the context, which `input` has.
 _LEFT_OUT = EXTENSIONS | OUR_KEYS | {"previous_response_id", "conversation"}
 # Items whose ids say nothing to a provider. Answers keep theirs, which some servers require.
@@ -35,7 +35,7 @@ def render_own_request(document: Mapping[str, Any], *, model: str, stream: bool)
     reasoning = body.get("reasoning") or {}
     if responses_reason(model, {"reasoning_effort": reasoning.get("effort")}):
         include = body.get("include") or []
-        body["include"] = include if _ENCRYPTED in include else [*include, _ENCRYPTED]
+        body["include"] = include if ENCRYPTED in include else [*include, ENCRYPTED]
     return orjson.dumps(body)
 
 

@@ -14,6 +14,7 @@ import orjson
 
 from headrace.formats.chat.generations import responses_reason
 from headrace.formats.chat.support import LEAST_OUTPUT
+from headrace.formats.responses.options import ENCRYPTED, LOGPROBS
 
 Json = dict[str, Any]
 
@@ -70,8 +71,8 @@ def render_request(
 
 
 def _render_include(given: Json, model: str) -> list[str]:
-    include = ["message.output_text.logprobs"] if given.get("logprobs") else []
-    return [*include, "reasoning.encrypted_content"] if responses_reason(model, given) else include
+    include = [LOGPROBS] if given.get("logprobs") else []
+    return [*include, ENCRYPTED] if responses_reason(model, given) else include
 
 
 def _render_text(given: Json) -> Json:
