@@ -54,7 +54,7 @@ def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
 
 def without_context(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return an expanded request as a client could have sent it: with its own items alone."""
-    own = {name: value for name, value in document.items() if name != CONTEXT_ITEMS}
+    own = {name: value for name, value in document.items() if name not in OUR_KEYS}
     return own | {"input": own_items(document)}
 
 

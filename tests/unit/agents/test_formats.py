@@ -9,7 +9,7 @@ import pytest
 from headrace.agents.formats import resolve
 from headrace.errors import InvalidRequestError
 from headrace.formats.registry import CLIENT_FORMATS
-from headrace.formats.responses.context import CONTEXT_ITEMS, expand, with_ids, without_context
+from headrace.formats.responses.context import COMPACTS, CONTEXT_ITEMS, expand, with_ids, without_context
 from headrace.formats.responses.request import check_response_request
 from tests.unit.agents.test_persona import AGENT, PERSONA
 
@@ -31,6 +31,13 @@ def ask(
 
 def with_parameters(**parameters: Any) -> dict[str, Any]:
     return {**AGENT, "parameters": parameters}
+
+
+def test_a_compaction_may_name_an_agent() -> None:
+    asked = {**expand({"model": "agent_1", "input": "Hi"}, []), COMPACTS: True}
+    resolved = resolve(AGENT, asked, "responses")
+    assert resolved[COMPACTS]
+    assert check_response_request(without_context(resolved)).model == "gpt-4o"
 
 
 def test_persona_and_examples_come_before_the_caller() -> None:
