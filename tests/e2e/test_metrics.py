@@ -106,6 +106,7 @@ async def test_the_scheduler_measures_the_queues(measured: tuple[Service, dict[s
         assert ended == 1
     finally:
         service.launch("worker", HEADRACE_METRICS_PORT=str(ports["worker"]))
+        until(lambda: health(ports["worker"], "/readyz") is not None, "the worker's next start")
 
 
 @pytest.mark.parametrize("part", PARTS)
