@@ -234,9 +234,10 @@ Each process counts for itself; sums over all instances are Prometheus's work. A
 `HEADRACE_METRICS_PORT`, and the API also at `GET /metrics` to a key with the scope `metrics:read`.
 [Monitor it](../how-to/monitor.md) shows how to scrape them.
 
-Labels have few values: states, tiers, formats, and the providers and models of `headrace.toml`. A model that the file
-does not name, as one that fits a glob, is `other`. No label names an account, a key or a user. A process also serves
-`process_*`, such as `process_resident_memory_bytes` and `process_cpu_seconds_total`.
+Labels have few values: states, tiers, formats, the API's routes, and the providers, models and routes of
+`headrace.toml`. A model that the file does not name, as one that fits a glob, is `other`. No label names an account, a
+key or a user. A process also serves `process_*`, such as `process_resident_memory_bytes` and
+`process_cpu_seconds_total`.
 
 This page is made from `headrace/telemetry/metrics.py` by `make reference`.
 

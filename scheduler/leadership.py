@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.runtime.chores import Chore, going_on
 from headrace.stores.connections import Connections
+from headrace.telemetry.metrics import SCHEDULER_LEADS
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,11 @@ async def lead(connections: Connections, chores: Sequence[Chore], *, again_secon
         try:
             async with leadership(connections) as keep:
                 log.info("ready: this scheduler leads")
+                SCHEDULER_LEADS.set(1)
                 async with going_on(*chores):
                     await keep()
         except (SQLAlchemyError, OSError) as error:
             log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
+        finally:
+            SCHEDULER_LEADS.set(0)
         await asyncio.sleep(again_seconds)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.jobs.records import Segment
 from headrace.jobs.sql.run import append_segments
 from headrace.stores.database import Database
+from headrace.telemetry.metrics import GROUP_COMMIT
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class DeltaWriter:
         """Write every `interval_seconds` while attempts hold deltas."""
         self._database = database
         self._interval = interval_seconds
+        self._sizes = GROUP_COMMIT.labels("deltas")
         self._soon = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._dirty: set[Deltas] = set()
@@ -129,6 +131,7 @@ class DeltaWriter:
         self._writing, self._dirty = self._dirty, set()
         self._written = asyncio.get_running_loop().create_future()
         segments = {deltas: segment for deltas in self._writing if (segment := deltas.segment()) is not None}
+        self._sizes.observe(len(segments))
         try:
             await append_segments(self._database, list(segments.values()))
         except SQLAlchemyError as error:

@@ -27,6 +27,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis, redis_takes_writes
 from headrace.telemetry.health import HEALTH, loop_chores
+from headrace.telemetry.metrics import WORKER_SLOTS, WORKER_SLOTS_TAKEN
 from worker.attempt import Stop
 from worker.availability import Availability
 from worker.circuit import Rules
@@ -98,12 +99,15 @@ class Executor:
             outcomes=Outcomes(endings, self._circuits, attempts_per_route=settings.attempts_per_route),
             measures=measures,
         )
+        slots = Slots(settings.worker_slots, line_slots=line_slots)
+        WORKER_SLOTS.set(settings.worker_slots)
+        WORKER_SLOTS_TAKEN.set_function(lambda: slots.taken)
         self._intake = Intake(
             settings,
             database,
             self._availability,
             tiers=tiers,
-            slots=Slots(settings.worker_slots, line_slots=line_slots),
+            slots=slots,
             run=self._runner.run,
             send_back=self.hand_back,
         )

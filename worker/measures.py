@@ -18,7 +18,8 @@ from headrace.errors import (
 from headrace.jobs.records import ClaimedJob
 from headrace.jobs.state import State
 from headrace.telemetry import metrics
-from headrace.telemetry.metrics import bound, known_model
+from headrace.telemetry.metrics import bound, known_model, known_route
+from headrace.usage.measures import count_spent
 from headrace.usage.spent import SpentUsage
 from worker.attempt import Attempt
 
@@ -28,8 +29,6 @@ _overheads = bound(metrics.OVERHEAD)
 _first_deltas = bound(metrics.TIME_TO_FIRST_DELTA)
 _calls = bound(metrics.CALL_SECONDS)
 _attempts = bound(metrics.ATTEMPTS)
-_tokens = bound(metrics.TOKENS)
-_costs = bound(metrics.COST)
 _throttled = bound(metrics.THROTTLED)
 _throttle_waits = bound(metrics.THROTTLE_WAIT)
 
@@ -81,26 +80,18 @@ class Measures:
 
     def spent(self, job: ClaimedJob, spent: SpentUsage | None) -> None:
         """Count the tokens and the cost of an attempt, as its row of usage has them."""
-        if spent is None:
-            return
-        model, tokens = self._model(job), spent.tokens
-        _tokens("input", model).inc(tokens.prompt_tokens)
-        _tokens("output", model).inc(tokens.completion_tokens)
-        if tokens.cached_tokens:
-            _tokens("cached", model).inc(tokens.cached_tokens)
-        if tokens.reasoning_tokens:
-            _tokens("reasoning", model).inc(tokens.reasoning_tokens)
-        if spent.cost:
-            _costs(model).inc(float(spent.cost))
+        if spent is not None:
+            count_spent(self._model(job), spent)
 
     def _count(self, attempt: Attempt, outcome: str) -> None:
-        provider, called_at = attempt.provider, attempt.called_at
-        if provider is None or called_at is None:
+        route, called_at = attempt.route, attempt.called_at
+        if route is None or called_at is None:
             return
-        _attempts(provider, self._model(attempt.job), outcome).inc()
+        provider, limits = route.provider_name, route.provider
+        called = known_route(route.name, self._file.current.written_routes)
+        _attempts(provider, self._model(attempt.job), outcome, called).inc()
         _calls(provider).observe(attempt.call_seconds)
-        limits = attempt.route.provider if attempt.route is not None else None
-        if limits is not None and (limits.max_concurrency or limits.requests_per_minute or limits.tokens_per_minute):
+        if limits.max_concurrency or limits.requests_per_minute or limits.tokens_per_minute:
             _throttle_waits(provider).observe(attempt.throttled_seconds)
         if attempt.deltas.first_at is not None:
             _first_deltas(provider).observe(attempt.deltas.first_at - called_at)

@@ -14,6 +14,8 @@ from api.http.errors import render_error, shutdown_error
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import is_id, new_id
 from headrace.telemetry.context import bind, bound, note
+from headrace.telemetry.metrics import HTTP_REQUESTS
+from headrace.telemetry.metrics import bound as bound_metric
 from headrace.telemetry.traceparent import trace_id
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 # Routes that orchestrators call every few seconds: their lines are at DEBUG.
 _PROBES = {"/healthz", "/readyz"}
+# What the metric of requests calls each hundred of statuses; 0 stands for no answer.
+_CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
+_requests = bound_metric(HTTP_REQUESTS)
 _ANSWERED = "%(method)s %(route)s: %(status)d in %(seconds).3f s"
 _UNANSWERED = "%(method)s %(route)s: no answer, after %(seconds).3f s"
 
@@ -77,6 +82,7 @@ class RequestScope:
             finally:
                 if scope["state"].get("body_units"):
                     scope["state"]["room"].give_back(Request(scope))
+                _requests(_route(inner), _CLASSES[(status or 0) // 100]).inc()
                 _log_request(scope["method"], inner, status, time.perf_counter() - began)
 
 

@@ -253,6 +253,12 @@ class Catalogue(BaseModel):
             for route in self.routes(name):
                 route.rates()
 
+    @cached_property
+    def written_routes(self) -> frozenset[str]:
+        """The routes that name their provider's model, without those with globs."""
+        options = (route for model in self.models.values() for route in model.ordered_routes())
+        return frozenset(option.route for option in options if "*" not in option.route)
+
     def names(self) -> list[str]:
         """Return the names of the models without globs, sorted."""
         return sorted(name for name in self.models if "*" not in name)

@@ -1,7 +1,8 @@
 """Every metric of Headrace, declared once: docs/reference/metrics.md is made from these declarations.
 
-A label's values are bounded: states, tiers, formats, and the providers and models of the catalogue. A model that the
-catalogue does not name, as one that fits a glob, is `other`. No label names an account, a key or a user.
+A label's values are bounded: states, tiers, formats, the API's own routes, and the providers, models and routes of the
+catalogue. A model that the catalogue does not name, as one that fits a glob, is `other`. No label names an account, a
+key or a user.
 
 A process counts in memory whether or not it is scraped. What runs for each job takes its children from `bound`, which
 looks a child up once for each set of label values.
@@ -89,6 +90,11 @@ def known_model(name: str, models: Collection[str]) -> str:
     return name if name in models else OTHER
 
 
+def known_route(name: str, routes: Collection[str]) -> str:
+    """Return the label of a route: its name if the catalogue writes it out, else `provider/other`."""
+    return name if name in routes else f"{name.partition('/')[0]}/{OTHER}"
+
+
 JOBS_SUBMITTED = _counter(
     "headrace_jobs_submitted_total",
     "Jobs that were accepted, without lines of batches.",
@@ -99,8 +105,9 @@ JOBS_SUBMITTED = _counter(
 )
 JOBS_ENDED = _counter(
     "headrace_jobs_ended_total",
-    "Jobs that reached an end state, lines of batches included. Workers end most jobs; the API ends queued jobs that "
-    "are cancelled, and the scheduler those that are lost or late, both with the model `other`.",
+    "Jobs that reached an end state, lines of batches included. Workers end most jobs. The scheduler ends lines that a "
+    "provider's own batch API ran, and jobs that are lost or late; the API ends queued jobs that are cancelled. Late, "
+    "lost and cancelled jobs of theirs have the model `other`.",
     unit="jobs",
     labels=("status", "tier", "model"),
     parts=ALL,
@@ -162,18 +169,34 @@ CALL_SECONDS = _histogram(
 )
 ATTEMPTS = _counter(
     "headrace_attempts_total",
-    "Attempts that called a provider, by how they ended.",
+    "Attempts that called a provider, by how they ended, those of a provider's own batch API included. `model` is the "
+    "name that the client asked for, `route` the `provider/model` that was called; a route by a glob is "
+    "`provider/other`.",
     unit="attempts",
-    labels=("provider", "model", "outcome"),
-    parts=("worker",),
+    labels=("provider", "model", "outcome", "route"),
+    parts=("worker", "scheduler"),
     watch="Alert on a provider's share of outcomes other than `completed` and `cancelled`; at once on `credentials`.",
+)
+WORKER_SLOTS = _gauge(
+    "headrace_worker_slots",
+    "Jobs that a worker may run at a time, without its reserve.",
+    unit="jobs",
+    parts=("worker",),
+    watch="The capacity of all workers.",
+)
+WORKER_SLOTS_TAKEN = _gauge(
+    "headrace_worker_slots_taken",
+    "Jobs that a worker runs now. With its reserve it may run an eighth more than it has slots.",
+    unit="jobs",
+    parts=("worker",),
+    watch="Add workers when nearly all slots are taken while jobs wait.",
 )
 TOKENS = _counter(
     "headrace_tokens_total",
     "Tokens of attempts, as the usage ledger has them. `cached` is a part of `input`, and `reasoning` of `output`.",
     unit="tokens",
     labels=("kind", "model"),
-    parts=("worker",),
+    parts=("worker", "scheduler"),
     watch="The load of models, and the share of cached input.",
 )
 COST = _counter(
@@ -181,7 +204,7 @@ COST = _counter(
     "Cost of attempts whose model has a price, as the usage ledger has it.",
     unit="US dollars",
     labels=("model",),
-    parts=("worker",),
+    parts=("worker", "scheduler"),
     watch="Alert on the spend of an hour.",
 )
 THROTTLED = _counter(
@@ -217,6 +240,13 @@ LEASES_LOST = _counter(
     parts=("scheduler",),
     watch="Alert on any increase without a restart of a worker.",
 )
+SCHEDULER_LEADS = _gauge(
+    "headrace_scheduler_leads",
+    "Whether this scheduler is the one that leads: 1 or 0.",
+    unit="1 or 0",
+    parts=("scheduler",),
+    watch="Alert when no scheduler has led for a minute: batches and webhooks stand still, lost jobs stay lost.",
+)
 WEBHOOKS = _counter(
     "headrace_webhooks_total",
     "Deliveries of webhooks that were sent, by what became of each: `delivered`, `pending` if it is sent again, "
@@ -233,6 +263,32 @@ BATCH_LINES = _counter(
     parts=("scheduler",),
     watch="The progress of batches: no increase while batches run means that no worker takes their jobs.",
 )
+BATCHES_ENDED = _counter(
+    "headrace_batches_ended_total",
+    "Batches that reached an end state. A batch with an input that is not valid is `failed`.",
+    unit="batches",
+    labels=("status",),
+    parts=("scheduler",),
+    watch="Alert on `expired`: the workers or a provider's limits are too small for the batches' windows.",
+)
+PARCELS = _counter(
+    "headrace_parcels_total",
+    "Parcels of lines at a provider's own batch API, by what became of each: `submitted`, `ended`, `retried` after a "
+    "failed call, `given_up` if workers run its lines instead.",
+    unit="parcels",
+    labels=("provider", "outcome"),
+    parts=("scheduler",),
+    watch="Alert on `given_up`: those lines cost the full price.",
+)
+HTTP_REQUESTS = _counter(
+    "headrace_http_requests_total",
+    "Requests to the API, by the path's template and the class of the answer's status: `2xx` to `5xx`, or `none` if "
+    "the client left before it had an answer.",
+    unit="requests",
+    labels=("route", "status"),
+    parts=("api",),
+    watch="Alert on the share of `5xx`.",
+)
 SUBSCRIBERS = _gauge(
     "headrace_subscribers",
     "Event streams and waits that an API process holds open.",
@@ -242,8 +298,8 @@ SUBSCRIBERS = _gauge(
 )
 GROUP_COMMIT = _histogram(
     "headrace_group_commit_items",
-    "Items that one statement wrote together, by what it does: `accept` and `limits` in the API, `claim` and `finish` "
-    "in the worker.",
+    "Items that one statement wrote together, by what it does: `accept` and `limits` in the API, `claim`, "
+    "`deltas` and `finish` in the worker.",
     unit="items",
     labels=("statement",),
     parts=("api", "worker"),

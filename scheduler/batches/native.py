@@ -35,6 +35,8 @@ from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry.metrics import ATTEMPTS, JOBS_ENDED, PARCELS, known_model, known_route
+from headrace.usage.measures import count_spent
 from headrace.usage.spent import spent_on
 from scheduler.batches.allowance import Purse
 from scheduler.batches.feed import Feeder
@@ -91,6 +93,11 @@ class NativeBatch:
             parcel_id = await open_parcel(self._database, self._batch.id)
             await self._hand_over(api, route, NativeParcel(parcel_id, "filling", None, 0, True))
 
+    @property
+    def _provider(self) -> str:
+        """The provider's name, also of a route that the configuration does not have any more."""
+        return str(self._batch.native_route).partition("/")[0]
+
     def _route(self) -> Route | None:
         try:
             routes = self._catalogue.routes(self._batch.model or "")
@@ -118,6 +125,7 @@ class NativeBatch:
             await self._failed(parcel, error)
             return
         log.info("handed a parcel to %s: %s", route.provider_name, remote_id)
+        PARCELS.labels(route.provider_name, "submitted").inc()
         await move_parcel(self._database, parcel.id, "submitted", remote_id=remote_id, seconds=self._poll_seconds)
 
     async def _fill(self, api: BatchApi, parcel: NativeParcel) -> bool:
@@ -143,6 +151,7 @@ class NativeBatch:
             await self._give_up([parcel], error.message, logged=error.summary())
             return
         log.warning("a provider's batch API failed, trying again: %s", error.summary())
+        PARCELS.labels(self._provider, "retried").inc()
         await move_parcel(
             self._database,
             parcel.id,
@@ -160,6 +169,7 @@ class NativeBatch:
         log.warning("workers run this batch, not its provider: %s", logged or why)
         await run_here(self._database, self._batch.id)
         for parcel in parcels:
+            PARCELS.labels(self._provider, "given_up").inc()
             await self._close(parcel.id, error=why)
 
     # -- and back -----------------------------------------------------------------------------------------------------
@@ -181,6 +191,7 @@ class NativeBatch:
         elif status.error is not None:
             await self._give_up([parcel], status.error.message, logged=status.error.summary())
         else:
+            PARCELS.labels(route.provider_name, "ended").inc()
             await self._close(parcel.id)
 
     async def _take(
@@ -202,8 +213,20 @@ class NativeBatch:
         while job_ids and (
             held := await read_held(self._database, self._batch.id, parcel.id, after=after, job_ids=job_ids)
         ):
-            await finish_jobs(self._database, [_ended(route, api, line, taken[line.id]) for line in held])
+            jobs = [_ended(route, api, line, taken[line.id]) for line in held]
+            for job, ours in zip(jobs, await finish_jobs(self._database, jobs), strict=True):
+                if ours:
+                    self._count(route, job)
             after = held[-1].line
+
+    def _count(self, route: Route, job: FinishedJob) -> None:
+        """Count a line that the provider ended, as the worker counts the jobs that it ends."""
+        model = known_model(self._batch.model, self._catalogue.models)
+        called = known_route(route.name, self._catalogue.written_routes)
+        ATTEMPTS.labels(route.provider_name, model, job.state.value, called).inc()
+        JOBS_ENDED.labels(job.state.value, "batch", model).inc()
+        if job.spent is not None:
+            count_spent(model, job.spent)
 
     async def _close(self, parcel_id: str, *, error: str | None = None) -> None:
         """Let workers run the lines that a parcel still holds, and mark it as done."""

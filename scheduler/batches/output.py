@@ -15,6 +15,7 @@ from headrace.ids import new_id
 from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry.metrics import BATCHES_ENDED
 from scheduler.batches.input import read_input
 
 # Bytes that a page of results should have. A page is held in memory, and an answer may be of any size.
@@ -65,7 +66,10 @@ class Output:
             if not ended:
                 for writer in (self._answers, self._errors):
                     await writer.discard()
-        return end if ended else None
+        if not ended:
+            return None
+        BATCHES_ENDED.labels(end.value).inc()
+        return end
 
     def _end(self, whole: bool) -> BatchState:
         if self._batch.state == BatchState.CANCELLING:

@@ -12,6 +12,7 @@ from headrace.agents.queries import AgentVersion, find_agent
 from headrace.batches.endpoints import ENDPOINTS
 from headrace.batches.lines import CustomIds, Line, LineProblem, RawLine, parse_line
 from headrace.batches.queries import fail_batch, start_batch
+from headrace.batches.state import BatchState
 from headrace.catalogue.models import Catalogue
 from headrace.catalogue.routing import check_servable
 from headrace.errors import InvalidRequestError, ModelNotFoundError
@@ -22,6 +23,7 @@ from headrace.quotas.rules import Limits
 from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry.metrics import BATCHES_ENDED
 from scheduler.batches.input import read_input
 
 # Problems after which validation stops.
@@ -66,7 +68,8 @@ class Validation:
             text = "The input file is empty. It must have at least one request."
             self._problems.append(LineProblem(None, "empty_file", text, None))
         if self._problems:
-            await fail_batch(self._database, self._batch.id, self._problems)
+            if await fail_batch(self._database, self._batch.id, self._problems):
+                BATCHES_ENDED.labels(BatchState.FAILED.value).inc()
             return False
         native = len(self._routes) == 1 and len(self._models) == 1 and not self._agents
         await start_batch(

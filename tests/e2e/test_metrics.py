@@ -77,6 +77,11 @@ async def test_each_process_counts_a_known_load(measured: tuple[Service, dict[st
     assert worker.total("headrace_attempts_total", provider="fake", model="counted", outcome="failed") == 1
     assert worker.total("headrace_attempts_total", provider="fake", model="counted", outcome="refused") == 1
     assert worker.total("headrace_attempts_total", provider="fake", outcome="completed") == 3
+    assert worker.total("headrace_attempts_total", route="fake/counted") == 4
+    assert worker.total("headrace_attempts_total", route="fake/other", model="other") == 1
+    assert worker.total("headrace_worker_slots") > 0
+    until(lambda: scrape(ports["worker"]).total("headrace_worker_slots_taken") == 0, "free slots")
+    assert api.total("headrace_http_requests_total", route="/chat/completions", status="2xx") == 4
     assert worker.total("headrace_tokens_total", kind="input", model="counted") == 200
     assert worker.total("headrace_tokens_total", kind="output", model="counted") == 40
     assert worker.total("headrace_cost_usd_total", model="counted") == pytest.approx(0.0008)
@@ -100,6 +105,7 @@ async def test_the_scheduler_measures_the_queues(measured: tuple[Service, dict[s
             job_id = await submit(client, "fake-waiting")
             until(lambda: scrape(ports["scheduler"]).total("headrace_queue_jobs", tier="default") == 1, "a queued job")
             until(lambda: scrape(ports["scheduler"]).total("headrace_queue_oldest_seconds") > 0, "its age")
+            assert scrape(ports["scheduler"]).total("headrace_scheduler_leads") == 1
             assert (await client.post(f"/jobs/{job_id}/cancel")).status_code == 200
         until(lambda: scrape(ports["scheduler"]).total("headrace_queue_jobs") == 0, "an empty queue")
         ended = scrape(ports["api"]).total("headrace_jobs_ended_total", status="cancelled", model="other")

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from headrace.telemetry.exposition import render_metrics
 from headrace.telemetry.metrics import ALL, METRICS, OTHER, Metric, Part, known_model
 
-LABELS = {"tier", "format", "status", "model", "provider", "outcome", "kind", "reason", "statement", "store"}
+LABELS = {"tier", "format", "status", "model", "provider", "outcome", "kind", "reason", "statement", "store", "route"}
 """Each has few values: states, tiers, formats, what the catalogue names, and constants of the code."""
 
 
