@@ -13,8 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.providers.cooldown import cooldown_seconds
 from headrace.stores.database import Database
-from headrace.telemetry.context import bind
+from headrace.telemetry.context import bind, note
 from headrace.telemetry.metrics import WEBHOOKS
+from headrace.telemetry.traceparent import trace_headers, trace_id
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome
@@ -106,6 +107,8 @@ class WebhookSender:
 
     async def _deliver(self, delivery: Delivery) -> None:
         with bind(webhook=delivery.id):
+            if delivery.trace_context is not None:
+                note(trace=trace_id(delivery.trace_context))
             try:
                 await self._attempt(delivery)
             except SQLAlchemyError as error:
@@ -143,7 +146,12 @@ class WebhookSender:
                     "POST",
                     url.copy_with(host=address),
                     content=delivery.payload,
-                    headers={"content-type": "application/json", "host": url.netloc.decode(), **signed},
+                    headers={
+                        "content-type": "application/json",
+                        "host": url.netloc.decode(),
+                        **signed,
+                        **trace_headers(delivery.trace_context),
+                    },
                     # The certificate is for the host name, though the URL has the address.
                     extensions={"sni_hostname": host},
                 )

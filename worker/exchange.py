@@ -23,6 +23,7 @@ from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import Allowance, Answer, ProviderClient
 from headrace.providers.sse import Event, EventReader
 from headrace.runtime.offload import offloaded
+from headrace.telemetry.traceparent import trace_headers
 
 MOST_HELD = 10_000
 """Chunks that an answer may have before its first text, over all of its choices."""
@@ -53,6 +54,8 @@ class Exchange:
         With a `relay`, which is the renderer too, the provider gets the client's own request.
         """
         self.secret = route.provider.secret()
+        self.trace_context = job.trace_context
+        """The trace context that the provider gets."""
         self._client = client
         self._job = job
         self._route = route
@@ -138,7 +141,7 @@ class Exchange:
         async with self._client.call(
             route.provider,
             url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream) + action,
-            headers=form.render_headers(self.secret),
+            headers=form.render_headers(self.secret) | trace_headers(self.trace_context),
             body=body,
             allowance=self._allowance,
         ) as answer:

@@ -23,6 +23,7 @@ from headrace.providers.client import ProviderClient
 from headrace.runtime.offload import offloaded
 from headrace.stores.database import Database
 from headrace.telemetry.context import bind, note
+from headrace.telemetry.traceparent import trace_id
 from worker.attempt import Attempt, Lease
 from worker.availability import Availability
 from worker.claims import Claims
@@ -80,6 +81,8 @@ class Runner:
             if claim is not None:
                 job, lease = claim
                 note(attempt=job.attempt, account=job.account_id)
+                if job.trace_context is not None:
+                    note(trace=trace_id(job.trace_context))
                 slot.hold(job.account_id, background=job.background)
                 try:
                     await self._attempt(job, lease)

@@ -16,7 +16,7 @@ from headrace.ids import is_id, new_id
 from headrace.telemetry.context import bind, bound, note
 from headrace.telemetry.metrics import HTTP_REQUESTS
 from headrace.telemetry.metrics import bound as bound_metric
-from headrace.telemetry.traceparent import trace_id
+from headrace.telemetry.traceparent import read_context, trace_id
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class RequestScope:
             return
         inner = {**scope, "method": "GET"} if (is_head := scope["method"] == "HEAD") else scope
         began = time.perf_counter()
-        request_id, trace = _asked_ids(scope)
+        request_id, context = _asked_context(scope)
+        scope["state"]["trace_context"] = context
         request_id = request_id or new_id("req")
         header = (b"x-request-id", request_id.encode())
         started = False
@@ -62,8 +63,8 @@ class RequestScope:
                 raise _HeadAnsweredError
 
         with bind(request=request_id):
-            if trace is not None:
-                note(trace=trace)
+            if context is not None:
+                note(trace=trace_id(context))
             try:
                 await self._app(inner, receive, send_with_id)
             except asyncio.CancelledError:
@@ -90,18 +91,21 @@ class _HeadAnsweredError(Exception):
     """Stops the endpoint of a HEAD request once its headers are sent."""
 
 
-def _asked_ids(scope: Scope) -> tuple[str | None, str | None]:
-    """Return the request id and the trace id that a request came with, those that are well-formed."""
+def _asked_context(scope: Scope) -> tuple[str | None, str | None]:
+    """Return the request id and the trace context that a request came with, those that are well-formed."""
     request_id: str | None = None
-    traces: list[str] = []
+    parents: list[str] = []
+    states: list[str] = []
     for name, value in scope["headers"]:
         if name == b"x-request-id" and request_id is None:
             request_id = value.decode("latin-1")
         elif name == b"traceparent":
-            traces.append(value.decode("latin-1"))
+            parents.append(value.decode("latin-1"))
+        elif name == b"tracestate":
+            states.append(value.decode("latin-1"))
     if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
         request_id = None
-    return request_id, trace_id(traces[0]) if len(traces) == 1 else None
+    return request_id, read_context(parents, states) if parents else None
 
 
 def _route(scope: Scope) -> str:

@@ -128,6 +128,7 @@ async def new_job(
         webhook=webhook,
         stored=terms.store is not False,
         conversation_id=asked.conversation_id,
+        trace_context=request.state.trace_context,
         timeout_seconds=timeout_seconds or terms.timeout or request.state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]

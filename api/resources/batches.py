@@ -106,7 +106,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     )
     cancel = functools.partial(queries_module.cancel_batch, database, batch_id, account_id)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
-        if not await queries_module.create_batch(database, _new_batch(asked, batch_id, file_id, principal)):
+        if not await queries_module.create_batch(database, _new_batch(request, asked, batch_id, file_id, principal)):
             raise no_such_file(file_id, param="input_file_id")
         made()
         batch = await find_batch(database, batch_id, account_id)
@@ -134,7 +134,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
             raise no_such_file(asked.input_file_id, param="input_file_id")
 
 
-def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
+def _new_batch(request: Request, asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
     return NewBatch(
         id=batch_id,
         account_id=principal.account_id,
@@ -146,6 +146,7 @@ def _new_batch(asked: BatchRequest, batch_id: str, file_id: str, principal: Prin
         output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
         metadata=asked.metadata,
         webhook=asked.webhook,
+        trace_context=request.state.trace_context,
     )
 
 

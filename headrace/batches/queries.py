@@ -49,6 +49,7 @@ class NewBatch:
     output_seconds: int | None
     metadata: Mapping[str, str] | None
     webhook: str | None
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ WITH input AS (
     FOR KEY SHARE
 ), created AS (
     INSERT INTO batches (id, account_id, key_id, endpoint, completion_window, input_file_id, output_seconds,
-                         metadata, webhook, expires_at)
+                         metadata, webhook, trace_context, expires_at)
     SELECT %(id)s, account_id, %(key_id)s, %(endpoint)s, %(completion_window)s, id, %(output_seconds)s,
-           %(metadata)s::jsonb, %(webhook)s, now() + %(seconds)s * interval '1 second'
+           %(metadata)s::jsonb, %(webhook)s, %(trace_context)s, now() + %(seconds)s * interval '1 second'
     FROM input ON CONFLICT (id) DO NOTHING
 )
 SELECT id FROM input
@@ -90,6 +91,7 @@ async def create_batch(database: Database, new: NewBatch) -> bool:
         "output_seconds": new.output_seconds,
         "metadata": orjson.dumps(new.metadata).decode() if new.metadata else None,
         "webhook": new.webhook,
+        "trace_context": new.trace_context,
     }
     return bool(await execute(database.durable, _CREATE, parameters))
 

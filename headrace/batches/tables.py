@@ -45,6 +45,7 @@ batches = sa.Table(
     sa.Column("output_seconds", sa.Integer, comment="How long its output files are kept"),
     sa.Column("metadata", JSONB),
     sa.Column("webhook", sa.Text),
+    sa.Column("trace_context", sa.Text, comment="As that of a job: its lines have it too"),
     sa.Column("errors", JSONB, comment="What is wrong with the input: OpenAI's error objects with their lines"),
     sa.Column("model", sa.Text, comment="The one that every line asks for; null where they differ"),
     sa.Column("native_route", sa.Text, comment="Its lines go to this route's own batch API"),

@@ -36,6 +36,7 @@ class NewJob:
     stored: bool = True
     format: Format = "chat"
     conversation_id: str | None = None
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class ClaimedJob:
     conversation_id: str | None = None
     seconds_waited: float = 0.0
     """How long ago the job was due when it was claimed."""
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ jobs = sa.Table(
     sa.Column("response", sa.Text, comment="The answer in the job's format, as JSON"),
     sa.Column("error", sa.Text, comment="OpenAI's error object and its HTTP `status`, as JSON"),
     sa.Column("webhook", sa.Text, comment="The URL that gets the event of its end"),
+    sa.Column("trace_context", sa.Text, comment="Its traceparent, and its tracestate on a second line"),
     sa.Column(
         "stored",
         sa.Boolean,

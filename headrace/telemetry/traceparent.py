@@ -1,18 +1,46 @@
-"""The header `traceparent` of a client's trace, as https://www.w3.org/TR/trace-context/ defines it."""
+"""The trace context of a request, as https://www.w3.org/TR/trace-context/ defines it.
+
+A job keeps its context as one text, and Headrace sends it on to the provider and to the receiver of the webhook: the
+header `traceparent`, and after a line break the header `tracestate` if there is one.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-_HEADER = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?")
+_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?")
+_STATE = re.compile(r"[\x20-\x7e]+")
+# Characters of a `traceparent` that this release can read; a later version may add others.
+_KNOWN = 55
+# Characters of the `tracestate` that are sent on. The standard asks for at least as many.
+_LONGEST_STATE = 512
 
 
-def trace_id(header: str) -> str | None:
-    """Return the trace id of a `traceparent`; None if the header is malformed.
+def read_context(parents: Sequence[str], states: Sequence[str]) -> str | None:
+    """Return the trace context of a request with these headers, or None if it has no valid `traceparent`.
 
-    Version 00 has four fields. A later version may add others, which are not read.
+    Of a later version than 00, the fields that version 00 has are kept. An invalid or long `tracestate` is left out.
     """
-    found = _HEADER.fullmatch(header)
-    if found is None or (found["more"] is not None and header.startswith("00")):
+    if len(parents) != 1:
         return None
-    return found[1]
+    [parent] = parents
+    found = _PARENT.fullmatch(parent)
+    if found is None or (found["more"] is not None and parent.startswith("00")):
+        return None
+    context = f"00{parent[2:_KNOWN]}"
+    state = ",".join(states).strip(" ")
+    return f"{context}\n{state}" if len(state) <= _LONGEST_STATE and _STATE.fullmatch(state) else context
+
+
+def trace_id(context: str) -> str:
+    """Return the id of the trace that a context belongs to."""
+    return context[3:35]
+
+
+def trace_headers(context: str | None) -> dict[str, str]:
+    """Return the headers that send a context on; none for None."""
+    if context is None:
+        return {}
+    parent, _, state = context.partition("\n")
+    return {"traceparent": parent, "tracestate": state} if state else {"traceparent": parent}

@@ -85,6 +85,10 @@ class Delivery:
     secret_ids: Sequence[str]
     claimed_at: datetime
     """By the clock of Postgres, because receivers refuse a wrong time."""
+    subject_id: str | None = None
+    """The job or the batch whose end it tells."""
+    trace_context: str | None = None
+    """That of the job or the batch."""
 
     @property
     def receiver(self) -> tuple[str, str]:
@@ -141,7 +145,9 @@ RETURNING delivery.id, delivery.account_id, delivery.host, delivery.url, payload
 ARRAY(
     SELECT known.id FROM webhook_secrets AS known
     WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC),
-now()
+now(), coalesce(job_id, batch_id) AS subject_id,
+coalesce((SELECT trace_context FROM jobs WHERE jobs.id = job_id),
+         (SELECT trace_context FROM batches WHERE batches.id = batch_id)) AS trace_context
 """
 
 

@@ -27,6 +27,7 @@ NEW_JOB = Columns[NewJob](
     Column("reserved_cost", "numeric"),
     Column("webhook", "text"),
     Column("stored", "bool"),
+    Column("trace_context", "text"),
     Column("scheduled_at", "float8", attrgetter("delay_seconds"), "now() + {} * interval '1 second'"),
     Column("deadline_at", "float8", attrgetter("timeout_seconds"), "now() + {} * interval '1 second'"),
 )

@@ -30,7 +30,7 @@ FROM due WHERE jobs.id = due.id
 RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
           route, retries, floor(extract(epoch FROM created_at))::bigint,
           extract(epoch FROM deadline_at - now())::float8, batch_id, format, conversation_id,
-          extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited
+          extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited, trace_context
 """
 
 

@@ -65,6 +65,7 @@ async def create(
     total: int = 0,
     seconds: int = 3600,
     webhook: str | None = None,
+    trace_context: str | None = None,
 ) -> str:
     """Create a batch, under way if it has lines, and return its id."""
     batch_id = new_id("batch")
@@ -79,6 +80,7 @@ async def create(
         output_seconds=None,
         metadata=None,
         webhook=webhook,
+        trace_context=trace_context,
     )
     assert await create_batch(database, new)
     if total:
@@ -117,6 +119,14 @@ async def test_a_slice_of_lines_becomes_jobs_once(database: Database, owner: Own
     assert (row.fed, row.next_offset, row.next_line) == (5, 50, 6)
     rows = await execute(database.relaxed, "SELECT line, custom_id, tier, background FROM jobs ORDER BY line")
     assert [tuple(row) for row in rows] == [(number, f"r{number}", "batch", True) for number in range(1, 6)]
+
+
+async def test_lines_have_the_trace_context_of_their_batch(database: Database, owner: Owner, jobs: Jobs) -> None:
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\na=1"
+    for expected in (context, None):
+        batch_id = await create(database, owner, total=2, trace_context=expected)
+        claimed = await jobs.claim(*await feed(database, batch_id, 1, 2))
+        assert [job.trace_context for job in claimed] == [expected, expected]
 
 
 async def test_two_feeders_at_once_make_every_job_once(database: Database, owner: Owner) -> None:

@@ -9,6 +9,7 @@ import openai
 import orjson
 import pytest
 
+from headrace.batches.queries import fail_batch
 from headrace.jobs.state import State
 from headrace.stores.connections import Row
 from headrace.stores.database import execute
@@ -16,6 +17,7 @@ from headrace.webhooks import queries
 from headrace.webhooks.signing import derive_secret
 from scheduler.webhooks import WebhookSender
 from tests.fakes.receiver import Receiver, running_receiver
+from tests.integration.batches.test_queries import create
 from tests.integration.job_rows import Jobs, end_of
 
 KEY = "tests-secret-key-tests-secret-key"
@@ -151,3 +153,24 @@ async def test_openais_client_reads_the_events_of_a_response(
         "created_at": event.created_at,
         "data": {"id": "resp_" + job_id[4:]},
     }
+
+
+@pytest.mark.parametrize("of", ["job", "batch"])
+async def test_the_receiver_gets_the_trace_context_of_the_request(
+    jobs: Jobs, sender: WebhookSender, receiver: Receiver, of: str
+) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for context, sent_on in (
+        (f"{parent}\na=1,b=2", {"traceparent": parent, "tracestate": "a=1,b=2"}),
+        (parent, {"traceparent": parent}),
+        (None, {}),
+    ):
+        if of == "job":
+            job_id = await jobs.submit(webhook=receiver.url, trace_context=context)
+            await finished(State.COMPLETED)(jobs, job_id)
+        else:
+            batch_id = await create(jobs.database, jobs.owner, webhook=receiver.url, trace_context=context)
+            assert await fail_batch(jobs.database, batch_id, [])
+        await sender.send_due()
+        headers = receiver.messages[-1].headers
+        assert {name: value for name, value in headers.items() if name.startswith("trace")} == sent_on

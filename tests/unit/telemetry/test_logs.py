@@ -12,7 +12,6 @@ import pytest
 from headrace.errors import UpstreamRefusedError
 from headrace.telemetry.context import bind, note
 from headrace.telemetry.log_formats import JsonFormatter, TextFormatter
-from headrace.telemetry.traceparent import trace_id
 
 FORGED = "2026-11-27 00:00:00,000 WARNING scheduler.main: forged"
 
@@ -132,30 +131,3 @@ def test_what_is_noted_outside_of_a_bind_belongs_to_no_line() -> None:
     with bind(request="req_1"):
         note(job="job_2")
     assert "job" not in as_json("a")
-
-
-PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.mark.parametrize("header", [PARENT, PARENT[:-2] + "ff", "cc" + PARENT[2:], "cc" + PARENT[2:] + "-more"])
-def test_the_trace_of_a_well_formed_traceparent(header: str) -> None:
-    assert trace_id(header) == "0af7651916cd43dd8448eb211c80319c"
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "",
-        PARENT + " ",
-        PARENT + "\n",
-        PARENT + "-more",
-        "cc" + PARENT[2:] + "more",
-        "ff" + PARENT[2:],
-        PARENT.upper(),
-        PARENT.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32),
-        PARENT.replace("b7ad6b7169203331", "0" * 16),
-        PARENT[:-1],
-    ],
-)
-def test_a_malformed_traceparent_has_no_trace(header: str) -> None:
-    assert trace_id(header) is None
