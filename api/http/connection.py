@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import resource
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -20,6 +19,7 @@ from api.http.errors import render_error
 from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
 from headrace.ids import new_id
 from headrace.settings import Settings
+from headrace.telemetry.context import bind
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ _LINGER_SECONDS = 2.0
 _MOST_DRAINED = 256 * 1024 * 1024
 # Connections that are accepted however few descriptors the process has.
 _LEAST_CONNECTIONS = 16
-# Seconds between two log lines about the limit of connections.
-_FULL_SECONDS = 60.0
 # Idle connections that are closed at once to make room, as a share of all connections.
 _ROOM = 1 / 16
 # The log line of a process whose connections are all in use.
@@ -82,8 +80,6 @@ class Connection(HttpToolsProtocol):
     _unread_since = 0.0
     _problem: HeadraceError | None = None
     _refused_at: float | None = None
-    # When this process last logged that it is full.
-    _full_at: ClassVar[float] = -math.inf
 
     # -- what the transport calls -------------------------------------------------------------------------------------
 
@@ -95,9 +91,7 @@ class Connection(HttpToolsProtocol):
         most = most_connections(self._settings)
         if len(self.connections) <= most:
             return
-        if self.since - Connection._full_at > _FULL_SECONDS:
-            Connection._full_at = self.since
-            log.warning(_FULL, most)
+        log.warning(_FULL, most)
         if not self._make_room(most):
             self._refuse(UnavailableError("This server has no connection free.", retry_after=1))
 
@@ -253,8 +247,12 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         self._unset_keepalive_if_required()
         answer = render_error(error)
+        request_id = new_id("req")
         answer.headers["connection"] = "close"
-        answer.headers["x-request-id"] = new_id("req")
+        answer.headers["x-request-id"] = request_id
+        with bind(request=request_id):
+            level = logging.INFO if error.status < 500 else logging.DEBUG  # of full connections there is a warning
+            log.log(level, "refused a request: %s", error.summary())
         lines = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(answer.body)))
         self.flow.resume_reading()

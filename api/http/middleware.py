@@ -6,13 +6,14 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Callable, Mapping
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
 from headrace.errors import HeadraceError, OutcomeUnknownError
-from headrace.ids import is_id, new_id
+from headrace.ids import is_id, job_id_of, job_id_of_response, new_id
 from headrace.telemetry.context import bind, bound, note
 from headrace.telemetry.metrics import HTTP_REQUESTS
 from headrace.telemetry.metrics import bound as bound_metric
@@ -24,6 +25,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 # Routes that orchestrators call every few seconds: their lines are at DEBUG.
 _PROBES = {"/healthz", "/readyz"}
+# Parameters of paths whose ids a request's line has: the line's field, the id's prefix, and what reads the id.
+_IDS: Mapping[str, tuple[str, str, Callable[[str], str]]] = {
+    "job_id": ("job", "job", str),
+    "response_id": ("job", "job", job_id_of_response),
+    "completion_id": ("job", "job", job_id_of),
+    "batch_id": ("batch", "batch", str),
+    "conversation_id": ("conversation", "conv", str),
+}
 # What the metric of requests calls each hundred of statuses; 0 stands for no answer.
 _CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 _requests = bound_metric(HTTP_REQUESTS)
@@ -119,8 +128,10 @@ def _log_request(method: str, scope: Scope, status: int | None, seconds: float) 
     level = logging.DEBUG if route in _PROBES else logging.INFO
     if not log.isEnabledFor(level):
         return
-    job_id = scope.get("path_params", {}).get("job_id")
-    if job_id is not None and "job" not in bound() and is_id(job_id, "job"):
-        note(job=job_id)
+    for parameter, text in scope.get("path_params", {}).items():
+        if parameter in _IDS:
+            field, prefix, read = _IDS[parameter]
+            if field not in bound() and is_id(an_id := read(text), prefix):
+                note(**{field: an_id})
     fields = {"method": method, "route": route, "status": status, "seconds": seconds}
     log.log(level, _UNANSWERED if status is None else _ANSWERED, fields)

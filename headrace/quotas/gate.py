@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,8 +36,6 @@ log = logging.getLogger(__name__)
 _NANO = 1_000_000_000
 # Loads that the gate makes for one request, as another job may end meanwhile and void what was loaded.
 _MOST_LOADS = 5
-# Seconds between two warnings that Redis is unavailable.
-_COMPLAIN_SECONDS = 60.0
 _PREFIX = "hr:quota:"
 # So many at a time keep Redis from all others for about five milliseconds.
 _MOST_JOBS = 64
@@ -105,7 +101,6 @@ class Gate:
         self._admissions = self._grouped(_ADMIT)
         self._settlements = self._grouped(_SETTLE)
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._complained = -math.inf
 
     def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
         """Return what runs a script for many jobs at a time, each told in JSON."""
@@ -287,11 +282,7 @@ class Gate:
         await self._load(keys=[self._prefix], args=[orjson.dumps(asked)])
 
     def _complain(self, error: Exception) -> None:
-        now = time.monotonic()
-        if now - self._complained > _COMPLAIN_SECONDS:
-            self._complained = now
-            state = "off" if self._open_when_away else "closed"
-            log.warning("limits are %s, as Redis is unavailable: %s", state, error)
+        log.warning("limits are %s, as Redis is unavailable: %s", "off" if self._open_when_away else "closed", error)
 
 
 def _text(found: bytes | str) -> str:

@@ -37,7 +37,7 @@ class TextFormatter(logging.Formatter):
     _rendered = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return time, level, logger and message, and the ids that the line belongs to."""
+        """Return time, level, logger and message, the ids that the line belongs to, and how often it has repeated."""
         second = int(record.created)
         if second != self._second:  # lines of one second share all but its milliseconds
             self._second, self._rendered = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
@@ -45,6 +45,8 @@ class TextFormatter(logging.Formatter):
         line = f"{self._rendered},{int(record.msecs):03} {record.levelname} {record.name}: {message}"
         for name, value in bound().items():
             line += f" {name}={value}"
+        if (repeated := record.__dict__.get("repeated")) is not None:
+            line += f" repeated={repeated}"
         line = escape(line)
         if record.exc_info:
             line += _TRACE_INDENT + self.formatException(record.exc_info)
@@ -64,7 +66,7 @@ class JsonFormatter(logging.Formatter):
         self._part = part
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object: time, level, logger, part, message, its ids, its fields, and `exception`."""
+        """Return the object: time, level, logger, part, message, its ids, its fields, `repeated` and `exception`."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(record.created)))
         document: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03}Z",
@@ -83,6 +85,8 @@ class JsonFormatter(logging.Formatter):
                         document[name] = round(value, 3)
                     case _:
                         document[name] = value
+        if (repeated := record.__dict__.get("repeated")) is not None:
+            document["repeated"] = repeated
         if record.exc_info:
             document["exception"] = redact_error(self.formatException(record.exc_info))
         return _encode(document)

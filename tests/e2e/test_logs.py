@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -96,6 +99,36 @@ async def test_a_clients_mistake_is_no_trouble_of_ours(in_json: Service) -> None
         line = line_of(in_json, "api", request=response.headers["x-request-id"])
         assert (line["level"], line["route"], line["status"]) == ("INFO", route, code)
         assert "trace" not in line
+
+
+async def test_a_request_that_names_a_job_by_its_answer_has_the_jobs_id(in_json: Service, model: str) -> None:
+    async with connect(in_json, BOOTSTRAP_KEY) as client:
+        job_id = (await client.post("/responses", json={"model": model, "input": "Hi"})).headers["x-headrace-job"]
+        digits = job_id.removeprefix("job_")
+        conversation_id = (await client.post("/conversations", json={})).json()["id"]
+        for path, ids in (
+            (f"/responses/resp_{digits}", {"job": job_id}),
+            (f"/responses/resp_{digits}/input_items", {"job": job_id}),
+            (f"/chat/completions/chatcmpl-{digits}", {"job": job_id}),
+            (f"/conversations/{conversation_id}/items", {"conversation": conversation_id}),
+            (f"/batches/batch_{digits}", {"batch": f"batch_{digits}"}),
+        ):
+            answered = await client.get(path)
+            line = line_of(in_json, "api", request=answered.headers["x-request-id"])
+            assert line.items() >= ids.items()
+
+
+def test_bytes_that_are_no_request_have_one_line_at_info(in_json: Service) -> None:
+    url = urlsplit(in_json.base_url)
+    with socket.create_connection((url.hostname, url.port), timeout=60) as connection:
+        connection.sendall(b"\x16\x03 no request\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            [request_id] = re.findall(rb"x-request-id: (\S+)", answer.read())
+    line = line_of(in_json, "api", request=request_id.decode())
+    assert (line["level"], line["logger"]) == ("INFO", "api.http.connection")
+    assert "no request" not in json.dumps(objects(in_json.directory / "api.log"))
+    warnings = [line for line in objects(in_json.directory / "api.log") if line["level"] == "WARNING"]
+    assert "uvicorn.error" not in {line["logger"] for line in warnings}
 
 
 def test_probes_have_no_line(in_json: Service) -> None:
