@@ -15,6 +15,7 @@ COPY headrace headrace
 COPY api api
 COPY scheduler scheduler
 COPY worker worker
+COPY console console
 COPY migrations migrations
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/headrace/bin/pip install --no-deps /dist/*.whl

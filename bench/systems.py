@@ -232,7 +232,7 @@ class Headrace(System):
             "BENCH_UPSTREAM_KEY": "sk-upstream",
         }
         # `python -m headrace` is the `headrace` of this process's venv.
-        self._run([sys.executable, "-m", "headrace", "dev"], home, self._env, "/readyz")
+        self._run([sys.executable, "-m", "headrace", "dev", "--no-console"], home, self._env, "/readyz")
 
     def create_key(self, account: str) -> str:
         """Return a new key of another account."""

@@ -161,6 +161,21 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="Address of the metrics port. The default is loopback; a scraper on another machine needs another.",
     )
+    console_host: str = Field(
+        default="127.0.0.1",
+        description="Address of the web console. The default is loopback: put a proxy with TLS in front for others.",
+    )
+    console_port: int = Field(
+        default=8701,
+        ge=0,
+        le=65535,
+        description="Port of the web console of `headrace console` and `headrace dev`; 0 takes any free port.",
+    )
+    console_api_url: str = Field(
+        default="",
+        description="Address of the API whose console it is, such as `https://headrace.example.com`. Unset: the API of "
+        "this machine, at `HEADRACE_PORT`.",
+    )
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_check_origin)]], NoDecode] = Field(
         default=[],
         description="Origins whose pages may call the API from a browser, such as `https://app.example.com`, "

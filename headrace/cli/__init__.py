@@ -23,6 +23,7 @@ _MODULES = {
     "api": "parts",
     "worker": "parts",
     "scheduler": "parts",
+    "console": "parts",
     "migrate": "parts",
     "keys": "keys",
     "jobs": "jobs",

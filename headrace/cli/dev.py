@@ -26,7 +26,7 @@ from headrace.catalogue.demo import DEMO, DEMO_MODELS
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.load import configuration_file
 from headrace.catalogue.models import Catalogue
-from headrace.cli.parts import listen, plain_errors
+from headrace.cli.parts import listen, listen_for_browsers, plain_errors
 from headrace.dev.embedded import check_urls, secret_key_file
 from headrace.dev.errors import EmbeddedStoreError, data_dir_errors
 from headrace.dev.postgres import EmbeddedPostgres
@@ -50,7 +50,9 @@ _AFTER_DRAIN_SECONDS = 5.0
 _CHEAP_MODELS = ("gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
 # Models that the banner names at most.
 _MOST_SHOWN = 60
-_COLOURS = {"api": "cyan", "worker": "green", "batches": "blue", "scheduler": "magenta"}
+_COLOURS = {"api": "cyan", "worker": "green", "batches": "blue", "scheduler": "magenta", "console": "yellow"}
+# The parts that have a metrics port.
+_MEASURED = ("api", "worker", "batches", "scheduler")
 # The tiers `flex` and `batch` have a worker of their own, so that they do not delay jobs that clients wait for.
 _COMMANDS = {
     "worker": ["worker", "--tier", "priority", "--tier", "default"],
@@ -61,8 +63,11 @@ _COMMANDS = {
 class Service:
     """Stores, API, worker and scheduler, from their start to their ordered stop. It runs once, in the main thread."""
 
-    def __init__(self, settings: Settings, console: Console) -> None:
-        """Take the settings, and the console for messages. The output of the parts goes to standard error."""
+    def __init__(self, settings: Settings, console: Console, *, web: bool = False) -> None:
+        """Take the settings, and the terminal for messages. The output of the parts goes to standard error.
+
+        With `web`, the web console runs too.
+        """
         self.settings = settings
         self.first_key: str | None = None
         self.catalogue = Catalogue()
@@ -74,7 +79,9 @@ class Service:
         }
         self._stores: list[EmbeddedStore] = []
         self._parts: list[SupervisedProcess] = []
+        self._web = web
         self._listener: socket.socket | None = None
+        self._web_listener: socket.socket | None = None
         self._scraped: dict[str, socket.socket] = {}
         """The listening socket of each part's metrics port."""
         self._task: asyncio.Task[None] | None = None
@@ -85,14 +92,18 @@ class Service:
     def address(self) -> tuple[str, int]:
         """The host and port of the API for clients on this machine."""
         assert self._listener is not None
-        host, port = self._listener.getsockname()[:2]
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+        return _address(self._listener)
 
     @property
     def base_url(self) -> str:
         """The `base_url` of an OpenAI client."""
-        host, port = self.address
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v1"
+        assert self._listener is not None
+        return f"{_url(self._listener)}/api/v1"
+
+    @property
+    def console_url(self) -> str | None:
+        """The address of the web console for browsers on this machine; None if it does not run."""
+        return None if self._web_listener is None else _url(self._web_listener)
 
     @property
     def metrics_ports(self) -> dict[str, int]:
@@ -116,6 +127,9 @@ class Service:
             self.catalogue = CatalogueFile(self.settings.config, demo=self.settings.demo).current
             check_urls(self.settings)
             self._listener = stack.enter_context(listen(self.settings))
+            if self._web:
+                free = "console_port" not in self.settings.model_fields_set
+                self._web_listener = stack.enter_context(listen_for_browsers(self.settings, anywhere=free))
             self._scraped = {name: stack.enter_context(one) for name, one in _metrics_ports(self.settings).items()}
             try:
                 self._start_stores(stack)
@@ -165,7 +179,7 @@ class Service:
         # They run in threads, as each may run an event loop of its own.
         await asyncio.to_thread(migrate, self.settings.database_url)
         self.first_key = await asyncio.to_thread(create_first_key, self.settings)
-        self._parts = [self._part(name) for name in _COLOURS]
+        self._parts = [self._part(name) for name in _COLOURS if name != "console" or self._web]
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(part.keep_running(lambda: self._ready)) for part in self._parts]
@@ -182,13 +196,15 @@ class Service:
 
     def _part(self, name: str) -> SupervisedProcess:
         assert self._listener is not None
-        listener = self._listener.fileno()
+        listener = {"api": self._listener, "console": self._web_listener}.get(name)
         # -P: the working directory may have a folder named `api` or `worker` that is not ours.
         command = [sys.executable, "-P", "-m", "headrace", *_COMMANDS.get(name, [name])]
         environment, passed = _environment(self.settings), []
-        if name == "api":
-            command += ["--fd", str(listener)]
-            passed.append(listener)
+        if listener is not None:
+            command += ["--fd", str(listener.fileno())]
+            passed.append(listener.fileno())
+        if name == "console":
+            environment["HEADRACE_CONSOLE_API_URL"] = _url(self._listener)
         if (scraped := self._scraped.get(name)) is not None:
             command += ["--metrics-fd", str(scraped.fileno())]
             passed.append(scraped.fileno())
@@ -238,8 +254,19 @@ def _metrics_ports(settings: Settings) -> dict[str, socket.socket]:
     first, free = settings.metrics_port, "metrics_port" not in settings.model_fields_set
     if not first and not free:
         return {}
-    ports = [0] * len(_COLOURS) if free else range(first, first + len(_COLOURS))
-    return {name: listen_for_scrapes(settings, port) for name, port in zip(_COLOURS, ports, strict=True)}
+    ports = [0] * len(_MEASURED) if free else range(first, first + len(_MEASURED))
+    return {name: listen_for_scrapes(settings, port) for name, port in zip(_MEASURED, ports, strict=True)}
+
+
+def _address(listener: socket.socket) -> tuple[str, int]:
+    """Return the host and port of a listening socket for clients on this machine."""
+    host, port = listener.getsockname()[:2]
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = _address(listener)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _ping(url: str) -> None:
@@ -322,6 +349,8 @@ def _source(settings: Settings) -> str:
 async def _announce(service: Service) -> None:
     service.say(f"\nHeadrace {__version__} is ready.", "bold green")
     service.say(f"  base URL   {service.base_url}")
+    if service.console_url is not None:
+        service.say(f"  console    {service.console_url}")
     service.say(f"  config     {_source(service.settings)}")
     service.say(f"  models     {_listed(service.catalogue.entries())}")
     if service.first_key is not None:
@@ -339,12 +368,14 @@ async def _announce(service: Service) -> None:
 
 
 @click.command()
+@click.option("--console/--no-console", "web", default=True, help="Whether the web console runs too.")
 @click.pass_obj
-def dev(settings: Settings) -> None:
-    """Run the whole service on this machine: stores, API, worker and scheduler.
+def dev(settings: Settings, *, web: bool) -> None:
+    """Run the whole service on this machine: stores, API, worker, scheduler and web console.
 
     It starts Postgres and Valkey unless DATABASE_URL and REDIS_URL name others. The API listens on HEADRACE_HOST
     (default 127.0.0.1) and HEADRACE_PORT (default 8700; 0 takes any free port). HEADRACE_DATA_DIR keeps the data.
-    Models and providers come from HEADRACE_CONFIG, else from headrace.toml in the working directory.
+    The console listens on HEADRACE_CONSOLE_PORT (default 8701). Models and providers come from HEADRACE_CONFIG, else
+    from headrace.toml in the working directory.
     """
-    Service(settings, Console()).run(_announce)
+    Service(settings, Console(), web=web).run(_announce)

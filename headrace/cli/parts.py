@@ -136,13 +136,30 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         SettingProblem: The address is in use, or does not belong to this machine.
     """
-    host, port = settings.host, settings.port
+    return _listen(settings.host, settings.port, "HEADRACE")
+
+
+def listen_for_browsers(settings: Settings, *, anywhere: bool = False) -> socket.socket:
+    """Return the socket that the console listens on. With `anywhere`, a port that is in use makes it take a free one.
+
+    Raises:
+        SettingProblem: The address is in use, or does not belong to this machine.
+    """
+    host, port = settings.console_host, settings.console_port
+    if anywhere:
+        with contextlib.suppress(SettingProblem):
+            return _listen(host, port, "HEADRACE_CONSOLE")
+        port = 0
+    return _listen(host, port, "HEADRACE_CONSOLE")
+
+
+def _listen(host: str, port: int, variables: str) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise SettingProblem(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}. Set HEADRACE_HOST or HEADRACE_PORT."
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. Set {variables}_HOST or {variables}_PORT."
         ) from error
 
 
@@ -204,6 +221,20 @@ def scheduler(settings: Settings, metrics_fd: int | None) -> None:
 
         with serving("scheduler", listen_for_scrapes(located, fd=metrics_fd)):
             main(located)
+
+
+@click.command()
+@click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
+@click.pass_obj
+def console(settings: Settings, fd: int | None) -> None:
+    """Serve the web console, a client of the HTTP API."""
+    configure_logging(settings, part="console")
+    with plain_errors():
+        from console.app import create_app
+        from console.server import serve
+
+        listener = listen_for_browsers(settings) if fd is None else socket.socket(fileno=fd)
+        serve(create_app(settings.console_api_url or f"http://127.0.0.1:{settings.port}"), listener)
 
 
 @click.command()

@@ -1,0 +1,93 @@
+"""The application: the pages, static files, and what a page says when the API refuses or does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from console.client import ApiError, ApiUnavailableError, open_http
+from console.pages import overview, sign_in
+from console.render import STATIC, page, redirect
+from console.security import COOKIE, ForgedError, SecurityHeaders, SignedOutError
+from console.sessions import Sessions
+
+
+def create_app(api_url: str) -> FastAPI:
+    """Return the console of the API at an address."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_http(api_url) as http:
+            app.state.http = http
+            yield
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.sessions = Sessions()
+    app.state.api_url = api_url
+    for room in (sign_in, overview):
+        app.include_router(room.router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_exception_handler(SignedOutError, _signed_out)
+    app.add_exception_handler(ForgedError, _forged)
+    app.add_exception_handler(ApiUnavailableError, _unavailable)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(HTTPException, _no_page)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+async def _signed_out(request: Request, _: Exception) -> Response:
+    """Ask for a key, and come back afterwards."""
+    if request.method != "GET":
+        return redirect("/sign-in")
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return redirect("/sign-in" if target == "/" else f"/sign-in?next={quote(target)}")
+
+
+async def _forged(request: Request, _: Exception) -> Response:
+    return page(
+        request,
+        "problem.html",
+        status=403,
+        title="Not sent by this console",
+        text="The request did not come from a page of this session. Open the page again and repeat it.",
+    )
+
+
+async def _unavailable(request: Request, _: Exception) -> Response:
+    return page(
+        request,
+        "problem.html",
+        status=503,
+        title="The API is unavailable",
+        text=f"{request.app.state.api_url} does not answer. This page opens by itself once it does.",
+        retry=request.method == "GET",
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    if error.status == 401:  # revoked, rotated or expired since the sign-in
+        request.app.state.sessions.end(request.cookies.get(COOKIE, ""))
+        return redirect("/sign-in?ended=key")
+    titles = {403: "This key may not do that", 404: "Not found", 429: "Too many requests"}
+    return page(
+        request,
+        "problem.html",
+        status=error.status,
+        title=titles.get(error.status, "The API refused this"),
+        text=error.message,
+    )
+
+
+async def _no_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return page(
+        request, "problem.html", status=error.status_code, title="No such page", text="The navigation lists all pages."
+    )

@@ -1,0 +1,89 @@
+"""Signing in with an API key, signing out, and the account that an administrator reads."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from console.client import Api, ApiError, ApiUnavailableError
+from console.render import page, redirect
+from console.security import COOKIE, Acting, check_origin, set_cookie
+from console.sessions import Session
+
+router = APIRouter()
+
+_ENDED = {
+    "key": "The key of your session is no longer valid: it was revoked or rotated, or it has expired.",
+    "out": "You are signed out.",
+}
+
+
+@router.get("/sign-in")
+async def show_sign_in(request: Request) -> Response:
+    """Ask for a key."""
+    return _ask(request, notice=_ENDED.get(request.query_params.get("ended", "")))
+
+
+@router.post("/sign-in")
+async def sign_in(request: Request) -> Response:
+    """Start a session with a key that the API knows."""
+    check_origin(request)
+    form = await request.form()
+    key = str(form.get("key", "")).strip()
+    if not key.isascii() or not key.isprintable() or not key:
+        return _ask(request, error="Enter an API key. It begins with sk-.", status=422)
+    try:
+        account = await Api(request.app.state.http, key).get("/account")
+    except ApiUnavailableError:
+        return _ask(request, error="The API is unavailable. Try again in a moment.", status=503)
+    except ApiError as error:
+        text = "The API does not know this key, or it was revoked." if error.status == 401 else error.message
+        return _ask(request, error=text, status=error.status)
+    sessions = request.app.state.sessions
+    sessions.end(request.cookies.get(COOKIE, ""))
+    response = redirect(_local(str(form.get("next", ""))))
+    set_cookie(request, response, sessions.start(Session(key, account)))
+    return response
+
+
+@router.post("/sign-out")
+async def sign_out(request: Request, session: Acting) -> Response:  # noqa: ARG001  (the check of the form's token)
+    """End the session."""
+    request.app.state.sessions.end(request.cookies.get(COOKIE, ""))
+    response = redirect("/sign-in?ended=out")
+    response.delete_cookie(COOKIE, path="/")
+    return response
+
+
+@router.post("/account")
+async def choose_account(request: Request, session: Acting) -> Response:
+    """Read the rows of another account, or of the session's own again."""
+    chosen = str((await request.form()).get("account", ""))
+    own = session.account["id"]
+    if chosen and chosen != own:
+        session.reading = chosen
+        try:
+            await Api(request.app.state.http, session.key, chosen).get("/jobs", limit=1)
+        except (ApiError, ApiUnavailableError) as error:
+            session.reading = None
+            session.say(f"The account {chosen} cannot be read: {error}", "error")
+    else:
+        session.reading = None
+    return redirect("/")
+
+
+def _ask(request: Request, *, error: str | None = None, notice: str | None = None, status: int = 200) -> Response:
+    return page(
+        request,
+        "sign_in.html",
+        status=status,
+        error=error,
+        notice=notice,
+        next=_local(request.query_params.get("next", "")),
+    )
+
+
+def _local(path: str) -> str:
+    """Return a path of the console, or the first page for anything that could lead to another site."""
+    fine = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if fine else "/"

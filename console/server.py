@@ -1,0 +1,42 @@
+"""The console's HTTP server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+# Seconds that open pages get to finish when the process is asked to end.
+_GRACE_SECONDS = 2
+
+
+class Server(uvicorn.Server):
+    """The server of one process."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the address of the console."""
+        await super().startup(sockets)
+        if self.started:
+            for listener in sockets or ():
+                host, port, *_ = listener.getsockname()
+                log.info("ready: the console is on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve the console on a listening socket until the process gets a signal to end."""
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
+        Server(config).run(sockets=[listener])
