@@ -29,5 +29,10 @@ USER 10001:10001
 # A headrace.toml mounted here is found.
 WORKDIR /home/headrace
 EXPOSE 8700
+# Healthy is a process whose event loop runs, or one without a metrics port. http.client knows no proxy.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import http.client, os, sys; \
+    port = int(os.environ.get('HEADRACE_METRICS_PORT') or 0) or sys.exit(0); \
+    process = http.client.HTTPConnection('127.0.0.1', port, timeout=4); process.request('GET', '/livez'); \
+    sys.exit(process.getresponse().status != 200)"]
 ENTRYPOINT ["headrace"]
 CMD ["api"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.runtime.chores import Chore, going_on
 from headrace.stores.connections import Connections
 from headrace.telemetry.metrics import SCHEDULER_LEADS
+from headrace.telemetry.stores import POSTGRES
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,9 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
 
         async def ask(question: str) -> bool:
             statement = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {question} END"
+            began = time.monotonic()
             [(answer,)] = await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
+            POSTGRES.answered(time.monotonic() - began)
             if answer is None:
                 raise ConnectionError("This Postgres is a standby.")
             return bool(answer)
@@ -78,6 +82,7 @@ async def lead(connections: Connections, chores: Sequence[Chore], *, again_secon
                 async with going_on(*chores):
                     await keep()
         except (SQLAlchemyError, OSError) as error:
+            POSTGRES.unavailable()
             log.warning("this scheduler does not lead, Postgres is unavailable: %s", error)
         finally:
             SCHEDULER_LEADS.set(0)

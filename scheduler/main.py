@@ -22,7 +22,7 @@ from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
-from headrace.telemetry.health import loop_chores
+from headrace.telemetry.health import HEALTH, loop_chores
 from scheduler.batches.runner import BatchRunner
 from scheduler.bookkeeping import Bookkeeper
 from scheduler.gauges import QueueGauges
@@ -84,10 +84,16 @@ def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | N
     )
 
 
-async def _until_signal(settings: Settings) -> None:
+async def run_until_signal(settings: Settings) -> None:
+    """Run the scheduler until SIGINT or SIGTERM, which this sets handlers for."""
     task = asyncio.create_task(_schedule(settings))
+
+    def end() -> None:
+        HEALTH.draining = True
+        task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
@@ -95,4 +101,4 @@ async def _until_signal(settings: Settings) -> None:
 def main(settings: Settings) -> None:
     """Run the scheduler until SIGINT or SIGTERM."""
     raise_descriptor_limit(_DESCRIPTORS)
-    uvloop.run(_until_signal(settings))
+    uvloop.run(run_until_signal(settings))

@@ -41,7 +41,7 @@ class Availability:
         if not self.reachable.is_set():
             return
         if is_foreign_schema(error):
-            log.error("the database's schema is not the one that this release knows: %s", error)
+            log.warning("the database's schema is not the one that this release knows: %s", error)
         log.warning("Postgres is unavailable: this worker takes no jobs until it answers")
         self.reachable.clear()
         for callback in self._on_lost:

@@ -64,7 +64,7 @@ def error_for(error: Exception) -> HeadraceError:
             log.error("a statement failed", exc_info=error)
             return HeadraceError()
         if is_foreign_schema(error):
-            log.error("the database's schema is not the one that this release knows: %s", error)
+            log.warning("the database's schema is not the one that this release knows: %s", error)
         else:
             log.warning("Postgres is unavailable: %s", error)
         return UnavailableError()

@@ -1,4 +1,4 @@
-"""The health of this process, as its metrics port tells it. Its parts write here; a thread reads."""
+"""The health of this process, which its metrics port serves. The parts of the process write it; a thread reads it."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Health:
         }
 
 
-_STATES = {True: "ok", False: "away", None: "not asked yet"}
+_STATES = {True: "ok", False: "unavailable", None: "not asked yet"}
 
 HEALTH = Health()
 """This process's."""
 
 
 def loop_chores(settings: Settings) -> list[Chore]:
-    """Return the chore that watches the event loop, where there is a metrics port to tell of it."""
+    """Return the chore that watches the event loop; no chore without a metrics port, which would show what it finds."""
     return [_watch_loop] if settings.metrics_port else []
 
 

@@ -317,7 +317,8 @@ STORE_SECONDS = _histogram(
 )
 STORE_UP = _gauge(
     "headrace_store_up",
-    "Whether the last statement or command of this process reached the store: 1 or 0.",
+    "Whether the last statement or command of this process reached the store: 1 or 0. A store that the process has not "
+    "asked yet is absent.",
     unit="1 or 0",
     labels=("store",),
     parts=ALL,

@@ -1,7 +1,7 @@
 """Warnings that repeat: the first is written, the next ones are counted, and their number follows.
 
-An unavailable store may cause a warning for each request, which would hide all other lines and fill the disk. An error
-with a traceback is unexpected, and is always written.
+An unavailable store may cause a warning for each request, which would hide all other lines and fill the disk. Errors
+are unexpected, and each is written; so is each warning with a traceback.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Repeats:
 
     def is_repeat(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is a warning that was written a moment ago. Then it is counted."""
-        if record.levelno < logging.WARNING or record.exc_info:
+        if record.levelno != logging.WARNING or record.exc_info:
             return False
         key = (record.name, record.getMessage())
         repeated = self._recent.get(key)

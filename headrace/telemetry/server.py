@@ -1,6 +1,6 @@
 """The metrics port: `/metrics`, `/livez` and `/readyz` of one process, from memory and without a key.
 
-It is a thread of its own, so that it answers although the event loop is busy or stuck, which `/livez` then tells.
+It is a thread of its own, so it answers although the event loop is busy or stuck, which `/livez` then shows.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "/metrics":
                 self._answer(HTTPStatus.OK, render_metrics(self._part), MEDIA_TYPE)
             case "/livez":
-                self._tell(healthy=HEALTH.alive)
+                self._answer_health(healthy=HEALTH.alive)
             case "/readyz":
-                self._tell(healthy=HEALTH.ready)
+                self._answer_health(healthy=HEALTH.ready)
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /livez, /readyz\n", "text/plain")
 
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (http.server's name)
         """Log nothing: a scrape comes every few seconds."""
 
-    def _tell(self, *, healthy: bool) -> None:
+    def _answer_health(self, *, healthy: bool) -> None:
         body = json.dumps(HEALTH.describe(self._part)).encode()
         self._answer(HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE, body, "application/json")
 

@@ -12,9 +12,8 @@ class StoreMeasure:
         """Know nothing of the store yet."""
         self.up: bool | None = None
         """Whether the store answered the last time; None before the first."""
+        self._store = store
         self._seconds = STORE_SECONDS.labels(store)
-        self._gauge = STORE_UP.labels(store)
-        self._gauge.set(0)
 
     def answered(self, seconds: float) -> None:
         """Note an answer, and how long it took."""
@@ -29,7 +28,7 @@ class StoreMeasure:
 
     def _note(self, *, up: bool) -> None:
         self.up = up
-        self._gauge.set(up)
+        STORE_UP.labels(self._store).set(up)
 
 
 POSTGRES = StoreMeasure("postgres")

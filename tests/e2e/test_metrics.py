@@ -1,4 +1,4 @@
-"""Every process counts what it does, and tells of its health."""
+"""Every process counts what it does, and serves its metrics and its health."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measured(
 
 
 def health(port: int, path: str) -> dict[str, Any] | None:
-    """Return what a process tells of its health, or None while it is not healthy or does not answer."""
+    """Return the health of a process, or None while it is not healthy or does not answer."""
     try:
         told = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30)
     except httpx.TransportError:
@@ -124,7 +124,7 @@ def test_names_and_labels_are_the_documented_ones(measured: tuple[Service, dict[
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_process_tells_of_its_health(measured: tuple[Service, dict[str, int]], part: str) -> None:
+def test_each_process_serves_its_health(measured: tuple[Service, dict[str, int]], part: str) -> None:
     port = measured[1][part]
     until(lambda: health(port, "/readyz") is not None, "readiness")
     told = health(port, "/livez")
@@ -134,7 +134,7 @@ def test_each_process_tells_of_its_health(measured: tuple[Service, dict[str, int
     assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
 
 
-async def test_the_api_tells_its_metrics_to_a_key_with_the_scope(
+async def test_the_api_serves_its_metrics_to_a_key_with_the_scope(
     service: Service, anonymous: httpx.AsyncClient
 ) -> None:
     assert (await anonymous.get("/metrics")).status_code == 401

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+
+from headrace.settings import Settings
+from headrace.telemetry.health import HEALTH
+from headrace.telemetry.server import listen_on, serving
+from headrace.telemetry.stores import POSTGRES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -83,3 +92,45 @@ def test_the_image_runs_as_a_user_and_installs_what_is_locked() -> None:
     assert installs
     assert all("--require-hashes" in line for line in installs)
     assert not re.search(r"^(ADD|ENV .*(KEY|PASSWORD|SECRET))", dockerfile, re.M)
+
+
+def probes() -> dict[str, list[str]]:
+    """Return the health checks as commands: the image's own, and those of parts in `docker-compose.yml`."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    [command] = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.M)
+    checks = {name: SERVICES[name].get("healthcheck", {}).get("test") for name in SERVICES.keys() - STORES}
+    return {"image": json.loads(command)} | {name: shlex.split(check) for name, check in checks.items() if check}
+
+
+def test_each_part_has_a_health_check() -> None:
+    assert probes().keys() == {"image", "api"}
+    assert SERVICES["migrate"]["healthcheck"] == {"disable": True}
+    for name in SERVICES.keys() - STORES:
+        assert SERVICES[name]["environment"]["HEADRACE_METRICS_PORT"] > 0
+
+
+@pytest.mark.parametrize(("name", "path"), [("image", "/livez"), ("api", "/readyz")])
+def test_a_health_check_goes_by_the_status_of_its_path(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = probes()[name][-1]
+    assert f"'{path}'" in command
+    monkeypatch.setattr(POSTGRES, "up", True)
+    listener = listen_on(Settings.model_construct(metrics_host="127.0.0.1"), 0)
+    port = str(listener.getsockname()[1])
+
+    def fails() -> bool:
+        """Run the check at a metrics port of this process, beside a proxy that is not there."""
+        environment = {"HEADRACE_METRICS_PORT": port, "http_proxy": "http://127.0.0.1:1"}
+        run = [sys.executable, "-c", command.replace("8700", port)]
+        return subprocess.run(run, env=environment, timeout=60, check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+    with serving("worker", listener):
+        assert not fails()
+        monkeypatch.setattr(HEALTH, "draining", True)
+        assert fails() == (path == "/readyz")
+        monkeypatch.setattr(HEALTH, "_ticked_at", HEALTH._ticked_at - 60)
+        assert fails()
+    assert fails()
+
+
+def test_a_container_without_a_metrics_port_is_healthy() -> None:
+    assert subprocess.run([sys.executable, *probes()["image"][1:]], env={}, timeout=60, check=False).returncode == 0

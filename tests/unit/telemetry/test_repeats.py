@@ -73,7 +73,7 @@ def test_different_warnings_are_all_written(log: Log) -> None:
     assert len(log.lines) == 1001
 
 
-def test_errors_with_a_traceback_and_lines_of_requests_are_all_written(log: Log) -> None:
+def test_errors_and_lines_of_requests_are_all_written(log: Log) -> None:
     for _ in range(3):
         log.logger.info("a request")
         log.logger.error("a request failed", exc_info=ValueError())
