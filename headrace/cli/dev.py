@@ -64,7 +64,7 @@ class Service:
     """Stores, API, worker and scheduler, from their start to their ordered stop. It runs once, in the main thread."""
 
     def __init__(self, settings: Settings, console: Console, *, web: bool = False) -> None:
-        """Take the settings, and the terminal for messages. The output of the parts goes to standard error.
+        """Take the settings, and the terminal for messages. The parts write to standard error.
 
         With `web`, the web console runs too.
         """
@@ -72,11 +72,7 @@ class Service:
         self.first_key: str | None = None
         self.catalogue = Catalogue()
         self._console = console
-        coloured = Console(stderr=True).color_system is not None
-        self._names = {
-            name: click.style(f"{name:<9} ", fg=colour) if coloured else f"{name:<9} "
-            for name, colour in _COLOURS.items()
-        }
+        self._coloured = Console(stderr=True).color_system is not None
         self._stores: list[EmbeddedStore] = []
         self._parts: list[SupervisedProcess] = []
         self._web = web
@@ -209,18 +205,15 @@ class Service:
             command += ["--metrics-fd", str(scraped.fileno())]
             passed.append(scraped.fileno())
             environment["HEADRACE_METRICS_PORT"] = str(scraped.getsockname()[1])
+        label = f"{name:<9} "
+        command += ["--label", click.style(label, fg=_COLOURS[name]) if self._coloured else label]
         return SupervisedProcess(
             name,
             command,
             environment=environment,
-            on_line=self._log,
             say=lambda text: self.say(text, "bold yellow"),
             pass_fds=passed,
         )
-
-    def _log(self, name: str, line: str) -> None:
-        if line:  # each request has some, so rich, which takes ten times as long, does not print them
-            click.echo(line if self.settings.log_format == "json" else self._names[name] + line, err=True)
 
     async def _keep_stores(self) -> NoReturn:
         while True:

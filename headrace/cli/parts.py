@@ -166,15 +166,19 @@ def _listen(host: str, port: int, variables: str) -> socket.socket:
 _metrics_fd = click.option(
     "--metrics-fd", type=int, hidden=True, help="The metrics port's listening socket, inherited from `headrace dev`."
 )
+_label = click.option(
+    "--label", default="", hidden=True, help="What each line of the log as text begins with, given by `headrace dev`."
+)
 
 
 @click.command()
 @click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
 @_metrics_fd
+@_label
 @click.pass_obj
-def api(settings: Settings, fd: int | None, metrics_fd: int | None) -> None:
+def api(settings: Settings, fd: int | None, metrics_fd: int | None, label: str) -> None:
     """Serve the HTTP API."""
-    configure_logging(settings, part="api")
+    configure_logging(settings, part="api", label=label)
     with plain_errors():
         located = _ready(settings, "api")
         from api.app import create_app
@@ -195,12 +199,13 @@ def api(settings: Settings, fd: int | None, metrics_fd: int | None) -> None:
     help="Serve this tier only (repeatable): `--tier flex --tier batch` makes a worker for background jobs.",
 )
 @_metrics_fd
+@_label
 @click.pass_obj
-def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None) -> None:
+def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None, label: str) -> None:
     """Run jobs. Any number of workers may run."""
     from headrace.queue import TIERS
 
-    configure_logging(settings, part="worker")
+    configure_logging(settings, part="worker", label=label)
     with plain_errors():
         located = _ready(settings, "worker")
         from worker.main import main
@@ -211,10 +216,11 @@ def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None) -
 
 @click.command()
 @_metrics_fd
+@_label
 @click.pass_obj
-def scheduler(settings: Settings, metrics_fd: int | None) -> None:
+def scheduler(settings: Settings, metrics_fd: int | None, label: str) -> None:
     """Rescue lost jobs, expire late jobs, run batches, send webhooks. One scheduler acts; others stand by."""
-    configure_logging(settings, part="scheduler")
+    configure_logging(settings, part="scheduler", label=label)
     with plain_errors():
         located = _ready(settings, "scheduler")
         from scheduler.main import main
@@ -225,10 +231,11 @@ def scheduler(settings: Settings, metrics_fd: int | None) -> None:
 
 @click.command()
 @click.option("--fd", type=int, hidden=True, help="A listening socket, inherited from `headrace dev`.")
+@_label
 @click.pass_obj
-def console(settings: Settings, fd: int | None) -> None:
+def console(settings: Settings, fd: int | None, label: str) -> None:
     """Serve the web console, a client of the HTTP API."""
-    configure_logging(settings, part="console")
+    configure_logging(settings, part="console", label=label)
     with plain_errors():
         from console.app import create_app
         from console.server import serve

@@ -16,13 +16,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Loaded now: between fork and exec, a child of a threaded process may take no lock, and so cannot import.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
+_STANDARD_ERROR = 2  # the descriptor, as `sys.stderr` may be something else
+
 # Seconds before the first restart; each further delay is twice as long, up to the longest.
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 # Seconds that a process has to run for the delays to begin anew.
 _STABLE_SECONDS = 10.0
-# Bytes of a line of output; the rest of a longer one follows as another line.
-_LINE_BYTES = 1024 * 1024
 
 
 def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
@@ -50,7 +50,10 @@ class StartError(Exception):
 
 
 class SupervisedProcess:
-    """A child process that is restarted when it ends, with growing delays, and whose output is read by line."""
+    """A child process that is restarted when it ends, with growing delays.
+
+    It writes to this process's standard error itself: a pipe would wake two processes for each line.
+    """
 
     def __init__(
         self,
@@ -58,16 +61,14 @@ class SupervisedProcess:
         command: Sequence[str],
         *,
         environment: Mapping[str, str],
-        on_line: Callable[[str, str], None],
         say: Callable[[str], None],
         pass_fds: Sequence[int] = (),
     ) -> None:
-        """Describe the process. `on_line` gets its name and each line it prints, `say` each end and restart."""
+        """Describe the process. `say` gets each end and restart."""
         self.name = name
         self._command = command
         self._environment = environment
         self._pass_fds = pass_fds
-        self._on_line = on_line
         self._say = say
         self._process: asyncio.subprocess.Process | None = None
 
@@ -117,29 +118,13 @@ class SupervisedProcess:
         self._process = process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=_LINE_BYTES,
+            stdout=_STANDARD_ERROR,
             env=self._environment,
             pass_fds=self._pass_fds,
             start_new_session=True,  # Ctrl-C in the terminal is for the supervisor, which stops its children in order
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
-        reader = asyncio.create_task(self._read_lines(process))  # reads on to the end if this is cancelled
-        code = await process.wait()
-        await reader
-        return code
-
-    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readline()
-            except ValueError:  # longer than the limit: the rest follows as another line
-                continue
-            if not line:
-                return
-            self._on_line(self.name, line.decode(errors="replace").rstrip())
+        return await process.wait()
 
 
 def _ending(code: int) -> str:

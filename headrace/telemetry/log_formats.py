@@ -19,7 +19,6 @@ from headrace.telemetry.redaction import redact, redact_error
 
 # Characters that could end a line, reorder it on a terminal, or not be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-_TRACE_INDENT = "\n  | "
 _encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
 
 
@@ -33,8 +32,13 @@ def escape(text: str) -> str:
 class TextFormatter(logging.Formatter):
     """Writes a record on a line of its own, and its traceback on indented lines after it."""
 
-    _second = 0
-    _rendered = ""
+    def __init__(self, label: str = "") -> None:
+        """Begin each line with a label."""
+        super().__init__()
+        self._label = label
+        self._indent = f"\n{label}  | "
+        self._second = 0
+        self._rendered = ""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level, logger and message, the ids that the line belongs to, and how often it has repeated."""
@@ -47,14 +51,14 @@ class TextFormatter(logging.Formatter):
             line += f" {name}={value}"
         if (repeated := record.__dict__.get("repeated")) is not None:
             line += f" repeated={repeated}"
-        line = escape(line)
+        line = self._label + escape(line)
         if record.exc_info:
-            line += _TRACE_INDENT + self.formatException(record.exc_info)
+            line += self._indent + self.formatException(record.exc_info)
         return line
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
         """Return a traceback whose lines but the first are indented."""
-        return _TRACE_INDENT.join(map(escape, redact_error(super().formatException(ei)).split("\n")))
+        return self._indent.join(map(escape, redact_error(super().formatException(ei)).split("\n")))
 
 
 class JsonFormatter(logging.Formatter):

@@ -15,10 +15,13 @@ from headrace.telemetry.repeats import Repeats
 log = logging.getLogger(__name__)
 
 
-def configure_logging(settings: Settings, *, part: str) -> None:
-    """Send the process's log to standard error; called once, when a part starts. Uncaught errors go there too."""
+def configure_logging(settings: Settings, *, part: str, label: str = "") -> None:
+    """Send the process's log to standard error; called once, when a part starts. Uncaught errors go there too.
+
+    `label` is what each line of a log as text begins with.
+    """
     handler = Lines()
-    handler.setFormatter(JsonFormatter(part) if settings.log_format == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(part) if settings.log_format == "json" else TextFormatter(label))
     level = logging.getLevelNamesMapping()[settings.log_level]
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "celery", "kombu", "alembic.runtime.plugins", "asyncio"):

@@ -49,6 +49,14 @@ def test_no_text_moves_the_cursor_or_fails_to_be_written() -> None:
     assert line.encode()
 
 
+def test_each_line_of_a_record_begins_with_the_label() -> None:
+    error = ValueError(f"a\n{FORGED}")
+    lines = TextFormatter("api       ").format(a_record("it broke", error=error)).split("\n")
+    assert len(lines) > 2
+    assert all(line.startswith("api       ") for line in lines)
+    assert all(line.startswith("api         | ") for line in lines[1:])
+
+
 def test_a_traceback_stands_indented_below_its_line() -> None:
     first, *below = rendered("it broke", error=ValueError(f"a\n{FORGED}\r{FORGED}"))
     assert first.endswith("it broke")
