@@ -103,7 +103,7 @@ publish: install ## Send what `make build` made to the package index; the workfl
 COMPILE = "$(BIN)/uv" pip compile --quiet --universal --generate-hashes --no-header $(ARGS)
 lock: install ## Resolve the dependencies anew and write the locks; ARGS=--upgrade takes the newest
 	"$(BIN)/python" -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION)
-	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra otel --output-file requirements.lock
 	$(COMPILE) pyproject.toml --extra dev --constraints requirements.lock --output-file requirements-dev.lock
 	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 

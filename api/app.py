@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # Headrace has its own metrics, logs and spans. FastAPI's would cost each request a look for theirs.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,  # a redirect would go to the host that the client names in `Host`
     )
     for prefix in _PREFIXES:

@@ -16,6 +16,7 @@ from headrace.stores.database import Database
 from headrace.telemetry.context import bind, note
 from headrace.telemetry.metrics import WEBHOOKS
 from headrace.telemetry.traceparent import trace_headers, trace_id
+from headrace.telemetry.tracing import Span, server_attributes, start_span
 from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome
@@ -118,8 +119,14 @@ class WebhookSender:
 
     async def _attempt(self, delivery: Delivery) -> None:
         at, start = time.time(), time.monotonic()
-        status, error, wait = await self._send(delivery)
+        span = _start_span(delivery)
+        status, error, wait = await self._send(delivery, delivery.trace_context if span is None else span.context)
         outcome = Outcome(status, error, at, round((time.monotonic() - start) * 1000))
+        if span is not None:
+            span.set({"http.response.status_code": status})
+            if not outcome.taken:
+                span.fail("no_answer" if status is None else str(status))
+            span.end()
         state, delay = "pending", 0.0
         if outcome.taken:
             state = "delivered"
@@ -132,7 +139,7 @@ class WebhookSender:
         WEBHOOKS.labels(state).inc()
         await queries.record_delivery(self._database, delivery, state, outcome, delay_seconds=delay)
 
-    async def _send(self, delivery: Delivery) -> tuple[int | None, str | None, float]:
+    async def _send(self, delivery: Delivery, trace_context: str | None) -> tuple[int | None, str | None, float]:
         """Return the answer's status, or else the error, and the seconds that the receiver asks to wait."""
         secrets = [derive_secret(key, secret_id) for key in self._secret_keys for secret_id in delivery.secret_ids]
         signed = sign(secrets, webhook_id=delivery.id, sent_at=delivery.claimed_at, payload=delivery.payload)
@@ -150,7 +157,7 @@ class WebhookSender:
                         "content-type": "application/json",
                         "host": url.netloc.decode(),
                         **signed,
-                        **trace_headers(delivery.trace_context),
+                        **trace_headers(trace_context),
                     },
                     # The certificate is for the host name, though the URL has the address.
                     extensions={"sni_hostname": host},
@@ -164,3 +171,22 @@ class WebhookSender:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return None, f"The connection failed: {type(error).__name__}.", 0.0
         return response.status_code, None, min(cooldown_seconds(response.headers) or 0.0, _LONGEST_WAIT)
+
+
+def _start_span(delivery: Delivery) -> Span | None:
+    """Start the span of a delivery, in the trace of the request whose end it tells; None if that is not traced here."""
+    if delivery.trace_context is None:
+        return None
+    span = start_span("POST webhook", "CLIENT", parent=delivery.trace_context)
+    if span is not None:
+        span.set(
+            {
+                "http.request.method": "POST",
+                "http.request.resend_count": delivery.attempts - 1 or None,
+                **server_attributes(delivery.url),
+                "messaging.message.id": delivery.subject_id,
+                "headrace.account.id": delivery.account_id,
+                "headrace.webhook.id": delivery.id,
+            }
+        )
+    return span

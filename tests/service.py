@@ -315,7 +315,7 @@ class Service:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("HEADRACE_") and not name.endswith("_API_KEY")
+            if not name.startswith(("HEADRACE_", "OTEL_")) and not name.endswith("_API_KEY")
         }
         self._environment = {
             **inherited,

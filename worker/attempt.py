@@ -21,6 +21,7 @@ from headrace.runtime.clock import now
 from headrace.usage.spent import SpentUsage, spent_on
 from worker.deltas import Deltas
 from worker.exchange import Exchange
+from worker.spans import AttemptSpans
 
 
 class Stop(Enum):
@@ -73,6 +74,8 @@ class Attempt:
     """How long the call took."""
     stop: Stop | None = None
     ending: bool = False
+    spans: AttemptSpans | None = None
+    """Its spans, if it is traced."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -109,6 +112,12 @@ class Attempt:
         """Stop the call upstream again, if a library has swallowed the cancellation."""
         if self.stop is not None and not self.ending:
             self.task.cancel()
+
+    def begin_end(self) -> None:
+        """Note that its end is being written, which nothing interrupts any more."""
+        self.ending = True
+        if self.spans is not None:
+            self.spans.ending()
 
     def frame(self, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> Frame:
         """Return the event that tells readers of a move of this attempt's job."""

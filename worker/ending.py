@@ -65,7 +65,7 @@ class Endings:
         error: HeadraceError | None = None,
     ) -> None:
         """End a job in a final state, with the response or the error that its client gets."""
-        attempt.ending = True
+        attempt.begin_end()
         await self._deltas.settle(attempt.deltas)
         # A provider that failed before any text charges nothing.
         spent = attempt.spent() if attempt.started or attempt.stop is not None else None
@@ -86,7 +86,7 @@ class Endings:
             charge = NOTHING if spent is None else spent.charge
             frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
-            log_attempt(attempt, state.value, spent=spent, error=error)
+            _conclude(attempt, state.value, spent=spent, error=error)
             self._measures.ended(attempt.job, state, spent)
         else:
             await self.discard(attempt, spent)
@@ -100,7 +100,7 @@ class Endings:
         """
         job = attempt.job
         record = None if status is None else attempt.record(status, error)
-        attempt.ending = True
+        attempt.begin_end()
         await self._deltas.settle(attempt.deltas)
         spent = attempt.spent() if attempt.started else None
         state = await self._availability.patiently(
@@ -119,7 +119,7 @@ class Endings:
         if state is None:
             await self.discard(attempt, spent)
             return
-        log_attempt(attempt, status or DEFERRED, spent=spent, error=error)
+        _conclude(attempt, status or DEFERRED, spent=spent, error=error)
         self._measures.spent(job, spent)
         self._publisher.announce(MovedJob(job.id, job.tier, state, job.attempt, job.origin))
         if state is State.QUEUED:
@@ -129,15 +129,22 @@ class Endings:
 
     async def discard(self, attempt: Attempt, spent: SpentUsage | None) -> None:
         """Record what an attempt that lost its job spent: its provider charges for it all the same."""
-        attempt.ending = True
+        attempt.begin_end()
         job = attempt.job
-        log_attempt(attempt, "lost", spent=spent)
+        _conclude(attempt, "lost", spent=spent)
         if spent is not None:
             await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
             self._measures.spent(job, spent)
 
     async def _finish_all(self, finished: Sequence[FinishedJob]) -> list[bool]:
         return await finish_jobs(self._database, finished)
+
+
+def _conclude(attempt: Attempt, outcome: str, *, spent: SpentUsage | None, error: HeadraceError | None = None) -> None:
+    """Show in the log and in the trace how an attempt ended, once Postgres has its end."""
+    log_attempt(attempt, outcome, spent=spent, error=error)
+    if attempt.spans is not None:
+        attempt.spans.ended(outcome, error)
 
 
 def _finished(

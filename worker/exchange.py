@@ -94,6 +94,16 @@ class Exchange:
         return said if isinstance(said, str) else self._route.model
 
     @property
+    def streamed(self) -> bool:
+        """Whether the provider is asked for a stream."""
+        return self._stream
+
+    @property
+    def completion(self) -> dict[str, Any]:
+        """The `chat.completion`; empty until it is complete."""
+        return self._whole or {}
+
+    @property
     def usage(self) -> TokenUsage:
         """The usage up to now, as the provider reported it, else as estimated from the text."""
         whole = self._whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,6 +35,7 @@ from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.slots import Slot
+from worker.spans import AttemptSpans
 from worker.throttle import Throttle
 
 # Seconds that a background job may keep its slot here while its provider's limits are used up.
@@ -103,6 +105,7 @@ class Runner:
             task=task,
             lease=lease,
             deltas=Deltas(job.id, job.attempt, on_saved=on_saved),
+            spans=AttemptSpans.of(job),
         )
         self._leases.add(attempt)
         self._measures.claimed(job)
@@ -123,6 +126,8 @@ class Runner:
             self._measures.answered(attempt)
         finally:
             self._leases.remove(attempt)
+            if attempt.spans is not None:
+                attempt.spans.close()
 
     async def _answer(self, attempt: Attempt) -> dict[str, Any]:
         """Return the answer that the job stores, once its deltas have been passed on.
@@ -189,6 +194,8 @@ class Runner:
             attempt.exchange = exchange
             attempt.called_at = time.monotonic()
             attempt.throttled_seconds = attempt.called_at - asked
+            if attempt.spans is not None:
+                attempt.spans.call(route, attempt.request, exchange)
             deadline = asyncio.timeout(provider.timeout)
             try:
                 async with deadline:
@@ -199,6 +206,10 @@ class Runner:
                 raise
             finally:
                 attempt.call_seconds = time.monotonic() - attempt.called_at
+                if attempt.spans is not None:
+                    first_at = attempt.deltas.first_at
+                    seconds_to_first = None if first_at is None else first_at - attempt.called_at
+                    attempt.spans.called(exchange, sys.exception(), seconds_to_first=seconds_to_first)
                 if provider.tokens_per_minute is not None:
                     permit.used(exchange.usage.total_tokens)
 

@@ -17,6 +17,7 @@ from api.http.idempotency import has_key, resource_id
 from api.jobs.asked import Asked
 from api.jobs.client_events import Begin, events_for
 from api.jobs.doubts import Doubts
+from api.jobs.tracing import trace_submission
 from api.resources.webhooks import accept_webhook
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
@@ -173,6 +174,23 @@ async def accept(request: Request, submission: Submission) -> int:
         submission.headers["idempotent-replayed"] = "true"
         _free(request, submission)
         return progress.created
+    span = trace_submission(
+        job.id,
+        job.tier,
+        account_id=job.account_id,
+        parent=job.trace_context,
+        details={"gen_ai.request.model": job.model, "headrace.format": job.format},
+    )
+    if span is None:
+        return await _commit(request, submission)
+    with span:
+        submission.job = replace(job, trace_context=span.context)
+        return await _commit(request, submission)
+
+
+async def _commit(request: Request, submission: Submission) -> int:
+    """Commit the job within its limits, and wake a worker. Raises as `accept` does."""
+    state, job = request.state, submission.job
     state.waiting.check(job.account_id)
     if any(scope.is_limited for scope in submission.scopes):
         job = await _admit(request, submission)

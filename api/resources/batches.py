@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
@@ -23,6 +24,7 @@ from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import PING, RECONNECT, EventStream, render_event
+from api.jobs.tracing import trace_submission
 from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries as queries_module
 from headrace.batches.batch_object import (
@@ -105,9 +107,20 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         request, principal, asked.endpoint, orjson.loads(body)["requests"]
     )
     cancel = functools.partial(queries_module.cancel_batch, database, batch_id, account_id)
+    new = _new_batch(request, asked, batch_id, file_id, principal)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
-        if not await queries_module.create_batch(database, _new_batch(request, asked, batch_id, file_id, principal)):
-            raise no_such_file(file_id, param="input_file_id")
+        span = trace_submission(
+            batch_id,
+            "batch",
+            account_id=account_id,
+            parent=new.trace_context,
+            details={"headrace.endpoint": new.endpoint},
+        )
+        with span or contextlib.nullcontext():
+            if span is not None:
+                new = replace(new, trace_context=span.context)
+            if not await queries_module.create_batch(database, new):
+                raise no_such_file(file_id, param="input_file_id")
         made()
         batch = await find_batch(database, batch_id, account_id)
     return render_json(render_batch(batch))

@@ -24,6 +24,7 @@ from headrace.telemetry.logs import configure_logging
 from headrace.telemetry.redaction import redact
 from headrace.telemetry.server import listen as listen_for_scrapes
 from headrace.telemetry.server import serving
+from headrace.telemetry.tracing import tracing
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def api(settings: Settings, fd: int | None, metrics_fd: int | None, label: str) 
 
         app = create_app(located)
         listener = listen(settings) if fd is None else socket.socket(fileno=fd)
-        with serving("api", listen_for_scrapes(located, fd=metrics_fd)):
+        with serving("api", listen_for_scrapes(located, fd=metrics_fd)), tracing("api"):
             serve(app, located, listener)
 
 
@@ -210,7 +211,7 @@ def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None, l
         located = _ready(settings, "worker")
         from worker.main import main
 
-        with serving("worker", listen_for_scrapes(located, fd=metrics_fd)):
+        with serving("worker", listen_for_scrapes(located, fd=metrics_fd)), tracing("worker"):
             main(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
@@ -225,7 +226,7 @@ def scheduler(settings: Settings, metrics_fd: int | None, label: str) -> None:
         located = _ready(settings, "scheduler")
         from scheduler.main import main
 
-        with serving("scheduler", listen_for_scrapes(located, fd=metrics_fd)):
+        with serving("scheduler", listen_for_scrapes(located, fd=metrics_fd)), tracing("scheduler"):
             main(located)
 
 

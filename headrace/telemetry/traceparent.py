@@ -10,7 +10,11 @@ import re
 from collections.abc import Sequence
 
 _PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?")
-_STATE = re.compile(r"[\x20-\x7e]+")
+# A member of a `tracestate`, with the spaces around it.
+_MEMBER = re.compile(
+    r"[ \t]*(?:[a-z0-9][_0-9a-z\-*/]{0,255}(?:@[a-z][_0-9a-z\-*/]{0,13})?"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e][ \t]*)?"
+)
 # Characters of a `traceparent` that this release can read; a later version may add others.
 _KNOWN = 55
 # Characters of the `tracestate` that are sent on. The standard asks for at least as many.
@@ -29,8 +33,10 @@ def read_context(parents: Sequence[str], states: Sequence[str]) -> str | None:
     if found is None or (found["more"] is not None and parent.startswith("00")):
         return None
     context = f"00{parent[2:_KNOWN]}"
-    state = ",".join(states).strip(" ")
-    return f"{context}\n{state}" if len(state) <= _LONGEST_STATE and _STATE.fullmatch(state) else context
+    state = ",".join(states).strip(" \t")
+    if not state or len(state) > _LONGEST_STATE or not all(map(_MEMBER.fullmatch, state.split(","))):
+        return context
+    return f"{context}\n{state}"
 
 
 def trace_id(context: str) -> str:
