@@ -1,4 +1,4 @@
-"""Authentication: which key a request has, and what the key may do."""
+"""Authentication: which key a request has, what the key may do, and whose rows an administrator's request reads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.query import check_query
-from headrace.errors import AuthenticationError, PermissionDeniedError
+from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundError, PermissionDeniedError
+from headrace.ids import is_id
+from headrace.keys.accounts import find_account
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
+from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.telemetry.context import note
 
 log = logging.getLogger(__name__)
+
+ACCOUNT_HEADER = "Headrace-Account"
+"""The header by which an administrator's request names the account that it reads."""
+
+# Routes of POSTs that change nothing.
+_READING_POSTS = frozenset({"/responses/input_tokens"})
 
 # Seconds for which a process uses a key without looking it up again: a revoked key stops working within them.
 _CACHE_SECONDS = 1.0
@@ -47,7 +56,8 @@ class Authenticator:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._cache: dict[bytes, _Known] = {}
-        self._held: dict[bytes, set[Callable[[], None]]] = {}
+        self._accounts: dict[str, tuple[Row, float]] = {}
+        self._held: dict[bytes, set[tuple[Callable[[], None], bool]]] = {}
         self._used: set[str] = set()
         self._marking: asyncio.Task[None] | None = None
 
@@ -75,15 +85,30 @@ class Authenticator:
         self._cache[key_hash] = _Known(principal, now + _CACHE_SECONDS, marked_at)
         return principal
 
+    async def find_account(self, account_id: str) -> Row | None:
+        """Return an account, or None if it does not exist. A stream asks for the same one again and again."""
+        found, until = self._accounts.get(account_id, (None, -math.inf))
+        now = time.monotonic()
+        if until <= now:
+            found = await find_account(self._database, account_id=account_id) if is_id(account_id, "acct") else None
+            if len(self._accounts) >= _CACHE_SIZE:
+                self._accounts.clear()
+            if found is not None:
+                self._accounts[account_id] = found, now + _CACHE_SECONDS
+        return found
+
     @contextlib.contextmanager
     def holding(self, principal: Principal, end: Callable[[], None]) -> Iterator[None]:
-        """Call `end` if the principal's key is revoked, expires or is rotated inside the context."""
-        held = self._held.setdefault(principal.key_hash, set())
-        held.add(end)
+        """Call `end` if the principal's key is revoked, expires or is rotated inside the context.
+
+        `end` is called too if the request names an account and its key is an administrator's no longer.
+        """
+        held, one = self._held.setdefault(principal.key_hash, set()), (end, principal.names_account)
+        held.add(one)
         try:
             yield
         finally:
-            held.discard(end)
+            held.discard(one)
             if not held:
                 self._held.pop(principal.key_hash, None)
 
@@ -102,7 +127,8 @@ class Authenticator:
             for key_hash in hashes:
                 if key_hash not in valid:
                     self._cache.pop(key_hash, None)
-                    for end in tuple(self._held.get(key_hash, ())):
+                for end, needs_admin in tuple(self._held.get(key_hash, ())):
+                    if key_hash not in valid or (needs_admin and not valid[key_hash]):
                         end()
 
     def _mark(self, key_id: str) -> None:
@@ -124,22 +150,60 @@ class Authenticator:
 async def authenticate(request: Request) -> Principal:
     """Return the principal of the key in `Authorization: Bearer`, or else in `X-API-Key`.
 
-    Every endpoint for clients depends on this, so it also refuses query parameters that the endpoint does not read.
+    Every endpoint for clients depends on this, so it also refuses query parameters that the endpoint does not read, and
+    requests of read-only keys that change something. With the header `Headrace-Account` the principal of an
+    administrator's key reads the rows of that account.
 
     Raises:
         AuthenticationError: The key is missing or not valid.
-        InvalidRequestError: The endpoint does not read one of the query's parameters.
+        PermissionDeniedError: The key is read-only and this is no read, or the request names an account and the key is
+            no administrator's.
+        NotFoundError: The request names an account that does not exist.
+        InvalidRequestError: The request names an account and is no read, or the endpoint does not read one of the
+            query's parameters.
     """
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     authenticator: Authenticator = request.state.authenticator
     principal = await authenticator.authenticate(key)
-    request.state.account_id = principal.account_id
     note(account=principal.account_id)
+    if principal.read_only and not _reads(request):
+        raise PermissionDeniedError("This API key is read-only: it may send only requests that change nothing.")
+    named = request.headers.get(ACCOUNT_HEADER)
+    if named is not None:
+        principal = await _reading(request, principal, named)
+    request.state.account_id = principal.account_id
     request.state.principal = principal
     if request.scope["query_string"]:
         check_query(request)
     return principal
+
+
+def _reads(request: Request) -> bool:
+    """Whether a request changes nothing. HEAD has become GET by now."""
+    return request.method == "GET" or request.scope["route"].path in _READING_POSTS
+
+
+async def _reading(request: Request, principal: Principal, account_id: str) -> Principal:
+    """Return the principal that reads the rows of an account; `authenticate` has the errors."""
+    if not principal.is_admin:
+        raise PermissionDeniedError(
+            f"Only a key with the scope 'admin' may send the header '{ACCOUNT_HEADER}'.", param=ACCOUNT_HEADER
+        )
+    if not _reads(request):
+        raise InvalidRequestError(
+            f"Invalid '{ACCOUNT_HEADER}': only a request that reads may name an account in this header.",
+            param=ACCOUNT_HEADER,
+        )
+    if "account" in request.query_params:
+        raise InvalidRequestError(
+            f"Invalid 'account': only allowed without the header '{ACCOUNT_HEADER}'.", param="account"
+        )
+    found = await request.state.authenticator.find_account(account_id)
+    if found is None:
+        raise NotFoundError(f"No account found with id '{account_id[:100]}'.", param=ACCOUNT_HEADER)
+    note(reads_account=account_id)
+    return principal.reading(found)
 
 
 Authenticated = Annotated[Principal, Depends(authenticate)]

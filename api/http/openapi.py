@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from api.http.authentication import ACCOUNT_HEADER
 from api.http.idempotency import LONGEST_KEY
 from api.http.upload import FORM
 from api.resources.account import AccountUpdate
@@ -51,6 +52,12 @@ _IDEMPOTENCY_KEY = {
     "in": "header",
     "description": "A request that is repeated with the same key within 24 hours is done once",
     "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+_ACCOUNT = {
+    "name": ACCOUNT_HEADER,
+    "in": "header",
+    "description": "For administrators: the id of the account whose rows the request reads, instead of the key's own",
+    "schema": {"type": "string", "pattern": "^acct_[0-9a-f]{32}$"},
 }
 _LAST_EVENT_ID = {
     "name": "Last-Event-ID",
@@ -164,6 +171,8 @@ def _body(path: str, names: dict[type[BaseModel], str]) -> dict[str, Any]:
 def _describe_headers(operation: dict[str, Any], path: str, method: str) -> None:
     if method == "post":
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
+    if method == "get":
+        operation.setdefault("parameters", []).append(_ACCOUNT)
     if path.endswith("/events"):
         operation["parameters"].append(_LAST_EVENT_ID)
 

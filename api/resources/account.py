@@ -1,28 +1,28 @@
-"""Accounts: the limits that all keys of an account share."""
+"""Accounts: the limits that all keys of an account share, and what the key of a request may do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.http.authentication import Administrator, Authenticated
 from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
+from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
 from api.resources.webhooks import accept_webhook
 from headrace.errors import PermissionDeniedError
 from headrace.formats.chat.validation import check_text, parse_body
-from headrace.keys import queries
+from headrace.keys import accounts
 from headrace.keys.key_object import no_such_account
 from headrace.keys.queries import Principal
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
 
-router = APIRouter(prefix="/account", tags=["API keys"])
+router = APIRouter(tags=["API keys"])
 
 AccountName = Annotated[
     str | None,
@@ -38,6 +38,29 @@ class Account(BaseModel):
     name: str
     limits: Limits
     created_at: int
+
+
+class AccountList(Page[Account]):
+    """A page of accounts."""
+
+
+class RequestKey(BaseModel):
+    """The API key of the request: what it may do."""
+
+    id: str
+    object: Literal["api_key"]
+    name: str
+    account_id: str = Field(description="The key's own account")
+    scopes: list[str]
+    read_only: bool = Field(description="Whether it may send only requests that change nothing")
+    limits: Limits
+    expires_at: int | None = Field(description="Unix seconds")
+
+
+class OwnAccount(Account):
+    """An account, and the key that asks."""
+
+    key: RequestKey
 
 
 class AccountUpdate(BaseModel):
@@ -59,12 +82,12 @@ async def find_account(request: Request, principal: Principal, name: str | None)
     """
     database = request.state.database
     if name is None:
-        own = await queries.find_account(database, account_id=principal.account_id)
+        own = await accounts.find_account(database, account_id=principal.account_id)
         assert own is not None
         return own
     if not principal.is_admin:
         raise PermissionDeniedError("Only a key with the scope 'admin' may name an account.", param="account")
-    found = await queries.find_account(database, name=name)
+    found = await accounts.find_account(database, name=name)
     if found is None:
         raise no_such_account(name)
     return found
@@ -84,25 +107,54 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
     await accept_webhook(request, account_id, url, param=param)
 
 
-def _render(row: Row, limits: Limits, headers: Mapping[str, str] | None = None) -> Response:
-    document: dict[str, Any] = {
+def _render(row: Row, limits: Limits) -> dict[str, Any]:
+    return {
         "id": row.id,
         "object": "account",
         "name": row.name,
         "limits": limits.render(),
         "created_at": row.created_at,
     }
-    return render_json(document, headers)
 
 
-@router.get("", summary="Get the account", responses={200: {"model": Account}})
+def _render_key(principal: Principal) -> dict[str, Any]:
+    expires_at = principal.expires_at
+    return {
+        "id": principal.key_id,
+        "object": "api_key",
+        "name": principal.name,
+        "account_id": principal.key_account_id,
+        "scopes": sorted(principal.scopes),
+        "read_only": principal.read_only,
+        "limits": principal.limits.render(),
+        "expires_at": None if expires_at is None else int(expires_at),
+    }
+
+
+@router.get("/account", summary="Get the account", responses={200: {"model": OwnAccount}})
 async def get_account(request: Request, principal: Authenticated, name: AccountName = None) -> Response:
-    """Return the key's account and its limits. An administrator may name another account."""
+    """Return the key's account with its limits, and the key. An administrator may name another account."""
     row = await find_account(request, principal, name)
-    return _render(row, Limits.parse(row.limits))
+    return render_json({**_render(row, Limits.parse(row.limits)), "key": _render_key(principal)})
 
 
-@router.post("", summary="Limit the account", responses={200: {"model": Account}})
+@router.get("/accounts", summary="List accounts", responses={200: {"model": AccountList}})
+async def list_accounts(
+    request: Request,
+    principal: Administrator,  # noqa: ARG001  (the dependency checks the key)
+    after: Annotated[str | None, after_id("acct_")] = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+) -> Response:
+    """List all accounts, oldest first, for administrators. `Headrace-Account` reads the rows of one by its id."""
+    check_after(after, "acct")
+    rows = await accounts.list_accounts(
+        request.state.database, after=after, limit=limit + 1, descending=order == "desc"
+    )
+    return render_page([_render(row, Limits.parse(row.limits)) for row in rows], limit=limit)
+
+
+@router.post("/account", summary="Limit the account", responses={200: {"model": Account}})
 async def update_account(request: Request, principal: Administrator, name: AccountName = None) -> Response:
     """Set the limits of the key's account or of another one, for administrators. It takes effect within a second."""
     body = await read_body(request, limit=SMALL_BODY)
@@ -110,8 +162,8 @@ async def update_account(request: Request, principal: Administrator, name: Accou
     row = await find_account(request, principal, name)
     change = await Change.of(request, principal, body)
     if change.done:
-        return _render(row, Limits.parse(row.limits), change.headers)
+        return render_json(_render(row, Limits.parse(row.limits)), change.headers)
     await accept_limits(request, row.id, limits)
     async with change.applying():
-        await queries.limit_account(request.state.database, row.id, limits)
-    return _render(row, limits)
+        await accounts.limit_account(request.state.database, row.id, limits)
+    return render_json(_render(row, limits))

@@ -18,6 +18,7 @@ from headrace.errors import ConflictError, PermissionDeniedError
 from headrace.formats.chat.validation import parse_body
 from headrace.ids import is_id, new_id
 from headrace.keys import queries
+from headrace.keys.accounts import ensure_account
 from headrace.keys.key_object import (
     ApiKey,
     DeletedApiKey,
@@ -49,7 +50,7 @@ _BOOTSTRAP = "The operator's variable HEADRACE_BOOTSTRAP_KEY sets the bootstrap 
 async def _find(request: Request, principal: Principal, key_id: str) -> Row:
     row = None
     if is_id(key_id, "key"):
-        account_id = None if principal.is_admin else principal.account_id
+        account_id = None if principal.is_admin and not principal.names_account else principal.account_id
         row = await queries.find_key(request.state.database, key_id, account_id=account_id)
     if row is None:
         raise no_such_key(key_id)
@@ -77,7 +78,7 @@ async def _find_to_change(request: Request, principal: Principal, key_id: str) -
 
 
 def _strength(row: Row) -> Strength:
-    return Strength(row.scopes, Limits.parse(row.limits), row.expires_at)
+    return Strength(row.scopes, Limits.parse(row.limits), row.expires_at, row.read_only)
 
 
 def _changed(row: Row, changes: KeyChanges) -> Strength:
@@ -86,7 +87,12 @@ def _changed(row: Row, changes: KeyChanges) -> Strength:
     expires_at = before.expires_at
     if "expires_at" in changes:
         expires_at = None if changes["expires_at"] is None else changes["expires_at"].timestamp()
-    return Strength(changes.get("scopes", before.scopes), changes.get("limits", before.limits), expires_at)
+    return Strength(
+        changes.get("scopes", before.scopes),
+        changes.get("limits", before.limits),
+        expires_at,
+        changes.get("read_only", before.read_only),
+    )
 
 
 async def _show_once(request: Request, principal: Principal, key_id: str, key: str) -> Response:
@@ -112,12 +118,17 @@ async def create_key(request: Request, principal: KeyManager) -> Response:
     expires_at = changes.get("expires_at")
     _check_strength(
         principal.strength,
-        Strength(changes.get("scopes", ()), changes["limits"], None if expires_at is None else expires_at.timestamp()),
+        Strength(
+            changes.get("scopes", ()),
+            changes["limits"],
+            None if expires_at is None else expires_at.timestamp(),
+            changes.get("read_only", False),
+        ),
     )
     database = request.state.database
     account_id = principal.account_id
     if asked.account is not None:
-        account_id = await queries.ensure_account(database, asked.account)
+        account_id = await ensure_account(database, asked.account)
     await accept_limits(request, account_id, asked.limits)
     if await queries.count_keys(database, account_id) >= MOST_KEYS:
         raise ConflictError(f"An account has at most {MOST_KEYS} API keys: revoke one first.")
@@ -169,14 +180,14 @@ async def update_key(request: Request, principal: KeyManager, key_id: str) -> Re
     asked = parse_body(KeyUpdate, body)
     row = await _find_to_change(request, principal, key_id)
     changes = asked.changes
-    if changes.keys() & {"scopes", "limits", "expires_at"}:
+    if changes.keys() - {"name"}:
         own = _strength(row) if key_id == principal.key_id else principal.strength
         _check_strength(own, _changed(row, changes))
     change = await Change.of(request, principal, body)
     if not change.done:
         if row.status == "revoked":
             raise ConflictError("Cannot change an API key that is revoked.")
-        if row.bootstrap and changes.keys() & {"scopes", "expires_at"}:
+        if row.bootstrap and changes.keys() & {"scopes", "expires_at", "read_only"}:
             raise ConflictError(_BOOTSTRAP)
         await accept_limits(request, row.account_id, asked.limits)
         async with change.applying():

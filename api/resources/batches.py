@@ -38,7 +38,7 @@ from headrace.batches.queries import NewBatch, count_active, has_line, list_ende
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
-from headrace.errors import AuthenticationError, ConflictError, RateLimitError, invalid_parameter
+from headrace.errors import ConflictError, HeadraceError, RateLimitError, invalid_parameter
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
@@ -303,7 +303,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
         try:
             await authenticate(request)  # the key may be revoked by now
             row = await find_batch(request.state.database, row.id, account_id)
-        except AuthenticationError as error:
+        except HeadraceError as error:
             yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
             return
         except SQLAlchemyError as error:

@@ -102,7 +102,7 @@ async def _buckets(
     """Return the buckets of a page, each with its start, its end and its rows, and the token of the next page."""
     bucket, seconds, *_ = _WIDTHS[asked.width]
     shape = [asked.width, asked.groups, asked.only, asked.projects]
-    query = repr([asked.start_time, asked.end_time, *shape, principal.key_id])
+    query = repr([asked.start_time, asked.end_time, *shape, principal.view])
     start, until = (asked.start_time, asked.end_time)
     if asked.page is not None:
         start, until = read_page_token(asked.page, query)

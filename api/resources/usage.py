@@ -16,7 +16,8 @@ from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
 from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter
 from headrace.formats.chat.validation import check_text
-from headrace.keys.queries import Principal, find_account
+from headrace.keys.accounts import find_account
+from headrace.keys.queries import Principal
 from headrace.stores.database import Database
 from headrace.usage.queries import STATEMENT_COLUMNS, ask, known_metadata_keys, render_amounts, statement_of_month
 from headrace.usage.question import GROUPS, Bucket, Question, parse_groups, parse_zone
@@ -163,7 +164,7 @@ async def get_usage(
     A key sees its own usage, a key with the scope `usage:read` its account's, and an administrator all accounts'.
     """
     asked = [start, end, bucket, time_zone, group_by, model, provider, key, agent, batch, tier, user, account]
-    query = repr([*asked, sorted(metadata.items()), principal.key_id])
+    query = repr([*asked, sorted(metadata.items()), principal.view])
     position, until = read_page_token(page, query) if page is not None else (0, end)
     until = int(time.time()) + 1 if until is None else until  # includes the current second
     filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
@@ -213,7 +214,7 @@ async def visible(
     """Return the ids of the accounts whose usage a key may see, None for all, and the filter to its own usage.
 
     A key sees its own usage. A key with `usage:read` sees its account's. An administrator sees that of all accounts, or
-    of the account that it names.
+    of the account that it names, by `account` or in the header `Headrace-Account`.
 
     Raises:
         PermissionDeniedError: The key names an account and is not an administrator's.
@@ -225,6 +226,8 @@ async def visible(
                 "Only an administrator's key may ask for an account's usage by its name.", param="account"
             )
         return [principal.account_id], {} if principal.may("usage:read") else {"key": [principal.key_id]}
+    if principal.names_account:
+        return [principal.account_id], {}
     if account is None or account == _ALL_ACCOUNTS:
         return None, {}
     found = None if "\0" in account else await find_account(database, name=account)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from api.http.authentication import WebhookManager
+from api.http.authentication import Authenticated, WebhookManager
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
-from headrace.errors import ConflictError, NotFoundError
+from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
+from headrace.errors import ConflictError, NotFoundError, invalid_parameter
 from headrace.ids import new_id
 from headrace.keys.queries import Principal
 from headrace.stores.connections import Row
 from headrace.webhooks import acceptance, queries
 from headrace.webhooks.acceptance import require_secret_key
+from headrace.webhooks.queries import DeliveryState
 from headrace.webhooks.signing import derive_secret
 
-router = APIRouter(prefix="/webhook-secrets", tags=["Webhooks"])
+router = APIRouter(tags=["Webhooks"])
 
 MOST_SECRETS = 8
 """The most valid secrets of an account. Its webhooks are signed with each of them."""
@@ -62,7 +64,7 @@ class WebhookDelivery(BaseModel):
     object: Literal["webhook_delivery"]
     event: str
     url: str
-    status: Literal["pending", "delivered", "failed"]
+    status: DeliveryState
     attempts: int
     response_status: int | None = Field(description="The status of the last answer")
     error: str | None = Field(
@@ -72,10 +74,16 @@ class WebhookDelivery(BaseModel):
     next_attempt_at: int | None
     ended_at: int | None
     history: list[WebhookAttempt] = Field(description="The latest attempts that have ended, oldest first")
+    job_id: str | None = Field(description="The job that the event is about")
+    batch_id: str | None = Field(description="The batch that the event is about")
+
+
+class WebhookDeliveryPage(Page[WebhookDelivery]):
+    """A page of an account's deliveries."""
 
 
 class WebhookDeliveryList(BaseModel):
-    """Deliveries, oldest first."""
+    """The deliveries of a job or a batch, oldest first."""
 
     object: Literal["list"]
     data: list[WebhookDelivery]
@@ -90,26 +98,48 @@ async def accept_webhook(request: Request, account_id: str, url: str, *, param: 
     await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
 
 
+def _render_delivery(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "webhook_delivery",
+        "event": row.event,
+        "url": row.url,
+        "status": row.state,
+        "attempts": row.attempts,
+        "response_status": row.status,
+        "error": row.error,
+        "created_at": row.created_at,
+        "next_attempt_at": row.next_attempt_at,
+        "ended_at": row.ended_at,
+        "history": row.history,
+        "job_id": row.job_id,
+        "batch_id": row.batch_id,
+    }
+
+
 def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = None) -> Response:
-    """Return deliveries as a list."""
-    data = [
-        {
-            "id": row.id,
-            "object": "webhook_delivery",
-            "event": row.event,
-            "url": row.url,
-            "status": row.state,
-            "attempts": row.attempts,
-            "response_status": row.status,
-            "error": row.error,
-            "created_at": row.created_at,
-            "next_attempt_at": row.next_attempt_at,
-            "ended_at": row.ended_at,
-            "history": row.history,
-        }
-        for row in rows
-    ]
-    return render_json({"object": "list", "data": data}, headers)
+    """Return the deliveries of a job or a batch as a list."""
+    return render_json({"object": "list", "data": list(map(_render_delivery, rows))}, headers)
+
+
+@router.get("/webhook-deliveries", summary="List webhook deliveries", responses={200: {"model": WebhookDeliveryPage}})
+async def list_deliveries(
+    request: Request,
+    principal: Authenticated,
+    status: DeliveryState | None = None,
+    after: Annotated[str | None, after_id("evt_")] = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+) -> Response:
+    """List the account's webhook deliveries, newest first: those of jobs, batches and budgets."""
+    check_after(after, "evt")
+    database, account_id = request.state.database, principal.account_id
+    if after is not None and not await queries.has_delivery(database, after, account_id):
+        raise invalid_parameter("after", "there is no such delivery")
+    rows = await queries.list_account_deliveries(
+        database, account_id, state=status, after=after, limit=limit + 1, descending=order == "desc"
+    )
+    return render_page(list(map(_render_delivery, rows)), limit=limit)
 
 
 async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
@@ -145,14 +175,14 @@ def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, 
     return render_json({"object": "list", "data": data}, {"cache-control": "no-store", **(headers or {})})
 
 
-@router.get("", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
+@router.get("/webhook-secrets", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
 async def list_secrets(request: Request, principal: WebhookManager) -> Response:
     """List the account's valid secrets. An account always has at least one."""
     secret_key = require_secret_key(request.state.settings)
     return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
 
 
-@router.post("", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
+@router.post("/webhook-secrets", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
 async def rotate_secret(request: Request, principal: WebhookManager) -> Response:
     """Create a new secret. The previous one signs webhooks too for one more day."""
     secret_key = require_secret_key(request.state.settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, get_args
@@ -11,13 +10,13 @@ from typing import Any, TypeVar, get_args
 import click
 import orjson
 from pydantic import SecretStr
-from rich.table import Column, Table
 
-from headrace.cli.operators import Result, cell, json_option, show, with_database
+from headrace.cli.key_table import short, show_key, show_keys, show_once
+from headrace.cli.operators import Result, json_option, with_database
 from headrace.dev.embedded import secret_key_file
 from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.formats.chat.validation import parse_body
-from headrace.keys import queries
+from headrace.keys import accounts, queries
 from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
 from headrace.keys.queries import KeyChanges, KeyScope
 from headrace.quotas.rules import Limits
@@ -44,15 +43,6 @@ _LIMIT_OPTIONS = (
         "--alert-webhook", metavar="URL", help="URL that is notified when a budget is nearly or wholly spent."
     ),
 )
-_SHORT = {
-    "requests_per_minute": "{:,} rpm",
-    "tokens_per_minute": "{:,} tpm",
-    "jobs_in_flight": "{:,} in flight",
-    "jobs_queued": "{:,} queued",
-    "daily_budget": "{} USD a day",
-    "monthly_budget": "{} USD a month",
-    "alert_webhook": "alerts to {}",
-}
 
 _scopes = click.option(
     "--scope",
@@ -65,6 +55,9 @@ _days = click.option(
     "--days",
     type=click.FloatRange(min=0, min_open=True, max=_LONGEST_DAYS),
     help="Days until the key expires.",
+)
+_read_only = click.option(
+    "--read-only/--no-read-only", default=None, help="Allow only requests that change nothing, such as GET."
 )
 _unlimited = click.option("--unlimited", is_flag=True, help="Remove the present limits first.")
 
@@ -83,13 +76,14 @@ def keys() -> None:
 @keys.command()
 @click.option(
     "--account",
-    default=queries.DEFAULT_ACCOUNT,
+    default=accounts.DEFAULT_ACCOUNT,
     show_default=True,
     help="The key's account; created if it does not exist.",
 )
 @click.option("--name", default="", help="What the key is for.")
 @click.option("--admin", is_flag=True, help="Make an administrator's key: `--scope admin`.")
 @_scopes
+@_read_only
 @_days
 @_limit_options
 @json_option
@@ -101,6 +95,7 @@ def create(  # noqa: PLR0917  (click passes them by name)
     name: str,
     admin: bool,
     scopes: Sequence[KeyScope],
+    read_only: bool | None,
     days: float | None,
     as_json: bool,
     **limits: Any,
@@ -108,16 +103,16 @@ def create(  # noqa: PLR0917  (click passes them by name)
     """Create a key and show it. It is not shown again."""
     if not account:
         raise click.BadParameter("an account needs a name.", param_hint="--account")
-    changes = _changes(name, (*scopes, "admin") if admin else scopes, days)
+    changes = _changes(name, (*scopes, "admin") if admin else scopes, read_only, days)
     changes["limits"] = _merge({}, limits)
 
     async def work(database: Database) -> tuple[Row, str]:
-        account_id = await queries.ensure_account(database, account)
+        account_id = await accounts.ensure_account(database, account)
         await _accept_alerts(settings, database, account_id, limits)
         key_id, key = await queries.create_key(database, account_id=account_id, **changes)
         return await _get(database, key_id), key
 
-    _show_once(*_with_database(settings, work), as_json=as_json)
+    show_once(*_with_database(settings, work), as_json=as_json)
 
 
 @keys.command(name="list")
@@ -136,32 +131,7 @@ def list_(settings: Settings, account: str | None, include_revoked: bool, as_jso
     if as_json:
         click.echo(json.dumps([render_key(row) for row in rows]))
         return
-    table = Table(
-        Column("id", no_wrap=True),
-        "account",
-        "name",
-        "key",
-        "scopes",
-        "limits",
-        Column("created", no_wrap=True),
-        Column("last used", no_wrap=True),
-        "status",
-        box=None,
-        header_style="bold",
-    )
-    for row in rows:
-        table.add_row(
-            row.id,
-            cell(row.account),
-            cell(row.name),
-            row.hint + "…",
-            " ".join(row.scopes),
-            cell(_short(row.limits)),
-            _time(row.created_at),
-            "never" if row.last_used_at is None else _time(row.last_used_at),
-            row.status,
-        )
-    show(table)
+    show_keys(rows)
 
 
 @keys.command(name="show")
@@ -170,13 +140,14 @@ def list_(settings: Settings, account: str | None, include_revoked: bool, as_jso
 @click.pass_obj
 def show_(settings: Settings, key_id: str, as_json: bool) -> None:
     """Show a key's properties, without the key itself."""
-    _show(_with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
+    show_key(_with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
 
 
 @keys.command()
 @click.argument("key_id")
 @click.option("--name", help="What the key is for.")
 @_scopes
+@_read_only
 @_days
 @_unlimited
 @_limit_options
@@ -188,19 +159,20 @@ def update(  # noqa: PLR0917  (click passes them by name)
     key_id: str,
     name: str | None,
     scopes: Sequence[KeyScope],
+    read_only: bool | None,
     days: float | None,
     unlimited: bool,
     as_json: bool,
     **limits: Any,
 ) -> None:
     """Change the properties of a key that the options name. It takes effect within a second."""
-    changes = _changes(name, scopes, days)
+    changes = _changes(name, scopes, read_only, days)
 
     async def work(database: Database) -> Row:
         row = await _get(database, key_id)
         if row.status == "revoked":
             raise click.ClickException(f"{key_id} is revoked.")
-        if changes.keys() & {"scopes", "expires_at"}:
+        if changes.keys() & {"scopes", "expires_at", "read_only"}:
             _refuse_bootstrap(row)
         if unlimited or _given(limits):
             changes["limits"] = _merge({} if unlimited else row.limits, limits)
@@ -208,7 +180,7 @@ def update(  # noqa: PLR0917  (click passes them by name)
         await queries.update_key(database, key_id, changes)
         return await _get(database, key_id)
 
-    _show(_with_database(settings, work), as_json=as_json)
+    show_key(_with_database(settings, work), as_json=as_json)
 
 
 @keys.command()
@@ -233,7 +205,7 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
         key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR)
         return await _get(database, key_id), key
 
-    _show_once(*_with_database(settings, work), as_json=as_json)
+    show_once(*_with_database(settings, work), as_json=as_json)
 
 
 @keys.command()
@@ -269,19 +241,21 @@ def limit_account(settings: Settings, /, name: str, unlimited: bool, as_json: bo
         merged = _merge({} if unlimited else account.limits, limits)
         if unlimited or _given(limits):
             await _accept_alerts(settings, database, account.id, limits)
-            await queries.limit_account(database, account.id, merged)
+            await accounts.limit_account(database, account.id, merged)
         return merged
 
     document = _with_database(settings, work).render()
-    click.echo(json.dumps({"name": name, "limits": document}) if as_json else _short(document) or "no limits")
+    click.echo(json.dumps({"name": name, "limits": document}) if as_json else short(document) or "no limits")
 
 
-def _changes(name: str | None, scopes: Sequence[KeyScope], days: float | None) -> KeyChanges:
+def _changes(name: str | None, scopes: Sequence[KeyScope], read_only: bool | None, days: float | None) -> KeyChanges:
     changes = KeyChanges()
     if name is not None:
         changes["name"] = name
     if scopes:
         changes["scopes"] = list(dict.fromkeys(scopes))
+    if read_only is not None:
+        changes["read_only"] = read_only
     if days is not None:
         changes["expires_at"] = datetime.now(UTC) + timedelta(days=days)
     return changes
@@ -356,45 +330,7 @@ async def _get(database: Database, key_id: str) -> Row:
 
 
 async def _get_account(database: Database, name: str) -> Row:
-    row = await queries.find_account(database, name=name)
+    row = await accounts.find_account(database, name=name)
     if row is None:
         raise no_such_account(name)
     return row
-
-
-def _show_once(row: Row, key: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({**render_key(row), "key": key}))
-        return
-    click.echo(key)
-    click.echo(f"This is key {row.id} of account {row.account}. It is not shown again: keep it.", err=True)
-    if row.previous_expires_at is not None and row.previous_expires_at > time.time():
-        click.echo(f"The previous key works until {_time(row.previous_expires_at)} UTC.", err=True)
-
-
-def _show(row: Row, *, as_json: bool) -> None:
-    document = render_key(row)
-    if as_json:
-        click.echo(json.dumps(document))
-        return
-    document |= {"scopes": " ".join(row.scopes), "limits": _short(row.limits)}
-    table = Table("", "", box=None, show_header=False)
-    for name, value in document.items():
-        if value in (None, "") or name == "object":
-            continue
-        table.add_row(name, cell(_time(value) if name.endswith("_at") else value))
-    show(table)
-
-
-def _short(limits: dict[str, Any]) -> str:
-    """Return limits as a short text, such as `60 rpm, 25 USD a month, only demo gpt-*`."""
-    parts = [text.format(limits[name]) for name, text in _SHORT.items() if limits.get(name) is not None]
-    if limits.get("models") is not None:
-        parts.append(f"only {' '.join(limits['models'])}")
-    if limits.get("wait"):
-        parts.append("waits")
-    return ", ".join(parts)
-
-
-def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"

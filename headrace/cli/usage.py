@@ -17,7 +17,7 @@ from rich.text import Text
 
 from headrace.cli.operators import cell, json_option, show, with_database
 from headrace.errors import HeadraceError
-from headrace.keys.queries import find_account
+from headrace.keys.accounts import find_account
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.usage.queries import (

@@ -26,6 +26,7 @@ _EXAMPLE: dict[str, Any] = {
     "account": "acme",
     "hint": "hr_a1b2",
     "scopes": ["usage:read"],
+    "read_only": False,
     "limits": {"requests_per_minute": 60, "monthly_budget": "25", "models": ["demo", "gpt-*"]},
     "created_at": 1763856000,
     "expires_at": 1771632000,
@@ -48,6 +49,7 @@ class ApiKey(BaseModel):
     account: str = Field(description="The account's name")
     hint: str = Field(description="The key's first characters")
     scopes: list[str]
+    read_only: bool = Field(description="Whether it may send only requests that change nothing")
     limits: Limits
     created_at: int
     expires_at: int | None
@@ -83,6 +85,7 @@ def render_key(row: Row) -> dict[str, Any]:
         "account": row.account,
         "hint": row.hint,
         "scopes": row.scopes,
+        "read_only": row.read_only,
         "limits": Limits.parse(row.limits).render(),
         "created_at": row.created_at,
         "expires_at": row.expires_at,
@@ -128,6 +131,7 @@ class KeyUpdate(BaseModel):
     scopes: Annotated[list[KeyScope], Field(max_length=16, fail_fast=True)] | None = Field(
         default=None, description="What it may do beyond asking models; none that the one who gives it lacks"
     )
+    read_only: bool | None = Field(default=None, description="Allow only requests that change nothing")
     limits: Limits | None = Field(default=None, description="All of its limits")
     expires_at: Annotated[int, Field(le=_LATEST)] | None = Field(default=None, description="Unix seconds")
     expires_in_seconds: Annotated[int, Field(ge=1, le=_LONGEST_SECONDS)] | None = None
@@ -151,6 +155,8 @@ class KeyUpdate(BaseModel):
             changes["name"] = self.name or ""
         if "scopes" in given:
             changes["scopes"] = list(dict.fromkeys(self.scopes or ()))
+        if "read_only" in given:
+            changes["read_only"] = bool(self.read_only)
         if "limits" in given:
             changes["limits"] = self.limits or Limits()
         if given & {"expires_at", "expires_in_seconds"}:

@@ -1,4 +1,4 @@
-"""Every statement on accounts and API keys. A key is shown once, when it is created, and stored as a hash."""
+"""Every statement on API keys. A key is shown once, when it is created, and stored as a hash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -15,14 +15,13 @@ from sqlalchemy.dialects.postgresql import insert
 
 from headrace.errors import AuthenticationError, ConflictError, ModelNotFoundError, NotFoundError
 from headrace.ids import new_id
+from headrace.keys.accounts import DEFAULT_ACCOUNT, ensure_account, unix_seconds
 from headrace.keys.strength import Strength
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
-
-DEFAULT_ACCOUNT = "default"
 
 KeyScope = Literal["admin", "usage:read", "keys:write", "webhooks:write", "metrics:read"]
 """What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys; read and
@@ -34,24 +33,41 @@ class Principal:
     """The key and account of a request, and their limits."""
 
     account_id: str
+    """The account whose rows the request reads or changes: the key's, or the one that an administrator names."""
     key_id: str
     scopes: frozenset[str]
     limits: Limits
     account_limits: Limits
-    expires_at: float | None = None
+    expires_at: float | None
     """In Unix seconds; None is never."""
-    key_hash: bytes = b""
+    key_hash: bytes
     """Of the key that was sent. For a while after a rotation, a key has two hashes."""
+    name: str
+    read_only: bool
+    """Whether the key may send only requests that change nothing."""
+    key_account_id: str
+    """The key's account."""
+    names_account: bool = False
+    """Whether the request names the account that it reads, which an administrator's may."""
 
     @property
     def strength(self) -> Strength:
         """What the key may do: a key that it creates or changes may do no more."""
-        return Strength(self.scopes, self.limits, self.expires_at)
+        return Strength(self.scopes, self.limits, self.expires_at, self.read_only)
 
     @property
     def is_admin(self) -> bool:
         """Whether the key administers all accounts."""
         return "admin" in self.scopes
+
+    @property
+    def view(self) -> str:
+        """What a list shows to the request: the token of a page is valid for the same key and named account."""
+        return f"{self.key_id} {self.account_id}" if self.names_account else self.key_id
+
+    def reading(self, account: Row) -> Principal:
+        """Return the principal of an administrator's request that reads the rows of `account`."""
+        return replace(self, account_id=account.id, account_limits=Limits.parse(account.limits), names_account=True)
 
     def may_ask(self, model: str) -> bool:
         """Whether the key may use a model, by its name, or an agent, by its id."""
@@ -79,6 +95,7 @@ class KeyChanges(TypedDict, total=False):
     scopes: Sequence[str]
     limits: Limits
     expires_at: datetime | None
+    read_only: bool
 
 
 def hash_key(key: str) -> bytes:
@@ -98,15 +115,16 @@ def _hint(key: str, *, given: bool = False) -> str:
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 _FIND = f"""
 SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits,
-       extract(epoch FROM expires_at)::float8 AS expires_at
+       extract(epoch FROM expires_at)::float8 AS expires_at, api_keys.name, read_only
 FROM api_keys JOIN accounts ON accounts.id = account_id
 WHERE (hash = %(hash)s OR previous_hash = %(hash)s AND previous_expires_at > now())
       AND {_VALID}
 """
 _STILL_VALID = f"""
-SELECT hash FROM api_keys WHERE hash = ANY(%(hashes)s) AND {_VALID}
+SELECT hash, 'admin' = ANY(scopes) FROM api_keys WHERE hash = ANY(%(hashes)s) AND {_VALID}
 UNION ALL
-SELECT previous_hash FROM api_keys WHERE previous_hash = ANY(%(hashes)s) AND previous_expires_at > now() AND {_VALID}
+SELECT previous_hash, 'admin' = ANY(scopes) FROM api_keys
+WHERE previous_hash = ANY(%(hashes)s) AND previous_expires_at > now() AND {_VALID}
 """
 
 
@@ -118,16 +136,25 @@ async def find_principal(database: Database, key_hash: bytes) -> Principal | Non
     rows = await execute(database.relaxed, _FIND, {"hash": key_hash})
     if not rows:
         return None
-    account_id, key_id, scopes, limits, account_limits, expires_at = rows[0]
+    row = rows[0]
     return Principal(
-        account_id, key_id, frozenset(scopes), Limits.parse(limits), Limits.parse(account_limits), expires_at, key_hash
+        account_id=row.account_id,
+        key_id=row.id,
+        scopes=frozenset(row.scopes),
+        limits=Limits.parse(row.limits),
+        account_limits=Limits.parse(row.account_limits),
+        expires_at=row.expires_at,
+        key_hash=key_hash,
+        name=row.name,
+        read_only=row.read_only,
+        key_account_id=row.account_id,
     )
 
 
-async def still_valid(database: Database, hashes: Collection[bytes]) -> set[bytes]:
-    """Return those of the hashes by which `find_principal` would find a key now."""
+async def still_valid(database: Database, hashes: Collection[bytes]) -> dict[bytes, bool]:
+    """Return those of the hashes by which `find_principal` would find a key now, and whether each has `admin`."""
     rows = await execute(database.relaxed, _STILL_VALID, {"hashes": list(hashes)})
-    return {bytes(row[0]) for row in rows}
+    return {bytes(key_hash): is_admin for key_hash, is_admin in rows}
 
 
 # A key that another process is marking is skipped, so that no statement waits for another.
@@ -143,33 +170,6 @@ UPDATE api_keys SET last_used_at = now() WHERE id IN (
 async def mark_used(database: Database, key_ids: Sequence[str]) -> None:
     """Record that keys are in use now. A key that was marked within the last minute stays unchanged."""
     await execute(database.relaxed, _MARK_USED, {"ids": list(key_ids)})
-
-
-async def ensure_account(database: Database, name: str) -> str:
-    """Return the id of the account with this name, and create the account if it is new."""
-    statement = (
-        insert(accounts)
-        .values(id=new_id("acct"), name=name)
-        .on_conflict_do_update(index_elements=["name"], set_={"name": name})
-        .returning(accounts.c.id)
-    )
-    account_id: str = (await execute(database.durable, statement))[0][0]
-    return account_id
-
-
-async def find_account(database: Database, *, name: str | None = None, account_id: str | None = None) -> Row | None:
-    """Return the `id`, `name`, `limits` and `created_at` (Unix seconds) of the account by this name or id, if any."""
-    query = sa.select(accounts.c.id, accounts.c.name, accounts.c.limits, _seconds(accounts.c.created_at))
-    query = query.where(accounts.c.name == name if account_id is None else accounts.c.id == account_id)
-    rows = await execute(database.relaxed, query)
-    return rows[0] if rows else None
-
-
-async def limit_account(database: Database, account_id: str, limits: Limits) -> None:
-    """Set the limits of all keys of an account together."""
-    await execute(
-        database.durable, sa.update(accounts).where(accounts.c.id == account_id).values(limits=limits.render())
-    )
 
 
 async def count_keys(database: Database, account_id: str) -> int:
@@ -189,6 +189,7 @@ async def create_key(
     scopes: Sequence[str] = (),
     limits: Limits | None = None,
     expires_at: datetime | None = None,
+    read_only: bool = False,
     parent_id: str | None = None,
 ) -> tuple[str, str]:
     """Create a key in the account with this id, or else in the one with this name, which is created if it is new.
@@ -210,6 +211,7 @@ async def create_key(
         "scopes": list(scopes),
         "limits": {} if limits is None else limits.render(),
         "expires_at": expires_at,
+        "read_only": read_only,
         "parent_id": parent_id,
     }
     statement = insert(api_keys)
@@ -250,15 +252,11 @@ async def ensure_bootstrap_key(database: Database, key: str) -> None:
         scopes=["admin"],
         bootstrap=True,
     )
-    made = {"revoked_at": None, "expires_at": None, "scopes": ["admin"], "bootstrap": True}
+    made = {"revoked_at": None, "expires_at": None, "scopes": ["admin"], "read_only": False, "bootstrap": True}
     statement = statement.on_conflict_do_update(index_elements=["hash"], set_=made)
     key_id = (await execute(database.durable, statement.returning(api_keys.c.id)))[0][0]
     earlier = sa.and_(api_keys.c.bootstrap, api_keys.c.id != key_id, api_keys.c.revoked_at.is_(None))
     await execute(database.durable, sa.update(api_keys).where(earlier).values(revoked_at=sa.func.now()))
-
-
-def _seconds(column: sa.Column[Any]) -> sa.Label[int]:
-    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger).label(column.name)
 
 
 # Postgres's clock alone decides whether a key has expired, as in `find_principal`.
@@ -274,12 +272,13 @@ _KEYS = sa.select(
     accounts.c.name.label("account"),
     api_keys.c.hint,
     api_keys.c.scopes,
+    api_keys.c.read_only,
     api_keys.c.limits,
-    _seconds(api_keys.c.created_at),
-    _seconds(api_keys.c.expires_at),
-    _seconds(api_keys.c.revoked_at),
-    _seconds(api_keys.c.last_used_at),
-    _seconds(api_keys.c.previous_expires_at),
+    unix_seconds(api_keys.c.created_at),
+    unix_seconds(api_keys.c.expires_at),
+    unix_seconds(api_keys.c.revoked_at),
+    unix_seconds(api_keys.c.last_used_at),
+    unix_seconds(api_keys.c.previous_expires_at),
     _STATUS,
     api_keys.c.bootstrap,
     api_keys.c.parent_id,

@@ -1,4 +1,4 @@
-"""Compares what two keys may do, by their scopes, models, limits and expiry. Pure.
+"""Compares what two keys may do, by their scopes, models, limits and expiry, and whether they only read. Pure.
 
 A key that manages keys can give them no more than it has itself. So a key that is created, changed or rotated never may
 do more than the key that did it.
@@ -25,11 +25,14 @@ class Strength:
     scopes: Collection[str]
     limits: Limits
     expires_at: float | None
+    read_only: bool = False
 
     def beyond(self, other: Strength) -> str | None:
         """Return the field by which this strength exceeds the other, or None if it does not."""
         if "admin" not in other.scopes and not set(self.scopes) <= set(other.scopes):
             return "scopes"
+        if other.read_only and not self.read_only:
+            return "read_only"
         for name in _BOUNDS:
             if _exceeds(getattr(self.limits, name), getattr(other.limits, name)):
                 return f"limits.{name}"

@@ -30,6 +30,7 @@ api_keys = sa.Table(
     sa.Column("scopes", ARRAY(sa.Text), nullable=False, server_default="{}"),
     sa.Column("limits", JSONB, nullable=False, server_default="{}", comment="As `headrace.quotas.rules` has them"),
     sa.Column("bootstrap", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("read_only", sa.Boolean, nullable=False, server_default=sa.false(), comment="It changes nothing"),
     instant("created_at", default=True),
     instant("expires_at"),
     instant("revoked_at"),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, get_args
 
 import orjson
 
@@ -250,18 +251,61 @@ async def record_delivery(
     await execute(database.durable, _RECORD, parameters)
 
 
-_LIST = """
-SELECT id, event, url, state, attempts, status, error, floor(extract(epoch FROM created_at))::bigint AS created_at,
-       CASE WHEN state = 'pending' THEN floor(extract(epoch FROM due_at))::bigint END AS next_attempt_at,
-       floor(extract(epoch FROM ended_at))::bigint AS ended_at, history
-FROM webhook_deliveries
+DeliveryState = Literal["pending", "delivered", "failed"]
+
+_COLUMNS = """
+    id, event, url, state, attempts, status, error, floor(extract(epoch FROM created_at))::bigint AS created_at,
+    CASE WHEN state = 'pending' THEN floor(extract(epoch FROM due_at))::bigint END AS next_attempt_at,
+    floor(extract(epoch FROM ended_at))::bigint AS ended_at, history, job_id, batch_id
+"""
+_OF_SUBJECT = f"""
+SELECT {_COLUMNS} FROM webhook_deliveries
 WHERE account_id = %(account_id)s AND (batch_id = %(of)s OR job_id = %(of)s) ORDER BY created_at, event
 """
 
 
 async def list_deliveries(database: Database, subject_id: str, account_id: str) -> Sequence[Row]:
     """Return the webhook deliveries of a job or a batch, and how each went."""
-    return await execute(database.relaxed, _LIST, {"of": subject_id, "account_id": account_id})
+    return await execute(database.relaxed, _OF_SUBJECT, {"of": subject_id, "account_id": account_id})
+
+
+# The index has the order of each state. The list merges those of the states that it shows.
+_OF_ACCOUNT = """
+SELECT {columns} FROM unnest(%(states)s::text[]) AS one (of_state) CROSS JOIN LATERAL (
+    SELECT * FROM webhook_deliveries
+    WHERE account_id = %(account_id)s AND state = one.of_state {beyond}
+    ORDER BY created_at {order}, id {order} LIMIT %(limit)s) AS delivery
+ORDER BY delivery.created_at {order}, id {order} LIMIT %(limit)s
+"""
+_BEYOND = """AND (created_at, id) {beyond} (
+            SELECT created_at, id FROM webhook_deliveries WHERE id = %(after)s AND account_id = %(account_id)s)"""
+
+
+async def list_account_deliveries(
+    database: Database,
+    account_id: str,
+    *,
+    state: DeliveryState | None,
+    after: str | None,
+    limit: int,
+    descending: bool,
+) -> Sequence[Row]:
+    """Return up to `limit` webhook deliveries of an account past the delivery `after`, in order of creation."""
+    beyond = "" if after is None else _BEYOND.format(beyond="<" if descending else ">")
+    statement = _OF_ACCOUNT.format(columns=_COLUMNS, beyond=beyond, order="DESC" if descending else "ASC")
+    parameters = {
+        "account_id": account_id,
+        "states": list(get_args(DeliveryState)) if state is None else [state],
+        "after": after,
+        "limit": limit,
+    }
+    return await execute(database.relaxed, statement, parameters)
+
+
+async def has_delivery(database: Database, delivery_id: str, account_id: str) -> bool:
+    """Whether the account has a delivery with this id."""
+    query = "SELECT id FROM webhook_deliveries WHERE id = %(id)s AND account_id = %(account_id)s"
+    return bool(await execute(database.relaxed, query, {"id": delivery_id, "account_id": account_id}))
 
 
 _RESEND = f"""

@@ -66,6 +66,8 @@ webhook_deliveries = sa.Table(
     sa.CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_at_of_final"),
     sa.Index("ix_webhook_deliveries_batch_id", "batch_id"),
     sa.Index("ix_webhook_deliveries_job_id", "job_id"),
+    # Its order is that of `created_at` and `id` for each state: a list merges those that it shows.
+    sa.Index("ix_webhook_deliveries_listed", "account_id", "state", "created_at", "id"),
     # The small set that is looked through all the time, receiver by receiver.
     sa.Index(
         "ix_webhook_deliveries_account_id_host_due_at",

@@ -16,6 +16,7 @@ from psycopg.rows import DictRow
 
 from headrace.keys.queries import hash_key
 from tests.e2e.jobs import chat, eventually, refused
+from tests.e2e.tenants import PATHS
 from tests.service import BOOTSTRAP_KEY, Service, connect, free_port
 
 Database = psycopg.AsyncConnection[DictRow]
@@ -30,6 +31,7 @@ FIELDS = {
     "account",
     "hint",
     "scopes",
+    "read_only",
     "limits",
     "created_at",
     "expires_at",
@@ -238,6 +240,53 @@ async def test_no_key_gives_or_gets_a_scope_that_it_lacks(
         refused(response, 403, code="insufficient_permissions", param="scopes")
     assert (await get(client, stronger))["status"] == "active"
     assert (await get(client, plain))["scopes"] == []
+
+
+async def test_a_read_only_key_changes_nothing(client: httpx.AsyncClient, using: Connect, account: str) -> None:
+    made = await create(client, account=account, scopes=["admin"], read_only=True)
+    assert made["read_only"] is True
+    who = using(made["key"])
+    own = (await who.get("/account")).json()["key"]
+    assert own == {
+        "id": made["id"],
+        "object": "api_key",
+        "name": "",
+        "account_id": (await who.get("/account")).json()["id"],
+        "scopes": ["admin"],
+        "read_only": True,
+        "limits": {},
+        "expires_at": None,
+    }
+    for path in PATHS:
+        for method in PATHS[path].keys() & {"post", "patch", "delete", "put"}:
+            response = await who.request(method.upper(), path.removeprefix("/api/v1"), content=b"{not json")
+            if path == "/api/v1/responses/input_tokens":
+                refused(response, 400, code="invalid_json")
+            else:
+                refused(response, 403, code="insufficient_permissions")
+                assert "read-only" in response.json()["error"]["message"]
+    for path in ("/jobs", "/batches", "/usage", "/api-keys", "/accounts", "/webhook-deliveries"):
+        assert (await who.get(path)).status_code == 200, path
+        assert (await who.head(path)).status_code == 200, path
+    counted = await who.post("/responses/input_tokens", json={"input": "hi"})
+    assert counted.status_code == 200, counted.text
+    assert (await get(client, made["id"]))["status"] == "active"
+
+
+async def test_a_key_makes_itself_read_only_for_good(client: httpx.AsyncClient, using: Connect, account: str) -> None:
+    made = await create(client, account=account, scopes=["keys:write"])
+    assert made["read_only"] is False
+    who = using(made["key"])
+    narrowed = await who.post(f"/api-keys/{made['id']}", json={"read_only": True})
+    assert narrowed.json()["read_only"] is True
+
+    async def reads_only() -> bool:
+        return (await who.post(f"/api-keys/{made['id']}", json={"read_only": False})).status_code == 403
+
+    await eventually(reads_only, "the key to be read-only")
+    assert await works(who)
+    widened = await client.post(f"/api-keys/{made['id']}", json={"read_only": None})
+    assert widened.json()["read_only"] is False
 
 
 async def test_a_key_may_narrow_and_revoke_itself(client: httpx.AsyncClient, using: Connect, account: str) -> None:
@@ -548,18 +597,25 @@ async def test_what_is_no_id_is_not_found(client: httpx.AsyncClient, key_id: str
     refused(await client.get(f"/api-keys/{key_id}"), 404, param="key_id")
 
 
+async def account_of(client: httpx.AsyncClient, **query: str) -> Json:
+    """Return the account, without the key that asks."""
+    account: Json = (await client.get("/account", params=query)).json()
+    assert account.pop("key")["object"] == "api_key"
+    return account
+
+
 async def test_an_accounts_limits_are_set_and_read(client: httpx.AsyncClient, using: Connect, account: str) -> None:
     who = using((await create(client, account=account))["key"])
-    own = (await who.get("/account")).json()
+    own = await account_of(who)
     assert own.keys() == {"id", "object", "name", "limits", "created_at"}
     assert (own["object"], own["name"], own["limits"]) == ("account", account, {})
     answer = await client.post("/account", params={"account": account}, json={"limits": LIMITS})
     assert answer.status_code == 200, answer.text
     assert answer.json() == {**own, "limits": LIMITS}
-    assert (await who.get("/account")).json() == answer.json()
-    assert (await client.get("/account", params={"account": account})).json() == answer.json()
+    assert await account_of(who) == answer.json()
+    assert await account_of(client, account=account) == answer.json()
     await client.post("/account", params={"account": account}, json={"limits": None})
-    assert (await who.get("/account")).json() == own
+    assert await account_of(who) == own
     refused(await client.post("/account", json={}), 400, param="limits", code="missing_required_parameter")
     refused(await client.post("/account", json={"limits": {"jobs_queued": 0}}), 400, param="limits.jobs_queued")
     refused(await client.post("/account", json={"name": "mine", "limits": {}}), 400, param="name")

@@ -45,7 +45,7 @@ _SETTINGS = settings(
 # Their bodies have the fields of another operation's: there each field's bounds are looked at one by one.
 _SAME = frozenset({"POST /api/v1/jobs", "POST /api/v1/agents/{agent_id}"})
 # The statuses of good requests, where they are not 200 or 202.
-_STATUSES = {"POST /api/v1/account": {403}, "POST /api/v1/responses/compact": {404}}
+_STATUSES = {"POST /api/v1/account": {403}, "GET /api/v1/accounts": {403}, "POST /api/v1/responses/compact": {404}}
 
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 OPERATIONS = {found.ok().label: found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)}
@@ -65,6 +65,8 @@ class Things:
         turn = next(self._turns[case.operation.label])
         if turn % _STRANGE == _STRANGE - 1:
             return
+        if case.headers:
+            case.headers.pop("Headrace-Account", None)  # of administrators alone
         if "Idempotency-Key" in (case.headers or {}):
             case.headers["Idempotency-Key"] = f"{case.operation.label} {turn}"
         ending = case.method == "DELETE" or case.path.endswith(_ENDING)
@@ -154,6 +156,7 @@ def test_the_document_tells_all_that_is_read_and_answered() -> None:
         raw = operation.definition.raw
         named = {parameter["name"] for parameter in raw.get("parameters", [])}
         assert (label.startswith("POST ")) == ("requestBody" in raw) == ("Idempotency-Key" in named), label
+        assert label.startswith("GET /api/") == ("Headrace-Account" in named), label
         assert label.endswith("/events") == ("Last-Event-ID" in named), label
         for status, answer in raw["responses"].items():
             if status.startswith("2"):

@@ -117,3 +117,17 @@ def test_the_bootstrap_key_is_its_variables(run: Run, database_url: str, account
         refused(run(*arguments), "change HEADRACE_BOOTSTRAP_KEY instead")
     changed = printed(run("update", key_id, "--name", "first", "--rpm", "5", "--json"))
     assert (changed["name"], changed["status"], changed["scopes"]) == ("first", "active", [])
+
+
+def test_a_key_is_made_read_only_and_listed_as_such(run: Run, account: str) -> None:
+    made = printed(run("create", "--account", account, "--read-only", "--scope", "usage:read", "--json"))
+    plain = printed(run("create", "--account", account, "--json"))
+    assert (made["read_only"], plain["read_only"]) == (True, False)
+    listed = run("list", "--account", account).output.splitlines()
+    assert [("usage:read read-only" in line, "read-only" in line) for line in listed[1:]] == [
+        (True, True),
+        (False, False),
+    ]
+    assert "read_only" in run("show", made["id"]).output
+    assert "read_only" not in run("show", plain["id"]).output
+    assert printed(run("update", made["id"], "--no-read-only", "--json"))["read_only"] is False

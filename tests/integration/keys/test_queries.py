@@ -9,16 +9,15 @@ import pytest
 
 from headrace.errors import AuthenticationError, NotFoundError
 from headrace.keys import queries
+from headrace.keys.accounts import find_account, limit_account
 from headrace.keys.queries import (
     KeyChanges,
     Principal,
     create_key,
     ensure_bootstrap_key,
-    find_account,
     find_key,
     find_principal,
     hash_key,
-    limit_account,
     list_keys,
     mark_used,
     revoke_key,
@@ -332,12 +331,13 @@ async def test_a_child_that_is_made_while_its_parent_is_revoked_is_revoked_too_o
 
 async def test_which_keys_are_still_valid_is_one_question(database: Database) -> None:
     made = {name: await create_key(database) for name in ("good", "revoked", "expired", "rotated", "overlapping")}
+    made["admin"] = await create_key(database, scopes=["usage:read", "admin"])
     await revoke_key(database, made["revoked"][0])
     await update_key(database, made["expired"][0], {"expires_at": datetime.now(UTC) - timedelta(seconds=1)})
     await rotate_key(database, made["rotated"][0], overlap_seconds=0)
     new = await rotate_key(database, made["overlapping"][0], overlap_seconds=60)
     hashes = {name: hash_key(key) for name, (_, key) in made.items()} | {"new": hash_key(new), "unknown": hash_key("x")}
     valid = await still_valid(database, list(hashes.values()))
-    assert valid == {hashes["good"], hashes["overlapping"], hashes["new"]}
+    assert valid == {hashes[name]: name == "admin" for name in ("good", "overlapping", "new", "admin")}
     for name, key_hash in hashes.items():
         assert (await find_principal(database, key_hash) is not None) == (key_hash in valid), name

@@ -19,7 +19,7 @@ from headrace.errors import QuotaExceededError, RateLimitError, UnavailableError
 from headrace.ids import new_id
 from headrace.jobs.sql.cancel import cancel_job
 from headrace.jobs.sql.erase import delete_job
-from headrace.keys.queries import limit_account
+from headrace.keys.accounts import limit_account
 from headrace.queue import JobQueue
 from headrace.quotas import queries
 from headrace.quotas.gate import _ADMIT, _SETTLE, Demand, Gate, Scope

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -270,6 +273,52 @@ async def test_each_receiver_gets_its_share_oldest_first(database: Database, own
     assert await queries.claim_deliveries(database, limit=3, share=2, in_flight=first) == []
     third = await queries.claim_deliveries(database, limit=30, share=2, in_flight=first[2:])
     assert len(third) == 2
+
+
+async def listed(database: Database, owner: Owner, **asked: Any) -> list[str]:
+    wanted = {"state": None, "after": None, "limit": 10, "descending": True, **asked}
+    return [row.id for row in await queries.list_account_deliveries(database, owner.account_id, **wanted)]
+
+
+async def test_an_account_lists_its_deliveries_of_all_states_in_order(
+    database: Database, owner: Owner, stranger: Owner
+) -> None:
+    await tell(database, stranger, "http://one.example/")
+    ids = [(await delivery(database, owner, await tell(database, owner, "http://one.example/"))).id for _ in range(6)]
+    states = "UPDATE webhook_deliveries SET state = %(state)s, ended_at = now() WHERE id = ANY(%(ids)s)"
+    await execute(database.durable, states, {"state": "delivered", "ids": [ids[0], ids[3]]})
+    await execute(database.durable, states, {"state": "failed", "ids": [ids[1]]})
+    newest = ids[::-1]
+    assert await listed(database, owner) == newest
+    assert await listed(database, owner, descending=False) == ids
+    assert await listed(database, owner, limit=4) == newest[:4]
+    assert await listed(database, owner, after=newest[1], limit=3) == newest[2:5]
+    assert await listed(database, owner, after=ids[1], descending=False) == ids[2:]
+    assert await listed(database, owner, state="delivered") == [ids[3], ids[0]]
+    assert await listed(database, owner, state="delivered", after=ids[3]) == [ids[0]]
+    assert await listed(database, owner, state="failed") == [ids[1]]
+    assert await queries.has_delivery(database, ids[0], owner.account_id)
+    assert not await queries.has_delivery(database, ids[0], stranger.account_id)
+
+
+async def test_a_page_of_deliveries_is_read_by_the_index(database: Database, owner: Owner) -> None:
+    batch_id = await tell(database, owner, "http://one.example/")
+    many = """
+        INSERT INTO webhook_deliveries (id, account_id, batch_id, url, event, payload, state, ended_at, created_at)
+        SELECT 'evt_' || md5(n::text), %(account_id)s, %(batch_id)s, 'http://one.example/', 'batch.failed', '{}',
+               CASE WHEN mod(n, 1000) = 0 THEN 'failed' ELSE 'delivered' END, now(), now() - n * interval '1 s'
+        FROM generate_series(1, 20000) AS n
+    """
+    await execute(database.durable, many, {"account_id": owner.account_id, "batch_id": batch_id})
+    await execute(database.durable, "ANALYZE webhook_deliveries")
+    statement = queries._OF_ACCOUNT.format(columns="delivery.id", beyond="", order="DESC")
+    parameters = {"account_id": owner.account_id, "states": ["pending", "delivered", "failed"], "limit": 21}
+    plan = await execute(database.relaxed, f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+    text = json.dumps(plan[0][0])
+    assert "ix_webhook_deliveries_listed" in text
+    assert "Seq Scan" not in text
+    rows = [int(float(count)) for count in re.findall(r'"Actual Rows": ([0-9.]+)', text)]
+    assert max(rows) <= 3 * 21
 
 
 async def test_receivers_of_one_account_leave_room_for_other_accounts(

@@ -32,6 +32,7 @@ strengths = st.builds(
     scopes=st.frozensets(st.sampled_from(["usage:read", "keys:write", "webhooks:write", "admin"])),
     limits=limits,
     expires_at=st.none() | st.integers(1, 3),
+    read_only=st.booleans(),
 )
 
 
@@ -40,6 +41,7 @@ def may_do(key: Strength) -> set[object]:
     scopes = ["usage:read", "keys:write", "webhooks:write", "admin"]
     able: set[object] = set(scopes if "admin" in key.scopes else key.scopes)
     able |= {("model", name) for name in NAMES if key.limits.allows_model(name)}
+    able |= set() if key.read_only else {"change"}
     able |= {("at", time) for time in range(5) if key.expires_at is None or time < key.expires_at}
     for name in (*COUNTS, *BUDGETS):
         bound = getattr(key.limits, name)
