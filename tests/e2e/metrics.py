@@ -11,6 +11,7 @@ class Scrape:
 
     def __init__(self, text: str) -> None:
         """Read Prometheus's text format."""
+        self.text = text
         self.families = list(text_string_to_metric_families(text))
         self._samples = [sample for family in self.families for sample in family.samples]
 
@@ -19,6 +20,10 @@ class Scrape:
         return sum(
             sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def values(self, label: str) -> set[str]:
+        """Return the values of a label, over all metrics."""
+        return {sample.labels[label] for sample in self._samples if label in sample.labels}
 
     def labels(self) -> dict[str, set[str]]:
         """Return the names of the labels that each of Headrace's metrics has, but for those of buckets."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from headrace.jobs.state import State
+from headrace.settings import Settings
 from headrace.telemetry.metrics import METRICS
 from tests.e2e.jobs import chat, completed, ended, submit
 from tests.e2e.metrics import Scrape, scrape
-from tests.fakes.provider import Provider, answer, status, usage_of
+from tests.fakes.provider import Gate, Provider, answer, chunk, status, stream, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port
 from tests.waiting import until
 
@@ -97,6 +101,42 @@ async def test_each_process_counts_a_known_load(measured: tuple[Service, dict[st
         assert part.total("process_resident_memory_bytes") > 0
 
 
+async def test_the_api_counts_open_streams_and_event_loops_their_lag(
+    measured: tuple[Service, dict[str, int]], provider: Provider
+) -> None:
+    service, ports = measured
+    gate = Gate()
+    provider.script("counted", stream(chunk("a"), gate, chunk("b", finish="stop")))
+    async with connect(service, BOOTSTRAP_KEY) as client:
+        job_id = await submit(client, "counted")
+        async with client.stream("GET", f"/jobs/{job_id}/events") as events:
+            assert await anext(events.aiter_lines())
+            assert scrape(ports["api"]).total("headrace_subscribers") == 1
+            gate.release()
+    until(lambda: scrape(ports["api"]).total("headrace_subscribers") == 0, "the end of the stream")
+    for port in ports.values():
+        until(lambda port=port: scrape(port).total("headrace_event_loop_lag_seconds_count") > 0, "a tick")  # type: ignore[misc]
+
+
+async def test_no_label_has_what_a_client_wrote(measured: tuple[Service, dict[str, int]], model: str) -> None:
+    service, ports = measured
+    async with connect(service, BOOTSTRAP_KEY) as client:
+        for path in (f"/{model}", f"/jobs/{model}", f"/responses/{model}", f"/batches/{model}?a={model}"):
+            assert (await client.get(path, headers={"x-request-id": model})).status_code in {400, 404}
+        answer = await client.post("/chat/completions", json=chat(model, model, user=model, metadata={"a": model}))
+        assert answer.status_code == 200
+        described = (await client.get(f"{service.base_url}/openapi.json")).json()["paths"]
+    until(lambda: scrape(ports["worker"]).total("headrace_jobs_ended_total", model="other") > 0, "the job's end")
+    templates = {path.removeprefix("/api/v1") for path in described}
+    for part in PARTS:
+        told = scrape(ports[part])
+        assert model.lower() not in told.text.lower()
+        assert told.values("route") <= templates | {"(no endpoint)", "fake/counted", "fake/other"}
+        assert told.values("provider") <= {"fake"}
+        assert told.values("model") <= {"counted", "other"}
+        assert told.values("status") <= {"1xx", "2xx", "3xx", "4xx", "5xx", "none"} | {state.value for state in State}
+
+
 async def test_the_scheduler_measures_the_queues(measured: tuple[Service, dict[str, int]]) -> None:
     service, ports = measured
     service.processes["worker"].kill()
@@ -146,6 +186,23 @@ async def test_the_api_serves_its_metrics_to_a_key_with_the_scope(
             assert told.status_code == wanted, (scope, path)
             if wanted == 200:
                 assert "headrace_jobs_submitted" in Scrape(told.text).labels()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_metrics_are_off_by_default(service: Service) -> None:
+    assert Settings.model_fields["metrics_port"].default == 0
+    for name in PARTS:
+        for port in ports_of(service.processes[name].pid):  # the API's own, and the worker's for the demo models
+            assert httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).status_code in {401, 404}
+
+
+def ports_of(pid: int) -> set[int]:
+    """Return the TCP ports on which a process listens."""
+    opened = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    text = "".join(Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    lines = [line.split() for line in text.splitlines() if "local_address" not in line]
+    listening = [line for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in opened]
+    return {int(line[1].rpartition(":")[2], 16) for line in listening}
 
 
 def test_a_port_that_is_taken_is_one_clear_line(measured: tuple[Service, dict[str, int]]) -> None:

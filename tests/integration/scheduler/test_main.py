@@ -11,8 +11,9 @@ import pytest
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.settings import Settings
+from headrace.telemetry.exposition import render_metrics
 from headrace.telemetry.health import HEALTH
-from headrace.telemetry.metrics import LEASES_LOST, QUEUE_JOBS, QUEUE_OLDEST, SCHEDULER_LEADS
+from headrace.telemetry.metrics import LEASES_LOST, QUEUE_JOBS, QUEUE_OLDEST, SCHEDULER_LEADS, STORE_SECONDS
 from scheduler.main import run_until_signal
 from tests.integration.job_rows import Jobs
 from tests.metrics import Rise, values
@@ -41,6 +42,9 @@ async def test_it_leads_measures_rescues_and_drains(
     await eventually(lambda: values(QUEUE_JOBS).get(("flex",)) == 1, "the length of the queue")
     assert values(QUEUE_OLDEST)["flex",] > 0
     await eventually(lambda: lost() == {(): 1}, "the lost lease")
+    asked = Rise(STORE_SECONDS)
+    assert b'headrace_queue_jobs{tier="flex"} 1.0' in render_metrics("scheduler")
+    assert asked() == {}, "a scrape asks no store"
     told = HEALTH.describe("scheduler")
     assert told["last_beat_seconds"] < 60
     assert (told["postgres"], told["redis"], told["draining"]) == ("ok", "ok", False)

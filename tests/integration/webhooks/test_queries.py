@@ -16,6 +16,7 @@ from headrace.batches.state import BatchState
 from headrace.ids import new_id
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
+from headrace.telemetry.metrics import WEBHOOKS
 from headrace.webhooks import queries
 from headrace.webhooks.queries import Outcome
 from headrace.webhooks.signing import derive_secret
@@ -24,6 +25,7 @@ from tests.e2e.jobs import eventually
 from tests.fakes.receiver import Receiver, running_receiver
 from tests.integration.batches.test_queries import create
 from tests.integration.job_rows import Owner
+from tests.metrics import Rise
 
 KEY = "tests-secret-key-tests-secret-key"
 
@@ -113,6 +115,7 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id(
     database: Database, owner: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     receiver.answers.extend([500, 429])
+    counted = Rise(WEBHOOKS)
     batch_id = await tell(database, owner, receiver.url)
     for expected in (500, 429):
         assert await sender.send_due() == 1
@@ -126,6 +129,7 @@ async def test_a_failed_attempt_is_repeated_under_the_same_id(
     assert len({message.body for message in receiver.messages}) == 1
     row = await delivery(database, owner, batch_id)
     assert (row.state, row.attempts) == ("delivered", 3)
+    assert counted() == {("pending",): 2, ("delivered",): 1}
     assert [attempt["response_status"] for attempt in row.history] == [500, 429, 200]
     assert sorted(row.history, key=lambda attempt: attempt["at"]) == row.history
     assert all(attempt["milliseconds"] >= 0 and attempt["error"] is None for attempt in row.history)
@@ -165,8 +169,10 @@ async def test_a_url_that_is_gone_is_sent_nothing_more_until_that_is_asked_for(
     before = await tell(database, owner, receiver.url)
     await execute(database.durable, "UPDATE webhook_deliveries SET due_at = now() + interval '1 hour'")
     receiver.answers.append(410)
+    counted = Rise(WEBHOOKS)
     first = await tell(database, owner, receiver.url)
     assert await sender.send_due() == 1
+    assert counted() == {("failed",): 1}
     row = await delivery(database, owner, first)
     assert (row.state, row.status, row.error, row.next_attempt_at) == ("failed", 410, None, None)
     row = await delivery(database, owner, before)
