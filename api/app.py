@@ -23,6 +23,7 @@ from api.resources import (
     models,
     organization,
     responses,
+    status,
     stored,
     usage,
     webhooks,
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
             api_keys,
             account,
             webhooks,
+            status,
         ):
             app.include_router(resource.router, prefix=prefix, include_in_schema=prefix == _PREFIXES[0])
     for prefix in ("", *_PREFIXES):

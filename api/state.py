@@ -16,6 +16,7 @@ from api.http.room import Room
 from api.http.subscribers import Subscribers
 from api.jobs.doubts import Doubts
 from api.jobs.waiting import WaitingJobs
+from api.overview import Overview
 from api.resources.health import StoresCheck
 from headrace.catalogue.file import CatalogueFile
 from headrace.events.follow import watch
@@ -34,6 +35,7 @@ from headrace.stores.database import Database
 from headrace.stores.group_commit import GroupCommit
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.health import loop_chores
+from headrace.telemetry.rates import report
 
 
 class State(TypedDict):
@@ -53,6 +55,7 @@ class State(TypedDict):
     room: Room
     subscribers: Subscribers
     stores_check: StoresCheck
+    overview: Overview
 
 
 @contextlib.asynccontextmanager
@@ -85,6 +88,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             authenticator.run,
             doubts.run,
             waiting.run,
+            partial(report, redis),
             *loop_chores(settings),
         ):
             yield State(
@@ -101,6 +105,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 room=Room(settings.body_memory_bytes),
                 subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),
+                overview=Overview(database, redis, catalogue),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
             await doubts.finish()

@@ -16,13 +16,15 @@ from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
-from headrace.runtime.chores import going_on
+from headrace.runtime.chores import Chore, going_on
 from headrace.runtime.fingerprints import Fingerprint
+from headrace.runtime.presence import announce_leader
 from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.health import HEALTH, loop_chores
+from headrace.telemetry.rates import report
 from scheduler.batches.runner import BatchRunner
 from scheduler.bookkeeping import Bookkeeper
 from scheduler.gauges import QueueGauges
@@ -55,12 +57,13 @@ async def _schedule(settings: Settings) -> None:
         file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
 
-        chores = [
+        chores: list[Chore] = [
             Sweeper(settings, database, queue, publisher).run,
             BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate).run,
             Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys).run,
             Retention(settings, database).run,
             *([QueueGauges(database).run] if settings.metrics_port else []),
+            partial(announce_leader, redis),
         ]
         sender = _webhook_sender(settings, database)
         if sender is not None:
@@ -69,7 +72,7 @@ async def _schedule(settings: Settings) -> None:
         else:
             log.warning("HEADRACE_SECRET_KEY is not set: this scheduler sends no webhooks, pending ones wait")
         fingerprint = Fingerprint(settings, file, database, part="scheduler")
-        async with going_on(fingerprint.run, *loop_chores(settings)):
+        async with going_on(fingerprint.run, partial(report, redis), *loop_chores(settings)):
             await lead(database.relaxed, chores, again_seconds=settings.sweep_seconds)
 
 

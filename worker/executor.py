@@ -13,6 +13,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
+from headrace import __version__
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.models import Catalogue
 from headrace.events.publisher import Publisher
@@ -23,11 +24,13 @@ from headrace.providers.demo.server import DemoUpstream
 from headrace.queue import TIERS, JobQueue
 from headrace.runtime.chores import Chore, going_on
 from headrace.runtime.fingerprints import Fingerprint
+from headrace.runtime.presence import About
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis, redis_takes_writes
 from headrace.telemetry.health import HEALTH, loop_chores
 from headrace.telemetry.metrics import WORKER_SLOTS, WORKER_SLOTS_TAKEN
+from headrace.telemetry.rates import report
 from worker.attempt import Stop
 from worker.availability import Availability
 from worker.circuit import Rules
@@ -78,7 +81,9 @@ class Executor:
         name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
-        self._circuits = Circuits(redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures))
+        self._circuits = Circuits(
+            redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures), about=self._describe
+        )
         self._throttle = Throttle(redis, lease_seconds=settings.lease_seconds)
         self._availability = Availability()
         self._leases = Leases(settings, database, redis, self._availability)
@@ -99,9 +104,10 @@ class Executor:
             outcomes=Outcomes(endings, self._circuits, attempts_per_route=settings.attempts_per_route),
             measures=measures,
         )
-        slots = Slots(settings.worker_slots, line_slots=line_slots)
+        slots = self._slots = Slots(settings.worker_slots, line_slots=line_slots)
         WORKER_SLOTS.set(settings.worker_slots)
         WORKER_SLOTS_TAKEN.set_function(lambda: slots.taken)
+        self._started_at = time.time()
         self._intake = Intake(
             settings,
             database,
@@ -161,8 +167,21 @@ class Executor:
             self._intake.share,
             self._circuits.run,
             self._throttle.run,
+            partial(report, self._redis),
             *loop_chores(self._settings),
         ]
+
+    def _describe(self) -> About:
+        """Return what this worker tells of its process and its slots."""
+        return About(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            started_at=self._started_at,
+            slots=self._settings.worker_slots,
+            running=self._slots.taken,
+            draining=HEALTH.draining,
+        )
 
     @property
     def reachable(self) -> asyncio.Event:

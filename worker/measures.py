@@ -17,7 +17,7 @@ from headrace.errors import (
 )
 from headrace.jobs.records import ClaimedJob
 from headrace.jobs.state import State
-from headrace.telemetry import metrics
+from headrace.telemetry import metrics, rates
 from headrace.telemetry.metrics import bound, known_model, known_route
 from headrace.usage.measures import count_spent
 from headrace.usage.spent import SpentUsage
@@ -76,6 +76,7 @@ class Measures:
     def ended(self, job: ClaimedJob, state: State, spent: SpentUsage | None) -> None:
         """Count a job that its worker ended, and what its last attempt spent."""
         _ended(state.value, job.tier, self._model(job)).inc()
+        rates.count(state.value)
         self.spent(job, spent)
 
     def spent(self, job: ClaimedJob, spent: SpentUsage | None) -> None:

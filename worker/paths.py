@@ -6,7 +6,7 @@ whose circuit is open hands its jobs to one whose circuit is not, and a job that
 not fail. Once two workers have opened a circuit, and more workers have it open than have had an answer since, the
 others doubt the provider: their next call is a probe.
 
-A call to a provider without trouble costs one look-up in a dictionary. While Redis is unavailable each worker goes by
+A call to a provider without trouble costs two look-ups in dictionaries. While Redis is unavailable each worker goes by
 its own calls. If Redis loses the hash, or an operator drops it, all circuits close until calls fail again.
 """
 
@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from redis.asyncio import Redis
 
-from headrace.errors import UpstreamBusyError, UpstreamRateLimitError
+from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamRefusedError
 from headrace.queue import TIERS
+from headrace.runtime.presence import EVERYONE, About, Calls, View
 from headrace.stores.redis_url import AWAY
 from headrace.telemetry.metrics import CIRCUIT_OPEN
 from worker.circuit import Rules
 from worker.pauses import Pauses
-from worker.peers import EVERYONE, Peers, View
+from worker.peers import Peers
 from worker.troubled import TroubledPaths
 
 log = logging.getLogger(__name__)
@@ -43,10 +45,11 @@ class Circuits:
         tiers: Sequence[str] = TIERS,
         rules: Rules | None = None,
         poll_seconds: float = 1.0,
+        about: Callable[[], About] | None = None,
     ) -> None:
         """Know of no trouble yet; `run` has to run for workers to share what they learn.
 
-        `worker` is a name that no other worker has; `tiers` are those that it serves.
+        `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is.
         """
         rules = rules or Rules()
         self._changed = asyncio.Event()
@@ -54,6 +57,9 @@ class Circuits:
         self.pauses = Pauses(longest_seconds=rules.longest_pause_seconds, on_news=self._changed.set)
         self._peers = Peers(redis, worker)
         self._tiers = tiers
+        self._about = about
+        self.calls: dict[str, Calls] = {}
+        """This worker's calls, by provider."""
         self._poll = poll_seconds
         self._others: Sequence[View] = ()
         self._told = False
@@ -110,6 +116,7 @@ class Circuits:
         self.troubled.tidy()
         unsaved, view = self.pauses.take_unsaved(), self.troubled.view(self._tiers)
         self._show(view)
+        view = replace(view, about=self._about() if self._about is not None else None, calls=self.calls)
         try:
             news = await self._peers.tell(view, unsaved)
         except AWAY as error:
@@ -138,7 +145,7 @@ class Circuits:
 class Call:
     """One call to a provider, between entering and leaving."""
 
-    __slots__ = ("_account", "_circuits", "_name", "_probed", "_reported", "_route")
+    __slots__ = ("_account", "_calls", "_circuits", "_name", "_probed", "_reported", "_route")
 
     def __init__(self, circuits: Circuits, name: str, route: str, account: str) -> None:
         """Ask nothing yet: entering does."""
@@ -161,12 +168,18 @@ class Call:
             raise UpstreamBusyError(retry_after=seconds)
         if self._circuits.troubled.has(self._name):
             self._probed = self._circuits.troubled.enter(self._name, self._account)
+        self._calls = self._circuits.calls.get(self._name) or self._circuits.calls.setdefault(self._name, Calls())
+        self._calls.calls += 1
+        self._calls.running += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         troubled = self._circuits.troubled
+        self._calls.running -= 1
+        if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRefusedError):
+            self._calls.errors += 1
         if error is not None or (troubled.has(self._name) and not self._reported):
             troubled.ended(self._name, error, probed=self._probed, account=self._account)
         if isinstance(error, UpstreamRateLimitError) and error.retry_after:

@@ -4,7 +4,7 @@ Each worker writes a field of its own, once a second and whenever it has news, a
 trip: which tiers it serves, which circuits are open on its own paths or have failures, and where it has had an answer
 while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. A worker
 changes its own field alone, so no field has to be compared or locked. A worker that has not written for a while does
-not count.
+not count. `headrace/runtime/presence.py` has the format of a field.
 """
 
 from __future__ import annotations
@@ -12,50 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import orjson
 from redis.asyncio import Redis
 
+from headrace.runtime.presence import KEY, PRESENT_MS, View
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 
-KEY = "headrace:paths"
-# Milliseconds after which a worker that has not written is not counted.
-_PRESENT_MS = 5_000
 _TELL = read_script(__package__, "peers.lua")
-
-EVERYONE = ""
-"""The key of the circuit that holds for every account; any other key is an account's."""
-
-Keys = Mapping[str, Sequence[str]]
-"""The keys of circuits, by provider."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one worker tells."""
-
-    tiers: Sequence[str]
-    open: Keys
-    """Circuits that its own failures opened."""
-    failing: Keys
-    """Circuits with failures and no answer since; open ones too."""
-    answered: Keys
-    """Circuits that are open elsewhere, and on which it has had an answer since."""
-
-    def pack(self) -> bytes:
-        """Return the view as it is kept in Redis."""
-        return orjson.dumps(
-            {"tiers": self.tiers, "open": self.open, "failing": self.failing, "answered": self.answered}
-        )
-
-    @classmethod
-    def unpack(cls, text: bytes) -> View:
-        """Return what `pack` packed; a text of another version counts as a worker that serves no tier."""
-        try:
-            told = orjson.loads(text)
-            return cls(told["tiers"], told["open"], told["failing"], told["answered"])
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return cls((), {}, {}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +48,7 @@ class Peers:
             AWAY: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
-        said = [self._worker, view.pack(), _PRESENT_MS, *arguments]
+        said = [self._worker, view.pack(), PRESENT_MS, *arguments]
         known, views, kept = await self._tell(keys=[self._key], args=said)
         return News(
             forgotten=not known,

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from headrace.errors import UpstreamError, UpstreamRateLimitError, UpstreamUnavailableError
+from headrace.runtime.presence import EVERYONE, View
 from worker.circuit import HEALTHY, Circuit, Rules
-from worker.peers import EVERYONE, View
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ class Path:
     def open(self) -> list[str]:
         """Return the circuits that are open after failures here."""
         return [key for key in self.failing() if self.circuits[key].open_until]
+
+    def probing(self, now: int) -> bool:
+        """Tell whether everyone's circuit is open after failures here and its cooling time is over."""
+        circuit = self.circuits.get(EVERYONE, HEALTHY)
+        return bool(circuit.failures) and 0 < circuit.open_until <= now
 
 
 class TroubledPaths:
@@ -113,6 +118,7 @@ class TroubledPaths:
             {name: keys for name, path in self._paths.items() if (keys := path.open())},
             {name: keys for name, path in self._paths.items() if (keys := path.failing())},
             {name: list(path.answered) for name, path in self._paths.items() if path.answered},
+            probing=[name for name, path in self._paths.items() if path.probing(_now())],
         )
 
     def tidy(self) -> None:

@@ -32,6 +32,7 @@ from headrace.keys.queries import Principal
 from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.runtime.offload import offloaded
+from headrace.telemetry import rates
 from headrace.telemetry.context import note
 from headrace.telemetry.metrics import JOBS_SUBMITTED, bound
 
@@ -202,6 +203,7 @@ async def _commit(request: Request, submission: Submission) -> int:
             await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
         raise
     _submitted(job.tier, job.format).inc()
+    rates.count("submitted")
     state.waiting.add(job.account_id)
     if job.delay_seconds:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))

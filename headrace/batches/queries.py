@@ -168,6 +168,14 @@ async def list_active(database: Database) -> Sequence[Row]:
     return await execute(database.relaxed, _LIST_ACTIVE)
 
 
+_LIST_LATEST = _VIEW + f"WHERE state IN {_ACTIVE} ORDER BY batches.id DESC LIMIT %(limit)s"
+
+
+async def list_latest_active(database: Database, *, limit: int) -> Sequence[Row]:
+    """Return up to `limit` batches of all accounts that have not ended, newest first."""
+    return await execute(database.lists, _LIST_LATEST, {"limit": limit})
+
+
 _MOVE = """
 UPDATE batches SET state = %(to)s,
     in_progress_at = CASE WHEN %(to)s = 'in_progress' THEN now() ELSE in_progress_at END,

@@ -18,6 +18,7 @@ from headrace.runtime.clock import now
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
+from headrace.telemetry import rates
 from headrace.telemetry.metrics import JOBS_ENDED, OTHER, bound
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Publisher:
         """Tell a job's readers of a state that Postgres has accepted: queued again, or ended without a worker."""
         if job.state.is_final:
             _ended(job.state.value, job.tier, OTHER).inc()
+            rates.count(job.state.value)
         kind = "retrying" if job.state is State.QUEUED else job.state.value
         self.publish(Frame(job.id, job.attempt, 0, kind, ()), origin=job.origin)
 

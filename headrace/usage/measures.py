@@ -1,7 +1,8 @@
-"""What the usage of attempts adds to the metrics, in the worker and for lines that a provider's batch API ran."""
+"""What the usage of attempts adds to metrics and rates, in the worker and for lines that a provider's batch API ran."""
 
 from __future__ import annotations
 
+from headrace.telemetry import rates
 from headrace.telemetry.metrics import COST, TOKENS, bound
 from headrace.usage.spent import SpentUsage
 
@@ -14,6 +15,7 @@ def count_spent(model: str, spent: SpentUsage) -> None:
     tokens = spent.tokens
     _tokens("input", model).inc(tokens.prompt_tokens)
     _tokens("output", model).inc(tokens.completion_tokens)
+    rates.count_spent(tokens.prompt_tokens, tokens.completion_tokens, spent.cost)
     if tokens.cached_tokens:
         _tokens("cached", model).inc(tokens.cached_tokens)
     if tokens.reasoning_tokens:

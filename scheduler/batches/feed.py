@@ -19,6 +19,7 @@ from headrace.queue import JobQueue
 from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry import rates
 from headrace.telemetry.metrics import BATCH_LINES
 from scheduler.batches.agents import BatchAgents
 from scheduler.batches.input import read_input
@@ -79,6 +80,7 @@ class Feeder:
             if not fed:
                 return False
             BATCH_LINES.inc(len(lines))
+            rates.count("submitted", len(lines))
             self._offset = end
             if parcel is None:
                 self._queue.wake([line.id for line in lines], tier="batch")

@@ -35,6 +35,7 @@ from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
+from headrace.telemetry import rates
 from headrace.telemetry.metrics import ATTEMPTS, JOBS_ENDED, PARCELS, known_model, known_route
 from headrace.usage.measures import count_spent
 from headrace.usage.spent import spent_on
@@ -225,6 +226,7 @@ class NativeBatch:
         called = known_route(route.name, self._catalogue.written_routes)
         ATTEMPTS.labels(route.provider_name, model, job.state.value, called).inc()
         JOBS_ENDED.labels(job.state.value, "batch", model).inc()
+        rates.count(job.state.value)
         if job.spent is not None:
             count_spent(model, job.spent)
 

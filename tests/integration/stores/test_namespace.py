@@ -21,6 +21,7 @@ from headrace.ids import new_id
 from headrace.queue import JobQueue, create_celery, queue_name
 from headrace.quotas.gate import Demand, Gate, Scope
 from headrace.quotas.rules import Limits
+from headrace.runtime.presence import View
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.deployment import read_namespace, with_namespace
@@ -30,7 +31,7 @@ from tests.integration.databases import create_database
 from tests.integration.job_rows import Owner
 from tests.service import Stores
 from tests.waiting import eventually
-from worker.peers import Peers, View
+from worker.peers import Peers
 from worker.throttle import Throttle
 
 

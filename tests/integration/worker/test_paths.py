@@ -7,7 +7,10 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
@@ -22,11 +25,11 @@ from headrace.errors import (
     UpstreamUnavailableError,
 )
 from headrace.runtime.chores import going_on
+from headrace.runtime.presence import KEY, About, Calls, read_presence
 from headrace.stores.redis import connect_redis
 from tests.waiting import eventually
 from worker.circuit import Rules
 from worker.paths import Circuits
-from worker.peers import KEY
 
 RULES = Rules(failures=5, cooling_seconds=60)
 HASTY = Rules(failures=5, cooling_seconds=0.02, probe_seconds=60)
@@ -102,8 +105,49 @@ async def test_a_worker_tells_the_others_nothing_of_calls_without_trouble(redis:
     await end(circuits, times=100)
     assert not circuits.troubled.has(NAME)
     await circuits.refresh()
-    [(_, view)] = (await redis.hgetall(KEY)).items()
-    assert NAME.encode() not in view
+    [told] = (await read_presence(redis)).workers
+    assert not any((told.view.open, told.view.failing, told.view.answered, told.view.probing))
+
+
+async def test_a_worker_counts_its_calls_and_those_that_failed(redis: Redis) -> None:
+    circuits = worker(redis)
+    await end(circuits, times=2)
+    await end(circuits, UpstreamTimeoutError(), times=3)
+    await end(circuits, UpstreamRefusedError())
+    async with circuits.call(NAME):
+        await circuits.refresh()
+    [told] = (await read_presence(redis)).workers
+    assert told.view.calls == {NAME: Calls(running=1, calls=7, errors=3)}
+    assert circuits.calls[NAME].running == 0
+
+
+async def test_a_record_shows_that_an_open_circuit_is_probed_next(redis: Redis) -> None:
+    circuits, hasty = worker(redis), worker(redis, HASTY)
+    await end(circuits, UpstreamError(), 5)
+    await end(hasty, UpstreamError(), 5)
+    await allowed(hasty)
+    await told(circuits, hasty)
+    first, second = (await read_presence(redis)).workers
+    assert first.view.open == second.view.open == {NAME: [""]}
+    assert (first.view.probing, second.view.probing) == ([], [NAME])
+
+
+async def test_records_of_other_releases_are_read(redis: Redis) -> None:
+    circuits = worker(redis, tiers=("default",))
+    now = (await redis.time())[0] * 1000
+    earlier = {"tiers": ["flex"], "open": {NAME: [""]}, "failing": {}, "answered": {}}
+    about = About("there", 7, "9", started_at=1.5, slots=4, running=1, draining=True)
+    later: dict[str, Any] = {**earlier, "more": 1, "about": asdict(about) | {"more": 1}, "calls": {NAME: {"calls": 3}}}
+    for name, record in (("here:1:earlier", earlier), ("there:7:later", later)):
+        await redis.hset(KEY, f"worker {name}", f"{now} {orjson.dumps(record).decode()}")
+    await redis.hset(KEY, "worker gone:3:x", f"{now - 60_000} {{}}")
+    first, second = (await read_presence(redis)).workers
+    assert (first.name, first.view.tiers, first.view.about, first.view.calls) == ("here:1:earlier", ["flex"], None, {})
+    assert second.view.about == about
+    assert second.view.calls == {NAME: Calls(calls=3)}
+    await circuits.refresh()
+    assert circuits.served_elsewhere("another", "flex")
+    assert not circuits.served_elsewhere(NAME, "flex")
 
 
 async def test_one_call_probes_and_its_answer_closes(redis: Redis) -> None:

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.circuit import Circuit, Rules
-from worker.peers import View
 
 RULES = Rules(failures=3, cooling_seconds=10, longest_cooling_seconds=60, forget_seconds=600)
 NOW = 1_777_898_096_000
@@ -16,7 +15,6 @@ CIRCUITS = st.builds(
     open_until=st.just(0) | st.integers(NOW - 10**6, NOW + 10**6),
     probe_until=st.just(0) | st.integers(NOW - 10**6, NOW + 10**6),
 )
-KEYS = st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3), max_size=3)
 
 
 def failed(circuit: Circuit, times: int = 1, *, now: int = NOW, probe: bool = False) -> Circuit:
@@ -92,16 +90,3 @@ def test_tidying_up_frees_nobody_and_blocks_nobody(circuit: Circuit, later: int)
 def test_a_failure_blocks_for_no_longer_than_the_bound(circuit: Circuit, jitter: float, probe: bool) -> None:
     after = circuit.failed(NOW, RULES, probe=probe, jitter=jitter)
     assert after.blocked(NOW) <= max(circuit.blocked(NOW), int(60_000 * 1.25))
-
-
-@given(st.lists(st.text(max_size=5), max_size=4), KEYS, KEYS)
-def test_a_view_comes_back_the_same(
-    tiers: list[str], opened: dict[str, list[str]], answered: dict[str, list[str]]
-) -> None:
-    view = View(tiers, opened, opened, answered)
-    assert View.unpack(view.pack()) == view
-
-
-@given(st.binary())
-def test_a_view_of_another_version_is_a_worker_that_serves_nothing(text: bytes) -> None:
-    assert View.unpack(text) == View((), {}, {}, {})
