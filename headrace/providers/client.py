@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError
@@ -35,7 +35,12 @@ _LOST = "The connection to the model's provider failed."
 _LONGEST_REASON = 300
 # The user of a URL, and its query with whatever comes behind.
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
-_READ = httpx.ByteStream(b"")
+# Seconds that an idle connection is kept.
+_KEEPALIVE_SECONDS = 60.0
+# Bytes of an answer that are taken at a time, at most.
+_PIECE_BYTES = 16 * 1024
+# Addresses of calls that are remembered.
+_MOST_ADDRESSES = 256
 # How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
 _EVENTS = (b"data", b"event", b"id", b"retry", b"error", b":", b"\xef\xbb\xbf")
 # Two objects of a stream that is a JSON document a line; one document cannot have this, even in its strings.
@@ -74,19 +79,18 @@ class ProviderClient:
     """Connections to every provider, kept alive between calls."""
 
     def __init__(self, *, connections: int) -> None:
-        """Allow `connections` calls at the same time; httpx's own limit is 100."""
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
-        self._http = httpx.AsyncClient(
-            # aiohttp's transport costs a sixth of httpx's own for a request, and of a chunk.
-            transport=AiohttpTransport(limits=limits),
-            headers={"user-agent": "headrace", "accept-encoding": "identity"},
-            follow_redirects=False,
-            trust_env=False,
+        """Allow `connections` calls at the same time. It is made where the event loop runs."""
+        # The certificates that httpx trusts: SSL_CERT_FILE or SSL_CERT_DIR, else certifi's.
+        tls = httpx.create_ssl_context()
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=tls),
+            headers={"user-agent": "headrace", "accept-encoding": "identity", "connection": "keep-alive"},
+            cookie_jar=aiohttp.DummyCookieJar(),  # no call is to show a provider what it told another one
         )
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        await self._http.close()
 
     @contextlib.asynccontextmanager
     async def call(
@@ -107,36 +111,41 @@ class ProviderClient:
             UpstreamError: No answer, or an error status; the class says which, and whether to try again.
         """
         patience = provider.connect_timeout + provider.read_timeout
-        address = _address(url)
-        url, login = _apart(url)
-        with _translated(address, patience):
+        target = _target(url)
+        with _translated(target.address, patience):
             async with asyncio.timeout(patience) as silence:
-                request = self._http.build_request(
+                response = await self._http.request(
                     method,
-                    url,
-                    content=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body,
-                    headers={**_body_headers(body), **login, **headers},
-                    # Silence has a timer of ours: the transport's costs a tenth of a delta, and misses some silences.
-                    timeout=httpx.Timeout(None, connect=provider.connect_timeout),
+                    target.url,
+                    data=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body or None,
+                    headers={**_body_headers(body), **target.login, **headers},
+                    allow_redirects=False,
+                    timeout=_connecting(provider.connect_timeout),
                 )
-                response = await self._http.send(request, stream=True)
         try:
-            if response.status_code != 200:
-                raise await _refusal(response, FORMATS[FORMAT_OF[provider.kind]], address)
-            yield Answer(response, address, silence_seconds=provider.read_timeout, allowance=allowance or Allowance())
+            if response.status != 200:
+                raise await _refusal(response, FORMATS[FORMAT_OF[provider.kind]], target.address)
+            yield Answer(
+                response,
+                target.address,
+                silence_seconds=provider.read_timeout,
+                allowance=allowance or Allowance(),
+            )
         finally:
-            with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError):
-                await response.aclose()
-            response.stream = _READ  # httpx's response and its stream hold each other, and with them the request's body
+            with contextlib.suppress(aiohttp.ClientError):
+                response.release()
+                await response.wait_for_close()
 
 
 class Answer:
     """A provider's answer with status 200, yet to be read."""
 
-    def __init__(self, response: httpx.Response, address: str, *, silence_seconds: float, allowance: Allowance) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, address: str, *, silence_seconds: float, allowance: Allowance
+    ) -> None:
         """Wait no longer than `silence_seconds` for the next bytes; errors name the `address`."""
         self._address = address
-        self._arriving = _decoded(response)
+        self._arriving = response.content.iter_chunked(_PIECE_BYTES)
         self._lines = "ndjson" in response.headers.get("content-type", "")
         self._allowance = allowance
         self._silence = silence_seconds
@@ -206,12 +215,6 @@ class Answer:
         return _translated(self._address, self._silence)
 
 
-def _decoded(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Return the bytes of an answer as they arrive, uncompressed: some servers compress without being asked."""
-    encoding = response.headers.get("content-encoding", "identity")
-    return response.aiter_raw() if encoding == "identity" else response.aiter_bytes()
-
-
 def _body_headers(body: bytes | Upload) -> dict[str, str]:
     """Return the headers of a body. The transport adds the length of bytes itself."""
     if isinstance(body, Upload):
@@ -233,36 +236,41 @@ def _translated(address: str, patience: float) -> Iterator[None]:
     """Translate a connection's errors to UpstreamError; `patience` is how many seconds the provider may be silent."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        # The transport calls every lost connection a connect time-out: only its cause tells them apart.
-        detail = f"{address}: {_reason(error)}"
-        if isinstance(error.__cause__, TimeoutError):
-            raise UpstreamTimeoutError(detail=detail) from error
-        raise UpstreamError(_LOST, detail=detail) from error
+    except aiohttp.ServerTimeoutError as error:
+        raise UpstreamTimeoutError(detail=f"{address}: {_reason(error)}") from error
     except TimeoutError as error:
         raise UpstreamTimeoutError(detail=f"{address}: nothing came for {patience:g} s") from error
-    except (
-        httpx.HTTPError,
-        httpx.InvalidURL,
-        aiohttp.ClientError,
-    ) as error:  # what is no proper HTTP comes through untranslated
+    except aiohttp.ClientError as error:
         raise UpstreamError(_LOST, detail=f"{address}: {_reason(error)}") from error
 
 
-def _address(url: str) -> str:
-    """Return a URL's scheme and host, without parts that may be secret: user, path and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a call goes."""
+
+    url: str
+    """The URL without its user."""
+    login: Mapping[str, str]
+    """The header with the URL's user: aiohttp takes only one of both."""
+    address: str
+    """The URL's scheme and host, without parts that may be secret: user, path and query."""
 
 
-def _apart(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL without its user, and the header with that user: the transport takes only one of both."""
+@functools.lru_cache(_MOST_ADDRESSES)
+def _target(url: str) -> _Target:
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
+    address = f"{parts.scheme}://{host}"
     if not at:
-        return url, {}
+        return _Target(url, {}, address)
     encoded = base64.b64encode(unquote_to_bytes(login)).decode()
-    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {encoded}"}
+    return _Target(parts._replace(netloc=host).geturl(), {"authorization": f"Basic {encoded}"}, address)
+
+
+@functools.lru_cache(_MOST_ADDRESSES)
+def _connecting(seconds: float) -> aiohttp.ClientTimeout:
+    """Return the timer of a new connection alone. Silence has timers of ours: aiohttp's miss some silences."""
+    return aiohttp.ClientTimeout(sock_connect=seconds)
 
 
 def _reason(error: Exception) -> str:
@@ -271,14 +279,14 @@ def _reason(error: Exception) -> str:
     return _SECRET_IN_URL.sub("", text)[:_LONGEST_REASON]
 
 
-async def _refusal(response: httpx.Response, form: WireFormat, address: str) -> UpstreamError:
+async def _refusal(response: aiohttp.ClientResponse, form: WireFormat, address: str) -> UpstreamError:
     body = b""
     with contextlib.suppress(UpstreamError), _translated(address, 0):
-        async for piece in _decoded(response):
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
             body += piece
             if len(body) > _LARGEST_ERROR:
                 break
-    return failure(form.parse_error(body), response.status_code, retry_after=cooldown_seconds(response.headers))
+    return failure(form.parse_error(body), response.status, retry_after=cooldown_seconds(response.headers))
 
 
 def without_secret(error: UpstreamError, secret: str | None) -> UpstreamError:
