@@ -60,6 +60,10 @@ class Api:
         """Delete what is at a path and return the answer. Raises as `get` does."""
         return (await self._ask("DELETE", path, params=_sent(parameters))).json()
 
+    async def model_names(self) -> list[str]:
+        """Return the names of the models that the key may ask."""
+        return [model["id"] for model in (await self.get("/models"))["data"] if model["owned_by"] != "agent"]
+
     async def forward(self, path: str, body: AsyncIterator[bytes], headers: Mapping[str, str]) -> Any:
         """Send a body on as it arrives, such as an upload, and return the answer. Raises as `get` does."""
         return (await self._ask("POST", path, content=body, headers=headers, patience=_UNLIMITED)).json()

@@ -1,11 +1,14 @@
-"""The first page: queues, rates, errors, spend."""
+"""The first page: queues, rates, errors, spend, and what runs longest."""
 
 from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from console.client import ApiError
 from console.render import page
 from console.security import Reading, SignedIn
 
@@ -14,12 +17,34 @@ router = APIRouter()
 
 @router.get("/")
 async def show_overview(request: Request, session: SignedIn, api: Reading) -> Response:
-    """Show the service's state to a key that may read it, and the account's own jobs to any."""
-    try:
-        status = await api.get("/status") if session.may("metrics:read") else None
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        status = None  # an API of an earlier release
-    jobs = await api.get("/jobs", limit=10)
-    return page(request, "overview.html", status_=status, jobs=jobs["data"])
+    """Show the service's state to a key that may read it, and the account's own jobs to any key."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    usage, jobs, failed, batches, service = await asyncio.gather(
+        api.get("/usage", start=int(today.timestamp())),
+        api.get("/jobs", limit=8),
+        api.get("/jobs", status="failed", limit=5),
+        api.get("/batches", limit=5),
+        api.get("/status") if session.may("metrics:read") else _nothing(),
+    )
+    return page(
+        request,
+        "overview.html",
+        service=service,
+        today=_summed(usage["data"]),
+        jobs=jobs["data"],
+        failed=failed["data"],
+        batches=batches["data"],
+    )
+
+
+async def _nothing() -> None:
+    """Stand for an answer that the key may not have."""
+
+
+def _summed(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the requests, tokens and USD of usage rows."""
+    return {
+        "requests": sum(row["requests"] for row in rows),
+        "tokens": sum(row["total_tokens"] for row in rows),
+        "cost": sum(float(row["cost"] or 0) for row in rows),
+    }

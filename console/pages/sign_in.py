@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
 from console.render import page, redirect
-from console.security import COOKIE, Acting, check_origin, set_cookie
+from console.security import COOKIE, Acting, check_origin, local_path, set_cookie
 from console.sessions import Session
 
 router = APIRouter()
@@ -41,7 +41,7 @@ async def sign_in(request: Request) -> Response:
         return _ask(request, error=text, status=error.status)
     sessions = request.app.state.sessions
     sessions.end(request.cookies.get(COOKIE, ""))
-    response = redirect(_local(str(form.get("next", ""))))
+    response = redirect(local_path(str(form.get("next", ""))))
     set_cookie(request, response, sessions.start(Session(key, account)))
     return response
 
@@ -79,11 +79,5 @@ def _ask(request: Request, *, error: str | None = None, notice: str | None = Non
         status=status,
         error=error,
         notice=notice,
-        next=_local(request.query_params.get("next", "")),
+        next=local_path(request.query_params.get("next", "")),
     )
-
-
-def _local(path: str) -> str:
-    """Return a path of the console, or the first page for anything that could lead to another site."""
-    fine = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
-    return path if fine else "/"
