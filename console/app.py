@@ -38,6 +38,7 @@ def create_app(api_url: str) -> FastAPI:
     app.add_exception_handler(ApiUnavailableError, _unavailable)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_page)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -90,4 +91,15 @@ async def _no_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return page(
         request, "problem.html", status=error.status_code, title="No such page", text="The navigation lists all pages."
+    )
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    """Answer a fault of the console; the server logs it with its traceback."""
+    return page(
+        request,
+        "problem.html",
+        status=500,
+        title="The console failed",
+        text="This page has a fault. The log of the console says more.",
     )

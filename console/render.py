@@ -37,6 +37,13 @@ _THEMES = {"light", "dark"}
 DASH = "\N{EN DASH}"
 
 
+class Given(dict[str, Any]):
+    """What a query or a form has. A template reads a name that it does not have as an empty text."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
 def page(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
     """Return a page. The template sees the request's session, or None before a sign-in."""
     session: Session | None = getattr(request.state, "session", None)
@@ -46,7 +53,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
         session=session,
         messages=session.take_messages() if session else [],
         path=request.url.path,
-        query=dict(request.query_params),
+        query=Given(request.query_params),
         theme=theme if theme in _THEMES else "",
     )
     return HTMLResponse(text, status)

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import ApiError
-from console.render import page, pretty, redirect
+from console.render import Given, page, pretty, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
 router = APIRouter(prefix="/agents")
@@ -108,7 +108,7 @@ def _form(
         request,
         "agent_form.html",
         status=200 if error is None else 422,
-        values=values,
+        values=Given(values),
         models=models,
         agent_id=agent_id,
         error=error,

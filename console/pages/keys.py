@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import Api, ApiError
-from console.render import page, redirect
+from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
 router = APIRouter(prefix="/keys")
@@ -38,7 +39,7 @@ _DAY = 86_400
 @router.get("")
 async def show_keys(request: Request, session: SignedIn, api: Reading) -> Response:
     """List the account's keys, or show the session's own if it may not."""
-    account = await api.get("/account")
+    account = await api.get("/account", account=request.query_params.get("account") if session.is_admin else None)
     if not session.may("keys:write"):
         return page(request, "keys.html", account=account, keys=None)
     chosen = {name: request.query_params.get(name) for name in ("account", "include_revoked", "after")}
@@ -63,6 +64,28 @@ async def create_key(request: Request, session: Acting, api: Writing) -> Respons
     return page(request, "new_key.html", made=made, rotated=False)
 
 
+@router.get("/account")
+async def show_account(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+    """Show the form for the limits of an account."""
+    account = await api.get("/account", account=request.query_params.get("account"))
+    return _limits_form(request, account["name"], _shown(account["limits"]))
+
+
+@router.post("/account")
+async def limit_account(request: Request, session: Acting, api: Writing) -> Response:
+    """Change the limits that hold for all keys of an account together."""
+    form = await request.form()
+    name = str(form.get("account", ""))
+    try:
+        account = await api.get("/account", account=name)
+        limits = _kept(account["limits"]) | _read_limits(form)
+        await api.post(f"/account?account={quote(name)}", {"limits": limits or None})
+    except (ApiError, _FieldError) as error:
+        return _limits_form(request, name, _values(form), error=error)
+    session.say(f"The limits of the account {name} are changed.")
+    return redirect(f"/keys?account={quote(name)}")
+
+
 @router.get("/{key_id}")
 async def show_key(request: Request, session: SignedIn, api: Reading, key_id: str) -> Response:
     """Show a key with its limits, and what it has spent of its budgets."""
@@ -80,9 +103,7 @@ async def show_key(request: Request, session: SignedIn, api: Reading, key_id: st
 async def show_edit(request: Request, session: SignedIn, api: Reading, key_id: str) -> Response:  # noqa: ARG001
     """Show the form of a key."""
     key = await api.get(f"/api-keys/{key_id}")
-    limits = {name: value for name, value in key["limits"].items() if name != "models"}
-    models = ", ".join(key["limits"].get("models") or ())
-    known = {**limits, "models": models, "name": key["name"], "scopes": key["scopes"]}
+    known = {**_shown(key["limits"]), "name": key["name"], "scopes": key["scopes"]}
     return _form(request, known, title=f"Change {key['name'] or key_id}", key=key)
 
 
@@ -92,9 +113,8 @@ async def update_key(request: Request, session: Acting, api: Writing, key_id: st
     form = await request.form()
     try:
         key = await api.get(f"/api-keys/{key_id}")
-        kept = {name: key["limits"][name] for name in ("alert_webhook",) if name in key["limits"]}
         body = _read(form, new=False, admin=session.is_admin)
-        await api.post(f"/api-keys/{key_id}", {**body, "limits": {**kept, **body["limits"]}})
+        await api.post(f"/api-keys/{key_id}", {**body, "limits": _kept(key["limits"]) | body["limits"]})
     except (ApiError, _FieldError) as error:
         return _form(request, _values(form), title="Change the key", key={"id": key_id}, error=error)
     session.say("The key is changed. It takes effect within a second.")
@@ -139,13 +159,44 @@ def _form(
         status=200 if error is None else 422,
         title=title,
         key=key,
-        values=values,
+        values=Given(values),
         error=error,
-        wrong="" if error is None or error.param is None else error.param.rpartition(".")[2],
+        wrong=_field(error),
         scopes=SCOPES,
         counts=COUNTS,
         budgets=BUDGETS,
     )
+
+
+def _limits_form(
+    request: Request, account: str, values: Mapping[str, Any], error: ApiError | _FieldError | None = None
+) -> Response:
+    return page(
+        request,
+        "account_limits.html",
+        status=200 if error is None else 422,
+        account=account,
+        values=Given(values),
+        error=error,
+        wrong=_field(error),
+        counts=COUNTS,
+        budgets=BUDGETS,
+    )
+
+
+def _field(error: ApiError | _FieldError | None) -> str:
+    """Return the field of a form that an error is about, or an empty text."""
+    return "" if error is None or error.param is None else error.param.rpartition(".")[2]
+
+
+def _shown(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return limits as a form shows them."""
+    return {**limits, "models": ", ".join(limits.get("models") or ())}
+
+
+def _kept(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits that the form does not have, which a change keeps."""
+    return {name: limits[name] for name in ("alert_webhook",) if name in limits}
 
 
 def _values(form: FormData) -> dict[str, Any]:
@@ -159,17 +210,10 @@ def _read(form: FormData, *, new: bool, admin: bool) -> dict[str, Any]:
     Raises:
         _FieldError: A field that holds a number holds something else.
     """
-    limits: dict[str, Any] = {name: _number(form, name) for name in COUNTS if form.get(name)}
-    limits |= {name: str(form[name]).strip() for name in BUDGETS if form.get(name)}
-    models = [pattern.strip() for pattern in str(form.get("models", "")).split(",") if pattern.strip()]
-    if models:
-        limits["models"] = models
-    if form.get("wait"):
-        limits["wait"] = True
     body: dict[str, Any] = {
         "name": str(form.get("name", "")).strip(),
         "scopes": form.getlist("scopes"),
-        "limits": limits,
+        "limits": _read_limits(form),
     }
     if form.get("days"):
         body["expires_in_seconds"] = _number(form, "days") * _DAY
@@ -178,6 +222,18 @@ def _read(form: FormData, *, new: bool, admin: bool) -> dict[str, Any]:
     if new and admin and form.get("account"):
         body["account"] = str(form["account"]).strip()
     return body
+
+
+def _read_limits(form: FormData) -> dict[str, Any]:
+    """Return the limits that a form asks for. Raises as `_read` does."""
+    limits: dict[str, Any] = {name: _number(form, name) for name in COUNTS if form.get(name)}
+    limits |= {name: str(form[name]).strip() for name in BUDGETS if form.get(name)}
+    models = [pattern.strip() for pattern in str(form.get("models", "")).split(",") if pattern.strip()]
+    if models:
+        limits["models"] = models
+    if form.get("wait"):
+        limits["wait"] = True
+    return limits
 
 
 def _number(form: FormData, name: str) -> int:
