@@ -48,7 +48,8 @@ def problems(text: str, place: str) -> list[str]:
     found = []
     for match in PATTERN.finditer(text):
         phrase = re.sub(r"[\s#>]+", " ", match[2] or "")
-        if phrase and "None" not in phrase:  # `is None` is code
+        code = "None" in phrase or (phrase == "is none" and place.endswith(".html"))  # Python's, and a template's
+        if phrase and not code:
             line = text.count("\n", 0, match.start()) + 1
             found.append(f"{place}:{line}: '{phrase}': {WORDS[phrase.lower()]}")
     return found

@@ -128,7 +128,7 @@ def copied(text: str) -> Markup:
     """Return an id in code with a button that copies it."""
     return Markup(
         '<code class="id">{0}</code><button type="button" class="copy" data-copy="{0}" '
-        'aria-label="Copy {0}" title="Copy">⧉</button>'
+        'aria-label="Copy {0}">Copy</button>'
     ).format(escape(text))
 
 

@@ -5,6 +5,7 @@ import "./shortcuts.js";
 import { showTimes } from "./times.js";
 
 showTimes(document);
+document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 
 document.addEventListener("click", async (event) => {
   const opener = event.target.closest("[data-opens]");
@@ -13,9 +14,8 @@ document.addEventListener("click", async (event) => {
   const copier = event.target.closest("[data-copy]");
   if (copier) {
     await navigator.clipboard.writeText(copier.dataset.copy);
-    const before = copier.textContent;
-    copier.textContent = "✓";
-    setTimeout(() => (copier.textContent = before), 1200);
+    copier.textContent = "Copied";
+    setTimeout(() => (copier.textContent = "Copy"), 1200);
   }
 
   if (event.target.closest("[data-theme-switch]")) {
