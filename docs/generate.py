@@ -69,6 +69,8 @@ Where there is no `headrace.toml`, a process also looks for the keys of three pr
 those that are set: `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` and `GEMINI_API_KEY`. `headrace batch` is a client of the API.
 It reads `HEADRACE_URL` and `HEADRACE_API_KEY`.
 
+OpenTelemetry's `OTEL_*` variables configure [traces](../how-to/trace.md).
+
 This page is made from `headrace/settings.py` by `make reference`.
 
 {sections}"""

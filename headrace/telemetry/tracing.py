@@ -31,7 +31,7 @@ Kind = Literal["PRODUCER", "CONSUMER", "CLIENT", "INTERNAL"]
 Attributes = dict[str, str | bool | int | float | Sequence[str] | None]
 
 # Seconds that the end of a process waits for its last spans to be sent.
-_FLUSH_SECONDS = 5.0
+_FLUSH_SECONDS = 3.0
 _PROTOCOL = "http/protobuf"
 
 _exporter: Exporter | None = None
@@ -112,7 +112,7 @@ def content_wanted() -> bool:
 def tracing(part: Part) -> Iterator[None]:
     """Send the spans of a process inside the context, if the environment asks for it.
 
-    Entered after any fork. Leaving the context sends the last spans, and waits for that up to five seconds.
+    Entered after any fork. Leaving the context sends the last spans, and waits for that up to three seconds.
     """
     global _exporter  # noqa: PLW0603  (one tracer a process, as for logs and metrics)
     _exporter = _open(part)
