@@ -18,7 +18,9 @@ LOCKED := $(VENV)/.locked-$(shell pwd -P | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed
 NODE_CLIENTS := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts node build publish lock clean
+PROMTOOL := .cache/bin/promtool
+
+.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts node promtool build publish lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,16 @@ $(NODE_CLIENTS): tests/e2e/clients/node/package-lock.json
 	@if command -v npm >/dev/null; then \
 		npm ci --silent --no-audit --no-fund --ignore-scripts --prefix "$(<D)" && touch "$@"; \
 	else echo "This machine has no npm: the tests of the Node clients are skipped"; fi
+
+promtool: $(PROMTOOL) ## Fetch promtool, which tests the alert rules, where there is apt; without it those tests are skipped
+
+# Out of Debian's package, whose daemon is not installed. A machine without lists of packages fetches them first.
+$(PROMTOOL):
+	@if ! command -v apt-get >/dev/null; then echo "This machine has no apt: the tests of the alert rules are skipped"; exit; fi; \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
+	apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update; apt-get -qq download prometheus; }; \
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
+	install -D usr/bin/promtool "$(CURDIR)/$@"
 
 coverage: install ## Tell which lines the unit and integration tests run; ARGS=tests/e2e measures others
 	@rm -f .cache/coverage*

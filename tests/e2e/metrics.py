@@ -5,6 +5,8 @@ from __future__ import annotations
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+
 
 class Scrape:
     """The samples of one answer."""
@@ -24,6 +26,10 @@ class Scrape:
     def values(self, label: str) -> set[str]:
         """Return the values of a label, over all metrics."""
         return {sample.labels[label] for sample in self._samples if label in sample.labels}
+
+    def names(self) -> set[str]:
+        """Return the names of the samples that the metrics have, or will have with their first child."""
+        return {f"{family.name}{suffix}" for family in self.families for suffix in _SUFFIXES.get(family.type, ("",))}
 
     def labels(self) -> dict[str, set[str]]:
         """Return the names of the labels that each of Headrace's metrics has, but for those of buckets."""

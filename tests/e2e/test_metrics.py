@@ -16,6 +16,7 @@ from headrace.telemetry.metrics import METRICS
 from tests.e2e.jobs import chat, completed, ended, submit
 from tests.e2e.metrics import Scrape, scrape
 from tests.fakes.provider import Gate, Provider, answer, chunk, status, stream, usage_of
+from tests.promql import parsed, queries, selectors
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port
 from tests.waiting import until
 
@@ -161,6 +162,14 @@ def test_names_and_labels_are_the_documented_ones(measured: tuple[Service, dict[
     told = scrape(measured[1][part]).labels()
     assert told.keys() == declared.keys()
     assert all(labels <= declared[name] for name, labels in told.items())
+
+
+def test_every_query_of_the_board_and_the_alerts_finds_its_metric(measured: tuple[Service, dict[str, int]]) -> None:
+    served = set[str]().union(*(scrape(port).names() for port in measured[1].values()))
+    made_by_prometheus = {"up", "ALERTS"}
+    for query in queries():
+        asked = {str(selector.name) for selector in selectors(parsed(query.text))}
+        assert asked <= served | made_by_prometheus, query.place
 
 
 @pytest.mark.parametrize("part", PARTS)
