@@ -18,10 +18,12 @@ from api.resources import (
     conversations,
     files,
     health,
+    home,
     jobs,
     metrics,
     models,
     organization,
+    reference,
     responses,
     status,
     stored,
@@ -70,6 +72,9 @@ def create_app(settings: Settings) -> FastAPI:
     for prefix in ("", *_PREFIXES):
         for resource in (health, metrics):
             app.include_router(resource.router, prefix=prefix, include_in_schema=not prefix)
+    app.include_router(home.router)
+    if settings.docs:
+        app.include_router(reference.router)
     handle_errors(app)
     if settings.cors_origins:
         # Clients send keys in headers, never in cookies, so any header is safe to allow.

@@ -176,6 +176,17 @@ class Settings(BaseSettings):
         description="Address of the API whose console it is, such as `https://headrace.example.com`. Unset: the API of "
         "this machine, at `HEADRACE_PORT`.",
     )
+    console_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Address of the web console for its users, such as `https://console.example.com`: the API's "
+        "`GET /` names it. `headrace dev` sets it to that of its own console. Unset: `GET /` names none.",
+    )
+    docs: bool = Field(
+        default=True,
+        description="Whether the API serves an interactive reference of itself at `/docs`. It needs no key and shows "
+        "what `/openapi.json` shows; its files are the server's own.",
+    )
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_check_origin)]], NoDecode] = Field(
         default=[],
         description="Origins whose pages may call the API from a browser, such as `https://app.example.com`, "

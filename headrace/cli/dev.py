@@ -201,6 +201,8 @@ class Service:
             passed.append(listener.fileno())
         if name == "console":
             environment["HEADRACE_CONSOLE_API_URL"] = _url(self._listener)
+        if name == "api" and self.console_url is not None:
+            environment.setdefault("HEADRACE_CONSOLE_URL", self.console_url)
         if (scraped := self._scraped.get(name)) is not None:
             command += ["--metrics-fd", str(scraped.fileno())]
             passed.append(scraped.fileno())
