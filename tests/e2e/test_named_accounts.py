@@ -21,8 +21,9 @@ HEADER = "Headrace-Account"
 DAY = 86_400
 TODAY = int(time.time()) // DAY * DAY
 UNKNOWN = "acct_" + "0" * 32
-# Reads that are not of an account's rows, or need a query of their own.
-OTHER_READS = {"/account", "/accounts", "/metrics", "/healthz", "/readyz", "/status"}
+# Reads that are not of one account's rows.
+OTHER_READS = {"/account", "/accounts", "/status"}
+# What other reads need to be asked for.
 QUERIES: dict[str, Json] = {
     "/usage": {"start": 0, "end": 2**31},
     "/usage/statement": {"month": time.strftime("%Y-%m", time.gmtime())},
@@ -33,8 +34,8 @@ QUERIES: dict[str, Json] = {
 
 def reads() -> list[str]:
     """Return the path of every GET that needs no id."""
-    paths = [path.removeprefix("/api/v1") for path in PATHS if "get" in PATHS[path] and "{" not in path]
-    return [path for path in paths if path not in OTHER_READS]
+    paths = [path.removeprefix("/api/v1") for path in PATHS if "get" in PATHS[path] and path.startswith("/api/")]
+    return [path for path in paths if "{" not in path and path not in OTHER_READS]
 
 
 @dataclass
