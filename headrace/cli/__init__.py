@@ -20,6 +20,7 @@ _MODULES = {
     "dev": "dev",
     "demo": "demo",
     "batch": "batch",
+    "top": "top",
     "api": "parts",
     "worker": "parts",
     "scheduler": "parts",

@@ -31,8 +31,8 @@ class ServerError(click.ClickException):
     """The server refused a request, or did not answer it."""
 
 
-class _UnavailableError(Exception):
-    """The server cannot be reached, or answers that it is unavailable."""
+class UnavailableError(Exception):
+    """The server is unavailable: no connection, or an answer that says so."""
 
 
 class BatchClient:
@@ -70,6 +70,15 @@ class BatchClient:
         """
         return self._patiently(lambda: self._ask("GET", path, params=params))
 
+    def get_once(self, path: str, *, timeout: float) -> dict[str, Any]:
+        """Return the object at a path, asked for once, within so many seconds of silence.
+
+        Raises:
+            ServerError: The server refused the request.
+            UnavailableError: The server is unavailable.
+        """
+        return self._ask("GET", path, timeout=timeout)
+
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer to a request that changes something. It is sent once.
 
@@ -78,7 +87,7 @@ class BatchClient:
         """
         try:
             return self._ask("POST", path, json=body)
-        except _UnavailableError as error:
+        except UnavailableError as error:
             raise ServerError(f"{self._base}: {error}") from error
 
     def upload(self, path: Path, name: str, on_read: Callable[[int], None]) -> str:
@@ -93,7 +102,7 @@ class BatchClient:
                 uploaded = self._ask(
                     "POST", "/files", data={"purpose": "batch"}, files={"file": (name, reading)}, timeout=None
                 )
-            except _UnavailableError as error:
+            except UnavailableError as error:
                 raise ServerError(f"{self._base}: {error}") from error
         file_id: str = uploaded["id"]
         return file_id
@@ -167,7 +176,7 @@ class BatchClient:
         try:
             response = self._http.request(method, self._base + path, **options)
         except httpx.TransportError as error:
-            raise _UnavailableError(str(error) or type(error).__name__) from error
+            raise UnavailableError(str(error) or type(error).__name__) from error
         self._check(response)
         try:
             document = response.json()
@@ -186,11 +195,11 @@ class BatchClient:
                 self._check(response)
                 yield response
         except httpx.TransportError as error:
-            raise _UnavailableError(str(error) or type(error).__name__) from error
+            raise UnavailableError(str(error) or type(error).__name__) from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code in (502, 503, 504):
-            raise _UnavailableError(f"it answers {response.status_code}")
+            raise UnavailableError(f"it answers {response.status_code}")
         self._answered = True
         if response.is_redirect:
             raise ServerError(f"{self._base} redirects to {response.headers['location']}. {_WRONG_ADDRESS}")
@@ -207,7 +216,7 @@ class BatchClient:
         while True:
             try:
                 return work()
-            except _UnavailableError as error:
+            except UnavailableError as error:
                 if not self._answered and time.monotonic() - began + pause > _UNANSWERED_SECONDS:
                     raise ServerError(f"{self._base} cannot be reached ({error}). {_WRONG_ADDRESS}") from error
                 if pause == _FIRST_PAUSE_SECONDS:
