@@ -51,10 +51,10 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a redirect would go to the host that the client names in `Host`
     )
     for prefix in _PREFIXES:
-        for resource in (
+        for resource in (  # routes are tried in this order, so those of most requests come first
             chat,
-            stored,
             responses,
+            stored,
             jobs,
             files,
             batches,

@@ -122,10 +122,12 @@ class Exchange:
         else:
             completion = await self._call_each()
         self._whole = completion | {"model": completion.get("model") or self._route.model}
-        lines, self.answer = self._renderer.end(self._whole)
         if self._stream:
+            lines, self.answer = self._renderer.end(self._whole)
             self._held += lines
-        self._release()
+            self._release()
+        else:
+            self.answer = self._renderer.whole(self._whole)
         return self._whole
 
     async def _call_each(self) -> dict[str, Any]:

@@ -76,10 +76,10 @@ class Renderer(Protocol):
         """
 
     def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
-        """Return the last lines, and the whole answer that the job stores, for the folded chat completion.
+        """Return the last lines, and the whole answer that the job stores, for the folded chat completion."""
 
-        The answer of a job that is not streamed is made of the completion alone.
-        """
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer that the job stores, where no reader follows and so no chunk was rendered."""
 
 
 class Relay(Renderer, Protocol):

@@ -49,7 +49,11 @@ class Renderer:
 
     def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
         """Return the `chat.completion` of the job. No line is left."""
-        return [], completion | {
+        return [], self.whole(completion)
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """Return the `chat.completion` of the job."""
+        return completion | {
             "id": completion_id(self._job.id),
             "object": "chat.completion",
             "created": self._job.created,

@@ -199,17 +199,18 @@ def render_usage(usage: TokenUsage) -> dict[str, Any]:
 
 
 def _parse_count(value: object) -> int | None:
+    if type(value) is int:
+        return value if 0 <= value <= _MOST_TOKENS else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_TOKENS:
-        return None
-    return value
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _parse_detail(details: object, key: str) -> int:
-    return (_parse_count(details.get(key)) or 0) if isinstance(details, Mapping) else 0
+    value = details.get(key) if type(details) is dict or isinstance(details, Mapping) else None
+    return 0 if value is None else _parse_count(value) or 0
 
 
 def _estimate_message(message: Mapping[str, Any]) -> int:

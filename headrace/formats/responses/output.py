@@ -116,6 +116,12 @@ class Part:
         ]
 
 
+def text_message(item_id: str, text: str, status: Status) -> dict[str, Any]:
+    """Return a message that came whole and has one text, as its parts and lines would have made it."""
+    content = [{"type": TEXT.type, TEXT.text: text, "annotations": [], "logprobs": []}]
+    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
 class Item:
     """An item of any type. One of a type that is not known here does not grow."""
 

@@ -115,6 +115,14 @@ class Relay:
             raise UpstreamError(_NONSENSE) from None
         return lines, response
 
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """Return the response that the provider ended with.
+
+        Raises:
+            UpstreamError: The provider sent no response, or one that is not of the format.
+        """
+        return self.end(completion)[1]
+
     def _output(self, said: Json) -> list[Json]:
         """Return the output of a whole response under the ids that the stream had.
 

@@ -19,7 +19,17 @@ from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.offered import origins
 from headrace.formats.responses.options import LOGPROBS
-from headrace.formats.responses.output import REFUSAL, SUMMARY, TEXT, THOUGHT, Part, PartKind, Status, TextItem
+from headrace.formats.responses.output import (
+    REFUSAL,
+    SUMMARY,
+    TEXT,
+    THOUGHT,
+    Part,
+    PartKind,
+    Status,
+    TextItem,
+    text_message,
+)
 from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import seal
@@ -98,7 +108,22 @@ class Renderer:
         self._close_item(status)
         lines, self._lines = self._lines, []
         output = [self._output[index] for index in sorted(self._output)]
-        return lines, completed(
+        return lines, self._completed(completion, reason, output)
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """Return the response of an answer that no reader follows. One that is a text alone takes no events."""
+        text = _only_text(completion["choices"])
+        if text is None:
+            return self.end(completion)[1]
+        reason = completion["choices"][0].get("finish_reason")
+        status: Status = "incomplete" if reason in CUT_OFF else "completed"
+        item = text_message(item_id("msg", self._job.id, self._next_number()), text, status)
+        return self._completed(completion, reason, [item])
+
+    def _completed(
+        self, completion: dict[str, Any], reason: str | None, output: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return completed(
             self._document,
             job_id=self._job.id,
             created=self._job.created,
@@ -219,6 +244,17 @@ class Renderer:
             if call.open and (status is not None or call.is_whole()):
                 self._lines += call.close(status or "completed")
                 self._output[call.item.output_index] = call.item.item
+
+
+def _only_text(choices: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the text of a whole answer that is nothing but one text; None for any other answer."""
+    [choice, *others] = choices
+    message = choice["message"]
+    if others or choice.get("logprobs") is not None:
+        return None
+    if any(value and name not in ("role", "content") for name, value in message.items()):
+        return None
+    return message.get("content") or None
 
 
 def _annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:

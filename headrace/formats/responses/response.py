@@ -27,6 +27,48 @@ _STATUSES: Mapping[str, ResponseStatus] = {
 CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Finish reasons of an incomplete response, and what it says of them."""
 
+# A response without an answer, to a request that leaves out all that may be left out.
+_DEFAULTS: Mapping[str, Any] = {
+    "id": "",
+    "object": "response",
+    "created_at": 0,
+    "status": "in_progress",
+    "background": False,
+    "completed_at": None,
+    "error": None,
+    "incomplete_details": None,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "model": "",
+    "output": (),
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "conversation": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "reasoning": {},
+    "safety_identifier": None,
+    "service_tier": "auto",
+    "store": True,
+    "temperature": 1.0,
+    "text": {},
+    "tool_choice": "auto",
+    "tools": (),
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "usage": None,
+    "metadata": {},
+}
+# What a response repeats of its request.
+_ASKED = frozenset(_DEFAULTS) - {
+    "id", "object", "created_at", "status", "background", "completed_at", "error", "incomplete_details", "output",
+    "usage",
+}  # fmt: skip
+
 
 # OpenAI's `ResponseErrorCode`.
 _ERROR_CODES = frozenset(
@@ -71,46 +113,23 @@ def skeleton(
     It repeats the request's parameters, and the defaults of those that are left out. `model` is the one that answered;
     until then it is the one that was asked for.
     """
-
-    def asked(name: str, default: Any = None) -> Any:
-        value = document.get(name)
-        return default if value is None else value
-
-    response = {
+    response: dict[str, Any] = {
+        **_DEFAULTS,
         "id": response_id(job_id),
-        "object": "response",
         "created_at": created,
         "status": status,
         "background": background,
-        "completed_at": None,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": asked("instructions"),
-        "max_output_tokens": asked("max_output_tokens"),
-        "max_tool_calls": asked("max_tool_calls"),
-        "model": model or asked("model", ""),
         "output": [],
-        "parallel_tool_calls": asked("parallel_tool_calls", True),
-        "previous_response_id": asked("previous_response_id"),
-        "conversation": _conversation(asked("conversation")),
-        "prompt_cache_key": asked("prompt_cache_key"),
-        "prompt_cache_retention": asked("prompt_cache_retention"),
-        "reasoning": {"effort": None, "summary": None, **asked("reasoning", {})},
-        "safety_identifier": asked("safety_identifier"),
-        "service_tier": asked("service_tier", "auto"),
-        "store": asked("store", True),
-        "temperature": asked("temperature", 1.0),
-        "text": _text(asked("text", {})),
-        "tool_choice": asked("tool_choice", "auto"),
-        "tools": [_tool(tool) for tool in asked("tools", ())],
-        "top_logprobs": asked("top_logprobs", 0),
-        "top_p": asked("top_p", 1.0),
-        "truncation": asked("truncation", "disabled"),
-        "presence_penalty": asked("presence_penalty", 0.0),
-        "frequency_penalty": asked("frequency_penalty", 0.0),
-        "usage": None,
-        "metadata": asked("metadata", {}),
+        "tools": [],
+        "metadata": {},
     }
+    response.update({name: document[name] for name in document.keys() & _ASKED if document[name] is not None})
+    if model:
+        response["model"] = model
+    response["conversation"] = _conversation(response["conversation"])
+    response["reasoning"] = {"effort": None, "summary": None, **response["reasoning"]}
+    response["text"] = _text(response["text"])
+    response["tools"] = [_tool(tool) for tool in response["tools"]]
     for name in ("user", "prompt"):  # no null stands for these in OpenAI's schema
         if document.get(name) is not None:
             response[name] = document[name]

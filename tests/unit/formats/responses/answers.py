@@ -87,7 +87,14 @@ def streamed(
     return Answer([*lines, *last], response, dict(document), job)
 
 
+def without_time(response: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in response.items() if name != "completed_at"}
+
+
 def whole(completion: dict[str, Any], document: Mapping[str, Any] = REQUEST, *, log: Sequence[bytes] = ()) -> Answer:
     """Return the response of an answer that is not streamed."""
     lines, response = client.renderer(Job(), document, log=log).end(completion)
+    unread = client.renderer(Job(), document, log=log).whole(completion)
+    assert without_time(unread) == without_time(response)
+    assert list(unread["output"][0]) == list(response["output"][0])
     return Answer([*log, *lines], response, dict(document))

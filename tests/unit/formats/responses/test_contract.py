@@ -16,7 +16,7 @@ from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.registry import WireFormat
 from headrace.formats.responses import client
 from headrace.formats.responses.events import lines_of
-from tests.unit.formats.responses.answers import REQUEST, Answer, Job, chunk, folded, streamed, whole
+from tests.unit.formats.responses.answers import REQUEST, Answer, Job, chunk, folded, streamed, whole, without_time
 from tests.unit.formats.responses.contract import check
 from tests.unit.formats.test_recordings import chunks_of as parsed
 from tests.unit.formats.test_recordings import recordings
@@ -27,10 +27,6 @@ TOOLS: dict[str, Any] = {
     "tools": [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "shell"}],
 }
 SUMMARY: dict[str, Any] = {**TOOLS, "reasoning": {"summary": "auto"}}
-
-
-def without_time(response: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in response.items() if name != "completed_at"}
 
 
 @pytest.mark.parametrize("document", [REQUEST, TOOLS, SUMMARY], ids=["plain", "tools", "summary"])
