@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
+from markupsafe import Markup
 from starlette.responses import Response
 
-from console.render import page
+from console.plots import Stacked, draw
+from console.render import number, page
 from console.security import Reading, SignedIn
 
 router = APIRouter()
+
+_ENDS = ("completed", "failed", "expired", "cancelled")
 
 
 @router.get("/")
@@ -30,11 +35,19 @@ async def show_overview(request: Request, session: SignedIn, api: Reading) -> Re
         request,
         "overview.html",
         service=service,
+        ended=None if service is None else _ended(service["rates"]["slots"]),
         today=_summed(usage["data"]),
         jobs=jobs["data"],
         failed=failed["data"],
         batches=batches["data"],
     )
+
+
+def _ended(slots: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return a plot of the jobs that ended in the last minutes, by how."""
+    columns = [datetime.fromtimestamp(slot["at"], UTC).strftime("%H:%M:%S") for slot in slots]
+    series = {state: [slot[state] for slot in slots] for state in _ENDS if any(slot[state] for slot in slots)}
+    return draw(Stacked("Jobs that ended, in steps of ten seconds (UTC)", columns, series), number)
 
 
 async def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""Signing in with an API key, signing out, and the account that an administrator reads."""
+"""Signing in with an API key, and signing out."""
 
 from __future__ import annotations
 
@@ -53,23 +53,6 @@ async def sign_out(request: Request, session: Acting) -> Response:  # noqa: ARG0
     response = redirect("/sign-in?ended=out")
     response.delete_cookie(COOKIE, path="/")
     return response
-
-
-@router.post("/account")
-async def choose_account(request: Request, session: Acting) -> Response:
-    """Read the rows of another account, or of the session's own again."""
-    chosen = str((await request.form()).get("account", ""))
-    own = session.account["id"]
-    if chosen and chosen != own:
-        session.reading = chosen
-        try:
-            await Api(request.app.state.http, session.key, chosen).get("/jobs", limit=1)
-        except (ApiError, ApiUnavailableError) as error:
-            session.reading = None
-            session.say(f"The account {chosen} cannot be read: {error}", "error")
-    else:
-        session.reading = None
-    return redirect("/")
 
 
 def _ask(request: Request, *, error: str | None = None, notice: str | None = None, status: int = 200) -> Response:
