@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
-from tests.service import BOOTSTRAP_KEY, ROOT, Service, free_port
+from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, free_port, running_service
 from tests.waiting import PATIENCE
 
 
@@ -49,23 +53,39 @@ def test_wrong_keys_and_addresses_are_one_clear_line(service: Service) -> None:
         assert "Traceback" not in told.stderr
 
 
-def test_it_draws_in_a_terminal_until_q_is_pressed(service: Service) -> None:
+def start(service: Service) -> tuple[int, subprocess.Popen[bytes]]:
+    """Start `headrace top` in a terminal of 80 columns and 24 lines, and return that terminal and the process."""
     terminal, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "headrace", "top", "--url", service.base_url],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**environment, "HEADRACE_API_KEY": BOOTSTRAP_KEY},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "HEADRACE_API_KEY": BOOTSTRAP_KEY},
+        cwd=service.directory,
         start_new_session=True,
     )
     os.close(theirs)
-    try:
-        read_until(terminal, "q quits")
-        os.write(terminal, b"q")
-        assert process.wait(PATIENCE) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(terminal)
+    return terminal, process
+
+
+def test_it_draws_until_q_is_pressed_and_keeps_the_picture_while_the_api_is_unavailable(
+    tmp_path: Path, stores: Stores, config: str
+) -> None:
+    with running_service(tmp_path, stores.fresh(), config, "api") as service:
+        terminal, process = start(service)
+        try:
+            read_until(terminal, "q quits")
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+            read_until(terminal, "q quits")
+            service.processes["api"].kill()
+            assert "QUEUE" in read_until(terminal, "API unavailable since").rpartition("q quits")[2]
+            service.launch("api")
+            read_until(terminal, "q quits")
+            os.write(terminal, b"q")
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+            os.close(terminal)
