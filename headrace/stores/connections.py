@@ -18,6 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from headrace.stores.failures import STALE, no_answer
 
+# psycopg does not remember how it has read a statement of more than 4096 characters, as the one that ends jobs has.
+psycopg._queries.MAX_CACHED_STATEMENT_LENGTH = 16_384  # noqa: SLF001
+
 Row = sa.Row[*tuple[Any, ...]]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 

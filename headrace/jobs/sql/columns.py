@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+from headrace.stores.arrays import ARRAYS
+
 Record = TypeVar("Record")
 
 
@@ -34,6 +36,7 @@ class Columns(Generic[Record]):
     def __init__(self, *columns: Column[Record]) -> None:
         self._columns = columns
         self._getters = [(column.name, column.get or attrgetter(column.name)) for column in columns]
+        self._arrays = [ARRAYS.get(column.type, list) for column in columns]
         self.names = ", ".join(column.name for column in columns)
         """The columns' names, for the list of an INSERT."""
         self.arrays = ", ".join(f"%({column.name})b::{column.type}[]" for column in columns)
@@ -54,7 +57,10 @@ class Columns(Generic[Record]):
 
         The items of a record that is None are NULL.
         """
-        return {name: [None if record is None else get(record) for record in records] for name, get in self._getters}
+        return {
+            name: array([None if record is None else get(record) for record in records])
+            for (name, get), array in zip(self._getters, self._arrays, strict=True)
+        }
 
     def for_one(self, record: Record | None) -> dict[str, Any]:
         """Return the parameters of a statement that writes one row. Those of a record that is None are NULL."""
