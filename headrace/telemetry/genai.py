@@ -84,7 +84,9 @@ def describe_input(request: Mapping[str, Any]) -> Attributes:
 def describe_output(completion: Mapping[str, Any]) -> Attributes:
     """Return the messages of a chat completion, for operators who want content in their traces."""
     choices = completion.get("choices") or ()
-    messages = [_message(choice["message"]) | {"finish_reason": choice.get("finish_reason")} for choice in choices]
+    messages = [
+        _message(choice.get("message") or {}) | {"finish_reason": choice.get("finish_reason")} for choice in choices
+    ]
     return {"gen_ai.output.messages": _render(messages)}
 
 
@@ -94,8 +96,9 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [{"type": "text", "content": content}] if isinstance(content, str) else []
     if isinstance(content, list):
         parts = [
-            {"type": "text", "content": part["text"]} if part.get("type") == "text" else {"type": part.get("type")}
+            {"type": "text", "content": part.get("text")} if part.get("type") == "text" else {"type": part.get("type")}
             for part in content
+            if isinstance(part, dict)
         ]
     if role == "tool":
         parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
