@@ -27,7 +27,7 @@ class QueueGauges:
         self._database = database
 
     async def run(self) -> None:
-        """Look until cancelled. A scheduler that no longer leads tells nothing of the queues."""
+        """Look until cancelled. A scheduler that no longer leads has no gauges of the queues."""
         try:
             while True:
                 began = time.monotonic()

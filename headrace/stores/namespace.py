@@ -8,9 +8,11 @@ previous release use them without a prefix.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -24,14 +26,30 @@ class NamespacedRedis(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command, and measure its round trip."""
-        began = time.monotonic()
-        try:
-            answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except (RedisConnectionError, RedisTimeoutError, OSError):
-            REDIS.unavailable()
-            raise
-        REDIS.answered(time.monotonic() - began)
-        return answer
+        return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return a pipeline, whose commands are measured as one round trip."""
+        return _MeasuredPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _MeasuredPipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Run the commands, and measure their round trip."""
+        answers: list[Any] = await _measured(super().execute(raise_on_error))
+        return answers
+
+
+async def _measured(answer: Awaitable[Any]) -> Any:
+    """Return what Redis answers, and note how long it took, or that Redis is unavailable."""
+    began = time.monotonic()
+    try:
+        answered = await answer
+    except (RedisConnectionError, RedisTimeoutError, OSError):
+        REDIS.unavailable()
+        raise
+    REDIS.answered(time.monotonic() - began)
+    return answered
 
 
 def prefix_of(namespace: str | None) -> str:
