@@ -12,7 +12,18 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from console.client import ApiError, ApiUnavailableError, open_http
-from console.pages import accounts, agents, keys, models, overview, sign_in, webhooks
+from console.pages import (
+    accounts,
+    agents,
+    batch,
+    batches,
+    keys,
+    models,
+    overview,
+    sign_in,
+    usage,
+    webhooks,
+)
 from console.render import STATIC, page, redirect
 from console.security import COOKIE, ForgedError, SecurityHeaders, SignedOutError
 from console.sessions import Sessions
@@ -30,7 +41,7 @@ def create_app(api_url: str) -> FastAPI:
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.sessions = Sessions()
     app.state.api_url = api_url
-    for room in (sign_in, overview, models, agents, webhooks, keys, accounts):
+    for room in (sign_in, overview, models, agents, webhooks, keys, accounts, batches, batch, usage):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(SignedOutError, _signed_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -14,7 +14,8 @@ _CONNECT_SECONDS = 5.0
 _PATIENCE = httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
 _UNLIMITED = httpx.Timeout(None, connect=_CONNECT_SECONDS)
 
-Parameters = Mapping[str, str | int | float | bool | None]
+Parameter = str | int | float | bool | None | Sequence[str]
+Parameters = Mapping[str, Parameter]
 
 
 class ApiUnavailableError(Exception):
@@ -43,8 +44,10 @@ class Api:
         if account_id is not None:
             self._headers["headrace-account"] = account_id
 
-    async def get(self, path: str, **parameters: str | float | bool | None) -> Any:
+    async def get(self, path: str, **parameters: Parameter) -> Any:
         """Return the JSON at a path, as `get("/jobs", limit=20)`. A parameter that is None or empty is not sent.
+
+        One with several values is sent once for each.
 
         Raises:
             ApiUnavailableError: The API cannot be reached.
@@ -127,7 +130,7 @@ def open_http(api_url: str) -> httpx.AsyncClient:
     )
 
 
-def _sent(parameters: Parameters) -> dict[str, str | int | float | bool]:
+def _sent(parameters: Parameters) -> dict[str, str | int | float | bool | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value is not None and value != ""}
 
 

@@ -74,7 +74,23 @@ def money(value: float | str | None) -> str:
     if value is None:
         return DASH
     amount = float(value)
-    return f"${amount:,.2f}" if abs(amount) >= 1 or not amount else f"${amount:,.6f}".rstrip("0")
+    if abs(amount) >= 1:
+        return f"${amount:,.2f}"
+    whole, _, part = f"{amount:.6f}".partition(".")
+    return f"${whole}.{part.rstrip('0'):0<2}" if float(part) or not amount else "< $0.000001"
+
+
+def short_number(value: float) -> str:
+    """Return a number for a plot's axis: 0.25, 950, 1.2 K, 3 M, 4.5 B."""
+    for factor, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= factor:
+            return f"{value / factor:.4g} {unit}"
+    return f"{value:.4g}"
+
+
+def short_money(value: float) -> str:
+    """Return US dollars for a plot's axis: $0.025, $12, $1.2 K."""
+    return f"${short_number(value)}" if value >= 1e3 else f"${value:.6f}".rstrip("0").rstrip(".")
 
 
 def duration(seconds: float | None) -> str:
