@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.body import read_body
+from api.http.routes import DirectRoute
 from api.jobs.accept import Submission, accept, answering, new_job
 from api.jobs.asked import Asked
 from api.jobs.foreground import Foreground
@@ -16,7 +17,7 @@ from headrace.jobs.job_object import Job, find_job
 from headrace.keys.queries import Principal
 from headrace.runtime.offload import offloaded
 
-router = APIRouter(tags=["Chat"])
+router = APIRouter(tags=["Chat"], route_class=DirectRoute)
 
 
 @router.post(

@@ -15,6 +15,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page, render_page_after
+from api.http.routes import DirectRoute
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering, new_job
 from api.jobs.asked import Asked
@@ -39,7 +40,7 @@ from headrace.jobs.state import State
 from headrace.keys.queries import Principal
 from headrace.runtime.offload import offloaded
 
-router = APIRouter(prefix="/responses", tags=["Responses"])
+router = APIRouter(prefix="/responses", tags=["Responses"], route_class=DirectRoute)
 
 _RESPONSE_OR_EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"model": ResponseObject, "content": {"text/event-stream": {}}}

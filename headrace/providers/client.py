@@ -145,7 +145,8 @@ class Answer:
     ) -> None:
         """Wait no longer than `silence_seconds` for the next bytes; errors name the `address`."""
         self._address = address
-        self._arriving = response.content.iter_chunked(_PIECE_BYTES)
+        self._content = response.content
+        self._arriving = self._content.iter_chunked(_PIECE_BYTES)
         self._lines = "ndjson" in response.headers.get("content-type", "")
         self._allowance = allowance
         self._silence = silence_seconds
@@ -158,7 +159,8 @@ class Answer:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
         with self._translated():
-            async with asyncio.timeout(self._silence):
+            # What has come whole already needs no timer.
+            async with asyncio.timeout(None if self._content.is_eof() else self._silence):
                 while not self._first.strip():
                     piece = await anext(self._arriving, None)
                     if piece is None:
@@ -208,6 +210,8 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
+        if self._content.at_eof():
+            return self._first
         async with contextlib.aclosing(self.pieces()) as arriving:
             return b"".join([piece async for piece in arriving])
 
