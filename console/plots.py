@@ -59,7 +59,7 @@ class _Frame:
     labels: int
     """The most labels below the columns."""
     left: int = 58
-    right: int = 12
+    right: int = 20
     top: int = 14
     bottom: int = 26
 
