@@ -130,6 +130,13 @@ def open_http(api_url: str) -> httpx.AsyncClient:
     )
 
 
+async def pieces_of(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the body of a stream as it comes: whole, or up to where the connection broke."""
+    with contextlib.suppress(httpx.TransportError):
+        async for piece in answer.aiter_bytes():
+            yield piece
+
+
 def _sent(parameters: Parameters) -> dict[str, str | int | float | bool | Sequence[str]]:
     return {name: value for name, value in parameters.items() if value is not None and value != ""}
 

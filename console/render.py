@@ -64,6 +64,12 @@ def redirect(path: str) -> Response:
     return RedirectResponse(path, 303)
 
 
+def local_path(path: str, otherwise: str = "/") -> str:
+    """Return a path of the console, or another one for anything that could lead to another site."""
+    fine = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if fine else otherwise
+
+
 def number(value: float | None) -> str:
     """Return 12,345, or a dash for no value."""
     return DASH if value is None else f"{value:,.0f}"
@@ -109,6 +115,13 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+def span(seconds: float | None) -> str:
+    """Return a time span that is known in whole seconds alone: under 1 s, 4 s, 3 min 5 s."""
+    if seconds is None:
+        return DASH
+    return "under 1 s" if seconds < 1 else duration(seconds).replace(".0 s", " s")
+
+
 def moment(seconds: float | None) -> Markup | str:
     """Return a `<time>` of Unix seconds. The browser shows it in its own zone, as how long ago it is."""
     if not seconds:
@@ -150,12 +163,12 @@ def copied(text: str) -> Markup:
 
 def query_with(query: Mapping[str, str], name: str, value: str) -> str:
     """Return a page's query with one parameter set to another value."""
-    return urlencode({**query, name: value})
+    return urlencode({key: known for key, known in {**query, name: value}.items() if known})
 
 
 def query_without(query: Mapping[str, str], name: str) -> str:
     """Return a page's query without one parameter."""
-    return urlencode({key: value for key, value in query.items() if key != name})
+    return urlencode({key: value for key, value in query.items() if key != name and value})
 
 
 def _environment() -> jinja2.Environment:
@@ -166,7 +179,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter_ in (number, money, duration, moment, size, pretty, badge, copied):
+    for filter_ in (number, money, duration, span, moment, size, pretty, badge, copied):
         environment.filters[filter_.__name__] = filter_
     environment.globals.update(
         version=headrace.__version__, pages=PAGES, query_with=query_with, query_without=query_without

@@ -76,12 +76,6 @@ def check_origin(request: Request) -> None:
         raise ForgedError
 
 
-def local_path(path: str) -> str:
-    """Return a path of the console, or the first page's for anything that could lead to another site."""
-    fine = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
-    return path if fine else "/"
-
-
 async def signed_in(request: Request) -> Session:
     """Return the session of a request.
 

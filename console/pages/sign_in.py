@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
-from console.render import page, redirect
-from console.security import COOKIE, Acting, check_origin, local_path, set_cookie
+from console.render import local_path, page, redirect
+from console.security import COOKIE, Acting, check_origin, set_cookie
 from console.sessions import Session
 
 router = APIRouter()

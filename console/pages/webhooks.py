@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.client import ApiError
-from console.render import page, redirect
-from console.security import Acting, Reading, SignedIn, Writing, local_path
+from console.render import local_path, page, redirect
+from console.security import Acting, Reading, SignedIn, Writing
 
 router = APIRouter(prefix="/webhooks")
 

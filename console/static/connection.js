@@ -27,7 +27,9 @@ export async function ask(url, options = {}) {
     return null;
   }
   if (answer.redirected && new URL(answer.url).pathname === "/sign-in") {
-    location.assign(answer.url);
+    const target = new URL(answer.url);
+    if (target.searchParams.has("next")) target.searchParams.set("next", location.pathname + location.search);
+    location.assign(target);
     return null;
   }
   if (answer.status === 503) {

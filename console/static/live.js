@@ -25,6 +25,7 @@ function replace(region, fresh) {
 }
 
 export async function refresh() {
+  if (!regions().length) return;
   const answer = await ask(location.href, { headers: { "console-refresh": "1" } });
   if (!answer?.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
