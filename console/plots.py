@@ -45,8 +45,8 @@ class Stacked:
 
     def rows(self) -> list[tuple[str, list[float], float]]:
         """Return the plot as a table: each column's label, its values, and what they come to."""
-        values = zip(*self.series.values(), strict=True)
-        return [(label, list(row), sum(row)) for label, row in zip(self.columns, values, strict=True)]
+        rows = [[values[column] for values in self.series.values()] for column in range(len(self.columns))]
+        return [(label, row, sum(row)) for label, row in zip(self.columns, rows, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ _MOST_GROUPS = 10_000
 _MOST_ROWS = 100
 # The header of a page of CSV that names the next.
 _NEXT_PAGE = "x-headrace-next-page"
+_TOO_LONG = "The API adds this up for 31 days at most: choose a shorter time or another group."
 # The most keys whose names are looked up.
 _MOST_KEYS = 100
 
@@ -112,7 +113,7 @@ def months(now: datetime) -> list[str]:
 class _Sums:
     """What the API answers: the whole, by group with the largest first, and by bucket."""
 
-    whole: Mapping[str, Any] | None
+    whole: Mapping[str, Any]
     groups: Sequence[Mapping[str, Any]]
     buckets: Sequence[Mapping[str, Any]]
     incomplete: bool
@@ -132,9 +133,10 @@ async def show_usage(request: Request, session: SignedIn, api: Reading) -> Respo
         sums = await _sums(api, choice, timed=choice.by in _TIMED and (session.may("usage:read") or choice.by == "key"))
         plot = await _plot(api, choice, sums, names)
     except ApiError as error:
-        if error.status not in {400, 404}:  # such as a group that the API adds up for 31 days at most
+        if error.status not in {400, 404}:
             raise
-        shown["refusal"] = error.message
+        # The API keeps no sums of a few combinations, and adds up their rows for a month at most.
+        shown["refusal"] = _TOO_LONG if error.param == "start" else error.message
     else:
         exact, short = (money, short_money) if choice.show == "cost" else (number, short_number)
         shown |= {"sums": sums, "plot": plot, "drawing": draw(plot, short), "exact": exact}
@@ -160,7 +162,7 @@ async def _sums(api: Api, choice: Choice, *, timed: bool) -> _Sums:
         api.get("/usage", **choice.asked(), bucket=choice.bucket, limit=_MOST_GROUPS),
     )
     return _Sums(
-        whole["data"][0] if whole["data"] else None,
+        whole["data"][0],
         sorted(groups["data"], key=lambda row: (-float(row[choice.show]), -row["requests"])),
         buckets["data"],
         groups["has_more"],

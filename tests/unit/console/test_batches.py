@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from console.pages.batch import FILES
-from tests.unit.console.fake_api import answers, browser, console, sign_in, token_of
+from tests.unit.console.fake_api import ACCOUNT, answers, browser, console, sign_in, token_of
 
 COUNTS = {"total": 200, "completed": 48, "failed": 2}
 BATCH: dict[str, Any] = {
@@ -186,6 +186,19 @@ async def test_a_batch_that_runs_shows_its_pace_its_failed_lines_and_its_results
             "after": "job_9",
             "limit": "",
         }
+
+
+async def test_a_key_that_only_reads_sees_no_way_to_act() -> None:
+    def api(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/v1/account":
+            return httpx.Response(200, json=ACCOUNT | {"key": {**ACCOUNT["key"], "read_only": True}})  # type: ignore[dict-item]
+        return Api(BATCH)(request)
+
+    async with browser(console(api)) as client:
+        await sign_in(client, next="/batches")
+        for path in ("/batches", "/batches/new", "/batches/batch_1"):
+            shown = text_of(await client.get(path))
+            assert not any(act in shown for act in ('href="/batches/new"', "/cancel", 'id="new-batch"', "upload.js"))
 
 
 async def test_a_batch_that_has_ended_is_still() -> None:

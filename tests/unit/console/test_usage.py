@@ -67,7 +67,7 @@ class Api:
             following = {"x-headrace-next-page": "2"} if "page" not in query else {}
             return httpx.Response(200, text=f"model,cost\r\n{query.get('page', '1')},0\r\n", headers=following)
         if by is None:
-            rows = [amounts(sum(self.groups.values()))] if self.groups else []
+            rows = [amounts(sum(self.groups.values()), len(self.groups))]
         else:
             only = query.get_list(by)
             rows = [amounts(cost) | {by: name} for name, cost in self.groups.items() if not only or name in only]
@@ -148,17 +148,26 @@ async def test_no_usage_is_said() -> None:
         assert "No usage in this time" in (await client.get("/usage?range=24h")).text
 
 
+async def test_models_without_a_price_have_no_plot_of_their_cost() -> None:
+    async with browser(console(Api({"demo": 0.0}))) as client:
+        await sign_in(client, next="/usage")
+        shown = (await client.get("/usage?show=cost")).text
+        assert "Nothing to plot" in shown
+        assert '<th scope="row">demo</th>' in shown
+        assert "demo: 1" in (await client.get("/usage?show=requests")).text
+
+
 async def test_a_refused_question_keeps_the_choices() -> None:
     def api(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/usage") and request.url.params.get("group_by") == "user":
-            return httpx.Response(400, json={"error": {"message": "At most 31 days.", "code": None, "param": "start"}})
+            return httpx.Response(400, json={"error": {"message": "Too long.", "code": None, "param": "start"}})
         return Api({"demo": 1.0})(request)
 
     async with browser(console(api)) as client:
         await sign_in(client, next="/usage")
         page = await client.get("/usage?by=user&range=90d")
         assert page.status_code == 200
-        assert "At most 31 days." in page.text
+        assert "for 31 days at most" in page.text
         assert "/usage?by=model&amp;range=90d" in page.text
 
 
