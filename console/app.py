@@ -22,6 +22,7 @@ from console.pages import (
     keys,
     models,
     overview,
+    playground,
     sign_in,
     usage,
     webhooks,
@@ -43,7 +44,21 @@ def create_app(api_url: str) -> FastAPI:
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.sessions = Sessions()
     app.state.api_url = api_url
-    for room in (sign_in, overview, models, agents, webhooks, keys, accounts, jobs, job, batches, batch, usage):
+    for room in (
+        sign_in,
+        overview,
+        models,
+        agents,
+        webhooks,
+        keys,
+        accounts,
+        jobs,
+        job,
+        batches,
+        batch,
+        usage,
+        playground,
+    ):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(SignedOutError, _signed_out)
