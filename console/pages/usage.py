@@ -21,7 +21,7 @@ from console.sessions import Session
 
 router = APIRouter()
 
-_DAYS = {"24h": 1, "7d": 7, "30d": 30, "90d": 90}
+_DAYS = {"7d": 7, "30d": 30, "90d": 90}
 RANGES = {"24h": "24 hours", "7d": "7 days", "30d": "30 days", "90d": "90 days"}
 MEASURES = {"cost": "Cost", "total_tokens": "Tokens", "requests": "Requests"}
 GROUPS = {
