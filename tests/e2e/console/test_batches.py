@@ -21,6 +21,8 @@ _PATIENT = PATIENCE * 1000
 # Bytes of a file that a slow connection takes a while for, and bytes a second of that connection.
 _BYTES = 600_000
 _SLOW = 30_000
+# Returns what a browser hands over when a file is dropped.
+_FILE = "text => { const data = new DataTransfer(); data.items.add(new File([text], 'in.jsonl')); return data; }"
 
 
 async def files(client: httpx.AsyncClient) -> list[str]:
@@ -71,11 +73,12 @@ async def test_a_file_is_uploaded_and_its_batch_watched_to_its_end(
     await expect(page.locator("#batches tbody tr")).to_have_count(1)
 
 
-async def test_a_batch_is_cancelled_after_one_question(page: Page, provider: Provider, model: str) -> None:
+async def test_a_dropped_file_is_cancelled_after_one_question(page: Page, provider: Provider, model: str) -> None:
     gate = Gate()
     provider.always(model, answer("at last", hold=gate))
     await page.goto("/batches/new")
-    await page.set_input_files("#file", {"name": "in.jsonl", "mimeType": "", "buffer": jsonl(lines(model, 3))})
+    dropped = await page.evaluate_handle(_FILE, jsonl(lines(model, 3)).decode())
+    await page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
     await page.click("#create")
     cancel = page.locator("#head button", has_text="Cancel the batch")
     await cancel.click()
