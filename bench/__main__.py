@@ -4,6 +4,8 @@ Everything runs on loopback: a fake upstream, one system at a time under load, a
 of its own. The systems take turns within a round and change order between rounds, so that a slow minute of the machine
 does not hit one system alone. A full run takes less than ten minutes and writes `bench/results.md`. A quick or partial
 run only prints.
+
+With `--against REVISION` it measures Headrace beside an earlier commit of itself instead: see `bench.against`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
 from bench.report import Report
 from bench.scenarios import ALL_SCENARIOS, Measurement, measure, measure_idle
@@ -33,11 +36,24 @@ def _options() -> argparse.Namespace:
     systems = [system.name for system in SYSTEMS]
     parser.add_argument("--only", action="append", choices=systems, help="measure this system (repeatable)")
     parser.add_argument("--scenario", action="append", choices=_SCENARIOS, help="measure this scenario (repeatable)")
-    parser.add_argument("--rounds", type=int, help="rounds to take the medians of (3; with --quick 1)")
-    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"rounds (3, with --quick 1; with --against {DEFAULT_ROUNDS}, with --quick {QUICK_ROUNDS})",
+    )
+    parser.add_argument("--quick", action="store_true", help="short rounds, and few")
+    parser.add_argument("--against", metavar="REVISION", help="compare with this tag, branch or commit of Headrace")
+    parser.add_argument(
+        "--most", type=float, metavar="RATIO", help="with --against: fail if more CPU than this ratio is certain"
+    )
     parser.add_argument("--subscribers", type=int, default=2000, metavar="N", help="idle subscribers, up to 10000")
     parser.add_argument("--json", action="store_true", help="print JSON, raw measurements included, for the table")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.against and (options.only or "subscribers" in (options.scenario or ())):
+        parser.error("--against measures Headrace alone, and no subscribers")
+    if options.most is not None and not options.against:
+        parser.error("--most is an option of --against")
+    return options
 
 
 def _say(text: str) -> None:
@@ -110,6 +126,8 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
+        if options.against:
+            return _compare(options)
         report = run(options)
     except RuntimeError as error:
         _say(str(error))
@@ -123,6 +141,14 @@ def main() -> int:
     for line in (*report.failures, *report.errors):
         _say(line)
     return 1 if report.failures else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    found = compare(
+        options.against, rows=options.scenario, rounds=options.rounds, quick=options.quick, most=options.most
+    )
+    print(json.dumps(found.json(), indent=2, ensure_ascii=False) if options.json else found.markdown())
+    return 1 if found.failures or found.slower else 0
 
 
 if __name__ == "__main__":

@@ -236,6 +236,11 @@ def _run(system: Headrace, client: _Client, count: int, beside: Callable[[], Non
     return Run(count, output.count(b"\n"), uploaded, validated, total, spent, memory)
 
 
+def run_batch(system: Headrace, count: int) -> Run:
+    """Run one batch of so many lines, alone."""
+    return _run(system, _Client(system, system.key), count)
+
+
 def _interactive(system: Headrace) -> tuple[float, float]:
     outcome = measure(SCENARIOS[0], system, 0, quick=False).outcome
     assert outcome is not None

@@ -177,6 +177,13 @@ class Client(asyncio.Protocol):
             self._answer.set_result(Answer(self._status, self._body, now - self._started, first))
 
 
+def request_body(client: str, model: str, *, stream: bool) -> bytes:
+    """Return the body of a request in the wire format of a client."""
+    message = {"role": "user", "content": "Why does water that runs downhill turn a wheel? Answer in one sentence."}
+    asked = "messages" if client == "chat" else "input"
+    return json.dumps({"model": model, asked: [message], "temperature": 0.2, "stream": stream}).encode()
+
+
 class Load:
     """One run of a plan."""
 
@@ -188,9 +195,7 @@ class Load:
 
     def _request(self, model: str) -> bytes:
         plan = self._plan
-        message = {"role": "user", "content": "Why does water that runs downhill turn a wheel? Answer in one sentence."}
-        asked = "messages" if plan.client == "chat" else "input"
-        body = json.dumps({"model": model, asked: [message], "temperature": 0.2, "stream": plan.stream}).encode()
+        body = request_body(plan.client, model, stream=plan.stream)
         head = (
             f"POST {plan.path} HTTP/1.1\r\nhost: 127.0.0.1:{plan.port}\r\nauthorization: Bearer {plan.key}\r\n"
             f"content-type: application/json\r\naccept: */*\r\ncontent-length: {len(body)}\r\n\r\n"

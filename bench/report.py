@@ -273,7 +273,7 @@ class Report:
             found = [m for m in self.measurements if (m.scenario, m.system) == (scenario, "headrace")]
             if not found:
                 continue
-            per, unit, digits = _share(scenario)
+            per, unit, digits = share(scenario)
             cells = [
                 f"{statistics.median(per((m.cpu.own | m.cpu.stores).get(name, 0.0), m) for m in found):.{digits}f}"
                 for name in names
@@ -282,7 +282,8 @@ class Report:
         return lines
 
 
-def _share(scenario: str) -> tuple[Callable[[float, Measurement], float], str, int]:
+def share(scenario: str) -> tuple[Callable[[float, Measurement], float], str, int]:
+    """Return how CPU seconds of a scenario become those of one unit of its work, the unit, and digits to print."""
     if scenario == "idle":
         return lambda seconds, m: 1000 * seconds / m.seconds, "ms a second", 1
     if scenario.startswith("plain"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from bench.checkout import BENCH_HOME, ROOT, Checkout
 from bench.processes import Tree
 
 LITELLM_VERSION = "1.100.5"
@@ -23,7 +24,6 @@ LITELLM_VERSION = "1.100.5"
 MODELS = ("fake", "fake-s100", "fake-s100-p20")
 """Every model of the scenarios by name, as LiteLLM finds a model faster by its name than by a pattern."""
 
-_BENCH_HOME = Path(__file__).resolve().parent.parent / ".bench"
 _STORES = ("postgres", "valkey", "redis")
 _START_SECONDS = 180
 
@@ -132,10 +132,11 @@ class System:
         self._stack.callback(shutil.rmtree, home, ignore_errors=True)
         return home
 
-    def _run(self, command: list[str], home: Path, env: dict[str, str], ready: str) -> None:
+    def _run(self, command: list[str], home: Path, env: dict[str, str], ready: str, cwd: Path | None = None) -> None:
         # The environment may have stores, keys and options of the user, which must not change the measurement.
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-        self._tree = self._stack.enter_context(Tree(command, log=home / "log", env=inherited | env, mark=str(home)))
+        tree = Tree(command, log=home / "log", env=inherited | env, mark=str(home), cwd=cwd)
+        self._tree = self._stack.enter_context(tree)
         self._tree.wait_ready(f"http://127.0.0.1:{self.port}{ready}", _START_SECONDS)
 
 
@@ -153,7 +154,7 @@ class LiteLLM(System):
     def __init__(self, upstream: Upstream) -> None:
         """Install the proxy in a venv of its own on the first use, as it pins other versions."""
         super().__init__(upstream)
-        self._venv = _BENCH_HOME / "litellm-venv"
+        self._venv = BENCH_HOME / "litellm-venv"
         if not (self._venv / "bin" / "litellm").exists():
             self._install()
 
@@ -202,6 +203,14 @@ class Headrace(System):
 
     name = "headrace"
     path = "/api/v1/chat/completions"
+    kinds: ClassVar = {"fake": "openai", "anthropic": "anthropic", "gemini": "gemini"}
+    """The formats of the providers in front of the fake upstream, by the beginning of their models' names."""
+
+    def __init__(self, upstream: Upstream, checkout: Checkout | None = None) -> None:
+        """Take the commit to run; without one, what runs is the working tree in the venv of this process."""
+        super().__init__(upstream)
+        self._root = checkout.root if checkout else ROOT
+        self._python = checkout.python if checkout else sys.executable
 
     def start(self) -> None:
         """Run the whole service on a data directory of its own."""
@@ -218,7 +227,7 @@ class Headrace(System):
                 f'routes = ["{name}/{name}*"]\n'
                 "input_price = 1.0\n"
                 "output_price = 4.0\n\n"
-                for name, kind in (("fake", "openai"), ("anthropic", "anthropic"), ("gemini", "gemini"))
+                for name, kind in self.kinds.items()
             )
         )
         self._env = {
@@ -231,16 +240,25 @@ class Headrace(System):
             "HEADRACE_MAX_CONNECTIONS": "20000",
             "BENCH_UPSTREAM_KEY": "sk-upstream",
         }
-        # `python -m headrace` is the `headrace` of this process's venv.
-        self._run([sys.executable, "-m", "headrace", "dev", "--no-console"], home, self._env, "/readyz")
+        # An older commit may lack an option.
+        options = ["--no-console"] if "--no-console" in self._command("dev", "--help") else []
+        # In its own root `python -m` imports that root's `headrace`.
+        command = [self._python, "-m", "headrace", "dev", *options]
+        self._run(command, home, self._env, "/readyz", cwd=self._root)
 
     def create_key(self, account: str) -> str:
         """Return a new key of another account."""
-        command = [sys.executable, "-m", "headrace", "keys", "create", "--account", account, "--json"]
-        env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **self._env}
-        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-        key: str = json.loads(done.stdout)["key"]
+        key: str = json.loads(self._command("keys", "create", "--account", account, "--json"))["key"]
         return key
+
+    def _command(self, *arguments: str) -> str:
+        """Return what a `headrace` command prints; raise RuntimeError with its errors if it fails."""
+        env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **self._env}
+        command = [self._python, "-m", "headrace", *arguments]
+        done = subprocess.run(command, env=env, cwd=self._root, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command!r} ended with code {done.returncode}:\n{done.stderr}")
+        return done.stdout
 
     @staticmethod
     def part(command: list[str]) -> str | None:
