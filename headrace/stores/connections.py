@@ -74,7 +74,9 @@ class Connections:
                         await plain.cursor.execute(_give_up_after(timeout))
                         plain.timeout = timeout
                     await plain.cursor.execute(statement, parameters)
-                    rows: list[Any] = await plain.cursor.fetchall() if plain.cursor.description else []
+                    # The cursor's `description` would make an object of each column.
+                    result = plain.cursor.pgresult
+                    rows: list[Any] = await plain.cursor.fetchall() if result is not None and result.nfields else []
             except psycopg.Error as error:
                 dead = plain.connection.closed or error.sqlstate in STALE
                 if dead:
