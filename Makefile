@@ -20,7 +20,7 @@ NODE_CLIENTS := tests/e2e/clients/node/node_modules/.package-lock.json
 
 PROMTOOL := .cache/bin/promtool
 
-.PHONY: help install check format test coverage demo dev docs reference openapi bench chaos hosts node promtool build publish lock clean
+.PHONY: help install check format test coverage demo dev docs screenshots reference openapi bench chaos hosts node promtool chromium build publish lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,13 @@ $(PROMTOOL):
 	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
 	install -D usr/bin/promtool "$(CURDIR)/$@"
 
+chromium: ## Install Chromium, in which the console is tested, where there is apt; without it those tests are skipped
+	@if command -v chromium >/dev/null; then exit; fi; \
+	if ! command -v apt-get >/dev/null; then echo "This machine has no apt: the console is not tested in a browser"; exit; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -qq install --yes --no-install-recommends chromium >/dev/null 2>&1 \
+		|| { apt-get -qq update; apt-get -qq install --yes --no-install-recommends chromium >/dev/null; }
+
 coverage: install ## Tell which lines the unit and integration tests run; ARGS=tests/e2e measures others
 	@rm -f .cache/coverage*
 	@mkdir -p .cache
@@ -89,6 +96,9 @@ dev: install ## Run the whole service on this machine until Ctrl-C
 docs: install ## Build the docs site into build/site, strictly and offline
 	@"$(BIN)/zensical" build --clean --strict
 	@echo 'To read it: .venv/bin/python -m http.server --bind 127.0.0.1 --directory build/site'
+
+screenshots: install ## Take the pictures of the console in docs/images, on a service of its own; needs Chromium
+	@"$(BIN)/python" docs/screenshots.py
 
 reference: install ## Write the pages of docs/reference that are made from code
 	@"$(BIN)/python" docs/generate.py
