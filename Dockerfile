@@ -28,7 +28,7 @@ ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HE
 USER 10001:10001
 # A headrace.toml mounted here is found.
 WORKDIR /home/headrace
-EXPOSE 8700
+EXPOSE 8700 8701
 # Healthy is a process whose event loop runs, or one without a metrics port. http.client knows no proxy.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-c", "import http.client, os, sys; \
     port = int(os.environ.get('HEADRACE_METRICS_PORT') or 0) or sys.exit(0); \

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 STORES = {"postgres", "valkey"}
+PARTS = SERVICES.keys() - STORES - {"console"}
 NO_DEFAULT = re.compile(r"\$\{[A-Z_]*PASSWORD:\?[^}]+\}")
 
 
@@ -48,7 +49,7 @@ def test_no_password_has_a_default_and_every_store_has_one() -> None:
     assert all(NO_DEFAULT.fullmatch(one) for one in named)
     assert NO_DEFAULT.fullmatch(SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"])
     assert re.search(r"^requirepass \$\{VALKEY_PASSWORD:\?", COMPOSE["configs"]["valkey"]["content"], re.M)
-    for name in SERVICES.keys() - STORES:
+    for name in PARTS:
         environment = SERVICES[name]["environment"]
         assert "${POSTGRES_PASSWORD:?" in environment["DATABASE_URL"]
         assert environment["REDIS_URL"].startswith("redis://:${VALKEY_PASSWORD:?")
@@ -68,8 +69,16 @@ def test_stores_are_reached_by_the_parts_alone() -> None:
         assert SERVICES[name]["networks"] == ["stores"]
         assert "ports" not in SERVICES[name]
     assert [port for name in SERVICES for port in SERVICES[name].get("ports", ())] == [
-        "127.0.0.1:${HEADRACE_PORT:-8700}:8700"
+        "127.0.0.1:${HEADRACE_PORT:-8700}:8700",
+        "127.0.0.1:${HEADRACE_CONSOLE_PORT:-8701}:8701",
     ]
+
+
+def test_the_console_has_nothing_but_the_api() -> None:
+    console = SERVICES["console"]
+    assert console["networks"] == ["outside"]
+    assert "PASSWORD" not in str(console["environment"])
+    assert console["environment"]["HEADRACE_CONSOLE_API_URL"] == "http://api:8700"
 
 
 def test_images_are_exact_and_may_be_given_by_digest() -> None:
@@ -103,9 +112,9 @@ def probes() -> dict[str, list[str]]:
 
 
 def test_each_part_has_a_health_check() -> None:
-    assert probes().keys() == {"image", "api"}
+    assert probes().keys() == {"image", "api", "console"}
     assert SERVICES["migrate"]["healthcheck"] == {"disable": True}
-    for name in SERVICES.keys() - STORES:
+    for name in PARTS:
         assert SERVICES[name]["environment"]["HEADRACE_METRICS_PORT"] > 0
 
 
