@@ -140,12 +140,13 @@ def receiver() -> Iterator[str]:
 
 def fill(client: httpx.Client, webhook: str) -> dict[str, str]:
     """Make jobs, batches, an agent and keys, and return the path of each picture's page."""
-    for question in ("How much water does a mill need?", "Who keeps the sluice?", "What is a headrace?"):
-        asked = {"model": "demo", "messages": [{"role": "user", "content": question}], "user": "miller"}
-        talk = post(client, "/chat/completions", asked)["id"].replace("chatcmpl-", "job_")
-    for model in ("demo-flaky", "demo-broken"):
-        job = {"request": {"model": model, "messages": [{"role": "user", "content": "Is the wheel turning?"}]}}
-        tried = post(client, "/jobs", {**job, "webhook": webhook, "metadata": {"site": "upper mill"}})
+    questions = ("How much water does a mill need?", "Who keeps the sluice?", "What is a headrace?")
+    talks = [post(client, "/chat/completions", {**ask("demo", question), "user": "miller"}) for question in questions]
+    about = {"webhook": webhook, "metadata": {"site": "upper mill"}}
+    tried = [
+        post(client, "/jobs", {"request": ask(model, "Is the wheel turning?"), **about})
+        for model in ("demo-flaky", "demo-broken")
+    ]
     post(client, "/api-keys", {"name": "ci", "scopes": ["usage:read"], "limits": {"requests_per_minute": 600}})
     key = post(client, "/api-keys", {"name": "batches", "limits": {"monthly_budget": "25", "models": ["demo*"]}})
     bio = ["You have run a water mill for forty years.", "You speak plainly."]
@@ -155,21 +156,26 @@ def fill(client: httpx.Client, webhook: str) -> dict[str, str]:
         client, "/batches", {**batch(["demo-broken", "demo-broken", *["demo-slow"] * 58]), "webhook": webhook}
     )
     wait(client, f"/batches/{running['id']}", lambda one: one["request_counts"]["failed"] == 2)
-    wait(client, f"/jobs/{tried['id']}", lambda job: job["status"] == "failed")
+    wait(client, f"/jobs/{tried[-1]['id']}", lambda job: job["status"] == "failed")
     return {
         "overview": "/",
         "batch": f"/batches/{running['id']}",
         "batches": "/batches",
         "jobs": "/jobs",
-        "job": f"/jobs/{tried['id']}",
+        "job": f"/jobs/{tried[-1]['id']}",
         "usage": "/usage?range=24h",
-        "playground": f"/playground?job={talk}",
+        "playground": f"/playground?job={talks[-1]['id'].replace('chatcmpl-', 'job_')}",
         "models": "/models",
         "agent": f"/agents/{agent['id']}",
         "webhooks": "/webhooks",
         "keys": "/keys",
         "key": f"/keys/{key['id']}",
     }
+
+
+def ask(model: str, text: str) -> dict[str, Any]:
+    """Return the body of a chat completion."""
+    return {"model": model, "messages": [{"role": "user", "content": text}]}
 
 
 def batch(models: list[str]) -> dict[str, Any]:
@@ -179,7 +185,7 @@ def batch(models: list[str]) -> dict[str, Any]:
             "custom_id": f"line-{number}",
             "method": "POST",
             "url": "/v1/chat/completions",
-            "body": {"model": model, "messages": [{"role": "user", "content": f"Describe mill {number}."}]},
+            "body": ask(model, f"Describe mill {number}."),
         }
         for number, model in enumerate(models, 1)
     ]
