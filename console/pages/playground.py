@@ -154,7 +154,7 @@ async def _show(request: Request, api: Api, values: Given, *, error: ApiError | 
         "playground.html",
         status=200 if error is None else 422,
         values=values,
-        models=[model["id"] for model in models],
+        models=[model["id"] for model in models] or [""],
         formats=FORMATS,
         efforts=EFFORTS,
         tiers=TIERS,

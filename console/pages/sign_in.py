@@ -21,7 +21,8 @@ _ENDED = {
 @router.get("/sign-in")
 async def show_sign_in(request: Request) -> Response:
     """Ask for a key."""
-    return _ask(request, notice=_ENDED.get(request.query_params.get("ended", "")))
+    notice = _ENDED.get(request.query_params.get("ended", ""))
+    return _ask(request, request.query_params.get("next", ""), notice=notice)
 
 
 @router.post("/sign-in")
@@ -29,19 +30,19 @@ async def sign_in(request: Request) -> Response:
     """Start a session with a key that the API knows."""
     check_origin(request)
     form = await request.form()
-    key = str(form.get("key", "")).strip()
+    key, target = str(form.get("key", "")).strip(), str(form.get("next", ""))
     if not key.isascii() or not key.isprintable() or not key:
-        return _ask(request, error="Enter an API key. It begins with sk-.", status=422)
+        return _ask(request, target, error="Enter an API key. It begins with hr_.", status=422)
     try:
         account = await Api(request.app.state.http, key).get("/account")
     except ApiUnavailableError:
-        return _ask(request, error="The API is unavailable. Try again in a moment.", status=503)
+        return _ask(request, target, error="The API is unavailable. Try again in a moment.", status=503)
     except ApiError as error:
         text = "The API does not know this key, or it was revoked." if error.status == 401 else error.message
-        return _ask(request, error=text, status=error.status)
+        return _ask(request, target, error=text, status=error.status)
     sessions = request.app.state.sessions
     sessions.end(request.cookies.get(COOKIE, ""))
-    response = redirect(local_path(str(form.get("next", ""))))
+    response = redirect(local_path(target))
     set_cookie(request, response, sessions.start(Session(key, account)))
     return response
 
@@ -55,12 +56,14 @@ async def sign_out(request: Request, session: Acting) -> Response:  # noqa: ARG0
     return response
 
 
-def _ask(request: Request, *, error: str | None = None, notice: str | None = None, status: int = 200) -> Response:
+def _ask(
+    request: Request, target: str, *, error: str | None = None, notice: str | None = None, status: int = 200
+) -> Response:
     return page(
         request,
         "sign_in.html",
         status=status,
         error=error,
         notice=notice,
-        next=local_path(request.query_params.get("next", "")),
+        next=local_path(target),
     )
