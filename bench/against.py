@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
+import psutil
+
 from bench.batches import run_batch
 from bench.checkout import Checkout, build, current
 from bench.load import request_body
@@ -59,6 +61,8 @@ class Comparison:
     new: Checkout
     most: float | None
     quick: bool
+    load: float
+    """Processes that ran or waited for a core, on average over the minute before the run."""
     figures: dict[tuple[str, str], dict[int, Figures]] = field(default_factory=dict)
     """By row and system, and by round."""
     digits: dict[str, int] = field(default_factory=dict)
@@ -92,7 +96,8 @@ class Comparison:
         noise = ", short ones: expect noise" if self.quick else ""
         rounds = max((len(rounds) for rounds in self.figures.values()), default=0)
         lines = [
-            f"New is {self.new.name}, old is {self.old.name}: medians of {rounds} rounds in turns{noise}.",
+            f"New is {self.new.name}, old is {self.old.name}: medians of {rounds} round(s) in turns{noise}.",
+            f"The load before was {self.load:.1f} on {psutil.cpu_count()} cores: one percent shows on a quiet machine.",
             "The ratio is the geometric mean of the rounds' ratios, with Student's interval over their logarithms.",
             "",
             *table(self.lines()),
@@ -112,6 +117,7 @@ class Comparison:
             "old": self.old.name,
             "new": self.new.name,
             "quick": self.quick,
+            "load": self.load,
             "lines": lines,
             "failures": [*self.failures, *self.slower],
         }
@@ -127,7 +133,8 @@ def compare(
     """
     wanted = rows or DEFAULT_ROWS
     rounds = rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS)
-    found = Comparison(build(revision), current(), most, quick)
+    load = psutil.getloadavg()[0]  # before the build adds its own
+    found = Comparison(build(revision), current(), most, quick, load)
     with ExitStack() as stack:
         upstream = stack.enter_context(Upstream())
         systems = [_started(stack, upstream, found.old), stack.enter_context(Headrace(upstream))]

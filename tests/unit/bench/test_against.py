@@ -11,7 +11,7 @@ class _Upstream:
 
 
 def _comparison(most: float | None = None) -> Comparison:
-    return Comparison(Checkout(Path(), "old"), Checkout(Path(), "new"), most, quick=False)
+    return Comparison(Checkout(Path(), "old"), Checkout(Path(), "new"), most, quick=False, load=0.5)
 
 
 _UPSTREAM: Any = _Upstream()
