@@ -82,18 +82,23 @@ async def erase(session: Acting, api: Writing, job_id: str) -> Response:
 
 async def read_input(api: Api, job: Mapping[str, Any], *, before: str | None = None) -> Input | None:
     """Return the last messages or items that a job's model reads, or None where they are not stored."""
-    digits = job["id"].removeprefix("job_")
-    is_chat = job["format"] == "chat"
-    path = f"/chat/completions/chatcmpl-{digits}/messages" if is_chat else f"/responses/resp_{digits}/input_items"
     try:
-        found = await api.get(path, order="desc", limit=_PAGE, after=before)
+        found = await api.get(input_path(job), order="desc", limit=_PAGE, after=before)
     except ApiError as error:
         if error.status != 404:
             raise
         return None
     oldest_first = found["data"][::-1]
-    turns = turns_of_messages(oldest_first) if is_chat else turns_of_items(oldest_first)
+    turns = turns_of_messages(oldest_first) if job["format"] == "chat" else turns_of_items(oldest_first)
     return Input(turns, found["last_id"] if found["has_more"] else None)
+
+
+def input_path(job: Mapping[str, Any]) -> str:
+    """Return the API's path of the messages or items that a job's model reads."""
+    digits = str(job["id"]).removeprefix("job_")
+    if job["format"] == "chat":
+        return f"/chat/completions/chatcmpl-{digits}/messages"
+    return f"/responses/resp_{digits}/input_items"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Each message is a background job, so a page that is closed loses nothing.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import shlex
@@ -17,8 +16,8 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import FormData
 from starlette.responses import Response
 
-from console.client import Api, ApiError
-from console.pages.job import FINAL, read_input, times_of
+from console.client import Api, ApiError, ApiUnavailableError
+from console.pages.job import FINAL, input_path, read_input, times_of
 from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 from console.transcript import turns_of_answer
@@ -28,10 +27,11 @@ router = APIRouter(prefix="/playground")
 FORMATS = {"chat": "Chat Completions", "responses": "Responses"}
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 TIERS = ("default", "priority", "flex")
+STREAMS = {"on": "as the model writes it", "off": "whole, at its end"}
 # What a form says besides its message; the page's URL keeps it for the next message.
-_SETTINGS = ("model", "format", "temperature", "max_tokens", "effort", "tier")
-# Messages of a conversation that the next one takes along.
-_MOST_MESSAGES = 100
+_SETTINGS = ("model", "format", "temperature", "max_tokens", "effort", "tier", "stream")
+# Messages or items that one request to the API asks for.
+_PAGE = 100
 
 
 @router.get("")
@@ -47,7 +47,7 @@ async def send(request: Request, session: Acting, api: Writing) -> Response:  # 
     values = Given({name: str(value) for name, value in form.items()})
     try:
         job_id = await _submit(api, form, values)
-    except (ApiError, _NumberError) as error:
+    except (ApiError, ApiUnavailableError, _NumberError) as error:
         return await _show(request, api, values, error=error)
     kept = {name: values[name] for name in _SETTINGS if values[name]}
     return redirect(f"/playground?{urlencode({**kept, 'job': job_id})}")
@@ -62,6 +62,9 @@ class _NumberError(ValueError):
         self.message = "This is not a number."
 
 
+_Problem = ApiError | ApiUnavailableError | _NumberError
+
+
 async def _submit(api: Api, form: FormData, values: Given) -> str:
     """Submit the message of a form and return the job's id. A form that is sent twice submits one job.
 
@@ -71,7 +74,7 @@ async def _submit(api: Api, form: FormData, values: Given) -> str:
     """
     once = {"idempotency-key": str(form.get("once", "")) or secrets.token_urlsafe(16)}
     if values["format"] == "responses":
-        body = {**_response_body(values), "background": True}
+        body = {**_response_body(values), **await _earlier_items(api, values), "background": True}
         response = await api.post("/responses", body, **once)
         return "job_" + str(response["id"]).removeprefix("resp_")
     earlier = await _earlier_messages(api, values["job"]) if values["job"] else []
@@ -79,7 +82,7 @@ async def _submit(api: Api, form: FormData, values: Given) -> str:
     return str(job["id"])
 
 
-def _chat_body(values: Given, earlier: list[dict[str, str]]) -> dict[str, Any]:
+def _chat_body(values: Given, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     messages = list(earlier)
     if values["system"] and not earlier:
         messages.append({"role": "system", "content": values["system"]})
@@ -96,8 +99,6 @@ def _response_body(values: Given) -> dict[str, Any]:
     body: dict[str, Any] = {"model": values["model"], "input": values["message"]}
     if values["system"]:
         body["instructions"] = values["system"]
-    if values["job"]:
-        body["previous_response_id"] = "resp_" + values["job"].removeprefix("job_")
     body |= _numbers(values, max_tokens="max_output_tokens")
     if values["effort"]:
         body["reasoning"] = {"effort": values["effort"]}
@@ -125,21 +126,64 @@ def _tier(values: Given) -> dict[str, str]:
     return {"service_tier": values["tier"]} if values["tier"] not in {"", "default"} else {}
 
 
-async def _earlier_messages(api: Api, job_id: str) -> list[dict[str, str]]:
-    """Return the messages of a job and its answer, as the next request sends them: the text of each."""
-    digits = job_id.removeprefix("job_")
-    asked, job = await asyncio.gather(
-        api.get(f"/chat/completions/chatcmpl-{digits}/messages", limit=_MOST_MESSAGES), api.get(f"/jobs/{job_id}")
-    )
-    messages = [{"role": one["role"], "content": one["content"]} for one in asked["data"] if one.get("content")]
-    choices = (job["result"] or {}).get("choices") or [{"message": {}}]
-    answer = choices[0]["message"].get("content")
-    return [*messages, {"role": "assistant", "content": answer}] if answer else messages
+async def _earlier_messages(api: Api, job_id: str) -> list[dict[str, Any]]:
+    """Return the messages of a job and its answer, as the next request sends them."""
+    job = await api.get(f"/jobs/{job_id}")
+    choices = (job["result"] or {}).get("choices") or []
+    return [*map(_sendable, await _input(api, job)), *(_sendable(choice["message"]) for choice in choices[:1])]
 
 
-async def _show(request: Request, api: Api, values: Given, *, error: ApiError | _NumberError | None = None) -> Response:
-    models = (await api.get("/models"))["data"]
-    job = await api.get(f"/jobs/{values['job']}") if values["job"] else None
+async def _earlier_items(api: Api, values: Given) -> dict[str, Any]:
+    """Return the fields by which a response goes on after a job: its response, or what a job without one was asked."""
+    if not values["job"]:
+        return {}
+    job = await api.get(f"/jobs/{values['job']}")
+    if job["status"] == "completed":
+        return {"previous_response_id": "resp_" + values["job"].removeprefix("job_")}
+    items = map(_without_id, await _input(api, job))
+    return {"input": [*items, {"role": "user", "content": values["message"]}]}
+
+
+async def _input(api: Api, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all messages or items that a job's model reads, oldest first. A job that stores none has none."""
+    found: list[dict[str, Any]] = []
+    after = None
+    try:
+        while True:
+            part = await api.get(input_path(job), order="asc", limit=_PAGE, after=after)
+            found += part["data"]
+            if not part["has_more"]:
+                return found
+            after = part["last_id"]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return found
+
+
+def _sendable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message that the API lists, or that of an answer, as a request has it."""
+    names = ("role", "name", "tool_calls", "tool_call_id", "refusal")
+    kept = {name: message[name] for name in names if message.get(name)}
+    content = message.get("content_parts") or message.get("content")
+    return kept if content is None and "tool_calls" in kept else {**kept, "content": content or ""}
+
+
+def _without_id(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in {"id", "status"}}
+
+
+async def _show(request: Request, api: Api, values: Given, *, error: _Problem | None = None) -> Response:
+    """Return the page. What was written stays on it, also while the API is unavailable."""
+    try:
+        models = (await api.get("/models"))["data"]
+        job = await api.get(f"/jobs/{values['job']}") if values["job"] else None
+        asked = None if job is None else await read_input(api, job)
+        code = None if job is None else await _code(request, api, job, values)
+    except ApiUnavailableError:
+        if error is None:
+            raise
+        models, job, asked, code = [], None, None, None
     if job is not None:
         kept = {"format": job["format"], "model": values["model"] or job["model"]}
         if (
@@ -148,31 +192,40 @@ async def _show(request: Request, api: Api, values: Given, *, error: ApiError | 
             kept["system"] = (job["result"] or {}).get("instructions") or ""
         values = Given({**values, **kept})
     values.setdefault("format", "chat")
-    asked = None if job is None else await read_input(api, job)
+    values.setdefault("stream", "on")
+    unsent = isinstance(error, ApiUnavailableError)
     return page(
         request,
         "playground.html",
-        status=200 if error is None else 422,
+        status=200 if error is None else 503 if unsent else 422,
         values=values,
         models=[model["id"] for model in models] or [""],
         formats=FORMATS,
         efforts=EFFORTS,
         tiers=TIERS,
+        streams=STREAMS,
         job=job,
         ended=job is None or job["status"] in FINAL,
         times=None if job is None else times_of(job),
         turns=[] if asked is None else asked.turns,
         answer=[] if job is None else turns_of_answer(job),
-        code=None if job is None else await _code(request, api, job, values),
-        once=secrets.token_urlsafe(16),
-        error=error,
+        code=code,
+        once=(unsent and values["once"]) or secrets.token_urlsafe(16),
+        problem_text="" if error is None else _text(error),
         wrong=_field(error),
     )
 
 
-def _field(error: ApiError | _NumberError | None) -> str:
+def _text(error: _Problem) -> str:
+    """Return what the page says of an error."""
+    if isinstance(error, ApiUnavailableError):
+        return "The API is unavailable. Nothing is lost: send the message again in a moment."
+    return error.message
+
+
+def _field(error: _Problem | None) -> str:
     """Return the field of the form that an error is about, or an empty text."""
-    param = "" if error is None else error.param or ""
+    param = "" if error is None or isinstance(error, ApiUnavailableError) else error.param or ""
     names = {
         "max_completion_tokens": "max_tokens",
         "max_output_tokens": "max_tokens",
@@ -189,25 +242,27 @@ def _field(error: ApiError | _NumberError | None) -> str:
 async def _code(request: Request, api: Api, job: Mapping[str, Any], values: Given) -> dict[str, str]:
     """Return what sends the same request: a curl command and a Python program. Neither holds the key."""
     base = f"{request.app.state.api_url.rstrip('/')}/api/v1"
-    settings = Given({name: values[name] for name in _SETTINGS})
-    digits = job["id"].removeprefix("job_")
+    settings = Given({"model": job["model"]} | {name: values[name] for name in _SETTINGS if values[name]})
+    asked = await _input(api, job)
     if job["format"] == "chat":
         path, call = "/chat/completions", "client.chat.completions.create"
-        asked = (await api.get(f"/chat/completions/chatcmpl-{digits}/messages", limit=_MOST_MESSAGES))["data"]
-        messages = [{"role": one["role"], "content": one["content"]} for one in asked]
-        body = {**_chat_body(settings, messages), "stream": True}
+        body = _chat_body(settings, [_sendable(message) for message in asked])
         shown = "        print(choice.delta.content or '', end='', flush=True)"
         loop = f"for chunk in {call}(**request):\n    for choice in chunk.choices:\n{shown}"
+        whole = f"print({call}(**request).choices[0].message.content)"
     else:
         path, call = "/responses", "client.responses.create"
-        items = (await api.get(f"/responses/resp_{digits}/input_items", limit=_MOST_MESSAGES, order="asc"))["data"]
-        said = [{name: item[name] for name in ("role", "content") if name in item} for item in items]
-        body = {**_response_body(settings), "input": said, "stream": True}
+        body = {**_response_body(settings), "input": [_without_id(item) for item in asked]}
         shown = "        print(event.delta, end='', flush=True)"
         loop = f"for event in {call}(**request):\n    if event.type == 'response.output_text.delta':\n{shown}"
+        whole = f"print({call}(**request).output_text)"
+    if settings["stream"] == "off":
+        loop = whole
+    else:
+        body["stream"] = True
     text = json.dumps(body, ensure_ascii=False)
     curl = (
-        f"curl -N {base}{path} \\\n"
+        f"curl {'-N ' if 'stream' in body else ''}{base}{path} \\\n"
         '  -H "Authorization: Bearer $HEADRACE_API_KEY" \\\n'
         "  -H 'Content-Type: application/json' \\\n"
         f"  -d {shlex.quote(text)}"

@@ -94,6 +94,7 @@ export class Answer {
 // at each delta, `changed` at another state, `ended` at the end, with the job.
 export async function stream(section, on = {}) {
   const say = section.querySelector("[data-said]");
+  const whole = "whole" in section.dataset; // the reader wants no text before the end
   const answer = new Answer(section, section.dataset.format);
   section.setAttribute("aria-busy", "true");
   const refused = await follow(
@@ -105,8 +106,8 @@ export async function stream(section, on = {}) {
         say.textContent = `Attempt ${data.attempt} runs. No delta yet.`;
         on.changed?.();
       } else if (name === "job.delta") {
-        say.textContent = "The model writes.";
-        answer.take(data);
+        say.textContent = whole ? "The model writes. Its answer is shown at its end." : "The model writes.";
+        if (!whole) answer.take(data);
         on.delta?.();
       } else if (name === "job.retrying") {
         if (section.dataset.format === "chat") answer.clear();

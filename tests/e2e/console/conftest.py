@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
-from tests.service import BOOTSTRAP_KEY, Service, free_port
+from tests.service import BOOTSTRAP_KEY, Process, Service, free_port
 from tests.waiting import PATIENCE, until
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -32,6 +32,12 @@ def console(service: Service) -> str:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = service.launch("console", HEADRACE_CONSOLE_PORT=str(port), HEADRACE_CONSOLE_API_URL=service.base_url)
+    wait_for_console(service, process, url)
+    return url
+
+
+def wait_for_console(service: Service, process: Process, url: str) -> None:
+    """Return once a console of the service answers."""
 
     def answers() -> bool:
         assert process.running, f"the console ended:\n{service.tail()}"
@@ -40,7 +46,6 @@ def console(service: Service) -> str:
         return False
 
     until(answers, "the console")
-    return url
 
 
 @pytest.fixture(scope="session")

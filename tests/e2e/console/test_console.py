@@ -200,6 +200,7 @@ async def test_keys_open_pages_and_rows(page: Page, client: httpx.AsyncClient, m
     await expect(page.locator("tbody a").first).to_be_focused()
     await page.keyboard.press("Enter")
     await expect(page).to_have_url(re.compile("/jobs/job_"))
+    await page.wait_for_load_state()
     await page.keyboard.press("?")
     await expect(page.locator("#shortcuts")).to_be_visible()
     await page.keyboard.press("Escape")

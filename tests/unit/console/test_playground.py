@@ -33,6 +33,14 @@ CHAT_JOB: dict[str, Any] = {
 }
 
 
+PARTS = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+WITH_PARTS = {"id": "1", "role": "user", "content": None, "content_parts": PARTS}
+CALLING = {"id": "2", "role": "assistant", "content": None, "content_parts": None, "tool_calls": CALLS}
+RESULT = {"id": "3", "role": "tool", "tool_call_id": "c1", "content": "sunny", "content_parts": None}
+ITEM = {"id": "msg_1", "status": "completed", "type": "message", "role": "user", "content": "One?"}
+
+
 class FakeApi:
     """An API with one ended job, which keeps what is sent to it."""
 
@@ -52,6 +60,11 @@ class FakeApi:
             "/jobs/job_1": CHAT_JOB,
             "/jobs/job_2": CHAT_JOB | {"id": "job_2", "status": "running", "result": None},
             "/jobs/job_3": CHAT_JOB | {"id": "job_3", "format": "responses", "status": "running", "result": None},
+            "/jobs/job_4": CHAT_JOB | {"id": "job_4", "status": "cancelled", "result": None},
+            "/jobs/job_5": CHAT_JOB | {"id": "job_5", "format": "responses", "status": "failed", "result": None},
+            "/jobs/job_9": CHAT_JOB | {"id": "job_9", "format": "responses", "result": {"output": []}},
+            "/chat/completions/chatcmpl-4/messages": {**EMPTY, "data": [WITH_PARTS, CALLING, RESULT]},
+            "/responses/resp_5/input_items": {**EMPTY, "data": [ITEM]},
             "/chat/completions/chatcmpl-1/messages": {**EMPTY, "data": MESSAGES, "last_id": "2"},
         }
         return httpx.Response(200, json=answers.get(path, EMPTY))
@@ -105,6 +118,41 @@ async def test_a_response_goes_on_from_the_one_before() -> None:
     }
     assert api.sent == [("/responses", body, "once-1")]
     assert page.url.params["job"] == "job_3"
+
+
+async def test_a_conversation_goes_on_after_a_job_without_an_answer() -> None:
+    api = FakeApi()
+    await sent(api, format="chat", message="And then?", job="job_4")
+    assert api.sent[0][1]["request"]["messages"] == [
+        {"role": "user", "content": PARTS},
+        {"role": "assistant", "tool_calls": CALLS},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        {"role": "user", "content": "And then?"},
+    ]
+    await sent(api, format="responses", message="Two?", job="job_5")
+    body = api.sent[1][1]
+    assert "previous_response_id" not in body
+    assert body["input"] == [
+        {"type": "message", "role": "user", "content": "One?"},
+        {"role": "user", "content": "Two?"},
+    ]
+
+
+async def test_an_api_that_is_unavailable_loses_no_message() -> None:
+    unavailable = False
+
+    class Away(FakeApi):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(503, json={}) if unavailable else super().__call__(request)
+
+    async with browser(console(Away())) as client:
+        token = token_of(await sign_in(client, next="/playground"))
+        unavailable = True
+        form = {"csrf": token, "once": "once-1", "model": "demo", "format": "chat", "message": "My text"}
+        page = await client.post("/playground", data=form)
+    assert page.status_code == 503
+    assert "My text</textarea>" in page.text
+    assert 'name="once" value="once-1"' in page.text  # the job that the API may have made is not made twice
 
 
 @pytest.mark.parametrize(
