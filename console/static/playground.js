@@ -10,6 +10,8 @@ const section = document.getElementById("answer");
 if (section?.dataset.events) {
   const sent = Number(sessionStorage.getItem(SENT));
   let first = sent > 0;
+  // A job without an answer streams what its model wrote also when it has ended.
+  const running = "live" in document.getElementById("stats").dataset;
   stream(section, {
     changed: refresh,
     delta() {
@@ -17,7 +19,7 @@ if (section?.dataset.events) {
       if (first) showFirst();
       first = false;
     },
-    ended: () => location.reload(), // with the form for the next message
+    ended: () => running && location.reload(), // with the form for the next message
   });
 }
 

@@ -147,6 +147,28 @@ async def test_the_playground_goes_on_with_a_conversation(page: Page, provider: 
     assert [message["content"] for message in asked] == ["One?", "First answer.", "Two?"]
 
 
+async def test_a_message_that_is_stopped_keeps_its_text_and_its_conversation(
+    page: Page, provider: Provider, model: str
+) -> None:
+    provider.script(model, stream(chunk("Half"), Gate()), answer("Whole."))
+    await page.goto(f"/playground?model={model}")
+    await page.fill("#message", "One?")
+    await page.click("#ask button.primary")
+    await expect(page.locator("#answer .said")).to_have_text("Half", timeout=_PATIENT)
+    await expect(page.locator("#first")).to_contain_text("First delta")
+    loads: list[Page] = []
+    page.on("domcontentloaded", lambda loaded: loads.append(loaded))  # noqa: PLW0108  (playwright marks its functions)
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".banner.ok")).to_contain_text("cancelled", timeout=_PATIENT)
+    await expect(page.locator("#answer .said")).to_have_text("Half", timeout=_PATIENT)
+    await expect(page.locator("#answer [data-said]")).to_be_empty(timeout=_PATIENT)  # its stream has ended
+    await page.fill("#message", "Two?")
+    await page.click("#ask button.primary")
+    await expect(page.locator("#answer .said")).to_have_text("Whole.", timeout=_PATIENT)
+    assert [message["content"] for message in provider.calls_for(model)[-1].body["messages"]] == ["One?", "Two?"]
+    assert len(loads) <= 3  # the stopped job, the next one, and the next one's end
+
+
 async def test_a_key_that_is_revoked_ends_the_open_page(browser: Browser, console: str, service: Service) -> None:
     key = service.create_key("console-revoked")
     context = await browser.new_context(base_url=console)
