@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.service import BOOTSTRAP_KEY, Process, Service, free_port
 from tests.waiting import PATIENCE, until
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # What a browser in a container needs, and what keeps it from calling anywhere by itself.
