@@ -280,7 +280,7 @@ async def test_a_change_that_is_sent_again_undoes_no_later_one(
     assert later != answered.json()
     again = await client.post(path, json=first, headers=key)
     assert (again.status_code, again.headers["idempotent-replayed"], again.json()) == (200, "true", later)
-    assert (await client.get(path)).json() == later
+    assert (await client.get(path)).json().items() >= later.items()
     refused(await client.post(path, json=second, headers=key), 409, code="idempotency_key_reused")
     await undo_claim(database, key)
     done = await client.post(path, json=first, headers=key)
