@@ -32,6 +32,8 @@ PAGES = (
     ("/webhooks", "Webhooks", "w"),
     ("/keys", "Keys", "k"),
 )
+# The header with which a page that refreshes itself asks for its newest state. No reader sees a message of that answer.
+REFRESH_HEADER = "console-refresh"
 _THEMES = {"light", "dark"}
 # What stands for a value that there is not.
 DASH = "\N{EN DASH}"
@@ -51,7 +53,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     text = _ENVIRONMENT.get_template(template).render(
         context,
         session=session,
-        messages=session.take_messages() if session else [],
+        messages=session.take_messages() if session and REFRESH_HEADER not in request.headers else [],
         path=request.url.path,
         query=Given(request.query_params),
         theme=theme if theme in _THEMES else "",

@@ -16,11 +16,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from console.client import Api
+from console.render import REFRESH_HEADER
 from console.sessions import Session, Sessions
 
 COOKIE = "headrace_console"
-# The header with which a page that refreshes itself asks for its newest state.
-REFRESH_HEADER = "console-refresh"
 
 _HEADERS = {
     "content-security-policy": (

@@ -12,6 +12,8 @@ if (section?.dataset.events) {
   let first = sent > 0;
   // A job without an answer streams what its model wrote also when it has ended.
   const running = "live" in document.getElementById("stats").dataset;
+  let leaving = false; // a form was sent: its answer is the next page
+  document.addEventListener("submit", (event) => (leaving ||= !event.defaultPrevented));
   stream(section, {
     changed: refresh,
     delta() {
@@ -19,7 +21,7 @@ if (section?.dataset.events) {
       if (first) showFirst();
       first = false;
     },
-    ended: () => running && location.reload(), // with the form for the next message
+    ended: () => running && !leaving && location.reload(), // with the form for the next message
   });
 }
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from tests.e2e import batches
 from tests.e2e.console.conftest import sign_in
 from tests.e2e.jobs import submit
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, stream
@@ -106,11 +107,13 @@ async def test_a_sign_in_that_fails_then_one_that_works_and_its_end(browser: Bro
 async def test_every_page_is_accessible_and_fits(
     page: Page, client: httpx.AsyncClient, model: str, theme: str, width: int
 ) -> None:
-    job_id = await submit(client, model)
+    long = {"note": "x" * 400}
+    job_id = await submit(client, model, metadata=long)
+    batch = await batches.submit(client, batches.lines(model, 2), metadata=long)
     await page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
     await page.set_viewport_size({"width": width, "height": 800})
     found = {}
-    for path in (*PAGES, f"/jobs/{job_id}", f"/playground?job={job_id}", "/nothing"):
+    for path in (*PAGES, f"/jobs/{job_id}", f"/batches/{batch['id']}", f"/playground?job={job_id}", "/nothing"):
         await page.goto(path)
         found[path] = await page.evaluate(ACCESSIBLE)
     assert {path: problems for path, problems in found.items() if problems} == {}

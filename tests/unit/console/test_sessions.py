@@ -66,6 +66,16 @@ async def test_a_change_needs_the_token_of_its_session() -> None:
         assert (await client.get("/")).url.path == "/sign-in"
 
 
+async def test_a_page_that_refreshes_itself_takes_no_message() -> None:
+    async with browser(console()) as client:
+        await sign_in(client)
+        (session,) = client._transport.app.state.sessions._sessions.values()  # type: ignore[attr-defined]
+        session.say("It is done.")
+        assert "It is done." not in (await client.get("/", headers={"console-refresh": "1"})).text
+        assert "It is done." in (await client.get("/")).text
+        assert "It is done." not in (await client.get("/")).text
+
+
 @pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.invalid"}])
 async def test_another_sites_form_is_refused(headers: dict[str, str]) -> None:
     async with browser(console()) as client:
