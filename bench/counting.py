@@ -25,7 +25,7 @@ from headrace.telemetry.stores import POSTGRES, REDIS
 from headrace.usage.spent import SpentUsage
 from worker.measures import Measures
 
-# CPU of a job in microseconds, with 64 at a time (bench/results.md), and seconds between two scrapes.
+# Microseconds of CPU of a job that the shares are of, a round figure near 64 at a time; seconds between two scrapes.
 _JOB_MICROSECONDS = 1000.0
 _SCRAPE_SECONDS = 15.0
 # Statements, commands and groups of ten jobs, which share them when many run at a time.

@@ -20,6 +20,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-quic",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -70,13 +71,20 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def page(browser: Browser, console: str) -> AsyncIterator[Page]:
-    """A page that is signed in with the first account's key. No script may fail, and the policy may block nothing."""
+    """A page that is signed in with the first account's key.
+
+    No script may fail, the policy may block nothing, and the browser may ask no other host.
+    """
     context = await browser.new_context(base_url=console)
     context.set_default_timeout(PATIENCE * 1000)
     page = await context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None)
+    page.on(
+        "request",
+        lambda asked: None if asked.url.startswith((console, "data:", "blob:")) else problems.append(asked.url),
+    )
     await sign_in(page, BOOTSTRAP_KEY)
     yield page
     assert not problems
