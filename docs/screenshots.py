@@ -154,12 +154,12 @@ def fill(client: httpx.Client, webhook: str) -> dict[str, str]:
     agent = post(client, "/agents", {"name": "Miller", "description": "Knows mills", "bio": bio, "model": "demo"})
     post(client, "/batches", batch(["demo"] * 40))
     running = post(
-        client, "/batches", {**batch(["demo-broken", "demo-broken", *["demo-slow"] * 900]), "webhook": webhook}
+        client, "/batches", {**batch(["demo-broken", "demo-broken", *["demo-slow"] * 58]), "webhook": webhook}
     )
     wait(client, f"/batches/{running['id']}", lambda one: one["request_counts"]["failed"] == 2)
     wait(client, f"/jobs/{tried[-1]['id']}", lambda job: job["status"] == "failed")
     return {
-        "batch": f"/batches/{running['id']}",  # first, as it still runs then
+        "batch": f"/batches/{running['id']}",
         "overview": "/",
         "batches": "/batches",
         "jobs": "/jobs",
