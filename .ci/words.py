@@ -48,7 +48,7 @@ def problems(text: str, place: str) -> list[str]:
     found = []
     for match in PATTERN.finditer(text):
         phrase = re.sub(r"[\s#>]+", " ", match[2] or "")
-        code = "None" in phrase or (phrase == "is none" and place.endswith(".html"))  # Python's, and a template's
+        code = "None" in phrase or (phrase == "is none" and place.endswith(".html"))  # of Python, or of a template
         if phrase and not code:
             line = text.count("\n", 0, match.start()) + 1
             found.append(f"{place}:{line}: '{phrase}': {WORDS[phrase.lower()]}")

@@ -79,21 +79,24 @@ async def _signed_out(request: Request, _: Exception) -> Response:
     return redirect("/sign-in" if target == "/" else f"/sign-in?next={quote(target)}")
 
 
+def _problem(request: Request, status: int, *, title: str, text: str, retry: bool = False) -> Response:
+    """Return a page that says what is wrong. With `retry` it opens again by itself once the API answers."""
+    return page(request, "problem.html", status=status, title=title, text=text, retry=retry)
+
+
 async def _forged(request: Request, _: Exception) -> Response:
-    return page(
+    return _problem(
         request,
-        "problem.html",
-        status=403,
+        403,
         title="Not sent by this console",
         text="The request did not come from a page of this session. Open the page again and repeat it.",
     )
 
 
 async def _unavailable(request: Request, _: Exception) -> Response:
-    return page(
+    return _problem(
         request,
-        "problem.html",
-        status=503,
+        503,
         title="The API is unavailable",
         text=f"{request.app.state.api_url} does not answer. This page opens by itself once it does.",
         retry=request.method == "GET",
@@ -106,10 +109,9 @@ async def _refused(request: Request, error: Exception) -> Response:
         request.app.state.sessions.end(request.cookies.get(COOKIE, ""))
         return redirect("/sign-in?ended=key")
     titles = {403: "This key may not do that", 404: "Not found", 429: "Too many requests"}
-    return page(
+    return _problem(
         request,
-        "problem.html",
-        status=error.status,
+        error.status,
         title=titles.get(error.status, "The API refused this"),
         text=error.message,
     )
@@ -117,17 +119,14 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return page(
-        request, "problem.html", status=error.status_code, title="No such page", text="The navigation lists all pages."
-    )
+    return _problem(request, error.status_code, title="No such page", text="The navigation lists all pages.")
 
 
 async def _failed(request: Request, _: Exception) -> Response:
     """Answer a fault of the console; the server logs it with its traceback."""
-    return page(
+    return _problem(
         request,
-        "problem.html",
-        status=500,
+        500,
         title="The console failed",
         text="This page has a fault. The log of the console says more.",
     )

@@ -73,20 +73,13 @@ class Api:
 
     @contextlib.asynccontextmanager
     async def stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Parameters | None = None,
-        json: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, path: str, *, params: Parameters | None = None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
         """Open an answer whose body is read as it comes: events or a file. Raises as `get` does."""
         asked = self._http.build_request(
-            method,
+            "GET",
             path,
             params=_sent(params or {}),
-            json=json,
             headers=self._headers | dict(headers or {}),
             timeout=_UNLIMITED,
         )

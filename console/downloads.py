@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 
 from fastapi import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from console.client import Api, Parameters
+from console.streams import PassedOn
 
 CSV = "text/csv; charset=utf-8"
 
-# Headers of a request that ask for a part of a file, and of an answer that say what it is.
+# Headers of the browser's request for a part of a file, and headers of the API's answer that the browser gets.
 _ASKED = ("range", "if-range", "if-none-match")
 _ANSWERED = ("content-length", "content-range", "content-disposition", "accept-ranges", "etag")
 
@@ -34,7 +34,7 @@ async def download(
     async with contextlib.AsyncExitStack() as stack:
         asked = {name: request.headers[name] for name in _ASKED if name in request.headers}
         answer = await stack.enter_async_context(
-            api.stream("GET", path, params=params, headers={"accept-encoding": "identity", **asked})
+            api.stream(path, params=params, headers={"accept-encoding": "identity", **asked})
         )
         headers = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
         if "content-encoding" in answer.headers:  # a proxy before the API compresses: it is decoded here
@@ -42,14 +42,13 @@ async def download(
         if filename is not None:
             headers |= attachment(filename)
         headers.setdefault("content-disposition", "attachment")
-        held = stack.pop_all()
-
-    async def pieces() -> AsyncIterator[bytes]:
-        async with held:
-            async for piece in answer.aiter_bytes():
-                yield piece
-
-    return StreamingResponse(pieces(), answer.status_code, headers, media_type)
+        return PassedOn(
+            answer.aiter_bytes(),
+            stack.pop_all(),
+            status_code=answer.status_code,
+            headers=headers,
+            media_type=media_type,
+        )
 
 
 def attachment(filename: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import ApiError
+from console.forms import FieldError
 from console.render import Given, page, pretty, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
@@ -40,7 +41,7 @@ async def create_agent(request: Request, session: Acting, api: Writing) -> Respo
     form = await request.form()
     try:
         agent = await api.post("/agents", {name: value for name, value in _read(form).items() if value is not None})
-    except (ApiError, _DocumentError) as error:
+    except (ApiError, FieldError) as error:
         return _form(request, _values(form), models=await api.model_names(), error=error)
     session.say("The agent is created.")
     return redirect(f"/agents/{agent['id']}")
@@ -72,7 +73,7 @@ async def update_agent(request: Request, session: Acting, api: Writing, agent_id
     form = await request.form()
     try:
         await api.post(f"/agents/{agent_id}", _read(form))
-    except (ApiError, _DocumentError) as error:
+    except (ApiError, FieldError) as error:
         return _form(request, _values(form), models=await api.model_names(), agent_id=agent_id, error=error)
     session.say("The agent is changed.")
     return redirect(f"/agents/{agent_id}")
@@ -86,22 +87,13 @@ async def delete_agent(session: Acting, api: Writing, agent_id: str) -> Response
     return redirect("/agents")
 
 
-class _DocumentError(ValueError):
-    """A field of the form is not JSON."""
-
-    def __init__(self, param: str, reason: str) -> None:
-        super().__init__(param)
-        self.param = param
-        self.message = f"This is not JSON: {reason}."
-
-
 def _form(
     request: Request,
     values: Mapping[str, Any],
     *,
     models: list[str],
     agent_id: str | None = None,
-    error: ApiError | _DocumentError | None = None,
+    error: ApiError | FieldError | None = None,
 ) -> Response:
     wrong = "" if error is None or error.param is None else error.param.partition(".")[0].partition("[")[0]
     return page(
@@ -124,7 +116,7 @@ def _read(form: FormData) -> dict[str, Any]:
     """Return the definition that a form describes; an empty field is null.
 
     Raises:
-        _DocumentError: A field is not JSON.
+        FieldError: A field is not JSON.
     """
     definition: dict[str, Any] = {name: str(form.get(name, "")).strip() or None for name in _TEXTS}
     definition["bio"] = [line.strip() for line in str(form.get("bio", "")).splitlines() if line.strip()] or None
@@ -133,5 +125,5 @@ def _read(form: FormData) -> dict[str, Any]:
         try:
             definition[name] = json.loads(text) if text else None
         except ValueError as error:
-            raise _DocumentError(name, str(error)) from error
+            raise FieldError(name, f"This is not JSON: {error}.") from error
     return definition

@@ -96,7 +96,7 @@ async def _pace(api: Api, batch: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         async with (
             asyncio.timeout(_PACE_SECONDS),
-            api.stream("GET", f"/batches/{batch['id']}/events") as events,
+            api.stream(f"/batches/{batch['id']}/events") as events,
         ):
             async for line in events.aiter_lines():
                 if line.startswith("data:"):

@@ -13,6 +13,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import Api, ApiError
+from console.forms import FieldError
 from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
@@ -59,7 +60,7 @@ async def create_key(request: Request, session: Acting, api: Writing) -> Respons
     form = await request.form()
     try:
         made = await api.post("/api-keys", _read(form, new=True, admin=session.is_admin))
-    except (ApiError, _FieldError) as error:
+    except (ApiError, FieldError) as error:
         return _form(request, _values(form), title="New key", error=error)
     return page(request, "new_key.html", made=made, rotated=False)
 
@@ -80,7 +81,7 @@ async def limit_account(request: Request, session: Acting, api: Writing) -> Resp
         account = await api.get("/account", account=name)
         limits = _kept(account["limits"]) | _read_limits(form)
         await api.post(f"/account?account={quote(name)}", {"limits": limits or None})
-    except (ApiError, _FieldError) as error:
+    except (ApiError, FieldError) as error:
         return _limits_form(request, name, _values(form), error=error)
     session.say(f"The limits of the account {name} are changed.")
     return redirect(f"/keys?account={quote(name)}")
@@ -115,7 +116,7 @@ async def update_key(request: Request, session: Acting, api: Writing, key_id: st
         key = await api.get(f"/api-keys/{key_id}")
         body = _read(form, new=False, admin=session.is_admin)
         await api.post(f"/api-keys/{key_id}", {**body, "limits": _kept(key["limits"]) | body["limits"]})
-    except (ApiError, _FieldError) as error:
+    except (ApiError, FieldError) as error:
         return _form(request, _values(form), title="Change the key", key={"id": key_id}, error=error)
     session.say("The key is changed. It takes effect within a second.")
     return redirect(f"/keys/{key_id}")
@@ -136,22 +137,13 @@ async def revoke_key(session: Acting, api: Writing, key_id: str) -> Response:
     return redirect("/keys")
 
 
-class _FieldError(ValueError):
-    """A field of the form is not a number."""
-
-    def __init__(self, param: str) -> None:
-        super().__init__(param)
-        self.param = param
-        self.message = "This is not a number."
-
-
 def _form(
     request: Request,
     values: Mapping[str, Any],
     *,
     title: str,
     key: Mapping[str, Any] | None = None,
-    error: ApiError | _FieldError | None = None,
+    error: ApiError | FieldError | None = None,
 ) -> Response:
     return page(
         request,
@@ -169,7 +161,7 @@ def _form(
 
 
 def _limits_form(
-    request: Request, account: str, values: Mapping[str, Any], error: ApiError | _FieldError | None = None
+    request: Request, account: str, values: Mapping[str, Any], error: ApiError | FieldError | None = None
 ) -> Response:
     return page(
         request,
@@ -184,7 +176,7 @@ def _limits_form(
     )
 
 
-def _field(error: ApiError | _FieldError | None) -> str:
+def _field(error: ApiError | FieldError | None) -> str:
     """Return the field of a form that an error is about, or an empty text."""
     return "" if error is None or error.param is None else error.param.rpartition(".")[2]
 
@@ -208,7 +200,7 @@ def _read(form: FormData, *, new: bool, admin: bool) -> dict[str, Any]:
     """Return the body that a form asks for.
 
     Raises:
-        _FieldError: A field that holds a number holds something else.
+        FieldError: A field that holds a number holds something else.
     """
     body: dict[str, Any] = {
         "name": str(form.get("name", "")).strip(),
@@ -240,7 +232,7 @@ def _number(form: FormData, name: str) -> int:
     try:
         return int(str(form[name]).replace(",", "").strip())
     except ValueError as error:
-        raise _FieldError(name) from error
+        raise FieldError(name) from error
 
 
 async def _spent(api: Api, key_id: str, start: float) -> float:

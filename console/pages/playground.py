@@ -17,6 +17,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
+from console.forms import FieldError
 from console.pages.job import FINAL, input_path, read_input, times_of
 from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
@@ -47,22 +48,13 @@ async def send(request: Request, session: Acting, api: Writing) -> Response:  # 
     values = Given({name: str(value) for name, value in form.items()})
     try:
         job_id = await _submit(api, form, values)
-    except (ApiError, ApiUnavailableError, _NumberError) as error:
+    except (ApiError, ApiUnavailableError, FieldError) as error:
         return await _show(request, api, values, error=error)
     kept = {name: values[name] for name in _SETTINGS if values[name]}
     return redirect(f"/playground?{urlencode({**kept, 'job': job_id})}")
 
 
-class _NumberError(ValueError):
-    """A setting is not a number."""
-
-    def __init__(self, param: str) -> None:
-        super().__init__(param)
-        self.param = param
-        self.message = "This is not a number."
-
-
-_Problem = ApiError | ApiUnavailableError | _NumberError
+_Problem = ApiError | ApiUnavailableError | FieldError
 
 
 async def _submit(api: Api, form: FormData, values: Given) -> str:
@@ -70,7 +62,7 @@ async def _submit(api: Api, form: FormData, values: Given) -> str:
 
     Raises:
         ApiError: The API refused it.
-        _NumberError: A setting is not a number.
+        FieldError: A setting is not a number.
     """
     once = {"idempotency-key": str(form.get("once", "")) or secrets.token_urlsafe(16)}
     if values["format"] == "responses":
@@ -109,7 +101,7 @@ def _numbers(values: Given, *, max_tokens: str) -> dict[str, float]:
     """Return the settings that are numbers, under the names of the format.
 
     Raises:
-        _NumberError: One is not a number.
+        FieldError: One is not a number.
     """
     found: dict[str, float] = {}
     for field, name, kind in (("temperature", "temperature", float), ("max_tokens", max_tokens, int)):
@@ -118,7 +110,7 @@ def _numbers(values: Given, *, max_tokens: str) -> dict[str, float]:
         try:
             found[name] = kind(values[field])
         except ValueError as error:
-            raise _NumberError(field) from error
+            raise FieldError(field) from error
     return found
 
 
@@ -186,9 +178,8 @@ async def _show(request: Request, api: Api, values: Given, *, error: _Problem | 
         models, job, asked, code = [], None, None, None
     if job is not None:
         kept = {"format": job["format"], "model": values["model"] or job["model"]}
-        if (
-            job["format"] == "responses" and not values["system"]
-        ):  # a response's instructions do not go on by themselves
+        # A response's instructions do not go on by themselves.
+        if job["format"] == "responses" and not values["system"]:
             kept["system"] = (job["result"] or {}).get("instructions") or ""
         values = Given({**values, **kept})
     values.setdefault("format", "chat")

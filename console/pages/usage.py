@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from console.client import Api, ApiError, Parameters
 from console.downloads import CSV, attachment, download
@@ -18,6 +18,7 @@ from console.plots import MOST_SERIES, OTHER, Stacked, draw
 from console.render import money, number, page, short_money, short_number
 from console.security import Reading, SignedIn
 from console.sessions import Session
+from console.streams import PassedOn
 
 router = APIRouter()
 
@@ -33,7 +34,7 @@ GROUPS = {
     "tier": "Tier",
     "account": "Account",
 }
-"""What usage is told apart by. Only administrators see accounts."""
+"""The groups that usage can be split into. Only administrators see accounts."""
 
 # The groups that the API has percentiles of, for any time.
 _TIMED = frozenset({"model", "key", "provider", "account"})
@@ -51,7 +52,7 @@ _MOST_KEYS = 100
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a page shows: a time, a measure, and what it is told apart by."""
+    """What a page shows: a time, a measure, and the groups that usage is split into."""
 
     range: str
     by: str
@@ -176,11 +177,11 @@ async def send_csv(request: Request, session: SignedIn, api: Reading) -> Respons
     choice = Choice.of(request.query_params, session, datetime.now(UTC))
     asked = {**choice.asked(), "bucket": choice.bucket, "group_by": choice.by, "format": "csv", "limit": _MOST_GROUPS}
     async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(api.stream("GET", "/usage", params=asked))
+        first = await stack.enter_async_context(api.stream("/usage", params=asked))
         held = stack.pop_all()
-    following = first.headers.get(_NEXT_PAGE)
-    return StreamingResponse(
-        _rows(api, asked, first.aiter_bytes(), following, held),
+    return PassedOn(
+        _rows(api, asked, first.aiter_bytes(), first.headers.get(_NEXT_PAGE)),
+        held,
         headers=attachment(f"usage-{choice.range}-by-{choice.by}.csv"),
         media_type=CSV,
     )
@@ -196,18 +197,13 @@ async def send_statement(request: Request, session: SignedIn, api: Reading) -> R
 
 
 async def _rows(
-    api: Api,
-    asked: Parameters,
-    first: AsyncIterator[bytes],
-    following: str | None,
-    held: contextlib.AsyncExitStack,
+    api: Api, asked: Parameters, first: AsyncIterator[bytes], following: str | None
 ) -> AsyncIterator[bytes]:
-    """Yield all pages of rows, with the line of names once. `held` closes the first."""
-    async with held:
-        async for piece in first:
-            yield piece
+    """Yield all pages of rows, of which `first` is open already, with the line of names once."""
+    async for piece in first:
+        yield piece
     while following:
-        async with api.stream("GET", "/usage", params={**asked, "page": following}) as answer:
+        async with api.stream("/usage", params={**asked, "page": following}) as answer:
             yield (await answer.aread()).partition(b"\n")[2]
             following = answer.headers.get(_NEXT_PAGE)
 

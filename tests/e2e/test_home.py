@@ -1,4 +1,4 @@
-"""The API introduces itself: what it is at `/`, and an interactive reference at `/docs`, to anyone who asks."""
+"""The API introduces itself without a key: `/` names it, and `/docs` is its interactive reference."""
 
 from __future__ import annotations
 

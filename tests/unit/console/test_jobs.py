@@ -76,7 +76,7 @@ MESSAGES = {**EMPTY, "data": [{"id": "m", "role": "user", "content": "Ask <b>thi
 
 
 class Api:
-    """An API with one job, which keeps what it is asked."""
+    """An API with one job, which records its requests."""
 
     def __init__(self, job: dict[str, Any] = JOB, *, read_only: bool = False) -> None:
         self.job = job

@@ -30,7 +30,7 @@ KEPT = {
 
 
 class RecordingApi:
-    """An API that keeps what it is asked to change, and answers a refusal if it has one."""
+    """An API that records each change, and answers it with `refusal` if that is set."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
