@@ -301,6 +301,13 @@ class UpstreamBusyError(UpstreamRateLimitError):
     default: ClassVar[str] = "The model's provider takes no more calls at the moment."
 
 
+class AnswerInterruptedError(UpstreamError):
+    """The worker of a stream is gone, and the stream's client has read a part of it."""
+
+    default: ClassVar[str] = INTERRUPTED
+    code = "worker_lost"
+
+
 class UpstreamUnavailableError(UpstreamError):
     """The provider was not called: its circuit is open."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.errors import INTERRUPTED, HeadraceError, JobCancelledError, JobExpiredError, UpstreamError
+from headrace.errors import AnswerInterruptedError, HeadraceError, JobCancelledError, JobExpiredError
 from headrace.events.publisher import Publisher
 from headrace.jobs.records import MovedJob
 from headrace.jobs.sql.rescue import expire_jobs, rescue_jobs, resend_jobs
@@ -84,7 +84,7 @@ class Sweeper:
                 "Postgres: it is not tried again.",
                 code="worker_lost",
             ).stored(),
-            interrupted=UpstreamError(INTERRUPTED, code="worker_lost").stored(),
+            interrupted=AnswerInterruptedError().stored(),
         )
 
     async def _resend(self) -> list[MovedJob]:

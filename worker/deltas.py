@@ -26,13 +26,24 @@ _READERS_WAIT_SECONDS = 0.1
 class Deltas:
     """The deltas of one attempt: counted since its start, and held until Postgres has them."""
 
-    __slots__ = ("_attempt", "_before", "_first_at", "_held", "_job_id", "_saved", "_taken", "on_saved", "seq")
+    __slots__ = ("_attempt", "_before", "_first_at", "_held", "_job_id", "_once", "_saved", "_taken", "on_saved", "seq")
 
-    def __init__(self, job_id: str, attempt: int, *, on_saved: Callable[[Segment], None] | None = None) -> None:
-        """Start without deltas. `on_saved` is called with each segment that Postgres has."""
+    def __init__(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        on_saved: Callable[[Segment], None] | None = None,
+        once: bool = False,
+    ) -> None:
+        """Start without deltas. `on_saved` is called with each segment that Postgres has.
+
+        With `once` it is called when Postgres has the first segment: with that one, and with the deltas since.
+        """
         self.seq = 0
         """The number of the last delta, 0 before the first."""
         self.on_saved = on_saved
+        self._once = once
         self._job_id = job_id
         self._attempt = attempt
         self._first_at: float | None = None
@@ -67,8 +78,13 @@ class Deltas:
         del self._held[: self._taken]
         self._taken = 0
         self._saved = segment.last_seq
-        if self.on_saved is not None:
-            self.on_saved(segment)
+        if self.on_saved is None:
+            return
+        self.on_saved(segment)
+        if self._once:
+            if (rest := self.segment()) is not None:
+                self.on_saved(rest)
+            self.on_saved = None
 
     @property
     def kept(self) -> bool:

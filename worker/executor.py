@@ -79,7 +79,7 @@ class Executor:
         self._queue = queue
         self._hurried = asyncio.Event()
         name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
-        publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
+        publisher = self._publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._circuits = Circuits(
             redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures), about=self._describe
@@ -240,3 +240,4 @@ class Executor:
             await asyncio.wait(tasks, timeout=_INSIST_SECONDS)
         if tasks:
             log.warning("%d jobs do not stop: their leases run out", len(tasks))
+        await self._publisher.flush()

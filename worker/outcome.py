@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from headrace.errors import (
+    AnswerInterruptedError,
     HeadraceError,
     InvalidRequestError,
     JobCancelledError,
@@ -72,6 +73,8 @@ class Outcomes:
         """End an attempt that was interrupted, by the reason in `attempt.stop`."""
         if attempt.stop is Stop.CANCELLED:
             await self._endings.finish(attempt, State.CANCELLED, error=JobCancelledError())
+        elif attempt.stop is Stop.DRAINED and _is_read(attempt):
+            await self._endings.finish(attempt, State.FAILED, error=AnswerInterruptedError())
         elif attempt.stop is Stop.DRAINED:
             job = attempt.job
             await self._endings.put_back(attempt, Retry(job.route, job.retries, 0), "returned")
@@ -84,7 +87,7 @@ class Outcomes:
         A client that has begun to read a stream would get its text twice, so its job has no further attempt.
         """
         job = attempt.job
-        if attempt.deltas.seq and job.streamed and not job.background:
+        if _is_read(attempt):
             return None
         return next_attempt(
             error,
@@ -123,3 +126,8 @@ class Outcomes:
         """Tell whether another worker may call the provider that this one does not: its path may be fine."""
         job, provider = attempt.job, attempt.provider
         return provider is not None and self._circuits.served_elsewhere(provider, job.tier, account=job.account_id)
+
+
+def _is_read(attempt: Attempt) -> bool:
+    """Tell whether a client may have read a part of the answer, which another attempt would repeat."""
+    return attempt.deltas.seq > 0 and attempt.job.streamed and not attempt.job.background

@@ -95,8 +95,9 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None
         document = orjson.loads(job.request)
-        # A log that outlives its attempt is read from Postgres alone, so readers never have a line that it lacks.
-        late = job.background and CLIENT_FORMATS[job.format].KEEPS_LOG
+        # A log that outlives its attempt is read from Postgres alone, so readers never have a line that it lacks. The
+        # log of a foreground stream ends with its attempt, if the rescue of its job finds that it has begun.
+        late = CLIENT_FORMATS[job.format].KEEPS_LOG and (job.background or job.streamed)
         on_saved = partial(self._publish_saved, job, lease) if late else None
         attempt = Attempt(
             job,
@@ -104,7 +105,7 @@ class Runner:
             translation=CLIENT_FORMATS[job.format].translate(document),
             task=task,
             lease=lease,
-            deltas=Deltas(job.id, job.attempt, on_saved=on_saved),
+            deltas=Deltas(job.id, job.attempt, on_saved=on_saved, once=job.streamed),
             spans=AttemptSpans.of(job),
         )
         self._leases.add(attempt)

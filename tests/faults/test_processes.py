@@ -205,6 +205,59 @@ async def test_a_foreground_stream_whose_worker_is_killed_ends_with_an_error_rat
     assert job["result"] is None
 
 
+async def test_a_response_whose_client_has_read_nothing_starts_over(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    """Postgres gets no delta of the first attempt: so the stream's client must not get one either."""
+    found = stream(chunk("found"), chunk(finish="stop"), DONE)
+    gate = Gate()
+    provider.script(model, stream(chunk("lost"), gate), found)
+    body = {"model": model, "input": "hello there", "stream": True}
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO job_deltas%'"
+
+    async def waits() -> bool:
+        return (await rows.execute(f"SELECT {waiting}")).rowcount > 0
+
+    async def read() -> list[Event]:
+        headers = {"Idempotency-Key": model}
+        async with cluster_client.stream("POST", "/responses", json=body, headers=headers) as response:
+            return await EventStream(response).rest()
+
+    async with looking_at_rows(cluster.stores) as second:
+        async with second.transaction():
+            await second.execute("LOCK TABLE job_deltas IN EXCLUSIVE MODE")
+            reading = asyncio.create_task(read())
+            await settled(gate.reached)
+            await eventually(waits, "the worker to write the first delta")
+            cluster.processes["worker"].kill()
+            await rows.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
+        cluster.launch("worker-2")
+        events = await reading
+    assert [event.data["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event.data["delta"] for event in events if event.name == "response.output_text.delta"] == ["found"]
+    assert events[-1].name == "response.completed"
+
+
+async def test_a_stream_that_its_client_reads_fails_when_its_worker_is_told_to_stop(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    cluster.processes["worker"].terminate()
+    worker = cluster.launch("worker", HEADRACE_DRAIN_SECONDS="0")
+    provider.script(model, stream(chunk("half "), Gate()))
+    body, headers = {"model": model, "input": "hello there", "stream": True}, {"Idempotency-Key": model}
+    async with cluster_client.stream("POST", "/responses", json=body, headers=headers) as response:
+        events = EventStream(response)
+        read = await events.up_to("response.output_text.delta")
+        assert await asyncio.to_thread(worker.terminate) == 0
+        read += await events.rest()
+    assert read[-1].name == "response.failed"
+    assert (await job_of(cluster_client, model))["error"]["code"] == "worker_lost"
+    async with cluster_client.stream("POST", "/responses", json=body, headers=headers) as response:
+        again = await EventStream(response).rest()
+    assert [event.data for event in again] == [event.data for event in read]
+
+
 async def test_a_request_that_waits_is_answered_by_the_next_worker(
     cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
