@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 import headrace
 from api.http.errors import handle_errors
-from api.http.middleware import RequestScope
 from api.http.openapi import describe
 from api.resources import (
     account,
@@ -36,9 +38,24 @@ from headrace.settings import Settings
 _PREFIXES = ("/api/v1", "/v1")
 
 
+class _Application(FastAPI):
+    """FastAPI's application without its outer layers, which have nothing to do here and would slow every request.
+
+    `RequestScope` answers errors that no handler caught, `read_body` limits bodies, and Headrace has its own spans.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what answers requests, from the outermost layer to the routes."""
+        app: ASGIApp = AsyncExitStackMiddleware(self.router)  # FastAPI's handlers of requests expect its stack
+        app = ExceptionMiddleware(app, handlers=self.exception_handlers)
+        for layer in reversed(self.user_middleware):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
+
+
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Its lifespan connects to the stores."""
-    app = FastAPI(
+    """Return the application, to be served within `RequestScope`. Its lifespan connects to the stores."""
+    app = _Application(
         title="Headrace",
         summary="Completions that do not get lost",
         version=headrace.__version__,
@@ -86,6 +103,5 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["*"],
             max_age=7200,
         )
-    app.add_middleware(RequestScope)
     describe(app)
     return app

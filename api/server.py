@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.http.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
+from api.http.middleware import RequestScope
 from headrace.runtime.process import raise_descriptor_limit
 from headrace.settings import Settings
 from headrace.telemetry.health import HEALTH
@@ -32,7 +33,7 @@ class Server(uvicorn.Server):
         """Configure uvicorn. `run` serves."""
         super().__init__(
             uvicorn.Config(
-                app,
+                RequestScope(app),
                 loop="uvloop",
                 http=Connection,
                 ws="none",

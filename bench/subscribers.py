@@ -18,7 +18,7 @@ from bench.systems import Headrace
 MODEL = "fake-s2000-p10000"
 """A word every ten seconds for hours, by which each subscriber shows that it is connected."""
 
-GOAL_KB = 25
+GOAL_KB = 20
 """Kilobytes of 1,000 bytes that a subscriber may cost."""
 
 _AT_ONCE = 100

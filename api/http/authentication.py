@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,6 +39,9 @@ _RECHECK_SECONDS = 2.0
 _MARK_SECONDS = 60.0
 _GATHER_SECONDS = 0.5
 
+# What to call when a key becomes invalid, by the key's hash, and whether it is also to be an administrator's.
+_Held = dict[bytes, set[tuple[Callable[[], None], bool]]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Known:
@@ -57,7 +59,7 @@ class Authenticator:
         self._database = database
         self._cache: dict[bytes, _Known] = {}
         self._accounts: dict[str, tuple[Row, float]] = {}
-        self._held: dict[bytes, set[tuple[Callable[[], None], bool]]] = {}
+        self._held: _Held = {}
         self._used: set[str] = set()
         self._marking: asyncio.Task[None] | None = None
 
@@ -97,20 +99,12 @@ class Authenticator:
                 self._accounts[account_id] = found, now + _CACHE_SECONDS
         return found
 
-    @contextlib.contextmanager
-    def holding(self, principal: Principal, end: Callable[[], None]) -> Iterator[None]:
+    def holding(self, principal: Principal, end: Callable[[], None]) -> Holding:
         """Call `end` if the principal's key is revoked, expires or is rotated inside the context.
 
         `end` is called too if the request names an account and its key is an administrator's no longer.
         """
-        held, one = self._held.setdefault(principal.key_hash, set()), (end, principal.names_account)
-        held.add(one)
-        try:
-            yield
-        finally:
-            held.discard(one)
-            if not held:
-                self._held.pop(principal.key_hash, None)
+        return Holding(self._held, principal.key_hash, (end, principal.names_account))
 
     async def run(self) -> None:
         """End open streams whose keys have become invalid, until cancelled. One query checks all keys."""
@@ -145,6 +139,28 @@ class Authenticator:
                 await mark_used(self._database, list(used))
             except SQLAlchemyError as error:
                 log.warning("could not record the use of %d keys: %s", len(used), error)
+
+
+class Holding:
+    """The context of a stream's key. A generator would take five times the memory of this for each stream."""
+
+    __slots__ = ("_held", "_key_hash", "_one")
+
+    def __init__(self, held: _Held, key_hash: bytes, one: tuple[Callable[[], None], bool]) -> None:
+        self._held = held
+        self._key_hash = key_hash
+        self._one = one
+
+    def __enter__(self) -> None:
+        """Have the key checked."""
+        self._held.setdefault(self._key_hash, set()).add(self._one)
+
+    def __exit__(self, *_: object) -> None:
+        """Have it checked no longer."""
+        held = self._held[self._key_hash]
+        held.discard(self._one)
+        if not held:
+            del self._held[self._key_hash]
 
 
 async def authenticate(request: Request) -> Principal:

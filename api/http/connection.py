@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -49,6 +51,10 @@ _MOST_DRAINED = 256 * 1024 * 1024
 _LEAST_CONNECTIONS = 16
 # Idle connections that are closed at once to make room, as a share of all connections.
 _ROOM = 1 / 16
+# The requests that wait on a connection whose client does not pipeline: all share one queue, as one takes 0.7 KB.
+_NONE_WAIT: deque[tuple[RequestResponseCycle, Any]] = deque(maxlen=0)
+# What is left of the scopes of requests whose answers have begun.
+_METHOD_ALONE: tuple[Any, Any] = ({"method": "GET"}, {"method": "HEAD"})
 # The log line of a process whose connections are all in use.
 _FULL = (
     "all %d connections of this API are in use: it closes idle ones, or else refuses new ones. "
@@ -64,29 +70,73 @@ def most_connections(settings: Settings) -> int:
     return min(settings.max_connections, max(_LEAST_CONNECTIONS, descriptors - RESERVED_DESCRIPTORS))
 
 
-class Connection(HttpToolsProtocol):
-    """A connection, from its first byte to its last."""
+class Client:
+    """The client of a connection, in `request.state.client`: it tells one request at a time that it has left."""
 
-    _in_head = False
-    _head_bytes = 0
-    # Bytes since the parser last called back, such as those of a header that does not end.
-    _unparsed = 0
-    _parsed = False
-    # When the wait for the client began: for a request, the rest of its head, or more of its body.
-    since = 0.0
-    _received = 0
-    # Bytes of an answer that the client has not read, and since when their number has not fallen.
-    _unread = 0
-    _unread_since = 0.0
-    _problem: HeadraceError | None = None
-    _refused_at: float | None = None
+    __slots__ = ("_on_leaving", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._on_leaving: Callable[[], None] | None = None
+
+    def notify(self, on_leaving: Callable[[], None] | None) -> None:
+        """Call `on_leaving` when the client leaves, at once if it has left; with None, call nothing from now on."""
+        self._on_leaving = on_leaving
+        if self.gone and on_leaving is not None:
+            on_leaving()
+
+    def leave(self) -> None:
+        """Note that the client has left."""
+        self.gone = True
+        self.notify(self._on_leaving)
+
+
+class Connection(HttpToolsProtocol):
+    """A connection, from its first byte to its last.
+
+    Its own attributes are slots: a dictionary with these and uvicorn's has too many keys to share them with others,
+    and takes 1.3 KB more.
+    """
+
+    __slots__ = (
+        "_client",
+        "_head_bytes",
+        "_in_head",
+        "_parsed",
+        "_problem",
+        "_received",
+        "_refused_at",
+        "_settings",
+        "_unparsed",
+        "_unread",
+        "_unread_since",
+        "since",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what uvicorn gives."""
+        super().__init__(*args, **kwargs)
+        self.pipeline = _NONE_WAIT
+        self._settings: Settings = self.app_state["settings"]
+        self._client = Client()
+        self._in_head = self._parsed = False
+        self._head_bytes = 0
+        # Bytes since the parser last called back, such as those of a header that does not end.
+        self._unparsed = 0
+        # When the wait for the client began: for a request, the rest of its head, or more of its body.
+        self.since = 0.0
+        self._received = 0
+        # Bytes of an answer that the client has not read, and since when their number has not fallen.
+        self._unread = 0
+        self._unread_since = 0.0
+        self._problem: HeadraceError | None = None
+        self._refused_at: float | None = None
 
     # -- what the transport calls -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Accept the connection, or refuse it if there are too many."""
         super().connection_made(transport)
-        self._settings = cast("Settings", self.app_state["settings"])
         self.since = self.loop.time()
         most = most_connections(self._settings)
         if len(self.connections) <= most:
@@ -94,6 +144,11 @@ class Connection(HttpToolsProtocol):
         log.warning(_FULL, most)
         if not self._make_room(most):
             self._refuse(UnavailableError("This server has no connection free.", retry_after=1))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the requests of a client that has left."""
+        super().connection_lost(exc)
+        self._client.leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent, unless the client was refused."""
@@ -114,6 +169,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
         super().on_message_begin()
+        self.scope["state"]["client"] = self._client
         self._parsed = self._in_head = True
         self._head_bytes = 0
         self.since = self.loop.time()
@@ -145,6 +201,8 @@ class Connection(HttpToolsProtocol):
         self._received = self._head_bytes = 0
         if len(self.pipeline) >= MOST_PIPELINED:
             self._fail(InvalidRequestError("Too many requests wait on this connection.", code="too_many_pipelined"))
+        if self.pipeline is _NONE_WAIT and not self.is_idle:
+            self.pipeline = deque()
         super().on_headers_complete()
         cycle = self.pipeline[0][0] if self.pipeline else self.cycle
         if not cycle.keep_alive:  # uvicorn has no hook for the cycle's class
@@ -185,6 +243,8 @@ class Connection(HttpToolsProtocol):
             if now - self._refused_at > _LINGER_SECONDS:
                 self.transport.abort()
             return
+        if not self._in_head and not self.is_idle and self.cycle.response_started:
+            self._forget_request()
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
         if self._unread:
             if not before or before - self._unread >= LEAST_BYTES_PER_SECOND * CHECK_SECONDS:
@@ -195,6 +255,12 @@ class Connection(HttpToolsProtocol):
             self._check_idle(now, patience)
         elif self.cycle.more_body:
             self._check_sender(now, patience)
+
+    def _forget_request(self) -> None:
+        """Drop the head of a request whose answer has begun: it may go on for hours, and needs the method alone."""
+        cycle: Any = self.cycle
+        self.scope = cycle.scope = _METHOD_ALONE[cycle.scope["method"] == "HEAD"]
+        self.headers, self.url = [], b""
 
     def _check_idle(self, now: float, patience: float) -> None:
         waited = now - self.since
@@ -245,6 +311,7 @@ class Connection(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
+            self._client.leave()
         self._unset_keepalive_if_required()
         answer = render_error(error)
         request_id = new_id("req")

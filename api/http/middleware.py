@@ -6,12 +6,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
+from api.http.sse import write_events
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import is_id, job_id_of, job_id_of_response, new_id
 from headrace.telemetry.context import bind, bound, note
@@ -33,6 +34,8 @@ _IDS: Mapping[str, tuple[str, str, Callable[[str], str]]] = {
     "batch_id": ("batch", "batch", str),
     "conversation_id": ("conversation", "conv", str),
 }
+# The route of a path that has no endpoint.
+_NO_ENDPOINT = "(no endpoint)"
 # What the metric of requests calls each hundred of statuses; 0 stands for no answer.
 _CLASSES = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 _requests = bound_metric(HTTP_REQUESTS)
@@ -41,7 +44,11 @@ _UNANSWERED = "%(method)s %(route)s: no answer, after %(seconds).3f s"
 
 
 class RequestScope:
-    """Gives every request an id for its answer and log lines, and answers errors that no handler caught."""
+    """Gives every request an id for its answer and log lines, and answers errors that no handler caught.
+
+    It also writes the events of an `EventStream`, after the layers within have returned: a stream may last for hours,
+    and must not hold their frames, the request's headers or what was made of them.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -51,49 +58,97 @@ class RequestScope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        inner = {**scope, "method": "GET"} if (is_head := scope["method"] == "HEAD") else scope
-        began = time.perf_counter()
         request_id, context = _asked_context(scope)
         scope["state"]["trace_context"] = context
-        request_id = request_id or new_id("req")
-        header = (b"x-request-id", request_id.encode())
-        started = False
-        status: int | None = None
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started, status
-            if message["type"] == "http.response.start":
-                started, status = True, message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
-            await send(message)
-            if started and is_head:
-                # The body is not produced: it may be a large file, or a stream without an end.
-                await send({"type": "http.response.body"})
-                raise _HeadAnsweredError
-
-        with bind(request=request_id):
+        answer = _Answer(scope["method"], request_id or new_id("req"), send)
+        with bind(request=answer.request_id):
             if context is not None:
                 note(trace=trace_id(context))
             try:
-                await self._app(inner, receive, send_with_id)
-            except asyncio.CancelledError:
-                # At the end of `drain_seconds` the server cancels the requests that have no answer.
-                if started:
-                    raise
-                error = shutdown_error() if inner["method"] == "GET" else OutcomeUnknownError()
-                await render_error(error)(scope, receive, send_with_id)
+                events = await self._begin(scope, receive, answer)
+                del scope, receive
+                if events is not None:
+                    await write_events(events, send)
             except Exception:
-                if started and is_head:
-                    return
-                log.exception("a request failed: %s %s", scope["method"], _route(inner))
-                if started:
-                    raise
-                await render_error(HeadraceError())(scope, receive, send_with_id)
+                log.exception("a request failed: %s %s", answer.method, answer.route)
+                raise
             finally:
-                if scope["state"].get("body_units"):
-                    scope["state"]["room"].give_back(Request(scope))
-                _requests(_route(inner), _CLASSES[(status or 0) // 100]).inc()
-                _log_request(scope["method"], inner, status, time.perf_counter() - began)
+                answer.end()
+
+    async def _begin(self, scope: Scope, receive: Receive, answer: _Answer) -> AsyncGenerator[list[bytes], None] | None:
+        """Answer a request. Returns the events that an answer still lacks, if it is a stream of them."""
+        inner = {**scope, "method": "GET"} if answer.is_head else scope
+        try:
+            await self._app(inner, receive, answer.send)
+        except asyncio.CancelledError:
+            # At the end of `drain_seconds` the server cancels the requests that have no answer.
+            if answer.status is not None:
+                raise
+            error = shutdown_error() if inner["method"] == "GET" else OutcomeUnknownError()
+            await render_error(error)(scope, receive, answer.send)
+        except Exception:
+            if answer.status is not None:
+                if answer.is_head:
+                    return None
+                raise
+            log.exception("a request failed: %s %s", answer.method, _route(inner))
+            await render_error(HeadraceError())(scope, receive, answer.send)
+        finally:
+            if scope["state"].get("body_units"):
+                scope["state"]["room"].give_back(Request(scope))
+            answer.note_endpoint(inner)
+        events: AsyncGenerator[list[bytes], None] | None = scope["state"].pop("events", None)
+        return events
+
+
+class _Answer:
+    """The answer to one request: it sends the answer's beginning, and counts and logs its end."""
+
+    __slots__ = ("_began", "_send", "is_head", "method", "request_id", "route", "status")
+
+    def __init__(self, method: str, request_id: str, send: Send) -> None:
+        self.method = method
+        self.is_head = method == "HEAD"
+        self.request_id = request_id
+        self.route = _NO_ENDPOINT
+        self.status: int | None = None
+        """The status that was sent, None before."""
+        self._began = time.perf_counter()
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+        if self.is_head and self.status is not None:
+            # The body is not produced: it may be a large file, or a stream without an end.
+            await self._send({"type": "http.response.body"})
+            raise _HeadAnsweredError
+
+    def note_endpoint(self, scope: Scope) -> None:
+        """Note which endpoint answers, and the ids in its path."""
+        self.route = _route(scope)
+        if not log.isEnabledFor(self._level):
+            return
+        for parameter, text in scope.get("path_params", {}).items():
+            if parameter in _IDS:
+                field, prefix, read = _IDS[parameter]
+                if field not in bound() and is_id(an_id := read(text), prefix):
+                    note(**{field: an_id})
+
+    def end(self) -> None:
+        """Count the request, and log how it was answered."""
+        _requests(self.route, _CLASSES[(self.status or 0) // 100]).inc()
+        if log.isEnabledFor(self._level):
+            seconds = time.perf_counter() - self._began
+            fields = {"method": self.method, "route": self.route, "status": self.status, "seconds": seconds}
+            log.log(self._level, _UNANSWERED if self.status is None else _ANSWERED, fields)
+
+    @property
+    def _level(self) -> int:
+        return logging.DEBUG if self.route in _PROBES else logging.INFO
 
 
 class _HeadAnsweredError(Exception):
@@ -119,19 +174,4 @@ def _asked_context(scope: Scope) -> tuple[str | None, str | None]:
 
 def _route(scope: Scope) -> str:
     """Return the template of the path, without `/v1` or `/api/v1`; a path that has no endpoint may be any text."""
-    return getattr(scope.get("route"), "path", "(no endpoint)")
-
-
-def _log_request(method: str, scope: Scope, status: int | None, seconds: float) -> None:
-    """Log how a request was answered; `status` is None if it was not."""
-    route = _route(scope)
-    level = logging.DEBUG if route in _PROBES else logging.INFO
-    if not log.isEnabledFor(level):
-        return
-    for parameter, text in scope.get("path_params", {}).items():
-        if parameter in _IDS:
-            field, prefix, read = _IDS[parameter]
-            if field not in bound() and is_id(an_id := read(text), prefix):
-                note(**{field: an_id})
-    fields = {"method": method, "route": route, "status": status, "seconds": seconds}
-    log.log(level, _UNANSWERED if status is None else _ANSWERED, fields)
+    return getattr(scope.get("route"), "path", _NO_ENDPOINT)

@@ -42,7 +42,10 @@ def render_event(data: bytes, *, name: str | None = None, event_id: str | None =
 
 
 class EventStream(Response):
-    """A response of server-sent events, written as the generator yields lists of them."""
+    """A response of server-sent events, written as the generator yields lists of them.
+
+    It sends the headers alone. `RequestScope` writes the events when everything else of the request has ended.
+    """
 
     def __init__(self, events: AsyncGenerator[list[bytes], None], headers: Mapping[str, str] | None = None) -> None:
         """Take the events, and `headers` that are added to those of every event stream."""
@@ -51,13 +54,23 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
-        """Send the events, and close their generator in any case."""
-        async with contextlib.aclosing(self._events) as events:
+        """Send the headers, and leave the events in the state of the request."""
+        try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for batch in events:
-                for body in _pieces(batch):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except BaseException:
+            await self._events.aclose()
+            raise
+        scope["state"]["events"] = self._events
+
+
+async def write_events(events: AsyncGenerator[list[bytes], None], send: Send) -> None:
+    """Write the body of an event stream, and close the generator in any case."""
+    async with contextlib.aclosing(events):
+        async for batch in events:
+            for body in _pieces(batch):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            del batch, body  # they may be large, and the next events may come much later
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _pieces(events: list[bytes]) -> list[bytes]:

@@ -27,11 +27,14 @@ async def attached(
 ) -> AsyncGenerator[list[bytes], None]:
     """Yield what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
     async with watching(request, principal, job_id) as listener:
+        database = request.state.database
+        del request, principal  # a reader may wait for hours
         yield written.begin()
         try:
-            async with aclosing(follow(listener, request.state.database, after=after, keeps_log=keeps_log)) as events:
+            async with aclosing(follow(listener, database, after=after, keeps_log=keeps_log)) as events:
                 async for event in events:
                     yield written.render(event)
+                    del event
                     if written.over:
                         return
         except ListenerClosedError:

@@ -20,7 +20,6 @@ from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
 from api.jobs.client_events import ClientEvents
-from api.jobs.watch import close_when_gone
 from headrace.errors import AuthenticationError, HeadraceError, OutcomeUnknownError, restore_error
 from headrace.events.follow import Deltas, Ended, Event, Silence, follow
 from headrace.events.listener import Listener, ListenerClosedError
@@ -163,13 +162,13 @@ class Foreground:
             self._listener = listener
             async with answering(self.request, self.submission.job):
                 self.created = await accept(self.request, self.submission)
-            leaving = asyncio.create_task(close_when_gone(self.request, listener))
+            state.client.notify(listener.close)
             try:
                 async with aclosing(follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log)) as events:
                     with state.authenticator.holding(self.principal, listener.refuse):
                         yield listener, events
             finally:
-                leaving.cancel()
+                state.client.notify(None)
 
     async def _settle(self, end: Ended | None = None) -> None:
         """Replace the job's reservation by what it used, before its client sends the next request."""

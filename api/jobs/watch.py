@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -12,13 +11,6 @@ from headrace.events.listener import Listener
 from headrace.keys.queries import Principal
 
 
-async def close_when_gone(request: Request, listener: Listener) -> None:
-    """Close the listener when the client disconnects. The body of the request has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    listener.close()
-
-
 @contextlib.asynccontextmanager
 async def watching(request: Request, principal: Principal, job_id: str) -> AsyncIterator[Listener]:
     """Listen to a job as one of a key's subscribers.
@@ -26,11 +18,14 @@ async def watching(request: Request, principal: Principal, job_id: str) -> Async
     The listener is closed when the client leaves or the key becomes invalid; `refused` marks an invalid key.
     """
     state = request.state
+    client, authenticator = state.client, state.authenticator
     with state.subscribers.watching(principal.key_id):
         async with state.hub.listen(job_id, own=False) as listener:
-            leaving = asyncio.create_task(close_when_gone(request, listener))
+            held = authenticator.holding(principal, listener.refuse)
+            del request, principal, state  # a reader may wait for hours, and needs nothing else of its request
+            client.notify(listener.close)
             try:
-                with state.authenticator.holding(principal, listener.refuse):
+                with held:
                     yield listener
             finally:
-                leaving.cancel()
+                client.notify(None)

@@ -52,6 +52,7 @@ from headrace.jobs.sql.read import read_lease
 from headrace.jobs.state import State
 from headrace.keys.queries import Principal
 from headrace.runtime.offload import offloaded
+from headrace.stores.database import Database
 from headrace.webhooks.queries import list_deliveries
 
 log = logging.getLogger(__name__)
@@ -158,18 +159,13 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
-                async with aclosing(_follow(request, listener, job)) as events:
+                database = request.state.database
+                async with aclosing(follow(listener, database, keeps_log=_keeps_log(job))) as events:
                     async for event in events:
                         if isinstance(event, Ended):
                             return
             if listener.refused:
                 raise AuthenticationError
-
-
-def _follow(
-    request: Request, listener: Listener, job: dict[str, Any], *, after: Cursor = START
-) -> AsyncGenerator[Event, None]:
-    return follow(listener, request.state.database, after=after, keeps_log=_keeps_log(job))
 
 
 def _keeps_log(job: dict[str, Any]) -> bool:
@@ -201,7 +197,8 @@ async def watch_job(
         await _check_cursor(request, job, cursor, param=param)
         if State(job["status"]).is_final and cursor == await furthest_cursor(request.state.database, job_id):
             return Response(status_code=204)  # after an empty stream, a browser would reconnect for ever
-    return EventStream(_events(request, principal, job, cursor))
+    events = _events(watching(request, principal, job_id), request.state.database, principal.account_id, job, cursor)
+    return EventStream(events)
 
 
 async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
@@ -236,21 +233,27 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
 
 
 async def _events(
-    request: Request, principal: Principal, job: dict[str, Any], cursor: Cursor | None
+    watched: contextlib.AbstractAsyncContextManager[Listener],
+    database: Database,
+    account_id: str,
+    job: dict[str, Any],
+    cursor: Cursor | None,
 ) -> AsyncGenerator[list[bytes], None]:
-    job_id, head = job["id"], _head(job)
-    async with watching(request, principal, job_id) as listener:
+    job_id, head, keeps_log = job["id"], _head(job), _keeps_log(job)
+    del job  # the stream may last for hours
+    async with watched as listener:
         if cursor is None:
             yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
         try:
-            async with aclosing(_follow(request, listener, job, after=cursor or START)) as events:
+            async with aclosing(follow(listener, database, after=cursor or START, keeps_log=keeps_log)) as events:
                 async for event in events:
                     if isinstance(event, Ended):
-                        ended = await find_job(request.state.database, job_id, principal.account_id)
+                        ended = await find_job(database, job_id, account_id)
                         name = f"job.{event.state.value}"
                         yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
                     else:
                         yield _render(event, job_id, head)
+                    del event
         except ListenerClosedError:
             yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
         except SQLAlchemyError as error:

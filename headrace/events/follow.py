@@ -347,6 +347,7 @@ async def follow(
             yield event
         if follower.over:
             return
+        events, frames = [], None  # they may be large, and the next ones may come much later
         frames = await listener.get()
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
 
 from redis.asyncio import Redis
 
@@ -85,8 +83,7 @@ class Hub:
             except ValueError:
                 log.exception("skipped a message that is not made of frames")
 
-    @contextlib.asynccontextmanager
-    async def listen(self, job_id: str, *, own: bool, waits: bool = False) -> AsyncIterator[Listener]:
+    def listen(self, job_id: str, *, own: bool, waits: bool = False) -> Listening:
         """Give a reader its frames from now on. With `own` they need no subscription: this process is the job's origin.
 
         Its client `waits` for an answer, always if the job is `own`; any other client reconnects when it is
@@ -94,23 +91,49 @@ class Hub:
         """
         listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
         listener.waits = own or waits
-        self._close_if_ending(listener)
-        self._listeners.setdefault(job_id, set()).add(listener)
-        try:
-            if not own:
-                self._watched[job_id] += 1
-                await self._subscription.subscribe(job_channel(job_id, self._prefix))
-            yield listener
-        finally:
-            listeners = self._listeners[job_id]
-            listeners.discard(listener)
-            if not listeners:
-                del self._listeners[job_id]
-            if not own:
-                await self._unwatch(job_id)
+        return Listening(self, listener)
 
-    async def _unwatch(self, job_id: str) -> None:
+    async def join(self, listener: Listener) -> None:
+        """Begin to serve a listener."""
+        self._close_if_ending(listener)
+        self._listeners.setdefault(listener.job_id, set()).add(listener)
+        if not listener.own:
+            self._watched[listener.job_id] += 1
+            await self._subscription.subscribe(job_channel(listener.job_id, self._prefix))
+
+    async def leave(self, listener: Listener) -> None:
+        """Serve a listener no longer."""
+        job_id = listener.job_id
+        listeners = self._listeners[job_id]
+        listeners.discard(listener)
+        if not listeners:
+            del self._listeners[job_id]
+        if listener.own:
+            return
         self._watched[job_id] -= 1
         if not self._watched[job_id]:
             del self._watched[job_id]
             await self._subscription.unsubscribe(job_channel(job_id, self._prefix))
+
+
+class Listening:
+    """The context of a listener. A generator would take five times the memory of this for each reader."""
+
+    __slots__ = ("_hub", "_listener")
+
+    def __init__(self, hub: Hub, listener: Listener) -> None:
+        self._hub = hub
+        self._listener = listener
+
+    async def __aenter__(self) -> Listener:
+        """Begin to listen."""
+        try:
+            await self._hub.join(self._listener)
+        except BaseException:
+            await self._hub.leave(self._listener)
+            raise
+        return self._listener
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop listening."""
+        await self._hub.leave(self._listener)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 
 from headrace.events.wire import Frame
@@ -16,9 +15,26 @@ class ListenerClosedError(Exception):
 class Listener:
     """One reader of one job's frames, with a bounded buffer."""
 
+    __slots__ = (
+        "_closed",
+        "_frames",
+        "_limit",
+        "_size",
+        "_stale",
+        "_waiter",
+        "job_id",
+        "own",
+        "patience_seconds",
+        "position",
+        "refused",
+        "waits",
+    )
+
     def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
         """Hold up to `limit_bytes`; a reader that leaves more unread replays from Postgres instead."""
         self.job_id = job_id
+        self.own = own
+        """Whether this process is the job's origin."""
         self.waits = own
         """Whether its client waits for an answer, which only this process can give."""
         self.refused = False
@@ -26,7 +42,7 @@ class Listener:
         self.position = (0, 0)
         self.patience_seconds = patience_seconds
         self._limit = limit_bytes
-        self._frames: deque[Frame] = deque()
+        self._frames: list[Frame] = []
         self._size = 0
         self._stale = False
         self._closed = False
@@ -43,14 +59,14 @@ class Listener:
 
     def miss(self) -> None:
         """Have the reader replay, as it may have missed events. The buffer is dropped: Postgres has every event."""
-        self._frames.clear()
+        self._frames = []
         self._size = 0
         self._stale = True
         self._wake()
 
     def put_back(self, frames: Sequence[Frame]) -> None:
         """Put frames back into the buffer, before those that came meanwhile."""
-        self._frames.extendleft(reversed(frames))
+        self._frames[:0] = frames
 
     def check(self, position: tuple[int, int], *, ended: bool) -> None:
         """Compare with the position in Postgres: a reader that is behind with an empty buffer missed events."""
@@ -86,8 +102,7 @@ class Listener:
         if self._stale:
             self._stale = False
             return None
-        frames = list(self._frames)
-        self._frames.clear()
+        frames, self._frames = self._frames, []
         self._size = 0
         return frames
 

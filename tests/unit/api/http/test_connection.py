@@ -32,14 +32,22 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/busy":
         await receive()  # until the client is gone
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/watched":
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        gone = asyncio.Event()
+        scope["state"]["client"].notify(gone.set)
+        await gone.wait()
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.3)  # several checks of the connection
     body = LARGE if scope["path"] == "/large" else b"%d" % size
     await send({"type": "http.response.body", "body": body})
 
 
 class Server:
-    def __init__(self, port: int, connections: set[Any]) -> None:
+    def __init__(self, port: int, state: uvicorn.server.ServerState) -> None:
         self.port = port
-        self.connections = connections
+        self.connections: set[Any] = state.connections
+        self.tasks = state.tasks
 
     async def until_gone(self, most: int = 0) -> None:
         async with asyncio.timeout(PATIENCE):
@@ -64,7 +72,7 @@ async def serving(**settings: Any) -> AsyncIterator[Server]:
 
     clock = asyncio.create_task(check())
     try:
-        yield Server(listening.sockets[0].getsockname()[1], state.connections)
+        yield Server(listening.sockets[0].getsockname()[1], state)
     finally:
         clock.cancel()
         listening.close()
@@ -226,6 +234,32 @@ async def test_requests_that_are_sent_ahead_are_bounded() -> None:
                 writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * (MOST_PIPELINED + 2))
                 assert not await reader.read()
         await server.until_gone()
+        writer.close()
+
+
+async def test_an_answer_that_goes_on_keeps_nothing_of_its_request_and_ends_when_its_client_leaves() -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /watched HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n")
+        await reader.readuntil(b"first")
+        (connection,) = server.connections
+        while connection.headers:  # noqa: ASYNC110  (a list has no event to wait for)
+            await asyncio.sleep(0.02)
+        assert connection.scope == connection.cycle.scope == {"method": "GET"}
+        writer.close()
+        while server.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_request_that_is_sent_ahead_of_the_end_of_a_slow_answer_is_answered() -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
+        slow, _, second = (await reader.read()).partition(b"HTTP/1.1 200 OK\r\n")
+        assert slow == b"1\r\n0\r\n0\r\n\r\n"
+        assert second.endswith(b"\r\n\r\n1\r\n4\r\n0\r\n\r\n")
         writer.close()
 
 

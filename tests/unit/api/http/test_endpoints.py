@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.app import create_app
 from api.http.errors import render_error
+from api.http.middleware import RequestScope
 from headrace.errors import RateLimitError
 from headrace.settings import Settings
 
@@ -16,7 +17,7 @@ ORIGIN = "https://app.example.com"
 
 
 async def ask(method: str, path: str, headers: dict[str, str] | None = None, **settings: Any) -> httpx.Response:
-    app = create_app(Settings(**settings))
+    app = RequestScope(create_app(Settings(**settings)))
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": {}}, receive, send)
