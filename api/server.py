@@ -10,9 +10,10 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from api.http.connection import CHECK_SECONDS, IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
+from api.http.connection import IDLE_SECONDS, RESERVED_DESCRIPTORS, Connection
 from api.http.middleware import RequestScope
 from headrace.runtime.process import raise_descriptor_limit
+from headrace.runtime.quiet_server import QuietServer
 from headrace.settings import Settings
 from headrace.telemetry.health import HEALTH
 
@@ -22,11 +23,9 @@ log = logging.getLogger(__name__)
 # requests that still have no answer.
 _LAST_SECONDS = 1.0
 _CUT_SECONDS = 0.5
-# uvicorn's own clock ticks ten times a second.
-_TICKS = round(CHECK_SECONDS * 10)
 
 
-class Server(uvicorn.Server):
+class Server(QuietServer):
     """The server of one process."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -59,11 +58,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Check the timeouts of all connections once a second. Returns whether the server ends."""
-        if counter % _TICKS == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Connection):
-                    connection.check(now)
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.check(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

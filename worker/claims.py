@@ -63,6 +63,11 @@ class Claims:
         if self._held.get(job.id) == job.attempt:
             del self._held[job.id]
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a claim got no answer since the last call of `take_doubtful`."""
+        return bool(self._doubtful)
+
     def take_doubtful(self) -> Mapping[str, str]:
         """Return, with their tiers, the jobs in doubt since the last call. This worker alone can claim them again."""
         doubtful, self._doubtful = self._doubtful, {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -105,12 +104,13 @@ class DeltaWriter:
     """Writes the deltas that attempts hold. If a write fails they stay with their attempts and go with the next."""
 
     def __init__(self, database: Database, *, interval_seconds: float) -> None:
-        """Write every `interval_seconds` while attempts hold deltas."""
+        """Write within `interval_seconds` what attempts hold, and nothing while they hold no deltas."""
         self._database = database
         self._interval = interval_seconds
         self._sizes = GROUP_COMMIT.labels("deltas")
         self._soon = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        """Sets `_soon` when the deltas that attempts hold are due; None while no write is due."""
         self._dirty: set[Deltas] = set()
         self._writing: set[Deltas] = set()
         self._written: asyncio.Future[None] | None = None
@@ -120,8 +120,19 @@ class DeltaWriter:
         self._dirty.add(deltas)
         if not deltas.kept:
             self._soon.set()
-        elif deltas.on_saved is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_READERS_WAIT_SECONDS, self._soon.set)
+        elif deltas.on_saved is not None:
+            self._write_within(_READERS_WAIT_SECONDS)
+        elif self._timer is None:
+            self._write_within(self._interval)
+
+    def _write_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._soon.set)
 
     async def settle(self, deltas: Deltas) -> None:
         """Return once no write of an attempt's deltas is under way; those still held go with its end."""
@@ -132,9 +143,7 @@ class DeltaWriter:
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await self._soon.wait()
+            await self._soon.wait()
             self._soon.clear()
             if self._timer is not None:
                 self._timer.cancel()
@@ -153,6 +162,7 @@ class DeltaWriter:
         except SQLAlchemyError as error:
             log.warning("could not write deltas, trying again: %s", error)
             self._dirty |= segments.keys()
+            self._write_within(self._interval)
         else:
             for deltas, segment in segments.items():
                 deltas.saved(segment)

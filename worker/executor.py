@@ -48,8 +48,9 @@ from worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks for jobs that no wake-up came for.
+# Seconds between two looks for jobs that no wake-up came for: while wake-ups or claims are lost, and otherwise.
 _LOOK_SECONDS = 0.5
+_RARE_LOOK_SECONDS = 2.0
 # Seconds between two demands on an attempt to stop.
 _INSIST_SECONDS = 0.5
 
@@ -78,14 +79,22 @@ class Executor:
         self._redis = redis
         self._queue = queue
         self._hurried = asyncio.Event()
+        self._store_lost = asyncio.Event()
+        """Set when Redis or Postgres becomes unavailable, so that the next look for jobs comes soon."""
         name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         publisher = self._publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
         self._circuits = Circuits(
-            redis, worker=name, tiers=tiers, rules=Rules(failures=settings.circuit_failures), about=self._describe
+            redis,
+            worker=name,
+            tiers=tiers,
+            rules=Rules(failures=settings.circuit_failures),
+            about=self._describe,
+            on_redis_lost=self._store_lost.set,
         )
         self._throttle = Throttle(redis, lease_seconds=settings.lease_seconds)
         self._availability = Availability()
+        self._availability.on_lost(self._store_lost.set)
         self._leases = Leases(settings, database, redis, self._availability)
         self._claims = Claims(settings, database, self._availability, worker=name, send_back=self.hand_back)
         measures = Measures(file)
@@ -211,12 +220,22 @@ class Executor:
     async def _find_unclaimed(self) -> None:
         """Start jobs that no wake-up came for, and jobs whose claims got no answer; until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self._leases.deaf = deaf = not await redis_takes_writes(self._redis)
+            await self._until_next_look()
+            # A worker tells its news to Redis in any case. Only if Redis does not take them, the worker asks why.
+            self._leases.deaf = deaf = self._circuits.redis_lost and not await redis_takes_writes(self._redis)
             if self.reachable.is_set():
                 for job_id, tier in self._claims.take_doubtful().items():
                     self._intake.start(job_id, tier)
                 await self._intake.find_unclaimed(deaf=deaf)
+
+    async def _until_next_look(self) -> None:
+        if self._leases.deaf or self._claims.in_doubt or not self.reachable.is_set():
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RARE_LOOK_SECONDS):
+                    await self._store_lost.wait()
+        self._store_lost.clear()
 
     async def _drain(self) -> None:
         """Let running jobs finish for a while, then hand the rest back so that they start elsewhere at once."""

@@ -33,6 +33,9 @@ from worker.troubled import TroubledPaths
 
 log = logging.getLogger(__name__)
 
+# Polls of a busy worker in the time of one poll of an idle worker, which others still count as present.
+_IDLE_POLLS = 2
+
 
 class Circuits:
     """The circuits and pauses of all providers, as one worker has them."""
@@ -46,10 +49,13 @@ class Circuits:
         rules: Rules | None = None,
         poll_seconds: float = 1.0,
         about: Callable[[], About] | None = None,
+        on_redis_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Know of no trouble yet; `run` has to run for workers to share what they learn.
 
         `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is.
+        The worker tells its news every `poll_seconds`, half as often while it has no call and no trouble.
+        `on_redis_lost` is called when Redis first takes no news.
         """
         rules = rules or Rules()
         self._changed = asyncio.Event()
@@ -63,7 +69,9 @@ class Circuits:
         self._poll = poll_seconds
         self._others: Sequence[View] = ()
         self._told = False
-        self._redis_lost = False
+        self.redis_lost = False
+        """Whether Redis did not take this worker's last news."""
+        self._on_redis_lost = on_redis_lost
         self._shown: set[str] = set()
         """Providers that the metric of open circuits names."""
 
@@ -105,11 +113,16 @@ class Circuits:
         while True:
             self._changed.clear()
             await self.refresh()
-            timer = loop.call_later(self._poll, self._changed.set)
+            timer = loop.call_later(self._poll if self._busy else _IDLE_POLLS * self._poll, self._changed.set)
             try:
                 await self._changed.wait()
             finally:
                 timer.cancel()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether what this worker tells or hears may matter soon: it has calls, or a provider is in trouble."""
+        return self.redis_lost or bool(self.troubled) or any(calls.running for calls in self.calls.values())
 
     async def refresh(self) -> None:
         """Write this worker's news and read the others'; while Redis is unavailable, do neither."""
@@ -120,13 +133,14 @@ class Circuits:
         try:
             news = await self._peers.tell(view, unsaved)
         except AWAY as error:
-            if not self._redis_lost:
+            if not self.redis_lost:
                 log.warning("Redis is unavailable, circuits are this worker's own: %s", error)
-            self._redis_lost = True
+                self.redis_lost = True
+                self._on_redis_lost()
             self.pauses.keep_unsaved(name for name, _ in unsaved)
             self._others = ()
             return
-        self._redis_lost = False
+        self.redis_lost = False
         if self._told and news.forgotten:
             self.troubled.clear()
         self._told = True

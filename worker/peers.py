@@ -1,10 +1,10 @@
 """How workers tell each other about their paths to providers, over one hash in Redis.
 
-Each worker writes a field of its own, once a second and whenever it has news, and reads all of them in the same round
-trip: which tiers it serves, which circuits are open on its own paths or have failures, and where it has had an answer
-while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. A worker
-changes its own field alone, so no field has to be compared or locked. A worker that has not written for a while does
-not count. `headrace/runtime/presence.py` has the format of a field.
+Each worker writes a field of its own, every second or two and whenever it has news, and reads all of them in the same
+round trip: which tiers it serves, which circuits are open on its own paths or have failures, and where it has had an
+answer while a circuit is open elsewhere. Pauses that providers asked for are fields too, as they bind every worker. A
+worker changes its own field alone, so no field has to be compared or locked. A worker that has not written for a while
+does not count. `headrace/runtime/presence.py` has the format of a field.
 """
 
 from __future__ import annotations

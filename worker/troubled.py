@@ -68,6 +68,10 @@ class TroubledPaths:
         self._on_news = on_news
         self._paths: dict[str, Path] = {}
 
+    def __bool__(self) -> bool:
+        """Tell whether any provider is in trouble, here or elsewhere."""
+        return bool(self._paths)
+
     def has(self, name: str) -> bool:
         """Tell whether a provider is in trouble, here or elsewhere."""
         return name in self._paths

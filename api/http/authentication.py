@@ -18,6 +18,7 @@ from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundEr
 from headrace.ids import is_id
 from headrace.keys.accounts import find_account
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
+from headrace.runtime.chores import next_tick
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.telemetry.context import note
@@ -109,7 +110,7 @@ class Authenticator:
     async def run(self) -> None:
         """End open streams whose keys have become invalid, until cancelled. One query checks all keys."""
         while True:
-            await asyncio.sleep(_RECHECK_SECONDS)
+            await next_tick(_RECHECK_SECONDS)
             if not self._held:
                 continue
             hashes = list(self._held)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.http.errors import render_error
 from headrace.errors import HeadraceError, InvalidRequestError, UnavailableError
 from headrace.ids import new_id
+from headrace.runtime.quiet_server import TICK_SECONDS
 from headrace.settings import Settings
 from headrace.telemetry.context import bind
 
@@ -37,7 +38,7 @@ IDLE_SECONDS = 75
 server closed one first, it would reset a request that the proxy is just sending."""
 LEAST_BYTES_PER_SECOND = 512
 """Bytes per second that a client must send of a body or read of an answer, averaged over `client_timeout_seconds`."""
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = TICK_SECONDS
 """Seconds between two checks of all connections."""
 RESERVED_DESCRIPTORS = 128
 """Descriptors that clients cannot take: for Postgres, Redis and files, and for refusing further clients."""

@@ -18,6 +18,7 @@ from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.idempotency import has_key
+from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
 from headrace.stores.failures import was_certainly_refused
 
@@ -95,7 +96,7 @@ class Doubts:
     async def run(self) -> None:
         """Retry cancellations until this task is cancelled."""
         while True:
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await next_tick(_AGAIN_SECONDS)
             for doubt in list(self._doubts.values()):
                 await self._try(doubt)
 

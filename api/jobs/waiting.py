@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import defaultdict
 
@@ -10,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import RateLimitError
 from headrace.jobs.sql.accept import count_waiting
+from headrace.runtime.chores import next_tick
 from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class WaitingJobs:
     async def run(self) -> None:
         """Count the waiting jobs of accounts that may have many, until cancelled."""
         while True:
-            await asyncio.sleep(_COUNT_SECONDS)
+            await next_tick(_COUNT_SECONDS)
             try:
                 await self.count()
             except SQLAlchemyError as error:

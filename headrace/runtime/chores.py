@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 log = logging.getLogger(__name__)
@@ -13,6 +14,10 @@ Chore = Callable[[], Awaitable[None]]
 
 # Seconds until a chore starts again after an error, and between two demands that it stop.
 _AGAIN_SECONDS = 1.0
+# Share of a period that is left until a tick at least, as a timer may be early by a fraction of a millisecond.
+_SHORTEST = 0.05
+# Seconds by which this process's ticks differ from those of the other processes on its machine.
+_PHASE = random.random()
 
 
 @contextlib.asynccontextmanager
@@ -27,6 +32,20 @@ async def going_on(*chores: Chore) -> AsyncIterator[None]:
             for task in tasks:
                 task.cancel()
             _, tasks = await asyncio.wait(tasks, timeout=_AGAIN_SECONDS)
+
+
+def until_tick(seconds: float) -> float:
+    """Return the seconds until this process's next tick of a period of `seconds`, and so much at most.
+
+    Chores of one period wake together, because waking costs more than what most of them find to do.
+    """
+    rest = seconds - (asyncio.get_running_loop().time() + _PHASE) % seconds
+    return rest if rest > _SHORTEST * seconds else rest + seconds
+
+
+async def next_tick(seconds: float) -> None:
+    """Sleep until this process's next tick of a period of `seconds`."""
+    await asyncio.sleep(until_tick(seconds))
 
 
 async def _keep(chore: Chore) -> None:

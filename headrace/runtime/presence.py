@@ -1,8 +1,8 @@
 """What running processes tell of themselves in Redis: each worker a record, and the scheduler that leads its name.
 
-A worker writes its record once a second (`worker/peers.py`). Other workers read from it where calls to providers fail;
-the API reads how busy the worker is. A record may come from another release: readers ignore fields that they do not
-know, and do without fields that they miss.
+A worker writes its record every second or two (`worker/peers.py`). Other workers read from it where calls to providers
+fail; the API reads how busy the worker is. A record may come from another release: readers ignore fields that they do
+not know, and do without fields that they miss.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from headrace.runtime.chores import Chore
+from headrace.runtime.chores import Chore, until_tick
 from headrace.settings import Settings
 from headrace.telemetry.metrics import EVENT_LOOP_LAG
 from headrace.telemetry.stores import POSTGRES, REDIS
@@ -73,7 +73,7 @@ def loop_chores(settings: Settings) -> list[Chore]:
 async def _watch_loop() -> None:
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + _TICK_SECONDS
         HEALTH.tick()
-        await asyncio.sleep(_TICK_SECONDS)
+        due = loop.time() + (rest := until_tick(_TICK_SECONDS))
+        await asyncio.sleep(rest)
         EVENT_LOOP_LAG.observe(max(0.0, loop.time() - due))

@@ -8,7 +8,6 @@ ledger in Postgres is exact, and these are for watching.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Literal, get_args
 
 from redis.asyncio import Redis
 
+from headrace.runtime.chores import next_tick
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
@@ -56,7 +56,7 @@ async def report(redis: Redis) -> None:
     add = redis.register_script(_ADD)
     keys = [prefix_in(redis) + _KEY]
     while True:
-        await asyncio.sleep(_REPORT_SECONDS)
+        await next_tick(_REPORT_SECONDS)
         if not _counted:
             continue
         counted = [text for kind, number in _counted.items() for text in (kind, repr(number))]

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import selectors
 import socket
 import threading
 from collections.abc import Iterator
@@ -65,14 +66,18 @@ def serving(part: Part, listener: socket.socket | None) -> Iterator[None]:
         yield
         return
     server = _Server(listener, functools.partial(_Handler, part=part))
+    ending, end = socket.socketpair()
     HEALTH.tick()
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    thread = threading.Thread(target=server.serve_until, args=(ending,), name="metrics", daemon=True)
+    thread.start()
     host, port, *_ = listener.getsockname()
     log.info("metrics are on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
     try:
         yield
     finally:
-        server.shutdown()
+        end.close()
+        thread.join()
+        ending.close()
         server.server_close()
 
 
@@ -81,11 +86,20 @@ class _Server(ThreadingMixIn, TCPServer):
 
     daemon_threads = True
     block_on_close = False
+    timeout = 0  # `serve_until` waits, and `handle_request` does not
 
     def __init__(self, listener: socket.socket, handler: functools.partial[_Handler]) -> None:
         super().__init__(listener.getsockname(), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+
+    def serve_until(self, ending: socket.socket) -> None:
+        """Serve until `ending` is readable. The standard library's `serve_forever` would wake twice a second."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            selector.register(ending, selectors.EVENT_READ)
+            while all(key.fileobj is not ending for key, _ in selector.select()):
+                self.handle_request()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log a request that failed, as one that its client cut off."""

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from headrace.catalogue.demo import DEMO_BASE_URL
 from headrace.catalogue.models import Catalogue
 from headrace.providers.demo.answer import Answer, RefusedError, answer
+from headrace.runtime.quiet_server import QuietServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ class DemoUpstream:
     async def close(self) -> None:
         """Stop serving."""
         if self._server is not None and self._serving is not None:
-            self._server.should_exit = self._server.force_exit = True
+            self._server.force_exit = True
+            self._server.exit()
             await self._serving
 
     async def _port(self) -> int:
@@ -84,7 +86,7 @@ class DemoUpstream:
         return port
 
 
-class _Server(uvicorn.Server):
+class _Server(QuietServer):
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         """Leave signals to the worker that this runs in."""
