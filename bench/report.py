@@ -26,7 +26,9 @@ class Row:
     unit: str
     digits: int = 1
     goal: float | None = None
-    less_is_better: bool = True
+    """The share of LiteLLM's figure that Headrace's may be at most. Shares hold on every machine, figures do not."""
+    limit: float | None = None
+    """The figure that Headrace's may be at most, in `unit`, where a share of LiteLLM's would say nothing."""
     over_direct: bool = False
     """The direct figure of the same round is subtracted."""
 
@@ -54,10 +56,10 @@ def _rate(name: str) -> Value:
     return value
 
 
-def _job_rows(goal: float) -> tuple[Row, Row]:
+def _job_rows(goal: float, with_stores: float | None = None) -> tuple[Row, Row]:
     return (
         Row("CPU a job", lambda m: _per_answer(m.own, m), "ms", 2, goal),
-        Row("CPU a job, stores included", lambda m: _per_answer(m.whole, m), "ms", 2),
+        Row("CPU a job, stores included", lambda m: _per_answer(m.whole, m), "ms", 2, with_stores),
     )
 
 
@@ -70,30 +72,30 @@ def _delta_rows(goal: float) -> tuple[Row, Row]:
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "plain-1": (
-        *_job_rows(2.1),
+        *_job_rows(0.25, 0.40),
         Row("latency p50", _outcome("latency_p50"), "ms", 2),
-        Row("latency p50, added", _outcome("latency_p50"), "ms", 2, 8.0, over_direct=True),
+        Row("latency p50, added", _outcome("latency_p50"), "ms", 2, 0.50, over_direct=True),
         Row("latency p99", _outcome("latency_p99"), "ms", 2),
     ),
     "plain-64": (
-        *_job_rows(2.1),
-        Row("requests", _rate("correct"), "/s", 0, less_is_better=False),
+        *_job_rows(0.12),
+        Row("requests", _rate("correct"), "/s", 0),
         Row("latency p50", _outcome("latency_p50"), "ms"),
         Row("latency p99", _outcome("latency_p99"), "ms"),
     ),
     "burst": (
-        *_delta_rows(35.0),
-        Row("deltas", _rate("chunks"), "/s", 0, less_is_better=False),
+        *_delta_rows(0.035),
+        Row("deltas", _rate("chunks"), "/s", 0),
         Row("first delta p50", _outcome("first_p50"), "ms"),
     ),
     "paced": (
-        *_delta_rows(110.0),
-        Row("deltas", _rate("chunks"), "/s", 0, less_is_better=False),
+        *_delta_rows(0.11),
+        Row("deltas", _rate("chunks"), "/s", 0),
         Row("first delta p50", _outcome("first_p50"), "ms"),
         Row("whole stream p50", _outcome("latency_p50"), "ms", 0),
     ),
     "idle": (
-        Row("CPU a second", lambda m: 1000 * m.own / m.seconds, "ms"),
+        Row("CPU a second", lambda m: 1000 * m.own / m.seconds, "ms", limit=5.0),
         Row("CPU a second, stores included", lambda m: 1000 * m.whole / m.seconds, "ms"),
     ),
 }
@@ -169,7 +171,7 @@ class Report:
             "CPU is that of the whole process tree, idling included. Headrace's own processes are its API, workers,",
             "scheduler and supervisor; its stores, Postgres and Valkey, are counted in the lines that say so.",
             "LiteLLM's proxy has no store here: it keeps nothing. A delta's figure holds its share of what the request",
-            "cost. Goals are for Headrace's own processes.",
+            "cost. A goal is the share of LiteLLM's figure that Headrace's may be at most; idling has a limit in ms.",
             "",
             *self._comparison(),
         ]
@@ -193,7 +195,8 @@ class Report:
         for scenario, rows in ROWS.items():
             for row in rows:
                 values = {system: self._cell_value(scenario, system, row) for system in self.versions}
-                table.setdefault(scenario, {})[f"{row.label}, {row.unit}"] = values | {"goal": row.goal}
+                goals = {"goal": row.goal, "limit": row.limit}
+                table.setdefault(scenario, {})[f"{row.label}, {row.unit}"] = values | goals
         return {
             "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "machine": self.machine(),
@@ -224,10 +227,8 @@ class Report:
                     continue
                 cells = [_number(value, row) for value in values.values()]
                 ratio = _ratio(values["headrace"], values["litellm"])
-                lines.append(
-                    f"| {title} | {row.label}, {row.unit} | {' | '.join(cells)} | {ratio} | "
-                    f"{_goal(row, values['headrace'])} |"
-                )
+                goal = _goal(row, values["headrace"], values["litellm"])
+                lines.append(f"| {title} | {row.label}, {row.unit} | {' | '.join(cells)} | {ratio} | {goal} |")
                 title = ""
         return lines
 
@@ -296,11 +297,21 @@ def _number(value: float | None, row: Row) -> str:
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:
-    return f"{ours / theirs:.2f}" if ours is not None and theirs else ""
-
-
-def _goal(row: Row, ours: float | None) -> str:
-    if row.goal is None:
+    if ours is None or not theirs:
         return ""
-    met = "" if ours is None else " ✓" if (ours <= row.goal) == row.less_is_better else " ✗"
-    return f"{'≤' if row.less_is_better else '≥'} {row.goal:g}{met}"
+    return f"{ours / theirs:.{2 if ours >= theirs / 10 else 3}f}"
+
+
+def _goal(row: Row, ours: float | None, theirs: float | None) -> str:
+    """Return the row's goal, marked by whether it is met; without a mark if it cannot be told."""
+    if row.limit is not None:
+        return f"≤ {row.limit:g} {row.unit}{_mark(ours, row.limit)}"
+    if row.goal is not None:
+        return f"≤ {row.goal:g}{_mark(ours, row.goal * theirs if theirs else None)}"
+    return ""
+
+
+def _mark(value: float | None, most: float | None) -> str:
+    if value is None or most is None:
+        return ""
+    return " ✓" if value <= most else " ✗"
