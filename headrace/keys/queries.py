@@ -22,6 +22,7 @@ from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 
 KeyScope = Literal["admin", "usage:read", "keys:write", "webhooks:write", "metrics:read"]
 """What a key may do beyond asking models: administer all accounts; see its account's usage; manage its keys; read and
@@ -113,13 +114,13 @@ def _hint(key: str, *, given: bool = False) -> str:
 
 
 _VALID = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
-_FIND = f"""
+_FIND = Prepared(f"""
 SELECT account_id, api_keys.id, scopes, api_keys.limits, accounts.limits AS account_limits,
        extract(epoch FROM expires_at)::float8 AS expires_at, api_keys.name, read_only
 FROM api_keys JOIN accounts ON accounts.id = account_id
 WHERE (hash = %(hash)s OR previous_hash = %(hash)s AND previous_expires_at > now())
       AND {_VALID}
-"""
+""")
 _STILL_VALID = f"""
 SELECT hash, 'admin' = ANY(scopes) FROM api_keys WHERE hash = ANY(%(hashes)s) AND {_VALID}
 UNION ALL

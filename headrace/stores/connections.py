@@ -7,19 +7,15 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import psycopg
 import sqlalchemy as sa
-from psycopg.rows import namedtuple_row
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from headrace.stores.failures import STALE, no_answer
-
-# psycopg does not remember how it has read a statement of more than 4096 characters, as the one that ends jobs has.
-psycopg._queries.MAX_CACHED_STATEMENT_LENGTH = 16_384  # noqa: SLF001
+from headrace.stores.plain import PlainConnection
 
 Row = sa.Row[*tuple[Any, ...]]
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
@@ -49,7 +45,7 @@ class Connections:
     def __init__(self, engine: AsyncEngine, *, limit: int) -> None:
         """Keep up to `limit` connections for plain SQL."""
         self.engine = engine
-        self._idle: list[_Plain] = []
+        self._idle: list[PlainConnection] = []
         self._room = asyncio.Semaphore(limit)
 
     async def execute(
@@ -71,16 +67,13 @@ class Connections:
             try:
                 with patience:
                     if plain.timeout != timeout:
-                        await plain.cursor.execute(_give_up_after(timeout))
+                        await plain.run(_give_up_after(timeout), None)
                         plain.timeout = timeout
-                    await plain.cursor.execute(statement, parameters)
-                    # The cursor's `description` would make an object of each column.
-                    result = plain.cursor.pgresult
-                    rows: list[Any] = await plain.cursor.fetchall() if result is not None and result.nfields else []
+                    rows = await plain.run(statement, parameters)
             except psycopg.Error as error:
-                dead = plain.connection.closed or error.sqlstate in STALE
+                dead = plain.closed or error.sqlstate in STALE
                 if dead:
-                    await plain.connection.close()
+                    await plain.close()
                     await self._close_idle()  # after a restart or failover of Postgres all are dead
                 else:
                     self._idle.append(plain)
@@ -88,7 +81,7 @@ class Connections:
                     raise no_answer(patience_seconds) from error
                 raise self._translated(error, dead=dead) from error
             except BaseException:  # cancelled half-way: the answer is still to come on this connection
-                await plain.connection.close()
+                await plain.close()
                 raise
             self._idle.append(plain)
             return rows
@@ -133,16 +126,16 @@ class Connections:
     async def _close_idle(self) -> None:
         idle, self._idle = self._idle, []
         for plain in idle:
-            await plain.connection.close()
+            await plain.close()
 
-    async def _open(self) -> _Plain:
+    async def _open(self) -> PlainConnection:
         try:
             pooled = await self.engine.raw_connection()
         except psycopg.Error as error:
             raise self._translated(error, dead=False) from error
         connection = cast("psycopg.AsyncConnection[Any]", pooled.driver_connection)
         pooled.detach()
-        return _Plain(connection, connection.cursor(row_factory=namedtuple_row))
+        return PlainConnection(connection, timeout=PATIENCE_SECONDS)
 
     def _translated(self, error: psycopg.Error, *, dead: bool) -> DBAPIError:
         """Return psycopg's error as one of SQLAlchemy's, without the statement's parameters."""
@@ -242,13 +235,3 @@ async def _execute(
             if patience.over:
                 raise no_answer(patience_seconds) from error
             raise
-
-
-@dataclass(slots=True)
-class _Plain:
-    """A connection for plain SQL, with its only cursor."""
-
-    connection: psycopg.AsyncConnection[Any]
-    cursor: psycopg.AsyncCursor[Any]
-    timeout: float = PATIENCE_SECONDS
-    """The patience, in seconds, to which its `statement_timeout` is set."""

@@ -8,6 +8,7 @@ from operator import attrgetter
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.columns import Column, Columns, unnest
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 
 NEW_JOB = Columns[NewJob](
     Column("id", "text"),
@@ -33,13 +34,13 @@ NEW_JOB = Columns[NewJob](
 )
 """What a client's new job sets. Other columns have their defaults."""
 
-_INSERT = f"""
+_INSERT = Prepared(f"""
 INSERT INTO jobs ({NEW_JOB.names})
 SELECT {NEW_JOB.values("new")}
 FROM {unnest("new", NEW_JOB)}
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
-"""
+""")
 
 
 async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int]:

@@ -14,6 +14,7 @@ from headrace.jobs.tables import jobs
 from headrace.keys.tables import accounts
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 from headrace.usage.spent import Charge
 from headrace.usage.tables import usage
 
@@ -69,11 +70,11 @@ async def read_log_length(database: Database, job_id: str) -> int:
     return int(rows[0][0])
 
 
-_POSITIONS = """
+_POSITIONS = Prepared("""
 SELECT id, state, attempt, coalesce((SELECT max(last_seq) FROM job_deltas AS delta
                                      WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq
 FROM jobs WHERE id = ANY(%(ids)b::text[])
-"""
+""")
 
 
 async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence[Row]:

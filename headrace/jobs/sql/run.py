@@ -13,10 +13,11 @@ from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 from headrace.usage.spent import SpentUsage
 from headrace.webhooks.queries import JOB_FOR_WEBHOOK, insert_job_deliveries
 
-_CLAIM = """
+_CLAIM = Prepared("""
 WITH due AS MATERIALIZED (
     SELECT id FROM jobs
     WHERE id = ANY(%(ids)b::text[]) AND deadline_at > now()
@@ -31,7 +32,7 @@ RETURNING jobs.id, attempt, account_id, key_id, model, request, background, stre
           route, retries, floor(extract(epoch FROM created_at))::bigint,
           extract(epoch FROM deadline_at - now())::float8, batch_id, format, conversation_id,
           extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited, trace_context
-"""
+""")
 
 
 async def claim_jobs(
@@ -56,7 +57,7 @@ async def claim_jobs(
     return [ClaimedJob(*row) for row in rows]
 
 
-_HEARTBEAT = """
+_HEARTBEAT = Prepared("""
 WITH held AS (
     SELECT * FROM unnest(%(id)b::text[], %(attempt)b::int[]) AS held (id, attempt)
 ), mine AS MATERIALIZED (
@@ -70,7 +71,7 @@ SELECT held.id, held.attempt, coalesce(jobs.attempt <> held.attempt OR jobs.stat
 FROM held LEFT JOIN jobs USING (id)
 WHERE jobs.id IS NULL OR jobs.attempt <> held.attempt OR jobs.state <> 'running'
       OR jobs.cancel_requested_at IS NOT NULL
-"""
+""")
 
 
 async def extend_leases(
@@ -93,7 +94,7 @@ async def extend_leases(
 _SEGMENT_OF = Columns[Segment](Column("job_id", "text"), Column("attempt", "int"))
 SEGMENT = Columns[Segment](Column("first_seq", "int"), Column("last_seq", "int"), Column("chunks", "text"))
 
-_SEGMENTS = f"""
+_SEGMENTS = Prepared(f"""
 INSERT INTO job_deltas ({_SEGMENT_OF.names}, {SEGMENT.names})
 SELECT {_SEGMENT_OF.values("new")}, {SEGMENT.values("new")}
 FROM {unnest("new", _SEGMENT_OF, SEGMENT)}
@@ -101,7 +102,7 @@ JOIN jobs ON jobs.id = new.job_id
 WHERE jobs.state = 'running' AND jobs.attempt = new.attempt AND jobs.deleted_at IS NULL
 FOR KEY SHARE OF jobs
 ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
-"""
+""")
 
 
 async def append_segments(database: Database, segments: Sequence[Segment]) -> None:
@@ -161,8 +162,8 @@ _TURNS = append_items(f"""
     FROM {NEW_ITEMS} JOIN finished ON finished.id = new_item.owner
     WHERE finished.state = 'completed' AND finished.deleted_at IS NULL AND conversation_id IS NOT NULL
 """)
-_FINISH = f"{_FINISH_ALL} SELECT id FROM finished"
-_FINISH_WITH_TURNS = f"{_FINISH_ALL}, {_TURNS} SELECT id FROM finished"
+_FINISH = Prepared(f"{_FINISH_ALL} SELECT id FROM finished")
+_FINISH_WITH_TURNS = Prepared(f"{_FINISH_ALL}, {_TURNS} SELECT id FROM finished")
 
 
 async def finish_jobs(

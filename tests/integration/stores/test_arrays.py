@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from psycopg import _queries
 from sqlalchemy.exc import DBAPIError
 
-from headrace.jobs.sql import run
 from headrace.stores.arrays import ARRAYS
 from headrace.stores.database import Database, execute
 
@@ -32,8 +30,3 @@ async def test_postgres_reads_what_a_list_holds(database: Database, kind: str) -
 async def test_an_item_that_postgres_has_no_place_for_is_refused(database: Database, kind: str, item: object) -> None:
     with pytest.raises(DBAPIError):
         await execute(database.relaxed, f"SELECT %(items)b::{kind}[]", {"items": ARRAYS[kind]([item])})
-
-
-def test_no_statement_of_the_hot_path_is_read_at_each_call() -> None:
-    longest = max(len(text) for name, text in vars(run).items() if name.isupper() and isinstance(text, str))
-    assert 4096 < longest < _queries.MAX_CACHED_STATEMENT_LENGTH

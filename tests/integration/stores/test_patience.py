@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -13,12 +13,14 @@ from headrace.jobs.tables import jobs as table
 from headrace.stores import connections
 from headrace.stores.database import Database, execute
 from headrace.stores.failures import NoAnswerError, was_certainly_refused
+from headrace.stores.plain import Prepared
 from tests.integration.databases import Session
 from tests.integration.job_rows import Jobs
 
 READ_ONLY = "SET default_transaction_read_only = on"
 STATEMENTS: dict[str, Any] = {
     "plain": "UPDATE jobs SET model = 'changed'",
+    "prepared": Prepared("UPDATE jobs SET model = 'changed'"),
     "sqlalchemy": sa.update(table).values(model="changed"),
 }
 
@@ -47,7 +49,8 @@ async def test_a_statement_that_its_client_gives_up_is_given_up_by_postgres_befo
 
 @pytest.mark.parametrize("form", STATEMENTS)
 async def test_a_longer_patience_is_for_its_statement_alone(database: Database, form: str) -> None:
-    shown: Any = "SHOW statement_timeout" if form == "plain" else sa.text("SHOW statement_timeout")
+    made: dict[str, Callable[[str], Any]] = {"plain": str, "prepared": Prepared, "sqlalchemy": sa.text}
+    shown = made[form]("SHOW statement_timeout")
     seen = [
         (await execute(database.durable, shown, patience_seconds=seconds))[0][0]
         for seconds in (0.5, 20, 10, 20, 86_400, 1)
@@ -60,7 +63,7 @@ async def test_a_connection_to_a_server_that_became_read_only_is_left(
     jobs: Jobs, database: Database, form: str
 ) -> None:
     job_id = await jobs.submit()
-    await execute(database.durable, READ_ONLY if form == "plain" else sa.text(READ_ONLY))
+    await execute(database.durable, sa.text(READ_ONLY) if form == "sqlalchemy" else READ_ONLY)
     await execute(database.durable, STATEMENTS[form])
     assert (await jobs.row(job_id)).model == "changed"
 

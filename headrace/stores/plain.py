@@ -1,0 +1,202 @@
+"""One connection for plain SQL, and the statements that it keeps prepared.
+
+psycopg's cursor costs a short statement as much CPU as all the rest of its round trip: at each call it looks at the
+text, decides whether to prepare it, makes a new adapter of parameters and registers a reader with the event loop. The
+statements of the hot path are few and never change. So they are read at import, and a connection prepares each at its
+first use and keeps its adapter and its reader. All other statements go through the cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections import namedtuple
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
+from psycopg.rows import namedtuple_row
+from psycopg.waiting import Ready, Wait
+
+Result = TypeVar("Result")
+RowMaker = Callable[[Sequence[Any]], Any]
+
+# A placeholder of psycopg's style, an escaped percent sign, or a percent sign that is neither.
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)([sb])|(%)|)")
+
+
+class Prepared(str):
+    """A statement that every connection for plain SQL keeps prepared: one of the hot path, whose text never changes.
+
+    It is written like any other, and goes through the cursor wherever a transaction or a session runs it.
+    """
+
+    __slots__ = ("formats", "names", "query")
+
+    query: bytes
+    """The text with libpq's placeholders."""
+    names: Sequence[str]
+    """The parameters, in the order of their placeholders."""
+    formats: Sequence[PyFormat]
+
+    def __new__(cls, text: str) -> Self:
+        """Read the text.
+
+        Raises:
+            ValueError: It has a percent sign that is neither a placeholder's nor escaped.
+        """
+        self = super().__new__(cls, text)
+        found: dict[str, PyFormat] = {}
+
+        def numbered(match: re.Match[str]) -> str:
+            name, form, escaped = match.groups()
+            if escaped:
+                return "%"
+            if not name:
+                raise ValueError(f"a percent sign in a statement: {text[match.start() :][:40]!r}")
+            found.setdefault(name, PyFormat(form))
+            return f"${list(found).index(name) + 1}"
+
+        self.query = _PLACEHOLDER.sub(numbered, text).encode()
+        self.names, self.formats = tuple(found), list(found.values())
+        return self
+
+
+class PlainConnection:
+    """A connection for plain SQL, which runs one statement at a time."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], *, timeout: float) -> None:
+        """Take a connection; `timeout` is the patience, in seconds, to which its `statement_timeout` is set."""
+        self.connection = connection
+        self.timeout = timeout
+        self._cursor = connection.cursor(row_factory=namedtuple_row)
+        self._adapter = Transformer(connection)
+        self._names: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        """The prepared statements, by their texts and the types of their parameters."""
+        self._row_makers: dict[bytes, RowMaker] = {}
+        """By the names of the prepared statements."""
+        self._loop = asyncio.get_running_loop()
+        self._watched: int | None = None
+        """The socket, while this object is its reader on the event loop."""
+        self._waiter: asyncio.Future[Ready] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was closed, by either end."""
+        return self.connection.closed
+
+    async def run(self, statement: str, parameters: Mapping[str, Any] | None) -> list[Any]:
+        """Run one statement, and return its rows if it has any.
+
+        Raises:
+            psycopg.Error: Postgres refused the statement or is unavailable.
+        """
+        if isinstance(statement, Prepared) and parameters is not None:
+            return await self._run_prepared(statement, parameters)
+        self._unwatch()  # the cursor has a reader of its own
+        await self._cursor.execute(statement, parameters)
+        # The cursor's `description` would make an object of each column.
+        result = self._cursor.pgresult
+        return await self._cursor.fetchall() if result is not None and result.nfields else []
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._unwatch()
+        await self.connection.close()
+
+    async def _run_prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
+        adapter, libpq = self._adapter, self.connection.pgconn
+        values = adapter.dump_sequence([parameters[name] for name in statement.names], statement.formats)
+        types, formats = adapter.types or (), adapter.formats
+        name = self._names.get((statement, types))
+        if name is None:
+            name = f"headrace_{len(self._names)}".encode()
+            libpq.send_prepare(name, statement.query, types)
+            await self._result()
+            self._names[statement, types] = name
+        libpq.send_query_prepared(name, values, formats)
+        result = await self._result()
+        if not result.nfields:
+            return []
+        adapter.set_pgresult(result)
+        make_row = self._row_makers.get(name)
+        if make_row is None:
+            self._row_makers[name] = make_row = _row_maker(*map(result.fname, range(result.nfields)))
+        rows: list[Any] = adapter.load_rows(0, result.ntuples, make_row)
+        adapter.set_pgresult(None)  # a row may hold a large request
+        return rows
+
+    async def _result(self) -> PGresult:
+        """Return the result of what was sent.
+
+        Raises:
+            psycopg.Error: Postgres refused it, or the connection broke.
+        """
+        if self._watched is None:
+            self._watched = self.connection.fileno()
+            self._loop.add_reader(self._watched, self._wake, Ready.R)
+        try:
+            results: list[PGresult] = await self._drive(execute(self.connection.pgconn))
+        except psycopg.Error:
+            self._unwatch()  # libpq has closed a broken connection's socket
+            raise
+        if results[-1].status == ExecStatus.FATAL_ERROR:
+            raise error_from_result(results[-1])
+        return results[-1]
+
+    async def _drive(self, exchange: Generator[Wait, Ready, Result]) -> Result:
+        """Resume libpq's exchange whenever the socket is ready for it, and return its result."""
+        try:
+            wanted = next(exchange)
+            while True:
+                wanted = exchange.send(await self._ready(wanted))
+        except StopIteration as ended:
+            result: Result = ended.value
+            return result
+
+    async def _ready(self, wanted: Wait) -> Ready:
+        self._waiter = self._loop.create_future()
+        try:
+            if wanted == Wait.R:
+                return await self._waiter
+            assert self._watched is not None
+            self._loop.add_writer(self._watched, self._wake, Ready.W)  # the socket's buffer is full
+            try:
+                return await self._waiter
+            finally:
+                self._loop.remove_writer(self._watched)
+        finally:
+            self._waiter = None
+
+    def _wake(self, ready: Ready) -> None:
+        if self._waiter is None:
+            self._read_aside()
+        elif not self._waiter.done():
+            self._waiter.set_result(ready)
+
+    def _read_aside(self) -> None:
+        """Read what Postgres sends between two statements: a notice, or the end of the connection."""
+        try:
+            self.connection.pgconn.consume_input()
+        except psycopg.Error:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            self._watched = None
+
+
+@functools.cache
+def _row_maker(*columns: bytes | None) -> RowMaker:
+    """Return what makes a named tuple of a row's values."""
+    fields = " ".join((column or b"").decode().replace(" ", "_") for column in columns)
+    row: Any = namedtuple("Row", fields, rename=True)  # type: ignore[misc]  # noqa: PYI024  (known only now)
+    make: RowMaker = row._make
+    return make

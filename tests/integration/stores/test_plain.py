@@ -1,0 +1,117 @@
+"""Statements that a connection keeps prepared: what they return, and what ends their connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from headrace.stores.arrays import TextArray
+from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
+from tests.integration.databases import Session
+from tests.waiting import eventually
+
+ECHO = """
+SELECT %(text)s AS text, %(number)s + 1 AS next, %(price)s AS price, %(at)s AS at, %(bytes)s AS bytes,
+       %(names)b::text[] AS names, %(nothing)s::int AS nothing, 'a%%b' AS "per cent", %(text)s AS text
+"""
+VALUES: dict[str, Any] = {
+    "text": "ä 漢 🙂",
+    "number": 7,
+    "price": Decimal("0.10"),
+    "at": datetime(2026, 11, 28, tzinfo=UTC),
+    "bytes": b"\0\xff",
+    "names": TextArray(["a", None, "{,}"]),
+    "nothing": None,
+}
+PID = Prepared("SELECT pg_backend_pid()")
+
+
+@pytest.fixture
+async def one(database_url: str) -> AsyncIterator[Database]:
+    """One connection of each kind."""
+    database = Database.connect(database_url, connections=1)
+    yield database
+    await database.close()
+
+
+async def pid_of(database: Database) -> int:
+    [(pid,)] = await execute(database.relaxed, PID, {})
+    return int(pid)
+
+
+async def test_it_returns_what_the_cursor_returns(one: Database) -> None:
+    once = "SELECT %(text)s AS text, %(price)s AS price"
+    by_cursor = await execute(one.relaxed, once, VALUES)
+    assert await execute(one.relaxed, Prepared(once), VALUES) == by_cursor
+    for number in (7, 70_000, 7_000_000_000):  # each of another type
+        [row] = await execute(one.relaxed, Prepared(ECHO), VALUES | {"number": number})
+        assert row == (
+            VALUES["text"], number + 1, VALUES["price"], VALUES["at"], VALUES["bytes"],
+            VALUES["names"], None, "a%b", VALUES["text"],
+        )  # fmt: skip
+        assert (row.text, row.next, row.price) == (VALUES["text"], number + 1, VALUES["price"])
+
+
+async def test_a_request_larger_than_the_sockets_buffers_goes_and_comes(one: Database) -> None:
+    text = "x" * 30_000_000
+    [(length, same)] = await execute(one.relaxed, Prepared("SELECT length(%(a)s), %(a)s"), {"a": text})
+    assert (length, same) == (len(text), text)
+
+
+async def test_a_statement_that_is_refused_leaves_its_connection(one: Database) -> None:
+    pid, halve = await pid_of(one), Prepared("SELECT 1 / %(by)s")
+    for by in (0, 0, 1):
+        if by:
+            assert await execute(one.relaxed, halve, {"by": by}) == [(1,)]
+        else:
+            with pytest.raises(DBAPIError, match="division by zero"):
+                await execute(one.relaxed, halve, {"by": by})
+    with pytest.raises(DBAPIError, match="no_such_table"):
+        await execute(one.relaxed, Prepared("SELECT FROM no_such_table"), {})
+    assert await pid_of(one) == pid
+
+
+async def test_other_statements_take_turns_with_it(one: Database) -> None:
+    pid = await pid_of(one)
+    for _ in range(3):
+        assert await execute(one.relaxed, "SELECT pg_backend_pid(), pg_sleep(0.01)::text", {}) == [(pid, "")]
+        assert await pid_of(one) == pid
+
+
+async def test_a_connection_that_ends_while_nothing_runs_is_replaced(one: Database, other_session: Session) -> None:
+    pid = await pid_of(one)
+    await other_session.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+    async def has_ended() -> bool:
+        cursor = await other_session.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid])
+        return await cursor.fetchone() is None
+
+    await eventually(has_ended, "the end of the connection")
+    assert await pid_of(one) != pid
+
+
+async def test_a_statement_that_is_cancelled_takes_its_connection_with_it(one: Database) -> None:
+    pid = await pid_of(one)
+    task = asyncio.create_task(execute(one.relaxed, Prepared("SELECT pg_sleep(1)"), {}))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await pid_of(one) != pid
+
+
+async def test_a_notice_between_two_statements_does_no_harm(one: Database, other_session: Session) -> None:
+    pid = await pid_of(one)
+    await execute(one.relaxed, "LISTEN tests", {})
+    await pid_of(one)
+    await other_session.execute("NOTIFY tests, 'now'")
+    await other_session.commit()
+    await asyncio.sleep(0.05)
+    assert await pid_of(one) == pid
