@@ -15,11 +15,13 @@ from headrace.stores.database import Database
 from headrace.stores.redis_url import AWAY
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.rollups import fold_usage, repair_short_months
+from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
 # Seconds between two runs of each kind of work.
 _OFTEN_SECONDS = 1.0
+_IDLE_FOLD_SECONDS = 60.0
 _CORRECTION_SECONDS = 10.0
 _PARTITION_SECONDS = 3600.0
 _CHECK_SECONDS = 86_400.0
@@ -35,10 +37,13 @@ class Bookkeeper:
         self._gate = gate
         self._metadata_keys = metadata_keys
 
-    async def run(self) -> None:
-        """Keep the books until cancelled. Each kind of work has its own loop, so that a slow one delays no other."""
+    async def run(self, usage: asyncio.Event) -> None:
+        """Keep the books until cancelled. Each kind of work has its own loop, so that a slow one delays no other.
+
+        While `usage` is not set, the roll-ups lack no row of the ledger.
+        """
         await asyncio.gather(
-            _again_and_again(self._fold, _OFTEN_SECONDS),
+            _again_and_again(self._fold, _OFTEN_SECONDS, usage),
             _again_and_again(self._gate.reconcile, _OFTEN_SECONDS),
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
             _again_and_again(self._alert, _CORRECTION_SECONDS),
@@ -61,8 +66,13 @@ class Bookkeeper:
             log.warning("the roll-ups of %s were less than the ledger and were rebuilt", f"{month:%Y-%m}")
 
 
-async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Do some work every `seconds`. After a failure it is due again in a second."""
+async def _again_and_again(
+    work: Callable[[], Awaitable[None]], seconds: float, waiting: asyncio.Event | None = None
+) -> None:
+    """Do some work every `seconds`, and once a minute while `waiting` is not set.
+
+    After a failure it is due again in a second.
+    """
     while True:
         rest = seconds
         try:
@@ -75,4 +85,7 @@ async def _again_and_again(work: Callable[[], Awaitable[None]], seconds: float) 
             rest = _OFTEN_SECONDS
         except Exception:
             log.exception("could not keep the books")
-        await asyncio.sleep(rest)
+        if waiting is None:
+            await asyncio.sleep(rest)
+        else:
+            await work_or_rest(waiting, least=rest, most=_IDLE_FOLD_SECONDS)

@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 # The number of the advisory lock, which nothing else in the database takes.
 _LOCK = 0x73776565
-# Seconds between two statements of a session: a follower's attempts to lead, and the leader's signs of life.
-_PULSE_SECONDS = 1.0
+# Seconds between two attempts of a follower to lead, and between two of the leader's signs of life.
+_ATTEMPT_SECONDS = 1.0
+_PULSE_SECONDS = 2.0
 # Seconds that the session waits for an answer before it counts as lost.
 _PATIENCE_SECONDS = 5.0
-# Seconds of silence after which Postgres ends the session. More than the leader's patience, so that a leader knows that
-# its lead is lost before another scheduler leads.
+# Seconds of silence after which Postgres ends the session. More than a pulse and the leader's patience together: a
+# leader then knows that its lead is lost before another scheduler leads.
 _SILENCE_SECONDS = 8
 
 
@@ -61,7 +62,7 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
         if not leads:
             log.info("ready: another scheduler leads, this one waits")
         while not leads:
-            await asyncio.sleep(_PULSE_SECONDS)
+            await asyncio.sleep(_ATTEMPT_SECONDS)
             leads = await ask(take)
 
         async def keep() -> None:

@@ -29,6 +29,7 @@ from scheduler.batches.runner import BatchRunner
 from scheduler.bookkeeping import Bookkeeper
 from scheduler.gauges import QueueGauges
 from scheduler.leadership import lead
+from scheduler.lookout import Lookout
 from scheduler.rescue import Sweeper
 from scheduler.retention import Retention
 from scheduler.webhooks import WebhookSender
@@ -57,10 +58,13 @@ async def _schedule(settings: Settings) -> None:
         file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
 
+        batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate)
+        lookout = Lookout(database)
         chores: list[Chore] = [
-            Sweeper(settings, database, queue, publisher).run,
-            BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate).run,
-            Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys).run,
+            lookout.run,
+            partial(Sweeper(settings, database, queue, publisher).run, lookout.jobs),
+            partial(batches.run, lookout.batches),
+            partial(Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys).run, lookout.usage),
             Retention(settings, database).run,
             *([QueueGauges(database).run] if settings.metrics_port else []),
             partial(announce_leader, redis),
@@ -68,7 +72,7 @@ async def _schedule(settings: Settings) -> None:
         sender = _webhook_sender(settings, database)
         if sender is not None:
             stack.push_async_callback(sender.close)
-            chores.append(sender.run)
+            chores.append(partial(sender.run, lookout.webhooks))
         else:
             log.warning("HEADRACE_SECRET_KEY is not set: this scheduler sends no webhooks, pending ones wait")
         fingerprint = Fingerprint(settings, file, database, part="scheduler")

@@ -32,7 +32,8 @@ class Sweeper:
     """Sweeps again and again over the jobs of all workers.
 
     While Postgres is unavailable a worker cannot extend its leases, though it may still run its jobs. So the sweeper
-    rescues jobs only some heartbeats after its first sweep, and after each sweep that failed.
+    rescues jobs only some heartbeats after its first sweep, after each sweep that failed, and after a time without
+    sweeps: none of the jobs that came since has a lease that expires sooner.
     """
 
     def __init__(self, settings: Settings, database: Database, queue: JobQueue, publisher: Publisher) -> None:
@@ -41,12 +42,15 @@ class Sweeper:
         self._queue = queue
         self._publisher = publisher
 
-    async def run(self) -> None:
-        """Sweep until cancelled."""
+    async def run(self, jobs: asyncio.Event) -> None:
+        """Sweep while `jobs` is set, as there are jobs that have not ended; until cancelled."""
         loop = asyncio.get_running_loop()
         grace = _GRACE_HEARTBEATS * self._settings.heartbeat_seconds
         rescue_from = loop.time() + grace
         while True:
+            if not jobs.is_set():
+                await jobs.wait()
+                rescue_from = loop.time() + grace
             try:
                 await self.sweep(rescue=loop.time() >= rescue_from)
             except SQLAlchemyError as error:

@@ -21,6 +21,7 @@ from headrace.webhooks import queries
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, resolve
 from headrace.webhooks.queries import Delivery, Outcome
 from headrace.webhooks.signing import derive_secret, sign
+from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class WebhookSender:
         """Close the connections."""
         await self._http.aclose()
 
-    async def run(self) -> None:
-        """Send until cancelled."""
+    async def run(self, pending: asyncio.Event) -> None:
+        """Send while `pending` is set, as there are deliveries that have not ended; until cancelled."""
         try:
             while True:
                 try:
@@ -77,7 +78,7 @@ class WebhookSender:
                     log.warning("could not look for webhooks: %s", error)
                 except Exception:
                     log.exception("could not send webhooks")
-                await asyncio.sleep(_LOOK_SECONDS)
+                await work_or_rest(pending, least=_LOOK_SECONDS)
         finally:
             for task in self._in_flight:
                 task.cancel()

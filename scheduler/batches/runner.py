@@ -36,6 +36,7 @@ from scheduler.batches.output import Output
 from scheduler.batches.pace import Pace
 from scheduler.batches.turns import Turns
 from scheduler.batches.validate import Validation
+from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class BatchRunner:
         self._allowances = Allowances(database, file)
         self._pace = Pace(database, file, gate)
 
-    async def run(self) -> None:
-        """Move batches on until cancelled."""
+    async def run(self, batches: asyncio.Event) -> None:
+        """Move batches on, soon while `batches` is set, as there are batches that have not ended; until cancelled."""
         try:
             while True:
                 busy = False
@@ -96,7 +97,10 @@ class BatchRunner:
                 except Exception:
                     log.exception("could not move batches on")
                     await asyncio.sleep(_PAUSE_SECONDS)
-                await asyncio.sleep(_BUSY_SECONDS if busy else _IDLE_SECONDS)
+                if busy:
+                    await asyncio.sleep(_BUSY_SECONDS)
+                else:
+                    await work_or_rest(batches, least=_IDLE_SECONDS, most=_CHORES_SECONDS)
         finally:
             for task in self._tasks.values():
                 task.cancel()

@@ -20,6 +20,7 @@ from headrace.telemetry.metrics import WEBHOOKS
 from headrace.webhooks import queries
 from headrace.webhooks.queries import Outcome
 from headrace.webhooks.signing import derive_secret
+from scheduler.lookout import Lookout
 from scheduler.webhooks import WebhookSender
 from tests.e2e.jobs import eventually
 from tests.fakes.receiver import Receiver, running_receiver
@@ -244,7 +245,9 @@ async def test_a_receiver_that_hangs_delays_nobody_else(
     async with hanging_receiver() as (url, connections):
         for _ in range(100):
             await tell(database, owner, url)
-        sending = asyncio.create_task(sender.run())
+        lookout = Lookout(database)
+        await lookout.look()
+        sending = asyncio.create_task(sender.run(lookout.webhooks))
 
         async def share_taken() -> bool:
             return len(connections) == 4

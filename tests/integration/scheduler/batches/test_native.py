@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COST, JOBS_ENDED, PARCELS, TOKENS
 from scheduler.batches.runner import BatchRunner
+from scheduler.lookout import Lookout
 from tests.e2e.batches import jsonl, lines
 from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
@@ -102,7 +104,8 @@ async def run(runner: BatchRunner, database: Database, owner: Owner, data: bytes
         state = BatchState((await get(database, owner, batch_id)).state)
         return state if state.is_final else None
 
-    async with going_on(runner.run):
+    lookout = Lookout(database)
+    async with going_on(lookout.run, partial(runner.run, lookout.batches)):
         return await eventually(ended, "the batch's end")
 
 
@@ -131,7 +134,8 @@ async def test_a_parcel_that_the_provider_refuses_is_given_up(
     provider.native.script(model, "create", 403)
     parcels = Rise(PARCELS)
     await submit(database, owner, jsonl(lines(model, 2)))
-    async with going_on(runner.run):
+    lookout = Lookout(database)
+    async with going_on(lookout.run, partial(runner.run, lookout.batches)):
         await eventually(lambda: parcels() == {("native", "given_up"): 1}, "the parcel to be given up")
 
 

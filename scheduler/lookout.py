@@ -1,0 +1,74 @@
+"""What there is to do: one statement looks for all chores, so that a chore without work asks Postgres nothing.
+
+A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from headrace.stores.database import Database, execute
+from headrace.telemetry.health import HEALTH
+
+log = logging.getLogger(__name__)
+
+# Seconds between two looks.
+_LOOK_SECONDS = 0.5
+
+# Each kind has an index of its own, of the few rows that are work.
+_LOOK = """
+SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued') OR EXISTS (SELECT FROM jobs WHERE state = 'running') AS jobs,
+       EXISTS (SELECT FROM batches WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling')) AS batches,
+       EXISTS (SELECT FROM webhook_deliveries WHERE state = 'pending') AS webhooks,
+       EXISTS (SELECT FROM usage, usage_mark WHERE usage.transaction >= usage_mark.transaction) AS usage
+"""
+
+
+class Lookout:
+    """The kinds of work, each an event that is set while there is some."""
+
+    def __init__(self, database: Database) -> None:
+        """Know of no work yet; `run` looks for it."""
+        self._database = database
+        self.jobs = asyncio.Event()
+        """Jobs that have not ended."""
+        self.batches = asyncio.Event()
+        """Batches that have not ended."""
+        self.webhooks = asyncio.Event()
+        """Deliveries that have not ended, due or not."""
+        self.usage = asyncio.Event()
+        """Rows of the ledger that the roll-ups lack."""
+
+    async def run(self) -> None:
+        """Look twice a second, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look once. If Postgres is unavailable, each chore has to find out by itself."""
+        try:
+            [found] = await execute(self._database.relaxed, _LOOK)
+        except SQLAlchemyError as error:
+            log.debug("could not look for work: %s", error)
+            for event in (self.jobs, self.batches, self.webhooks, self.usage):
+                event.set()
+            return
+        HEALTH.beat()
+        for event, is_there in zip((self.jobs, self.batches, self.webhooks, self.usage), found, strict=True):
+            if is_there:
+                event.set()
+            else:
+                event.clear()
+
+
+async def work_or_rest(work: asyncio.Event, *, least: float, most: float | None = None) -> None:
+    """Rest `least` seconds, and then until there is work, or for `most` seconds in all."""
+    await asyncio.sleep(least)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if most is None else most - least):
+            await work.wait()

@@ -1,0 +1,93 @@
+"""What the scheduler's look finds: which chores have work, and that a chore without work asks Postgres nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from headrace.batches.queries import cancel_batch, fail_batch
+from headrace.dev.valkey import EmbeddedValkey
+from headrace.events.publisher import Publisher
+from headrace.jobs.state import State
+from headrace.queue import JobQueue
+from headrace.runtime.chores import going_on
+from headrace.settings import Settings
+from headrace.stores.database import Database, execute
+from headrace.stores.redis import connect_redis
+from headrace.telemetry.metrics import STORE_SECONDS
+from headrace.usage.rollups import fold_usage
+from scheduler.lookout import Lookout
+from scheduler.rescue import Sweeper
+from tests.integration.batches.test_queries import create
+from tests.integration.job_rows import Jobs, end_of
+from tests.metrics import Rise
+from tests.waiting import eventually
+
+
+async def work(database: Database) -> set[str]:
+    lookout = Lookout(database)
+    await lookout.look()
+    return {name for name in ("jobs", "batches", "webhooks", "usage") if getattr(lookout, name).is_set()}
+
+
+async def test_a_job_is_work_until_it_has_ended_and_its_usage_until_it_is_folded(
+    database: Database, jobs: Jobs
+) -> None:
+    await fold_usage(database, metadata_keys=[])
+    assert await work(database) == set()
+    job_id = await jobs.submit()
+    assert await work(database) == {"jobs"}
+    [job] = await jobs.claim(job_id)
+    assert await work(database) == {"jobs"}
+    await jobs.finish(end_of(job))
+    assert await work(database) == {"usage"}
+    await fold_usage(database, metadata_keys=[])
+    assert await work(database) == set()
+
+
+async def test_a_delivery_is_work_until_it_has_ended(database: Database, jobs: Jobs) -> None:
+    job_id = await jobs.submit(webhook="http://127.0.0.1:9/")
+    await jobs.cancel(job_id)
+    assert await jobs.state(job_id) is State.CANCELLED
+    assert await work(database) == {"webhooks"}
+    await execute(database.durable, "UPDATE webhook_deliveries SET state = 'failed', ended_at = now()")
+    assert await work(database) == set()
+
+
+async def test_a_batch_is_work_until_it_has_ended(database: Database, jobs: Jobs) -> None:
+    batch_id = await create(database, jobs.owner)
+    assert await work(database) == {"batches"}
+    await fail_batch(database, batch_id, [])
+    assert await work(database) == set()
+    batch_id = await create(database, jobs.owner, total=1)
+    await cancel_batch(database, batch_id, jobs.owner.account_id)
+    assert await work(database) == {"batches"}
+    await execute(database.durable, "DELETE FROM batches")
+
+
+async def test_while_postgres_is_unavailable_every_chore_finds_out_by_itself() -> None:
+    absent = Database.connect("postgresql://headrace@127.0.0.1:1/none", connections=1)
+    assert await work(absent) == {"jobs", "batches", "webhooks", "usage"}
+    await absent.close()
+
+
+async def test_a_sweeper_asks_nothing_while_there_are_no_jobs_and_rescues_the_first_that_is_lost(
+    database: Database, jobs: Jobs, valkey: EmbeddedValkey
+) -> None:
+    redis = connect_redis(valkey.url)
+    settings = Settings(sweep_seconds=0.02, heartbeat_seconds=0.05)
+    sweeper = Sweeper(settings, database, JobQueue(redis), Publisher(redis, interval_seconds=0))
+    there_are = asyncio.Event()
+    asked = Rise(STORE_SECONDS)
+    async with going_on(partial(sweeper.run, there_are)):
+        await asyncio.sleep(0.2)
+        assert asked() == {}
+        job = await jobs.run()
+        await jobs.lose(job.id)
+        there_are.set()
+        await eventually(partial(is_queued, jobs, job.id), "the rescue")
+    await redis.aclose()
+
+
+async def is_queued(jobs: Jobs, job_id: str) -> bool:
+    return await jobs.state(job_id) is State.QUEUED
