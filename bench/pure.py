@@ -15,7 +15,8 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,6 +182,43 @@ def _render_chat_whole() -> Operation:
 @_part("render a whole answer, responses")
 def _render_responses_whole() -> Operation:
     return _render_whole("responses", _RESPONSE)
+
+
+def _pass_on(format_name: str, document: dict[str, Any]) -> Operation:
+    from headrace.formats.registry import CLIENT_FORMATS
+    from worker.exchange import Exchange
+
+    pieces = [b"data: " + _bytes(chunk) + b"\n\n" for chunk in _chunks()] + [b"data: [DONE]\n\n"]
+    provider = SimpleNamespace(secret=lambda: None)
+    route: Any = SimpleNamespace(provider=provider, format="chat", model="fake")
+    job: Any = SimpleNamespace(**vars(_job()), trace_context=None, batch_id=None, streamed=True)
+
+    async def arrive() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            yield piece
+
+    answer: Any = SimpleNamespace(pieces=arrive)
+
+    def run() -> object:
+        lines: list[bytes] = []
+        renderer = CLIENT_FORMATS[format_name].renderer(job, document)  # type: ignore[index]
+        exchange = Exchange(None, job, route, _CHAT, renderer=renderer, pass_on=lines.extend)  # type: ignore[arg-type]
+        with suppress(StopIteration):  # nothing in it waits
+            exchange._read_stream(0, answer).send(None)  # noqa: SLF001
+        assert len(lines) >= _WORDS
+        return lines
+
+    return run
+
+
+@_part("pass on a stream of 100 events, chat")
+def _pass_on_chat() -> Operation:
+    return _pass_on("chat", _CHAT)
+
+
+@_part("pass on a stream of 100 events, responses")
+def _pass_on_responses() -> Operation:
+    return _pass_on("responses", _RESPONSE)
 
 
 @_part("frame an event, and read the frame")

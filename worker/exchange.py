@@ -15,15 +15,16 @@ from headrace.catalogue.models import Route
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.chat.normaliser import Normaliser
+from headrace.formats.chat.texts import Texts
 from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
-from headrace.formats.json_document import is_too_deep
-from headrace.formats.registry import FORMATS, Relay, Renderer, StreamParser
+from headrace.formats.registry import FORMATS, Relay, Renderer
 from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import Allowance, Answer, ProviderClient
-from headrace.providers.sse import Event, EventReader
+from headrace.providers.sse import EventReader
 from headrace.runtime.offload import offloaded
 from headrace.telemetry.traceparent import trace_headers
+from worker.chunks import Chunk, ChunkReader, shallow
 
 MOST_HELD = 10_000
 """Chunks that an answer may have before its first text, over all of its choices."""
@@ -160,7 +161,7 @@ class Exchange:
             if await answer.is_stream():
                 await self._read_stream(number, answer)
             else:
-                whole = (self._relay or form).parse_completion(_shallow(await answer.read()))
+                whole = (self._relay or form).parse_completion(shallow(await answer.read()))
                 whole = self._normalisers[number].completion(whole)
                 if not self._stream:
                     return whole
@@ -168,46 +169,40 @@ class Exchange:
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     async def _read_stream(self, number: int, answer: Answer) -> None:
-        parser, events, fold = (self._relay or self._format).parse_stream(), EventReader(), self._folds[number]
+        fold, normaliser, events = self._folds[number], self._normalisers[number], EventReader()
+        chunks = ChunkReader((self._relay or self._format).parse_stream(), normaliser)
         async with contextlib.aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
-                self._parse(number, parser, events.feed(piece))
-                if parser.done:
+                self._take(number, chunks.read(events.feed(piece)))
+                if chunks.done:
                     break
-        if not parser.done:
-            self._parse(number, parser, events.close())
-        if parser.done and fold.started:
-            self._take(number, self._normalisers[number].close())
+        if not chunks.done:
+            self._take(number, chunks.read(events.close()))
+        if chunks.done and fold.started:
+            self._take(number, normaliser.close())
         if not fold.finished:
             raise UpstreamError("The model's provider broke off its answer.")
 
-    def _parse(self, number: int, parser: StreamParser, events: Sequence[Event]) -> None:
-        chunks: list[dict[str, Any]] = []
-        normalise = self._normalisers[number].chunk
-        for name, data in events:
-            parsed = parser.parse(_shallow(data), name)
-            chunks += [exact for chunk in parsed if (exact := normalise(chunk)) is not None]
-            if parser.done:
-                break
-        self._take(number, chunks)
-
-    def _take(self, number: int, chunks: Sequence[dict[str, Any]]) -> None:
+    def _take(self, number: int, chunks: Sequence[Chunk | Texts]) -> None:
         """Fold chunks of a call and pass them on.
 
         Chunks are held until the first text comes: no reader sees an attempt that fails before.
         """
         fold = self._folds[number]
-        shown: list[dict[str, Any]] = []
+        shown: list[Chunk | Texts] = []
         for chunk in chunks:
-            if number:
-                for choice in chunk["choices"]:
-                    choice["index"] = number
-            self._model = chunk.setdefault("model", self._route.model)
-            fold.add(chunk)
-            if "usage" in chunk:
-                usage = chunk.pop("usage")
-                if usage is not None and not chunk["choices"]:
-                    continue  # whether the client gets a usage chunk is its own choice
+            if isinstance(chunk, Texts):
+                fold.add_texts(chunk)
+            else:
+                if number:
+                    for choice in chunk["choices"]:
+                        choice["index"] = number
+                self._model = chunk.setdefault("model", self._route.model)
+                fold.add(chunk)
+                if "usage" in chunk:
+                    usage = chunk.pop("usage")
+                    if usage is not None and not chunk["choices"]:
+                        continue  # whether the client gets a usage chunk is its own choice
             shown.append(chunk)
         if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
             self._held += self._renderer.render(shown)
@@ -230,17 +225,6 @@ class Exchange:
         if self._held:
             lines, self._held = self._held, []
             self._pass_on(lines)
-
-
-def _shallow(data: bytes) -> bytes:
-    """Return a provider's document, which is shallow enough to be walked level by level.
-
-    Raises:
-        UpstreamTooLargeError: It is nested too deeply.
-    """
-    if is_too_deep(data):
-        raise UpstreamTooLargeError("The model's provider sent an answer that is nested too deeply.")
-    return data
 
 
 def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:

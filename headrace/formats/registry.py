@@ -13,6 +13,7 @@ from headrace.formats import gemini, messages
 from headrace.formats.chat import client as chat_client
 from headrace.formats.chat import upstream as chat
 from headrace.formats.chat.support import Format
+from headrace.formats.chat.texts import Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.responses import client as responses_client
 from headrace.formats.responses import upstream as responses
@@ -24,6 +25,8 @@ class StreamParser(Protocol):
 
     done: bool
     """Whether the provider has marked the stream's end. Nothing is read after it."""
+    texts_are_alike: bool
+    """Whether the event of a piece of text leaves the parser as it was: then one like it need not be parsed."""
 
     def parse(self, data: bytes, name: bytes = b"") -> Sequence[dict[str, Any]]:
         """Return the `chat.completion.chunk`s that a server-sent event makes, often one, sometimes none.
@@ -69,7 +72,7 @@ class WireFormat(Protocol):
 class Renderer(Protocol):
     """Renders the answer of one attempt for its client, once: what readers get is what is stored."""
 
-    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def render(self, chunks: Sequence[Mapping[str, Any] | Texts]) -> list[bytes]:
         """Return the lines that readers get for exact chunks, complete but for what the API adds.
 
         A line is a JSON object without line ends.

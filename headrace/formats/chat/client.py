@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from headrace.formats.chat.fold import chunks_of
+from headrace.formats.chat.texts import Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.translation import Translation
 from headrace.ids import completion_id
 
 KEEPS_LOG = False
 
+# Stands for the text in a line: no provider can know it.
+_MARK = secrets.token_hex(16)
 # The API adds these to each chunk that it sends.
 _FROM_JOB = frozenset({"id", "object", "created"})
 
@@ -42,10 +46,26 @@ class Renderer:
 
     def __init__(self, job: JobFacts) -> None:
         self._job = job
+        # The chunk that the last texts were like, and its line before and after the text.
+        self._alike: Mapping[str, Any] | None = None
+        self._before = self._after = b""
 
-    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def render(self, chunks: Sequence[Mapping[str, Any] | Texts]) -> list[bytes]:
         """Return the lines of exact chunks, without the fields that come from the job."""
-        return [_render_chunk(chunk) for chunk in chunks]
+        lines: list[bytes] = []
+        for chunk in chunks:
+            if isinstance(chunk, Texts):
+                lines += self._render_texts(chunk)
+            else:
+                lines.append(_render_chunk(chunk))
+        return lines
+
+    def _render_texts(self, more: Texts) -> list[bytes]:
+        if more.chunk is not self._alike:
+            self._alike = more.chunk
+            self._before, self._after = _around_text(more.chunk)
+        before, after = self._before, self._after
+        return [before + orjson.dumps(text) + after for text in more.texts]
 
     def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
         """Return the `chat.completion` of the job. No line is left."""
@@ -58,6 +78,14 @@ class Renderer:
             "object": "chat.completion",
             "created": self._job.created,
         }
+
+
+def _around_text(chunk: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return the line of a chunk with a text alone, before and after the text."""
+    [choice] = chunk["choices"]
+    marked = {**chunk, "choices": [{**choice, "delta": {"content": _MARK}}]}
+    before, _, after = _render_chunk(marked).partition(orjson.dumps(_MARK))
+    return before, after
 
 
 def _render_chunk(chunk: Mapping[str, object]) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from headrace.formats.chat.texts import Texts
+
 # Fields that Headrace gives or rebuilds; obfuscation only pads a chunk. A completion has a chunk's other fields.
 _ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
 _CHOICE = frozenset({"index", "delta", "message", "logprobs", "finish_reason"})
@@ -55,6 +57,16 @@ class Fold:
             for choice in choices:
                 if isinstance(choice, dict):
                     self._add_choice(choice)
+
+    def add_texts(self, more: Texts) -> None:
+        """Fold in the chunks of texts."""
+        folded = self._choices.get(more.index)
+        if folded is not None:
+            known = folded.message.get("content")
+            if type(known) is _Text:
+                known.extend(more.texts)
+            else:
+                folded.message["content"] = _Text(more.texts)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")

@@ -80,6 +80,8 @@ def parse_stream() -> StreamParser:
 class StreamParser:
     """Reads a stream in OpenAI's own format: each event but the last is a chunk."""
 
+    texts_are_alike = True
+
     def __init__(self) -> None:
         self.done = False
 

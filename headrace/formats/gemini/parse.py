@@ -88,6 +88,8 @@ def parse_stream() -> StreamParser:
 class StreamParser:
     """Reads a stream of candidates. No event marks its end: the last finish reason does."""
 
+    texts_are_alike = True
+
     def __init__(self) -> None:
         self.done = False
         self._calls: dict[int, int] = {}

@@ -133,6 +133,8 @@ def parse_stream() -> StreamParser:
 class StreamParser:
     """Reads a stream of content blocks."""
 
+    texts_are_alike = True
+
     def __init__(self) -> None:
         self.done = False
         self._said: Json = {}

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import UpstreamError, UpstreamTooLargeError
+from headrace.formats.chat.texts import Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.response import response_usage, skeleton
 from headrace.formats.responses.resume import resume
@@ -89,7 +90,7 @@ class Relay:
                 # A copy without the room that orjson wrote it into.
                 self._lines += [*missing, bytes(memoryview(line))]
 
-    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:  # noqa: ARG002  (the events have all of them)
+    def render(self, chunks: Sequence[Mapping[str, Any] | Texts]) -> list[bytes]:  # noqa: ARG002  (events have them all)
         """Return the lines of the events that have been taken."""
         lines, self._lines = self._lines, []
         return lines

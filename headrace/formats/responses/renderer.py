@@ -15,6 +15,7 @@ import orjson
 
 from headrace.errors import UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
+from headrace.formats.chat.texts import Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.offered import origins
@@ -67,7 +68,7 @@ class Renderer:
         self._thought = SUMMARY if reasoning.get("summary") or reasoning.get("generate_summary") else THOUGHT
         self._origins = origins(document.get("tools"))
 
-    def render(self, chunks: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    def render(self, chunks: Sequence[Mapping[str, Any] | Texts]) -> list[bytes]:
         """Return the lines of exact chunks.
 
         Raises:
@@ -76,6 +77,9 @@ class Renderer:
         lines, self._lines = self._lines, []
         self._begun = self._begun or bool(chunks)
         for chunk in chunks:
+            if isinstance(chunk, Texts):
+                lines += self._render_texts(chunk)
+                continue
             for choice in chunk["choices"]:
                 delta, part = choice["delta"], self._part
                 if choice["index"] != self._index:
@@ -93,6 +97,14 @@ class Renderer:
                 self._take(delta, choice.get("logprobs"))
                 self._lines = []
         return lines
+
+    def _render_texts(self, more: Texts) -> list[bytes]:
+        part = self._part
+        if more.index != self._index or part is None or self._field != "content":
+            return self.render(more.chunks())
+        part.pieces += more.texts
+        before, after = part.before, part.after
+        return [before + orjson.dumps(text) + after for text in more.texts]
 
     def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
         """Return the lines that close all items, and the whole response."""

@@ -84,6 +84,8 @@ def parse_stream() -> StreamParser:
 class StreamParser:
     """Reads a stream of items. A whole answer is read as the end of a stream that said nothing before."""
 
+    texts_are_alike = False  # it keeps what each item has said
+
     def __init__(self) -> None:
         self.done = False
         self._items = Items()
