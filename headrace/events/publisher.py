@@ -38,6 +38,8 @@ class Publisher:
         self._interval = interval_seconds
         self._pending: list[tuple[float, str | None, Frame]] = []
         self._task: asyncio.Task[None] | None = None
+        self._free_at = 0.0
+        """When the next frames may leave, by the event loop's clock."""
         self._redis_lost = False
 
     def publish(self, frame: Frame, *, origin: str | None, until: float = math.inf) -> None:
@@ -68,11 +70,14 @@ class Publisher:
             await self._redis.publish(self._prefix + CANCEL_CHANNEL, job_id)
 
     async def _run(self) -> None:
+        time = asyncio.get_running_loop().time
         try:
             while self._pending:
+                if (seconds := self._free_at - time()) > 0:
+                    await asyncio.sleep(seconds)
                 batch, self._pending = self._pending, []
                 await self._send(batch)
-                await asyncio.sleep(self._interval)
+                self._free_at = time() + self._interval
         finally:
             self._task = None
 

@@ -7,8 +7,9 @@ previous release use them without a prefix.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -16,17 +17,48 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from headrace.stores.redis_pipe import RedisPipe
 from headrace.telemetry.stores import REDIS
 
 
 class NamespacedRedis(Redis):
-    """A client that knows the prefix of its deployment's names. It leaves the names in its commands as they are."""
+    """A client that knows the prefix of its deployment's names. It leaves the names in its commands as they are.
+
+    Its commands share one connection (`headrace/stores/redis_pipe.py`), so none may block. Pipelines and pub/sub have
+    connections of their own.
+    """
 
     prefix: str = ""
+    _pipe: RedisPipe | None = None
+    _opening: asyncio.Task[RedisPipe] | None = None
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command, and measure its round trip."""
-        return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+        options.pop("keys", None)  # which redis-py's cache alone reads
+        if options:  # of commands that redis-py reads the answers of in another way
+            return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+        answer = await _measured(self._ask(args))
+        parse = self.response_callbacks.get(args[0])
+        return answer if parse is None else parse(answer)
+
+    async def _ask(self, command: Sequence[Any]) -> Any:
+        pipe = self._pipe
+        if pipe is None or pipe.closed:
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.create_task(self._open_pipe())
+            pipe = await asyncio.shield(self._opening)  # which other commands wait for
+        return await pipe.ask(*command)
+
+    async def _open_pipe(self) -> RedisPipe:
+        pool = self.connection_pool
+        self._pipe = await RedisPipe.open(pool, patience_seconds=pool.connection_kwargs["socket_timeout"])
+        return self._pipe
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close every connection."""
+        if self._pipe is not None:
+            self._pipe.close()
+        await super().aclose(close_connection_pool)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """Return a pipeline, whose commands are measured as one round trip."""

@@ -1,0 +1,122 @@
+"""One connection to Redis on which commands need not wait for one another.
+
+redis-py takes a connection from its pool for each command, checks it, waits for two time-outs and parses the answer in
+a stream of asyncio's, which costs five times as much CPU as all the rest of a command's round trip. It still opens the
+connection here, with all that a URL may ask for; then this module reads and writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Self, cast
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, DefaultParser
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+# What the parser returns when an answer is not whole yet.
+_PARTIAL = object()
+
+
+class RedisPipe(asyncio.Protocol):
+    """A connection whose answers come in the order of its commands. Once closed, it stays closed."""
+
+    def __init__(self, connection: AbstractConnection, *, patience_seconds: float) -> None:
+        """Take over a connection that is open. It is closed when an answer takes longer than `patience_seconds`."""
+        self.closed = False
+        self._pack = connection.pack_command
+        self._patience = patience_seconds
+        self._loop = asyncio.get_running_loop()
+        self._parser = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_PARTIAL
+        )
+        self._asked: deque[tuple[asyncio.Future[Any], float]] = deque()
+        """Commands without an answer, and by when each is due."""
+        self._watching = False
+        taken = cast("Any", connection)
+        self._writer: asyncio.StreamWriter = taken._writer  # noqa: SLF001  (it closes its transport when it is freed)
+        self._transport = self._writer.transport
+        self._transport.set_protocol(self)
+        taken._reader = taken._writer = None  # noqa: SLF001  (what redis-py closes no longer)
+
+    @classmethod
+    async def open(cls, pool: ConnectionPool, *, patience_seconds: float) -> Self:
+        """Open a connection as the pool would.
+
+        Raises:
+            redis.exceptions.RedisError: Redis is unavailable.
+        """
+        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()  # type: ignore[no-untyped-call]
+        return cls(connection, patience_seconds=patience_seconds)
+
+    async def ask(self, *command: Any) -> Any:
+        """Send a command, and return its answer as Redis sent it.
+
+        Raises:
+            redis.exceptions.ResponseError: Redis refused the command.
+            redis.exceptions.ConnectionError: The connection broke. The command may have taken effect.
+            redis.exceptions.TimeoutError: No answer came in time. The command may have taken effect.
+        """
+        if self.closed:
+            raise RedisConnectionError("The connection to Redis is closed.")
+        packed = self._pack(*command)
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._asked.append((answer, self._loop.time() + self._patience))
+        self._transport.writelines(packed)
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(self._patience, self._watch)
+        return await answer
+
+    def close(self) -> None:
+        """Close the connection, and fail the commands that have no answer yet."""
+        self._end(RedisConnectionError("The connection to Redis is closed."))
+
+    # -- what the transport calls -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Give each command whose answer is whole its answer."""
+        self._parser.feed(data)
+        try:
+            while (answer := self._parser.gets()) is not _PARTIAL:
+                if not isinstance(answer, hiredis.PushNotification):
+                    self._answer(answer)
+        except InvalidResponse as error:
+            self._end(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail the commands that have no answer yet."""
+        self._end(RedisConnectionError(f"Redis closed the connection: {error or 'it ended'}"))
+
+    def _answer(self, answer: Any) -> None:
+        waiting, _ = self._asked.popleft()
+        if isinstance(answer, Exception):
+            if not waiting.done():
+                waiting.set_exception(answer)
+            if isinstance(answer, ReadOnlyError):  # the master has become a replica: a new connection finds the other
+                self._end(answer)
+        elif not waiting.done():  # else its caller was cancelled
+            waiting.set_result(answer)
+
+    def _watch(self) -> None:
+        """Close the connection if the oldest command is overdue, or look again when it is due."""
+        now = self._loop.time()
+        self._watching = bool(self._asked) and not self.closed
+        if self._watching:
+            _, due = self._asked[0]
+            if due > now:
+                self._loop.call_at(due, self._watch)
+            else:
+                self._end(RedisTimeoutError(f"Redis did not answer within {self._patience:g} s."))
+
+    def _end(self, error: Exception) -> None:
+        self.closed = True
+        self._transport.abort()
+        asked, self._asked = self._asked, deque()
+        for waiting, _ in asked:
+            if not waiting.done():
+                waiting.set_exception(error)
