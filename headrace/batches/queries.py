@@ -313,12 +313,16 @@ SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= exp
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
-# Answers are of any size, so a page also ends by its bytes.
+# Answers are of any size, so a page also ends by its bytes. The number of its last line is looked up in the index
+# first. Postgres may take a new batch for a small one, and would read and sort all lines that are left for each page.
 _IN_ORDER_OF_LINES = f"""
 SELECT * FROM (
     SELECT *, sum(bytes) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING) - bytes AS before
     FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
-          FROM ({_RESULTS} AND line > %(after)s AND finished_in IS NOT NULL ORDER BY line LIMIT %(limit)s) AS ended
+          FROM ({_RESULTS} AND line > %(after)s AND finished_in IS NOT NULL
+                AND line <= (SELECT max(line) FROM (SELECT line FROM jobs WHERE batch_id = %(batch_id)s
+                                                    AND line > %(after)s ORDER BY line LIMIT %(limit)s) AS next)
+               ) AS ended
          ) AS sized
 ) AS page
 WHERE before < %(bytes)s ORDER BY line
@@ -339,7 +343,7 @@ ORDER BY finished_in, line LIMIT %(limit)s
 
 
 async def read_lines(database: Database, batch_id: str, *, after: int, limit: int, most_bytes: int) -> Sequence[Row]:
-    """Return up to `limit` lines that have ended, in order of the input, past the line numbered `after`.
+    """Return those of the next `limit` lines that have ended, in order of the input, past the line numbered `after`.
 
     The page ends with the line with which its answers and errors come to `most_bytes`.
     """
