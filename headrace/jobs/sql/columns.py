@@ -48,6 +48,10 @@ class Columns(Generic[Record]):
         """Return the values that an INSERT selects. `row` is the alias that `unnest` gave the parameters."""
         return ", ".join(column.value.format(f"{row}.{column.name}") for column in self._columns)
 
+    def parameters(self, row: str) -> str:
+        """Return the parameters themselves, for a RETURNING. `row` is the alias that `unnest` gave them."""
+        return ", ".join(f"{row}.{column.name}" for column in self._columns)
+
     def assignments(self, row: str) -> str:
         """Return what an UPDATE sets. `row` is the alias that `unnest` gave the parameters."""
         return ", ".join(f"{column.name} = {column.value.format(f'{row}.{column.name}')}" for column in self._columns)

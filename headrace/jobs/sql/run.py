@@ -125,36 +125,35 @@ FINISHED_JOB = Columns[FinishedJob](
     Column("first_token_at", "float8", attrgetter("seconds_since_first_token"), "now() - {} * interval '1 second'"),
 )
 
+# What the ends bring along goes through the update, so that no later part has to look for it by the job's id.
 _FINISH_ALL = f"""
-WITH ended AS MATERIALIZED (
-    SELECT * FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
-), finished AS (
+WITH finished AS (
     UPDATE jobs SET {FINISHED_JOB.assignments("ended")},
                     finished_at = now(), finished_in = {TRANSACTION}, lease_until = NULL,
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
-    FROM ended
+    FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
-    RETURNING {JOB_FOR_USAGE}, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK}, jobs.conversation_id
+    RETURNING {JOB_FOR_USAGE}, jobs.attempt, jobs.provider, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK},
+              jobs.conversation_id, {SEGMENT.parameters("ended")}, {SPENT.parameters("ended")}
 ), kept AS (
     INSERT INTO job_deltas (job_id, attempt, {SEGMENT.names})
-    SELECT id, attempt, {SEGMENT.names} FROM ended JOIN finished USING (id)
-    WHERE chunks IS NOT NULL AND deleted_at IS NULL
+    SELECT id, attempt, {SEGMENT.names} FROM finished WHERE chunks IS NOT NULL AND deleted_at IS NULL
     ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
 ), erased AS (
     DELETE FROM job_deltas USING finished WHERE job_deltas.job_id = finished.id AND finished.deleted_at IS NOT NULL
 ), spent AS (
     {INSERT_USAGE}
-    SELECT 'counted', {FROM_JOB}, ended.provider, {SPENT.values("ended")}
-    FROM ended JOIN finished USING (id) WHERE prompt_tokens IS NOT NULL
+    SELECT 'counted', {FROM_JOB}, provider, {SPENT.values("finished")}
+    FROM finished WHERE prompt_tokens IS NOT NULL
 ), tallied AS (
     INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
                                completion_tokens, reasoning_tokens, cost)
-    SELECT batch_id, count(*) FILTER (WHERE finished.state = 'completed'),
-           count(*) FILTER (WHERE finished.state NOT IN ('completed', 'cancelled')),
-           count(*) FILTER (WHERE finished.state = 'cancelled'),
+    SELECT batch_id, count(*) FILTER (WHERE state = 'completed'),
+           count(*) FILTER (WHERE state NOT IN ('completed', 'cancelled')),
+           count(*) FILTER (WHERE state = 'cancelled'),
            coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
            coalesce(sum(reasoning_tokens), 0), sum(cost)
-    FROM ended JOIN finished USING (id) WHERE batch_id IS NOT NULL GROUP BY batch_id
+    FROM finished WHERE batch_id IS NOT NULL GROUP BY batch_id
 ){insert_job_deliveries("finished")}"""
 
 _TURNS = append_items(f"""
