@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from headrace.formats.responses.output import PART_KINDS, CallItem, Item, TextItem, item_of
+from headrace.formats.responses.told import Key, key_of
 
 
 class Resumed(NamedTuple):
@@ -26,6 +27,7 @@ def resume(log: Sequence[bytes]) -> Resumed:
     """Return how a new attempt goes on behind the lines that readers have of the earlier ones."""
     open_items: dict[int, Item] = {}
     call_ids: set[str] = set()
+    told: set[Key] = set()
     following = 0
     for line in log:
         event = orjson.loads(line)
@@ -38,10 +40,13 @@ def resume(log: Sequence[bytes]) -> Resumed:
             case "response.output_item.done":
                 open_items.pop(index, None)
             case kind if index in open_items:
+                told.add(key_of(kind, event))
                 # An event that a provider's own stream had in another form is left out.
                 with contextlib.suppress(LookupError, TypeError, AttributeError):
                     _replay(open_items[index], kind, event)
     closing = [line for index in sorted(open_items) for line in open_items[index].close("incomplete")]
+    # The log may end between two events that end a part.
+    closing = [line for line in closing if _key_of_line(line) not in told]
     return Resumed(closing, following, frozenset(call_ids))
 
 
@@ -61,3 +66,8 @@ def _replay(item: Item, kind: str, event: dict[str, Any]) -> None:
             part.annotate(event["annotation"])
         elif part is not None and kind == f"{part.kind.events}.delta":
             part.delta(event["delta"], event.get("logprobs") or ())
+
+
+def _key_of_line(line: bytes) -> Key:
+    event = orjson.loads(line)
+    return key_of(event["type"], event)

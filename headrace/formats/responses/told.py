@@ -15,7 +15,7 @@ from headrace.formats.responses.output import CALL_KINDS, REFUSAL, SUMMARY, TEXT
 
 Json = dict[str, Any]
 # The place in the output, the type, the place of the part, and that of the annotation.
-_Key = tuple[Any, str, Any, Any]
+Key = tuple[Any, str, Any, Any]
 
 _ADDED, _DONE = "response.output_item.added", "response.output_item.done"
 _PARTS_ADDED = frozenset(f"{kind.part_events}.added" for kind in (TEXT, SUMMARY))
@@ -32,7 +32,7 @@ class Told:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._keys: set[_Key] = set()
+        self._keys: set[Key] = set()
         self.items = 0
         """Items that have ended."""
 
@@ -52,7 +52,7 @@ class Told:
         elif kind in _TEXTS:
             part = _TEXTS[kind]
             lines = self._beginning(part, index, event)
-            if event[part.text] and _key(f"{part.events}.delta", event) not in self._keys:
+            if event[part.text] and key_of(f"{part.events}.delta", event) not in self._keys:
                 lines.append(Part(part, event["item_id"], index, event[part.index]).delta(event[part.text]))
         elif kind in _OF_CALLS:
             if (index, _ADDED, None, None) not in self._keys:
@@ -64,7 +64,7 @@ class Told:
             self.items += 1
             self._keys.add((index, _DONE, None, None))
             return self.rest(event["item"], index)
-        self._keys.add(_key(kind, event))
+        self._keys.add(key_of(kind, event))
         return lines
 
     def rest(self, item: Json, index: int) -> list[bytes]:
@@ -75,7 +75,7 @@ class Told:
         lines = []
         for line in whole(item, index):
             event = orjson.loads(line)
-            key = _key(event["type"], event)
+            key = key_of(event["type"], event)
             if key not in self._keys:
                 self._keys.add(key)
                 lines.append(line)
@@ -102,13 +102,14 @@ class Told:
     def _has_all(self, item: Json, index: int) -> bool:
         """Tell whether every part of an item that has been added has ended, and so has the item."""
         if item.get("type") in CALL_KINDS:
-            parts: list[_Key] = [(index, f"{CALL_KINDS[item['type']].events}.done", None, None)]
+            parts: list[Key] = [(index, f"{CALL_KINDS[item['type']].events}.done", None, None)]
         else:
             content = item.get("content") or ()
             parts = [(index, "response.content_part.done", place, None) for place in range(len(content))]
         return {(index, _DONE, None, None), *parts} <= self._keys
 
 
-def _key(kind: str, event: Mapping[str, Any]) -> _Key:
+def key_of(kind: str, event: Mapping[str, Any]) -> Key:
+    """Return what tells an event of the output from the others, but for the deltas of one text."""
     place = event.get("content_index", event.get("summary_index"))
     return event.get("output_index"), kind, place, event.get("annotation_index")

@@ -140,5 +140,7 @@ class EventLog:
         return self._check_left()
 
     def _check_left(self) -> str:
-        statuses = {item.done.get("status") for item in self.left if item.done is not None}
+        # Reasoning that its provider has ended has no status with some providers.
+        ended = [item.done for item in self.left if item.done is not None]
+        statuses = {item.get("status") for item in ended if item["type"] != "reasoning" or "status" in item}
         return "" if statuses <= {"incomplete", "completed"} else f"items of lost attempts are {statuses}"

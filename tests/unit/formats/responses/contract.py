@@ -98,6 +98,7 @@ def _check_order(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     done: dict[int, dict[str, Any]] = {}
     parts: dict[tuple[int, str], Any] = {}
     texts: dict[tuple[int, str, int | None], str] = {}
+    said: set[tuple[int, str, int | None]] = set()
     for event in log:
         kind, index = event["type"], event["output_index"]
         assert index not in done
@@ -125,11 +126,14 @@ def _check_order(log: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
             assert event["part"].get("text", event["part"].get("refusal")) == texts[index, family, place]
         elif kind in _DELTAS:
             assert place is None or parts[index, family] == place
+            assert (index, family, place) not in said
             assert event["delta"]
             texts[index, family, place] = texts.get((index, family, place), "") + event["delta"]
         elif kind.endswith(".done"):
             text = event[_DELTAS[kind.removesuffix("done") + "delta"]]
             assert text == texts.setdefault((index, family, place), "")
+            assert (index, family, place) not in said
+            said.add((index, family, place))
     assert added.keys() == done.keys()
     return dict(sorted(done.items()))
 

@@ -343,6 +343,18 @@ def test_a_new_attempt_closes_what_the_lost_one_left_open() -> None:
     assert (item["id"], item["content"][0]["text"]) == (f"msg_{DIGITS}0002", "Whole")
 
 
+def test_a_log_that_ends_anywhere_goes_on_as_a_valid_one() -> None:
+    thought, text = chunk({"reasoning_content": "Hm"}), chunk({"content": "Half"})
+    lost = streamed(thought, text, chunk(call(0, "{}", name="f")), chunk({}, "tool_calls"))
+    for cut in range(len(lost.lines)):
+        log = lost.lines[:cut]
+        added = sum(b'"type":"response.output_item.added"' in line for line in log)
+
+        answer = streamed(text, chunk({}, "stop"), log=log)
+
+        check(answer, lost=added)
+
+
 def test_a_call_of_a_new_attempt_has_an_id_of_its_own() -> None:
     log = streamed(chunk(call(0, '{"a":', name="f")), chunk({}, "stop")).lines[:2]
 
