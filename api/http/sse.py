@@ -75,7 +75,7 @@ async def write_events(events: AsyncGenerator[list[bytes], None], send: Send) ->
 
 def _pieces(events: list[bytes]) -> list[bytes]:
     joined = b"".join(events)
-    if any(end in joined for end in _LINE_ENDS):
+    if not joined.isascii() and any(end in joined for end in _LINE_ENDS):
         return _pieces([_escaped(event) for event in events])
     if len(joined) <= _LARGEST_WRITE:
         return [joined]

@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,12 +42,12 @@ _DATABASE_WAIT_SECONDS = 0.5
 # Seconds between two comparisons of readers with Postgres: while the live wire works, and while it does not.
 _CHECK_SECONDS = 2.0
 _POLL_SECONDS = 0.25
+_WITHOUT_LINES = frozenset({"started", "retrying"})
 # Larger than any sequence number.
 _ALL = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The last event that a reader has."""
 
     attempt: int
@@ -78,8 +79,7 @@ class Started:
     cursor: Cursor
 
 
-@dataclass(frozen=True, slots=True)
-class Deltas:
+class Deltas(NamedTuple):
     """Lines of the answer in the job's format, numbered from `first.seq` on."""
 
     first: Cursor
@@ -157,14 +157,13 @@ class _Follower:
         for index, frame in enumerate(frames):
             if self.over:
                 break
-            if frame.attempt < self.cursor.attempt:
-                continue
-            if frame.kind == "delta" and self.void and frame.attempt == self.cursor.attempt:
+            if frame.attempt > self.cursor.attempt:
+                events += self._move_to(frame.attempt)
+            elif frame.attempt < self.cursor.attempt or (self.void and frame.kind == "delta"):
                 continue  # the worker of a void attempt does not know yet that it lost the job
-            events += self._move_to(frame.attempt)
             if frame.kind == "retrying":
                 events += self._start_over(frame.attempt)
-            if frame.kind in {"started", "retrying"}:
+            if frame.kind in _WITHOUT_LINES:
                 continue
             if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
                 return events, frames[index:]
@@ -204,12 +203,13 @@ class _Follower:
         return [Retrying(attempt)]
 
     def _deltas(self, attempt: int, first_seq: int, chunks: Sequence[bytes]) -> list[Event]:
-        new = chunks[max(0, self.cursor.seq + 1 - first_seq) :]
-        if not new:
+        known = self.cursor.seq + 1 - first_seq
+        if known > 0:
+            chunks, first_seq = chunks[known:], first_seq + known
+        if not chunks:
             return []
-        first = Cursor(attempt, max(first_seq, self.cursor.seq + 1))
         self.cursor = Cursor(attempt, first_seq + len(chunks) - 1)
-        return [Deltas(first, new)]
+        return [Deltas(Cursor(attempt, first_seq), chunks)]
 
     def _end(self, progress: Progress, end: Cursor) -> list[Event]:
         self.over = True
@@ -252,7 +252,8 @@ class _LogFollower(_Follower):
     def _move_to(self, attempt: int) -> list[Event]:
         seq = self.cursor.seq
         events = super()._move_to(attempt)
-        self.cursor = Cursor(self.cursor.attempt, seq)
+        if events:
+            self.cursor = Cursor(self.cursor.attempt, seq)
         return events
 
 

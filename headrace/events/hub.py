@@ -103,6 +103,7 @@ class Hub:
 
     async def leave(self, listener: Listener) -> None:
         """Serve a listener no longer."""
+        listener.stop_timer()
         job_id = listener.job_id
         listeners = self._listeners[job_id]
         listeners.discard(listener)

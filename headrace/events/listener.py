@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from headrace.events.wire import Frame
 
+# Seconds below which a timer is not set again: the loop's time has steps of a millisecond.
+_LEAST_SECONDS = 0.001
+
 
 class ListenerClosedError(Exception):
     """The reader has to stop: its client left, its key became invalid, or this process ends."""
@@ -19,12 +22,14 @@ class Listener:
         "_closed",
         "_frames",
         "_limit",
+        "_patience",
+        "_since",
         "_size",
         "_stale",
+        "_timer",
         "_waiter",
         "job_id",
         "own",
-        "patience_seconds",
         "position",
         "refused",
         "waits",
@@ -40,13 +45,26 @@ class Listener:
         self.refused = False
         """Whether it was closed because its client may not read any longer."""
         self.position = (0, 0)
-        self.patience_seconds = patience_seconds
+        self._patience = patience_seconds
         self._limit = limit_bytes
         self._frames: list[Frame] = []
         self._size = 0
         self._stale = False
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        # One timer for many waits: when it ends it looks since when the reader has waited, by the loop's time.
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+
+    @property
+    def patience_seconds(self) -> float:
+        """Seconds after which the reader hears of silence."""
+        return self._patience
+
+    @patience_seconds.setter
+    def patience_seconds(self, seconds: float) -> None:
+        self._patience = seconds
+        self.stop_timer()
 
     def put(self, frame: Frame) -> None:
         """Add a frame to the buffer."""
@@ -92,11 +110,10 @@ class Listener:
         if not (self._frames or self._stale or self._closed):
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = loop.call_later(self.patience_seconds, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
+            self._since = loop.time()
+            if self._timer is None:
+                self._timer = loop.call_later(self._patience, self._end_silence)
+            await self._waiter
         if self._closed:
             raise ListenerClosedError
         if self._stale:
@@ -105,6 +122,24 @@ class Listener:
         frames, self._frames = self._frames, []
         self._size = 0
         return frames
+
+    def stop_timer(self) -> None:
+        """Drop the timer; the next wait starts another one. A reader that has ended is not kept in memory by it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_silence(self) -> None:
+        """Wake the reader if it has waited for its patience, or else look again when it will have."""
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        loop = asyncio.get_running_loop()
+        left = self._since + self._patience - loop.time()
+        if left < _LEAST_SECONDS:
+            self._wake()
+        else:
+            self._timer = loop.call_later(left, self._end_silence)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -15,7 +15,7 @@ A frame is a header line, `job attempt first_seq kind count`, and `count` lines 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CANCEL_CHANNEL = "headrace:cancel"
 
@@ -28,8 +28,7 @@ def job_channel(job_id: str, prefix: str = "") -> str:
     return f"{prefix}headrace:job:{job_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One event of a job, or several deltas in a row."""
 
     job_id: str

@@ -47,6 +47,23 @@ async def test_a_reader_hears_of_silence() -> None:
     assert await listener.get() == []
 
 
+async def test_a_reader_hears_of_silence_as_often_as_it_waits_and_not_while_frames_come() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=0.02)
+    loop = asyncio.get_running_loop()
+    for number in range(10):
+        loop.call_later(0.001, listener.put, frame(number))
+        assert await listener.get() == [frame(number)]
+    assert [await listener.get(), await listener.get()] == [[], []]
+
+
+async def test_a_reader_that_is_to_hear_of_silence_sooner_does() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=3600)
+    asyncio.get_running_loop().call_soon(listener.put, frame(1))
+    assert await listener.get() == [frame(1)]
+    listener.patience_seconds = 0.001
+    assert await listener.get() == []
+
+
 async def test_frames_put_back_come_before_later_ones() -> None:
     listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
     listener.put(frame(3))
