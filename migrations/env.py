@@ -29,6 +29,7 @@ from headrace.settings import SettingError
 from headrace.stores.migrate import create_sync_engine
 from headrace.stores.tables import metadata
 from headrace.usage.partitions import is_partition
+from headrace.usage.rebuild import is_new_rollup
 
 # Any constant will do, as long as nothing else in the database takes the same advisory lock.
 _LOCK = 0x68656164
@@ -48,6 +49,10 @@ def _turn(engine: sa.Engine) -> Iterator[None]:
         yield
 
 
+def _has_no_model(table: str) -> bool:
+    return is_partition(table) or is_new_rollup(table)
+
+
 def run_migrations() -> None:
     """Migrate when it is this process's turn, so that several containers may start at once."""
     engine = create_sync_engine(context.config.attributes.get("url") or os.environ["DATABASE_URL"])
@@ -57,7 +62,7 @@ def run_migrations() -> None:
             target_metadata=metadata,
             compare_server_default=True,
             transaction_per_migration=True,
-            include_name=lambda name, kind, _parents: kind != "table" or not is_partition(str(name)),
+            include_name=lambda name, kind, _parents: kind != "table" or not _has_no_model(str(name)),
         )
         with context.begin_transaction():
             context.run_migrations()

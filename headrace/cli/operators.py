@@ -29,7 +29,7 @@ def with_database(settings: Settings, work: Callable[[Database], Awaitable[Resul
     """Connect to the database of the settings, do some work, and disconnect."""
 
     async def connected() -> Result:
-        database = Database.connect(locate(settings, redis=False).database_url, connections=1)
+        database = Database.connect(locate(settings, redis=False).database_url)
         try:
             return await work(database)
         finally:

@@ -203,7 +203,7 @@ def _select(question: Question, mark: int, *, limit: int, offset: int, latency: 
 
 def _count_times(parts: str, places: Sequence[str]) -> str:
     """Return how many times fell into each step, as rows beside those of amounts: groups to JOIN by may be null."""
-    columns = ", ".join([*places, _NO_AMOUNTS, "metric", "step", "sum(requests)::bigint AS times"])
+    columns = ", ".join([*places, _NO_AMOUNTS, "metric", "step", "bigint_sum(requests) AS times"])
     return f"SELECT {columns} FROM ({parts}) AS timed GROUP BY {', '.join([*places, 'metric', 'step'])}"
 
 

@@ -47,5 +47,6 @@ def has_metric(metric: str) -> str:
 
 
 def total(expression: str, name: str) -> str:
-    """Return the sum of an expression; what is no money is a bigint, as JSON has those as integers."""
-    return f"coalesce(sum({expression}), 0){'' if name.endswith('cost') else '::bigint'} AS {name}"
+    """Return the sum of an expression: money as a numeric, counts as a bigint, which JSON has as an integer."""
+    total = f"coalesce(sum({expression}), 0)" if name.endswith("cost") else f"bigint_sum({expression})"
+    return f"{total} AS {name}"

@@ -31,7 +31,7 @@ def work(url: str, *steps: Callable[[Database], Awaitable[object]]) -> None:
     """Do something with the database, as another process would."""
 
     async def connected() -> None:
-        database = Database.connect(url, connections=1)
+        database = Database.connect(url)
         for step in steps:
             await step(database)
         await database.close()
