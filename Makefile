@@ -105,7 +105,7 @@ reference: install ## Write the pages of docs/reference that are made from code
 
 openapi: reference ## Write docs/reference/openapi.json, whose diff shows a change of the HTTP API to its reviewer
 
-bench: install ## Measure against LiteLLM's proxy, in the same run; ARGS="--against REVISION" against another commit
+bench: install ## Measure against LiteLLM's proxy, in the same run; ARGS="--against REVISION" beside another commit, --shapes what others publish
 	@exec "$(BIN)/python" -m bench $(ARGS)
 
 chaos: install ## Kill, stall and cut everything under load, then count what was lost; ARGS="--minutes 10 --seed 7"

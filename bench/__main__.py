@@ -5,6 +5,9 @@ of its own. The systems take turns within a round and change order between round
 does not hit one system alone. A full run takes less than ten minutes and writes `bench/results.md`. A quick or partial
 run only prints.
 
+With `--shapes` it measures what gateways publish about themselves, beside LiteLLM's proxy and Portkey's gateway, and
+writes the tables of docs/explanation/performance.md: see `bench.shapes`.
+
 With `--against REVISION` it measures Headrace beside an earlier commit of itself instead: see `bench.against`.
 """
 
@@ -17,12 +20,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
 from bench.report import Report
 from bench.scenarios import ALL_SCENARIOS, Measurement, measure, measure_idle
+from bench.shapes import DEFAULT_ROUNDS as SHAPES_ROUNDS
+from bench.shapes import measure_shapes
+from bench.shapes_page import PAGE, tables, write
 from bench.subscribers import Subscribers, measure_subscribers
 from bench.systems import SYSTEMS, Headrace, System, Upstream
 
@@ -39,9 +46,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--rounds",
         type=int,
-        help=f"rounds (3, with --quick 1; with --against {DEFAULT_ROUNDS}, with --quick {QUICK_ROUNDS})",
+        help=f"rounds (3, with --quick 1; with --against {DEFAULT_ROUNDS}, with --shapes {SHAPES_ROUNDS}, "
+        f"with --quick {QUICK_ROUNDS})",
     )
     parser.add_argument("--quick", action="store_true", help="short rounds, and few")
+    parser.add_argument("--shapes", action="store_true", help="measure what gateways publish, for several of them")
     parser.add_argument("--against", metavar="REVISION", help="compare with this tag, branch or commit of Headrace")
     parser.add_argument(
         "--most", type=float, metavar="RATIO", help="with --against: fail if more CPU than this ratio is certain"
@@ -51,6 +60,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.against and (options.only or "subscribers" in (options.scenario or ())):
         parser.error("--against measures Headrace alone, and no subscribers")
+    if options.shapes and (options.against or options.only or options.scenario):
+        parser.error("--shapes measures all of its shapes, for every system that can be installed")
     if options.most is not None and not options.against:
         parser.error("--most is an option of --against")
     return options
@@ -128,6 +139,8 @@ def main() -> int:
     try:
         if options.against:
             return _compare(options)
+        if options.shapes:
+            return _shapes(options)
         report = run(options)
     except RuntimeError as error:
         _say(str(error))
@@ -149,6 +162,18 @@ def _compare(options: argparse.Namespace) -> int:
     )
     print(json.dumps(found.json(), indent=2, ensure_ascii=False) if options.json else found.markdown())
     return 1 if found.failures or found.slower else 0
+
+
+def _shapes(options: argparse.Namespace) -> int:
+    found = measure_shapes(options.rounds, quick=options.quick)
+    print(json.dumps(asdict(found), indent=2) if options.json else tables(found))
+    if options.quick or found.missing or found.failures:
+        _say(f"not a full run: {PAGE.name} is left as it was")
+    else:
+        write(found)
+    for failure in found.failures:
+        _say(failure)
+    return 1 if found.failures else 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import psutil
 
 from bench.scenarios import SCENARIOS, measure
 from bench.systems import Cpu, Headrace
+from bench.upstream import Script
 
 _LINES = 20_000
 _BARE_LINES = 5_000
@@ -27,6 +28,8 @@ _FAIR = (50_000, 100)
 _SMALL = 1_000
 _LOOK_SECONDS = 0.05
 _WEIGH_SECONDS = 0.25
+_ANSWER = "".join(Script(10, 0).words()).encode()
+"""What each line of an output says once: the fake upstream's ten words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def _at_most(value: float, goal: float) -> str:
     return f"≤ {goal:,g} {'✓' if value <= goal else '✗'}"
 
 
-def _input(count: int) -> bytes:
+def _input(count: int, model: str = "fake") -> bytes:
     """Return an input of plain requests."""
     return b"".join(
         json.dumps(
@@ -118,7 +121,7 @@ def _input(count: int) -> bytes:
                 "method": "POST",
                 "url": "/v1/chat/completions",
                 "body": {
-                    "model": "fake",
+                    "model": model,
                     "messages": [
                         {"role": "system", "content": "You are a helpful assistant."},
                         {"role": "user", "content": f"Tell me something about rivers and mills, number {number}."},
@@ -213,9 +216,11 @@ def _resident(process: psutil.Process) -> int:
         return 0
 
 
-def _run(system: Headrace, client: _Client, count: int, beside: Callable[[], None] | None = None) -> Run:
+def _run(
+    system: Headrace, client: _Client, count: int, beside: Callable[[], None] | None = None, model: str = "fake"
+) -> Run:
     """Run a batch, and other work beside it once its lines run."""
-    data = _input(count)
+    data = _input(count, model)
     with _weighing(system) as memory:
         before, began = system.cpu(), time.monotonic()
         file_id = client.upload(data)
@@ -233,12 +238,12 @@ def _run(system: Headrace, client: _Client, count: int, beside: Callable[[], Non
         batch = client.wait(batch_id, _ended)
         output = client.ask("GET", f"/files/{batch['output_file_id']}/content")
         total, spent = time.monotonic() - began, system.cpu() - before
-    return Run(count, output.count(b"\n"), uploaded, validated, total, spent, memory)
+    return Run(count, output.count(_ANSWER), uploaded, validated, total, spent, memory)
 
 
-def run_batch(system: Headrace, count: int) -> Run:
+def run_batch(system: Headrace, count: int, model: str = "fake") -> Run:
     """Run one batch of so many lines, alone."""
-    return _run(system, _Client(system, system.key), count)
+    return _run(system, _Client(system, system.key), count, model=model)
 
 
 def _interactive(system: Headrace) -> tuple[float, float]:

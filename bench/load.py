@@ -37,7 +37,7 @@ class Plan:
     path: str
     key: str
     client: str
-    """The wire format that the clients speak: `chat` or `responses`."""
+    """The wire format that the clients speak: `chat` or `responses`; `jobs` submits chat requests as jobs."""
     model: str
     stream: bool
     concurrency: int
@@ -47,6 +47,8 @@ class Plan:
     """Seconds after which no request begins."""
     warmup: int
     warmup_model: str
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers beside the usual ones."""
     spread: float = 0.0
     """Seconds over which the first requests begin, so that paced streams do not send all at the same moment."""
 
@@ -60,6 +62,7 @@ class Outcome:
     """Answers with status 200 and every word in its place; a stream also has its documented end."""
     seconds: float
     latency_p50: float
+    latency_p95: float
     latency_p99: float
     first_p50: float
     """From the request to the first word of a stream."""
@@ -179,6 +182,8 @@ class Client(asyncio.Protocol):
 
 def request_body(client: str, model: str, *, stream: bool) -> bytes:
     """Return the body of a request in the wire format of a client."""
+    if client == "jobs":
+        return b'{"request": %b}' % request_body("chat", model, stream=False)
     message = {"role": "user", "content": "Why does water that runs downhill turn a wheel? Answer in one sentence."}
     asked = "messages" if client == "chat" else "input"
     return json.dumps({"model": model, asked: [message], "temperature": 0.2, "stream": stream}).encode()
@@ -198,9 +203,10 @@ class Load:
         body = request_body(plan.client, model, stream=plan.stream)
         head = (
             f"POST {plan.path} HTTP/1.1\r\nhost: 127.0.0.1:{plan.port}\r\nauthorization: Bearer {plan.key}\r\n"
-            f"content-type: application/json\r\naccept: */*\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"content-type: application/json\r\naccept: */*\r\ncontent-length: {len(body)}\r\n"
         )
-        return head.encode() + body
+        more = "".join(f"{name}: {value}\r\n" for name, value in plan.headers.items())
+        return f"{head}{more}\r\n".encode() + body
 
     async def run(self, model: str, total: int, seconds: float, spread: float) -> tuple[list[Answer], list[str], float]:
         """Send `total` requests to `model`; return the answers, the failures, and the seconds that they took."""
@@ -304,11 +310,18 @@ def read_response(body: bytes) -> Text:
     return Text(text, 0, response["status"] == "completed")
 
 
+def read_job(body: bytes) -> Text:
+    """Read the chat completion of an ended job; raise KeyError or TypeError if it has none."""
+    job = json.loads(body)
+    return Text(job["result"]["choices"][0]["message"]["content"], 0, job["status"] == "completed")
+
+
 _READERS = {
     ("chat", True): read_stream,
     ("chat", False): read_whole,
     ("responses", True): read_response_stream,
     ("responses", False): read_response,
+    ("jobs", False): read_job,
 }
 
 
@@ -342,6 +355,7 @@ def judge(plan: Plan, asked: int, answers: list[Answer], errors: list[str], seco
         correct=len(correct),
         seconds=seconds,
         latency_p50=1000 * percentile((answer.latency for answer in correct), 0.50),
+        latency_p95=1000 * percentile((answer.latency for answer in correct), 0.95),
         latency_p99=1000 * percentile((answer.latency for answer in correct), 0.99),
         first_p50=1000 * percentile((answer.first for answer in correct), 0.50),
         first_p99=1000 * percentile((answer.first for answer in correct), 0.99),

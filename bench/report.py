@@ -148,14 +148,6 @@ class Report:
         """Return the first few wrong answers of each measurement."""
         return [error for m in self.measurements if m.outcome for error in m.outcome.errors]
 
-    def machine(self) -> str:
-        """Return a description of the machine that does not identify it."""
-        memory = psutil.virtual_memory().total / 2**30
-        return (
-            f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
-            f"Python {platform.python_version()}"
-        )
-
     def markdown(self) -> str:
         """Return the report as a page of Markdown."""
         noise = " (a quick run: expect noise)" if self.quick else ""
@@ -165,7 +157,7 @@ class Report:
             "Written by `make bench`: every system in the same run, on the same machine, over loopback, in front of",
             f"the same fake upstream. Medians of {self.rounds} round(s), in which the systems take turns{noise}.",
             "",
-            f"* {datetime.now(UTC):%Y-%m-%d}, {self.machine()}",
+            f"* {datetime.now(UTC):%Y-%m-%d}, {machine()}",
             *(f"* {version}" for version in self.versions.values() if version),
             "",
             "CPU is that of the whole process tree, idling included. Headrace's own processes are its API, workers,",
@@ -199,7 +191,7 @@ class Report:
                 table.setdefault(scenario, {})[f"{row.label}, {row.unit}"] = values | goals
         return {
             "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            "machine": self.machine(),
+            "machine": machine(),
             "versions": self.versions,
             "quick": self.quick,
             "rounds": self.rounds,
@@ -281,6 +273,15 @@ class Report:
             ]
             lines.append(f"| {title} | {unit} | {' | '.join(cells)} |")
         return lines
+
+
+def machine() -> str:
+    """Return a description of the machine that does not identify it."""
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def share(scenario: str) -> tuple[Callable[[float, Measurement], float], str, int]:

@@ -32,7 +32,7 @@ class Scenario:
     format: str = ""
     """The wire format of the provider behind Headrace. Only Headrace is measured with a format other than OpenAI's."""
     client: str = "chat"
-    """The wire format of the client. Only Headrace is measured with another one than chat."""
+    """The wire format of the client, or `jobs`. Only Headrace is measured with another one than chat."""
 
     @property
     def only_headrace(self) -> bool:
@@ -53,6 +53,7 @@ class Scenario:
             seconds=self.seconds / 3 if quick else self.seconds,
             warmup=self.warmup,
             warmup_model=self.warmup_model,
+            headers=system.headers,
             spread=self.spread,
         )
 
@@ -115,8 +116,9 @@ class Measurement:
 def measure(scenario: Scenario, system: System, round_number: int, *, quick: bool) -> Measurement:
     """Put `system` under the load once; raise RuntimeError if the load generator itself fails."""
     plan = scenario.plan(system, quick)
+    generator = "bench.durable" if scenario.client == "jobs" else "bench.load"
     load = subprocess.Popen(
-        [sys.executable, "-m", "bench.load"],
+        [sys.executable, "-m", generator],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -21,7 +21,7 @@ from bench.processes import Tree
 LITELLM_VERSION = "1.100.5"
 """The release that the goals refer to; the newest release is installed if this one is no longer available."""
 
-MODELS = ("fake", "fake-s100", "fake-s100-p20")
+MODELS = ("fake", "fake-d20", "fake-s100", "fake-s100-p20")
 """Every model of the scenarios by name, as LiteLLM finds a model faster by its name than by a pattern."""
 
 _STORES = ("postgres", "valkey", "redis")
@@ -57,8 +57,10 @@ class Upstream:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
+        self._process.stdout.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class System:
         self.upstream = upstream
         self.port = upstream.port
         self.key = f"sk-{secrets.token_hex(16)}"
+        self.headers: dict[str, str] = {}
         self._stack = ExitStack()
         self._tree: Tree | None = None
 

@@ -1,10 +1,10 @@
 """A fake upstream of three formats that costs next to nothing beside the system in front of it.
 
 It speaks just enough HTTP/1.1 for keep-alive clients, and renders every answer once per model name. The name is the
-script: `fake` answers at once, `fake-s100` says 100 words, and `fake-s100-p20` waits 20 ms between two of them. A
-stream at full speed is one write; each chunk of a paced one is a write of its own. The formats are OpenAI's
-`chat.completion` and `chat.completion.chunk`, and in streams of models named `anthropic…` and `gemini…` those
-providers'.
+script: `fake` answers at once, `fake-d20` after 20 ms, `fake-s100` says 100 words, and `fake-s100-p20` waits 20 ms
+between two of them. Only whole answers are delayed. A stream at full speed is one write; each chunk of a paced one is a
+write of its own. The formats are OpenAI's `chat.completion` and `chat.completion.chunk`, and in streams of models named
+`anthropic…` and `gemini…` those providers'.
 
 `python -m bench.upstream` prints its port as one line of JSON and ends when its standard input does.
 """
@@ -26,7 +26,9 @@ TICK = 0.002
 
 _DEFAULT_CHUNKS = 10
 _MAX_CHUNKS = 100_000
-_MODEL = re.compile(r"(?:fake|anthropic|gemini)(?:-s(?P<chunks>\d{1,6}))?(?:-p(?P<pace>\d{1,6}))?")
+_MODEL = re.compile(
+    r"(?:fake|anthropic|gemini)(?:-s(?P<chunks>\d{1,6}))?(?:-p(?P<pace>\d{1,6}))?(?:-d(?P<delay>\d{1,6}))?"
+)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _GEMINI_PATH = re.compile(rb"/models/([^/:]+):streamGenerateContent")
 _ID = "chatcmpl-fake"
@@ -36,10 +38,14 @@ _PROMPT_TOKENS = 9
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The script in a model's name: the number of words, and the milliseconds between two of them (0: no pause)."""
+    """The script in a model's name. Times are in milliseconds."""
 
     chunks: int
+    """The number of words."""
     pace: int
+    """The time between two words of a stream."""
+    delay: int = 0
+    """The time between a request and its whole answer."""
 
     @classmethod
     def of(cls, model: str) -> Script | None:
@@ -47,7 +53,8 @@ class Script:
         match = _MODEL.fullmatch(model)
         if match is None:
             return None
-        return cls(min(int(match["chunks"] or _DEFAULT_CHUNKS), _MAX_CHUNKS), int(match["pace"] or 0))
+        chunks = min(int(match["chunks"] or _DEFAULT_CHUNKS), _MAX_CHUNKS)
+        return cls(chunks, int(match["pace"] or 0), int(match["delay"] or 0))
 
     def words(self) -> list[str]:
         """Return the words of an answer, one for each chunk. Each has its number, so that a lost word is noticed."""
@@ -255,7 +262,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._wheel = wheel
         self._buffer = b""
-        self._streaming = False
+        self._answering = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport. The class of uvloop's transports does not derive from asyncio's, but has its methods."""
@@ -271,12 +278,17 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def finished(self) -> None:
-        """Take the next request after the end of a paced answer."""
-        self._streaming = False
+        """Take the next request after the end of a paced or delayed answer."""
+        self._answering = False
         self._advance()
 
+    def _answer_late(self, model: str) -> None:
+        if self.transport is not None:
+            self.transport.write(whole(model))
+            self.finished()
+
     def _advance(self) -> None:
-        while self.transport is not None and not self._streaming:
+        while self.transport is not None and not self._answering:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
@@ -300,12 +312,15 @@ class Connection(asyncio.Protocol):
         streams = gemini or request.get("stream")
         rendered = reel(model, bool(options.get("include_usage"))) if streams else None
         script = Script.of(model)
-        if rendered is None or script is None:
+        if rendered is None and script is not None and script.delay:
+            self._answering = True
+            asyncio.get_running_loop().call_later(script.delay / 1000, self._answer_late, model)
+        elif rendered is None or script is None:
             transport.write(whole(model))
         elif not script.pace:
             transport.write(rendered.coalesced)
         else:
-            self._streaming = True
+            self._answering = True
             transport.write(rendered.opening)
             stream = PacedStream(self, rendered, max(1, round(script.pace / 1000 / TICK)))
             stream.step()

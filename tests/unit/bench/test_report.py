@@ -13,6 +13,7 @@ OUTCOME = Outcome(
     correct=ANSWERS,
     seconds=2.0,
     latency_p50=1.0,
+    latency_p95=1.5,
     latency_p99=2.0,
     first_p50=0.0,
     first_p99=0.0,
