@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.quotas.gate import Gate
 from headrace.quotas.queries import alert
+from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
 from headrace.stores.redis_url import AWAY
 from headrace.usage.partitions import ensure_partitions
@@ -86,6 +87,6 @@ async def _again_and_again(
         except Exception:
             log.exception("could not keep the books")
         if waiting is None:
-            await asyncio.sleep(rest)
+            await asyncio.sleep(until_tick(rest) if rest <= _CORRECTION_SECONDS else rest)
         else:
             await work_or_rest(waiting, least=rest, most=_IDLE_FOLD_SECONDS)

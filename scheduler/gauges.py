@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.sql.depth import read_depths
 from headrace.queue import TIERS
+from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
 from headrace.telemetry.metrics import QUEUE_JOBS, QUEUE_OLDEST
 
@@ -35,7 +36,7 @@ class QueueGauges:
                     await self.look()
                 except SQLAlchemyError as error:
                     log.warning("could not look at the queues: %s", error)
-                await asyncio.sleep(max(_LOOK_SECONDS, _PAUSE_TIMES * (time.monotonic() - began)))
+                await asyncio.sleep(max(until_tick(_LOOK_SECONDS), _PAUSE_TIMES * (time.monotonic() - began)))
         finally:
             QUEUE_JOBS.clear()
             QUEUE_OLDEST.clear()

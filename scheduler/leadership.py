@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.runtime.chores import Chore, going_on
+from headrace.runtime.chores import Chore, going_on, next_tick
 from headrace.stores.connections import Connections
 from headrace.telemetry.metrics import SCHEDULER_LEADS
 from headrace.telemetry.stores import POSTGRES
@@ -68,7 +68,7 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
         async def keep() -> None:
             while True:
                 await ask("true")
-                await asyncio.sleep(_PULSE_SECONDS)
+                await next_tick(_PULSE_SECONDS)
 
         yield keep
 

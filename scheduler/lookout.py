@@ -11,7 +11,9 @@ import logging
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.runtime.chores import next_tick
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 from headrace.telemetry.health import HEALTH
 
 log = logging.getLogger(__name__)
@@ -20,12 +22,12 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 
 # Each kind has an index of its own, of the few rows that are work.
-_LOOK = """
+_LOOK = Prepared("""
 SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued') OR EXISTS (SELECT FROM jobs WHERE state = 'running') AS jobs,
        EXISTS (SELECT FROM batches WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling')) AS batches,
        EXISTS (SELECT FROM webhook_deliveries WHERE state = 'pending') AS webhooks,
        EXISTS (SELECT FROM usage, usage_mark WHERE usage.transaction >= usage_mark.transaction) AS usage
-"""
+""")
 
 
 class Lookout:
@@ -47,7 +49,7 @@ class Lookout:
         """Look twice a second, until cancelled."""
         while True:
             await self.look()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await next_tick(_LOOK_SECONDS)
 
     async def look(self) -> None:
         """Look once. If Postgres is unavailable, each chore has to find out by itself."""

@@ -16,6 +16,7 @@ from headrace.batches.queries import forget_batches
 from headrace.files.queries import expire_spare_outputs, forget_files, sweep_files
 from headrace.idempotency.queries import sweep_keys
 from headrace.jobs.sql.erase import erase_unstored, forget_jobs, prune_deltas
+from headrace.runtime.chores import until_tick
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
@@ -51,7 +52,7 @@ class Retention:
                 log.warning("cleaning up waits for Postgres: %s", error)
             except Exception:
                 log.exception("could not clean up")
-            await asyncio.sleep(_BUSY_SECONDS if done >= _MANY else _IDLE_SECONDS)
+            await asyncio.sleep(_BUSY_SECONDS if done >= _MANY else until_tick(_IDLE_SECONDS))
 
     async def step(self) -> int:
         """Do a little of each kind of work, and return the most rows that one of them took.

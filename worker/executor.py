@@ -22,7 +22,7 @@ from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.providers.demo.server import DemoUpstream
 from headrace.queue import TIERS, JobQueue
-from headrace.runtime.chores import Chore, going_on
+from headrace.runtime.chores import Chore, going_on, until_tick
 from headrace.runtime.fingerprints import Fingerprint
 from headrace.runtime.presence import About
 from headrace.settings import Settings
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks for jobs that no wake-up came for: while wake-ups or claims are lost, and otherwise.
 _LOOK_SECONDS = 0.5
-_RARE_LOOK_SECONDS = 2.0
+_RARE_LOOK_SECONDS = 4.0
 # Seconds between two demands on an attempt to stop.
 _INSIST_SECONDS = 0.5
 
@@ -233,7 +233,7 @@ class Executor:
             await asyncio.sleep(_LOOK_SECONDS)
         else:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RARE_LOOK_SECONDS):
+                async with asyncio.timeout(until_tick(_RARE_LOOK_SECONDS)):
                     await self._store_lost.wait()
         self._store_lost.clear()
 

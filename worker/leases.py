@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Collection
 
 from redis.asyncio import Redis
@@ -19,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.events.subscription import cancelled_jobs
 from headrace.jobs.sql.rescue import keep_in_hand
 from headrace.jobs.sql.run import extend_leases, rehearse
+from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
 from headrace.settings import Settings
 from headrace.stores.database import Database
@@ -93,8 +93,10 @@ class Leases:
     async def _pause(self) -> None:
         if not self._availability.reachable.is_set():
             await asyncio.sleep(_AGAIN_SECONDS)
+        elif self.deaf:
+            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS))
         else:
-            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS if self.deaf else math.inf))
+            await next_tick(self._settings.heartbeat_seconds)
 
     async def _beat(self, in_hand: Collection[str]) -> None:
         lease, patience = self._settings.lease_seconds, self._settings.heartbeat_seconds

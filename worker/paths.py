@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitError, UpstreamRefusedError
 from headrace.queue import TIERS
+from headrace.runtime.chores import until_tick
 from headrace.runtime.presence import EVERYONE, About, Calls, View
 from headrace.stores.redis_url import AWAY
 from headrace.telemetry.metrics import CIRCUIT_OPEN
@@ -113,7 +114,8 @@ class Circuits:
         while True:
             self._changed.clear()
             await self.refresh()
-            timer = loop.call_later(self._poll if self._busy else _IDLE_POLLS * self._poll, self._changed.set)
+            period = self._poll if self._busy else _IDLE_POLLS * self._poll
+            timer = loop.call_later(until_tick(period), self._changed.set)
             try:
                 await self._changed.wait()
             finally:

@@ -43,8 +43,8 @@ from headrace.telemetry.server import listen_on as listen_for_scrapes
 # Seconds that the API gets to be ready, and seconds between two questions.
 _READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
-# Seconds between two looks whether the stores run.
-_STORE_POLL_SECONDS = 0.5
+# Seconds between two starts of a store, at least.
+_STORE_REST_SECONDS = 0.5
 # Seconds that a part gets beyond its drain time before it is killed.
 _AFTER_DRAIN_SECONDS = 5.0
 _CHEAP_MODELS = ("gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash")
@@ -179,7 +179,7 @@ class Service:
         try:
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(part.keep_running(lambda: self._ready)) for part in self._parts]
-                keepers.append(group.create_task(self._keep_stores()))
+                keepers += [group.create_task(self._keep_running(store)) for store in self._stores]
                 await self._wait_until_ready()
                 await main(self)
                 for keeper in keepers:
@@ -217,14 +217,13 @@ class Service:
             pass_fds=passed,
         )
 
-    async def _keep_stores(self) -> NoReturn:
+    async def _keep_running(self, store: EmbeddedStore) -> NoReturn:
         while True:
-            await asyncio.sleep(_STORE_POLL_SECONDS)
-            for store in self._stores:
-                if store.pid is None:
-                    self.say(f"{store.name} ended; starting it again.", "bold yellow")
-                    with contextlib.suppress(EmbeddedStoreError):  # the next look says it again
-                        store.start()
+            await store.ended()
+            self.say(f"{store.name} ended; starting it again.", "bold yellow")
+            with contextlib.suppress(EmbeddedStoreError):  # the next try says it again
+                store.start()
+            await asyncio.sleep(_STORE_REST_SECONDS)
 
     async def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS

@@ -18,6 +18,8 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 _STANDARD_ERROR = 2  # the descriptor, as `sys.stderr` may be something else
 
+# Seconds between two looks at a process whose end the system does not tell.
+_LOOK_SECONDS = 0.5
 # Seconds before the first restart; each further delay is twice as long, up to the longest.
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
@@ -43,6 +45,32 @@ def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return preexec
+
+
+async def may_have_ended(pid: int) -> None:
+    """Return once a child process has ended, if the system tells that; else after half a second, in any case.
+
+    The child is left to be reaped.
+    """
+    descriptor = _process_descriptor(pid)
+    if descriptor is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _process_descriptor(pid: int) -> int | None:
+    """Return a descriptor that is readable once the process has ended; None on systems other than a recent Linux."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return None
 
 
 class StartError(Exception):

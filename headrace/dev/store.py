@@ -20,7 +20,7 @@ from typing import ClassVar, Self
 
 from headrace.dev.data_dir import DataDir
 from headrace.dev.errors import EmbeddedStoreError, data_dir_errors
-from headrace.dev.processes import die_with_parent
+from headrace.dev.processes import die_with_parent, may_have_ended
 from headrace.dev.programs import find_program
 from headrace.dev.user import StoreUser
 
@@ -63,6 +63,11 @@ class EmbeddedStore(ABC):
     def pid(self) -> int | None:
         """The server's process id, or None while it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    async def ended(self) -> None:
+        """Return once the server does not run."""
+        while (pid := self.pid) is not None:
+            await may_have_ended(pid)
 
     def start(self) -> str:
         """Start the server, wait until it answers, and return its URL. Call it from a thread that stays.

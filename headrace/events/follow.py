@@ -30,6 +30,7 @@ from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
 from headrace.jobs.sql.read import read_deltas, read_log, read_log_length, read_positions, read_progress
 from headrace.jobs.state import State
+from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
 from headrace.usage.spent import Charge
 
@@ -369,7 +370,7 @@ async def watch(hub: Hub, database: Database) -> None:
     """
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CHECK_SECONDS if hub.connected else _POLL_SECONDS):
+            async with asyncio.timeout(until_tick(_CHECK_SECONDS if hub.connected else _POLL_SECONDS)):
                 await hub.doubt.wait()
         hub.doubt.clear()
         try:

@@ -14,8 +14,8 @@ Chore = Callable[[], Awaitable[None]]
 
 # Seconds until a chore starts again after an error, and between two demands that it stop.
 _AGAIN_SECONDS = 1.0
-# Share of a period that is left until a tick at least, as a timer may be early by a fraction of a millisecond.
-_SHORTEST = 0.05
+# Seconds that are left until a tick at least, as a timer may be early by a fraction of a millisecond.
+_SHORTEST_SECONDS = 0.005
 # Seconds by which this process's ticks differ from those of the other processes on its machine.
 _PHASE = random.random()
 
@@ -40,7 +40,7 @@ def until_tick(seconds: float) -> float:
     Chores of one period wake together, because waking costs more than what most of them find to do.
     """
     rest = seconds - (asyncio.get_running_loop().time() + _PHASE) % seconds
-    return rest if rest > _SHORTEST * seconds else rest + seconds
+    return rest if rest > _SHORTEST_SECONDS else rest + seconds
 
 
 async def next_tick(seconds: float) -> None:

@@ -7,7 +7,6 @@ not know, and do without fields that they miss.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import orjson
 from redis.asyncio import Redis
 
+from headrace.runtime.chores import next_tick
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
 
@@ -177,4 +177,4 @@ async def announce_leader(redis: Redis) -> None:
             await redis.set(prefix_in(redis) + _LEADER_KEY, orjson.dumps(leader), ex=_LEADER_GONE_SECONDS)
         except AWAY as error:
             log.debug("Redis is unavailable, the leader's name is not written: %s", error)
-        await asyncio.sleep(_LEADER_SECONDS)
+        await next_tick(_LEADER_SECONDS)
