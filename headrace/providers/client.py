@@ -7,7 +7,7 @@ import base64
 import contextlib
 import functools
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -92,8 +92,7 @@ class ProviderClient:
         """Close every connection."""
         await self._http.close()
 
-    @contextlib.asynccontextmanager
-    async def call(
+    def call(
         self,
         provider: Provider,
         *,
@@ -102,39 +101,69 @@ class ProviderClient:
         body: bytes | Upload = b"",
         method: Literal["POST", "GET"] = "POST",
         allowance: Allowance | None = None,
-    ) -> AsyncIterator[Answer]:
-        """Send a request, and give its answer to read within the block; leaving the block ends the call.
+    ) -> Call:
+        """Return a call: entering sends its request and gives the answer to read, leaving ends the call.
 
         A body is JSON unless `headers` have a content type. Calls that make up one answer share an `allowance`.
+        """
+        allowance = allowance or Allowance()
+        return Call(self._http, provider, method=method, url=url, headers=headers, body=body, allowance=allowance)
+
+
+class Call:
+    """One request to a provider, and its answer while the block lasts."""
+
+    __slots__ = ("_allowance", "_body", "_headers", "_http", "_method", "_provider", "_response", "_target")
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        provider: Provider,
+        *,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Upload,
+        allowance: Allowance,
+    ) -> None:
+        self._http = http
+        self._provider = provider
+        self._method = method
+        self._target = _target(url)
+        self._headers = headers
+        self._body = body
+        self._allowance = allowance
+
+    async def __aenter__(self) -> Answer:
+        """Send the request, and return the answer once its head is here.
 
         Raises:
             UpstreamError: No answer, or an error status; the class says which, and whether to try again.
         """
+        provider, target, body = self._provider, self._target, self._body
         patience = provider.connect_timeout + provider.read_timeout
-        target = _target(url)
-        with _translated(target.address, patience):
+        with _Translated(target.address, patience):
             async with asyncio.timeout(patience) as silence:
-                response = await self._http.request(
-                    method,
+                self._response = response = await self._http.request(
+                    self._method,
                     target.url,
                     data=_patiently(body.pieces, silence, patience) if isinstance(body, Upload) else body or None,
-                    headers={**_body_headers(body), **target.login, **headers},
+                    headers={**_body_headers(body), **target.login, **self._headers},
                     allow_redirects=False,
                     timeout=_connecting(provider.connect_timeout),
                 )
-        try:
-            if response.status != 200:
+        if response.status != 200:
+            try:
                 raise await _refusal(response, FORMATS[FORMAT_OF[provider.kind]], target.address)
-            yield Answer(
-                response,
-                target.address,
-                silence_seconds=provider.read_timeout,
-                allowance=allowance or Allowance(),
-            )
-        finally:
-            with contextlib.suppress(aiohttp.ClientError):
-                response.release()
-                await response.wait_for_close()
+            finally:
+                await self.__aexit__()
+        return Answer(response, target.address, silence_seconds=provider.read_timeout, allowance=self._allowance)
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the call, and keep its connection if the whole answer has come."""
+        with contextlib.suppress(aiohttp.ClientError):
+            self._response.release()
+            await self._response.wait_for_close()
 
 
 class Answer:
@@ -159,14 +188,19 @@ class Answer:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
         with self._translated():
-            # What has come whole already needs no timer.
-            async with asyncio.timeout(None if self._content.is_eof() else self._silence):
-                while not self._first.strip():
-                    piece = await anext(self._arriving, None)
-                    if piece is None:
-                        return False
-                    self._allowance.take(piece)
-                    self._first += piece
+            if self._content.is_eof():  # it has come whole already, so no timer is needed
+                self._first = self._content.read_nowait()
+                self._allowance.take(self._first)
+                if not self._first.strip():
+                    return False
+            else:
+                async with asyncio.timeout(self._silence):
+                    while not self._first.strip():
+                        piece = await anext(self._arriving, None)
+                        if piece is None:
+                            return False
+                        self._allowance.take(piece)
+                        self._first += piece
         return self._lines or self._first.lstrip().startswith(_EVENTS) or _TWO_LINES.search(self._first) is not None
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -215,8 +249,8 @@ class Answer:
         async with contextlib.aclosing(self.pieces()) as arriving:
             return b"".join([piece async for piece in arriving])
 
-    def _translated(self) -> contextlib.AbstractContextManager[None]:
-        return _translated(self._address, self._silence)
+    def _translated(self) -> _Translated:
+        return _Translated(self._address, self._silence)
 
 
 def _body_headers(body: bytes | Upload) -> dict[str, str]:
@@ -235,17 +269,28 @@ async def _patiently(pieces: AsyncIterable[bytes], silence: asyncio.Timeout, pat
         yield piece
 
 
-@contextlib.contextmanager
-def _translated(address: str, patience: float) -> Iterator[None]:
-    """Translate a connection's errors to UpstreamError; `patience` is how many seconds the provider may be silent."""
-    try:
-        yield
-    except aiohttp.ServerTimeoutError as error:
-        raise UpstreamTimeoutError(detail=f"{address}: {_reason(error)}") from error
-    except TimeoutError as error:
-        raise UpstreamTimeoutError(detail=f"{address}: nothing came for {patience:g} s") from error
-    except aiohttp.ClientError as error:
-        raise UpstreamError(_LOST, detail=f"{address}: {_reason(error)}") from error
+class _Translated:
+    """Translates a connection's errors to UpstreamError; `patience` is how many seconds the provider may be silent."""
+
+    __slots__ = ("_address", "_patience")
+
+    def __init__(self, address: str, patience: float) -> None:
+        self._address = address
+        self._patience = patience
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        match error:
+            case None:
+                return
+            case aiohttp.ServerTimeoutError():
+                raise UpstreamTimeoutError(detail=f"{self._address}: {_reason(error)}") from error
+            case TimeoutError():
+                raise UpstreamTimeoutError(detail=f"{self._address}: nothing came for {self._patience:g} s") from error
+            case aiohttp.ClientError():
+                raise UpstreamError(_LOST, detail=f"{self._address}: {_reason(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +330,7 @@ def _reason(error: Exception) -> str:
 
 async def _refusal(response: aiohttp.ClientResponse, form: WireFormat, address: str) -> UpstreamError:
     body = b""
-    with contextlib.suppress(UpstreamError), _translated(address, 0):
+    with contextlib.suppress(UpstreamError), _Translated(address, 0):
         async for piece in response.content.iter_chunked(_PIECE_BYTES):
             body += piece
             if len(body) > _LARGEST_ERROR:
