@@ -17,6 +17,7 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 import orjson
 from celery import Celery
@@ -67,6 +68,9 @@ def create_celery(redis_url: str, namespace: str | None = None) -> Celery:
     broker = broker_settings(redis_url)
     app.conf.update(
         broker,
+        worker_consumer="worker.consumer:Consumer",  # reads messages on the pool's event loop
+        headrace_redis_url=redis_url,
+        headrace_namespace=namespace,
         # Without acknowledgements: the lease in Postgres decides, and the scheduler resends lost wake-ups. So there are
         # no visibility time-outs, no list of unacknowledged messages, and three commands less for each message.
         task_queues=[
@@ -95,14 +99,12 @@ def create_celery(redis_url: str, namespace: str | None = None) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,  # READONLY, from a master that has become a replica, passes
-        broker_pool_limit=1,  # the worker only reads
+        broker_pool_limit=1,  # the worker only connects: `worker/consumer.py` reads
         broker_heartbeat=0,  # only AMQP has heartbeats
         broker_transport_options={
-            "queue_order_strategy": "priority",  # of tiers, in the order in which they are consumed
-            "socket_timeout": 5,  # without one kombu waits for ever on a dead connection
+            "socket_timeout": 5,  # without one kombu waits for ever on a dead connection while it connects
             "socket_connect_timeout": 1,
             "socket_keepalive": True,
-            "health_check_interval": 10,  # half-open connections are noticed in about 20 s
             "global_keyprefix": prefix_of(namespace),
             "retry_on_timeout": False,  # kombu's own loop connects anew
             **broker["broker_transport_options"],
@@ -132,12 +134,23 @@ class _Message:
         return self._text.replace(self._id, str(uuid.uuid4())).replace(self._body, body)
 
 
+def read_message(message: bytes | str) -> tuple[str, list[Any]]:
+    """Return the task and the arguments of a message in Celery's second protocol.
+
+    Raises:
+        ValueError, LookupError, TypeError: It is no such message.
+    """
+    read = orjson.loads(message)
+    arguments, *_ = orjson.loads(base64.b64decode(read["body"]))
+    return str(read["headers"]["task"]), list(arguments)
+
+
 def _read(message: bytes | str) -> list[str]:
     """Return the jobs of a message; an empty list for a message that Headrace did not write."""
     try:
-        [[job_ids], *_] = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
+        _, [job_ids] = read_message(message)
         return [str(job_id) for job_id in job_ids]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return []
 
 

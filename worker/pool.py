@@ -1,8 +1,8 @@
 """A Celery pool that runs tasks on an asyncio event loop in a thread: hundreds of calls in flight in one process.
 
-Celery's consumer stays in the main thread and hands each task's coroutine to the loop. Nothing is acknowledged, so the
-consumer does not wait for the task. When the loop has as many tasks as the pool's limit, the consumer waits, and the
-messages in Redis stay there for another worker.
+Messages come on the loop too (`worker/consumer.py`), so no thread hands them to another. Nothing is acknowledged. When
+the loop has as many tasks as the pool's limit, it reads no further message, and those in Redis stay there for another
+worker.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 from celery.concurrency.base import BasePool
-from celery.worker import state
-from kombu.serialization import loads
+
+from headrace.queue import read_message
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks, while the pool is full, at whether the worker is to stop.
-_PATIENCE_SECONDS = 0.5
+Result = TypeVar("Result")
+
 # Seconds between two looks, while the worker takes no message, at whether it takes one.
 _LOOK_SECONDS = 0.1
 
@@ -47,7 +46,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._ready: Future[None] = Future()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room = threading.Semaphore(self.limit)
+        self._room = self.limit
+        self._moved = asyncio.Event()
+        """Set when a task has ended, or no further message is read."""
+        self._reading = False
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -55,11 +57,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         yield
 
     def takes(self) -> bool:
-        """Tell whether the worker takes messages now. A thread beside the loop asks."""
+        """Tell whether the worker takes messages now."""
         return True
 
     def hand_back(self, queue: str, args: list[Any]) -> None:
-        """Give back the arguments of a message that came while the worker takes none, on the loop."""
+        """Give back the arguments of a message that came while the worker takes none."""
         raise NotImplementedError
 
     def on_start(self) -> None:
@@ -67,30 +69,48 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._thread.start()
         self._ready.result()
 
-    def on_apply(
-        self, _target: object, args: Any = None, _kwargs: object = None, callback: Any = None, **_: object
-    ) -> None:
-        """Start a task's coroutine; wait first while there are too many, unless this worker is to stop.
+    def on_apply(self, *_: Any, **__: Any) -> None:
+        """Refuse a task of Celery's own consumer: `take` starts them."""
+        raise NotImplementedError
+
+    def call(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Run a coroutine on the loop, from another thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def take(self, queue: str, message: bytes) -> None:
+        """Start a message's task; wait first while there are too many, unless reading ends.
 
         Redis no longer has the message, so its task hands back the jobs that it cannot run. A message that comes while
-        the worker takes none is handed back at once, and the consumer waits here, so that the others stay in Redis.
+        the worker takes none is handed back at once, and reading goes on when it takes some, so that the others stay in
+        Redis.
         """
-        name, _task_id, request, body, content_type, encoding = args
-        arguments, options, _embed = loads(  # type: ignore[no-untyped-call]
-            body, content_type, encoding, accept={content_type}
-        )
-        queue = request["delivery_info"]["routing_key"]
-        if not self.takes():
-            self._loop.call_soon_threadsafe(self.hand_back, queue, arguments)
-            while not self.takes() and not _is_stopping():
-                time.sleep(_LOOK_SECONDS)
-        else:
-            while name not in self.patient and not self._room.acquire(timeout=_PATIENCE_SECONDS):
-                if _is_stopping():
-                    break
-            run = self.app.tasks[name].run
-            self._loop.call_soon_threadsafe(self._start, name, run, arguments, {**options, "queue": queue})
-        callback((0, None, 0.0))  # Celery forgets the task: its outcome is in Postgres
+        running: Coroutine[Any, Any, None] | None = None
+        try:
+            name, args = read_message(message)
+            if self.takes():
+                running = self.app.tasks[name].run(*args, queue=queue)
+            else:
+                self.hand_back(queue, args)
+        except (ValueError, LookupError, TypeError):
+            log.warning("skipped a message in %s that Headrace did not write", queue)
+            return
+        if running is None:
+            while self._reading and not self.takes():  # noqa: ASYNC110  (either may end it)
+                await asyncio.sleep(_LOOK_SECONDS)
+            return
+        if name not in self.patient:
+            while self._reading and self._room <= 0:
+                self._moved.clear()
+                await self._moved.wait()
+            self._room -= 1
+        task = self._loop.create_task(running, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def reads(self, reading: bool) -> None:
+        """Note whether messages are read: if not, `take` waits no longer."""
+        self._reading = reading
+        self._moved.set()
 
     def on_stop(self) -> None:
         """Leave the lifespan, which lets running tasks end, then stop the loop."""
@@ -100,17 +120,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     on_terminate = on_stop
 
-    def _start(
-        self, name: str, run: Callable[..., Coroutine[Any, Any, None]], args: list[Any], kwargs: dict[str, Any]
-    ) -> None:
-        task = self._loop.create_task(run(*args, **kwargs), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.get_name() not in self.patient:
-            self._room.release()
+            self._room += 1
+            self._moved.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task failed", exc_info=error)
 
@@ -127,7 +141,3 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
             if self._ready.done():
                 raise
             self._ready.set_exception(error)
-
-
-def _is_stopping() -> bool:
-    return state.should_stop is not None or state.should_terminate is not None

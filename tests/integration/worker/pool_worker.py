@@ -1,7 +1,7 @@
 """A Celery worker on AsyncioPool, for test_pool.
 
 Run `python -m tests.integration.worker.pool_worker REDIS_URL CONCURRENCY MODE`. It reports to Redis: in the list `log`,
-and in the sets `running` and `done` of `pid:name`.
+in the list `order` of names as they begin, and in the sets `running` and `done` of `pid:name`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class Pool(AsyncioPool):
 
 async def park(name: str, *, queue: str) -> None:
     """Wait until the gate is open, or the worker stops."""
-    assert queue == queue_name("default")
+    assert queue == queue_name("priority" if name.startswith("urgent") else "default")
     who = f"{os.getpid()}:{name}"
     gone = asyncio.get_running_loop().create_future()
     Pool.tasks.add(gone)
+    await Pool.redis.rpush("order", name)
     await Pool.redis.sadd("running", who)
     while not await Pool.redis.exists("gate"):
         with contextlib.suppress(TimeoutError):
@@ -76,7 +77,7 @@ def main(redis_url: str, concurrency: str, mode: str) -> None:
         pool_cls=Pool,
         concurrency=int(concurrency),
         loglevel="INFO",
-        queues=[queue_name("default")],
+        queues=[queue_name("priority"), queue_name("default")],
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,

@@ -40,10 +40,10 @@ class Worker:
                 stderr=subprocess.STDOUT,
             )
 
-    def send(self, task: str, *names: str) -> None:
+    def send(self, task: str, *names: str, tier: str = "default") -> None:
         app = create_celery(self.url)
         for name in names or ("",):
-            app.send_task(task, args=[name] if name else [], queue=queue_name("default"))
+            app.send_task(task, args=[name] if name else [], queue=queue_name(tier))
         app.close()
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
@@ -107,6 +107,28 @@ def test_what_is_beyond_its_limit_stays_on_the_queue_for_others(start: Start) ->
     assert worker.waiting == 15
     worker.redis.set("gate", "open")
     worker.until(lambda: worker.redis.scard("done") == 20, "the rest")
+
+
+def test_the_first_tier_comes_first(start: Start) -> None:
+    worker = start(concurrency=1)
+    worker.send(PARK, "running", "in-hand")
+    worker.until(lambda: worker.redis.scard("running") == 1 and not worker.waiting, "one that runs, and one in hand")
+    worker.send(PARK, "later")
+    worker.send(PARK, "urgent", tier="priority")
+    worker.redis.set("gate", "open")
+    worker.until(lambda: worker.redis.scard("done") == 4, "all of them")
+    assert worker.redis.lrange("order", 0, -1) == ["running", "in-hand", "urgent", "later"]
+
+
+def test_a_message_that_no_task_can_take_is_skipped(start: Start) -> None:
+    worker = start()
+    for text in ("", "[]", '{"body": "W10="}', '{"body": "!", "headers": {"task": "tests.park"}}'):
+        worker.redis.lpush(queue_name("default"), text)
+    worker.send(PARK)  # without its argument
+    worker.send("tests.unknown")
+    worker.send(PARK, "after")
+    worker.until(lambda: worker.names("running") == {"after"}, "the task behind them")
+    assert worker.log.read_text().count("did not write") == 6
 
 
 def test_a_task_that_breaks_makes_room_and_disturbs_no_other(start: Start) -> None:
