@@ -20,6 +20,11 @@ _STUDENT = (
 )  # fmt: skip
 
 
+def student(degrees: int) -> float:
+    """Return how many standard errors an interval at 95 % reaches to each side, by the degrees of freedom."""
+    return _STUDENT[min(degrees, len(_STUDENT)) - 1]
+
+
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """The geometric mean of new / old over the rounds, and its interval; one round alone leaves that unbounded."""
@@ -40,7 +45,7 @@ def ratio(old: Sequence[float], new: Sequence[float]) -> Ratio | None:
     if len(logs) == 1:
         return Ratio(math.exp(mean), 0.0, math.inf)
     error = statistics.stdev(logs) / math.sqrt(len(logs))
-    margin = _STUDENT[min(len(logs) - 1, len(_STUDENT)) - 1] * error
+    margin = student(len(logs) - 1) * error
     return Ratio(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin))
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,9 +210,12 @@ class Headrace(System):
     kinds: ClassVar = {"fake": "openai", "anthropic": "anthropic", "gemini": "gemini"}
     """The formats of the providers in front of the fake upstream, by the beginning of their models' names."""
 
-    def __init__(self, upstream: Upstream, checkout: Checkout | None = None) -> None:
-        """Take the commit to run; without one, what runs is the working tree in the venv of this process."""
+    def __init__(
+        self, upstream: Upstream, checkout: Checkout | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Take the commit to run, by default the working tree in the venv of this process, and further settings."""
         super().__init__(upstream)
+        self._more = dict(env or {})
         self._root = checkout.root if checkout else ROOT
         self._python = checkout.python if checkout else sys.executable
 
@@ -242,12 +246,18 @@ class Headrace(System):
             "HEADRACE_SUBSCRIBERS_PER_KEY": "20000",
             "HEADRACE_MAX_CONNECTIONS": "20000",
             "BENCH_UPSTREAM_KEY": "sk-upstream",
+            **self._more,
         }
         # An older commit may lack an option.
         options = ["--no-console"] if "--no-console" in self._command("dev", "--help") else []
         # In its own root `python -m` imports that root's `headrace`.
         command = [self._python, "-m", "headrace", "dev", *options]
         self._run(command, home, self._env, "/readyz", cwd=self._root)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the embedded stores keep their data and their URLs."""
+        return Path(self._env["HEADRACE_DATA_DIR"])
 
     def create_key(self, account: str) -> str:
         """Return a new key of another account."""
