@@ -42,6 +42,7 @@ class Server(QuietServer):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=IDLE_SECONDS,
+                backlog=65_535,  # the kernel allows fewer; a full one costs new connections seconds, as after a restart
                 timeout_graceful_shutdown=int(settings.drain_seconds),
             )
         )

@@ -17,8 +17,6 @@ PING = b": ping\n\n"
 # In streams of responses, whose events have ids: OpenAI's Python client keeps the last id, and so takes a blank line
 # behind a comment for one more event, without data, at which it fails.
 PING_AFTER_ID = b": ping\n"
-# A browser reconnects at once; other clients ignore a line without an event.
-RECONNECT = b"retry: 100\n\n"
 
 # U+2028, U+2029 and U+0085 do not end a line of an event, but many clients, Python's among them, split lines there.
 # They stand in JSON strings, so they are escaped.

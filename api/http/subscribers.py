@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections import Counter
 
 from headrace.errors import RateLimitError
 from headrace.telemetry.metrics import SUBSCRIBERS
+
+RETRY = 1000
+"""Milliseconds before a subscriber reconnects that has lost its connection without notice: the API may restart."""
+RETRY_AT_ONCE = 100
+"""Milliseconds before a subscriber reconnects that this process disconnects: another one serves it."""
+
+# Subscribers that ask Postgres for their job at the same time, before their streams begin.
+_OPENING = 4
+# Milliseconds over which the reconnections of a process's subscribers are spread, for each of them.
+_SPREAD = 2
 
 
 class Subscribers:
@@ -14,7 +26,17 @@ class Subscribers:
     def __init__(self, most: int) -> None:
         """Allow each key `most` subscribers."""
         self._most = most
+        self.number = 0
         self._watching: Counter[str] = Counter()
+        self.opening = asyncio.Semaphore(_OPENING)
+        """For what a subscriber reads of Postgres before its stream begins: after a restart all reconnect at once."""
+
+    def retry(self, least: int) -> bytes:
+        """Return the line by which a subscriber that loses its connection waits `least` milliseconds and its own time.
+
+        Together the subscribers of this process reconnect over so long that they are no more than 500 a second.
+        """
+        return b"retry: %d\n\n" % (least + random.randrange(_SPREAD * self.number + 1))
 
     def check(self, key_id: str) -> None:
         """Check that a key may have another subscriber.
@@ -29,26 +51,30 @@ class Subscribers:
 
     def watching(self, key_id: str) -> Watching:
         """Return a context inside of which a subscriber counts."""
-        return Watching(self._watching, key_id)
+        return Watching(self, key_id)
+
+    def add(self, key_id: str, number: int) -> None:
+        """Count a key's subscribers that have come, or with -1 one that has left."""
+        SUBSCRIBERS.inc(number)
+        self.number += number
+        self._watching[key_id] += number
+        if not self._watching[key_id]:
+            del self._watching[key_id]
 
 
 class Watching:
     """The context of a subscriber. A generator would take five times the memory of this for each."""
 
-    __slots__ = ("_counts", "_key_id")
+    __slots__ = ("_key_id", "_subscribers")
 
-    def __init__(self, counts: Counter[str], key_id: str) -> None:
-        self._counts = counts
+    def __init__(self, subscribers: Subscribers, key_id: str) -> None:
+        self._subscribers = subscribers
         self._key_id = key_id
 
     def __enter__(self) -> None:
         """Count the subscriber."""
-        self._counts[self._key_id] += 1
-        SUBSCRIBERS.inc()
+        self._subscribers.add(self._key_id, 1)
 
     def __exit__(self, *_: object) -> None:
         """Count it no longer."""
-        SUBSCRIBERS.dec()
-        self._counts[self._key_id] -= 1
-        if not self._counts[self._key_id]:
-            del self._counts[self._key_id]
+        self._subscribers.add(self._key_id, -1)

@@ -23,7 +23,8 @@ from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, RECONNECT, EventStream, render_event
+from api.http.sse import PING, EventStream, render_event
+from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
 from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
 from headrace.batches import queries as queries_module
@@ -296,7 +297,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             spoke = loop.time()
             yield [PING]
         if await _is_ending(request.state.hub.ending):
-            yield [RECONNECT]
+            yield [request.state.subscribers.retry(RETRY_AT_ONCE)]
             return
         if await request.is_disconnected():
             return

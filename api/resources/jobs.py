@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,8 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, RECONNECT, EventStream, render_event
+from api.http.sse import PING, EventStream, render_event
+from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
 from api.jobs.asked import Asked
 from api.jobs.cancel import cancel_and_wait, erase
@@ -48,7 +50,7 @@ from headrace.ids import completion_id, is_id
 from headrace.jobs.job_object import Job, JobFormat, find_job, no_such_job, render_job
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql import lists
-from headrace.jobs.sql.read import read_lease
+from headrace.jobs.sql.read import read_followed, read_lease
 from headrace.jobs.state import State
 from headrace.keys.queries import Principal
 from headrace.runtime.offload import offloaded
@@ -160,7 +162,7 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
         async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
                 database = request.state.database
-                async with aclosing(follow(listener, database, keeps_log=_keeps_log(job))) as events:
+                async with aclosing(follow(listener, database, keeps_log=_keeps_log(job["format"]))) as events:
                     async for event in events:
                         if isinstance(event, Ended):
                             return
@@ -168,8 +170,8 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
                 raise AuthenticationError
 
 
-def _keeps_log(job: dict[str, Any]) -> bool:
-    return CLIENT_FORMATS[job["format"]].KEEPS_LOG
+def _keeps_log(form: JobFormat) -> bool:
+    return CLIENT_FORMATS[form].KEEPS_LOG
 
 
 @router.get(
@@ -186,22 +188,37 @@ async def watch_job(
     ] = None,
 ) -> Response:
     """Stream a job's events to its end, from its start or from where the reader was interrupted."""
-    request.state.subscribers.check(principal.key_id)
-    job = await find_job(request.state.database, job_id, principal.account_id)
+    subscribers: Subscribers = request.state.subscribers
+    subscribers.check(principal.key_id)
+    database = request.state.database
+    async with subscribers.opening:
+        row = await read_followed(database, job_id, principal.account_id) if is_id(job_id, "job") else None
+    if row is None:
+        raise no_such_job(job_id)
     # A browser reconnects to the same URL and adds the header, so the header is newer than the query.
     param, event_id = "Last-Event-ID", request.headers.get("last-event-id")
     if not event_id:
         param, event_id = "after", after
     cursor = None if event_id is None else Cursor.parse(event_id, param=param)
-    if cursor is not None:
-        await _check_cursor(request, job, cursor, param=param)
-        if State(job["status"]).is_final and cursor == await furthest_cursor(request.state.database, job_id):
+    # The attempt runs on, and Postgres has the reader's last event: so it is for nearly every reader that comes back.
+    runs = row.state == State.RUNNING.value and cursor is not None and cursor.attempt == row.attempt
+    if cursor is not None and not (runs and cursor.seq <= row.last_seq):
+        await _check_cursor(request, job_id, cursor, param=param, keeps_log=_keeps_log(row.format))
+        if State(row.state).is_final and cursor == await furthest_cursor(database, job_id):
             return Response(status_code=204)  # after an empty stream, a browser would reconnect for ever
-    events = _events(watching(request, principal, job_id), request.state.database, principal.account_id, job, cursor)
-    return EventStream(events)
+    subscriber = _Subscriber(
+        job_id,
+        principal.account_id,
+        row.format,
+        row.created,
+        database,
+        subscribers,
+        watching(request, principal, job_id),
+    )
+    return EventStream(_events(subscriber, cursor))
 
 
-async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *, param: str) -> None:
+async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param: str, keeps_log: bool) -> None:
     """Refuse a cursor that is not of an event of the job.
 
     A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease, it has also
@@ -211,15 +228,11 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
         InvalidRequestError: The job has no such event.
         UnavailableError: The job's worker cannot reach Postgres, so the event may exist.
     """
-    database, job_id = request.state.database, job["id"]
+    database = request.state.database
     lease, is_certain = None, False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
-        if (
-            cursor <= furthest
-            and (cursor.attempt or cursor == START)
-            and (cursor.seq <= furthest.seq or not _keeps_log(job))
-        ):
+        if cursor <= furthest and (cursor.attempt or cursor == START) and (cursor.seq <= furthest.seq or not keeps_log):
             return
         if is_certain or cursor.attempt != furthest.attempt or cursor.attempt == 0:
             raise invalid_parameter(param, f"the job has no event '{cursor}'")
@@ -232,42 +245,51 @@ async def _check_cursor(request: Request, job: dict[str, Any], cursor: Cursor, *
     raise UnavailableError("The job's worker is unavailable at the moment.", retry_after=1)
 
 
-async def _events(
-    watched: contextlib.AbstractAsyncContextManager[Listener],
-    database: Database,
-    account_id: str,
-    job: dict[str, Any],
-    cursor: Cursor | None,
-) -> AsyncGenerator[list[bytes], None]:
-    job_id, head, keeps_log = job["id"], _head(job), _keeps_log(job)
-    del job  # the stream may last for hours
-    async with watched as listener:
+@dataclass(frozen=True, slots=True)
+class _Subscriber:
+    """What a job's stream keeps of its request and its job: it may last for hours."""
+
+    job_id: str
+    account_id: str
+    format: JobFormat
+    created: int
+    database: Database
+    subscribers: Subscribers
+    watched: contextlib.AbstractAsyncContextManager[Listener]
+
+
+async def _events(subscriber: _Subscriber, cursor: Cursor | None) -> AsyncGenerator[list[bytes], None]:
+    job_id, database, subscribers = subscriber.job_id, subscriber.database, subscriber.subscribers
+    head, keeps_log = _head(job_id, subscriber.format, subscriber.created), _keeps_log(subscriber.format)
+    async with subscriber.watched as listener:
+        opening = [subscribers.retry(RETRY)]
         if cursor is None:
-            yield [_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START))]
+            opening.append(_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START)))
+        yield opening
         try:
             async with aclosing(follow(listener, database, after=cursor or START, keeps_log=keeps_log)) as events:
                 async for event in events:
                     if isinstance(event, Ended):
-                        ended = await find_job(database, job_id, account_id)
+                        ended = await find_job(database, job_id, subscriber.account_id)
                         name = f"job.{event.state.value}"
                         yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
                     else:
                         yield _render(event, job_id, head)
                     del event
         except ListenerClosedError:
-            yield [_render_error(AuthenticationError()) if listener.refused else RECONNECT]
+            yield [_render_error(AuthenticationError()) if listener.refused else subscribers.retry(RETRY_AT_ONCE)]
         except SQLAlchemyError as error:
             log.warning("a subscriber must reconnect, as Postgres is unavailable: %s", error)
-            yield [RECONNECT]
+            yield [subscribers.retry(RETRY)]
         except HeadraceError as error:
             yield [_render_error(error)]
 
 
-def _head(job: dict[str, Any]) -> bytes:
+def _head(job_id: str, form: JobFormat, created: int) -> bytes:
     """Return the beginning of each delta, up to the first field that is stored: a chat chunk's id and time are not."""
-    if job["format"] != "chat":
+    if form != "chat":
         return b"{"
-    about = {"id": completion_id(job["id"]), "object": "chat.completion.chunk", "created": job["created_at"]}
+    about = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created}
     return orjson.dumps(about)[:-1] + b","
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -185,7 +186,8 @@ async def get_response(
 ) -> Response:
     """Return a response in any state, or with `stream` its events from the start or past `starting_after`."""
     check_include(include)
-    job = await _find(request, response_id, principal.account_id)
+    async with request.state.subscribers.opening if stream else nullcontext():
+        job = await _find(request, response_id, principal.account_id)
     if not stream:
         if starting_after is not None:
             raise invalid_parameter("starting_after", "only allowed when 'stream' is true")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # Seconds between two tries to reach Postgres.
 _AGAIN_SECONDS = 1.0
 # Connections that may wait for the API to accept them.
-_BACKLOG = 2048
+_BACKLOG = 65_535  # the kernel allows fewer: `net.core.somaxconn`, by default 4096
 # Postgres's codes for a role without a privilege and for a read-only database.
 _OPERATORS_STATES = {"42501", "25006"}
 

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,9 @@ _DATABASE_WAIT_SECONDS = 0.5
 _CHECK_SECONDS = 2.0
 _POLL_SECONDS = 0.25
 _WITHOUT_LINES = frozenset({"started", "retrying"})
+# Jobs that are compared in one query, and seconds without a comparison for each second that the last one took.
+_MOST_COMPARED = 1000
+_REST = 4
 # Larger than any sequence number.
 _ALL = 2**31 - 1
 
@@ -331,11 +334,13 @@ async def follow(
         ListenerClosedError: The listener was closed.
     """
     follower = (_LogFollower if keeps_log else _Follower)(database, listener.job_id, after)
+    if replay:
+        listener.position = _ALL, _ALL  # unknown until it has replayed, so `watch` need not compare it
     frames = None if replay else await listener.get()
     while True:
         events: list[Event]
         if frames is None:
-            events = await _patiently(follower.replay)
+            events = await _replay(listener, follower)
         elif not frames:
             events = [Silence()]
         else:
@@ -343,7 +348,7 @@ async def follow(
             if missed:
                 listener.put_back(missed)
                 await asyncio.sleep(_SEGMENT_WAIT_SECONDS)
-                events += await _patiently(follower.replay)
+                events += await _replay(listener, follower)
         listener.position = follower.position
         for event in events:
             yield event
@@ -353,30 +358,40 @@ async def follow(
         frames = await listener.get()
 
 
-async def _patiently(replay: Callable[[], Awaitable[list[Event]]]) -> list[Event]:
-    while True:
-        try:
-            return await replay()
-        except SQLAlchemyError as error:
-            log.warning("a reader waits for Postgres: %s", error)
-            await asyncio.sleep(_DATABASE_WAIT_SECONDS)
+async def _replay(listener: Listener, follower: _Follower) -> list[Event]:
+    """Return what Postgres has past the reader's position, when it is its turn and Postgres is available."""
+    async with listener.turn:
+        while True:
+            listener.begin_replay()
+            try:
+                return await follower.replay()
+            except SQLAlchemyError as error:
+                log.warning("a reader waits for Postgres: %s", error)
+                await asyncio.sleep(_DATABASE_WAIT_SECONDS)
 
 
 async def watch(hub: Hub, database: Database) -> None:
     """Send readers to Postgres whenever it has more events than they do, until cancelled.
 
-    While the live wire works that is rare, so one query for all readers every few seconds is enough. Without the live
-    wire, readers get their events this way.
+    While the live wire works that is rare, so a comparison of all readers every few seconds is enough. Without the live
+    wire, readers get their events this way. With many jobs a comparison takes long, and the next one waits for longer.
     """
+    loop, took = asyncio.get_running_loop(), 0.0
     while True:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(until_tick(_CHECK_SECONDS if hub.connected else _POLL_SECONDS)):
+            usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
+            async with asyncio.timeout(max(until_tick(usual), _REST * took)):
                 await hub.doubt.wait()
         hub.doubt.clear()
+        began, followed = loop.time(), hub.followed
         try:
-            for job_id, state, attempt, seq in await read_positions(database, hub.followed):
-                # A job that is queued again has a void attempt; a reader may have missed that event.
-                void = attempt > 0 and state == State.QUEUED.value
-                hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
+            for start in range(0, len(followed), _MOST_COMPARED):
+                for job_id, state, attempt, seq in await read_positions(
+                    database, followed[start : start + _MOST_COMPARED]
+                ):
+                    # A job that is queued again has a void attempt; a reader may have missed that event.
+                    void = attempt > 0 and state == State.QUEUED.value
+                    hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
+            took = loop.time() - began
         except SQLAlchemyError as error:
             log.warning("could not compare readers with Postgres: %s", error)

@@ -16,6 +16,10 @@ from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
 
+# Subscribers that replay at the same time. After an interruption all of them replay, and other requests of this
+# process need connections to Postgres meanwhile.
+_REPLAYS = 4
+
 
 class Hub:
     """The API's end: one pub/sub connection, from which every reader in this process is served."""
@@ -33,6 +37,7 @@ class Hub:
         self._patience = patience_seconds
         self._subscription = Subscription(redis)
         self._listeners: dict[str, set[Listener]] = {}
+        self._turns = asyncio.Semaphore(_REPLAYS)
         self._watched: dict[str, int] = defaultdict(int)
 
     @property
@@ -91,6 +96,8 @@ class Hub:
         """
         listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
         listener.waits = own or waits
+        if not listener.waits:
+            listener.turn = self._turns
         return Listening(self, listener)
 
     async def join(self, listener: Listener) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from headrace.events.wire import Frame
 
 # Seconds below which a timer is not set again: the loop's time has steps of a millisecond.
 _LEAST_SECONDS = 0.001
+
+
+_AT_ONCE: AbstractAsyncContextManager[None] = nullcontext()
 
 
 class ListenerClosedError(Exception):
@@ -32,12 +36,23 @@ class Listener:
         "own",
         "position",
         "refused",
+        "turn",
         "waits",
     )
 
-    def __init__(self, job_id: str, *, own: bool, limit_bytes: int, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        *,
+        own: bool,
+        limit_bytes: int,
+        patience_seconds: float,
+        turn: AbstractAsyncContextManager[None] = _AT_ONCE,
+    ) -> None:
         """Hold up to `limit_bytes`; a reader that leaves more unread replays from Postgres instead."""
         self.job_id = job_id
+        self.turn = turn
+        """What the reader waits for before it replays: few of a process's subscribers replay at the same time."""
         self.own = own
         """Whether this process is the job's origin."""
         self.waits = own
@@ -81,6 +96,16 @@ class Listener:
         self._size = 0
         self._stale = True
         self._wake()
+
+    def begin_replay(self) -> None:
+        """Note that the reader replays from now on: the replay covers what it has missed so far.
+
+        Raises:
+            ListenerClosedError: The listener was closed while it waited for its turn.
+        """
+        if self._closed:
+            raise ListenerClosedError
+        self._stale = False
 
     def put_back(self, frames: Sequence[Frame]) -> None:
         """Put frames back into the buffer, before those that came meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import Any
 
 from redis.asyncio import Redis
@@ -15,6 +15,9 @@ from headrace.events.wire import CANCEL_CHANNEL
 from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
+
+# Channels in one command.
+_MOST_CHANNELS = 1000
 
 
 class Subscription:
@@ -54,12 +57,13 @@ class Subscription:
             try:
                 async with self._redis.pubsub() as self._pubsub:
                     before = set(self._channels)
-                    await self._pubsub.subscribe(*before)
+                    for channels in _batches(before):
+                        await self._pubsub.subscribe(*channels)
                     self.connected = True
-                    if joined := self._channels.keys() - before:
-                        await self._pubsub.subscribe(*joined)
-                    if gone := before - self._channels.keys():
-                        await self._pubsub.unsubscribe(*gone)
+                    for channels in _batches(self._channels.keys() - before):
+                        await self._pubsub.subscribe(*channels)
+                    for channels in _batches(before - self._channels.keys()):
+                        await self._pubsub.unsubscribe(*channels)
                     yield None
                     while True:
                         message: dict[str, Any] | None = await self._pubsub.get_message(timeout=5)
@@ -84,6 +88,12 @@ class Subscription:
         self._pubsub = None
         for confirmed in self._channels.values():
             confirmed.clear()
+
+
+def _batches(channels: Collection[str]) -> list[list[str]]:
+    """Return the channels in commands of a bounded size: Redis serves nothing else while it runs one."""
+    listed = list(channels)
+    return [listed[start : start + _MOST_CHANNELS] for start in range(0, len(listed), _MOST_CHANNELS)]
 
 
 @contextlib.contextmanager

@@ -18,12 +18,12 @@ from headrace.stores.plain import Prepared
 from headrace.usage.spent import Charge
 from headrace.usage.tables import usage
 
-_PROGRESS = """
+_PROGRESS = Prepared("""
 SELECT state, jobs.attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM jobs.created_at))::bigint,
        response, error, coalesce(prompt_tokens + completion_tokens, 0), cost, format
 FROM jobs LEFT JOIN usage ON usage.job_id = jobs.id AND usage.created_at = finished_at AND kind = 'counted'
 WHERE jobs.id = %(id)s AND deleted_at IS NULL
-"""
+""")
 
 
 async def read_progress(database: Database, job_id: str) -> Progress | None:
@@ -36,10 +36,10 @@ async def read_progress(database: Database, job_id: str) -> Progress | None:
     return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge, form)
 
 
-_DELTAS = """
+_DELTAS = Prepared("""
 SELECT first_seq, chunks FROM job_deltas
 WHERE job_id = %(id)s AND attempt = %(attempt)s AND last_seq > %(after)s ORDER BY first_seq
-"""
+""")
 
 
 async def read_deltas(database: Database, job_id: str, attempt: int, *, after: int) -> list[tuple[int, str]]:
@@ -48,10 +48,10 @@ async def read_deltas(database: Database, job_id: str, attempt: int, *, after: i
     return [(row[0], row[1]) for row in rows]
 
 
-_LOG = """
+_LOG = Prepared("""
 SELECT attempt, first_seq, chunks FROM job_deltas
 WHERE job_id = %(id)s AND last_seq > %(after)s ORDER BY attempt, first_seq
-"""
+""")
 
 
 async def read_log(database: Database, job_id: str, *, after: int = 0) -> list[tuple[int, int, list[bytes]]]:
@@ -80,6 +80,23 @@ FROM jobs WHERE id = ANY(%(ids)b::text[])
 async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence[Row]:
     """Return `(job_id, state, attempt, last stored sequence number)` of these jobs."""
     return await execute(database.relaxed, _POSITIONS, {"ids": list(job_ids)}) if job_ids else []
+
+
+_FOLLOWED = Prepared("""
+SELECT state, format, floor(extract(epoch FROM created_at))::bigint AS created, attempt,
+       coalesce((SELECT max(last_seq) FROM job_deltas AS delta
+                 WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq
+FROM jobs WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
+""")
+
+
+async def read_followed(database: Database, job_id: str, account_id: str) -> Row | None:
+    """Return `state`, `format`, `created`, `attempt` and `last_seq` of an account's job, or None if it has no such job.
+
+    That is what a subscriber that comes, or comes back, needs to know; `last_seq` is of the current attempt.
+    """
+    rows = await execute(database.relaxed, _FOLLOWED, {"id": job_id, "account_id": account_id})
+    return rows[0] if rows else None
 
 
 async def read_lease(database: Database, job_id: str) -> datetime | None:

@@ -90,3 +90,14 @@ async def test_only_a_reader_that_is_behind_with_nothing_to_read_is_sent_to_post
     listener.put(frame(6))
     listener.check((1, 6), ended=False)
     assert await listener.get() == [frame(6)]
+
+
+async def test_a_replay_covers_what_was_missed_before_it_and_does_not_begin_for_a_reader_that_has_left() -> None:
+    listener = Listener("job", own=False, limit_bytes=500, patience_seconds=60)
+    listener.miss()
+    listener.begin_replay()
+    listener.put(frame(1))
+    assert await listener.get() == [frame(1)]
+    listener.close()
+    with pytest.raises(ListenerClosedError):
+        listener.begin_replay()
