@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import psycopg
 
 from headrace.jobs.records import Progress, StoredJob
 from headrace.jobs.state import State
@@ -109,18 +110,24 @@ def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger)
 
 
+# Literals and not parameters, so that a prepared statement matches the partial index of queued jobs.
+_QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
+_COUNTED: sa.ColumnElement[str] = sa.literal_column("'counted'")
+_MOST_BEFORE: sa.ColumnElement[int] = sa.literal_column("1000")
+
+
 def _queue_position() -> sa.ColumnElement[Any]:
     """Return SQL for how many jobs of its tier are queued before a queued job, counted up to 1,000."""
     other = jobs.alias("other")
     before = (
         sa.select(other.c.id)
-        .where(other.c.state == State.QUEUED.value, other.c.tier == jobs.c.tier, other.c.id < jobs.c.id)
-        .limit(1000)
+        .where(other.c.state == _QUEUED, other.c.tier == jobs.c.tier, other.c.id < jobs.c.id)
+        .limit(_MOST_BEFORE)
         .correlate(jobs)
         .subquery()
     )
     count = sa.select(sa.func.count()).select_from(before).scalar_subquery()
-    return sa.case((jobs.c.state == State.QUEUED.value, count))
+    return sa.case((jobs.c.state == _QUEUED, count))
 
 
 VIEW = sa.select(
@@ -156,15 +163,25 @@ VIEW = sa.select(
     jobs.outerjoin(
         usage,
         # Both times are those of the statement that ended the job, so Postgres reads one partition of the ledger.
-        sa.and_(usage.c.job_id == jobs.c.id, usage.c.created_at == jobs.c.finished_at, usage.c.kind == "counted"),
+        sa.and_(usage.c.job_id == jobs.c.id, usage.c.created_at == jobs.c.finished_at, usage.c.kind == _COUNTED),
+    )
+)
+
+
+_GET = Prepared(
+    str(
+        VIEW.where(
+            jobs.c.id == sa.bindparam("id"),
+            jobs.c.account_id == sa.bindparam("account_id"),
+            jobs.c.deleted_at.is_(None),
+        ).compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call]
     )
 )
 
 
 async def get_job(database: Database, job_id: str, account_id: str) -> Row | None:
     """Return an account's job with its usage, or None if the account has no such job."""
-    query = VIEW.where(jobs.c.id == job_id, jobs.c.account_id == account_id, jobs.c.deleted_at.is_(None))
-    rows = await execute(database.relaxed, query)
+    rows = await execute(database.relaxed, _GET, {"id": job_id, "account_id": account_id})
     return rows[0] if rows else None
 
 
