@@ -26,7 +26,7 @@ from pathlib import Path
 from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
 from bench.report import Report
-from bench.scenarios import ALL_SCENARIOS, Measurement, measure, measure_idle
+from bench.scenarios import ALL_SCENARIOS, DURABLE, Measurement, measure, measure_idle
 from bench.shapes import DEFAULT_ROUNDS as SHAPES_ROUNDS
 from bench.shapes import measure_shapes
 from bench.shapes_page import PAGE, tables, write
@@ -35,6 +35,7 @@ from bench.systems import SYSTEMS, Headrace, System, Upstream
 
 RESULTS = Path(__file__).resolve().parent / "results.md"
 _SCENARIOS = (*(scenario.name for scenario in ALL_SCENARIOS), "idle", "subscribers", "batches")
+_ROWS = (*_SCENARIOS, DURABLE.name)
 _IDLE_SECONDS = 5
 
 
@@ -42,7 +43,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Headrace beside LiteLLM's proxy.")
     systems = [system.name for system in SYSTEMS]
     parser.add_argument("--only", action="append", choices=systems, help="measure this system (repeatable)")
-    parser.add_argument("--scenario", action="append", choices=_SCENARIOS, help="measure this scenario (repeatable)")
+    parser.add_argument("--scenario", action="append", choices=_ROWS, help="measure this scenario (repeatable)")
     parser.add_argument(
         "--rounds",
         type=int,
@@ -60,6 +61,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.against and (options.only or "subscribers" in (options.scenario or ())):
         parser.error("--against measures Headrace alone, and no subscribers")
+    if DURABLE.name in (options.scenario or ()) and not options.against:
+        parser.error("durable jobs are a row of --against, and a part of --shapes")
     if options.shapes and (options.against or options.only or options.scenario):
         parser.error("--shapes measures all of its shapes, for every system that can be installed")
     if options.most is not None and not options.against:

@@ -23,7 +23,7 @@ from bench.checkout import Checkout, build, current
 from bench.load import request_body
 from bench.ratios import Line, table
 from bench.report import share
-from bench.scenarios import ALL_SCENARIOS, CLIENT_SCENARIOS, SCENARIOS, measure, measure_idle
+from bench.scenarios import ALL_SCENARIOS, CLIENT_SCENARIOS, DURABLE, SCENARIOS, measure, measure_idle
 from bench.systems import Cpu, Headrace, Upstream
 
 DEFAULT_ROWS = (*(scenario.name for scenario in (*SCENARIOS, *CLIENT_SCENARIOS)), "idle")
@@ -170,7 +170,7 @@ def _measuring(title: str, system: Headrace, failures: list[str]) -> Iterator[No
         print(f"{error}\n{system.tree.log_tail() if system.tree else ''}", file=sys.stderr, flush=True)
 
 
-_SCENARIOS = {scenario.name: scenario for scenario in ALL_SCENARIOS}
+_SCENARIOS = {scenario.name: scenario for scenario in (*ALL_SCENARIOS, DURABLE)}
 
 
 def _serves(system: Headrace, row: str) -> bool:

@@ -288,7 +288,7 @@ def share(scenario: str) -> tuple[Callable[[float, Measurement], float], str, in
     """Return how CPU seconds of a scenario become those of one unit of its work, the unit, and digits to print."""
     if scenario == "idle":
         return lambda seconds, m: 1000 * seconds / m.seconds, "ms a second", 1
-    if scenario.startswith("plain"):
+    if scenario.startswith(("plain", "durable")):
         return _per_answer, "ms a job", 2
     return _per_delta, "µs a delta", 1
 

@@ -84,6 +84,10 @@ CLIENT_SCENARIOS = tuple(
     for scenario in SCENARIOS
     for name in CLIENTS
 )
+# Not one of the rows beside LiteLLM, which keeps no jobs.
+DURABLE = Scenario(
+    "durable", "durable jobs, 64 at a time", "fake-d20", False, 64, 2000, 30, 100, "fake-d20", client="jobs"
+)
 ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS, *CLIENT_SCENARIOS)
 
 

@@ -21,7 +21,7 @@ import psutil
 
 from bench.batches import Run, run_batch
 from bench.portkey import Portkey
-from bench.scenarios import Measurement, Scenario, measure
+from bench.scenarios import DURABLE, Measurement, Scenario, measure
 from bench.systems import Direct, Headrace, LiteLLM, System, Upstream
 
 DEFAULT_ROUNDS = 4
@@ -39,7 +39,6 @@ def _plain(name: str, concurrency: int, seconds: float, total: int = 100_000) ->
 
 ADDED = tuple(_plain(f"added-{number}", number, 4 if number == 1 else 2.5) for number in _AT_A_TIME)
 SATURATION = _plain("saturation", 256, 4)
-DURABLE = Scenario("durable", "durable jobs", _MODEL, False, 64, 2_000, 30, 100, _MODEL, client="jobs")
 
 # Processes import, and just-in-time compilers compile, under load: before anything is measured.
 _WARMING = _plain("warming", 64, 3)

@@ -18,8 +18,8 @@ from bench.batches import Run
 from bench.checkout import ROOT
 from bench.ratios import ratio
 from bench.report import machine
-from bench.scenarios import Measurement
-from bench.shapes import ADDED, DURABLE, SATURATION, Shapes
+from bench.scenarios import DURABLE, Measurement
+from bench.shapes import ADDED, SATURATION, Shapes
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 

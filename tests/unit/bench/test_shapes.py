@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench.batches import Run
-from bench.scenarios import Measurement, Scenario
-from bench.shapes import ADDED, DURABLE, SATURATION, Shapes
+from bench.scenarios import DURABLE, Measurement, Scenario
+from bench.shapes import ADDED, SATURATION, Shapes
 from bench.shapes_page import PAGE, compared, replaced, spread, tables
 from bench.systems import Cpu
 from tests.unit.bench.test_report import ANSWERS, OUTCOME
