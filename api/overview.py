@@ -189,7 +189,7 @@ def _told_of_provider(name: str, presence: Presence | None) -> dict[str, Any]:
     """Return what workers tell of their paths to a provider."""
     if presence is None:
         names = ("circuit", "open_on", "failing_on", "open_accounts", "paused_for", "paused_routes", "running")
-        return dict.fromkeys((*names, "calls", "errors"))
+        return dict.fromkeys((*names, "adaptive_limits", "calls", "errors"))
     views = [worker.view for worker in presence.workers]
     is_open = [view for view in views if EVERYONE in view.open.get(name, ())]
     probing = [view for view in is_open if name in view.probing]
@@ -199,6 +199,10 @@ def _told_of_provider(name: str, presence: Presence | None) -> dict[str, Any]:
         for route, seconds in presence.pauses.items()
         if route == name or route.startswith(f"{name}/")
     }
+    # A worker that has just cut a limit knows it before the others.
+    adaptive: dict[str, int] = {}
+    for route, limit in (each for view in views for each in view.limits.items() if each[0].startswith(f"{name}/")):
+        adaptive[route] = min(limit, adaptive.get(route, limit))
     return {
         "circuit": "closed" if not is_open else "probing" if len(probing) == len(is_open) else "open",
         "open_on": len(is_open),
@@ -207,6 +211,7 @@ def _told_of_provider(name: str, presence: Presence | None) -> dict[str, Any]:
         "paused_for": max(pauses.values(), default=None),
         "paused_routes": [{"route": route, "seconds": seconds} for route, seconds in sorted(pauses.items())],
         "running": sum(each.running for each in calls),
+        "adaptive_limits": [{"route": route, "calls": limit} for route, limit in sorted(adaptive.items())],
         "calls": sum(each.calls for each in calls),
         "errors": sum(each.errors for each in calls),
     }

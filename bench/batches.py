@@ -112,7 +112,7 @@ def _at_most(value: float, goal: float) -> str:
     return f"≤ {goal:,g} {'✓' if value <= goal else '✗'}"
 
 
-def _input(count: int, model: str = "fake") -> bytes:
+def batch_input(count: int, model: str = "fake") -> bytes:
     """Return an input of plain requests."""
     return b"".join(
         json.dumps(
@@ -135,7 +135,7 @@ def _input(count: int, model: str = "fake") -> bytes:
     )
 
 
-class _Client:
+class Client:
     """The API over plain HTTP."""
 
     def __init__(self, system: Headrace, key: str) -> None:
@@ -143,6 +143,7 @@ class _Client:
         self._key = key
 
     def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+        """Return the body of an answer."""
         request = urllib.request.Request(
             self._url + path,
             method=method,
@@ -154,9 +155,11 @@ class _Client:
             return content
 
     def json(self, method: str, path: str, body: Any = None) -> Any:
+        """Send JSON, and return the JSON of the answer."""
         return json.loads(self.ask(method, path, None if body is None else json.dumps(body).encode()))
 
     def upload(self, data: bytes) -> str:
+        """Upload a batch's input, and return its file's id."""
         form = (
             b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
             b'--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n%b\r\n--b--\r\n' % data
@@ -165,11 +168,13 @@ class _Client:
         return file_id
 
     def start(self, file_id: str) -> str:
+        """Create a batch, and return its id."""
         body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch_id: str = self.json("POST", "/batches", body)["id"]
         return batch_id
 
     def wait(self, batch_id: str, done: Callable[[dict[str, Any]], bool], seconds: float = 300) -> dict[str, Any]:
+        """Return a batch once it is as `done` tells; raise RuntimeError if it is not so after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
             batch: dict[str, Any] = self.json("GET", f"/batches/{batch_id}")
@@ -217,10 +222,10 @@ def _resident(process: psutil.Process) -> int:
 
 
 def _run(
-    system: Headrace, client: _Client, count: int, beside: Callable[[], None] | None = None, model: str = "fake"
+    system: Headrace, client: Client, count: int, beside: Callable[[], None] | None = None, model: str = "fake"
 ) -> Run:
     """Run a batch, and other work beside it once its lines run."""
-    data = _input(count, model)
+    data = batch_input(count, model)
     with _weighing(system) as memory:
         before, began = system.cpu(), time.monotonic()
         file_id = client.upload(data)
@@ -243,7 +248,7 @@ def _run(
 
 def run_batch(system: Headrace, count: int, model: str = "fake") -> Run:
     """Run one batch of so many lines, alone."""
-    return _run(system, _Client(system, system.key), count, model=model)
+    return _run(system, Client(system, system.key), count, model=model)
 
 
 def _interactive(system: Headrace) -> tuple[float, float]:
@@ -256,8 +261,8 @@ def _interactive(system: Headrace) -> tuple[float, float]:
 
 def _race(system: Headrace, sizes: tuple[int, int]) -> dict[str, float]:
     """Return the ends of two tenants' batches of these sizes; the larger one is submitted first."""
-    tenants = [_Client(system, system.key), _Client(system, system.create_key("second"))]
-    files = [tenant.upload(_input(size)) for tenant, size in zip(tenants, sizes, strict=True)]
+    tenants = [Client(system, system.key), Client(system, system.create_key("second"))]
+    files = [tenant.upload(batch_input(size)) for tenant, size in zip(tenants, sizes, strict=True)]
     large = tenants[0].start(files[0])
     tenants[0].wait(large, lambda batch: batch["request_counts"]["completed"] > 0)
     small = tenants[1].start(files[1])
@@ -271,7 +276,7 @@ def _race(system: Headrace, sizes: tuple[int, int]) -> dict[str, float]:
 def _bare(system: Headrace, count: int) -> float:
     with tempfile.TemporaryDirectory() as home:
         source, target = Path(home) / "in.jsonl", Path(home) / "out.jsonl"
-        source.write_bytes(_input(count))
+        source.write_bytes(batch_input(count))
         command = [sys.executable, "-m", "bench.bare", str(system.upstream.port), str(source), str(target)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         if len(target.read_text().splitlines()) != count:
@@ -282,7 +287,7 @@ def _bare(system: Headrace, count: int) -> float:
 def measure_batches(system: Headrace, *, quick: bool) -> Batches:
     """Run batches of several sizes, alone and beside others; a quick measurement is of a fifth of the lines."""
     part = 5 if quick else 1
-    client = _Client(system, system.key)
+    client = Client(system, system.key)
     found = Batches()
     _run(system, client, 200)  # the first batch makes every process load modules, which must not count
     found.runs["small"] = _run(system, client, _SMALL)

@@ -21,6 +21,7 @@
     - UpstreamTooLargeError         the answer has no end, or is larger than any completion
     - UpstreamRateLimitError        429
       + UpstreamBusyError           429, without a call: the provider's limits are used up, or it is paused
+    - UpstreamOverloadedError       the provider has too many calls
     - UpstreamUnavailableError      503, without a call: the provider's circuit is open
 
 Each class has its HTTP status, OpenAI's `type` and `code`, whether a retry can help, and a default message for clients.
@@ -306,6 +307,10 @@ class AnswerInterruptedError(UpstreamError):
 
     default: ClassVar[str] = INTERRUPTED
     code = "worker_lost"
+
+
+class UpstreamOverloadedError(UpstreamError):
+    """The provider has too many calls at the moment, from all of its clients together."""
 
 
 class UpstreamUnavailableError(UpstreamError):

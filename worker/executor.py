@@ -84,6 +84,11 @@ class Executor:
         name = f"{socket.gethostname()}:{os.getpid()}:{new_id('worker')[-8:]}"
         publisher = self._publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         self._deltas = DeltaWriter(database, interval_seconds=settings.segment_seconds)
+        self._throttle = Throttle(
+            redis,
+            lease_seconds=settings.lease_seconds,
+            measured=lambda route: route in file.current.written_routes,
+        )
         self._circuits = Circuits(
             redis,
             worker=name,
@@ -91,8 +96,8 @@ class Executor:
             rules=Rules(failures=settings.circuit_failures),
             about=self._describe,
             on_redis_lost=self._store_lost.set,
+            limits=self._throttle.adaptive_limits,
         )
-        self._throttle = Throttle(redis, lease_seconds=settings.lease_seconds)
         self._availability = Availability()
         self._availability.on_lost(self._store_lost.set)
         self._leases = Leases(settings, database, redis, self._availability)

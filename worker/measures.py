@@ -32,6 +32,9 @@ _attempts = bound(metrics.ATTEMPTS)
 _throttled = bound(metrics.THROTTLED)
 _throttle_waits = bound(metrics.THROTTLE_WAIT)
 
+# Seconds beyond which a call has waited for an adaptive limit: far below the limit none does.
+_NOTICEABLE_SECONDS = 0.001
+
 OUTCOMES: dict[type[BaseException], str] = {
     UpstreamRateLimitError: "rate_limited",
     UpstreamTimeoutError: "timeout",
@@ -92,7 +95,8 @@ class Measures:
         called = known_route(route.name, self._file.current.written_routes)
         _attempts(provider, self._model(attempt.job), outcome, called).inc()
         _calls(provider).observe(attempt.call_seconds)
-        if limits.max_concurrency or limits.requests_per_minute or limits.tokens_per_minute:
+        limited = limits.max_concurrency or limits.requests_per_minute or limits.tokens_per_minute
+        if limited or attempt.throttled_seconds > _NOTICEABLE_SECONDS:
             _throttle_waits(provider).observe(attempt.throttled_seconds)
         if attempt.deltas.first_at is not None:
             _first_deltas(provider).observe(attempt.deltas.first_at - called_at)

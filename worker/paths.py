@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -50,13 +50,14 @@ class Circuits:
         rules: Rules | None = None,
         poll_seconds: float = 1.0,
         about: Callable[[], About] | None = None,
+        limits: Callable[[], Mapping[str, int]] = dict,
         on_redis_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Know of no trouble yet; `run` has to run for workers to share what they learn.
 
-        `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is.
-        The worker tells its news every `poll_seconds`, half as often while it has no call and no trouble.
-        `on_redis_lost` is called when Redis first takes no news.
+        `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is,
+        and `limits` the adaptive limits of its routes. The worker tells its news every `poll_seconds`, half as often
+        while it has no call and no trouble. `on_redis_lost` is called when Redis first takes no news.
         """
         rules = rules or Rules()
         self._changed = asyncio.Event()
@@ -65,6 +66,7 @@ class Circuits:
         self._peers = Peers(redis, worker)
         self._tiers = tiers
         self._about = about
+        self._limits = limits
         self.calls: dict[str, Calls] = {}
         """This worker's calls, by provider."""
         self._poll = poll_seconds
@@ -131,7 +133,8 @@ class Circuits:
         self.troubled.tidy()
         unsaved, view = self.pauses.take_unsaved(), self.troubled.view(self._tiers)
         self._show(view)
-        view = replace(view, about=self._about() if self._about is not None else None, calls=self.calls)
+        about = self._about() if self._about is not None else None
+        view = replace(view, about=about, calls=self.calls, limits=self._limits())
         try:
             news = await self._peers.tell(view, unsaved)
         except AWAY as error:

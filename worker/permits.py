@@ -21,7 +21,7 @@ from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits, Window
 _MOST_AT_ONCE = 200
 # Seconds in which a worker that asked for more than one permit lets more calls come together before it asks again.
 _LINGER_SECONDS = 0.002
-# Seconds after which ended calls are reported while no call waits here: they travel together, or with a question.
+# Seconds after which ended calls are reported: they travel together, or with a question.
 _REPORT_SECONDS = 0.01
 # Seconds until a worker asks again: at least, as another worker's call may end at any time, and at most.
 _SOONEST_LOOK_SECONDS = 0.05
@@ -34,6 +34,9 @@ class Permit(Protocol):
     def used(self, tokens: int) -> None:
         """Note how many tokens the call has used, before it gives its permit back; without this the estimate counts."""
 
+    def began(self, seconds: float) -> None:
+        """Note after how many seconds the first text of a streamed answer came."""
+
 
 class Arbiter(Protocol):
     """The count that all workers share."""
@@ -42,8 +45,11 @@ class Arbiter(Protocol):
     def shared(self) -> bool:
         """Whether Redis keeps the count; else each worker decides alone."""
 
-    async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int]) -> Decision:
-        """Return how many permits of a provider a question gets; any error means that Redis is unavailable."""
+    async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int], adaptive: str = "") -> Decision:
+        """Return how many permits of a provider a question gets; any error means that Redis is unavailable.
+
+        `adaptive` is the packed limit of a route whose limit adapts.
+        """
 
     def lost(self, error: Exception) -> None:
         """Note that Redis is unavailable."""
@@ -54,6 +60,9 @@ class _Unlimited:
 
     def used(self, tokens: int) -> None:
         """Do nothing: no limit counts the tokens."""
+
+    def began(self, seconds: float) -> None:
+        """Do nothing: no limit follows the time."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,6 +93,9 @@ class PendingPermit:
 
     def used(self, tokens: int) -> None:  # noqa: D102
         self._used = tokens
+
+    def began(self, seconds: float) -> None:
+        """Do nothing: the limit is fixed."""
 
     async def __aenter__(self) -> Self:
         self.since = time.monotonic()
@@ -125,6 +137,8 @@ class PermitLine:
         self._task: asyncio.Task[None] | None = None
         self._alarm: asyncio.Future[None] | None = None
         self._closing = False
+        self._report_seconds = _REPORT_SECONDS
+        """Seconds after which ended calls are reported while no call waits here."""
 
     def join(self, permit: PendingPermit) -> None:
         """Put a call at the end of the line."""
@@ -196,7 +210,7 @@ class PermitLine:
         try:
             while self._news or (self._waiting and not self._closing):
                 if not self._waiting:
-                    await self._sleep(_REPORT_SECONDS)
+                    await self._sleep(self._report_seconds)
                 crowded = len(self._waiting) > 1
                 wait = await self._round()
                 if wait is not None and not self._news:
@@ -253,18 +267,22 @@ class PermitLine:
         self._question += 1
         self._news = False
         corrections, self._corrections = self._corrections, {}
-        question = [
-            self._question,
-            self._held,
-            round((time.monotonic() - min(permit.since for permit in asking)) * 1000) if asking else 0,
-            sum(permit.cost.calls for permit in asking),
-            sum(permit.cost.tokens for permit in asking),
-            len(corrections),
-        ]
+        question = [self._question, self._held, *self._place(asking), len(corrections)]
         for slot, change in corrections.items():
             question += (slot, *change)
         for permit in asking:
             question += permit.cost
+        return await self._put(question)
+
+    def _place(self, asking: Sequence[PendingPermit]) -> tuple[int, int, int]:
+        """Return what other workers leave room for: milliseconds since the first call came, and calls and tokens."""
+        return (
+            round((time.monotonic() - min(permit.since for permit in asking)) * 1000) if asking else 0,
+            sum(permit.cost.calls for permit in asking),
+            sum(permit.cost.tokens for permit in asking),
+        )
+
+    async def _put(self, question: Sequence[int]) -> Decision:
         return await self._arbiter.ask(self._name, self.limits, question)
 
     def _grant(self, permit: PendingPermit, slot: int) -> None:

@@ -185,6 +185,7 @@ class Runner:
             name,
             provider,
             attempt.request,
+            route=route.name,
             account=job.account_id,
             background=job.background,
             calls=exchange.calls,
@@ -207,9 +208,11 @@ class Runner:
                 raise
             finally:
                 attempt.call_seconds = time.monotonic() - attempt.called_at
+                first_at = attempt.deltas.first_at
+                seconds_to_first = None if first_at is None else first_at - attempt.called_at
+                if seconds_to_first is not None:
+                    permit.began(seconds_to_first)
                 if attempt.spans is not None:
-                    first_at = attempt.deltas.first_at
-                    seconds_to_first = None if first_at is None else first_at - attempt.called_at
                     attempt.spans.called(exchange, sys.exception(), seconds_to_first=seconds_to_first)
                 if provider.tokens_per_minute is not None:
                     permit.used(exchange.usage.total_tokens)

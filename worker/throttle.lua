@@ -2,15 +2,20 @@
 --
 -- KEYS[1]: the provider's hash. It has a field for each worker, `w<id>`: the number of its last question, its calls
 --   under way, what waits there in calls and tokens and since when, and when it asked last. And one for each slot of
---   time, `s<number>`: its calls and tokens. Times are in milliseconds of Redis's clock.
+--   time, `s<number>`: its calls and tokens. Times are in milliseconds of Redis's clock. The hash of a route whose limit
+--   adapts has a field `limit`: numbers with spaces between them, of which the first three are its cuts, its version
+--   and the calls at once. Of two limits the one with more cuts counts, then the one with the higher version.
 -- ARGV[1]: the worker's id
 -- ARGV[2]: numbers with spaces between them, in one argument because redis-py takes a microsecond and more over each:
 --   the limits of calls at once, calls and tokens a minute (-1: no limit); milliseconds of a minute, of a worker's
 --   lease and of its place in the line; the question's number, calls under way, milliseconds for which the first
 --   waiting call has waited, waiting calls and tokens; the number of corrections, and a slot, calls and tokens for
---   each; and calls and tokens for each waiting request, in their order
--- Returns how many of the waiting requests are granted, the milliseconds after which the next may be, and the slot
---   that counts them.
+--   each; and calls and tokens for each waiting request, in their order. The first call of a worker where no client
+--   waits has a negative age: it comes after the calls of all workers where one does.
+-- ARGV[3]: the adaptive limit as the worker knows it, as in the field; empty for another limit
+-- Returns how many of the waiting requests are granted, the milliseconds after which the next may be, the slot that
+--   counts them, the calls that other workers have under way, those that wait there, those of them that come first,
+--   and the adaptive limit if it is newer than the worker's, else an empty text.
 
 local function split(text)
     local numbers = {}
@@ -27,22 +32,39 @@ local step = window / 30
 local slot = math.floor(now / step)
 local since = now - age
 
-local slots, calls, ahead, ahead_tokens = {}, held, 0, 0
+local newer, known = '', ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'limit')
+if known then
+    local mine, theirs = split(ARGV[3]), split(known)
+    if theirs[1] > mine[1] or (theirs[1] == mine[1] and theirs[2] > mine[2]) then
+        newer, limits[1] = known, theirs[3]
+    end
+end
+if ARGV[3] ~= '' and newer == '' and known ~= ARGV[3] then redis.call('HSET', KEYS[1], 'limit', ARGV[3]) end
+
+local slots, calls, ahead, ahead_tokens, wanted = {}, held, 0, 0, 0
+-- Among workers where no client waits, those with fewer calls under way come first: then no free slot waits for the
+-- next question of a worker that has its share.
+local behind = age < 0
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
     local field, numbers = fields[i], split(fields[i + 1])
-    if string.sub(field, 1, 1) == 's' then
+    if field == 'limit' then
+        -- It is read above.
+    elseif string.sub(field, 1, 1) == 's' then
         local number = tonumber(string.sub(field, 2))
         if number < slot - 30 then redis.call('HDEL', KEYS[1], field) else slots[number] = numbers end
     elseif field == me then
-        if numbers[1] >= question then return {0, 0, slot} end
+        if numbers[1] >= question then return {0, 0, slot, 0, 0, 0, ''} end
     elseif now - numbers[6] > lease then
         redis.call('HDEL', KEYS[1], field)
     else
         calls = calls + numbers[2]
-        if numbers[3] > 0 and now - numbers[6] <= place
-            and (numbers[5] < since or (numbers[5] == since and field < me)) then
-            ahead, ahead_tokens = ahead + numbers[3], ahead_tokens + numbers[4]
+        if numbers[3] > 0 and now - numbers[6] <= place then
+            wanted = wanted + numbers[3]
+            local earlier = numbers[5] < since or (numbers[5] == since and field < me)
+            if earlier and (not behind or numbers[5] <= now or numbers[2] < held) then
+                ahead, ahead_tokens = ahead + numbers[3], ahead_tokens + numbers[4]
+            end
         end
     end
 end
@@ -90,4 +112,4 @@ if short then
         lacking = {lacking[1] - counted[1], lacking[2] - counted[2]}
     end
 end
-return {granted, math.ceil(wait), slot}
+return {granted, math.ceil(wait), slot, calls - held, wanted, ahead, newer}

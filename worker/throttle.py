@@ -13,6 +13,8 @@ trip, which also reports the calls that have ended meanwhile.
   the order is that of arrival, by the oldest waiting call. A worker that asks reports how many calls wait there, and
   the others leave free capacity to calls that came earlier.
 
+A route of a provider without limits has a limit that adapts (`worker/adaptive_line.py`): calls under way alone.
+
 While Redis is unavailable, each worker applies the whole limits by itself: it cannot know how many others there are.
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -31,6 +33,8 @@ from headrace.formats.chat.usage import estimate_usage
 from headrace.ids import new_id
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
+from headrace.telemetry.metrics import ADAPTIVE_LIMIT
+from worker.adaptive_line import AdaptiveLine, AdaptivePermit
 from worker.permits import UNLIMITED, PendingPermit, Permit, PermitLine
 from worker.window import Cost, Decision, ProviderLimits
 
@@ -43,6 +47,8 @@ _PLACE_SECONDS = 3.0
 _COME_BACK_SECONDS = 1.0
 # Tokens of an answer that are reserved at most: the limits of requests are often far beyond what their answers use.
 _MOST_RESERVED_OUTPUT = 4096
+# Lines of one worker: a route by a glob takes any model's name, so clients can name many.
+_MOST_LINES = 1000
 
 
 class LimitedProvider(Protocol):
@@ -54,6 +60,8 @@ class LimitedProvider(Protocol):
     def requests_per_minute(self) -> int | None: ...  # noqa: D102
     @property
     def tokens_per_minute(self) -> int | None: ...  # noqa: D102
+    @property
+    def adaptive_concurrency(self) -> bool: ...  # noqa: D102
 
 
 def estimate_tokens(request: Mapping[str, Any]) -> int:
@@ -71,9 +79,15 @@ class Throttle:
         *,
         lease_seconds: float,
         window_seconds: float = 60.0,
+        measured: Callable[[str], bool] = lambda route: False,  # noqa: ARG005
     ) -> None:
-        """Keep this worker's slots for `lease_seconds` after its last report; a minute has `window_seconds`."""
+        """Keep this worker's slots for `lease_seconds` after its last report; a minute has `window_seconds`.
+
+        `measured` tells whether a route's adaptive limit has a metric.
+        """
         self._lines: dict[str, PermitLine] = {}
+        """By provider, and by route where the limit adapts."""
+        self._measured = measured
         self._window_seconds = window_seconds
         self._lease_seconds = lease_seconds
         self._worker = new_id("worker")
@@ -92,6 +106,7 @@ class Throttle:
         provider: LimitedProvider,
         request: Mapping[str, Any],
         *,
+        route: str = "",
         account: str = "",
         background: bool = False,
         calls: int = 1,
@@ -99,19 +114,27 @@ class Throttle:
     ) -> AbstractAsyncContextManager[Permit]:
         """Return a context that is entered when the provider may be called: `calls` times at once, for this request.
 
-        Leaving it gives the permit back. A call that is cancelled while it waits costs nothing, and so does a provider
-        without limits. Entering raises UpstreamBusyError when it would take, or has taken, longer than
-        `patience_seconds`; `retry_after` says when to ask again.
+        Leaving it gives the permit back. A call that is cancelled while it waits costs nothing. Where the provider has
+        no limits, the limit of `route` adapts to how the calls end. Entering raises UpstreamBusyError when it would
+        take, or has taken, longer than `patience_seconds`; `retry_after` says when to ask again.
         """
         limits = ProviderLimits(provider.max_concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         if limits == (None, None, None):
-            return UNLIMITED
+            adaptive = self._adaptive(route) if route and provider.adaptive_concurrency else None
+            if adaptive is None:
+                return UNLIMITED
+            return AdaptivePermit(adaptive, account, background, calls, patience_seconds)
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = PermitLine(self, name, self._window_seconds)
         line.limits = limits
         tokens = 0 if limits.tokens is None else estimate_tokens(request)
         return PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
+
+    def adaptive_limits(self) -> dict[str, int]:
+        """Return the limits of the routes that have calls here, where they adapt."""
+        lines = ((name, line) for name, line in self._lines.items() if isinstance(line, AdaptiveLine))
+        return {name: line.limit.current.calls for name, line in lines if line.busy}
 
     async def run(self) -> None:
         """Keep this worker's slots, and share the limits again once Redis is back; until cancelled."""
@@ -130,19 +153,36 @@ class Throttle:
 
     # -- for lines ----------------------------------------------------------------------------------------------------
 
-    async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int]) -> Decision:
+    async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int], adaptive: str = "") -> Decision:
         """Put a line's question to the script."""
         times = (self._window_seconds, self._lease_seconds, _PLACE_SECONDS)
         most = (-1 if limit is None else limit for limit in limits)
         said = " ".join(map(str, (*most, *(round(seconds * 1000) for seconds in times), *question)))
-        granted, wait, slot = await self._script(keys=[self._prefix + name], args=[self._worker, said])
-        return Decision(granted, wait / 1000, slot)
+        granted, wait, slot, others, wanted, ahead, newer = await self._script(
+            keys=[self._prefix + name], args=[self._worker, said, adaptive]
+        )
+        return Decision(granted, wait / 1000, slot, others, wanted > 0, ahead > 0, newer.decode())
 
     def lost(self, error: Exception) -> None:
         """Keep the limits without the other workers from here on."""
         if self._shared:
             log.warning("Redis is unavailable, this worker keeps the providers' limits by itself: %r", error)
         self._shared = False
+
+    def _adaptive(self, route: str) -> AdaptiveLine | None:
+        """Return the line of a route whose limit adapts, or None where there are too many such routes."""
+        line = self._lines.get(route)
+        if isinstance(line, AdaptiveLine):
+            return line
+        if len(self._lines) >= _MOST_LINES:
+            self._lines = {name: line for name, line in self._lines.items() if not _is_idle(line)}
+            if len(self._lines) >= _MOST_LINES:
+                return None
+        adaptive = self._lines[route] = AdaptiveLine(self, route, self._window_seconds)
+        if self._measured(route):
+            limit = adaptive.limit
+            ADAPTIVE_LIMIT.labels(route).set_function(lambda: limit.current.calls)
+        return adaptive
 
     async def _come_back(self) -> None:
         try:
@@ -153,3 +193,7 @@ class Throttle:
             return
         log.info("Redis is back, the providers' limits are shared again")
         self._shared = True
+
+
+def _is_idle(line: PermitLine) -> bool:
+    return isinstance(line, AdaptiveLine) and line.idle

@@ -46,6 +46,14 @@ class Decision(NamedTuple):
     """Seconds until the next permit may be granted; 0 if that is unknown, as when calls have to end first."""
     slot: int
     """The slot of time that counts the granted permits."""
+    others: int = 0
+    """Calls that other workers have under way."""
+    others_wait: bool = False
+    """Whether calls wait at other workers."""
+    others_first: bool = False
+    """Whether some of those come before the calls that wait here."""
+    newer: str = ""
+    """The adaptive limit that other workers know, where it is newer than the one that came with the question."""
 
 
 class Window:
@@ -59,6 +67,8 @@ class Window:
     def add(self, now: float, cost: Cost) -> int:
         """Count a cost, and return the slot in which it is counted."""
         slot = int(now / self._step)
+        if slot not in self._slots:
+            self._forget(slot)
         calls, tokens = self._slots.get(slot, NOTHING)
         self._slots[slot] = Cost(calls + cost.calls, tokens + cost.tokens)
         return slot
@@ -72,10 +82,13 @@ class Window:
 
     def total(self, now: float) -> Cost:
         """Return what counts now."""
-        first = int(now / self._step) - SLOTS
-        self._slots = {slot: counted for slot, counted in self._slots.items() if slot >= first}
+        self._forget(int(now / self._step))
         calls, tokens = zip(*self._slots.values(), strict=True) if self._slots else ((), ())
         return Cost(sum(calls), sum(tokens))
+
+    def _forget(self, slot: int) -> None:
+        """Forget the slots of time that no longer count in a later one."""
+        self._slots = {each: counted for each, counted in self._slots.items() if each >= slot - SLOTS}
 
     def decide(self, now: float, limits: ProviderLimits, held: int, asked: Sequence[Cost]) -> Decision:
         """Return how many of the costs `asked` fit, in their order, while `held` calls are under way."""

@@ -107,6 +107,13 @@ class PausedRoute(BaseModel):
     seconds: float
 
 
+class AdaptiveLimit(BaseModel):
+    """How many calls a route takes at once, as the workers have found."""
+
+    route: str = Field(description="`provider/model`")
+    calls: int = Field(description="Calls at once, over all workers")
+
+
 class ProviderStatus(BaseModel):
     """A provider of the configuration, as the workers see it. What they tell is null while Redis is unavailable."""
 
@@ -121,6 +128,9 @@ class ProviderStatus(BaseModel):
     paused_for: float | None = Field(description="Seconds for which a route of it is still paused, the longest")
     paused_routes: list[PausedRoute] | None
     running: int | None = Field(description="Calls under way")
+    adaptive_limits: list[AdaptiveLimit] | None = Field(
+        description="Of routes with calls under way, where the configuration sets no limit"
+    )
     limits: ProviderLimits
     calls: int | None = Field(description="Calls since the workers started")
     errors: int | None = Field(description="Those that the provider failed; requests that it refused as wrong are not")

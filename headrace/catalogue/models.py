@@ -54,6 +54,9 @@ class Provider(BaseModel):
     max_concurrency: int | None = Field(default=None, ge=1, description="Calls under way")
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers")
+    adaptive_concurrency: bool = Field(
+        default=True, description="Find how many calls each route takes at once, where the provider has no limit"
+    )
     timeout: float = Field(default=600, gt=0, description="For a whole call")
     connect_timeout: float = Field(default=10, gt=0)
     read_timeout: float = Field(default=300, gt=0, description="Between bytes: a reasoning model may think for minutes")

@@ -8,6 +8,7 @@ from typing import Any
 from headrace.errors import (
     UpstreamError,
     UpstreamKeyError,
+    UpstreamOverloadedError,
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
@@ -15,6 +16,8 @@ from headrace.errors import (
 
 # Statuses that are tried again, like 5xx.
 _RETRYABLE = frozenset({408, 409, 425, 429})
+# Service unavailable, and Anthropic's own status for an overload.
+_OVERLOADED = frozenset({503, 529})
 # Characters of a provider's text that an error keeps.
 _LONGEST_TEXT = 1000
 
@@ -36,7 +39,8 @@ def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None =
         return UpstreamTimeoutError(retry_after=retry_after)
     if 400 <= status < 500 and status not in _RETRYABLE:
         return UpstreamRefusedError(message, param=param, code=code, status=status)
-    return UpstreamError(message, retry_after=retry_after)
+    kind = UpstreamOverloadedError if status in _OVERLOADED else UpstreamError
+    return kind(message, retry_after=retry_after)
 
 
 def reported(kind: type[UpstreamError], said: Mapping[str, Any]) -> UpstreamError:

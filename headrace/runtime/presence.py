@@ -82,6 +82,8 @@ class View:
     about: About | None = None
     calls: Mapping[str, Calls] = field(default_factory=dict)
     """By provider."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Calls at once that routes with calls here take over all workers, where their limits adapt."""
 
     def pack(self) -> bytes:
         """Return the view as it is kept in Redis."""
@@ -100,8 +102,9 @@ class View:
                 told.get("probing", ()),
                 _known(About, told["about"]) if told.get("about") else None,
                 {name: _known(Calls, calls) for name, calls in told.get("calls", {}).items()},
+                {route: int(calls) for route, calls in told.get("limits", {}).items()},
             )
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
             return cls((), {}, {}, {})
 
 

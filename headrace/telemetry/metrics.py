@@ -225,6 +225,15 @@ THROTTLE_WAIT = _histogram(
     buckets=_LONG,
     watch="The time that a higher limit would save.",
 )
+ADAPTIVE_LIMIT = _gauge(
+    "headrace_adaptive_limit",
+    "Calls at once that a route takes over all workers, as a worker that calls it has found: for providers without "
+    "limits in the configuration. A route by a glob is absent.",
+    unit="calls",
+    labels=("route",),
+    parts=("worker",),
+    watch="Where it is low while jobs wait, the provider refuses calls: ask it for a higher limit, or add a route.",
+)
 CIRCUIT_OPEN = _gauge(
     "headrace_circuit_open",
     "Whether a worker's circuit to a provider is open for all accounts: 1 or 0. A provider without trouble is absent.",

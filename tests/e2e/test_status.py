@@ -120,6 +120,7 @@ async def test_an_open_circuit_and_a_pause_show(watched: Service, provider: Prov
     [paused] = claude["paused_routes"]
     assert paused["route"] == "claude/anthropic-busy"
     assert 0 < paused["seconds"] == claude["paused_for"] <= 600
+    assert second["adaptive_limits"] == [], "its limits are set"
 
 
 async def test_only_keys_with_the_scope_read_it(service: Service, anonymous: httpx.AsyncClient) -> None:

@@ -16,6 +16,7 @@ import orjson
 from headrace.errors import (
     UpstreamError,
     UpstreamKeyError,
+    UpstreamOverloadedError,
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
@@ -47,6 +48,7 @@ _ERRORS: Mapping[int, type[UpstreamError]] = {
     403: UpstreamKeyError,
     404: UpstreamRefusedError,
     429: UpstreamRateLimitError,
+    503: UpstreamOverloadedError,
     504: UpstreamTimeoutError,
 }
 

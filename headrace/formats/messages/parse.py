@@ -13,6 +13,7 @@ from typing import Any
 from headrace.errors import (
     UpstreamError,
     UpstreamKeyError,
+    UpstreamOverloadedError,
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
@@ -42,6 +43,7 @@ _ERRORS: Mapping[str, type[UpstreamError]] = {
     "billing_error": UpstreamKeyError,
     "rate_limit_error": UpstreamRateLimitError,
     "timeout_error": UpstreamTimeoutError,
+    "overloaded_error": UpstreamOverloadedError,
 }
 _TOO_LONG = re.compile(r"prompt is too long|exceeds? (the )?(model'?s? )?context (limit|window)", re.IGNORECASE)
 

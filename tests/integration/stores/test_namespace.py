@@ -40,6 +40,7 @@ class OneCall:
     """A provider that takes one call at a time."""
 
     max_concurrency: int | None = 1
+    adaptive_concurrency: bool = True
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 

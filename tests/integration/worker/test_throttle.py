@@ -40,6 +40,7 @@ class Provider:
     max_concurrency: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    adaptive_concurrency: bool = True
 
 
 @pytest.fixture

@@ -22,8 +22,10 @@ ABOUT = st.none() | st.builds(
 )
 CALLS = st.dictionaries(st.text(max_size=5), st.builds(Calls, COUNTS, COUNTS, COUNTS), max_size=3)
 
+LIMITS = st.dictionaries(st.text(max_size=5), COUNTS, max_size=3)
 
-@given(st.builds(View, NAMES, KEYS, KEYS, KEYS, NAMES, ABOUT, CALLS))
+
+@given(st.builds(View, NAMES, KEYS, KEYS, KEYS, NAMES, ABOUT, CALLS, LIMITS))
 def test_a_view_comes_back_the_same(view: View) -> None:
     assert View.unpack(view.pack()) == view
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.window import SLOTS, Cost, ProviderLimits, Window
+from worker.window import SLOTS, Cost, Decision, ProviderLimits, Window
 
 SECONDS = 60.0
 COSTS = st.builds(Cost, st.integers(1, 3), st.integers(0, 50))
@@ -47,8 +47,8 @@ def test_a_call_that_waits_as_long_as_the_decision_says_is_granted(
 
 def test_no_wait_is_known_while_slots_are_short() -> None:
     window = Window(SECONDS)
-    assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(1, 0), Cost(1, 0)]) == (1, 0, 0)
-    assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(2, 0), Cost(1, 0)]) == (0, 0, 0)
+    assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(1, 0), Cost(1, 0)]) == Decision(1, 0, 0)
+    assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(2, 0), Cost(1, 0)]) == Decision(0, 0, 0)
 
 
 def test_who_came_first_is_not_passed_by_a_smaller_one() -> None:

@@ -1,0 +1,259 @@
+"""Adaptive limits that two workers keep together over a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace.dev.valkey import EmbeddedValkey
+from headrace.errors import (
+    UpstreamBusyError,
+    UpstreamError,
+    UpstreamOverloadedError,
+    UpstreamRateLimitError,
+    UpstreamRefusedError,
+)
+from headrace.stores.redis import connect_redis
+from tests.service import free_port
+from tests.waiting import PATIENCE, eventually
+from worker import throttle as module
+from worker.adaptive import INITIAL
+from worker.adaptive_line import AdaptiveLine
+from worker.permits import UNLIMITED
+from worker.throttle import Throttle
+
+ROUTE = "openai/gpt"
+LONG = 1000.0
+"""Seconds of a lease that outlasts every test."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    max_concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    adaptive_concurrency: bool = True
+
+
+PROVIDER = Provider()
+
+
+@pytest.fixture
+async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+    async with connect_redis(valkey.url) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def workers(redis: Redis) -> AsyncIterator[list[Throttle]]:
+    workers = [Throttle(redis, lease_seconds=LONG) for _ in range(2)]
+    yield workers
+    for worker in workers:
+        await worker.close()
+
+
+def line_of(throttle: Throttle) -> AdaptiveLine:
+    line = throttle._lines[ROUTE]
+    assert isinstance(line, AdaptiveLine)
+    return line
+
+
+def limit_of(throttle: Throttle) -> int:
+    return line_of(throttle).limit.current.calls
+
+
+class Call:
+    """A call that is under way once it is admitted, until it is told how to end."""
+
+    def __init__(self, throttle: Throttle, *, background: bool = False, account: str = "") -> None:
+        self.admitted = asyncio.Event()
+        self._end = asyncio.Event()
+        self._error: Exception | None = None
+        self.task = asyncio.create_task(self._run(throttle, background, account))
+
+    async def _run(self, throttle: Throttle, background: bool, account: str) -> None:
+        async with throttle.permit("openai", PROVIDER, {}, route=ROUTE, background=background, account=account):
+            self.admitted.set()
+            await self._end.wait()
+            if self._error is not None:
+                raise self._error
+
+    async def started(self) -> Call:
+        async with asyncio.timeout(PATIENCE):
+            await self.admitted.wait()
+        return self
+
+    async def end(self, error: Exception | None = None) -> None:
+        self._error = error
+        self._end.set()
+        if error is None:
+            await self.task
+        else:
+            with pytest.raises(type(error)):
+                await self.task
+
+
+async def fill(throttle: Throttle, count: int, *, background: bool = False) -> list[Call]:
+    return [await Call(throttle, background=background).started() for _ in range(count)]
+
+
+async def end(*calls: Call) -> None:
+    for call in calls:
+        await call.end()
+
+
+async def test_a_route_that_has_refused_nothing_holds_back_background_jobs_alone(workers: list[Throttle]) -> None:
+    throttle = workers[0]
+    lines = await fill(throttle, INITIAL, background=True)
+    late = Call(throttle, background=True)
+    clients = await fill(throttle, INITIAL)
+    assert not late.admitted.is_set()
+    late.task.cancel()
+    await end(*lines, *clients)
+
+
+async def test_far_below_its_limit_a_route_asks_redis_for_no_call(
+    workers: list[Throttle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throttle, asked = workers[0], []
+    ask = throttle.ask
+
+    async def recorded(*arguments: object) -> object:
+        asked.append(arguments)
+        return await ask(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(throttle, "ask", recorded)
+    for _ in range(200):
+        await end(*await fill(throttle, 3, background=True))
+    assert len(asked) <= 10, "only the reports of each second"
+
+
+@pytest.mark.parametrize("error", [UpstreamRateLimitError(), UpstreamOverloadedError()])
+async def test_an_overload_cuts_the_limit_at_both_workers(workers: list[Throttle], error: UpstreamError) -> None:
+    first, second = workers
+    calls = [*await fill(second, INITIAL // 2, background=True), *await fill(first, INITIAL // 2, background=True)]
+    await calls.pop().end(error)
+    assert limit_of(first) < INITIAL
+
+    async def known() -> bool:
+        line_of(second).heartbeat()
+        return limit_of(second) == limit_of(first)
+
+    await eventually(known, "the second worker to know the limit")
+    await end(*calls)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamError(),
+        UpstreamRefusedError(),
+        UpstreamBusyError(),
+        UpstreamRateLimitError(code="insufficient_quota"),
+        ValueError(),
+    ],
+)
+async def test_other_failures_change_no_limit(workers: list[Throttle], error: Exception) -> None:
+    calls = await fill(workers[0], INITIAL, background=True)
+    await calls.pop().end(error)
+    assert line_of(workers[0]).limit.current.cuts == 0
+    await end(*calls)
+
+
+async def test_clients_calls_come_before_the_lines_of_every_worker(workers: list[Throttle]) -> None:
+    busy, other = workers
+    calls = await fill(busy, INITIAL, background=True)
+    await calls.pop().end(UpstreamRateLimitError())
+    waiting = [Call(busy, background=True) for _ in range(20)]
+    await asyncio.sleep(0.1)  # they have asked
+    client = Call(other)
+    async with asyncio.timeout(PATIENCE):
+        while not client.admitted.is_set():
+            if calls:
+                await calls.pop(0).end()
+            await asyncio.sleep(0.1)
+    late = sum(call.admitted.is_set() for call in waiting)
+    assert late <= 3, "those that started before the other worker's question came"
+    for call in waiting:
+        call.task.cancel()
+    await end(client, *calls)
+
+
+async def test_two_workers_find_a_capacity_and_rarely_exceed_it(workers: list[Throttle]) -> None:
+    capacity, under_way, made, refused = 24, 0, 0, 0
+    dice = random.Random(3)
+
+    async def lane(throttle: Throttle, *, background: bool) -> None:
+        nonlocal under_way, made, refused
+        while made < 6000:
+            with contextlib.suppress(UpstreamRateLimitError):
+                async with throttle.permit("openai", PROVIDER, {}, route=ROUTE, background=background):
+                    made += 1
+                    if under_way >= capacity:
+                        refused += 1
+                        raise UpstreamRateLimitError
+                    under_way += 1
+                    try:
+                        await asyncio.sleep(dice.uniform(0.01, 0.04))
+                    finally:
+                        under_way -= 1
+
+    async with asyncio.timeout(PATIENCE * 4):
+        await asyncio.gather(
+            *(lane(throttle, background=True) for throttle in workers for _ in range(40)),
+            *(lane(throttle, background=False) for throttle in workers for _ in range(3)),
+        )
+    assert refused < 0.03 * made
+    assert limit_of(workers[0]) > capacity / 2
+
+
+async def test_without_redis_calls_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as nowhere:
+        throttle = Throttle(nowhere, lease_seconds=LONG)
+        calls = await fill(throttle, INITIAL, background=True)
+        assert not throttle.shared
+        await calls.pop().end(UpstreamRateLimitError())
+        assert limit_of(throttle) < INITIAL
+        await end(*calls)
+        await throttle.close()
+
+
+async def test_a_newer_worker_learns_the_limit_of_the_others(workers: list[Throttle], redis: Redis) -> None:
+    calls = await fill(workers[0], INITIAL, background=True)
+    await calls.pop().end(UpstreamRateLimitError())
+    await workers[0].close()
+    newer = Throttle(redis, lease_seconds=LONG)
+    late = Call(newer, background=True)
+    await asyncio.sleep(0)
+
+    async def known() -> bool:
+        line_of(newer).heartbeat()
+        return limit_of(newer) == limit_of(workers[0])
+
+    await eventually(known, "the new worker to know the limit")
+    late.task.cancel()
+    await end(*calls)
+    await newer.close()
+
+
+async def test_adaptation_can_be_turned_off(workers: list[Throttle]) -> None:
+    fixed = Provider(adaptive_concurrency=False)
+    assert workers[0].permit("openai", fixed, {}, route=ROUTE) is UNLIMITED
+
+
+async def test_clients_that_name_many_models_make_no_more_than_so_many_lines(
+    workers: list[Throttle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_LINES", 10)
+    throttle = workers[0]
+    for number in range(100):
+        async with throttle.permit("openai", PROVIDER, {}, route=f"openai/model-{number}"):
+            pass
+        await asyncio.sleep(0)
+    assert len(throttle._lines) <= 10
