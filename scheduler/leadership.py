@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.runtime.chores import Chore, going_on, next_tick
 from headrace.stores.connections import Connections
+from headrace.stores.plain import Prepared
 from headrace.telemetry.metrics import SCHEDULER_LEADS
 from headrace.telemetry.stores import POSTGRES
 
@@ -31,6 +32,9 @@ _PATIENCE_SECONDS = 5.0
 # Seconds of silence after which Postgres ends the session. More than a pulse and the leader's patience together: a
 # leader then knows that its lead is lost before another scheduler leads.
 _SILENCE_SECONDS = 8
+# Both return null on a standby.
+_TAKE = Prepared(f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_try_advisory_lock({_LOCK}) END")
+_PULSE = Prepared("SELECT CASE WHEN NOT pg_is_in_recovery() THEN true END")
 
 
 @contextlib.asynccontextmanager
@@ -45,10 +49,9 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
     """
     async with connections.session() as session:
 
-        async def ask(question: str) -> bool:
-            statement = f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN {question} END"
+        async def ask(question: Prepared) -> bool:
             began = time.monotonic()
-            [(answer,)] = await session.execute(statement, None, patience_seconds=_PATIENCE_SECONDS)
+            [(answer,)] = await session.execute(question, {}, patience_seconds=_PATIENCE_SECONDS)
             POSTGRES.answered(time.monotonic() - began)
             if answer is None:
                 raise ConnectionError("This Postgres is a standby.")
@@ -57,17 +60,16 @@ async def leadership(connections: Connections) -> AsyncIterator[Callable[[], Awa
         await session.execute(
             f"SET idle_session_timeout = '{_SILENCE_SECONDS}s'", None, patience_seconds=_PATIENCE_SECONDS
         )
-        take = f"pg_try_advisory_lock({_LOCK})"
-        leads = await ask(take)
+        leads = await ask(_TAKE)
         if not leads:
             log.info("ready: another scheduler leads, this one waits")
         while not leads:
             await asyncio.sleep(_ATTEMPT_SECONDS)
-            leads = await ask(take)
+            leads = await ask(_TAKE)
 
         async def keep() -> None:
             while True:
-                await ask("true")
+                await ask(_PULSE)
                 await next_tick(_PULSE_SECONDS)
 
         yield keep

@@ -54,7 +54,7 @@ class Lookout:
     async def look(self) -> None:
         """Look once. If Postgres is unavailable, each chore has to find out by itself."""
         try:
-            [found] = await execute(self._database.relaxed, _LOOK)
+            [found] = await execute(self._database.relaxed, _LOOK, {})
         except SQLAlchemyError as error:
             log.debug("could not look for work: %s", error)
             for event in (self.jobs, self.batches, self.webhooks, self.usage):

@@ -89,11 +89,11 @@ class Connections:
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Connections]:
         """Give one connection for what a session keeps, such as an advisory lock. It is closed at the end."""
-        async with self.engine.connect() as connection:
-            try:
-                yield _One(self.engine, connection)
-            finally:
-                await connection.invalidate()
+        session = _Session(self.engine, await self._open())
+        try:
+            yield session
+        finally:
+            await session.close()
 
     @contextlib.asynccontextmanager
     async def transaction(self, isolation_level: Isolation) -> AsyncIterator[Connections]:
@@ -151,8 +151,23 @@ class Connections:
         return cast("DBAPIError", translated)
 
 
+class _Session(Connections):
+    """One connection, for the texts of a session. No other takes its place: once it is lost, every statement fails."""
+
+    def __init__(self, engine: AsyncEngine, connection: PlainConnection) -> None:
+        super().__init__(engine, limit=1)
+        self._idle.append(connection)
+
+    async def close(self) -> None:
+        """Close the connection. The engine is others' too."""
+        await self._close_idle()
+
+    async def _open(self) -> PlainConnection:
+        raise self._translated(psycopg.OperationalError("the session has ended"), dead=True)
+
+
 class _One(Connections):
-    """One connection, for the statements of a session or a transaction."""
+    """One connection, for the statements of a transaction."""
 
     def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
         super().__init__(engine, limit=1)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from headrace.jobs.records import WaitingJob
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 
 # The index leads from one account to the next, in each tier, apart for jobs that a client waits for. The first `limit`
 # accounts, and the first `limit` jobs of each, are enough. No step depends on how many jobs are queued.
-_FAIR = """
+_FAIR = Prepared("""
 WITH RECURSIVE place AS (
     SELECT tier, tier_order, background
     FROM unnest(%(tiers)s::text[]) WITH ORDINALITY AS known (tier, tier_order),
@@ -41,7 +42,7 @@ SELECT id, tier, first.account_id, background FROM first CROSS JOIN LATERAL (
         ORDER BY scheduled_at LIMIT %(limit)s) AS due) AS next
 WHERE sent_at <= now() - %(seconds)s * interval '1 second'
 ORDER BY tier_order, background, running + number, next.scheduled_at LIMIT %(limit)s
-"""
+""")
 
 
 async def find_fair(

@@ -13,9 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.arrays import TextArray
 from headrace.stores.database import Database, execute
+from headrace.stores.failures import is_unavailable
 from headrace.stores.plain import Prepared
 from tests.integration.databases import Session
-from tests.waiting import eventually
 
 ECHO = """
 SELECT %(text)s AS text, %(number)s + 1 AS next, %(price)s AS price, %(at)s AS at, %(bytes)s AS bytes,
@@ -87,14 +87,22 @@ async def test_other_statements_take_turns_with_it(one: Database) -> None:
 
 async def test_a_connection_that_ends_while_nothing_runs_is_replaced(one: Database, other_session: Session) -> None:
     pid = await pid_of(one)
-    await other_session.execute("SELECT pg_terminate_backend(%s)", [pid])
-
-    async def has_ended() -> bool:
-        cursor = await other_session.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid])
-        return await cursor.fetchone() is None
-
-    await eventually(has_ended, "the end of the connection")
+    # Postgres waits for the end itself: in a transaction `pg_stat_activity` stays as it was at the first look.
+    cursor = await other_session.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
+    assert await cursor.fetchone() == (True,)
     assert await pid_of(one) != pid
+
+
+async def test_a_session_that_is_lost_is_not_replaced(one: Database, other_session: Session) -> None:
+    async with one.relaxed.session() as session:
+        [(pid,)] = await session.execute("SELECT pg_backend_pid()", {}, patience_seconds=10)
+        cursor = await other_session.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
+        assert await cursor.fetchone() == (True,)
+        for _ in range(2):
+            with pytest.raises(DBAPIError) as caught:
+                await session.execute("SELECT pg_backend_pid()", {}, patience_seconds=10)
+            assert is_unavailable(caught.value)
+    assert await pid_of(one)
 
 
 async def test_a_statement_that_is_cancelled_takes_its_connection_with_it(one: Database) -> None:
