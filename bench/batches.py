@@ -24,7 +24,7 @@ from bench.upstream import Script
 _LINES = 20_000
 _BARE_LINES = 5_000
 _HUGE = 100_000
-_FAIR = (50_000, 100)
+_FAIR = (20_000, 100)
 _SMALL = 1_000
 _LOOK_SECONDS = 0.05
 _WEIGH_SECONDS = 0.25
@@ -79,16 +79,16 @@ class Batches:
         lines = [
             "| | | goal |",
             "| --- | ---: | ---: |",
-            f"| {whole.lines:,} lines, upload to output, a second | {whole.rate:,.0f} | {_at_least(whole.rate, 900)} |",
+            f"| {whole.lines:,} lines, upload to output, a second | {whole.rate:,.0f} | |",
             f"| a script with the `openai` client, 64 in flight, the same run | {bare:,.0f} | |",
-            f"| times as fast | {whole.rate / bare:.2f} | {_at_least(whole.rate / bare, 2)} |",
+            f"| times as fast | {whole.rate / bare:.2f} | {_at_least(whole.rate / bare, 5)} |",
             f"| lines validated a second | {checked:,.0f} | {_at_least(checked, 20_000)} |",
         ]
         for name, before, during in zip(("p50", "p99"), self.alone, self.beside, strict=True):
             ratio = during / before
             lines.append(
                 f"| interactive {name} during {huge.lines:,} lines, ms ({before:.1f} without: {ratio:.2f} times)"
-                f" | {during:.1f} | {_at_most(ratio, 2)} |"
+                f" | {during:.1f} | {_at_most(ratio, 1.2)} |"
             )
         for name, seconds in self.fair.items():
             lines.append(f"| two tenants at once: {name} ended after, s | {seconds:.1f} | |")
