@@ -26,6 +26,9 @@ HOLD = 120
 # Rounds after which it is tried in any case where the limit is small, and seconds.
 _HOLD_ROUNDS = 8
 _HOLD_SECONDS = 60.0
+# How many times as long as the pause that the provider asks for the limit stays at its ceiling, and seconds at most.
+_HOLD_PAUSES = 50
+_LONGEST_HOLD_SECONDS = 600
 # The parts of the limit that the first, second, third … cut in a row takes away.
 _CUTS = (1 / 32, 1 / 8, 1 / 4, 1 / 2)
 # The part that a cut takes away because answers have become slow. Slowness alone leaves INITIAL calls.
@@ -55,6 +58,8 @@ class Limit(NamedTuple):
     """Calls that are added in a round, where there is no ceiling."""
     falls: int
     """Refusals in a row, without a round of accepted calls between them; 0 if slowness was the last cause."""
+    hold: int
+    """Seconds for which the limit stays at its ceiling at least, as a refusal there pauses the route."""
 
     def pack(self) -> str:
         """Return the limit as it is kept in Redis."""
@@ -73,7 +78,9 @@ class AdaptiveLimit:
 
     def __init__(self) -> None:
         """Know nothing of the route."""
-        self.current = Limit(cuts=0, version=0, calls=INITIAL, ceiling=0, floor=INITIAL // 2, rate=INITIAL, falls=0)
+        self.current = Limit(
+            cuts=0, version=0, calls=INITIAL, ceiling=0, floor=INITIAL // 2, rate=INITIAL, falls=0, hold=0
+        )
         self._cut_at = self._known_until = self._grown_at = self._held_at = 0.0
         self._clean = self._held = 0.0
         """Calls of all workers that were accepted since the last cut, as far as this one can tell."""
@@ -93,7 +100,7 @@ class AdaptiveLimit:
         """
         if started < self._cut_at:
             return False
-        cuts, version, calls, ceiling, floor, rate, falls = self.current
+        cuts, version, calls, ceiling, floor, rate, falls, hold = self.current
         weight = 1 / share
         self._clean += weight
         self._held += weight
@@ -102,10 +109,11 @@ class AdaptiveLimit:
         if level > calls:
             # A call that was let through beyond the limit, as the capacity was not known.
             calls, ceiling = level, 0 if ceiling < level else ceiling
-            self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls), 0)
+            self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls, hold), 0)
             return True
         if ceiling and calls >= ceiling:
-            if self._held < max(calls, min(HOLD, calls * _HOLD_ROUNDS)) and now < self._held_at + _HOLD_SECONDS:
+            few = self._held < max(calls, min(HOLD, calls * _HOLD_ROUNDS))
+            if now < self._held_at + (max(hold, _HOLD_SECONDS) if few else hold):
                 return False
             ceiling, rate, self._grown, self._credit = 0, 1, 0, 1.0
         gain = max(1.0, calls * _RETURN) if ceiling else rate
@@ -117,14 +125,17 @@ class AdaptiveLimit:
         self._credit -= more
         self._grown_at = now
         calls += more
-        self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls), more)
+        self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls, hold), more)
         return True
 
-    def overloaded(self, started: float, level: int, *, now: float) -> bool:
-        """Learn that the provider refused a call, and return whether the limit has changed."""
+    def overloaded(self, started: float, level: int, *, now: float, pause: float = 0) -> bool:
+        """Learn that the provider refused a call, and return whether the limit has changed.
+
+        `pause` is for how many seconds the provider asks to make no call.
+        """
         if started < self._cut_at or level <= 1:
             return False  # fewer calls at once cannot help a call that was alone
-        cuts, version, calls, _, floor, _, falls = self.current
+        cuts, version, calls, _, floor, _, falls, _ = self.current
         failed = min(calls, level)
         falls = falls + 1 if cuts and self._clean * 8 < failed else 1
         part = _CUTS[min(falls, len(_CUTS)) - 1]
@@ -132,16 +143,17 @@ class AdaptiveLimit:
         if falls >= 3:
             floor = min(floor, calls // 2)
         calls = max(1, floor, calls)
-        self._cut(Limit(cuts + 1, version + 1, calls, max(calls, failed - 1), floor, 1, falls), now)
+        hold = int(min(pause * _HOLD_PAUSES, _LONGEST_HOLD_SECONDS))
+        self._cut(Limit(cuts + 1, version + 1, calls, max(calls, failed - 1), floor, 1, falls, hold), now)
         return True
 
     def slowed(self, started: float, level: int, *, now: float) -> bool:
         """Learn that answers have become slow, and return whether the limit has changed."""
-        cuts, version, calls, _, floor, _, _ = self.current
+        cuts, version, calls, _, floor, _, _, hold = self.current
         less = max(min(calls, INITIAL), int(calls * (1 - _SLOW_CUT)))
         if started < self._cut_at or level * 2 < calls or less == calls:
             return False
-        self._cut(Limit(cuts + 1, version + 1, less, less, min(floor, less), 1, 0), now)
+        self._cut(Limit(cuts + 1, version + 1, less, less, min(floor, less), 1, 0, hold), now)
         return True
 
     def learn(self, limit: Limit, now: float) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from headrace.errors import UpstreamBusyError, UpstreamOverloadedError, UpstreamRateLimitError
+from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamOverloadedError, UpstreamRateLimitError
 from worker.adaptive import AdaptiveLimit, Limit
 from worker.permits import Arbiter, PendingPermit, PermitLine
 from worker.slowness import Slowness
@@ -106,8 +106,9 @@ class AdaptiveLine(PermitLine):
 
     def ended(self, permit: AdaptivePermit, error: BaseException | None) -> None:
         """Learn from how a call ended; it still counts as under way."""
-        if _is_overload(error):
-            if self.limit.overloaded(permit.started, permit.level, now=time.monotonic()):
+        if isinstance(error, UpstreamError) and _is_overload(error):
+            pause = error.retry_after or 0
+            if self.limit.overloaded(permit.started, permit.level, now=time.monotonic(), pause=pause):
                 self._share_cut()
         elif error is None:
             self._accept(permit, time.monotonic())
@@ -203,7 +204,7 @@ class AdaptiveLine(PermitLine):
             self._begin(permit, time.monotonic(), self._others + self._held)
 
 
-def _is_overload(error: BaseException | None) -> bool:
+def _is_overload(error: UpstreamError) -> bool:
     """Tell whether a provider refused a call because it had too many."""
     if isinstance(error, UpstreamRateLimitError):
         return not isinstance(error, UpstreamBusyError) and error.code != _QUOTA

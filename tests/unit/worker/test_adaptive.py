@@ -161,7 +161,7 @@ def test_a_call_that_was_alone_cuts_nothing() -> None:
 
 def test_refusals_in_a_row_cut_more_and_more() -> None:
     limit, parts = AdaptiveLimit(), []
-    limit.learn(Limit(cuts=1, version=1, calls=1000, ceiling=1000, floor=500, rate=1, falls=0), now=1.0)
+    limit.learn(Limit(cuts=1, version=1, calls=1000, ceiling=1000, floor=500, rate=1, falls=0, hold=0), now=1.0)
     for number in range(5):
         before = limit.current.calls
         limit.overloaded(2.0 + number, before, now=2.5 + number)
@@ -179,6 +179,15 @@ def test_after_a_cut_the_limit_returns_to_its_ceiling_and_stays_for_a_while() ->
     assert limit.current.calls >= INITIAL, "then it tries one more"
 
 
+def test_where_a_refusal_pauses_the_route_the_limit_stays_at_its_ceiling_for_longer() -> None:
+    limit = AdaptiveLimit()
+    limit.overloaded(1.0, INITIAL, now=2.0, pause=1.0)
+    accept(limit, 450, began=3.0)
+    assert limit.current.calls == INITIAL - 1, "within 50 times the pause"
+    accept(limit, 50, began=52.0)
+    assert limit.current.calls >= INITIAL
+
+
 def test_a_cut_is_known_for_a_while() -> None:
     assert not AdaptiveLimit().known(1.0)
     limit = cut()
@@ -188,7 +197,7 @@ def test_a_cut_is_known_for_a_while() -> None:
 
 def test_slowness_cuts_and_leaves_some_calls_and_those_with_waiting_clients() -> None:
     limit = AdaptiveLimit()
-    limit.learn(Limit(cuts=0, version=1, calls=400, ceiling=0, floor=200, rate=1, falls=0), now=1.0)
+    limit.learn(Limit(cuts=0, version=1, calls=400, ceiling=0, floor=200, rate=1, falls=0, hold=0), now=1.0)
     assert limit.slowed(2.0, 400, now=3.0)
     assert limit.current.calls == 300
     assert not limit.slowed(2.5, 300, now=4.0), "the call began before the cut"
