@@ -14,6 +14,7 @@ from headrace.usage.views import LATENCY_VIEWS, VIEWS, Grain
 LONGER_GRAINS: tuple[Grain, ...] = ("day", "month")
 """Those whose cells are sums of cells of an hour."""
 
+_HOURS = {"hour": 1, "day": 24}
 _COLUMNS = [name for name in DIMENSIONS if not name.startswith("metadata")]
 _SETS = [view for view in VIEWS if view != "metadata"]
 _WIDEST = "common"
@@ -22,6 +23,14 @@ _NARROW = [view for view in _SETS if view not in _WIDE]
 _DIMENSIONS = ", ".join(DIMENSIONS)
 _AMOUNTS = ", ".join(AMOUNTS_OF_ROW)
 _DIGEST = f"md5(row({_DIMENSIONS})::text)::uuid"
+
+
+def start_of(grain: Grain, at: str) -> str:
+    """Return the SQL of when an hour, a day or a month of UTC began at some time."""
+    if grain == "month":
+        return f"date_trunc('month', {at}, 'UTC')"
+    # It costs a third of `date_trunc`, which looks up the zone each time.
+    return f"date_bin('{_HOURS[grain]} hours', {at}, '0001-01-01 00:00+00'::timestamptz)"
 
 
 def _grouping(views: Sequence[str], *others: str) -> str:
@@ -41,11 +50,10 @@ def _view(views: Sequence[str]) -> str:
     return f"CASE grouping({', '.join(names)}) {cases} END AS view, {columns}"
 
 
-_HOUR = "date_trunc('hour', created_at, 'UTC') AS hour"
 _SUMS = ", ".join(total(name, name) for name in AMOUNTS_OF_ROW)
 HOURS = f"""
 facts AS MATERIALIZED (
-    SELECT account_id, {_HOUR}, {", ".join(_COLUMNS)}, metadata,
+    SELECT account_id, {start_of("hour", "created_at")} AS hour, {", ".join(_COLUMNS)}, metadata,
            {", ".join(f"{expression} AS {name}" for name, expression in AMOUNTS_OF_ROW.items())},
            {", ".join(f"CASE WHEN {has_metric(name)} THEN {step} END AS {name}" for name, step in STEPS_OF_ROW.items())}
     FROM fresh
@@ -70,8 +78,8 @@ facts AS MATERIALIZED (
 def _grains(source: str, keys: str, sums: str, kept: str, longer: Sequence[Grain]) -> str:
     """Return a query that makes cells of an hour and of longer grains from cells of an hour."""
     cells = (
-        f"SELECT view, '{grain}', account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}, {sums} "
-        f"FROM {source} GROUP BY view, account_id, date_trunc('{grain}', hour, 'UTC'), {keys}{_DIMENSIONS}"
+        f"SELECT view, '{grain}', account_id, {start_of(grain, 'hour')}, {keys}{_DIMENSIONS}, {sums} "
+        f"FROM {source} GROUP BY view, account_id, {start_of(grain, 'hour')}, {keys}{_DIMENSIONS}"
         for grain in longer
     )
     return " UNION ALL ".join(
@@ -109,7 +117,7 @@ def timed_months(table: str) -> str:
 
 
 def _months(table: str, keys: str, sums: str) -> str:
-    month = "date_trunc('month', start, 'UTC')"
+    month = start_of("month", "start")
     return (
         f"SELECT view, 'month', account_id, {month}, {keys}, {_DIMENSIONS}, {sums} FROM {table} "
         f"WHERE grain = 'day' GROUP BY view, account_id, {month}, {keys}, {_DIMENSIONS}"

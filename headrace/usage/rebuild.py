@@ -108,7 +108,7 @@ _SETTLE_RESTORED = f"UPDATE usage SET transaction = 0 WHERE transaction >= {_NEX
 # Rows before the oldest open transaction no longer change, so the statements of all days see the same ones.
 _FIRST_MARK = f"INSERT INTO {_MARK} (transaction, metadata_keys) VALUES ({_OLDEST}, %(keys)s::text[])"
 _FIND_DAYS = f"""
-CREATE TABLE {_DAYS} AS SELECT DISTINCT date_trunc('day', created_at, 'UTC') AS day, NULL::bigint AS rows
+CREATE TABLE {_DAYS} AS SELECT DISTINCT {cells.start_of("day", "created_at")} AS day, NULL::bigint AS rows
 FROM usage, {_MARK} AS mark WHERE usage.transaction < mark.transaction
 """
 
