@@ -21,10 +21,11 @@ from headrace.ids import new_id
 from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.providers.demo.server import DemoUpstream
-from headrace.queue import TIERS, JobQueue
+from headrace.queue import BACKGROUND_TIERS, TIERS, JobQueue
 from headrace.runtime.chores import Chore, going_on, until_tick
 from headrace.runtime.fingerprints import Fingerprint
-from headrace.runtime.presence import About
+from headrace.runtime.machine import machine_id
+from headrace.runtime.presence import About, View
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis, redis_takes_writes
@@ -39,6 +40,7 @@ from worker.deltas import DeltaWriter
 from worker.ending import Endings
 from worker.intake import Intake
 from worker.leases import Leases
+from worker.line_pace import LinePace
 from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
@@ -97,6 +99,7 @@ class Executor:
             about=self._describe,
             on_redis_lost=self._store_lost.set,
             limits=self._throttle.adaptive_limits,
+            on_views=self._pace_lines,
         )
         self._availability = Availability()
         self._availability.on_lost(self._store_lost.set)
@@ -118,7 +121,9 @@ class Executor:
             outcomes=Outcomes(endings, self._circuits, attempts_per_route=settings.attempts_per_route),
             measures=measures,
         )
-        slots = self._slots = Slots(settings.worker_slots, line_slots=line_slots)
+        self._machine = machine_id()
+        self._pace = LinePace()
+        slots = self._slots = Slots(settings.worker_slots, line_slots=line_slots, pace=self._pace)
         WORKER_SLOTS.set(settings.worker_slots)
         WORKER_SLOTS_TAKEN.set_function(lambda: slots.taken)
         self._started_at = time.time()
@@ -195,7 +200,17 @@ class Executor:
             slots=self._settings.worker_slots,
             running=self._slots.taken,
             draining=HEALTH.draining,
+            machine=self._machine,
         )
+
+    def _pace_lines(self, views: Sequence[View]) -> None:
+        """Set the pace of lines by how many calls others on this machine make for requests."""
+        beside = [
+            view
+            for view in views
+            if view.about is not None and view.about.machine == self._machine and not {*view.tiers} <= BACKGROUND_TIERS
+        ]
+        self._pace.look(sum(calls.calls for view in beside for calls in view.calls.values()))
 
     @property
     def reachable(self) -> asyncio.Event:

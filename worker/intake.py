@@ -141,7 +141,7 @@ class Intake:
                     log.warning("could not look for the next jobs: %s", error)
                     await asyncio.sleep(_FAILED_SECONDS)
                 took = loop.time() - began
-                if self._open_tiers():
+                if self._open_tiers() or (self._slots.line_waits and self._wakeups.competing(LINES)):
                     await asyncio.sleep(max(_GATHER_SECONDS, took))
                 else:
                     await self._pause(max(_RESERVE_SECONDS, _REST * took))

@@ -52,12 +52,14 @@ class Circuits:
         about: Callable[[], About] | None = None,
         limits: Callable[[], Mapping[str, int]] = dict,
         on_redis_lost: Callable[[], None] = lambda: None,
+        on_views: Callable[[Sequence[View]], None] = lambda _: None,
     ) -> None:
         """Know of no trouble yet; `run` has to run for workers to share what they learn.
 
         `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is,
         and `limits` the adaptive limits of its routes. The worker tells its news every `poll_seconds`, half as often
-        while it has no call and no trouble. `on_redis_lost` is called when Redis first takes no news.
+        while it has no call and no trouble. `on_redis_lost` is called when Redis first takes no news, `on_views` with
+        each news of the other workers.
         """
         rules = rules or Rules()
         self._changed = asyncio.Event()
@@ -75,6 +77,11 @@ class Circuits:
         self.redis_lost = False
         """Whether Redis did not take this worker's last news."""
         self._on_redis_lost = on_redis_lost
+        self._on_views = on_views
+        self._made = 0
+        """Calls that were made before the last news."""
+        self.quiet = True
+        """Whether no call was made between the last news and the one before."""
         self._shown: set[str] = set()
         """Providers that the metric of open circuits names."""
 
@@ -123,6 +130,11 @@ class Circuits:
             finally:
                 timer.cancel()
 
+    def speak_up(self) -> None:
+        """Tell the others now that this worker is quiet no longer: those of its machine slow their lines down."""
+        self.quiet = False
+        self._changed.set()
+
     @property
     def _busy(self) -> bool:
         """Whether what this worker tells or hears may matter soon: it has calls, or a provider is in trouble."""
@@ -133,6 +145,8 @@ class Circuits:
         self.troubled.tidy()
         unsaved, view = self.pauses.take_unsaved(), self.troubled.view(self._tiers)
         self._show(view)
+        made = sum(calls.calls for calls in self.calls.values())
+        self.quiet, self._made = made == self._made, made
         about = self._about() if self._about is not None else None
         view = replace(view, about=about, calls=self.calls, limits=self._limits())
         try:
@@ -144,12 +158,14 @@ class Circuits:
                 self._on_redis_lost()
             self.pauses.keep_unsaved(name for name, _ in unsaved)
             self._others = ()
+            self._on_views(())
             return
         self.redis_lost = False
         if self._told and news.forgotten:
             self.troubled.clear()
         self._told = True
         self._others = news.others
+        self._on_views(news.others)
         self.pauses.learn(news.pauses)
         self.troubled.doubt(news.others)
 
@@ -189,6 +205,8 @@ class Call:
             self._probed = self._circuits.troubled.enter(self._name, self._account)
         self._calls = self._circuits.calls.get(self._name) or self._circuits.calls.setdefault(self._name, Calls())
         self._calls.calls += 1
+        if self._circuits.quiet:
+            self._circuits.speak_up()
         self._calls.running += 1
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headrace.jobs.records import WaitingJob
+from worker.line_pace import LinePace
 
 LINES = "batch"
 """The tier of lines of batches."""
@@ -37,11 +38,15 @@ class Slots:
     A job of another account then starts although one account's long calls hold every slot.
     """
 
-    def __init__(self, size: int, *, line_slots: int) -> None:
-        """Have `size` slots, of which lines of batches may take up to `line_slots`, and an eighth more in reserve."""
+    def __init__(self, size: int, *, line_slots: int, pace: LinePace | None = None) -> None:
+        """Have `size` slots, of which lines of batches may take up to `line_slots`, and an eighth more in reserve.
+
+        With a pace, lines wait for it too.
+        """
         self._size = size
         self._line_slots = line_slots
         self._reserve = reserve_of(size)
+        self._pace = pace or LinePace()
         self.taken = 0
         self.lines = 0
         self.running: dict[str, tuple[int, int]] = {}
@@ -50,7 +55,15 @@ class Slots:
     def room(self, tier: str) -> int:
         """Return how many jobs of a tier may start in slots that every account may use."""
         free = max(0, self._size - self.taken)
-        return min(free, max(0, self._line_slots - self.lines)) if tier == LINES else free
+        if tier != LINES:
+            return free
+        most = max(0, self._line_slots - self.lines)
+        return int(min(free, most, max(0, self._pace.room()))) if self._pace.is_limited else min(free, most)
+
+    @property
+    def line_waits(self) -> bool:
+        """Whether a line has to wait although a slot is free for it."""
+        return self._pace.is_limited and self._pace.room() < 1
 
     @property
     def reserve(self) -> int:
@@ -63,7 +76,9 @@ class Slots:
     def take(self, tier: str) -> Slot:
         """Take a slot."""
         self.taken += 1
-        self.lines += tier == LINES
+        if tier == LINES:
+            self.lines += 1
+            self._pace.started()
         return Slot(self, tier)
 
     def may_reserve(self, job: WaitingJob) -> bool:

@@ -64,6 +64,8 @@ class About:
     """Jobs that the worker runs at once; a few more run in its reserve."""
     running: int
     draining: bool
+    machine: str = ""
+    """An id that the processes of a machine share, although each container has a host of its own."""
 
 
 @dataclass(frozen=True, slots=True)

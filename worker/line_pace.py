@@ -1,0 +1,99 @@
+"""The pace at which lines of batches start: as fast as slots come free, but slower beside requests.
+
+A line costs little, but thousands of them take every core of a small machine. Each step of a request then waits for a
+core, in Postgres too. So while workers of the same machine serve requests, and tasks of the machine often wait for a
+core, the worker starts only as many lines as a share of one core can run. The share falls at once, and grows while
+tasks do not wait. Lines whose providers take long are not slowed: they start more slowly than that anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from headrace.runtime.machine import stalled_seconds
+
+# Share of the time in which some task may wait for a core.
+_MOST_STALLED = 0.3
+# Shares of one core for this worker's lines: the least, and the one from which there is no limit.
+_LEAST_SHARE = 0.1
+_WHOLE = 1.0
+# What the share is multiplied by at each look, while tasks do not wait for cores and while they do.
+_FASTER = 1.25
+_SLOWER = 0.5
+# Seconds after a request for which another is expected.
+_BESIDE_SECONDS = 3.0
+# Seconds' worth of lines that may start at once.
+_BURST_SECONDS = 0.02
+
+
+class LinePace:
+    """How many lines may start now."""
+
+    def __init__(
+        self,
+        *,
+        stalled: Callable[[], float | None] = stalled_seconds,
+        spent: Callable[[], float] = time.process_time,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the clocks: seconds of waiting for cores, of this process's CPU time, and of time."""
+        self._stalled = stalled
+        self._spent = spent
+        self._now = now
+        self._looked_at = now()
+        self._stalled_then = stalled()
+        self._spent_then = spent()
+        self._requests_then = 0
+        self._beside_until = -math.inf
+        self._share = _WHOLE
+        self._lines = 0
+        """Lines that started since the last look."""
+        self._rate = math.inf
+        """Lines that may start in a second."""
+        self._room = 0.0
+        self._room_at = self._looked_at
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether lines may have to wait although slots are free."""
+        return self._rate != math.inf
+
+    def room(self) -> float:
+        """Return how many lines may start now: infinitely many while there is no limit."""
+        if not self.is_limited:
+            return math.inf
+        now = self._now()
+        most = max(1.0, self._rate * _BURST_SECONDS)
+        self._room = min(most, self._room + (now - self._room_at) * self._rate)
+        self._room_at = now
+        return self._room
+
+    def started(self) -> None:
+        """Note that a line starts."""
+        self._lines += 1
+        if self.is_limited:
+            self._room -= 1
+
+    def look(self, requests: int) -> None:
+        """Set the pace. `requests` counts the calls of the workers of this machine that serve requests, over time."""
+        now, stalled, spent = self._now(), self._stalled(), self._spent()
+        if requests != self._requests_then:
+            self._beside_until = now + _BESIDE_SECONDS
+        lines = self._lines
+        cost = (spent - self._spent_then) / lines if lines else 0.0
+        waited = (stalled or 0.0) - (self._stalled_then or 0.0)
+        short = waited > _MOST_STALLED * (now - self._looked_at)
+        self._looked_at, self._stalled_then, self._spent_then = now, stalled, spent
+        self._requests_then, self._lines = requests, 0
+        if now >= self._beside_until:
+            self._share = _WHOLE
+        elif short and lines:
+            self._share = max(_LEAST_SHARE, self._share * _SLOWER if self._share < _WHOLE else _LEAST_SHARE)
+        elif not short:
+            self._share = min(_WHOLE, self._share * _FASTER)
+        if self._share >= _WHOLE:
+            self._rate = math.inf
+        elif cost:
+            self._rate = self._share / cost
