@@ -168,7 +168,7 @@ async def test_a_response_that_completes_before_its_cancellation_is_not_cancelle
             job_id = response["id"].replace("resp_", "job_")
             await database.execute("SELECT FROM jobs WHERE id = %s FOR NO KEY UPDATE", [job_id])
             gate.release()
-            await eventually(lambda: waits("WITH ended AS"), "the worker to end the job")
+            await eventually(lambda: waits("WITH finished AS"), "the worker to end the job")
             cancelling = asyncio.create_task(client.post(f"/responses/{response['id']}/cancel"))
             await eventually(lambda: waits("SET cancel_requested_at"), "the cancellation")
     cancelled = await cancelling
