@@ -29,6 +29,7 @@ import psutil
 import redis
 import uvloop
 
+from bench.checkout import build
 from bench.held import Held, hold, request
 from bench.ratios import student
 from bench.systems import Headrace, Upstream
@@ -298,16 +299,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description="Measure memory held, and its growth.")
     parser.add_argument("--minutes", type=float, default=0, help="minutes of mixed load (0)")
     parser.add_argument("--quick", action="store_true", help="hold a tenth as many requests")
+    parser.add_argument("--revision", help="measure this tag, branch or commit of Headrace")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    found = Memory()
+    found, checkout = Memory(), build(options.revision) if options.revision else None
     with Upstream() as upstream:
         if options.minutes:
-            with Headrace(upstream) as system:
+            with Headrace(upstream, checkout) as system:
                 uvloop.run(_measure_growth(_Gauge(system), found, options.minutes))
-        with Headrace(upstream, env={"HEADRACE_WORKER_SLOTS": str(_SLOTS)}) as system:
+        with Headrace(upstream, checkout, env={"HEADRACE_WORKER_SLOTS": str(_SLOTS)}) as system:
             uvloop.run(_measure_held(_Gauge(system), found, share=0.1 if options.quick else 1))
     print(json.dumps(asdict(found), indent=2) if options.json else found.markdown())
     grown = [part for part in found.after if "worker" in part and found.after[part] > 2 * found.fresh[part]]

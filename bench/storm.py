@@ -18,6 +18,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -60,6 +61,8 @@ class Phase:
     live: int
     statements: int
     """Transactions of Postgres beyond those of the same time before, of all parts."""
+    cpu: float
+    """CPU seconds of the API, its start included."""
     peak: int
     """The most resident memory of the API, in bytes."""
     refused: dict[str, int]
@@ -91,6 +94,7 @@ class Storm:
             "live again",
             "after, s",
             "statements a reader",
+            "API's CPU a reader, ms",
             "API's peak, MB",
             "other answers",
             "/healthz then, ms",
@@ -101,7 +105,7 @@ class Storm:
             f"{opened}, in {self.opening:.1f} s, {self.each:.1f} KB each; events missed or twice: {self.missed}",
             "",
             f"| {' | '.join(columns)} |",
-            "| --- |" + " ---: |" * 6 + " --- |" * 3,
+            "| --- |" + " ---: |" * 7 + " --- |" * 3,
         ]
         for phase in self.phases:
             refused = ", ".join(f"{status}: {number}" for status, number in phase.refused.items()) or "none"
@@ -112,6 +116,7 @@ class Storm:
                 f"{phase.live:,}",
                 f"{phase.seconds:.1f}",
                 f"{phase.statements / self.subscribers:.1f}",
+                f"{1000 * phase.cpu / self.subscribers:.2f}",
                 f"{phase.peak / 1e6:.0f}",
                 refused,
                 phase.healthz,
@@ -222,11 +227,9 @@ def _probe(port: int, key: str) -> None:
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     base = f"http://127.0.0.1:{port}"
-    while True:
-        for name, asked in (
-            ("healthz", urllib.request.Request(f"{base}/healthz")),
-            ("completion", urllib.request.Request(f"{base}/v1/chat/completions", body, headers)),
-        ):
+
+    def ask(name: str, asked: urllib.request.Request) -> None:
+        while True:
             began, status = time.monotonic(), 0
             try:
                 with urllib.request.urlopen(asked, timeout=30) as answer:
@@ -237,7 +240,11 @@ def _probe(port: int, key: str) -> None:
             except OSError:
                 pass
             print(name, began, time.monotonic() - began, status, flush=True)
-        time.sleep(0.25)
+            time.sleep(0.25)
+
+    completion = urllib.request.Request(f"{base}/v1/chat/completions", body, headers)
+    threading.Thread(target=ask, args=("completion", completion), daemon=True).start()
+    ask("healthz", urllib.request.Request(f"{base}/healthz"))
 
 
 class _Measurement:
@@ -257,6 +264,14 @@ class _Measurement:
             with contextlib.suppress(psutil.NoSuchProcess):
                 size += int(process.memory_info().rss)
         return size
+
+    def cpu(self) -> float:
+        """Return the CPU seconds of the API's present processes."""
+        seconds = 0.0
+        for process in self.api():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seconds += sum(process.cpu_times()[:2])
+        return seconds
 
     def statements(self) -> int:
         query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
@@ -290,6 +305,7 @@ class _Measurement:
         for reader in self.readers:
             reader.refused.clear()
         probe, before, peak = _Probe(self.system), self.statements(), 0
+        same, cpu = self.api(), self.cpu()
         await asyncio.sleep(1)
         began = time.monotonic()
         await restart()
@@ -302,12 +318,13 @@ class _Measurement:
             if live == len(self.readers) or time.monotonic() - began > _LIVE_SECONDS:
                 break
         seconds = time.monotonic() - began
+        cpu = self.cpu() - (cpu if same == self.api() else 0.0)
         connected = max(0.0, max(reader.opened for reader in self.readers) - began)
         away, healthz, completions = await asyncio.to_thread(probe.stop, restarted)
         refused = sum((reader.refused for reader in self.readers), Counter[str]())
         extra = self.statements() - before - rate * (time.monotonic() - began + 1)
         self.found.phases.append(
-            Phase(title, away, connected, seconds, live, round(extra), peak, dict(refused), healthz, completions)
+            Phase(title, away, connected, seconds, live, round(extra), cpu, peak, dict(refused), healthz, completions)
         )
         print(self.found.markdown(), file=sys.stderr, flush=True)
 

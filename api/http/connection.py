@@ -54,7 +54,7 @@ _LEAST_CONNECTIONS = 16
 _ROOM = 1 / 16
 # The requests that wait on a connection whose client does not pipeline: all share one queue, as one takes 0.7 KB.
 _NONE_WAIT: deque[tuple[RequestResponseCycle, Any]] = deque(maxlen=0)
-# What is left of the scopes of requests whose answers have begun.
+# What is left of the scopes of requests whose heads will not be read again.
 _METHOD_ALONE: tuple[Any, Any] = ({"method": "GET"}, {"method": "HEAD"})
 # The log line of a process whose connections are all in use.
 _FULL = (
@@ -74,10 +74,12 @@ def most_connections(settings: Settings) -> int:
 class Client:
     """The client of a connection, in `request.state.client`: it tells one request at a time that it has left."""
 
-    __slots__ = ("_on_leaving", "gone")
+    __slots__ = ("_on_leaving", "gone", "head_read")
 
     def __init__(self) -> None:
         self.gone = False
+        self.head_read = False
+        """Whether the head of the last request will not be read again."""
         self._on_leaving: Callable[[], None] | None = None
 
     def notify(self, on_leaving: Callable[[], None] | None) -> None:
@@ -171,6 +173,7 @@ class Connection(HttpToolsProtocol):
         """Note that a request has begun."""
         super().on_message_begin()
         self.scope["state"]["client"] = self._client
+        self._client.head_read = False
         self._parsed = self._in_head = True
         self._head_bytes = 0
         self.since = self.loop.time()
@@ -244,7 +247,8 @@ class Connection(HttpToolsProtocol):
             if now - self._refused_at > _LINGER_SECONDS:
                 self.transport.abort()
             return
-        if not self._in_head and not self.is_idle and self.cycle.response_started:
+        reads = self._in_head or self.is_idle or self.pipeline
+        if not reads and (self.cycle.response_started or self._client.head_read):
             self._forget_request()
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
         if self._unread:
@@ -258,7 +262,7 @@ class Connection(HttpToolsProtocol):
             self._check_sender(now, patience)
 
     def _forget_request(self) -> None:
-        """Drop the head of a request whose answer has begun: it may go on for hours, and needs the method alone."""
+        """Drop the head of a request whose answer needs its method alone: the client may wait for hours."""
         cycle: Any = self.cycle
         self.scope = cycle.scope = _METHOD_ALONE[cycle.scope["method"] == "HEAD"]
         self.headers, self.url = [], b""

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
+from api.http.later import Make, answer_later
 from api.http.sse import write_events
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import is_id, job_id_of, job_id_of_response, new_id
@@ -46,8 +47,8 @@ _UNANSWERED = "%(method)s %(route)s: no answer, after %(seconds).3f s"
 class RequestScope:
     """Gives every request an id for its answer and log lines, and answers errors that no handler caught.
 
-    It also writes the events of an `EventStream`, after the layers within have returned: a stream may last for hours,
-    and must not hold their frames, the request's headers or what was made of them.
+    It also makes the answers that are `Later`, and writes the events of an `EventStream`, after the layers within have
+    returned: both may last for hours, and must not hold their frames, the request's headers or what was made of them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,8 +66,10 @@ class RequestScope:
             if context is not None:
                 note(trace=trace_id(context))
             try:
-                events = await self._begin(scope, receive, answer)
+                later, events = await self._begin(scope, receive, answer)
                 del scope, receive
+                if later is not None:
+                    events = await answer_later(later, answer.send)
                 if events is not None:
                     await write_events(events, send)
             except Exception:
@@ -75,8 +78,10 @@ class RequestScope:
             finally:
                 answer.end()
 
-    async def _begin(self, scope: Scope, receive: Receive, answer: _Answer) -> AsyncGenerator[list[bytes], None] | None:
-        """Answer a request. Returns the events that an answer still lacks, if it is a stream of them."""
+    async def _begin(
+        self, scope: Scope, receive: Receive, answer: _Answer
+    ) -> tuple[Make | None, AsyncGenerator[list[bytes], None] | None]:
+        """Have a request answered. Returns what is left to do: to make the answer, or to write its events."""
         inner = {**scope, "method": "GET"} if answer.is_head else scope
         try:
             await self._app(inner, receive, answer.send)
@@ -89,16 +94,18 @@ class RequestScope:
         except Exception:
             if answer.status is not None:
                 if answer.is_head:
-                    return None
+                    return None, None
                 raise
             log.exception("a request failed: %s %s", answer.method, _route(inner))
             await render_error(HeadraceError())(scope, receive, answer.send)
         finally:
-            if scope["state"].get("body_units"):
-                scope["state"]["room"].give_back(Request(scope))
             answer.note_endpoint(inner)
-        events: AsyncGenerator[list[bytes], None] | None = scope["state"].pop("events", None)
-        return events
+            later: Make | None = scope["state"].pop("later", None)
+            if later is not None:
+                scope["state"]["client"].head_read = True
+            elif scope["state"].get("body_units"):
+                scope["state"]["room"].give_back(Request(scope))
+        return later, scope["state"].pop("events", None)
 
 
 class _Answer:

@@ -17,7 +17,7 @@ RETRY_AT_ONCE = 100
 # Subscribers that ask Postgres for their job at the same time, before their streams begin.
 _OPENING = 4
 # Milliseconds over which the reconnections of a process's subscribers are spread, for each of them.
-_SPREAD = 2
+_SPREAD = 4
 
 
 class Subscribers:
@@ -34,7 +34,7 @@ class Subscribers:
     def retry(self, least: int) -> bytes:
         """Return the line by which a subscriber that loses its connection waits `least` milliseconds and its own time.
 
-        Together the subscribers of this process reconnect over so long that they are no more than 500 a second.
+        Together the subscribers of this process reconnect over so long that they are no more than 250 a second.
         """
         return b"retry: %d\n\n" % (least + random.randrange(_SPREAD * self.number + 1))
 

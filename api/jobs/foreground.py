@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
+from api.http.later import Later, without_head
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
@@ -50,7 +51,17 @@ class Foreground:
         self.keyed = has_key(request)
         self._listener: Listener | None = None
 
-    async def whole(self) -> Response:
+    def answer(self) -> Response:
+        """Return the answer to a request for the whole completion or for its stream: both come later."""
+        return Later(self._answer)
+
+    async def _answer(self) -> Response:
+        try:
+            return await (self._stream() if self.submission.job.streamed else self._whole())
+        finally:
+            self.request.state.room.give_back(self.request)  # if the job was not accepted
+
+    async def _whole(self) -> Response:
         """Return the completion when the job has ended."""
         async with self._listening() as (_, events):
             try:
@@ -68,7 +79,7 @@ class Foreground:
                 return await self._end_early()
         raise AssertionError("a job's events end with its end")
 
-    async def stream(self) -> Response:
+    async def _stream(self) -> Response:
         """Return the stream after the first delta or `header_wait_seconds`. An earlier error gets its own status."""
         stack = contextlib.AsyncExitStack()
         try:
@@ -162,6 +173,7 @@ class Foreground:
             self._listener = listener
             async with answering(self.request, self.submission.job):
                 self.created = await accept(self.request, self.submission)
+            self.request = without_head(self.request)
             state.client.notify(listener.close)
             try:
                 async with aclosing(follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log)) as events:

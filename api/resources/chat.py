@@ -33,8 +33,7 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
     submission = await _submit(request, principal)
     if submission.job.background:
         return await start(request, submission)
-    foreground = Foreground(request, principal, submission)
-    return await (foreground.stream() if submission.job.streamed else foreground.whole())
+    return Foreground(request, principal, submission).answer()
 
 
 async def _submit(request: Request, principal: Principal) -> Submission:

@@ -92,8 +92,7 @@ async def create_response(request: Request, principal: Authenticated) -> Respons
     submission = await _submit(request, principal)
     if submission.job.background:
         return await _start(request, principal, submission)
-    foreground = Foreground(request, principal, submission)
-    return await (foreground.stream() if submission.job.streamed else foreground.whole())
+    return Foreground(request, principal, submission).answer()
 
 
 async def _submit(request: Request, principal: Principal) -> Submission:
@@ -171,7 +170,7 @@ async def compact(request: Request, principal: Authenticated) -> Response:
             param="model",
             code="unsupported",
         ) from None
-    return await Foreground(request, principal, submission).whole()
+    return Foreground(request, principal, submission).answer()
 
 
 @router.get("/{response_id}", summary="Get a response", responses=_RESPONSE_OR_EVENTS)

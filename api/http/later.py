@@ -1,0 +1,56 @@
+"""Answers that are made after the layers that handled the request have returned.
+
+A client may wait for its job for minutes. Meanwhile the frames of FastAPI's and Starlette's layers, and all that they
+keep of the request, would take as much memory as everything else of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from api.http.errors import error_for, render_error
+from headrace.errors import OutcomeUnknownError
+
+Make = Callable[[], Coroutine[Any, Any, Response]]
+
+
+class Later(Response):
+    """An answer that `make` returns, or the error that it raises. `RequestScope` calls it."""
+
+    background = None
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
+        """Leave what makes the answer in the state of the request."""
+        scope["state"]["later"] = self._make
+
+
+async def answer_later(make: Make, send: Send) -> AsyncGenerator[list[bytes], None] | None:
+    """Make an answer and send it. Returns the events that it still lacks, if it is a stream of them."""
+    try:
+        response = await make()
+    except asyncio.CancelledError:  # at the end of `drain_seconds`
+        response = render_error(OutcomeUnknownError())
+    except Exception as error:  # noqa: BLE001  (`error_for` logs it, if it is unknown)
+        response = render_error(error_for(error))
+    scope: Scope = {"type": "http", "state": {}}
+    await response(scope, _receive, send)
+    events: AsyncGenerator[list[bytes], None] | None = scope["state"].get("events")
+    return events
+
+
+def without_head(request: Request) -> Request:
+    """Return a request that has the state of another one, and nothing else of it."""
+    return Request({"type": "http", "state": request.scope["state"]})
+
+
+async def _receive() -> Message:
+    return {"type": "http.disconnect"}
