@@ -193,11 +193,16 @@ def _pass_on(format_name: str, document: dict[str, Any]) -> Operation:
     route: Any = SimpleNamespace(provider=provider, format="chat", model="fake")
     job: Any = SimpleNamespace(**vars(_job()), trace_context=None, batch_id=None, streamed=True)
 
-    async def arrive() -> AsyncGenerator[bytes, None]:
+    async def pass_on(take: Callable[[bytes], object]) -> None:
+        for piece in pieces:
+            if take(piece):
+                return
+
+    async def arrive() -> AsyncGenerator[bytes, None]:  # as earlier commits read
         for piece in pieces:
             yield piece
 
-    answer: Any = SimpleNamespace(pieces=arrive)
+    answer: Any = SimpleNamespace(pass_on=pass_on, pieces=arrive)
 
     def run() -> object:
         lines: list[bytes] = []

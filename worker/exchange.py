@@ -6,7 +6,6 @@ Readers and the job get that answer in the format of the job's client.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -171,11 +170,12 @@ class Exchange:
     async def _read_stream(self, number: int, answer: Answer) -> None:
         fold, normaliser, events = self._folds[number], self._normalisers[number], EventReader()
         chunks = ChunkReader((self._relay or self._format).parse_stream(), normaliser)
-        async with contextlib.aclosing(answer.pieces()) as pieces:
-            async for piece in pieces:
-                self._take(number, chunks.read(events.feed(piece)))
-                if chunks.done:
-                    break
+
+        def take(piece: bytes) -> bool:
+            self._take(number, chunks.read(events.feed(piece)))
+            return chunks.done
+
+        await answer.pass_on(take)
         if not chunks.done:
             self._take(number, chunks.read(events.close()))
         if chunks.done and fold.started:

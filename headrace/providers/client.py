@@ -7,7 +7,7 @@ import base64
 import contextlib
 import functools
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -203,25 +203,34 @@ class Answer:
                         self._first += piece
         return self._lines or self._first.lstrip().startswith(_EVENTS) or _TWO_LINES.search(self._first) is not None
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield bytes as they arrive. A caller that does not read to the end closes the generator, to stop its timer.
+    async def pass_on(self, take: Callable[[bytes], object]) -> None:
+        """Call `take` with bytes as they arrive, until it returns something true or the answer has ended.
 
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
-        now = asyncio.get_running_loop().time
+        reading = self._pass_on(take)
+        if self._content.is_eof():
+            await reading
+        else:
+            # Each piece resumes this task alone, and not every coroutine that waits for the whole answer.
+            await asyncio.create_task(reading)
+
+    async def _pass_on(self, take: Callable[[bytes], object]) -> None:
+        now, content = asyncio.get_running_loop().time, self._content
         patience = self._silence + _COARSENESS_SECONDS
         with self._translated():
             async with asyncio.timeout(patience) as silence:
                 next_look = now() + _COARSENESS_SECONDS
-                if self._first:
-                    yield self._first
-                async for piece in self._arriving:
+                if self._first and take(self._first):
+                    return
+                while piece := await content.readany():
                     if now() > next_look:
                         silence.reschedule(now() + patience)
                         next_look = now() + _COARSENESS_SECONDS
                     self._allowance.take(piece)
-                    yield piece
+                    if take(piece):
+                        return
 
     async def unhurried(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes to a reader that may be slow: only the provider's silence is timed.
@@ -246,8 +255,9 @@ class Answer:
         """
         if self._content.at_eof():
             return self._first
-        async with contextlib.aclosing(self.pieces()) as arriving:
-            return b"".join([piece async for piece in arriving])
+        pieces: list[bytes] = []
+        await self._pass_on(pieces.append)
+        return b"".join(pieces)
 
     def _translated(self) -> _Translated:
         return _Translated(self._address, self._silence)
