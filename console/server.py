@@ -9,13 +9,15 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from headrace.runtime.quiet_server import QuietServer
+
 log = logging.getLogger(__name__)
 
 # Seconds that open pages get to finish when the process is asked to end.
 _GRACE_SECONDS = 2
 
 
-class Server(uvicorn.Server):
+class Server(QuietServer):
     """The server of one process."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
