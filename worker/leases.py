@@ -15,7 +15,7 @@ from collections.abc import Collection
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.events.subscription import cancelled_jobs
+from headrace.events.subscription import hear_cancellations
 from headrace.jobs.sql.rescue import keep_in_hand
 from headrace.jobs.sql.run import extend_leases, rehearse
 from headrace.runtime.chores import next_tick
@@ -117,9 +117,11 @@ class Leases:
 
     async def hear_cancellations(self) -> None:
         """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled."""
-        async for job_id in cancelled_jobs(self._redis):
-            self._cancelled[job_id] = now()
-            if (attempt := self._attempts.get(job_id)) is not None:
-                attempt.interrupt(Stop.CANCELLED)
-            while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < now() - _DEAF_SECONDS:
-                del self._cancelled[oldest]
+        await hear_cancellations(self._redis, self._hear)
+
+    def _hear(self, job_id: str) -> None:
+        self._cancelled[job_id] = now()
+        if (attempt := self._attempts.get(job_id)) is not None:
+            attempt.interrupt(Stop.CANCELLED)
+        while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < now() - _DEAF_SECONDS:
+            del self._cancelled[oldest]

@@ -77,16 +77,19 @@ class Hub:
     async def run(self) -> None:
         """Serve readers until cancelled."""
         await self._subscription.subscribe(self.origin)
-        async for message in self._subscription.messages():
-            if message is None:
-                self.doubt.set()
-                continue
-            try:
-                for frame in unpack(message):
-                    for listener in self._listeners.get(frame.job_id, ()):
-                        listener.put(frame)
-            except ValueError:
-                log.exception("skipped a message that is not made of frames")
+        await self._subscription.run(self._take)
+
+    def _take(self, message: bytes | None) -> None:
+        """Give each frame of a message to the readers of its job."""
+        if message is None:
+            self.doubt.set()
+            return
+        try:
+            for frame in unpack(message):
+                for listener in self._listeners.get(frame.job_id, ()):
+                    listener.put(frame)
+        except ValueError:
+            log.exception("skipped a message that is not made of frames")
 
     def listen(self, job_id: str, *, own: bool, waits: bool = False) -> Listening:
         """Give a reader its frames from now on. With `own` they need no subscription: this process is the job's origin.
@@ -121,7 +124,7 @@ class Hub:
         self._watched[job_id] -= 1
         if not self._watched[job_id]:
             del self._watched[job_id]
-            await self._subscription.unsubscribe(job_channel(job_id, self._prefix))
+            self._subscription.unsubscribe(job_channel(job_id, self._prefix))
 
 
 class Listening:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from headrace.events.wire import CANCEL_CHANNEL
 from headrace.stores.namespace import prefix_in
+from headrace.stores.redis_pipe import RedisPipe
 
 log = logging.getLogger(__name__)
 
 # Channels in one command.
 _MOST_CHANNELS = 1000
+# Seconds of silence after which a connection is tried, and seconds that Redis has to answer.
+_QUIET_SECONDS = 5
+_ANSWER_SECONDS = 2
+# Seconds between a connection that broke, or could not be had, and the next.
+_AGAIN_SECONDS = 0.5
 
 
 class Subscription:
@@ -25,67 +31,78 @@ class Subscription:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._pubsub: PubSub | None = None
+        self._pipe: RedisPipe | None = None
         self._channels: dict[str, asyncio.Event] = {}
-        self.connected = False
+        self._heard = False
+        """Whether anything came since the last look."""
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether messages come."""
+        return self._pipe is not None and not self._pipe.closed
 
     async def subscribe(self, channel: str) -> None:
         """Subscribe, and wait until Redis confirms it; while Redis is unavailable, return at once."""
         confirmed = self._channels.setdefault(channel, asyncio.Event())
-        if (pubsub := self._alive()) is not None and not confirmed.is_set():
-            with _lost_meanwhile():
-                await pubsub.subscribe(channel)
-                async with asyncio.timeout(2):
+        if self._pipe is not None and not self._pipe.closed and not confirmed.is_set():
+            self._pipe.tell("SUBSCRIBE", channel)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ANSWER_SECONDS):
                     await confirmed.wait()
 
-    async def unsubscribe(self, channel: str) -> None:
+    def unsubscribe(self, channel: str) -> None:
         """Unsubscribe from a channel."""
         self._channels.pop(channel, None)
-        if (pubsub := self._alive()) is not None:
-            with _lost_meanwhile():
-                await pubsub.unsubscribe(channel)
+        if self._pipe is not None:
+            self._pipe.tell("UNSUBSCRIBE", channel)
 
-    def _alive(self) -> PubSub | None:
-        """Return the connection unless it broke: redis-py would replace it without `messages` noticing."""
-        pubsub = self._pubsub
-        connection: Any = pubsub and pubsub.connection
-        return pubsub if self.connected and connection is not None and connection.is_connected else None
+    async def run(self, take: Callable[[bytes | None], None]) -> None:
+        """Call `take` with each message, until cancelled; with None once connected, as messages may have been missed.
 
-    async def messages(self) -> AsyncIterator[bytes | None]:
-        """Yield the messages; None after each reconnection, as messages may have been missed before it."""
+        It is called as the message comes, so it may not wait.
+        """
         while True:
             try:
-                async with self._redis.pubsub() as self._pubsub:
-                    before = set(self._channels)
-                    for channels in _batches(before):
-                        await self._pubsub.subscribe(*channels)
-                    self.connected = True
-                    for channels in _batches(self._channels.keys() - before):
-                        await self._pubsub.subscribe(*channels)
-                    for channels in _batches(before - self._channels.keys()):
-                        await self._pubsub.unsubscribe(*channels)
-                    yield None
-                    while True:
-                        message: dict[str, Any] | None = await self._pubsub.get_message(timeout=5)
-                        if message is None:
-                            continue
-                        if message["type"] == "message":
-                            yield message["data"]
-                        elif message["type"] == "subscribe":
-                            self._confirm(message["channel"].decode())
+                await self._serve(take)
             except Exception as error:  # noqa: BLE001  # whatever it is, the answer is to connect again
-                if self.connected:
+                if self._pipe is not None:
                     log.warning("lost the live wire: %r", error)
-                self._disconnected()
-                await asyncio.sleep(0.5)
+            finally:
+                self._disconnect()
+            await asyncio.sleep(_AGAIN_SECONDS)
 
-    def _confirm(self, channel: str) -> None:
-        if channel in self._channels:
-            self._channels[channel].set()
+    async def _serve(self, take: Callable[[bytes | None], None]) -> None:
+        """Serve one connection until it ends, and raise the reason."""
+        pool = self._redis.connection_pool
+        push = functools.partial(self._push, take)
+        pipe = await RedisPipe.open(pool, patience_seconds=_ANSWER_SECONDS, on_push=push)
+        self._pipe = pipe
+        for channels in _batches(self._channels):
+            pipe.tell("SUBSCRIBE", *channels)
+        take(None)
+        while not pipe.closed:
+            self._heard = False
+            await asyncio.wait([pipe.ended], timeout=_QUIET_SECONDS)
+            if not self._heard:
+                pipe.tell("PING")
+                await asyncio.wait([pipe.ended], timeout=_ANSWER_SECONDS)
+                if not self._heard:
+                    pipe.close()
+        raise pipe.ended.result()
 
-    def _disconnected(self) -> None:
-        self.connected = False
-        self._pubsub = None
+    def _push(self, take: Callable[[bytes | None], None], pushed: Any) -> None:
+        self._heard = True
+        if isinstance(pushed, list) and len(pushed) == 3:
+            kind, channel, content = pushed
+            if kind == b"message":
+                take(content)
+            elif kind == b"subscribe" and (confirmed := self._channels.get(channel.decode())) is not None:
+                confirmed.set()
+
+    def _disconnect(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
         for confirmed in self._channels.values():
             confirmed.clear()
 
@@ -96,19 +113,13 @@ def _batches(channels: Collection[str]) -> list[list[str]]:
     return [listed[start : start + _MOST_CHANNELS] for start in range(0, len(listed), _MOST_CHANNELS)]
 
 
-@contextlib.contextmanager
-def _lost_meanwhile() -> Iterator[None]:
-    """Let `messages` deal with a connection that breaks, which then fails in more ways than redis-py has errors for."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001
-        log.debug("the live wire broke under a subscription: %r", error)
+async def hear_cancellations(redis: Redis, hear: Callable[[str], None]) -> None:
+    """Call `hear` with the ids of jobs as clients cancel them, until cancelled."""
 
+    def take(message: bytes | None) -> None:
+        if message is not None:
+            hear(message.decode())
 
-async def cancelled_jobs(redis: Redis) -> AsyncIterator[str]:
-    """Yield the ids of jobs as clients cancel them, for as long as the caller asks."""
     subscription = Subscription(redis)
     await subscription.subscribe(prefix_in(redis) + CANCEL_CHANNEL)
-    async for message in subscription.messages():
-        if message is not None:
-            yield message.decode()
+    await subscription.run(take)

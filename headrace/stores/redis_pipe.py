@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Self, cast
 
 import hiredis
@@ -17,6 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+OnPush = Callable[[Any], None]
+
 # What the parser returns when an answer is not whole yet.
 _PARTIAL = object()
 
@@ -24,9 +27,11 @@ _PARTIAL = object()
 class RedisPipe(asyncio.Protocol):
     """A connection whose answers come in the order of its commands. Once closed, it stays closed."""
 
-    def __init__(self, connection: AbstractConnection, *, patience_seconds: float) -> None:
+    def __init__(self, connection: AbstractConnection, *, patience_seconds: float, on_push: OnPush) -> None:
         """Take over a connection that is open. It is closed when an answer takes longer than `patience_seconds`."""
-        self.closed = False
+        self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        """Done when the connection is closed, with the reason."""
+        self._on_push = on_push
         self._pack = connection.pack_command
         self._patience = patience_seconds
         self._loop = asyncio.get_running_loop()
@@ -43,15 +48,20 @@ class RedisPipe(asyncio.Protocol):
         taken._reader = taken._writer = None  # noqa: SLF001  (what redis-py closes no longer)
 
     @classmethod
-    async def open(cls, pool: ConnectionPool, *, patience_seconds: float) -> Self:
-        """Open a connection as the pool would.
+    async def open(cls, pool: ConnectionPool, *, patience_seconds: float, on_push: OnPush | None = None) -> Self:
+        """Open a connection as the pool would. `on_push` gets what Redis sends unasked, such as messages of channels.
 
         Raises:
             redis.exceptions.RedisError: Redis is unavailable.
         """
         connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()  # type: ignore[no-untyped-call]
-        return cls(connection, patience_seconds=patience_seconds)
+        return cls(connection, patience_seconds=patience_seconds, on_push=on_push or _ignore)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed."""
+        return self.ended.done()
 
     async def ask(self, *command: Any) -> Any:
         """Send a command, and return its answer as Redis sent it.
@@ -72,6 +82,11 @@ class RedisPipe(asyncio.Protocol):
             self._loop.call_later(self._patience, self._watch)
         return await answer
 
+    def tell(self, *command: Any) -> None:
+        """Send a command that Redis answers with pushes, if the connection is open."""
+        if not self.closed:
+            self._transport.writelines(self._pack(*command))
+
     def close(self) -> None:
         """Close the connection, and fail the commands that have no answer yet."""
         self._end(RedisConnectionError("The connection to Redis is closed."))
@@ -83,8 +98,12 @@ class RedisPipe(asyncio.Protocol):
         self._parser.feed(data)
         try:
             while (answer := self._parser.gets()) is not _PARTIAL:
-                if not isinstance(answer, hiredis.PushNotification):
+                if self._asked and not isinstance(answer, hiredis.PushNotification):
                     self._answer(answer)
+                elif isinstance(answer, Exception):
+                    self._end(answer)
+                else:
+                    self._on_push(answer)
         except InvalidResponse as error:
             self._end(error)
 
@@ -114,9 +133,13 @@ class RedisPipe(asyncio.Protocol):
                 self._end(RedisTimeoutError(f"Redis did not answer within {self._patience:g} s."))
 
     def _end(self, error: Exception) -> None:
-        self.closed = True
+        if not self.closed:
+            self.ended.set_result(error)
         self._transport.abort()
         asked, self._asked = self._asked, deque()
         for waiting, _ in asked:
             if not waiting.done():
                 waiting.set_exception(error)
+
+
+def _ignore(_pushed: Any) -> None: ...

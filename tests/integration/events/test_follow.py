@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 import pytest
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import NotFoundError
@@ -41,6 +40,7 @@ from headrace.jobs.state import State
 from headrace.runtime.chores import going_on
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
+from headrace.stores.redis_pipe import RedisPipe
 from headrace.usage.spent import NOTHING
 from tests.integration.job_rows import ERROR, RESPONSE, SPENT, Jobs, end_of, new_job, segment
 from tests.service import free_port
@@ -376,15 +376,16 @@ async def test_who_joins_while_the_wire_is_being_made_is_subscribed_too(
 ) -> None:
     """Otherwise the reader gets its events only from Postgres, every two seconds."""
     reached, go = asyncio.Event(), asyncio.Event()
-    subscribe = PubSub.subscribe
+    open_pipe = RedisPipe.open
 
-    async def held_up(self: PubSub, *channels: str) -> None:
-        await subscribe(self, *channels)
-        if not reached.is_set():
+    async def held_up(*args: Any, **options: Any) -> RedisPipe:
+        pipe = await open_pipe(*args, **options)
+        if "on_push" in options:
             reached.set()
             await go.wait()
+        return pipe
 
-    monkeypatch.setattr(PubSub, "subscribe", held_up)
+    monkeypatch.setattr(RedisPipe, "open", held_up)
     job_id = new_id("job")
     async with asyncio.timeout(PATIENCE), served(redis, jobs.database) as hub:
         await reached.wait()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -16,11 +17,12 @@ from redis.asyncio import Redis
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
-from headrace.events.subscription import cancelled_jobs
+from headrace.events.subscription import hear_cancellations
 from headrace.ids import new_id
 from headrace.queue import JobQueue, create_celery, queue_name
 from headrace.quotas.gate import Demand, Gate, Scope
 from headrace.quotas.rules import Limits
+from headrace.runtime.chores import going_on
 from headrace.runtime.presence import View
 from headrace.settings import Settings
 from headrace.stores.database import Database
@@ -153,13 +155,14 @@ async def test_every_key_and_channel_has_the_namespace(
 
 
 async def test_a_cancellation_is_heard_in_its_deployment_alone(ours: Redis, theirs: Redis) -> None:
-    heard = {redis: asyncio.ensure_future(anext(cancelled_jobs(redis))) for redis in (ours, theirs)}
+    heard: dict[Redis, list[str]] = {ours: [], theirs: []}
 
     async def listening() -> bool:
         return len(await ours.pubsub_channels("*:headrace:cancel")) == len(heard)
 
-    await eventually(listening, "two subscribers")
-    await Publisher(theirs, interval_seconds=0).cancel("job_theirs")
-    await Publisher(ours, interval_seconds=0).cancel("job_ours")
-    assert await heard[ours] == "job_ours"
-    assert await heard[theirs] == "job_theirs"
+    async with going_on(*(partial(hear_cancellations, redis, jobs.append) for redis, jobs in heard.items())):
+        await eventually(listening, "two subscribers")
+        await Publisher(theirs, interval_seconds=0).cancel("job_theirs")
+        await Publisher(ours, interval_seconds=0).cancel("job_ours")
+        await eventually(lambda: all(heard.values()), "both cancellations")
+    assert heard == {ours: ["job_ours"], theirs: ["job_theirs"]}

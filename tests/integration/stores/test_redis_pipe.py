@@ -16,6 +16,7 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
 from headrace.stores.redis_pipe import RedisPipe
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -104,3 +105,16 @@ async def test_while_redis_is_unavailable_every_command_fails(own_valkey: Embedd
         finally:
             own_valkey.start()
         assert await redis.ping() is True
+
+
+async def test_what_comes_unasked_goes_to_its_taker(redis: NamespacedRedis) -> None:
+    pushed: list[list[Any]] = []
+    pipe = await RedisPipe.open(redis.connection_pool, patience_seconds=1, on_push=pushed.append)
+    pipe.tell("SUBSCRIBE", "news", "other")
+    await eventually(lambda: len(pushed) == 2, "both subscriptions")
+    assert await redis.publish("news", "first") == 1
+    await eventually(lambda: len(pushed) == 3, "the message")
+    assert pushed == [[b"subscribe", b"news", 1], [b"subscribe", b"other", 2], [b"message", b"news", b"first"]]
+    assert await pipe.ask("ECHO", "asked") == b"asked"
+    pipe.tell("NO-SUCH-COMMAND")
+    assert isinstance(await asyncio.wait_for(pipe.ended, 5), ResponseError)
