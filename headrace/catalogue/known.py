@@ -142,6 +142,7 @@ _FAMILIES: tuple[tuple[re.Pattern[str], int | None, tuple[Ability, ...]], ...] =
 )
 
 
+@lru_cache(maxsize=1024)
 def output_limit(model: str) -> int | None:
     """Return how many tokens a model writes at most, by its family; None for an unknown family."""
     return next((limit for pattern, limit, _ in _FAMILIES if pattern.match(model)), None)

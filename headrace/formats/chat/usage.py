@@ -84,7 +84,9 @@ def parse_usage(usage: object) -> TokenUsage | None:
     reasoning = _parse_detail(completion_details, "reasoning_tokens") or _parse_detail(usage, "reasoning_tokens")
     if total and total == prompt + completion + reasoning:
         completion += reasoning  # what was thought is not counted
-    cached = _parse_detail(prompt_details, "cached_tokens") or max(_parse_detail(usage, name) for name in _CACHED)
+    cached = _parse_detail(prompt_details, "cached_tokens")
+    if not (cached or usage.keys().isdisjoint(_CACHED)):
+        cached = max(_parse_detail(usage, name) for name in _CACHED)
     cached = min(cached, prompt)
     written = _parse_detail(prompt_details, "cache_write_tokens") or _parse_detail(usage, "cache_creation_input_tokens")
     written = min(written, prompt - cached)
