@@ -22,6 +22,10 @@ _WHOLE = 1.0
 # What the share is multiplied by at each look, while tasks do not wait for cores and while they do.
 _FASTER = 1.25
 _SLOWER = 0.5
+# Lines in a second that may start at least, however much CPU time each seems to take.
+_LEAST_RATE = 50.0
+# Seconds between two looks at least: news of the workers may come sooner, and too little time tells nothing.
+_LOOK_SECONDS = 0.5
 # Seconds after a request for which another is expected.
 _BESIDE_SECONDS = 3.0
 # Seconds' worth of lines that may start at once.
@@ -50,6 +54,8 @@ class LinePace:
         self._share = _WHOLE
         self._lines = 0
         """Lines that started since the last look."""
+        self._cost = 0.0
+        """CPU seconds of a line, when lines last started without a limit: they are nearly all that the worker does."""
         self._rate = math.inf
         """Lines that may start in a second."""
         self._room = 0.0
@@ -78,22 +84,24 @@ class LinePace:
 
     def look(self, requests: int) -> None:
         """Set the pace. `requests` counts the calls of the workers of this machine that serve requests, over time."""
-        now, stalled, spent = self._now(), self._stalled(), self._spent()
+        now = self._now()
+        if now < self._looked_at + _LOOK_SECONDS:
+            return
+        stalled, spent, lines = self._stalled(), self._spent(), self._lines
         if requests != self._requests_then:
             self._beside_until = now + _BESIDE_SECONDS
-        lines = self._lines
-        cost = (spent - self._spent_then) / lines if lines else 0.0
+        if lines and not self.is_limited:
+            self._cost = (spent - self._spent_then) / lines
         waited = (stalled or 0.0) - (self._stalled_then or 0.0)
         short = waited > _MOST_STALLED * (now - self._looked_at)
         self._looked_at, self._stalled_then, self._spent_then = now, stalled, spent
         self._requests_then, self._lines = requests, 0
         if now >= self._beside_until:
             self._share = _WHOLE
-        elif short and lines:
-            self._share = max(_LEAST_SHARE, self._share * _SLOWER if self._share < _WHOLE else _LEAST_SHARE)
         elif not short:
             self._share = min(_WHOLE, self._share * _FASTER)
-        if self._share >= _WHOLE:
-            self._rate = math.inf
-        elif cost:
-            self._rate = self._share / cost
+        elif self.is_limited:
+            self._share = max(_LEAST_SHARE, self._share * _SLOWER)
+        elif lines and self._cost:
+            self._share = _LEAST_SHARE
+        self._rate = math.inf if self._share >= _WHOLE else max(_LEAST_RATE, self._share / self._cost)

@@ -73,6 +73,30 @@ def test_lines_beside_requests_take_a_tenth_of_a_core_while_tasks_wait() -> None
         assert 90 <= machine.lines_in(1, waiting=0.9, requests=100) <= 105
 
 
+def test_other_work_of_the_worker_does_not_stop_its_lines() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.9, requests=100)
+    for _ in range(10):
+        machine.spent += 0.9
+        machine.go_on(waiting=0.9, requests=100)
+    assert 90 <= machine.lines_in(1, waiting=0.9, requests=100) <= 105
+
+
+def test_lines_that_seem_to_take_long_start_all_the_same() -> None:
+    machine = Machine()
+    machine.spent += 1000
+    machine.go_on(waiting=0.9, requests=100)
+    assert 45 <= machine.lines_in(1, waiting=0.9, requests=100) <= 55
+
+
+def test_news_that_come_at_once_do_not_change_the_pace() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.9, requests=100)
+    for _ in range(20):
+        machine.go_on(waiting=0, requests=1, seconds=0.01)
+    assert machine.pace.is_limited
+
+
 def test_lines_start_evenly() -> None:
     machine = Machine()
     machine.go_on(waiting=0.9, requests=100)
