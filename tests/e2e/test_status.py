@@ -14,6 +14,7 @@ from tests.e2e.jobs import ended, submit
 from tests.fakes.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 from tests.waiting import until
+from worker.adaptive import INITIAL
 
 SETTINGS = {"HEADRACE_CIRCUIT_FAILURES": "3", "HEADRACE_WORKER_SLOTS": "7"}
 
@@ -56,6 +57,7 @@ async def test_it_shows_a_job_while_it_runs_and_counts_it_at_its_end(watched: Se
         told = read(watched)
         gate.release()
         assert (await ended(client, job_id))["status"] == "completed"
+    assert provider_of(told, "fake")["adaptive_limits"] == [{"route": "fake/fake-watched", "calls": INITIAL}]
     assert told["stores"] == {"postgres": "ok", "redis": "ok"}
     assert [queue["tier"] for queue in told["queues"]] == list(TIERS)
     default = queue_of(told, "default")

@@ -20,6 +20,8 @@ from headrace.errors import (
     UpstreamRefusedError,
 )
 from headrace.stores.redis import connect_redis
+from headrace.telemetry.metrics import ADAPTIVE_LIMIT
+from tests.metrics import values
 from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
 from worker import throttle as module
@@ -240,6 +242,20 @@ async def test_a_newer_worker_learns_the_limit_of_the_others(workers: list[Throt
     late.task.cancel()
     await end(*calls)
     await newer.close()
+
+
+async def test_the_limits_in_use_show(redis: Redis) -> None:
+    throttle = Throttle(redis, lease_seconds=LONG, measured=lambda route: route == ROUTE)
+    calls = await fill(throttle, 4, background=True)
+    async with throttle.permit("openai", PROVIDER, {}, route="openai/by-a-glob"):
+        assert throttle.adaptive_limits() == {ROUTE: INITIAL, "openai/by-a-glob": INITIAL}
+    await calls.pop().end(UpstreamRateLimitError())
+    shown = values(ADAPTIVE_LIMIT)
+    assert shown[ROUTE,] == throttle.adaptive_limits()[ROUTE] == limit_of(throttle) < INITIAL
+    assert ("openai/by-a-glob",) not in shown
+    await end(*calls)
+    assert throttle.adaptive_limits() == {}
+    await throttle.close()
 
 
 async def test_adaptation_can_be_turned_off(workers: list[Throttle]) -> None:
