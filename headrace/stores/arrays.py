@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -43,8 +44,12 @@ class BoolArray(list[bool | None]):
     """`bool[]`."""
 
 
-def _text(value: str) -> bytes:
-    data = value.encode()
+class NumericArray(list[Decimal | None]):
+    """`numeric[]`, which travels as texts: a statement's cast reads them."""
+
+
+def _text(value: object) -> bytes:
+    data = str(value).encode()
     return _LENGTH(len(data)) + data
 
 
@@ -77,6 +82,7 @@ for _kind, _own in (
     (BigIntArray, _dumper(1016, 20, _fixed("q"))),
     (FloatArray, _dumper(1022, 701, _fixed("d"))),
     (BoolArray, _dumper(1000, 16, _fixed("?"))),
+    (NumericArray, _dumper(1009, 25, _text)),
 ):
     psycopg.adapters.register_dumper(_kind, _own)
 
@@ -86,5 +92,6 @@ ARRAYS: Mapping[str, type[list[Any]]] = {
     "bigint": BigIntArray,
     "float8": FloatArray,
     "bool": BoolArray,
+    "numeric": NumericArray,
 }
 """The list of each type that has one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ ITEMS: dict[str, list[Any]] = {
     "bigint": [0, None, -1, 2**63 - 1, -(2**63)],
     "float8": [0.5, None, 3, -1e300, float("inf")],
     "bool": [True, None, False],
+    "numeric": [Decimal("0.10"), None, Decimal("-1E-30"), Decimal("12345678901234567890.123456789"), Decimal(0)],
 }
 
 
