@@ -32,7 +32,7 @@ class Health:
         self._ticked_at = time.monotonic()
 
     def beat(self) -> None:
-        """Note a heartbeat of a worker or a sweep of a scheduler that Postgres has taken."""
+        """Note a heartbeat of a worker, or a sweep or a look for jobs of a scheduler, that Postgres has taken."""
         self._beat_at = time.monotonic()
 
     @property
