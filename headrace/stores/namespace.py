@@ -24,8 +24,8 @@ from headrace.telemetry.stores import REDIS
 class NamespacedRedis(Redis):
     """A client that knows the prefix of its deployment's names. It leaves the names in its commands as they are.
 
-    Its commands share one connection (`headrace/stores/redis_pipe.py`), so none may block. Pipelines and pub/sub have
-    connections of their own.
+    Its commands share one connection (`headrace/stores/redis_pipe.py`), so none may block. Pipelines, channels and the
+    queues that workers read have connections of their own.
     """
 
     prefix: str = ""
@@ -56,6 +56,8 @@ class NamespacedRedis(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close every connection."""
+        if self._opening is not None:
+            self._opening.cancel()
         if self._pipe is not None:
             self._pipe.close()
         await super().aclose(close_connection_pool)
