@@ -25,7 +25,7 @@ from headrace.errors import (
     UpstreamUnavailableError,
 )
 from headrace.runtime.chores import going_on
-from headrace.runtime.presence import KEY, About, Calls, read_presence
+from headrace.runtime.presence import KEY, About, Calls, View, read_presence
 from headrace.stores.redis import connect_redis
 from tests.waiting import eventually
 from worker.circuit import Rules
@@ -148,6 +148,21 @@ async def test_records_of_other_releases_are_read(redis: Redis) -> None:
     await circuits.refresh()
     assert circuits.served_elsewhere("another", "flex")
     assert not circuits.served_elsewhere(NAME, "flex")
+
+
+async def test_a_worker_that_was_quiet_tells_of_its_first_call_at_once(redis: Redis) -> None:
+    quiet = worker(redis, poll_seconds=3600)
+    heard: list[Sequence[View]] = []
+    other = Circuits(redis, worker=f"host:{next(_numbers)}", on_views=heard.append)
+
+    async def told_of(calls: int) -> bool:
+        await other.refresh()
+        return [view.calls.get(NAME, Calls()).calls for view in heard[-1]] == [calls]
+
+    async with going_on(quiet.run):
+        await eventually(lambda: told_of(0), "the first news")
+        await end(quiet)
+        await eventually(lambda: told_of(1), "news of the first call")
 
 
 async def test_one_call_probes_and_its_answer_closes(redis: Redis) -> None:
