@@ -39,8 +39,7 @@ def validate_in_slices(
     if not isinstance(holder, dict) or not isinstance(holder.get(field), list):
         return validate(model, document)
     items = holder[field]
-    ends = list(_slices(items))
-    if len(ends) < 2 or len(items) > most:
+    if len(items) < 2 or len(items) > most or len(ends := list(_slices(items))) < 2:
         return validate(model, document)
     first = {**holder, field: items[: ends[0]]}
     checked = validate(model, first if within is None else {**document, within: first})
@@ -59,8 +58,10 @@ def _slices(items: list[Any]) -> Iterator[int]:
     weight = 0
     for index, item in enumerate(items):
         weight += 1
-        if isinstance(item, dict):
-            weight += sum(len(value) for value in item.values() if isinstance(value, list))
+        if type(item) is dict:
+            for value in item.values():
+                if type(value) is list:
+                    weight += len(value)
         if weight >= _SLICE:
             yield index + 1
             weight = 0
