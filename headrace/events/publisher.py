@@ -90,10 +90,9 @@ class Publisher:
             packed = frame.pack()
             if origin is not None:
                 channels[origin].append(packed if len(packed) <= LARGEST_END else without_lines(frame).pack())
-            # Subscribers read a job's end from Postgres.
-            channels[job_channel(frame.job_id, self._prefix)].append(
-                packed if frame.kind == "delta" else without_lines(frame).pack()
-            )
+            if frame.kind != "delta":  # subscribers read a job's end from Postgres
+                packed = without_lines(frame).pack()
+            channels[job_channel(frame.job_id, self._prefix)].append(packed)
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
         if not arguments:
             return

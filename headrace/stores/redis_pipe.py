@@ -32,7 +32,6 @@ class RedisPipe(asyncio.Protocol):
         self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         """Done when the connection is closed, with the reason."""
         self._on_push = on_push
-        self._pack = connection.pack_command
         self._patience = patience_seconds
         self._loop = asyncio.get_running_loop()
         self._parser = hiredis.Reader(
@@ -73,10 +72,10 @@ class RedisPipe(asyncio.Protocol):
         """
         if self.closed:
             raise RedisConnectionError("The connection to Redis is closed.")
-        packed = self._pack(*command)
+        packed = _pack(command)
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._asked.append((answer, self._loop.time() + self._patience))
-        self._transport.writelines(packed)
+        self._transport.write(packed)
         if not self._watching:
             self._watching = True
             self._loop.call_later(self._patience, self._watch)
@@ -85,7 +84,7 @@ class RedisPipe(asyncio.Protocol):
     def tell(self, *command: Any) -> None:
         """Send a command that Redis answers with pushes, if the connection is open."""
         if not self.closed:
-            self._transport.writelines(self._pack(*command))
+            self._transport.write(_pack(command))
 
     def close(self) -> None:
         """Close the connection, and fail the commands that have no answer yet."""
@@ -143,3 +142,9 @@ class RedisPipe(asyncio.Protocol):
 
 
 def _ignore(_pushed: Any) -> None: ...
+
+
+def _pack(command: tuple[Any, ...]) -> bytes:
+    """Return a command as Redis reads it. Its name may be of two words, which are two arguments to Redis."""
+    packed: bytes = hiredis.pack_command((*command[0].split(), *command[1:]))
+    return packed

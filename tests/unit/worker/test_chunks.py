@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,6 +66,11 @@ def lines(client: str, items: Any) -> list[bytes]:
     return CLIENT_FORMATS[client].renderer(JOB, REQUEST).render(copy.deepcopy(items))  # type: ignore[index]
 
 
+def without_new_ids(value: Any) -> str:
+    """Return what a value looks like but for the random ids of calls whose own ids are taken."""
+    return re.sub(r"call_[0-9a-f]+", "call", repr(value))
+
+
 STYLES: list[Json] = [
     {},
     {"separators": (",", ":")},
@@ -112,10 +118,10 @@ ODD = st.sampled_from(
 def test_any_stream_is_read_as_if_each_event_was_parsed(documents: list[Json], style: Json, cut: int) -> None:
     events = [event(document, **style) for document in documents]
     items, expected = read("chat", events[:cut], events[cut:]), parsed("chat", events)
-    assert one_by_one(items) == expected
-    assert completion(items) == completion(expected)
+    assert without_new_ids(one_by_one(items)) == without_new_ids(expected)
+    assert without_new_ids(completion(items)) == without_new_ids(completion(expected))
     for client in CLIENT_FORMATS:
-        assert lines(client, items) == lines(client, expected)
+        assert without_new_ids(lines(client, items)) == without_new_ids(lines(client, expected))
 
 
 MESSAGES = [
