@@ -34,6 +34,8 @@ _READING_POSTS = frozenset({"/responses/input_tokens"})
 # Seconds for which a process uses a key without looking it up again: a revoked key stops working within them.
 _CACHE_SECONDS = 1.0
 _CACHE_SIZE = 10_000
+# Keys up to which the cache is not searched for old ones.
+_CACHE_WORTH_A_LOOK = 100
 # Seconds between two checks of the keys of open streams.
 _RECHECK_SECONDS = 2.0
 # Seconds between two records of a key's use, and seconds a record waits to be written with those of other keys.
@@ -111,6 +113,7 @@ class Authenticator:
         """End open streams whose keys have become invalid, until cancelled. One query checks all keys."""
         while True:
             await next_tick(_RECHECK_SECONDS)
+            self._forget(time.monotonic())
             if not self._held:
                 continue
             hashes = list(self._held)
@@ -125,6 +128,17 @@ class Authenticator:
                 for end, needs_admin in tuple(self._held.get(key_hash, ())):
                     if key_hash not in valid or (needs_admin and not valid[key_hash]):
                         end()
+
+    def _forget(self, now: float) -> None:
+        """Free what is known of keys that are no longer used, and of accounts: many keys are used once."""
+        if len(self._cache) > _CACHE_WORTH_A_LOOK:
+            self._cache = {
+                key_hash: known
+                for key_hash, known in self._cache.items()
+                if max(known.until, known.marked_at + _MARK_SECONDS) > now
+            }
+        if len(self._accounts) > _CACHE_WORTH_A_LOOK:
+            self._accounts = {name: found for name, found in self._accounts.items() if found[1] > now}
 
     def _mark(self, key_id: str) -> None:
         self._used.add(key_id)
