@@ -28,6 +28,8 @@ _ACCEPTED_SECONDS = 1.0
 # Seconds between two reports of the calls under way: far below the limit, and where calls wait at another worker.
 _CALM_SECONDS = 1.0
 _CROWDED_SECONDS = 0.01
+# Seconds until calls that wait ask again, at least: a place that another worker leaves to them may be empty as long.
+_LOOK_SECONDS = 0.015
 # Milliseconds by which calls of background jobs come later in the order of all workers: longer than any call waits.
 _BEHIND_MS = 3_600_000
 # The code of a refusal that fewer calls at once cannot cure.
@@ -77,6 +79,7 @@ class AdaptiveLine(PermitLine):
         self._young: deque[AdaptivePermit] = deque()
         """Calls near the limit that may yet be refused, and some that have ended, in the order of their starts."""
         self._report_seconds = _CALM_SECONDS
+        self._soonest_look_seconds = _LOOK_SECONDS
         self._apply()
 
     @property

@@ -139,6 +139,8 @@ class PermitLine:
         self._closing = False
         self._report_seconds = _REPORT_SECONDS
         """Seconds after which ended calls are reported while no call waits here."""
+        self._soonest_look_seconds = _SOONEST_LOOK_SECONDS
+        """Seconds until calls that wait here ask again, at least."""
 
     def join(self, permit: PendingPermit) -> None:
         """Put a call at the end of the line."""
@@ -214,7 +216,7 @@ class PermitLine:
                 crowded = len(self._waiting) > 1
                 wait = await self._round()
                 if wait is not None and not self._news:
-                    await self._sleep(min(max(wait, _SOONEST_LOOK_SECONDS), _LATEST_LOOK_SECONDS))
+                    await self._sleep(min(max(wait, self._soonest_look_seconds), _LATEST_LOOK_SECONDS))
                 elif crowded and not self._closing:
                     await asyncio.sleep(_LINGER_SECONDS)
         finally:
