@@ -113,13 +113,26 @@ class AdaptiveLimit:
             return True
         if ceiling and calls >= ceiling:
             few = self._held < max(calls, min(HOLD, calls * _HOLD_ROUNDS))
-            if now < self._held_at + (max(hold, _HOLD_SECONDS) if few else hold):
+            until = self._held_at + (max(hold, _HOLD_SECONDS) if few else hold)
+            if now < until or now < self._grown_at + _PACE_SECONDS or calls == MOST:
                 return False
-            ceiling, rate, self._grown, self._credit = 0, 1, 0, 1.0
-        gain = max(1.0, calls * _RETURN) if ceiling else rate
-        most = max(1, int(calls * _STEP))
-        self._credit = min(self._credit + gain * weight / calls, most + 1)
-        more = min(int(self._credit), most, (ceiling or MOST) - calls)
+            self.current = self.current._replace(ceiling=0, rate=1)
+            self._grown, self._credit = 0, 1.0
+        self._credit = min(self._credit + self._gain * weight / calls, self._step + 1)
+        return self.step(now)
+
+    def filled(self, *, share: float) -> None:
+        """Learn that every call under way has been accepted for long, and that others wait.
+
+        A call is accepted once, and its answer may take minutes. So a limit that is full of such calls earns a whole
+        round at once. `step` adds it.
+        """
+        self._credit = max(self._credit, self._gain * share)
+
+    def step(self, now: float) -> bool:
+        """Add some of what the limit has earned, and return whether it has changed."""
+        cuts, version, calls, ceiling, floor, rate, falls, hold = self.current
+        more = min(int(self._credit), self._step, (ceiling or MOST) - calls)
         if more < 1 or now < self._grown_at + _PACE_SECONDS:
             return False
         self._credit -= more
@@ -127,6 +140,16 @@ class AdaptiveLimit:
         calls += more
         self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls, hold), more)
         return True
+
+    @property
+    def _gain(self) -> float:
+        """Calls that a round adds."""
+        return max(1.0, self.current.calls * _RETURN) if self.current.ceiling else self.current.rate
+
+    @property
+    def _step(self) -> int:
+        """Calls that are added at once at most."""
+        return max(1, int(self.current.calls * _STEP))
 
     def overloaded(self, started: float, level: int, *, now: float, pause: float = 0) -> bool:
         """Learn that the provider refused a call, and return whether the limit has changed.

@@ -171,11 +171,20 @@ class AdaptiveLine(PermitLine):
         now = time.monotonic()
         while self._young and (self._young[0].known or self._young[0].started < now - _ACCEPTED_SECONDS):
             self._accept(self._young.popleft(), now)
+        if self._waiting and self._held:
+            self._grow(now)
         self._asking = True
         try:
             return await super()._round()
         finally:
             self._asking = False
+
+    def _grow(self, now: float) -> None:
+        """Let the limit grow under calls that are long and have all been accepted, while others wait."""
+        if not self._young and self._held + self._others >= self.limit.current.calls:
+            self.limit.filled(share=self._held / (self._held + self._others))
+        if self.limit.step(now):
+            self._apply()
 
     def _place(self, asking: Sequence[PendingPermit]) -> tuple[int, int, int]:
         age, calls, tokens = super()._place(asking)

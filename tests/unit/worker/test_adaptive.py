@@ -147,6 +147,16 @@ def test_at_first_the_limit_doubles_with_each_round() -> None:
     assert INITIAL * 1.5 < limit.current.calls <= INITIAL * 2
 
 
+def test_calls_that_take_minutes_do_not_keep_the_limit_small() -> None:
+    limit, now = AdaptiveLimit(), 1.0
+    for _ in range(5):
+        limit.filled(share=1.0)  # all calls have been under way for a second
+        for _ in range(20):
+            now += 0.05
+            limit.step(now)
+    assert limit.current.calls > 8 * INITIAL
+
+
 def test_a_call_that_began_before_a_cut_cuts_nothing() -> None:
     limit = cut()
     known = limit.current
@@ -212,7 +222,7 @@ def test_slowness_cuts_and_leaves_some_calls_and_those_with_waiting_clients() ->
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["accepted", "overloaded", "slowed", "learn"]),
+        st.sampled_from(["filled", "accepted", "overloaded", "slowed", "learn"]),
         st.integers(0, 1),  # the worker
         st.floats(0, 2),  # seconds since the last event
         st.floats(0, 3),  # seconds since the call began
@@ -233,6 +243,10 @@ def test_limits_stay_within_bounds_are_cut_once_in_a_round_trip_and_agree(
         match kind:
             case "accepted":
                 changed = worker.accepted(now - since, min(level, MOST), share=0.5, now=now)
+                assert worker.current.calls >= before.calls
+            case "filled":
+                worker.filled(share=0.5)
+                changed = worker.step(now)
                 assert worker.current.calls >= before.calls
             case "overloaded":
                 changed = worker.overloaded(now - since, level, now=now)
