@@ -7,6 +7,7 @@ keep of the request, would take as much memory as everything else of it.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,9 @@ from api.http.errors import error_for, render_error
 from headrace.errors import OutcomeUnknownError
 
 Make = Callable[[], Coroutine[Any, Any, Response]]
+Events = AsyncGenerator[list[bytes], None]
+Rest = Callable[[], Coroutine[Any, Any, Events | None]]
+"""Makes and sends an answer, and returns the events that it still lacks, if it is a stream of them."""
 
 
 class Later(Response):
@@ -30,11 +34,12 @@ class Later(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
         """Leave what makes the answer in the state of the request."""
-        scope["state"]["later"] = self._make
+        # `send` goes through the layers that have returned by then: one of them adds the headers of CORS.
+        rest: Rest = functools.partial(_answer, self._make, send)
+        scope["state"]["later"] = rest
 
 
-async def answer_later(make: Make, send: Send) -> AsyncGenerator[list[bytes], None] | None:
-    """Make an answer and send it. Returns the events that it still lacks, if it is a stream of them."""
+async def _answer(make: Make, send: Send) -> Events | None:
     try:
         response = await make()
     except asyncio.CancelledError:  # at the end of `drain_seconds`
@@ -43,7 +48,7 @@ async def answer_later(make: Make, send: Send) -> AsyncGenerator[list[bytes], No
         response = render_error(error_for(error))
     scope: Scope = {"type": "http", "state": {}}
     await response(scope, _receive, send)
-    events: AsyncGenerator[list[bytes], None] | None = scope["state"].get("events")
+    events: Events | None = scope["state"].get("events")
     return events
 
 

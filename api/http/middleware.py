@@ -6,13 +6,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
-from api.http.later import Make, answer_later
+from api.http.later import Events, Rest
 from api.http.sse import write_events
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import is_id, job_id_of, job_id_of_response, new_id
@@ -69,7 +69,7 @@ class RequestScope:
                 later, events = await self._begin(scope, receive, answer)
                 del scope, receive
                 if later is not None:
-                    events = await answer_later(later, answer.send)
+                    events = await later()
                 if events is not None:
                     await write_events(events, send)
             except Exception:
@@ -78,9 +78,7 @@ class RequestScope:
             finally:
                 answer.end()
 
-    async def _begin(
-        self, scope: Scope, receive: Receive, answer: _Answer
-    ) -> tuple[Make | None, AsyncGenerator[list[bytes], None] | None]:
+    async def _begin(self, scope: Scope, receive: Receive, answer: _Answer) -> tuple[Rest | None, Events | None]:
         """Have a request answered. Returns what is left to do: to make the answer, or to write its events."""
         inner = {**scope, "method": "GET"} if answer.is_head else scope
         try:
@@ -100,7 +98,7 @@ class RequestScope:
             await render_error(HeadraceError())(scope, receive, answer.send)
         finally:
             answer.note_endpoint(inner)
-            later: Make | None = scope["state"].pop("later", None)
+            later: Rest | None = scope["state"].pop("later", None)
             if later is not None:
                 scope["state"]["client"].head_read = True
             elif scope["state"].get("body_units"):
