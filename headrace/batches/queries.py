@@ -313,16 +313,13 @@ SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= exp
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
-# Answers are of any size, so a page also ends by its bytes. The number of its last line is looked up in the index
-# first. Postgres may take a new batch for a small one, and would read and sort all lines that are left for each page.
+# Answers are of any size, so a page also ends by its bytes. It names its last line instead of a limit, as
+# Postgres may take a new batch for a small one: it would read and sort all lines that are left for each page.
 _IN_ORDER_OF_LINES = f"""
 SELECT * FROM (
     SELECT *, sum(bytes) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING) - bytes AS before
     FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
-          FROM ({_RESULTS} AND line > %(after)s AND finished_in IS NOT NULL
-                AND line <= (SELECT max(line) FROM (SELECT line FROM jobs WHERE batch_id = %(batch_id)s
-                                                    AND line > %(after)s ORDER BY line LIMIT %(limit)s) AS next)
-               ) AS ended
+          FROM ({_RESULTS} AND line > %(after)s AND line <= %(last)s AND finished_in IS NOT NULL) AS ended
          ) AS sized
 ) AS page
 WHERE before < %(bytes)s ORDER BY line
@@ -342,12 +339,12 @@ ORDER BY finished_in, line LIMIT %(limit)s
 )
 
 
-async def read_lines(database: Database, batch_id: str, *, after: int, limit: int, most_bytes: int) -> Sequence[Row]:
-    """Return those of the next `limit` lines that have ended, in order of the input, past the line numbered `after`.
+async def read_lines(database: Database, batch_id: str, *, after: int, last: int, most_bytes: int) -> Sequence[Row]:
+    """Return the lines that have ended, in order of the input, past the one numbered `after`, and up to `last`.
 
     The page ends with the line with which its answers and errors come to `most_bytes`.
     """
-    parameters = {"batch_id": batch_id, "after": after, "limit": limit, "bytes": most_bytes}
+    parameters = {"batch_id": batch_id, "after": after, "last": last, "bytes": most_bytes}
     return await execute(database.relaxed, _IN_ORDER_OF_LINES, parameters)
 
 

@@ -77,10 +77,13 @@ class Output:
         return BatchState.COMPLETED if whole else BatchState.EXPIRED
 
     async def _write_ended(self) -> None:
-        after, limit = 0, _FIRST_PAGE
-        while rows := await read_lines(
-            self._database, self._batch.id, after=after, limit=limit, most_bytes=_PAGE_BYTES
-        ):
+        after, limit, last_fed = 0, _FIRST_PAGE, self._batch.next_line - 1
+        while after < last_fed:
+            last = min(after + limit, last_fed)
+            rows = await read_lines(self._database, self._batch.id, after=after, last=last, most_bytes=_PAGE_BYTES)
+            if not rows:  # empty lines of the input are no jobs
+                after, limit = last, 2 * limit
+                continue
             answers, errors = bytearray(), bytearray()
             for row in rows:
                 (answers if is_answer(row) else errors).extend(render_line(row) + b"\n")

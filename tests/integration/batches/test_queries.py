@@ -256,9 +256,9 @@ async def test_lines_are_read_in_order_of_the_input(database: Database, owner: O
     held = {job.id: job for job in await jobs.claim(*job_ids)}
     for job_id in (job_ids[2], job_ids[0], job_ids[3]):
         await jobs.finish(end_of(held[job_id]))
-    read = await read_lines(database, batch_id, after=0, limit=3, most_bytes=1000)
+    read = await read_lines(database, batch_id, after=0, last=3, most_bytes=1000)
     assert [row.line for row in read] == [1, 3]
-    rest = await read_lines(database, batch_id, after=3, limit=2, most_bytes=1000)
+    rest = await read_lines(database, batch_id, after=3, last=5, most_bytes=1000)
     assert [row.line for row in rest] == [4]
 
 

@@ -122,9 +122,9 @@ async def test_a_page_of_ended_lines_ends_where_it_has_enough_bytes(
         await jobs.finish(end_of(job, response=orjson.dumps({"choices": [], "text": "x" * 1000}).decode()))
     pages = []
     after = 0
-    while page := await read_lines(database, batch_id, after=after, limit=10, most_bytes=1500):
+    while page := await read_lines(database, batch_id, after=after, last=4, most_bytes=1500):
         pages.append([row.line for row in page])
         after = page[-1].line
     assert pages == [[1, 2], [3, 4]]
-    [row] = await read_lines(database, batch_id, after=0, limit=10, most_bytes=1)
+    [row] = await read_lines(database, batch_id, after=0, last=4, most_bytes=1)
     assert row.line == 1
