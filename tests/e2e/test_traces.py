@@ -169,7 +169,7 @@ async def test_each_attempt_and_its_call_have_the_error_that_ended_them(
     submit, *spans = collector.trace(answered.headers["x-headrace-job"], "submit default", *attempt, *attempt)
     assert submit.parent == ""
     assert [span.failed for span in spans] == [True, True, False, False, False, False]
-    assert [span.attributes.get("error.type") for span in spans[:2]] == ["UpstreamError", "UpstreamError"]
+    assert [span.attributes.get("error.type") for span in spans[:2]] == ["UpstreamOverloadedError"] * 2
     assert [spans[0].attributes["headrace.outcome"], spans[3].attributes["headrace.outcome"]] == ["failed", "completed"]
     for part in ("api", "worker"):
         assert f"trace={submit.trace_id}" in (traced.directory / f"{part}.log").read_text()

@@ -14,6 +14,7 @@ from headrace.catalogue.models import Model, Provider, Route
 from headrace.errors import (
     UpstreamError,
     UpstreamKeyError,
+    UpstreamOverloadedError,
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
@@ -182,7 +183,7 @@ def test_errors_of_openais_lines_are_those_of_calls(line: Json, kind: type[Upstr
         ("invalid_request_error", UpstreamRefusedError),
         ("request_too_large", UpstreamRefusedError),
         ("rate_limit_error", UpstreamRateLimitError),
-        ("overloaded_error", UpstreamError),
+        ("overloaded_error", UpstreamOverloadedError),
         ("api_error", UpstreamError),
         ("authentication_error", UpstreamKeyError),
     ],
