@@ -185,8 +185,15 @@ async def test_a_response_that_is_not_stored_adds_its_turn(
     response = await openai_client.responses.create(
         model=model, conversation=conversation.id, input="Do you forget this?", store=False
     )
-    with pytest.raises(openai.NotFoundError):
-        await openai_client.responses.retrieve(response.id)
+
+    async def gone() -> bool:
+        try:
+            await openai_client.responses.retrieve(response.id)
+        except openai.NotFoundError:
+            return True
+        return False
+
+    await eventually(gone, "the erasure of a response that is not stored")
     assert texts(await items_of(openai_client, conversation.id)) == ["Do you forget this?", "Yes."]
 
 
