@@ -221,16 +221,19 @@ class Answer:
         patience = self._silence + _COARSENESS_SECONDS
         with self._translated():
             async with asyncio.timeout(patience) as silence:
-                next_look = now() + _COARSENESS_SECONDS
-                if self._first and take(self._first):
-                    return
-                while piece := await content.readany():
-                    if now() > next_look:
-                        silence.reschedule(now() + patience)
-                        next_look = now() + _COARSENESS_SECONDS
-                    self._allowance.take(piece)
-                    if take(piece):
+                try:
+                    next_look = now() + _COARSENESS_SECONDS
+                    if self._first and take(self._first):
                         return
+                    while piece := await content.readany():
+                        if now() > next_look:
+                            silence.reschedule(now() + patience)
+                            next_look = now() + _COARSENESS_SECONDS
+                        self._allowance.take(piece)
+                        if take(piece):
+                            return
+                finally:
+                    del silence  # it has this task, which has its error, whose traceback has this frame
 
     async def unhurried(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes to a reader that may be slow: only the provider's silence is timed.
