@@ -74,7 +74,7 @@ class ResponseChecks:
             job = self._jobs.get(job_id_of_response(response_id))
             if job is None or job["state"] not in _STATES[status]:
                 self._wrong(f"{response_id}: {job and job['state']}, and {who} was told {status}")
-        for response_id, response in dict(self._notes.finals).items():  # a client may yet be told of one
+        for response_id, response in dict(self._notes.finals).items():  # a client may still add one
             job = self._jobs.get(job_id_of_response(response_id))
             if job is not None and job["response"] is not None and json.loads(job["response"]) != response:
                 self._wrong(f"{response_id}: clients were told {response}, and it is {job['response']}")
