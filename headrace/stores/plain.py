@@ -1,9 +1,9 @@
 """One connection for plain SQL, and the statements that it keeps prepared.
 
 psycopg's cursor costs a short statement as much CPU as all the rest of its round trip: at each call it looks at the
-text, decides whether to prepare it, makes a new adapter of parameters and registers a reader with the event loop. The
-statements of the hot path are few and never change. So they are read at import, and a connection prepares each at its
-first use and keeps its adapter and its reader. All other statements go through the cursor.
+text, decides whether to prepare it, and makes a new adapter of parameters. The statements of the hot path are few and
+never change. So they are read at import, and a connection prepares each at its first use and keeps its adapter. All
+other statements go through the cursor.
 """
 
 from __future__ import annotations
@@ -82,9 +82,6 @@ class PlainConnection:
         self._row_makers: dict[bytes, RowMaker] = {}
         """By the names of the prepared statements."""
         self._loop = asyncio.get_running_loop()
-        self._watched: int | None = None
-        """The socket, while this object is its reader on the event loop."""
-        self._waiter: asyncio.Future[Ready] | None = None
 
     @property
     def closed(self) -> bool:
@@ -99,7 +96,6 @@ class PlainConnection:
         """
         if isinstance(statement, Prepared) and parameters is not None:
             return await self._run_prepared(statement, parameters)
-        self._unwatch()  # the cursor has a reader of its own
         await self._cursor.execute(statement, parameters)
         # The cursor's `description` would make an object of each column.
         result = self._cursor.pgresult
@@ -107,7 +103,6 @@ class PlainConnection:
 
     async def close(self) -> None:
         """Close the connection."""
-        self._unwatch()
         await self.connection.close()
 
     async def _run_prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
@@ -138,14 +133,7 @@ class PlainConnection:
         Raises:
             psycopg.Error: Postgres refused it, or the connection broke.
         """
-        if self._watched is None:
-            self._watched = self.connection.fileno()
-            self._loop.add_reader(self._watched, self._wake, Ready.R)
-        try:
-            results: list[PGresult] = await self._drive(execute(self.connection.pgconn))
-        except psycopg.Error:
-            self._unwatch()  # libpq has closed a broken connection's socket
-            raise
+        results: list[PGresult] = await self._drive(execute(self.connection.pgconn))
         if results[-1].status == ExecStatus.FATAL_ERROR:
             raise error_from_result(results[-1])
         return results[-1]
@@ -161,36 +149,27 @@ class PlainConnection:
             return result
 
     async def _ready(self, wanted: Wait) -> Ready:
-        self._waiter = self._loop.create_future()
+        """Wait for the socket.
+
+        The event loop watches it no longer than that: libpq may close it whenever it runs, and the next connection gets
+        its number. A watch that outlived the socket would leave that connection deaf.
+        """
+        waiter: asyncio.Future[Ready] = self._loop.create_future()
+        socket = self.connection.fileno()
+        self._loop.add_reader(socket, _wake, waiter, Ready.R)
+        if wanted != Wait.R:
+            self._loop.add_writer(socket, _wake, waiter, Ready.W)  # its buffer is full
         try:
-            if wanted == Wait.R:
-                return await self._waiter
-            assert self._watched is not None
-            self._loop.add_writer(self._watched, self._wake, Ready.W)  # the socket's buffer is full
-            try:
-                return await self._waiter
-            finally:
-                self._loop.remove_writer(self._watched)
+            return await waiter
         finally:
-            self._waiter = None
+            self._loop.remove_reader(socket)
+            if wanted != Wait.R:
+                self._loop.remove_writer(socket)
 
-    def _wake(self, ready: Ready) -> None:
-        if self._waiter is None:
-            self._read_aside()
-        elif not self._waiter.done():
-            self._waiter.set_result(ready)
 
-    def _read_aside(self) -> None:
-        """Read what Postgres sends between two statements: a notice, or the end of the connection."""
-        try:
-            self.connection.pgconn.consume_input()
-        except psycopg.Error:
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._watched is not None:
-            self._loop.remove_reader(self._watched)
-            self._watched = None
+def _wake(waiter: asyncio.Future[Ready], ready: Ready) -> None:
+    if not waiter.done():
+        waiter.set_result(ready)
 
 
 @functools.cache
