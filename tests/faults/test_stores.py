@@ -120,7 +120,7 @@ async def test_a_worker_that_starts_while_redis_is_full_runs_jobs(
 
             async def says_so() -> bool:
                 ready = await broken_client.get(f"{broken.base_url}/readyz")
-                return ready.json()["redis"] == "refuses writes"
+                return bool(ready.json()["redis"] == "refuses writes")
 
             await eventually(says_so, "the API to notice")
         finally:
