@@ -244,10 +244,11 @@ class _LogFollower(_Follower):
         events += self._move_to(attempt)
         if progress.state is State.QUEUED and attempt:
             events += self._start_over(attempt)
-        if progress.state.is_final and self.cursor.seq > length:
+        if progress.state.is_final and self.cursor.seq > length and not self.ahead:
             self.over = True  # the reader has the end
         elif progress.state.is_final:
-            events += self._end(progress, _log_end(progress, length))
+            # A reader may have lines that Postgres never got. For it the end comes after them.
+            events += self._end(progress, _log_end(progress, max(length, self.cursor.seq)))
         return events
 
     def _start_over(self, attempt: int) -> list[Event]:

@@ -1,0 +1,44 @@
+"""A reader of a log that goes on over all attempts, and has lines that Postgres never got."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.events import follow
+from headrace.events.follow import Cursor, Ended
+from headrace.events.wire import Frame
+from headrace.jobs.records import Progress
+from headrace.jobs.state import State
+from headrace.usage.spent import NOTHING
+
+JOB = "job_" + "5" * 32
+ERROR = '{"error":{"message":"The answer was interrupted."}}'
+PROGRESS = Progress(State.FAILED, 1, False, 0, 0, None, ERROR, NOTHING, "responses")
+
+
+@pytest.mark.parametrize("unwritten", [1, 2, 3])
+async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch, unwritten: int) -> None:
+    written = 2
+    follower = follow._LogFollower(None, JOB, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    lines = [b"{}"] * (written + unwritten)
+    events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), Frame(JOB, 1, 1, "delta", lines)])
+    assert (len(events), missed) == (2, [])
+
+    async def ended(*_: Any) -> Any:
+        return PROGRESS
+
+    async def nothing(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    async def length(*_: Any) -> int:
+        return written
+
+    monkeypatch.setattr(follow, "_progress_of", ended)
+    monkeypatch.setattr(follow, "read_log", nothing)
+    monkeypatch.setattr(follow, "read_log_length", length)
+    [end] = await follower.replay()
+    assert isinstance(end, Ended)
+    assert (end.state, end.error, end.cursor > Cursor(1, len(lines))) == (State.FAILED, ERROR.encode(), True)
+    assert follower.over
