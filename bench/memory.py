@@ -18,7 +18,6 @@ import resource
 import statistics
 import sys
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ import psutil
 import redis
 import uvloop
 
+from bench.batches import Client
 from bench.checkout import build
 from bench.held import Held, hold, request
 from bench.ratios import student
@@ -155,7 +155,7 @@ async def _measure_held(gauge: _Gauge, found: Memory, *, share: float) -> None:
         held.close()
     found.fresh = before = await settled()
     streams = await open_many(streamed, slots)
-    job_id = _call(system, "GET", "/jobs?status=running&limit=1")["data"][0]["id"]
+    job_id = Client(system, system.key).json("GET", "/jobs?status=running&limit=1")["data"][0]["id"]
     now = await settled()
     found.each["running stream"] = _each(before, now, slots)
     filling = await open_many(streamed, _SLOTS - slots)
@@ -170,21 +170,13 @@ async def _measure_held(gauge: _Gauge, found: Memory, *, share: float) -> None:
     for held in (*readers, *clients, *filling, *streams):
         held.close()
     async with asyncio.timeout(120):
-        while _call(system, "GET", "/jobs?status=running&limit=1")["data"]:  # noqa: ASYNC110
+        while Client(system, system.key).json("GET", "/jobs?status=running&limit=1")["data"]:  # noqa: ASYNC110
             await asyncio.sleep(1)
     found.after = await settled()
 
 
 def _each(before: dict[str, int], after: dict[str, int], number: int) -> dict[str, float]:
     return {part: (after[part] - size) / number for part, size in before.items()}
-
-
-def _call(system: Headrace, method: str, path: str, body: Any = None) -> Any:
-    url = f"http://127.0.0.1:{system.port}/api/v1{path}"
-    headers = {"authorization": f"Bearer {system.key}", "content-type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30) as answer:
-        return json.load(answer)
 
 
 class _Load:

@@ -30,6 +30,7 @@ import psutil
 import psycopg
 import uvloop
 
+from bench.batches import Client
 from bench.held import Held, connect, hold, request
 from bench.systems import Headrace, Upstream
 from headrace.dev.data_dir import running_url
@@ -283,7 +284,8 @@ class _Measurement:
         """Submit the jobs and open the readers."""
         system, found = self.system, self.found
         body = {"request": {"model": _MODEL, "messages": [{"role": "user", "content": "hi"}]}, "timeout": 3600}
-        ids = [(await asyncio.to_thread(_submit, system, body)) for _ in range(found.jobs)]
+        client = Client(system, system.key)
+        ids = [(await asyncio.to_thread(client.json, "POST", "/jobs", body))["id"] for _ in range(found.jobs)]
         await asyncio.sleep(_PACE)
         before, began = self.resident(), time.monotonic()
         paths = [f"/jobs/{ids[number % len(ids)]}/events" for number in range(found.subscribers)]
@@ -354,14 +356,6 @@ class _Measurement:
         self.found.missed = sum(reader.missed for reader in self.readers)
         for task in keeping:
             task.cancel()
-
-
-def _submit(system: Headrace, body: Any) -> str:
-    url = f"http://127.0.0.1:{system.port}/api/v1/jobs"
-    headers = {"authorization": f"Bearer {system.key}", "content-type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30) as answer:
-        job: str = json.load(answer)["id"]
-        return job
 
 
 def main() -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import time
-import urllib.request
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import psutil
 import uvloop
 
+from bench.batches import Client
+from bench.held import Held, hold, request
 from bench.systems import Headrace
 
 MODEL = "fake-s2000-p10000"
@@ -21,8 +20,6 @@ MODEL = "fake-s2000-p10000"
 GOAL_KB = 20
 """Kilobytes of 1,000 bytes that a subscriber may cost."""
 
-_AT_ONCE = 100
-"""Connections that are opened at the same time."""
 _OPEN_SECONDS = 120
 _SETTLE_SECONDS = 2
 
@@ -71,45 +68,19 @@ class Subscribers:
         return [f"| {' | '.join(row)} |" for row in rows]
 
 
-class Subscriber(asyncio.Protocol):
-    """One event stream, of which only the number of deltas is kept."""
-
-    __slots__ = ("deltas", "live", "lost", "ok", "transport")
+class Subscriber(Held):
+    """One event stream, of which only the number of deltas is kept. It has begun with the first one."""
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.live = asyncio.Event()
-        """Set when the first delta has arrived, which is replayed to every subscriber, or the stream has ended."""
-        self.ok = False
-        self.lost = False
+        super().__init__()
         self.deltas = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport. The class of uvloop's transports does not derive from asyncio's, but has its methods."""
-        self.transport = cast("asyncio.Transport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Remember that the stream has ended."""
-        self.lost = True
-        self.live.set()
 
     def data_received(self, data: bytes) -> None:
         """Note that the stream was accepted, and count deltas; an event comes whole in one piece."""
         self.ok = self.ok or data.startswith(b"HTTP/1.1 200")
         self.deltas += data.count(b"event: job.delta")
         if self.deltas:
-            self.live.set()
-
-
-def _call(system: Headrace, method: str, path: str, body: Any = None) -> Any:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{system.port}/api/v1{path}",
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"authorization": f"Bearer {system.key}", "content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+            self.begun.set()
 
 
 def _memory(processes: list[psutil.Process]) -> int:
@@ -119,12 +90,13 @@ def _memory(processes: list[psutil.Process]) -> int:
 def measure_subscribers(system: Headrace, count: int) -> Subscribers:
     """Open `count` subscribers on a running job and measure the API's memory; the job is cancelled at the end."""
     message = {"role": "user", "content": "Speak slowly."}
-    job = _call(system, "POST", "/jobs", {"request": {"model": MODEL, "messages": [message]}, "timeout": 3600})
+    client = Client(system, system.key)
+    job = client.json("POST", "/jobs", {"request": {"model": MODEL, "messages": [message]}, "timeout": 3600})
     try:
         measured = uvloop.run(_measure(system, job["id"], count))
     finally:
         try:
-            _call(system, "POST", f"/jobs/{job['id']}/cancel", {})
+            client.json("POST", f"/jobs/{job['id']}/cancel", {})
             deaf = ""
         except OSError as error:
             deaf = f"after {count} subscribers had left, the job could not be cancelled: {error}"
@@ -132,34 +104,17 @@ def measure_subscribers(system: Headrace, count: int) -> Subscribers:
 
 
 async def _measure(system: Headrace, job: str, count: int) -> Subscribers:
-    loop = asyncio.get_running_loop()
     assert system.tree is not None
     api = system.tree.parts(system.part)["api"]
-    request = (
-        f"GET /api/v1/jobs/{job}/events HTTP/1.1\r\nhost: 127.0.0.1:{system.port}\r\n"
-        f"authorization: Bearer {system.key}\r\naccept: text/event-stream\r\n\r\n"
-    ).encode()
+    events = request(system, "GET", f"/jobs/{job}/events", headers={"accept": "text/event-stream"})
 
     async def open_many(number: int) -> list[Subscriber]:
-        gate, opened = asyncio.Semaphore(_AT_ONCE), list[Subscriber]()
-
-        async def open_one() -> None:
-            async with gate:
-                _, subscriber = await loop.create_connection(Subscriber, "127.0.0.1", system.port)
-                assert subscriber.transport is not None
-                subscriber.transport.write(request)
-                opened.append(subscriber)
-                await subscriber.live.wait()
-
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_OPEN_SECONDS):
-                await asyncio.gather(*(open_one() for _ in range(number)))
-        return opened
+        held = await hold(system.port, [events] * number, seconds=_OPEN_SECONDS, kind=Subscriber)
+        return cast("list[Subscriber]", held)
 
     async def close(subscribers: list[Subscriber]) -> None:
         for subscriber in subscribers:
-            if subscriber.transport is not None:
-                subscriber.transport.close()
+            subscriber.close()
         await asyncio.sleep(_SETTLE_SECONDS)
 
     # The first subscribers make the API load modules and grow pools, which must not count.

@@ -100,7 +100,7 @@ class AdaptiveLimit:
         """
         if started < self._cut_at:
             return False
-        cuts, version, calls, ceiling, floor, rate, falls, hold = self.current
+        calls, ceiling, hold = self.current.calls, self.current.ceiling, self.current.hold
         weight = 1 / share
         self._clean += weight
         self._held += weight
@@ -108,8 +108,7 @@ class AdaptiveLimit:
             return False  # the limit holds nothing back
         if level > calls:
             # A call that was let through beyond the limit, as the capacity was not known.
-            calls, ceiling = level, 0 if ceiling < level else ceiling
-            self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls, hold), 0)
+            self._raise(level, 0 if ceiling < level else ceiling)
             return True
         if ceiling and calls >= ceiling:
             few = self._held < max(calls, min(HOLD, calls * _HOLD_ROUNDS))
@@ -131,14 +130,14 @@ class AdaptiveLimit:
 
     def step(self, now: float) -> bool:
         """Add some of what the limit has earned, and return whether it has changed."""
-        cuts, version, calls, ceiling, floor, rate, falls, hold = self.current
+        calls, ceiling = self.current.calls, self.current.ceiling
         more = min(int(self._credit), self._step, (ceiling or MOST) - calls)
         if more < 1 or now < self._grown_at + _PACE_SECONDS:
             return False
         self._credit -= more
         self._grown_at = now
-        calls += more
-        self._grow(Limit(cuts, version + 1, calls, ceiling, max(floor, calls // 2), rate, falls, hold), more)
+        self._grown += more
+        self._raise(calls + more, ceiling)
         return True
 
     @property
@@ -193,12 +192,16 @@ class AdaptiveLimit:
             self.current = limit
         return True
 
-    def _grow(self, limit: Limit, more: int) -> None:
-        self._grown += more
-        if not limit.ceiling and self._grown >= limit.rate:
+    def _raise(self, calls: int, ceiling: int) -> None:
+        """Set a higher limit; the rate doubles once so many calls have been added at it."""
+        known = self.current
+        rate = known.rate
+        if not ceiling and self._grown >= rate:
             self._grown = 0
-            limit = limit._replace(rate=min(2 * limit.rate, limit.calls))
-        self.current = limit
+            rate = min(2 * rate, calls)
+        self.current = known._replace(
+            version=known.version + 1, calls=calls, ceiling=ceiling, floor=max(known.floor, calls // 2), rate=rate
+        )
 
     def _cut(self, limit: Limit, now: float) -> None:
         if limit.ceiling != self.current.ceiling or limit.calls > limit.floor:

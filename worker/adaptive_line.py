@@ -149,12 +149,16 @@ class AdaptiveLine(PermitLine):
         if permit.known:
             return
         permit.known = True
-        share = self._held / (self._held + self._others)
-        if self.limit.accepted(permit.started, permit.level, share=share, now=now):
+        if self.limit.accepted(permit.started, permit.level, share=self._share, now=now):
             self._apply()
             if self._waiting:
                 self._news = True
                 self._wake()
+
+    @property
+    def _share(self) -> float:
+        """This worker's part of the calls under way, of which it has some."""
+        return self._held / (self._held + self._others)
 
     def _share_cut(self) -> None:
         self._apply()
@@ -182,7 +186,7 @@ class AdaptiveLine(PermitLine):
     def _grow(self, now: float) -> None:
         """Let the limit grow under calls that are long and have all been accepted, while others wait."""
         if not self._young and self._held + self._others >= self.limit.current.calls:
-            self.limit.filled(share=self._held / (self._held + self._others))
+            self.limit.filled(share=self._share)
         if self.limit.step(now):
             self._apply()
 

@@ -10,8 +10,6 @@ from headrace.events.wire import Frame
 
 # Seconds below which a timer is not set again: the loop's time has steps of a millisecond.
 _LEAST_SECONDS = 0.001
-
-
 _AT_ONCE: AbstractAsyncContextManager[None] = nullcontext()
 
 
@@ -47,11 +45,10 @@ class Listener:
         own: bool,
         limit_bytes: int,
         patience_seconds: float,
-        turn: AbstractAsyncContextManager[None] = _AT_ONCE,
     ) -> None:
         """Hold up to `limit_bytes`; a reader that leaves more unread replays from Postgres instead."""
         self.job_id = job_id
-        self.turn = turn
+        self.turn = _AT_ONCE
         """What the reader waits for before it replays: few of a process's subscribers replay at the same time."""
         self.own = own
         """Whether this process is the job's origin."""

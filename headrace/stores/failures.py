@@ -12,6 +12,8 @@ STALE = frozenset({_READ_ONLY, "0A000"})
 prepared statements from before a change of the schema."""
 # SQLSTATEs of a missing column or table: the schema is being migrated, or is that of another release.
 _UNKNOWN = frozenset({"42703", "42P01"})
+# The SQLSTATE of a lock that was not granted within `lock_timeout`.
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class NoAnswerError(sa.exc.TimeoutError):
@@ -50,6 +52,11 @@ def leave_stale(context: sa.engine.ExceptionContext) -> None:
 def is_foreign_schema(error: SQLAlchemyError) -> bool:
     """Whether a statement failed because the schema lacks a table or column of this release."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNKNOWN
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """Whether a statement gave up waiting for a lock, after its `lock_timeout`."""
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def is_unavailable(error: SQLAlchemyError) -> bool:

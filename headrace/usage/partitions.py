@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
 from headrace.stores.database import Database, execute
+from headrace.stores.failures import is_locked
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ _REST_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 # Job ends may wait for as long, each time that the ledger is found in use.
 _LOCK_TIMEOUT = "200ms"
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def is_partition(table: str) -> bool:
@@ -214,7 +214,7 @@ END $$"""
         try:
             await execute(self._database.durable, statement, patience_seconds=LONG_PATIENCE_SECONDS)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if not is_locked(error):
                 raise
             return False
         return True

@@ -24,6 +24,7 @@ from headrace.stores.connections import (
     Row,
 )
 from headrace.stores.database import Database, execute
+from headrace.stores.failures import is_locked
 from headrace.usage import cells
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ _LAST_ROWS = 500
 _RETRY_SECONDS = 1.0
 # Questions and folds may wait for as long, each time that the roll-ups are found in use.
 _LOCK_TIMEOUT = "200ms"
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def _present(table: str) -> str:
@@ -240,7 +240,7 @@ async def _swap(database: Database, keys: Sequence[str]) -> None:
                 await _put_in_place(transaction, parameters)
                 return
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if not is_locked(error):
                 raise
         await asyncio.sleep(_RETRY_SECONDS)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 from redis.asyncio import Redis
@@ -21,6 +20,7 @@ from headrace.errors import (
 )
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import ADAPTIVE_LIMIT
+from tests.integration.worker.limits import Provider
 from tests.metrics import values
 from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
@@ -33,14 +33,6 @@ from worker.throttle import Throttle
 ROUTE = "openai/gpt"
 LONG = 1000.0
 """Seconds of a lease that outlasts every test."""
-
-
-@dataclass(frozen=True)
-class Provider:
-    max_concurrency: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    adaptive_concurrency: bool = True
 
 
 PROVIDER = Provider()

@@ -9,7 +9,6 @@ import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +20,7 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import UpstreamBusyError
 from headrace.runtime.chores import going_on
 from headrace.stores.redis import connect_redis
+from tests.integration.worker.limits import Provider
 from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
 from worker import throttle as module
@@ -33,14 +33,6 @@ KEY = f"headrace:limits:{NAME}"
 REQUEST = {"messages": [{"role": "user", "content": "Hello"}]}
 LONG = 1000.0
 """Seconds of a lease or a minute that outlast every test."""
-
-
-@dataclass(frozen=True)
-class Provider:
-    max_concurrency: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    adaptive_concurrency: bool = True
 
 
 @pytest.fixture
