@@ -1,9 +1,9 @@
 """One connection for plain SQL, and the statements that it keeps prepared.
 
 psycopg's cursor takes a third of the CPU of a short statement: at each call it looks at the text, decides whether to
-prepare it, and makes a new adapter of parameters. The statements of the hot path are few and
-never change. So they are read at import, and a connection prepares each at its first use and keeps its adapter. All
-other statements go through the cursor.
+prepare it, and makes a new adapter of parameters. The statements of the hot path are few and never change. So they are
+read at import, and a connection prepares each at its first use and keeps its adapter. All other statements go through
+the cursor.
 """
 
 from __future__ import annotations
