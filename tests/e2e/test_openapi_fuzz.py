@@ -22,13 +22,15 @@ from schemathesis.specs.openapi.checks import (
 from api.app import create_app
 from headrace.settings import Settings
 from tests.e2e.jobs import chat
+from tests.fakes.provider import Gate, Provider, stream
 from tests.fakes.receiver import running_receiver
 from tests.service import Service, until
 
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 _MODEL = "fake-fuzz"
-# What such a request stops is no good to another: it has something of its own, as one that deletes has.
-_ENDING = ("/cancel",)
+# Its provider never answers, so that a job still runs when its cancellation arrives.
+_HELD = "fake-fuzz-held"
+_CANCEL = "/cancel"
 # What webhooks tell of, by the name of a path's parameter.
 _SUBJECTS = {"job_id": "jobs", "batch_id": "batches"}
 # One in so many requests has the ids that schemathesis thinks up.
@@ -69,11 +71,12 @@ class Things:
             case.headers.pop("Headrace-Account", None)  # of administrators alone
         if "Idempotency-Key" in (case.headers or {}):
             case.headers["Idempotency-Key"] = f"{case.operation.label} {turn}"
-        ending = case.method == "DELETE" or case.path.endswith(_ENDING)
+        cancelling = case.path.endswith(_CANCEL)
+        ending = cancelling or case.method == "DELETE"
         subject = next((name for name in _SUBJECTS if name in case.path_parameters), "")
         *_, last = case.path_parameters or [None]
         for name in case.path_parameters:
-            find = self._maker(name, subject)
+            find = self._maker(name, subject, model=_HELD if cancelling else _MODEL)
             fresh = ending and name == last
             case.path_parameters[name] = find() if fresh else self._once(f"{subject} {name}", find)
 
@@ -82,18 +85,18 @@ class Things:
             self._made[name] = make()
         return self._made[name]
 
-    def _maker(self, name: str, subject: str) -> Callable[[], str]:
+    def _maker(self, name: str, subject: str, *, model: str = _MODEL) -> Callable[[], str]:
         makers: dict[str, Callable[[], str]] = {
-            "job_id": self._job,
-            "completion_id": lambda: self._ended("jobs", self._job()).replace("job_", "chatcmpl-"),
-            "batch_id": self._batch,
+            "job_id": lambda: self._job(model),
+            "completion_id": lambda: self._ended("jobs", self._job(model)).replace("job_", "chatcmpl-"),
+            "batch_id": lambda: self._batch(model),
             "delivery_id": lambda: self._delivery(subject),
             "file_id": self._file,
             "agent_id": lambda: self._post("/agents", {"name": "fuzz", "model": _MODEL}),
             "key_id": lambda: self._post("/api-keys", {"name": "fuzz"}),
             "conversation_id": lambda: self._post("/conversations", {}),
             "item_id": self._item,
-            "response_id": lambda: self._post("/responses", {"model": _MODEL, "input": "Hello!", "background": True}),
+            "response_id": lambda: self._post("/responses", {"model": model, "input": "Hello!", "background": True}),
             "model": lambda: "renamed",
         }
         return makers[name]
@@ -103,11 +106,11 @@ class Things:
         assert response.status_code in {200, 202}, response.text
         return str(response.json()["id"])
 
-    def _job(self) -> str:
-        return self._post("/jobs", {"request": chat(_MODEL, stream=True), "webhook": self._receiver})
+    def _job(self, model: str) -> str:
+        return self._post("/jobs", {"request": chat(model, stream=True), "webhook": self._receiver})
 
-    def _batch(self) -> str:
-        lines = [{"custom_id": "a", "body": chat(_MODEL)}]
+    def _batch(self, model: str) -> str:
+        lines = [{"custom_id": "a", "body": chat(model)}]
         return self._post("/batches", {"requests": lines, "webhook": self._receiver})
 
     def _item(self) -> str:
@@ -143,12 +146,15 @@ def headers(service: Service) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def things(service: Service, headers: dict[str, str]) -> Iterator[Things]:
+def things(service: Service, provider: Provider, headers: dict[str, str]) -> Iterator[Things]:
+    gate = Gate()
+    provider.always(_HELD, stream(gate))
     with (
         running_receiver() as receiver,
         httpx.Client(base_url=f"{service.base_url}/api/v1", headers=headers, timeout=30) as client,
     ):
         yield Things(client, receiver.url)
+        gate.release()
 
 
 def test_the_document_tells_all_that_is_read_and_answered() -> None:
