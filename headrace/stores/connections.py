@@ -61,7 +61,7 @@ class Connections:
             async with self.engine.connect() as connection, _longer(connection, patience_seconds):
                 return await _execute(connection, statement, parameters, patience_seconds=patience_seconds)
         async with self._turn():
-            plain = self._idle.pop() if self._idle else await self._open()
+            plain = self._take(statement) or await self._open()
             patience = Patience(plain.connection, patience_seconds)
             timeout = max(patience_seconds, PATIENCE_SECONDS)
             try:
@@ -122,6 +122,13 @@ class Connections:
         """Close every connection."""
         await self._close_idle()
         await self.engine.dispose()
+
+    def _take(self, statement: str) -> PlainConnection | None:
+        """Take the idle connection that was used last, if possible one whose session is set for the statement."""
+        for at in reversed(range(len(self._idle))):
+            if self._idle[at].suits(statement):
+                return self._idle.pop(at)
+        return self._idle.pop() if self._idle else None
 
     async def _close_idle(self) -> None:
         idle, self._idle = self._idle, []

@@ -4,6 +4,13 @@ psycopg's cursor takes a third of the CPU of a short statement: at each call it 
 prepare it, and makes a new adapter of parameters. The statements of the hot path are few and never change. So they are
 read at import, and a connection prepares each at its first use and keeps its adapter. All other statements go through
 the cursor.
+
+Postgres plans a prepared statement once for all values (a generic plan), or anew for the values of each call (a custom
+plan), as it estimates which is cheaper: ten rows for an array that it does not know, one for an array of one id. Once
+`jobs` is large, it would plan each claim of one job anew, which takes as long as the claim itself. The hot path's
+statements find rows by indexes whatever the values are, so they run with generic plans alone. Such a plan may be made
+while a table is empty and kept while it grows, so it may not read a whole table. All other statements are left to
+Postgres's choice.
 """
 
 from __future__ import annotations
@@ -26,6 +33,12 @@ from psycopg.waiting import Ready, Wait
 
 Result = TypeVar("Result")
 RowMaker = Callable[[Sequence[Any]], Any]
+
+# What a session is set to for prepared statements, and for others.
+_PLANNING = {
+    True: b"SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off",
+    False: b"RESET plan_cache_mode; RESET enable_seqscan",
+}
 
 # A placeholder of psycopg's style, an escaped percent sign, or a percent sign that is neither.
 _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)([sb])|(%)|)")
@@ -75,6 +88,8 @@ class PlainConnection:
         """Take a connection; `timeout` is the patience, in seconds, to which its `statement_timeout` is set."""
         self.connection = connection
         self.timeout = timeout
+        self._for_prepared = False
+        """Whether the session is set for prepared statements."""
         self._cursor = connection.cursor(row_factory=namedtuple_row)
         self._adapter = Transformer(connection)
         self._names: dict[tuple[str, tuple[int, ...]], bytes] = {}
@@ -88,14 +103,22 @@ class PlainConnection:
         """Whether the connection was closed, by either end."""
         return self.connection.closed
 
+    def suits(self, statement: str) -> bool:
+        """Whether the session is set for the statement. If not, `run` sets it, which is one more round trip."""
+        return self._for_prepared is isinstance(statement, Prepared)
+
     async def run(self, statement: str, parameters: Mapping[str, Any] | None) -> list[Any]:
         """Run one statement, and return its rows if it has any.
 
         Raises:
             psycopg.Error: Postgres refused the statement or is unavailable.
         """
-        if isinstance(statement, Prepared) and parameters is not None:
-            return await self._run_prepared(statement, parameters)
+        if parameters is not None:
+            if not self.suits(statement):
+                await self._cursor.execute(_PLANNING[not self._for_prepared], prepare=False)
+                self._for_prepared = not self._for_prepared
+            if isinstance(statement, Prepared):
+                return await self._run_prepared(statement, parameters)
         await self._cursor.execute(statement, parameters)
         # The cursor's `description` would make an object of each column.
         result = self._cursor.pgresult

@@ -85,6 +85,24 @@ async def test_other_statements_take_turns_with_it(one: Database) -> None:
         assert await pid_of(one) == pid
 
 
+async def test_it_is_planned_once_whatever_its_values(one: Database) -> None:
+    await execute(one.relaxed, "CREATE TEMP TABLE numbers AS SELECT id FROM generate_series(1, 100000) AS id")
+    await execute(one.relaxed, "CREATE INDEX ON numbers (id)")
+    await execute(one.relaxed, "ANALYZE numbers")
+    count = Prepared("SELECT count(*) FROM numbers WHERE id = ANY(%(ids)s::int[])")
+    for _ in range(8):  # left to Postgres, the first five and all later ones would get plans of their own
+        assert await execute(one.relaxed, count, {"ids": [7]}) == [(1,)]
+    query = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE %(text)s"
+    assert await execute(one.relaxed, query, {"text": "SELECT count(*) FROM numbers%"}) == [(8, 0)]
+
+
+async def test_other_statements_are_planned_as_postgres_chooses(one: Database) -> None:
+    query = "SELECT current_setting('plan_cache_mode') || current_setting('enable_seqscan')"
+    for _ in range(3):
+        assert await execute(one.relaxed, Prepared(query), {}) == [("force_generic_planoff",)]
+        assert await execute(one.relaxed, query, {}) == [("autoon",)]
+
+
 async def test_a_connection_that_ends_while_nothing_runs_is_replaced(one: Database, other_session: Session) -> None:
     pid = await pid_of(one)
     # Postgres waits for the end itself: in a transaction `pg_stat_activity` stays as it was at the first look.
