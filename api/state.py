@@ -19,9 +19,9 @@ from api.jobs.waiting import WaitingJobs
 from api.overview import Overview
 from api.resources.health import StoresCheck
 from headrace.catalogue.file import CatalogueFile
-from headrace.events.follow import watch
 from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
+from headrace.events.watch import watch
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.accept import insert_jobs, mark_unsent
 from headrace.keys.queries import ensure_bootstrap_key

@@ -74,9 +74,10 @@ def most_connections(settings: Settings) -> int:
 class Client:
     """The client of a connection, in `request.state.client`: it tells one request at a time that it has left."""
 
-    __slots__ = ("_on_leaving", "gone", "head_read")
+    __slots__ = ("_connection", "_on_leaving", "gone", "head_read")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection | None = None) -> None:
+        self._connection = connection
         self.gone = False
         self.head_read = False
         """Whether the head of the last request will not be read again."""
@@ -88,9 +89,28 @@ class Client:
         if self.gone and on_leaving is not None:
             on_leaving()
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether the streamed answer has begun and its next piece may be written without waiting for the client.
+
+        An answer of HTTP/1.0 is never written like this, nor one while further requests wait on the connection.
+        """
+        connection = self._connection
+        if connection is None or connection.pipeline:
+            return False
+        cycle = connection.cycle
+        waits = connection.flow.write_paused or cycle.response_complete or connection.transport.is_closing()
+        return bool(cycle.chunked_encoding) and not waits
+
+    def write(self, piece: bytes) -> None:
+        """Write a piece of a streamed answer as uvicorn would, but at once; only if the client `takes_more`."""
+        assert self._connection is not None
+        self._connection.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
     def leave(self) -> None:
         """Note that the client has left."""
         self.gone = True
+        self._connection = None  # which has this client: a cycle would wait for the garbage collector
         self.notify(self._on_leaving)
 
 
@@ -121,7 +141,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.pipeline = _NONE_WAIT
         self._settings: Settings = self.app_state["settings"]
-        self._client = Client()
+        self._client = Client(self)
         self._in_head = self._parsed = False
         self._head_bytes = 0
         # Bytes since the parser last called back, such as those of a header that does not end.

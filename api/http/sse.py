@@ -7,10 +7,13 @@ that a client gets in one read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from api.http.connection import Client
+from headrace.events.follow import Deltas
 
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"
@@ -69,6 +72,28 @@ async def write_events(events: AsyncGenerator[list[bytes], None], send: Send) ->
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             del batch, body  # they may be large, and the next events may come much later
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class LiveEvents:
+    """Writes the deltas of a job to its stream as they come, without waking the task that writes the other events.
+
+    It may be called only while that task has written all it had, and waits for the next event.
+    """
+
+    __slots__ = ("_client", "_render")
+
+    def __init__(self, client: Client, render: Callable[[Deltas], list[bytes]]) -> None:
+        self._client = client
+        self._render = render
+
+    def __call__(self, deltas: Deltas) -> bool:
+        """Write deltas; False, and nothing is rendered, if the client does not read fast enough for it."""
+        client = self._client
+        if not client.takes_more:
+            return False
+        for piece in _pieces(self._render(deltas)):
+            client.write(piece)
+        return True
 
 
 def _pieces(events: list[bytes]) -> list[bytes]:

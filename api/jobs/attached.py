@@ -8,6 +8,7 @@ from contextlib import aclosing
 from fastapi import Request
 
 from api.http.errors import shutdown_error
+from api.http.sse import LiveEvents
 from api.jobs.client_events import ClientEvents
 from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
@@ -27,11 +28,12 @@ async def attached(
 ) -> AsyncGenerator[list[bytes], None]:
     """Yield what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
     async with watching(request, principal, job_id) as listener:
-        database = request.state.database
+        database, write = request.state.database, LiveEvents(request.state.client, written.render)
         del request, principal  # a reader may wait for hours
         yield written.begin()
         try:
-            async with aclosing(follow(listener, database, after=after, keeps_log=keeps_log)) as events:
+            followed = follow(listener, database, after=after, keeps_log=keeps_log, write=write)
+            async with aclosing(followed) as events:
                 async for event in events:
                     yield written.render(event)
                     del event

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
 from api.http.later import Later, without_head
-from api.http.sse import EventStream
+from api.http.sse import EventStream, LiveEvents
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
 from api.jobs.client_events import ClientEvents
@@ -63,7 +63,7 @@ class Foreground:
 
     async def _whole(self) -> Response:
         """Return the completion when the job has ended."""
-        async with self._listening() as (_, events):
+        async with self._listening() as (_, _, events):
             try:
                 async for event in events:
                     if isinstance(event, Ended):
@@ -83,9 +83,9 @@ class Foreground:
         """Return the stream after the first delta or `header_wait_seconds`. An earlier error gets its own status."""
         stack = contextlib.AsyncExitStack()
         try:
-            listener, events = await stack.enter_async_context(self._listening())
+            listener, written, events = await stack.enter_async_context(self._listening())
             listener.patience_seconds = self.request.state.settings.header_wait_seconds
-            written = self.submission.events(self.created)
+            assert written is not None
             first = await self._first(written, events)
         except ListenerClosedError:
             await stack.aclose()
@@ -166,19 +166,22 @@ class Foreground:
         return _UNREAD
 
     @contextlib.asynccontextmanager
-    async def _listening(self) -> AsyncIterator[tuple[Listener, AsyncGenerator[Event, None]]]:
-        """Accept the job and follow it until the client leaves."""
+    async def _listening(self) -> AsyncIterator[tuple[Listener, ClientEvents | None, AsyncGenerator[Event, None]]]:
+        """Accept the job and follow it until the client leaves; a stream also gets what renders its events."""
         state, keeps_log = self.request.state, CLIENT_FORMATS[self.submission.job.format].KEEPS_LOG
         async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
             self._listener = listener
             async with answering(self.request, self.submission.job):
-                self.created = await accept(self.request, self.submission)
+                created = await accept(self.request, self.submission)
             self.request = without_head(self.request)
+            written = self.submission.events(created) if self.submission.job.streamed else None
+            write = None if written is None else LiveEvents(state.client, written.render)
             state.client.notify(listener.close)
+            followed = follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log, write=write)
             try:
-                async with aclosing(follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log)) as events:
+                async with aclosing(followed) as events:
                     with state.authenticator.holding(self.principal, listener.refuse):
-                        yield listener, events
+                        yield listener, written, events
             finally:
                 state.client.notify(None)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -19,11 +20,12 @@ from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.body import read_body
+from api.http.connection import Client
 from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, EventStream, render_event
+from api.http.sse import PING, EventStream, LiveEvents, render_event
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
 from api.jobs.asked import Asked
@@ -213,6 +215,7 @@ async def watch_job(
         row.created,
         database,
         subscribers,
+        request.state.client,
         watching(request, principal, job_id),
     )
     return EventStream(_events(subscriber, cursor))
@@ -255,19 +258,22 @@ class _Subscriber:
     created: int
     database: Database
     subscribers: Subscribers
+    client: Client
     watched: contextlib.AbstractAsyncContextManager[Listener]
 
 
 async def _events(subscriber: _Subscriber, cursor: Cursor | None) -> AsyncGenerator[list[bytes], None]:
     job_id, database, subscribers = subscriber.job_id, subscriber.database, subscriber.subscribers
     head, keeps_log = _head(job_id, subscriber.format, subscriber.created), _keeps_log(subscriber.format)
+    write = LiveEvents(subscriber.client, partial(_render, job_id=job_id, head=head))
     async with subscriber.watched as listener:
         opening = [subscribers.retry(RETRY)]
         if cursor is None:
             opening.append(_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START)))
         yield opening
         try:
-            async with aclosing(follow(listener, database, after=cursor or START, keeps_log=keeps_log)) as events:
+            followed = follow(listener, database, after=cursor or START, keeps_log=keeps_log, write=write)
+            async with aclosing(followed) as events:
                 async for event in events:
                     if isinstance(event, Ended):
                         ended = await find_job(database, job_id, subscriber.account_id)

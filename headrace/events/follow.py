@@ -12,10 +12,9 @@ voids no delta, and the end has the number after the log's last line.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,14 +22,12 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import NotFoundError, invalid_parameter
-from headrace.events.hub import Hub
 from headrace.events.listener import Listener
-from headrace.events.wire import Frame
+from headrace.events.wire import PAST_ALL, Frame
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
 from headrace.jobs.sql.read import read_deltas, read_log, read_log_length, read_positions, read_progress
 from headrace.jobs.state import State
-from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
 from headrace.usage.spent import Charge
 
@@ -40,15 +37,7 @@ log = logging.getLogger(__name__)
 _SEGMENT_WAIT_SECONDS = 0.1
 # Seconds between two tries of a replay while Postgres is unavailable.
 _DATABASE_WAIT_SECONDS = 0.5
-# Seconds between two comparisons of readers with Postgres: while the live wire works, and while it does not.
-_CHECK_SECONDS = 2.0
-_POLL_SECONDS = 0.25
 _WITHOUT_LINES = frozenset({"started", "retrying"})
-# Jobs that are compared in one query, and seconds without a comparison for each second that the last one took.
-_MOST_COMPARED = 1000
-_REST = 4
-# Larger than any sequence number.
-_ALL = 2**31 - 1
 
 
 class Cursor(NamedTuple):
@@ -117,13 +106,18 @@ class Silence:
 
 Event = Started | Deltas | Retrying | Silence | Ended
 
+Write = Callable[[Deltas], bool]
+"""Writes deltas to a client at once; returns False if that has to wait."""
+
 
 class _Follower:
     """A reader's position, and the events that each replay or frame adds for it."""
 
-    def __init__(self, database: Database, job_id: str, after: Cursor) -> None:
+    def __init__(self, database: Database, listener: Listener, after: Cursor, write: Write | None = None) -> None:
         self.database = database
-        self.job_id = job_id
+        self.listener = listener
+        self.job_id = listener.job_id
+        self.write = write
         self.cursor = after
         self.over = False
         self.void = False
@@ -133,7 +127,7 @@ class _Follower:
     @property
     def position(self) -> tuple[int, int]:
         """The reader's position to compare with Postgres; past all deltas of an attempt that is void."""
-        return self.cursor.attempt, _ALL if self.void else self.cursor.seq
+        return self.cursor.attempt, PAST_ALL if self.void else self.cursor.seq
 
     async def replay(self) -> list[Event]:
         """Return the events that Postgres has past the cursor."""
@@ -144,7 +138,7 @@ class _Follower:
             events = [*self._move_to(attempt), *self._deltas(attempt, 1, chunks)]
             return [*events, *self._end(progress, _end_of(progress, len(chunks)))]
         # The reader may have an end outside of an attempt. The cursor stays until all is read: Postgres may fail.
-        past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else _ALL
+        past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else PAST_ALL
         kept = await read_deltas(self.database, self.job_id, attempt, after=past)
         events = self._move_to(attempt)
         for first_seq, lines in kept:
@@ -154,6 +148,18 @@ class _Follower:
         if progress.state.is_final:
             events += self._end(progress, _end_of(progress, progress.delta_count))
         return events
+
+    def write_next(self, frame: Frame) -> bool:
+        """Write the deltas that come next to the client at once; False for any other frame, and if that has to wait."""
+        attempt, seq = self.cursor
+        if frame.kind != "delta" or frame.attempt != attempt or frame.first_seq != seq + 1 or self.void:
+            return False
+        lines = frame.lines
+        if self.write is None or not lines or not self.write(Deltas(Cursor(attempt, seq + 1), lines)):
+            return False
+        self.ahead = True
+        self.listener.position = self.cursor = Cursor(attempt, seq + len(lines))
+        return True
 
     def take_all(self, frames: list[Frame]) -> tuple[list[Event], list[Frame]]:
         """Return the events that live frames add, and the frames from the first one on that follows a gap."""
@@ -309,7 +315,7 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
         return _log_end(progress, length) if progress.state.is_final else Cursor(progress.attempt, length)
     if not progress.state.is_final and not progress.in_attempt:
         # Between two attempts: readers may have any delta of the first, though Postgres has deleted them.
-        return Cursor(progress.attempt, _ALL) if progress.attempt else START
+        return Cursor(progress.attempt, PAST_ALL) if progress.attempt else START
     if not progress.state.is_final:
         positions = await read_positions(database, [job_id])
         return Cursor(positions[0].attempt, positions[0].last_seq)
@@ -324,9 +330,11 @@ async def follow(
     after: Cursor = START,
     replay: bool = True,
     keeps_log: bool = False,
+    write: Write | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of the listener's job past `after`, in order and each once, up to its end.
 
+    Deltas that `write` takes while this waits for the next event are not yielded: no task wakes up for them.
     Without `replay` it goes live at once: for a job that is being submitted. `keeps_log` is that of the job's format;
     the attempt of `after` does not matter then. While Postgres is unavailable the reader waits.
 
@@ -334,9 +342,10 @@ async def follow(
         NotFoundError: The job was deleted meanwhile.
         ListenerClosedError: The listener was closed.
     """
-    follower = (_LogFollower if keeps_log else _Follower)(database, listener.job_id, after)
+    follower = (_LogFollower if keeps_log else _Follower)(database, listener, after, write)
+    write_next = None if write is None else follower.write_next
     if replay:
-        listener.position = _ALL, _ALL  # unknown until it has replayed, so `watch` need not compare it
+        listener.position = PAST_ALL, PAST_ALL  # unknown until it has replayed, so `watch` need not compare it
     frames = None if replay else await listener.get()
     while True:
         events: list[Event]
@@ -356,7 +365,7 @@ async def follow(
         if follower.over:
             return
         events, frames = [], None  # they may be large, and the next ones may come much later
-        frames = await listener.get()
+        frames = await listener.get(write_next)
 
 
 async def _replay(listener: Listener, follower: _Follower) -> list[Event]:
@@ -369,30 +378,3 @@ async def _replay(listener: Listener, follower: _Follower) -> list[Event]:
             except SQLAlchemyError as error:
                 log.warning("a reader waits for Postgres: %s", error)
                 await asyncio.sleep(_DATABASE_WAIT_SECONDS)
-
-
-async def watch(hub: Hub, database: Database) -> None:
-    """Send readers to Postgres whenever it has more events than they do, until cancelled.
-
-    While the live wire works that is rare, so a comparison of all readers every few seconds is enough. Without the live
-    wire, readers get their events this way. With many jobs a comparison takes long, and the next one waits for longer.
-    """
-    loop, took = asyncio.get_running_loop(), 0.0
-    while True:
-        with contextlib.suppress(TimeoutError):
-            usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
-            async with asyncio.timeout(max(until_tick(usual), _REST * took)):
-                await hub.doubt.wait()
-        hub.doubt.clear()
-        began, followed = loop.time(), hub.followed
-        try:
-            for start in range(0, len(followed), _MOST_COMPARED):
-                for job_id, state, attempt, seq in await read_positions(
-                    database, followed[start : start + _MOST_COMPARED]
-                ):
-                    # A job that is queued again has a void attempt; a reader may have missed that event.
-                    void = attempt > 0 and state == State.QUEUED.value
-                    hub.check(job_id, (attempt, _ALL if void else seq), ended=State(state).is_final)
-            took = loop.time() - began
-        except SQLAlchemyError as error:
-            log.warning("could not compare readers with Postgres: %s", error)

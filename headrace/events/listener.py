@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 from headrace.events.wire import Frame
@@ -11,6 +11,9 @@ from headrace.events.wire import Frame
 # Seconds below which a timer is not set again: the loop's time has steps of a millisecond.
 _LEAST_SECONDS = 0.001
 _AT_ONCE: AbstractAsyncContextManager[None] = nullcontext()
+
+PassOn = Callable[[Frame], bool]
+"""Passes a frame on to the reader's client at once; returns False if the reader has to take it instead."""
 
 
 class ListenerClosedError(Exception):
@@ -24,6 +27,7 @@ class Listener:
         "_closed",
         "_frames",
         "_limit",
+        "_pass_on",
         "_patience",
         "_since",
         "_size",
@@ -64,6 +68,7 @@ class Listener:
         self._stale = False
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._pass_on: PassOn | None = None
         # One timer for many waits: when it ends it looks since when the reader has waited, by the loop's time.
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
@@ -79,7 +84,16 @@ class Listener:
         self.stop_timer()
 
     def put(self, frame: Frame) -> None:
-        """Add a frame to the buffer."""
+        """Pass a frame on at once if the reader waits and allows it, or add it to the buffer."""
+        waiter = self._waiter
+        if self._pass_on is not None and waiter is not None and not waiter.done():
+            try:
+                if self._pass_on(frame):
+                    self._since = waiter.get_loop().time()
+                    return
+            except Exception as error:  # noqa: BLE001  (it fails the reader, and no other one)
+                waiter.set_exception(error)
+                return
         self._size += sum(map(len, frame.lines)) + 64
         if self._size > self._limit:
             self.miss()
@@ -123,8 +137,10 @@ class Listener:
         self.refused = True
         self.close()
 
-    async def get(self) -> list[Frame] | None:
+    async def get(self, pass_on: PassOn | None = None) -> list[Frame] | None:
         """Return the frames since the last call, no frame after `patience_seconds`, or None if it is time to replay.
+
+        Frames that `pass_on` takes while this waits are not returned, and are no silence.
 
         Raises:
             ListenerClosedError: The listener was closed.
@@ -135,7 +151,11 @@ class Listener:
             self._since = loop.time()
             if self._timer is None:
                 self._timer = loop.call_later(self._patience, self._end_silence)
-            await self._waiter
+            self._pass_on = pass_on
+            try:
+                await self._waiter
+            finally:
+                self._pass_on = None
         if self._closed:
             raise ListenerClosedError
         if self._stale:

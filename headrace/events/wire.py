@@ -21,6 +21,8 @@ CANCEL_CHANNEL = "headrace:cancel"
 
 # Bytes of an end above which readers read it from Postgres: pub/sub buffers count against Redis's memory.
 LARGEST_END = 256 * 1024
+PAST_ALL = 2**31 - 1
+"""Larger than any sequence number."""
 
 
 def job_channel(job_id: str, prefix: str = "") -> str:

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import NotFoundError
 from headrace.events import follow as following
+from headrace.events import watch as comparing
 from headrace.events.follow import (
     START,
     Cursor,
@@ -57,6 +58,8 @@ class Reading:
     chunks: dict[int, list[bytes]] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
     retried: list[int] = field(default_factory=list)
+    written: int = field(default=0, compare=False)
+    """Deltas that came at once, and not as the events of `follow`."""
     started: list[int] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
 
@@ -83,6 +86,14 @@ class Reading:
             self.ended.append(event)
             self.cursor = event.cursor
 
+    def write(self, deltas: Deltas) -> bool:
+        """Take deltas at once, but every third time as if the client did not read fast enough."""
+        self.written += 1
+        if self.written % 3 == 0:
+            return False
+        self.take(deltas)
+        return True
+
 
 def lines(text: str) -> list[bytes]:
     return text.encode().split(b"\n")
@@ -97,7 +108,7 @@ def whole(job: ClaimedJob, first_seq: int, last_seq: int) -> list[bytes]:
 async def served(redis: Redis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
     """Yield a hub as an API process has it."""
     hub = Hub(redis, buffer_bytes=buffer_bytes, patience_seconds=60)
-    async with going_on(hub.run, functools.partial(following.watch, hub, database)):
+    async with going_on(hub.run, functools.partial(comparing.watch, hub, database)):
         yield hub
 
 
@@ -115,8 +126,8 @@ async def connected(hub: Hub) -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let readers that wait for Postgres look again soon."""
-    monkeypatch.setattr(following, "_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(following, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(comparing, "_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(comparing, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(following, "_SEGMENT_WAIT_SECONDS", 0.01)
 
 
@@ -271,7 +282,8 @@ async def test_the_cursor_of_a_reader_is_good_while_the_job_waits_for_its_next_a
 
 
 async def collect(listener: Listener, database: Database, reading: Reading, *, replay: bool = True) -> None:
-    async with aclosing(follow(listener, database, after=reading.cursor, replay=replay)) as events:
+    followed = follow(listener, database, after=reading.cursor, replay=replay, write=reading.write)
+    async with aclosing(followed) as events:
         async for event in events:
             reading.take(event)
 
@@ -344,7 +356,7 @@ async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: Redis) -> 
 @pytest.mark.parametrize("steps", range(4))
 async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, deaf: Redis, steps: int) -> None:
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
-    watching = asyncio.create_task(following.watch(hub, jobs.database))
+    watching = asyncio.create_task(comparing.watch(hub, jobs.database))
     await asyncio.sleep(0.01)
     hub.doubt.set()
     for _ in range(steps):

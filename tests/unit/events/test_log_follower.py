@@ -8,6 +8,7 @@ import pytest
 
 from headrace.events import follow
 from headrace.events.follow import Cursor, Ended
+from headrace.events.listener import Listener
 from headrace.events.wire import Frame
 from headrace.jobs.records import Progress
 from headrace.jobs.state import State
@@ -21,7 +22,8 @@ PROGRESS = Progress(State.FAILED, 1, False, 0, 0, None, ERROR, NOTHING, "respons
 @pytest.mark.parametrize("unwritten", [1, 2, 3])
 async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch, unwritten: int) -> None:
     written = 2
-    follower = follow._LogFollower(None, JOB, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
+    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
     lines = [b"{}"] * (written + unwritten)
     events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), Frame(JOB, 1, 1, "delta", lines)])
     assert (len(events), missed) == (2, [])

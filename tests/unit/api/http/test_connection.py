@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from api.http.connection import LARGEST_HEAD, LONGEST_URL, MOST_HEADERS, MOST_PIPELINED, Connection
+from api.http.connection import LARGEST_HEAD, LONGEST_URL, MOST_HEADERS, MOST_PIPELINED, Client, Connection
 from headrace.settings import Settings
 from tests.fakes.provider import PATIENCE
 
@@ -37,10 +37,22 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.Event()
         scope["state"]["client"].notify(gone.set)
         await gone.wait()
+    if scope["path"].startswith("/live"):
+        await write_live(scope["state"]["client"], send, endless=scope["path"] == "/live/endless")
     if scope["path"] == "/slow":
         await asyncio.sleep(0.3)  # several checks of the connection
     body = LARGE if scope["path"] == "/large" else b"%d" % size
     await send({"type": "http.response.body", "body": body})
+
+
+async def write_live(client: Client, send: Send, *, endless: bool) -> None:
+    """Write pieces at once as long as the client takes them, and then as ASGI does whether it still takes more."""
+    for _ in range(3):
+        if client.takes_more:
+            client.write(b"at once;")
+    while endless and client.takes_more:
+        client.write(LARGE[:65536])
+    await send({"type": "http.response.body", "body": b"takes more: %d;" % client.takes_more, "more_body": True})
 
 
 class Server:
@@ -94,6 +106,40 @@ async def answer_to(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]
     assert status is not None, head
     assert b"connection: close" in head
     return int(status[1]), json.loads(body)["error"]
+
+
+async def test_a_piece_written_at_once_is_framed_as_any_other() -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for _ in range(2):  # on one connection
+            writer.write(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, body = (await reader.readuntil(b"\r\n0\r\n\r\n")).split(b"\r\n\r\n", 1)
+            assert b"transfer-encoding: chunked" in head
+            assert body == b"8\r\nat once;\r\n" * 3 + b"e\r\ntakes more: 1;\r\n1\r\n0\r\n0\r\n\r\n"
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"GET /live HTTP/1.0\r\n\r\n", b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n" * 2],
+    ids=["without chunks", "pipelined"],
+)
+async def test_answers_that_are_sent_as_asgi_does(request_bytes: bytes) -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(request_bytes)
+        assert b"takes more: 0;" in await reader.readuntil(b"takes more: 0;")
+        writer.close()
+
+
+async def test_nothing_is_written_at_once_to_a_client_that_does_not_read() -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=65536)
+        writer.write(b"GET /live/endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        await server.until_gone()  # it is closed, as any client that does not read
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            assert b"takes more: 1;" not in (await reader.read())[-100:]
 
 
 ENDLESS = {
