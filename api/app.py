@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp
 import headrace
 from api.http.errors import handle_errors
 from api.http.openapi import describe
+from api.http.routes import DirectRoutes, Routes, direct_routes
 from api.resources import (
     account,
     agents,
@@ -38,24 +41,28 @@ from headrace.settings import Settings
 _PREFIXES = ("/api/v1", "/v1")
 
 
-class _Application(FastAPI):
+class Application(FastAPI):
     """FastAPI's application without its outer layers, which have nothing to do here and would slow every request.
 
     `RequestScope` answers errors that no handler caught, `read_body` limits bodies, and Headrace has its own spans.
     """
 
+    direct: Routes = MappingProxyType({})
+    """The routes that are looked up ahead of FastAPI's router."""
+
     def build_middleware_stack(self) -> ASGIApp:
         """Return what answers requests, from the outermost layer to the routes."""
         app: ASGIApp = AsyncExitStackMiddleware(self.router)  # FastAPI's handlers of requests expect its stack
+        app = DirectRoutes(app, self.direct)
         app = ExceptionMiddleware(app, handlers=self.exception_handlers)
         for layer in reversed(self.user_middleware):
             app = layer.cls(app, *layer.args, **layer.kwargs)
         return app
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Application:
     """Return the application, to be served within `RequestScope`. Its lifespan connects to the stores."""
-    app = _Application(
+    app = Application(
         title="Headrace",
         summary="Completions that do not get lost",
         version=headrace.__version__,
@@ -86,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
             status,
         ):
             app.include_router(resource.router, prefix=prefix, include_in_schema=prefix == _PREFIXES[0])
+            app.direct = {**app.direct, **direct_routes(resource.router, prefix)}
     for prefix in ("", *_PREFIXES):
         for resource in (health, metrics):
             app.include_router(resource.router, prefix=prefix, include_in_schema=not prefix)

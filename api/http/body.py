@@ -24,10 +24,9 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         UnavailableError: All accounts together have too many large bodies in progress.
     """
     limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
-    too_large = PayloadTooLargeError(f"The request body is larger than {limit} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     encoding = request.headers.get("content-encoding")
     decoder = None if encoding is None else content_decoder(encoding)
     pieces: list[bytes] = []
@@ -42,7 +41,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
             piece = decoder.decode(piece, limit - size + 1)
         size += len(piece)
         if size > limit or received > limit:
-            raise too_large
+            raise _too_large(limit)
         if size > LARGE_BYTES:
             await request.state.room.take(request, size)
         pieces.append(piece)
@@ -50,3 +49,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
             if decoder is not None:
                 decoder.finish()
             return b"".join(pieces)
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(f"The request body is larger than {limit} bytes.")

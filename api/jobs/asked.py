@@ -18,7 +18,7 @@ from headrace.formats.responses.request import ResponseRequest, check_response_r
 from headrace.formats.translation import Translation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A client's request: the bytes that its job stores, its checked model, and the chat request that it means.
 

@@ -11,7 +11,7 @@ from fastapi import Request
 from api.http.idempotency import earlier_id
 from headrace.conversations.context import read_context
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
-from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of
+from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of, refers
 from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
 from headrace.jobs.records import StoredJob
@@ -36,7 +36,9 @@ async def expanded(
     context: list[dict[str, Any]] = []
     if terms.previous_response_id is not None or terms.conversation is not None:
         context = await _context(request, principal, terms, body)
-    whole = expand(await _resolved(request, principal, document, context, own_size=len(body)), context)
+    if refers(document):
+        document = await _resolved(request, principal, document, context, own_size=len(body))
+    whole = expand(document, context)
     if len(whole["input"]) > MOST_ITEMS:
         raise invalid_parameter(
             "input", f"with its context it has more than {MOST_ITEMS} items", code="context_too_long"
@@ -148,9 +150,7 @@ async def _resolved(
         InvalidRequestError: An item is referred to twice, or the items are larger than a body may be.
         NotFoundError: The account has no such item.
     """
-    own = document.get("input")
-    if not isinstance(own, list) or not any(kind_of(item) == "item_reference" for item in own):
-        return document
+    own = document["input"]
     in_context = {item["id"] for item in context}
     wanted = {item["id"] for item in own if kind_of(item) == "item_reference"} - in_context
     known: dict[str, dict[str, Any]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Translation:
     """A client's request as a chat request, and what a chat request cannot say of it.
 

@@ -65,7 +65,7 @@ def parse_usage(usage: object) -> TokenUsage | None:
     whole they are part of are cut to it. docs/how-to/add-a-provider.md has a table of what is
     read besides OpenAI's own fields.
     """
-    if not isinstance(usage, Mapping):
+    if type(usage) is not dict and not isinstance(usage, Mapping):
         return None
     if not ("prompt_tokens" in usage or "completion_tokens" in usage):
         if not ("input_tokens" in usage or "output_tokens" in usage):
@@ -211,6 +211,8 @@ def _parse_count(value: object) -> int | None:
 
 
 def _parse_detail(details: object, key: str) -> int:
+    if not details:
+        return 0
     value = details.get(key) if type(details) is dict or isinstance(details, Mapping) else None
     return 0 if value is None else _parse_count(value) or 0
 

@@ -48,7 +48,8 @@ def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
     for index in range(first, len(items)):
         item = items[index]
         if not item.get("id"):
-            items[index] = {"id": new_id_of(item, job_id, FIRST_INPUT_ITEM + index - first), **without_id(item)}
+            items[index] = named = {"id": "", **item}
+            named["id"] = new_id_of(item, job_id, FIRST_INPUT_ITEM + index - first)
     return {**document, "input": items}
 
 
@@ -69,9 +70,10 @@ def new_id_of(item: Mapping[str, Any], job_id: str, number: int) -> str:
     return item_id(_PREFIXES.get(item["type"], "item"), job_id, number)
 
 
-def without_id(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item without its id."""
-    return {name: value for name, value in item.items() if name != "id"}
+def refers(document: Mapping[str, Any]) -> bool:
+    """Tell whether a checked request's input has references to items of earlier responses."""
+    own = document.get("input")
+    return isinstance(own, list) and "item_reference" in map(kind_of, own)
 
 
 def kind_of(item: Mapping[str, Any]) -> str:

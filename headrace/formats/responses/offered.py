@@ -49,8 +49,10 @@ def flat_name(name: str, namespace: str | None) -> str:
 
 def origins(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Origin]:
     """Return the custom and namespaced tools by the names of their functions. Any other function is as it is called."""
+    if not tools:
+        return {}
     found = {}
-    for _, tool, namespace in _tools_of(tools or ()):
+    for _, tool, namespace in _tools_of(tools):
         custom = tool.get("type") == "custom"
         if custom or namespace is not None:
             name = None if namespace is None else namespace["name"]

@@ -15,6 +15,7 @@ import orjson
 
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.texts import Texts
+from headrace.formats.chat.usage import exact_usage
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.response import response_usage, skeleton
 from headrace.formats.responses.resume import resume
@@ -214,7 +215,7 @@ class _Reader(StreamParser):
 
 def _whole_usage(said: Any) -> Json | None:
     """Return a provider's usage with the counts that it leaves out; None where it has none that can be believed."""
-    whole = response_usage(said)
+    whole = response_usage(exact_usage(said))
     if whole is None:
         return None
     details = {

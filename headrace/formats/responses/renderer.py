@@ -264,8 +264,9 @@ def _only_text(choices: Sequence[Mapping[str, Any]]) -> str | None:
     message = choice["message"]
     if others or choice.get("logprobs") is not None:
         return None
-    if any(value and name not in ("role", "content") for name, value in message.items()):
-        return None
+    for name, value in message.items():
+        if value and name not in ("role", "content"):
+            return None
     return message.get("content") or None
 
 

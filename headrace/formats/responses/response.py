@@ -5,12 +5,11 @@ It begins with `id`, `object`, `created_at` and `status`, so that the status is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import orjson
 
-from headrace.formats.chat.usage import parse_usage
 from headrace.ids import response_id
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -47,12 +46,12 @@ _DEFAULTS: Mapping[str, Any] = {
     "conversation": None,
     "prompt_cache_key": None,
     "prompt_cache_retention": None,
-    "reasoning": {},
+    "reasoning": {"effort": None, "summary": None},
     "safety_identifier": None,
     "service_tier": "auto",
     "store": True,
     "temperature": 1.0,
-    "text": {},
+    "text": {"format": {"type": "text"}, "verbosity": "medium"},
     "tool_choice": "auto",
     "tools": (),
     "top_logprobs": 0,
@@ -63,8 +62,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "usage": None,
     "metadata": {},
 }
-# What a response repeats of its request.
-_ASKED = frozenset(_DEFAULTS) - {
+# What a response repeats of its request. No null stands for `user` and `prompt` in OpenAI's schema.
+_ASKED = frozenset({*_DEFAULTS, "user", "prompt"}) - {
     "id", "object", "created_at", "status", "background", "completed_at", "error", "incomplete_details", "output",
     "usage",
 }  # fmt: skip
@@ -123,16 +122,12 @@ def skeleton(
         "tools": [],
         "metadata": {},
     }
-    response.update({name: document[name] for name in document.keys() & _ASKED if document[name] is not None})
+    for name, asked in document.items():
+        if asked is not None and name in _ASKED:
+            whole = _WHOLE.get(name)
+            response[name] = asked if whole is None else whole(asked)
     if model:
         response["model"] = model
-    response["conversation"] = _conversation(response["conversation"])
-    response["reasoning"] = {"effort": None, "summary": None, **response["reasoning"]}
-    response["text"] = _text(response["text"])
-    response["tools"] = [_tool(tool) for tool in response["tools"]]
-    for name in ("user", "prompt"):  # no null stands for these in OpenAI's schema
-        if document.get(name) is not None:
-            response[name] = document[name]
     return response
 
 
@@ -147,7 +142,7 @@ def completed(
     output: list[dict[str, Any]],
     finished: int,
 ) -> dict[str, Any]:
-    """Return the response with its answer: the items of its output, and the rest of a chat completion.
+    """Return the response with its answer: the items of its output, and the rest of an exact chat completion.
 
     `reason` is the finish reason; the response is incomplete if the model was cut off. `finished` is in Unix seconds.
     """
@@ -167,7 +162,9 @@ def completed(
     tier = completion.get("service_tier")
     if tier is not None or response["service_tier"] == "auto":
         response["service_tier"] = tier or "default"
-    return response | {"output": output, "usage": response_usage(completion.get("usage"))}
+    response["output"] = output
+    response["usage"] = response_usage(completion.get("usage"))
+    return response
 
 
 def failed(response: dict[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,10 +207,12 @@ def status_of(response: bytes) -> str:
     return response[start : response.index(b'"', start)].decode()
 
 
-def _conversation(asked: Any) -> dict[str, Any] | None:
-    if asked is None:
-        return None
+def _conversation(asked: Any) -> dict[str, Any]:
     return {"id": asked if isinstance(asked, str) else asked["id"]}
+
+
+def _reasoning(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"effort": None, "summary": None, **asked}
 
 
 def _text(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,6 +220,10 @@ def _text(asked: Mapping[str, Any]) -> dict[str, Any]:
     if form["type"] == "json_schema":
         form = {"type": "json_schema", "name": form["name"], "description": None, "strict": True, **form}
     return {**asked, "format": form, "verbosity": asked.get("verbosity") or "medium"}
+
+
+def _tools(asked: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [_tool(tool) for tool in asked]
 
 
 def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -231,18 +234,28 @@ def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**whole, "strict": True if strict is None else strict}
 
 
-def response_usage(usage: Any) -> dict[str, Any] | None:
-    """Return chat's usage object under the names that the Responses API has."""
-    counts = parse_usage(usage)
-    if counts is None:
+# What makes a parameter of the request whole, where a response has more of it.
+_WHOLE: Mapping[str, Callable[[Any], Any]] = {
+    "conversation": _conversation,
+    "reasoning": _reasoning,
+    "text": _text,
+    "tools": _tools,
+}
+
+
+def response_usage(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return chat's usage object, one of `exact_usage`, under the names that the Responses API has."""
+    if usage is None:
         return None
+    read = usage.get("prompt_tokens_details") or {}
+    written = usage.get("completion_tokens_details") or {}
     return {
-        "input_tokens": counts.prompt_tokens,
+        "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {
-            "cached_tokens": counts.cached_tokens,
-            "cache_write_tokens": counts.cache_write_tokens,
+            "cached_tokens": read.get("cached_tokens", 0),
+            "cache_write_tokens": read.get("cache_write_tokens", 0),
         },
-        "output_tokens": counts.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
-        "total_tokens": counts.total_tokens,
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": written.get("reasoning_tokens", 0)},
+        "total_tokens": usage["total_tokens"],
     }

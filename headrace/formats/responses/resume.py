@@ -25,6 +25,8 @@ class Resumed(NamedTuple):
 
 def resume(log: Sequence[bytes]) -> Resumed:
     """Return how a new attempt goes on behind the lines that readers have of the earlier ones."""
+    if not log:
+        return Resumed([], 0, frozenset())
     open_items: dict[int, Item] = {}
     call_ids: set[str] = set()
     told: set[Key] = set()

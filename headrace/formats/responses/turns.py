@@ -85,14 +85,13 @@ class Turns:
     # -- what the model hears ------------------------------------------------------------------------------------------
 
     def _hear(self, item: Json, index: int) -> None:
-        content = item["content"]
+        content, path = item["content"], self._path(index)
         role = "user" if item["role"] == "user" else "system"
         if not isinstance(content, str):
-            path = self._path(index)
             content = self._parts(content, path, text_alone=role == "system")
             if not content:
                 return
-        self._add({"role": role, "content": content}, self._path(index))
+        self._add({"role": role, "content": content}, path)
 
     def _parts(self, parts: Sequence[Json], path: str, *, text_alone: bool = False) -> str | list[Json]:
         """Return a message's content: a text alone as a string, which every server takes."""
@@ -100,30 +99,16 @@ class Turns:
         for index, part in enumerate(parts):
             if text_alone and part["type"] != "input_text":
                 self.own[f"{path}.content[{index}]"] = part["type"]
-            elif (made := self._part(part, f"{path}.content[{index}]")) is not None:
+            elif (made := _part(part)) is not None:
                 rendered.append(made)
+            else:
+                self._keep_own(part, f"{path}.content[{index}]")
         return rendered[0]["text"] if len(rendered) == 1 and rendered[0].keys() == _PLAIN else rendered
 
-    def _part(self, part: Json, path: str) -> Json | None:
-        """Return a part of a chat message, or None for what only a provider of the Responses API can take."""
-        match part["type"]:
-            case "input_text" | "output_text":
-                made: Json = {"type": "text", "text": part["text"]}
-            case "input_image" if part.get("image_url") is not None:
-                made = {"type": "image_url", "image_url": {"url": part["image_url"]}}
-                if part.get("detail") is not None:
-                    made["image_url"]["detail"] = "high" if part["detail"] == "original" else part["detail"]
-            case "input_file" if part.get("file_data") is not None or part.get("file_id") is not None:
-                names = ("file_id",) if part.get("file_data") is None else ("filename", "file_data")
-                made = {"type": "file", "file": {name: part[name] for name in names if part.get(name) is not None}}
-            case "input_audio":
-                made = {"type": "input_audio", "input_audio": part["input_audio"]}
-            case kind:
-                self.own[path + {"input_image": ".file_id", "input_file": ".file_url"}.get(kind, "")] = kind
-                return None
-        if part.get("prompt_cache_breakpoint") is not None:
-            made["prompt_cache_breakpoint"] = part["prompt_cache_breakpoint"]
-        return made
+    def _keep_own(self, part: Json, path: str) -> None:
+        """Note a part that only a provider of the Responses API can take."""
+        kind = part["type"]
+        self.own[path + {"input_image": ".file_id", "input_file": ".file_url"}.get(kind, "")] = kind
 
     # -- what the model says -------------------------------------------------------------------------------------------
 
@@ -171,7 +156,9 @@ class Turns:
                 self._turn.setdefault(name, []).extend(blocks)
 
     def _close(self) -> None:
-        """End the model's turn: add its message, and what its tools answered."""
+        """End the model's turn, if one is open: add its message, and what its tools answered."""
+        if not self._turn:
+            return
         turn, self._turn = self._turn, {}
         texts, self._texts = self._texts, []
         called, self._called = self._called, []
@@ -198,13 +185,39 @@ class Turns:
         output = item["output"]
         if isinstance(output, str):
             return output, []
-        parts = [self._part(part, f"{path}.output[{index}]") for index, part in enumerate(output)]
-        text = "".join(part["text"] for part in parts if part is not None and part["type"] == "text")
-        media = [part for part in parts if part is not None and part["type"] != "text"]
+        parts = []
+        for index, part in enumerate(output):
+            if (made := _part(part)) is not None:
+                parts.append(made)
+            else:
+                self._keep_own(part, f"{path}.output[{index}]")
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        media = [part for part in parts if part["type"] != "text"]
         return (text or "The next message has it.") if media else text, media
 
 
 _PLAIN = {"type", "text"}
+
+
+def _part(part: Json) -> Json | None:
+    """Return a part of a chat message, or None for what only a provider of the Responses API can take."""
+    match part["type"]:
+        case "input_text" | "output_text":
+            made: Json = {"type": "text", "text": part["text"]}
+        case "input_image" if part.get("image_url") is not None:
+            made = {"type": "image_url", "image_url": {"url": part["image_url"]}}
+            if part.get("detail") is not None:
+                made["image_url"]["detail"] = "high" if part["detail"] == "original" else part["detail"]
+        case "input_file" if part.get("file_data") is not None or part.get("file_id") is not None:
+            names = ("file_id",) if part.get("file_data") is None else ("filename", "file_data")
+            made = {"type": "file", "file": {name: part[name] for name in names if part.get(name) is not None}}
+        case "input_audio":
+            made = {"type": "input_audio", "input_audio": part["input_audio"]}
+        case _:
+            return None
+    if part.get("prompt_cache_breakpoint") is not None:
+        made["prompt_cache_breakpoint"] = part["prompt_cache_breakpoint"]
+    return made
 
 
 def _blocks(value: Any, types: Sequence[str]) -> list[Json]:
