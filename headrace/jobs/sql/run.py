@@ -17,13 +17,19 @@ from headrace.stores.plain import Prepared
 from headrace.usage.spent import SpentUsage
 from headrace.webhooks.queries import JOB_FOR_WEBHOOK, insert_job_deliveries
 
+# These statements look each job up by its id. Postgres estimates that hardly any job is queued or running, so it
+# prefers to read all such jobs by their partial indexes, which also have an entry for each job that was one since the
+# last vacuum. Two forms prevent that: Postgres does not merge a subquery that locks its row into a join, and no partial
+# index is on `lease_until`, which running jobs alone have.
+
 _CLAIM = Prepared("""
 WITH due AS MATERIALIZED (
-    SELECT id FROM jobs
-    WHERE id = ANY(%(ids)b::text[]) AND deadline_at > now()
-          AND (state = 'queued' AND scheduled_at <= now()
-               OR state = 'running' AND worker = %(worker)s AND NOT id = ANY(%(held)b::text[]))
-    ORDER BY id FOR UPDATE SKIP LOCKED
+    SELECT job.id FROM unnest(%(ids)b::text[]) AS wanted (id) CROSS JOIN LATERAL (
+        SELECT id FROM jobs
+        WHERE jobs.id = wanted.id AND deadline_at > now()
+              AND (state = 'queued' AND scheduled_at <= now()
+                   OR state = 'running' AND worker = %(worker)s AND NOT jobs.id = ANY(%(held)b::text[]))
+        FOR UPDATE SKIP LOCKED) AS job
 )
 UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
                 lease_until = now() + %(lease)s * interval '1 second', started_at = coalesce(started_at, now())
@@ -61,9 +67,9 @@ _HEARTBEAT = Prepared("""
 WITH held AS (
     SELECT * FROM unnest(%(id)b::text[], %(attempt)b::int[]) AS held (id, attempt)
 ), mine AS MATERIALIZED (
-    SELECT jobs.id FROM jobs JOIN held USING (id)
-    WHERE jobs.state = 'running' AND jobs.attempt = held.attempt
-    ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
+    SELECT job.id FROM held CROSS JOIN LATERAL (
+        SELECT id FROM jobs WHERE jobs.id = held.id AND attempt = held.attempt AND state = 'running'
+        FOR NO KEY UPDATE SKIP LOCKED) AS job
 ), extended AS (
     UPDATE jobs SET lease_until = now() + %(lease)s * interval '1 second' FROM mine WHERE jobs.id = mine.id
 )
@@ -97,10 +103,9 @@ SEGMENT = Columns[Segment](Column("first_seq", "int"), Column("last_seq", "int")
 _SEGMENTS = Prepared(f"""
 INSERT INTO job_deltas ({_SEGMENT_OF.names}, {SEGMENT.names})
 SELECT {_SEGMENT_OF.values("new")}, {SEGMENT.values("new")}
-FROM {unnest("new", _SEGMENT_OF, SEGMENT)}
-JOIN jobs ON jobs.id = new.job_id
-WHERE jobs.state = 'running' AND jobs.attempt = new.attempt AND jobs.deleted_at IS NULL
-FOR KEY SHARE OF jobs
+FROM {unnest("new", _SEGMENT_OF, SEGMENT)} CROSS JOIN LATERAL (
+    SELECT FROM jobs WHERE jobs.id = new.job_id AND attempt = new.attempt AND state = 'running' AND deleted_at IS NULL
+    FOR KEY SHARE) AS job
 ON CONFLICT (job_id, attempt, first_seq) DO UPDATE SET last_seq = excluded.last_seq, chunks = excluded.chunks
 """)
 
@@ -132,7 +137,7 @@ WITH finished AS (
                     finished_at = now(), finished_in = {TRANSACTION}, lease_until = NULL,
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
     FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
-    WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.state = 'running'
+    WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.lease_until IS NOT NULL
     RETURNING {JOB_FOR_USAGE}, jobs.attempt, jobs.provider, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK},
               jobs.conversation_id, {SEGMENT.parameters("ended")}, {SPENT.parameters("ended")}
 ), kept AS (
