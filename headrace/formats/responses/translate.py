@@ -23,11 +23,14 @@ _SAME = frozenset({
     "background", "webhook", "timeout", "fallbacks", "strict_params",
     "thinking", "top_k", "cache_control", "safety_settings",
 })  # fmt: skip
-# The parameters that Headrace acts on alone, or that are read elsewhere in this module.
+# The parameters that Headrace acts on alone, or that `translate` reads by themselves.
 _READ = frozenset({
-    "input", "instructions", "previous_response_id", "conversation", "store", "metadata", "prompt",
+    "input", "instructions", "previous_response_id", "conversation", "store", "metadata", "prompt", *OUR_KEYS,
+})  # fmt: skip
+# Those that a chat request has in another form.
+_OPTIONS = frozenset({
     "tools", "tool_choice", "text", "reasoning", "include", "top_logprobs", "max_output_tokens", "service_tier",
-    "truncation", "stream_options", *OUR_KEYS,
+    "truncation", "stream_options",
 })  # fmt: skip
 # The values of `include` that every answer of Headrace's honours.
 _ALWAYS_INCLUDED = frozenset({LOGPROBS, ENCRYPTED, "message.input_image.image_url"})
@@ -62,23 +65,25 @@ def translate(document: dict[str, Any]) -> Translation:
     if document.get("input") is not None:
         turns.take(document["input"])
     chat: Json = {"messages": turns.messages}
-    dropped = turns.dropped
+    own, dropped, options = turns.own, turns.dropped, False
     for name, value in document.items():
-        if value is None:
+        if value is None or name in _READ:
             continue
         if name in _SAME:
             chat[name] = value
-        elif name not in _READ:
+        elif name in _OPTIONS:
+            options = True
+        else:
             dropped.append(name)
-    own = turns.own
     if document.get("prompt") is not None:
         own["prompt"] = "a stored prompt"
     if document.get(COMPACTS):
         own[COMPACTS] = "compaction"
     if not (turns.messages or own):
         raise InvalidRequestError("Invalid 'input': there is no message in it.", param="input", code="empty_array")
-    _add_tools(chat, document, own, dropped)
-    _add_options(chat, document, dropped)
+    if options:
+        _add_tools(chat, document, own, dropped)
+        _add_options(chat, document, dropped)
     return Translation(chat, own, dropped, NAMES, turns.paths, WITHIN)
 
 

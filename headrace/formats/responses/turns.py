@@ -55,9 +55,10 @@ class Turns:
         if isinstance(said, str):
             self._add({"role": "user", "content": said}, "input")
             return
-        self._outputs = outputs_of_calls(said, first_own=self._context, path=self._path)
-        for index, item in enumerate(said):
-            kind = kind_of(item)
+        kinds = [kind_of(item) for item in said]
+        if not _TOOLS.isdisjoint(kinds):
+            self._outputs = outputs_of_calls(said, first_own=self._context, path=self._path)
+        for index, (item, kind) in enumerate(zip(said, kinds, strict=True)):
             if kind == "message":
                 if item["role"] == "assistant":
                     self._open(index)
@@ -85,16 +86,17 @@ class Turns:
     # -- what the model hears ------------------------------------------------------------------------------------------
 
     def _hear(self, item: Json, index: int) -> None:
-        content, path = item["content"], self._path(index)
+        path = self._path(index)
         role = "user" if item["role"] == "user" else "system"
-        if not isinstance(content, str):
-            content = self._parts(content, path, text_alone=role == "system")
+        content: str | list[Json] | None = _only_text(item["content"])
+        if content is None:
+            content = self._parts(item["content"], path, text_alone=role == "system")
             if not content:
                 return
         self._add({"role": role, "content": content}, path)
 
     def _parts(self, parts: Sequence[Json], path: str, *, text_alone: bool = False) -> str | list[Json]:
-        """Return a message's content: a text alone as a string, which every server takes."""
+        """Return a message's content of parts: a text alone as a string, which every server takes."""
         rendered = []
         for index, part in enumerate(parts):
             if text_alone and part["type"] != "input_text":
@@ -197,6 +199,17 @@ class Turns:
 
 
 _PLAIN = {"type", "text"}
+_TOOLS = frozenset({*CALLS, *OUTPUTS})
+
+
+def _only_text(content: str | Sequence[Json]) -> str | None:
+    """Return a message's content that is a text, or one part that is nothing else; None for any other content."""
+    if isinstance(content, str):
+        return content
+    if len(content) != 1 or content[0]["type"] != "input_text" or content[0].keys() != _PLAIN:
+        return None
+    text: str = content[0]["text"]
+    return text
 
 
 def _part(part: Json) -> Json | None:
