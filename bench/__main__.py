@@ -26,7 +26,7 @@ from pathlib import Path
 from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
 from bench.report import Report
-from bench.scenarios import ALL_SCENARIOS, DURABLE, Measurement, measure, measure_idle
+from bench.scenarios import ALL_SCENARIOS, COMPARED, DURABLE, Measurement, measure, measure_idle
 from bench.shapes import DEFAULT_ROUNDS as SHAPES_ROUNDS
 from bench.shapes import measure_shapes
 from bench.shapes_page import PAGE, tables, write
@@ -106,15 +106,15 @@ def run(options: argparse.Namespace) -> Report:
                 _say(f"starting {kind.name}")
                 systems.append(stack.enter_context(kind(upstream)))
         for number in range(rounds):
-            turns = systems if number % 2 == 0 else systems[::-1]
             title = f"round {number + 1} of {rounds}"
-            for scenario in ALL_SCENARIOS:
-                for system in turns if scenario.name in scenarios else ():
+            turn = 1 if number % 2 == 0 else -1
+            for scenario in (scenario for alike in COMPARED for scenario in alike[::turn]):
+                for system in systems[::turn] if scenario.name in scenarios else ():
                     if scenario.only_headrace and not isinstance(system, Headrace):
                         continue
                     with measuring(f"{title}, {scenario.title}", system):
                         measurements.append(measure(scenario, system, number, quick=options.quick))
-            for system in turns:
+            for system in systems[::turn]:
                 if "idle" in scenarios and system.tree is not None:
                     with measuring(f"{title}, nothing to do", system):
                         measurements.append(measure_idle(system, number, _IDLE_SECONDS))

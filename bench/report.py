@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 from collections.abc import Callable, Sequence
@@ -249,10 +250,21 @@ class Report:
                 values = [self.median(name, "headrace", row) for name in names]
                 if any(value is None for value in values):
                     continue
-                cells = [_number(value, row) for value in values] + [_ratio(value, values[0]) for value in values[1:]]
+                cells = [_number(value, row) for value in values]
+                cells += [f"{self._paired(name, scenario.name, row):.2f}" for name in names[1:]]
                 lines.append(f"| {title} | {row.label}, {row.unit} | {' | '.join(cells)} | ≤ 1.15 |")
                 title = ""
         return lines if len(lines) > 2 else []
+
+    def _paired(self, scenario: str, other: str, row: Row) -> float:
+        """Return how many times what `other` costs `scenario` costs: the median over the rounds that measured both."""
+        values: dict[str, dict[int, float]] = {scenario: {}, other: {}}
+        for m in self.measurements:
+            if m.system == "headrace" and m.scenario in values:
+                values[m.scenario][m.round] = row.value(m)
+        ours, theirs = values[scenario], values[other]
+        shares = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys() if theirs[number]]
+        return statistics.median(shares) if shares else math.nan
 
     def _parts(self) -> Sequence[str]:
         names: list[str] = []

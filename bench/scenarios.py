@@ -88,7 +88,15 @@ CLIENT_SCENARIOS = tuple(
 DURABLE = Scenario(
     "durable", "durable jobs, 64 at a time", "fake-d20", False, 64, 2000, 30, 100, "fake-d20", client="jobs"
 )
-ALL_SCENARIOS = (*SCENARIOS, *FORMAT_SCENARIOS, *CLIENT_SCENARIOS)
+COMPARED = tuple(
+    (
+        scenario,
+        *(other for other in (*FORMAT_SCENARIOS, *CLIENT_SCENARIOS) if other.name.startswith(f"{scenario.name}-")),
+    )
+    for scenario in SCENARIOS
+)
+"""Scenarios that differ by a wire format alone. They run one after the other, as their figures are compared."""
+ALL_SCENARIOS = tuple(scenario for alike in COMPARED for scenario in alike)
 
 
 @dataclass(frozen=True, slots=True)

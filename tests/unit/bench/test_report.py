@@ -65,3 +65,11 @@ def test_idling_has_a_limit_in_its_unit(spent: float, mark: str) -> None:
     cpu = Cpu({"api": spent / 1000}, {"postgres": 1.0})
     row = line([Measurement("idle", "headrace", 0, 1.0, cpu, None)], "CPU a second, ms")
     assert row.endswith(f"| {spent:.1f} |  | ≤ 5 ms {mark} |")
+
+
+def test_a_clients_format_is_compared_with_chat_in_the_same_round() -> None:
+    """The second round runs while the machine is busy, which concerns both formats alike."""
+    costs = [("plain-1", 0, 2.0), ("plain-1-responses", 0, 2.2), ("plain-1-responses", 1, 6.6), ("plain-1", 1, 6.0)]
+    found = [replace(job("headrace", own), scenario=scenario, round=number) for scenario, number, own in costs]
+    page = Report({"headrace": ""}, found[1:], None, None, [], 2, False).markdown()
+    assert "| CPU a job, ms | 6.00 | 4.40 | 1.10 | ≤ 1.15 |" in page
