@@ -45,7 +45,7 @@ from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.run import Runner
-from worker.slots import Slots, reserve_of
+from worker.slots import LINES, Slots, reserve_of
 from worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Executor:
     ) -> None:
         """Wire the parts over connections that `running` opens."""
         self._settings = settings
+        self._tiers = tiers
         self._file = file
         self._demo = demo
         self._redis = redis
@@ -181,7 +182,7 @@ class Executor:
         return [
             self._deltas.run,
             partial(self._leases.run, self._intake.in_hand),
-            self._leases.hear_cancellations,
+            partial(self._leases.hear_cancellations, self._circuits.look if LINES in self._tiers else None),
             self._find_unclaimed,
             self._intake.share,
             self._circuits.run,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
@@ -115,9 +115,12 @@ class Leases:
         if in_hand:
             await keep_in_hand(self._database, list(in_hand))
 
-    async def hear_cancellations(self) -> None:
-        """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled."""
-        await hear_cancellations(self._redis, self._hear)
+    async def hear_cancellations(self, on_calls: Callable[[], None] | None) -> None:
+        """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled.
+
+        `on_calls` is called when a worker of this machine that was quiet makes a call.
+        """
+        await hear_cancellations(self._redis, self._hear, on_calls=on_calls)
 
     def _hear(self, job_id: str) -> None:
         self._cancelled[job_id] = now()

@@ -24,7 +24,7 @@ _FASTER = 1.25
 _SLOWER = 0.5
 # Lines in a second that may start at least, however much CPU time each seems to take.
 _LEAST_RATE = 50.0
-# Seconds between two looks at least: news of the workers may come sooner, and too little time tells nothing.
+# Seconds between two measurements at least: news of the workers may come sooner, and too little time tells nothing.
 _LOOK_SECONDS = 0.5
 # Seconds after a request for which another is expected.
 _BESIDE_SECONDS = 3.0
@@ -53,7 +53,11 @@ class LinePace:
         self._beside_until = -math.inf
         self._share = _WHOLE
         self._lines = 0
-        """Lines that started since the last look."""
+        """Lines that started since the last measurement."""
+        self._ran = False
+        """Whether lines started before it."""
+        self._short = False
+        """Whether tasks often waited for a core before it."""
         self._cost = 0.0
         """CPU seconds of a line, when lines last started without a limit: they are nearly all that the worker does."""
         self._rate = math.inf
@@ -83,25 +87,35 @@ class LinePace:
             self._room -= 1
 
     def look(self, requests: int) -> None:
-        """Set the pace. `requests` counts the calls of the workers of this machine that serve requests, over time."""
+        """Set the pace. `requests` counts the calls of the workers of this machine that serve requests, over time.
+
+        The first request after a while slows lines at once, if tasks waited for cores at the last measurement.
+        """
         now = self._now()
-        if now < self._looked_at + _LOOK_SECONDS:
-            return
-        stalled, spent, lines = self._stalled(), self._spent(), self._lines
-        if requests != self._requests_then:
+        more, self._requests_then = requests != self._requests_then, requests
+        begins = more and now >= self._beside_until
+        if more:
             self._beside_until = now + _BESIDE_SECONDS
-        if lines and not self.is_limited:
-            self._cost = (spent - self._spent_then) / lines
-        waited = (stalled or 0.0) - (self._stalled_then or 0.0)
-        short = waited > _MOST_STALLED * (now - self._looked_at)
-        self._looked_at, self._stalled_then, self._spent_then = now, stalled, spent
-        self._requests_then, self._lines = requests, 0
+        if now >= self._looked_at + _LOOK_SECONDS:
+            self._measure(now)
+        elif not begins:
+            return
         if now >= self._beside_until:
             self._share = _WHOLE
-        elif not short:
+        elif not self._short:
             self._share = min(_WHOLE, self._share * _FASTER)
         elif self.is_limited:
             self._share = max(_LEAST_SHARE, self._share * _SLOWER)
-        elif lines and self._cost:
+        elif self._ran and self._cost:
             self._share = _LEAST_SHARE
         self._rate = math.inf if self._share >= _WHOLE else max(_LEAST_RATE, self._share / self._cost)
+
+    def _measure(self, now: float) -> None:
+        """Note what has happened since the last measurement: whether lines ran, their cost, and waiting for cores."""
+        stalled, spent = self._stalled(), self._spent()
+        self._ran = self._lines > 0
+        if self._ran and not self.is_limited:
+            self._cost = (spent - self._spent_then) / self._lines
+        waited = (stalled or 0.0) - (self._stalled_then or 0.0)
+        self._short = waited > _MOST_STALLED * (now - self._looked_at)
+        self._looked_at, self._stalled_then, self._spent_then, self._lines = now, stalled, spent, 0

@@ -82,6 +82,8 @@ class Circuits:
         """Calls that were made before the last news."""
         self.quiet = True
         """Whether no call was made between the last news and the one before."""
+        self._speaks_up = False
+        """Whether the others are to read the next news at once."""
         self._shown: set[str] = set()
         """Providers that the metric of open circuits names."""
 
@@ -133,6 +135,11 @@ class Circuits:
     def speak_up(self) -> None:
         """Tell the others now that this worker is quiet no longer: those of its machine slow their lines down."""
         self.quiet = False
+        self._speaks_up = True
+        self._changed.set()
+
+    def look(self) -> None:
+        """Read the others' news now."""
         self._changed.set()
 
     @property
@@ -147,10 +154,11 @@ class Circuits:
         self._show(view)
         made = sum(calls.calls for calls in self.calls.values())
         self.quiet, self._made = made == self._made, made
+        speaks_up, self._speaks_up = self._speaks_up, False
         about = self._about() if self._about is not None else None
         view = replace(view, about=about, calls=self.calls, limits=self._limits())
         try:
-            news = await self._peers.tell(view, unsaved)
+            news = await self._peers.tell(view, unsaved, aloud=speaks_up)
         except AWAY as error:
             if not self.redis_lost:
                 log.warning("Redis is unavailable, circuits are this worker's own: %s", error)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from headrace.events.wire import CALLS_BEGIN, calls_channel
+from headrace.runtime.machine import machine_id
 from headrace.runtime.presence import KEY, PRESENT_MS, View
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
@@ -39,17 +41,20 @@ class Peers:
         """Write as this worker, by a name that no other worker has."""
         self._worker = worker
         self._key = prefix_in(redis) + KEY
+        self._channel = calls_channel(machine_id(), prefix_in(redis))
         self._tell = redis.register_script(_TELL)
 
-    async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = ()) -> News:
+    async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = (), *, aloud: bool = False) -> News:
         """Write this worker's view and the pauses, in seconds, that providers asked it for; return all others.
+
+        With `aloud`, the workers of this machine that run lines of batches read it at once.
 
         Raises:
             AWAY: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
-        said = [self._worker, view.pack(), PRESENT_MS, *arguments]
-        known, views, kept = await self._tell(keys=[self._key], args=said)
+        said = [self._worker, view.pack(), PRESENT_MS, CALLS_BEGIN if aloud else b"", *arguments]
+        known, views, kept = await self._tell(keys=[self._key, self._channel], args=said)
         return News(
             forgotten=not known,
             others=[View.unpack(text) for text in views],

@@ -11,7 +11,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from headrace.events.wire import CANCEL_CHANNEL
+from headrace.events.wire import CALLS_BEGIN, CANCEL_CHANNEL, calls_channel
+from headrace.runtime.machine import machine_id
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_pipe import RedisPipe
 
@@ -113,13 +114,22 @@ def _batches(channels: Collection[str]) -> list[list[str]]:
     return [listed[start : start + _MOST_CHANNELS] for start in range(0, len(listed), _MOST_CHANNELS)]
 
 
-async def hear_cancellations(redis: Redis, hear: Callable[[str], None]) -> None:
-    """Call `hear` with the ids of jobs as clients cancel them, until cancelled."""
+async def hear_cancellations(
+    redis: Redis, hear: Callable[[str], None], *, on_calls: Callable[[], None] | None = None
+) -> None:
+    """Call `hear` with the ids of jobs as clients cancel them, until cancelled.
+
+    `on_calls` is called when a worker of this machine that was quiet makes a call.
+    """
 
     def take(message: bytes | None) -> None:
-        if message is not None:
+        if message == CALLS_BEGIN and on_calls is not None:
+            on_calls()
+        elif message is not None:
             hear(message.decode())
 
     subscription = Subscription(redis)
     await subscription.subscribe(prefix_in(redis) + CANCEL_CHANNEL)
+    if on_calls is not None:
+        await subscription.subscribe(calls_channel(machine_id(), prefix_in(redis)))
     await subscription.run(take)

@@ -18,11 +18,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 CANCEL_CHANNEL = "headrace:cancel"
+CALLS_BEGIN = b"calls begin"
+"""What a worker that was quiet tells the workers of its machine with its first call."""
 
 # Bytes of an end above which readers read it from Postgres: pub/sub buffers count against Redis's memory.
 LARGEST_END = 256 * 1024
 PAST_ALL = 2**31 - 1
 """Larger than any sequence number."""
+
+
+def calls_channel(machine: str, prefix: str = "") -> str:
+    """Return the channel for `CALLS_BEGIN` of a machine, in the deployment whose names begin with the prefix."""
+    return f"{prefix}headrace:calls:{machine}"
 
 
 def job_channel(job_id: str, prefix: str = "") -> str:

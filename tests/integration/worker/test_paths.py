@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,7 +25,10 @@ from headrace.errors import (
     UpstreamTimeoutError,
     UpstreamUnavailableError,
 )
+from headrace.events.subscription import hear_cancellations
+from headrace.events.wire import calls_channel
 from headrace.runtime.chores import going_on
+from headrace.runtime.machine import machine_id
 from headrace.runtime.presence import KEY, About, Calls, View, read_presence
 from headrace.stores.redis import connect_redis
 from tests.waiting import eventually
@@ -163,6 +167,22 @@ async def test_a_worker_that_was_quiet_tells_of_its_first_call_at_once(redis: Re
         await eventually(lambda: told_of(0), "the first news")
         await end(quiet)
         await eventually(lambda: told_of(1), "news of the first call")
+
+
+async def test_a_worker_of_lines_hears_at_once_of_the_first_call(redis: Redis) -> None:
+    quiet, heard = worker(redis, poll_seconds=3600), list[Sequence[View]]()
+    lines = Circuits(redis, worker=f"host:{next(_numbers)}", poll_seconds=3600, on_views=heard.append)
+    ids: list[str] = []
+    hearing = partial(hear_cancellations, redis, ids.append, on_calls=lines.look)
+
+    async def listens() -> bool:
+        return bool(await redis.pubsub_channels(calls_channel(machine_id())))
+
+    async with going_on(lines.run, quiet.run, hearing):
+        await eventually(listens, "the subscription")
+        await end(quiet)
+        await eventually(lambda: any(view.calls for views in heard for view in views), "news of the first call")
+    assert ids == []
 
 
 async def test_one_call_probes_and_its_answer_closes(redis: Redis) -> None:

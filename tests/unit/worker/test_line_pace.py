@@ -152,3 +152,29 @@ def test_processes_of_a_machine_have_one_id_of_it() -> None:
 def test_the_time_that_tasks_wait_for_cores_does_not_go_back() -> None:
     first, second = stalled_seconds(), stalled_seconds()
     assert first is None or second is None or first <= second
+
+
+def test_the_first_request_slows_lines_at_once_if_tasks_waited_before() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
+    assert not machine.pace.is_limited
+    machine.go_on(waiting=0, requests=1, seconds=0.01)
+    assert machine.pace.is_limited
+
+
+def test_the_first_request_slows_no_line_if_no_task_waited_before() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.1, requests=0)
+    machine.go_on(waiting=0.01, requests=1, seconds=0.01)
+    assert not machine.pace.is_limited
+
+
+def test_the_first_request_slows_no_line_if_none_ran_before() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
+    machine.time += 1
+    machine.stalled = 1.8
+    machine.pace.look(0)
+    machine.time += 0.01
+    machine.pace.look(1)
+    assert not machine.pace.is_limited
