@@ -149,7 +149,8 @@ class Runner:
         relay = client.relay(job, attempt.document, log=log) if route.format == job.format else None
         renderer = relay or client.renderer(job, attempt.document, log=log)
         exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, relay=relay, pass_on=pass_on)
-        async with asyncio.timeout(job.seconds_left):
+        # By the clock itself: the time of the event loop may be behind, so that a timer from then on rings early.
+        async with asyncio.timeout_at(time.monotonic() + job.seconds_left):
             completion = await self._call(attempt, route, exchange)
         if _is_withheld(completion):
             withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)

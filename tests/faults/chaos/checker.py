@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -43,6 +43,7 @@ _DELAYING = {
 }
 _MENDED_SECONDS = 10.0
 _MOST_LOST = 3
+_TOLD_TO_END = {"terminate", "roll"}
 _UPSTREAM_STATUSES = {400, 429, 502, 503, 504}
 _PRICES = Decimal("2.50"), Decimal("10.00")
 _MILLION = 1_000_000
@@ -201,6 +202,8 @@ class Checker:
         if error["code"] == "worker_lost":
             self._counts["jobs failed for their workers' sake"] += 1
             begun = not ask.background and ask.body.get("stream") is True
+            if begun and self._was_drained(job):
+                return ""
             return "" if job["lost"] >= (1 if begun else _MOST_LOST) else f"it lost {job['lost']} workers"
         if error["status"] not in _UPSTREAM_STATUSES:
             return "that is no provider's error"
@@ -210,9 +213,22 @@ class Checker:
         """Tell whether a job may have failed for its provider's sake: the provider's own, or the way there."""
         if ask.model.fails or ask.model.faultless:
             return ask.model.fails
+        return self._ran_during(job, {PROVIDER_LINK}, later=60)
+
+    def _was_drained(self, job: DictRow) -> bool:
+        """Tell whether a worker was told to end while the job ran: it breaks off streams that take longer."""
+        return self._ran_during(job, set(WORKERS), kinds=_TOLD_TO_END)
+
+    def _ran_during(
+        self, job: DictRow, targets: Collection[str], *, kinds: Collection[str] = (), later: float = 0
+    ) -> bool:
+        """Tell whether a job ran during a fault of these targets and kinds, or up to `later` seconds after it."""
         began, ended = job["created_at"].timestamp(), job["finished_at"].timestamp()
         return any(
-            happening.fault.target == PROVIDER_LINK and happening.began < ended and happening.ended > began - 60
+            happening.fault.target in targets
+            and (not kinds or happening.fault.kind in kinds)
+            and happening.began < ended
+            and happening.ended > began - later
             for happening in self._rig.history
         )
 
@@ -222,7 +238,7 @@ class Checker:
         if refusal.code == "service_unavailable":
             return refusal.status in {200, 503}  # 200 is a stream that had begun
         if refusal.code == "outcome_unknown":
-            return any(happening.fault.kind in {"terminate", "roll"} for happening in self._rig.history)
+            return any(happening.fault.kind in _TOLD_TO_END for happening in self._rig.history)
         if job is None:  # an erased job, whose id its client never got
             return ask.body.get("store") is False and not ask.model.faultless
         if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
