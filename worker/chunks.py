@@ -33,6 +33,7 @@ class _Pattern:
     """The event of a chunk with a text: its name, and its data before and after the text as a JSON string."""
 
     chunk: Chunk
+    index: int
     name: bytes
     before: bytes
     after: bytes
@@ -83,9 +84,10 @@ class ChunkReader:
                     break
                 self._pattern = self._pattern_of(name, data, chunks)
             elif texts is None:
-                assert self._pattern is not None
+                pattern = self._pattern
+                assert pattern is not None
                 self._unfit = 0
-                read.append(Texts(self._pattern.chunk, texts := [text]))
+                read.append(Texts(pattern.chunk, pattern.index, texts := [text]))
             else:
                 texts.append(text)
         return read
@@ -113,7 +115,8 @@ class ChunkReader:
         if _text_alone(probed) != _PROBE:
             return None
         probed[0]["choices"][0]["delta"]["content"] = text
-        return _Pattern(chunks[0], name, before, after) if probed == chunks else None
+        index = chunks[0]["choices"][0]["index"]
+        return _Pattern(chunks[0], index, name, before, after) if probed == chunks else None
 
 
 def _text_alone(chunks: Sequence[Chunk]) -> str | None:

@@ -55,15 +55,14 @@ class Deltas:
         """Continue after delta `seq`, the last one of an earlier attempt."""
         self.seq = self._saved = self._before = seq
 
-    def append(self, lines: Sequence[bytes]) -> None:
-        """Count deltas, one JSON object a line, and hold them."""
-        if not lines:
-            return
+    def append(self, lines: Sequence[bytes]) -> bytes:
+        """Count deltas, one JSON object a line, and hold them. Returns them with the line ends."""
         if self._first_at is None:
             self._first_at = time.monotonic()
-        self._held += b"\n".join(lines)
-        self._held += b"\n"
+        body = b"\n".join((*lines, b""))
+        self._held += body
         self.seq += len(lines)
+        return body
 
     def segment(self) -> Segment | None:
         """Return all held deltas, or None if Postgres has every one."""
@@ -117,6 +116,8 @@ class DeltaWriter:
 
     def touch(self, deltas: Deltas) -> None:
         """Note that an attempt holds deltas; its first ones are written soon, as they show that its client has text."""
+        if deltas in self._dirty:  # its write is due already
+            return
         self._dirty.add(deltas)
         if not deltas.kept:
             self._soon.set()

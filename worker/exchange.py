@@ -204,8 +204,13 @@ class Exchange:
                     if usage is not None and not chunk["choices"]:
                         continue  # whether the client gets a usage chunk is its own choice
             shown.append(chunk)
-        if self._stream:  # else the provider streams though it was asked for a whole answer, and no reader follows
-            self._held += self._renderer.render(shown)
+        # Without `_stream` the provider streams though it was asked for a whole answer, and no reader follows.
+        lines = self._renderer.render(shown) if self._stream else []
+        if fold.started and not self._held:
+            if lines:
+                self._pass_on(lines)
+            return
+        self._held += lines
         if fold.started or fold.finished or (self._relay is not None and self._relay.begun):
             self._release()
         else:

@@ -230,11 +230,11 @@ class Runner:
 
     def _pass_on(self, job: ClaimedJob, lease: Lease, deltas: Deltas, lines: Sequence[bytes]) -> None:
         """Hold lines for Postgres and publish them, as long as the lease is valid."""
-        frame = Frame(job.id, job.attempt, deltas.seq + 1, "delta", lines)
-        deltas.append(lines)
+        first_seq = deltas.seq + 1
+        body = deltas.append(lines)
         self._deltas.touch(deltas)
         if deltas.on_saved is None:
-            self._publisher.publish(frame, origin=job.origin, until=lease.until)
+            self._publisher.publish_deltas(job, first_seq, len(lines), body, until=lease.until)
 
     def _publish_saved(self, job: ClaimedJob, lease: Lease, segment: Segment) -> None:
         """Publish lines that Postgres has, as long as the lease is valid."""

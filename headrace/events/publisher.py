@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel, without_lines
-from headrace.jobs.records import MovedJob
+from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel, pack_deltas, without_lines
+from headrace.jobs.records import ClaimedJob, MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
 from headrace.stores.lua import read_script
@@ -27,6 +27,11 @@ _ended = bound(JOBS_ENDED)
 _PUBLISH = read_script(__package__, "publish.lua")
 
 
+# A frame on its way: until when it may leave, its job, itself as the job's subscribers get it, and its origin with what
+# that gets.
+_Packed = tuple[float, str, bytes, str | None, bytes]
+
+
 class Publisher:
     """Sends frames soon, many at a time, and drops them while Redis is unavailable."""
 
@@ -36,7 +41,7 @@ class Publisher:
         self._prefix = prefix_in(redis)
         self._publish = redis.register_script(_PUBLISH)
         self._interval = interval_seconds
-        self._pending: list[tuple[float, str | None, Frame]] = []
+        self._pending: list[_Packed] = []
         self._task: asyncio.Task[None] | None = None
         self._free_at = 0.0
         """When the next frames may leave, by the event loop's clock."""
@@ -47,7 +52,19 @@ class Publisher:
 
         After `until`, a time of `headrace.runtime.clock`, it is dropped: the job may have another attempt then.
         """
-        self._pending.append((until, origin, frame))
+        packed, brief = frame.pack(), without_lines(frame).pack()
+        own = packed if frame.kind == "delta" else brief  # subscribers read a job's end from Postgres
+        self._add((until, frame.job_id, own, origin, packed if len(packed) <= LARGEST_END else brief))
+
+    def publish_deltas(self, job: ClaimedJob, first_seq: int, count: int, body: bytes, *, until: float) -> None:
+        """Send the deltas of a `body` as `publish` does: `count` lines, each with its line end."""
+        packed = told = pack_deltas(job.id, job.attempt, first_seq, count, body)
+        if len(packed) > LARGEST_END:
+            told = pack_deltas(job.id, job.attempt, first_seq, 0, b"")
+        self._add((until, job.id, packed, job.origin, told))
+
+    def _add(self, packed: _Packed) -> None:
+        self._pending.append(packed)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -81,18 +98,15 @@ class Publisher:
         finally:
             self._task = None
 
-    async def _send(self, batch: Sequence[tuple[float, str | None, Frame]]) -> None:
+    async def _send(self, batch: Sequence[_Packed]) -> None:
         channels: dict[str, list[bytes]] = defaultdict(list)
         time = now()
-        for until, origin, frame in batch:
+        for until, job_id, own, origin, told in batch:
             if time > until:
                 continue
-            packed = frame.pack()
             if origin is not None:
-                channels[origin].append(packed if len(packed) <= LARGEST_END else without_lines(frame).pack())
-            if frame.kind != "delta":  # subscribers read a job's end from Postgres
-                packed = without_lines(frame).pack()
-            channels[job_channel(frame.job_id, self._prefix)].append(packed)
+                channels[origin].append(told)
+            channels[job_channel(job_id, self._prefix)].append(own)
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
         if not arguments:
             return

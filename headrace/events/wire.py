@@ -52,6 +52,11 @@ class Frame(NamedTuple):
         return head + b"\n".join(self.lines) + b"\n" if self.lines else head
 
 
+def pack_deltas(job_id: str, attempt: int, first_seq: int, count: int, body: bytes) -> bytes:
+    """Return a frame of deltas as it travels. `body` has their `count` lines, each with its line end."""
+    return f"{job_id} {attempt} {first_seq} delta {count}\n".encode() + body
+
+
 def unpack(message: bytes) -> Iterable[Frame]:
     """Yield the frames of a message.
 

@@ -37,7 +37,8 @@ class EventReader:
         """
         if not data:  # held, it would hide how the piece before it ended
             return []
-        if not self._held and data.startswith(b"data: ") and _is_one_line(data):
+        alone = not self._held and data.startswith(b"data: ") and data.endswith(b"\n\n") and b"\r" not in data
+        if alone and data.find(b"\n") == len(data) - 2:  # one line, as when each event comes by itself
             return [(b"", data[6:-2])]
         if self._held:
             before = self._held[-1][-1:]
@@ -71,11 +72,6 @@ class EventReader:
         """Return a last event that the stream ended without a blank line after."""
         event = _read(self._take().strip(b"\r\n"))
         return [] if event is None else [event]
-
-
-def _is_one_line(data: bytes) -> bool:
-    """Tell whether bytes are one line and the blank line after it, as when each event comes by itself."""
-    return data.find(b"\n") == len(data) - 2 and data.endswith(b"\n") and b"\r" not in data
 
 
 def _read(event: bytes) -> Event | None:

@@ -65,6 +65,8 @@ class Renderer:
             self._alike = more.chunk
             self._before, self._after = _around_text(more.chunk)
         before, after = self._before, self._after
+        if len(more.texts) == 1:
+            return [before + orjson.dumps(more.texts[0]) + after]
         return [before + orjson.dumps(text) + after for text in more.texts]
 
     def end(self, completion: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:

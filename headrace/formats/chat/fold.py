@@ -34,13 +34,14 @@ class Fold:
     erases. Fields of a wrong type are left out.
     """
 
-    __slots__ = ("_choices", "_fields", "_started", "usage")
+    __slots__ = ("_choices", "_fields", "started", "usage")
 
     def __init__(self) -> None:
         """Start with nothing."""
         self._choices: dict[int, _Choice] = {}
         self._fields: dict[str, Any] = {}
-        self._started = False
+        self.started = False
+        """Whether the model has said anything: text, reasoning, a refusal or a call. A role alone does not count."""
         self.usage: dict[str, Any] | None = None
         """OpenAI's usage object as the provider sent it, if it did."""
 
@@ -80,7 +81,7 @@ class Fold:
         delta = choice.get("delta")
         if isinstance(delta, dict):
             _merge(folded.message, delta)
-            self._started = self._started or any(value for key, value in delta.items() if key != "role")
+            self.started = self.started or any(value for key, value in delta.items() if key != "role")
         logprobs = choice.get("logprobs")
         if isinstance(logprobs, dict):
             if folded.logprobs is None:
@@ -91,11 +92,6 @@ class Fold:
         for key, value in choice.items():
             if key not in _CHOICE:
                 folded.add_field(key, value)
-
-    @property
-    def started(self) -> bool:
-        """Whether the model has said anything: text, reasoning, a refusal or a call. A role alone does not count."""
-        return self._started
 
     @property
     def finished(self) -> bool:

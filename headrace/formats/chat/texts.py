@@ -15,13 +15,9 @@ class Texts:
     """
 
     chunk: Mapping[str, Any]
+    index: int
+    """The choice that the texts are of."""
     texts: Sequence[str]
-
-    @property
-    def index(self) -> int:
-        """The choice that the texts are of."""
-        index: int = self.chunk["choices"][0]["index"]
-        return index
 
     def chunks(self) -> list[dict[str, Any]]:
         """Return the chunks one by one."""
