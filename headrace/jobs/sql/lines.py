@@ -31,16 +31,17 @@ WITH fed AS (
     UPDATE batches SET next_offset = %(end)s, next_line = %(next_line)s, fed = fed + %(count)s
     WHERE id = %(batch_id)s AND state = 'in_progress' AND next_offset = %(start)s AND expires_at > now()
     RETURNING id AS batch_id, account_id, key_id, trace_context, expires_at
+), lines AS (
+    INSERT INTO jobs ({NEW_LINE.names}, account_id, key_id, batch_id, trace_context, tier, background, streamed,
+                      state, attempt, worker, started_at, lease_until)
+    SELECT {NEW_LINE.values("new")}, account_id, key_id, batch_id, trace_context, 'batch', true, false,
+           CASE WHEN %(parcel)s::text IS NULL THEN 'queued' ELSE 'running' END,
+           CASE WHEN %(parcel)s::text IS NULL THEN 0 ELSE 1 END, %(parcel)s,
+           CASE WHEN %(parcel)s::text IS NOT NULL THEN now() END,
+           CASE WHEN %(parcel)s::text IS NOT NULL THEN expires_at END
+    FROM fed, {unnest("new", NEW_LINE)}
 )
-INSERT INTO jobs ({NEW_LINE.names}, account_id, key_id, batch_id, trace_context, tier, background, streamed,
-                  state, attempt, worker, started_at, lease_until)
-SELECT {NEW_LINE.values("new")}, account_id, key_id, batch_id, trace_context, 'batch', true, false,
-       CASE WHEN %(parcel)s::text IS NULL THEN 'queued' ELSE 'running' END,
-       CASE WHEN %(parcel)s::text IS NULL THEN 0 ELSE 1 END, %(parcel)s,
-       CASE WHEN %(parcel)s::text IS NOT NULL THEN now() END,
-       CASE WHEN %(parcel)s::text IS NOT NULL THEN expires_at END
-FROM fed, {unnest("new", NEW_LINE)}
-RETURNING id
+SELECT batch_id FROM fed
 """
 
 
