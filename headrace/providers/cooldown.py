@@ -39,7 +39,7 @@ _LONGEST_DURATION = 30 * 86_400.0
 def cooldown_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
     """Return the seconds that a provider asks to wait, or None if it does not ask.
 
-    Names in `headers` are in lower case, or the mapping takes any case, as aiohttp's. Malformed values are ignored.
+    Names in `headers` are in lower case, or the mapping takes any case. Malformed values are ignored.
     `now` is in Unix seconds, by default the present.
     """
     now = time.time() if now is None else now

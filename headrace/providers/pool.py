@@ -1,0 +1,138 @@
+"""Connections to providers, kept alive between calls."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import defaultdict, deque
+
+import aiohappyeyeballs
+
+from headrace.providers.connection import (
+    Connection,
+    ConnectionFailedError,
+    ConnectionLostError,
+    Origin,
+    SilenceError,
+)
+
+# Seconds that one address of a name has before the next one is tried beside it: RFC 8305, section 5.
+_NEXT_ADDRESS_SECONDS = 0.25
+
+
+class Pool:
+    """Gives each call a connection of its own, an idle one if there is one. Calls beyond the limit wait in line."""
+
+    def __init__(self, limit: int, tls: ssl.SSLContext) -> None:
+        """Allow `limit` connections in use, in the running loop; idle ones do not count."""
+        self._loop = asyncio.get_running_loop()
+        self._tls = tls
+        self._free = limit
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._idle: defaultdict[Origin, list[Connection]] = defaultdict(list)
+        self._open: set[Connection] = set()
+        self._emptied: asyncio.Future[None] | None = None
+
+    async def take(self, origin: Origin, *, connect_timeout: float, patience: float) -> Connection:
+        """Return a connection, which the caller gives back. A new one is made within `connect_timeout` seconds.
+
+        Raises:
+            SilenceError: No connection was free for `patience` seconds.
+            ConnectionFailedError: There is no connection.
+            TimeoutError: The server did not take the connection in time.
+        """
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait_in_line(patience)
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if not connection.closed:
+                return connection
+        try:
+            async with asyncio.timeout(connect_timeout):
+                return await self._connect(origin)
+        except BaseException:
+            self._free_one()
+            raise
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next call, or close it if its answer is not complete."""
+        if connection.rest():
+            if self._emptied is None:
+                self._idle[connection.origin].append(connection)
+            else:
+                connection.abort()
+        self._free_one()
+
+    async def close(self) -> None:
+        """Close every connection, and wait until they are."""
+        if self._emptied is None:
+            self._emptied = self._loop.create_future()
+        for connection in tuple(self._open):
+            connection.abort()
+        if self._open:
+            await self._emptied
+
+    async def _wait_in_line(self, patience: float) -> None:
+        place = self._loop.create_future()
+        self._line.append(place)
+        timer = self._loop.call_later(patience, _refuse, place, patience)
+        try:
+            await place
+        except BaseException:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._free_one()  # it was this caller's turn when it was cancelled
+            elif place in self._line:
+                self._line.remove(place)
+            raise
+        finally:
+            timer.cancel()
+
+    def _free_one(self) -> None:
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+    async def _connect(self, origin: Origin) -> Connection:
+        host, port, loop = origin.host, origin.port, self._loop
+        tls = self._tls if origin.tls else None
+        name = host if origin.tls else None
+        opened = None
+        try:
+            addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            opened = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=loop
+            )
+            _, connection = await loop.create_connection(
+                lambda: Connection(origin, loop, self._forget), sock=opened, ssl=tls, server_hostname=name
+            )
+        except BaseException as error:
+            if opened is not None:
+                opened.close()
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise ConnectionFailedError(f"no connection: {error}") from error
+            raise
+        if connection.closed:
+            raise ConnectionLostError("the connection closed as soon as it was there")
+        self._open.add(connection)
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        """Drop a connection that has ended."""
+        self._open.discard(connection)
+        idle = self._idle.get(connection.origin, [])
+        if connection in idle:
+            idle.remove(connection)
+        if self._emptied is not None and not self._open and not self._emptied.done():
+            self._emptied.set_result(None)
+
+
+def _refuse(place: asyncio.Future[None], patience: float) -> None:
+    if not place.done():
+        place.set_exception(SilenceError(patience))

@@ -1,0 +1,218 @@
+"""Which connection the next call gets, and what a cancelled call leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from headrace.errors import UpstreamTimeoutError
+from headrace.providers.client import ProviderClient, Upload
+from tests.integration.providers.connections.peers import (
+    OK,
+    STREAM,
+    Peer,
+    answering,
+    ask,
+    failure_of,
+    pieces_of,
+    replying,
+    serving,
+)
+from tests.waiting import eventually
+
+
+async def test_a_connection_is_used_again(client: ProviderClient) -> None:
+    async with serving(answering) as server:
+        for _ in range(5):
+            await ask(client, server.provider)
+        assert [len(peer.requests) for peer in server.peers] == [5]
+
+
+ENDINGS = {
+    "it says so": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}",
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "another answer follows": OK + OK,
+    "bytes follow": OK + b"?",
+    "bytes follow a close": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}?",
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+async def test_a_connection_that_cannot_be_used_again_is_closed(client: ProviderClient, name: str) -> None:
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDINGS[name])
+        await peer.gone()
+
+    async with serving(handle) as server:
+        for _ in range(3):
+            assert await ask(client, server.provider) == b"{}"
+        assert [len(peer.requests) for peer in server.peers] == [1, 1, 1]
+
+
+async def test_a_kept_alive_connection_of_http_1_0_is_used_again(client: ProviderClient) -> None:
+    reply = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n{}"
+    async with serving(replying(reply, reply)) as server:
+        for _ in range(2):
+            await ask(client, server.provider)
+        assert len(server.peers) == 1
+
+
+@pytest.mark.parametrize("last_words", [b"", b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\r\n"])
+async def test_a_connection_that_the_server_closed_while_idle_is_not_used(
+    client: ProviderClient, last_words: bytes
+) -> None:
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await done.wait()
+        await peer.send(last_words)
+        peer.writer.close()
+        await peer.writer.wait_closed()
+        closed.set()
+
+    async with serving(handle) as server:
+        for _ in range(3):
+            done, closed = asyncio.Event(), asyncio.Event()
+            await ask(client, server.provider)
+            done.set()
+            await closed.wait()
+            for _ in range(5):  # the end of the file lies in the client's socket: its turn to see it
+                await asyncio.sleep(0)
+        assert len(server.peers) == 3
+
+
+@pytest.mark.parametrize("lost", [b"", b"HTTP/1.1 200"])
+async def test_a_get_that_got_no_answer_is_sent_once_more(client: ProviderClient, lost: bytes) -> None:
+    async def handle(peer: Peer) -> None:
+        if peer.number == 0:
+            await peer.request()
+            await peer.send(OK)
+        await peer.request()
+        if peer.number == 0:
+            await peer.send(lost)
+        else:
+            await peer.send(OK)
+
+    async with serving(handle) as server:
+        await ask(client, server.provider)
+        assert await ask(client, server.provider, b"", method="GET") == b"{}"
+        assert len(server.peers) == 2
+
+
+async def test_a_post_that_got_no_answer_is_not_sent_again(client: ProviderClient) -> None:
+    async with serving(replying(OK, b"")) as server:
+        await ask(client, server.provider)
+        await failure_of(client, server.provider)
+        assert len(server.peers) == 1
+
+
+async def test_a_silence_on_a_used_connection_is_told(client: ProviderClient) -> None:
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        await peer.gone()
+
+    async with serving(handle) as server:
+        await ask(client, server.provider)
+        hasty = server.provider.model_copy(update={"connect_timeout": 0.1, "read_timeout": 0.1})
+        with pytest.raises(UpstreamTimeoutError):
+            await ask(client, hasty)
+
+
+async def in_flight(client: ProviderClient, most: int) -> None:
+    """Check that the client allows `most` calls at the same time, and no more."""
+    go = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await go.wait()
+            await peer.send(OK)
+
+    async with serving(handle) as server:
+        calls = [asyncio.create_task(ask(client, server.provider)) for _ in range(most + 2)]
+        await eventually(lambda: len([peer for peer in server.peers if peer.requests]) == most, "all requests")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(server.peers) == most
+        go.set()
+        assert await asyncio.gather(*calls) == [b"{}"] * (most + 2)
+        assert len(server.peers) == most
+
+
+@pytest.mark.parametrize("turns", range(40))
+async def test_calls_cancelled_at_any_point_leave_the_pool_whole(client: ProviderClient, turns: int) -> None:
+    async def slow(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            for byte in STREAM + b"2\r\n{}\r\n0\r\n\r\n":
+                await peer.send(bytes([byte]))
+                if byte == ord("\n"):
+                    await asyncio.sleep(0)
+
+    async with serving(slow) as server:
+        large = bytes(300_000)
+        bodies: list[bytes | Upload] = [b"{}", Upload(len(large), pieces_of(large)), b"{}", large, b"{}", b"{}"]
+        calls = [asyncio.create_task(ask(client, server.provider, body)) for body in bodies]
+        for number in range(turns):
+            await asyncio.sleep(0.001 if number % 5 == 4 else 0)
+            if number % 3 == 2:
+                calls[number % len(calls)].cancel()
+        for call in calls[turns % 2 :: 2]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    await in_flight(client, 2)
+
+
+async def test_calls_wait_for_a_connection_in_order() -> None:
+    client = ProviderClient(connections=1)
+    order: list[int] = []
+
+    async def call(number: int) -> None:
+        await ask(client, server.provider)
+        order.append(number)
+
+    async with serving(answering) as server:
+        await asyncio.gather(*(call(number) for number in range(5)))
+        assert order == [0, 1, 2, 3, 4]
+        assert len(server.peers) == 1
+    await client.close()
+
+
+async def test_a_call_does_not_wait_for_a_connection_for_ever() -> None:
+    client = ProviderClient(connections=1)
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    async with serving(handle) as server:
+        first = asyncio.create_task(ask(client, server.provider))
+        await eventually(lambda: server.peers, "a connection")
+        hasty = server.provider.model_copy(update={"connect_timeout": 0.1, "read_timeout": 0.1})
+        with pytest.raises(UpstreamTimeoutError):
+            await ask(client, hasty)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    await in_flight(client, 1)
+    await client.close()
+
+
+async def test_closing_ends_connections_in_use_and_idle_ones(client: ProviderClient) -> None:
+    ended = 0
+
+    async def handle(peer: Peer) -> None:
+        nonlocal ended
+        await peer.request()
+        if not await peer.reader.read(1):
+            ended += 1
+
+    async with serving(handle) as server:
+        calls = [asyncio.create_task(failure_of(client, server.provider)) for _ in range(2)]
+        await eventually(lambda: len([peer for peer in server.peers if peer.requests]) == 2, "all requests")
+        await client.close()
+        await asyncio.gather(*calls)
+        await eventually(lambda: ended == 2, "all requests")
