@@ -16,8 +16,9 @@ from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLarg
 from headrace.formats.chat.support import FORMAT_OF
 from headrace.formats.failures import failure
 from headrace.formats.registry import FORMATS
-from headrace.providers.connection import Connection, ConnectionFailedError, ConnectionLostError, SilenceError
+from headrace.providers.connection import Connection
 from headrace.providers.cooldown import cooldown_seconds
+from headrace.providers.faults import ConnectionFailedError, ConnectionLostError, SilenceError
 from headrace.providers.pool import Pool
 from headrace.providers.request import Upload, address_of, head_of, target_of
 from headrace.telemetry.redaction import redact
@@ -200,10 +201,11 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
+        count, connection, packed = self._allowance.take, self._connection, self._packed
         first, self._first = self._first, b""
         if first and take(first):
+            connection.enough = True
             return
-        count, connection, packed = self._allowance.take, self._connection, self._packed
 
         def counted(piece: bytes) -> object:
             if packed is not None:

@@ -13,10 +13,14 @@ from typing import NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from headrace.providers.faults import ConnectionFailedError, ConnectionLostError, SilenceError
+
 LARGEST_HEAD = 64 * 1024
 """Bytes that an answer may have in a row without a byte of its body: its head, its trailers, chunks' extensions."""
 _KEEPALIVE_SECONDS = 60.0
 """Seconds that an idle connection is kept."""
+_DRAIN_SECONDS = 5.0
+"""Seconds that an answer may take to end after its reader has enough."""
 _MOST_UNREAD = 128 * 1024
 """Bytes of a body that wait for their reader before the connection stops reading."""
 _LARGEST_JOIN = 64 * 1024
@@ -25,22 +29,6 @@ _LARGEST_JOIN = 64 * 1024
 _TIMER_STEP = 0.001
 _SUCCESS = 200
 _REDIRECTION = 300
-
-
-class ConnectionFailedError(Exception):
-    """There is no connection, or it broke, or what came is no HTTP. The message says which."""
-
-
-class ConnectionLostError(ConnectionFailedError):
-    """The connection ended before the answer did."""
-
-
-class SilenceError(Exception):
-    """No byte came for `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        """Take the seconds."""
-        super().__init__(f"nothing came for {seconds:g} s")
 
 
 class Origin(NamedTuple):
@@ -69,6 +57,8 @@ class Connection(asyncio.Protocol):
         """Whether the connection has ended, or is about to."""
         self.complete = True
         """Whether the whole answer has come."""
+        self.enough = False
+        """Whether the answer's reader needs no more of it."""
         self.status = 0
         """The answer's status, or 0 until its head has come."""
         self.headers: dict[bytes, bytes] = {}
@@ -134,12 +124,17 @@ class Connection(asyncio.Protocol):
 
     def _start(self, patience: float, since: float) -> None:
         self._in_use = True
-        self.complete = self._interim = False
+        self.complete = self._interim = self.enough = False
         self.status = self._bare = self._unread = 0
         self._named.clear()
         self._patience, self._heard_at = patience, since
 
     # -- answers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the connection can have another exchange."""
+        return self.complete and not self.closed
 
     @property
     def ended(self) -> bool:
@@ -153,6 +148,7 @@ class Connection(asyncio.Protocol):
         the body was read to its end.
         """
         if self._arrived and take(self._pop()):
+            self.enough = True
             return False
         if not self.complete:
             self._patience, self._heard_at = patience, self._now()
@@ -160,7 +156,7 @@ class Connection(asyncio.Protocol):
             try:
                 while self._passing():
                     await self._wait()
-                return self._take is not None
+                return not self.enough
             finally:
                 self._take = self._context = None
         return True
@@ -188,20 +184,39 @@ class Connection(asyncio.Protocol):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def rest(self) -> bool:
-        """End the exchange, and return whether the connection can have another one; it is closed if not."""
+        """End the exchange, and return whether the connection will be ready for another one; it is closed if not.
+
+        It is ready once the answer ends, if its reader had enough before: few streams end in one piece with their last
+        event.
+        """
         self._in_use = False
         self._error = None
         self._arrived.clear()
-        reusable = self._sent and self._keeps and not self.closed
-        if not self.complete or not reusable or self._transport.get_write_buffer_size():
+        self._bare = 0
+        reusable = self._sent and self._keeps and not self.closed and (self.complete or self.enough)
+        if not reusable or self._transport.get_write_buffer_size():
             self.abort()
             return False
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
-        self._patience, self._heard_at = _KEEPALIVE_SECONDS, self._now()
+        self._patience, self._heard_at = _KEEPALIVE_SECONDS if self.complete else _DRAIN_SECONDS, self._now()
         self._watch()
         return True
+
+    def _drain(self, data: bytes) -> bool:
+        """Parse bytes that no reader waits for, and return whether they are the rest of the last answer."""
+        if self.complete:
+            return False
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            return False
+        self._arrived.clear()
+        self._bare += len(data)
+        if self.ended:
+            self._patience = _KEEPALIVE_SECONDS
+        return self._bare <= LARGEST_HEAD
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -271,7 +286,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came, and hand it to the reader."""
         if not self._in_use:
-            self.abort()  # nothing was asked
+            if not self._drain(data):
+                self.abort()
             return
         try:
             self._parser.feed_data(data)
@@ -306,8 +322,9 @@ class Connection(asyncio.Protocol):
                 self._fail(error)
             else:
                 if enough:
-                    self._take = None
+                    self.enough = True
                 if enough or self.complete:
+                    self._take = None
                     self._wake()
         elif self.complete:
             self._wake()

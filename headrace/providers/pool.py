@@ -9,13 +9,8 @@ from collections import defaultdict, deque
 
 import aiohappyeyeballs
 
-from headrace.providers.connection import (
-    Connection,
-    ConnectionFailedError,
-    ConnectionLostError,
-    Origin,
-    SilenceError,
-)
+from headrace.providers.connection import Connection, Origin
+from headrace.providers.faults import ConnectionFailedError, ConnectionLostError, SilenceError
 
 # Seconds that one address of a name has before the next one is tried beside it: RFC 8305, section 5.
 _NEXT_ADDRESS_SECONDS = 0.25
@@ -46,11 +41,10 @@ class Pool:
             self._free -= 1
         else:
             await self._wait_in_line(patience)
-        idle = self._idle.get(origin)
-        while idle:
-            connection = idle.pop()
-            if not connection.closed:
-                return connection
+        idle = self._idle[origin]
+        for at in reversed(range(len(idle))):
+            if idle[at].ready:
+                return idle.pop(at)
         try:
             async with asyncio.timeout(connect_timeout):
                 return await self._connect(origin)
@@ -59,7 +53,7 @@ class Pool:
             raise
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next call, or close it if its answer is not complete."""
+        """Keep a connection for the next call, or close it if its answer is not complete and its reader wants more."""
         if connection.rest():
             if self._emptied is None:
                 self._idle[connection.origin].append(connection)

@@ -11,7 +11,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
 
-from headrace.providers.connection import ConnectionFailedError, Origin
+from headrace.providers.connection import Origin
+from headrace.providers.faults import ConnectionFailedError
 
 # URLs, and heads of requests, that are remembered.
 _MOST_REMEMBERED = 256

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamTimeoutError
 from headrace.providers.client import ProviderClient, Upload
 from tests.integration.providers.connections.peers import (
@@ -51,6 +52,59 @@ async def test_a_connection_that_cannot_be_used_again_is_closed(client: Provider
         assert [len(peer.requests) for peer in server.peers] == [1, 1, 1]
 
 
+async def read_two_events(client: ProviderClient, provider: Provider) -> None:
+    """Read a stream until its second event."""
+    seen = b""
+
+    def take(piece: bytes) -> bool:
+        nonlocal seen
+        seen += piece
+        return seen.count(b"data") == 2
+
+    async with client.call(provider, url=provider.base_url, headers={}) as answer:
+        assert await answer.is_stream()
+        await answer.pass_on(take)
+
+
+EVENT = b"8\r\ndata: x\n\r\n"
+RESTS = {
+    "the end": (b"0\r\n\r\n", 1),
+    "another event and the end": (EVENT + b"0\r\n\r\n", 1),
+    "half of the end": (b"0\r", 3),
+    "too much": (EVENT * 10_000, 3),
+    "no HTTP": (b"?", 3),
+    "another answer": (b"0\r\n\r\n" + OK, 3),
+}
+
+
+@pytest.mark.parametrize("name", RESTS)
+async def test_a_stream_may_end_after_its_reader_has_enough(client: ProviderClient, name: str) -> None:
+    rest, connections = RESTS[name]
+
+    async def handle(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(STREAM + EVENT)
+            await asyncio.sleep(0)
+            await peer.send(EVENT)
+            await enough.wait()
+            enough.clear()
+            await peer.send(rest)
+            sent.set()
+
+    enough, sent = asyncio.Event(), asyncio.Event()
+    async with serving(handle) as server:
+        for _ in range(3):
+            await read_two_events(client, server.provider)
+            sent.clear()
+            enough.set()
+            if connections == 1:
+                await sent.wait()
+            for _ in range(20):  # the rest lies in the client's socket: its turn to see it
+                await asyncio.sleep(0)
+        assert len(server.peers) == connections
+
+
 async def test_a_kept_alive_connection_of_http_1_0_is_used_again(client: ProviderClient) -> None:
     reply = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n{}"
     async with serving(replying(reply, reply)) as server:
@@ -78,7 +132,7 @@ async def test_a_connection_that_the_server_closed_while_idle_is_not_used(
             await ask(client, server.provider)
             done.set()
             await closed.wait()
-            for _ in range(5):  # the end of the file lies in the client's socket: its turn to see it
+            for _ in range(20):  # the end of the file lies in the client's socket: its turn to see it
                 await asyncio.sleep(0)
         assert len(server.peers) == 3
 
