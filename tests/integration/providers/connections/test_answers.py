@@ -213,6 +213,29 @@ async def test_what_a_taker_raises_ends_the_call(client: ProviderClient, at: int
         assert len(server.peers) == 3
 
 
+async def test_a_compressed_stream_need_not_end_behind_its_last_event(client: ProviderClient) -> None:
+    packer = zlib.compressobj(wbits=31)
+    body = packer.compress(b"data: x\ndata: y\n") + packer.flush(zlib.Z_SYNC_FLUSH)
+    reply = STREAM.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"%x\r\n" % len(body)
+    end = b"\r\n0\r\n\r\n"
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(reply + body[:20])
+        await asyncio.sleep(0)
+        await peer.send(body[20:] + end)
+
+    seen: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        seen.append(piece)
+        return b"".join(seen).endswith(b"y\n")
+
+    async with serving(handle) as server:
+        await pass_on(client, server.provider, take)
+    assert b"".join(seen) == b"data: x\ndata: y\n"
+
+
 async def test_what_came_before_a_loss_is_passed_on(client: ProviderClient) -> None:
     async with serving(replying(STREAM + b"8\r\ndata: x\n\r\n")) as server:
         seen: list[bytes] = []
