@@ -150,13 +150,15 @@ class Exchange:
             render = partial(form.render_request, self._request, output_limit=route.output_limit)
         action = "" if self._relay is None else self._relay.action
         body = await offloaded(len(self._job.request), partial(render, model=route.model, stream=self._stream))
-        async with self._client.call(
+        call = self._client.call(
             route.provider,
             url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream) + action,
             headers=form.render_headers(self.secret) | trace_headers(self.trace_context),
             body=body,
             allowance=self._allowance,
-        ) as answer:
+        )
+        del body, render  # the answer may take minutes
+        async with call as answer:
             if await answer.is_stream():
                 await self._read_stream(number, answer)
             else:

@@ -133,6 +133,7 @@ class Call:
                 self._connection = connection = await self._send(head)
         except _FAILURES as error:
             raise _translated(error, url, provider.connect_timeout) from error
+        self._body = b""  # the answer may take minutes
         answer = Answer(connection, url, silence_seconds=provider.read_timeout, allowance=self._allowance)
         if connection.status != 200:
             try:

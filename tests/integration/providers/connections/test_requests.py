@@ -144,3 +144,17 @@ async def test_an_upload_ends_with_its_connection(client: ProviderClient) -> Non
 
     async with serving(handle) as server:
         await failure_of(client, server.provider, Upload(10**12, pieces()))
+
+
+async def test_a_request_that_has_been_sent_is_not_kept(client: ProviderClient) -> None:
+    class Body(bytes):
+        def __del__(self) -> None:
+            freed.append(len(self))
+
+    freed: list[int] = []
+    async with serving(answering) as server:
+        url = f"{server.provider.base_url}/answer"
+        call = client.call(server.provider, url=url, headers={}, body=Body(b'{"a":1}'))
+        async with call as answer:
+            assert freed == [7]
+            assert await answer.read() == b"{}"
