@@ -265,7 +265,7 @@ class _Subscriber:
 async def _events(subscriber: _Subscriber, cursor: Cursor | None) -> AsyncGenerator[list[bytes], None]:
     job_id, database, subscribers = subscriber.job_id, subscriber.database, subscriber.subscribers
     head, keeps_log = _head(job_id, subscriber.format, subscriber.created), _keeps_log(subscriber.format)
-    write = LiveEvents(subscriber.client, partial(_render, job_id=job_id, head=head))
+    write = LiveEvents(subscriber.client, partial(_render, job_id, head))
     async with subscriber.watched as listener:
         opening = [subscribers.retry(RETRY)]
         if cursor is None:
@@ -280,7 +280,7 @@ async def _events(subscriber: _Subscriber, cursor: Cursor | None) -> AsyncGenera
                         name = f"job.{event.state.value}"
                         yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
                     else:
-                        yield _render(event, job_id, head)
+                        yield _render(job_id, head, event)
                     del event
         except ListenerClosedError:
             yield [_render_error(AuthenticationError()) if listener.refused else subscribers.retry(RETRY_AT_ONCE)]
@@ -303,7 +303,7 @@ def _render_error(error: HeadraceError) -> bytes:
     return render_event(orjson.dumps({"error": error.body()}), name="error")
 
 
-def _render(event: Event, job_id: str, head: bytes) -> list[bytes]:
+def _render(job_id: str, head: bytes, event: Event) -> list[bytes]:
     if isinstance(event, Deltas):
         attempt, seq = event.first.attempt, event.first.seq
         return [

@@ -113,6 +113,8 @@ Write = Callable[[Deltas], bool]
 class _Follower:
     """A reader's position, and the events that each replay or frame adds for it."""
 
+    __slots__ = ("ahead", "cursor", "database", "job_id", "listener", "over", "void", "write")
+
     def __init__(self, database: Database, listener: Listener, after: Cursor, write: Write | None = None) -> None:
         self.database = database
         self.listener = listener
@@ -233,6 +235,8 @@ class _Follower:
 
 class _LogFollower(_Follower):
     """A reader of a job whose format keeps its log: numbers go on over all attempts."""
+
+    __slots__ = ()
 
     async def replay(self) -> list[Event]:
         """Return the events that Postgres has past the cursor."""
