@@ -16,7 +16,6 @@ from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import UsableRoute, usable_routes
 from headrace.errors import UpstreamRefusedError, UpstreamTimeoutError, UpstreamUnavailableError
 from headrace.events.publisher import Publisher
-from headrace.events.wire import Frame
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import ClaimedJob, Segment
 from headrace.jobs.sql.read import read_log
@@ -238,9 +237,8 @@ class Runner:
 
     def _publish_saved(self, job: ClaimedJob, lease: Lease, segment: Segment) -> None:
         """Publish lines that Postgres has, as long as the lease is valid."""
-        lines = segment.chunks.encode().split(b"\n")
-        frame = Frame(job.id, job.attempt, segment.first_seq, "delta", lines)
-        self._publisher.publish(frame, origin=job.origin, until=lease.until)
+        count, body = segment.last_seq - segment.first_seq + 1, segment.chunks.encode() + b"\n"
+        self._publisher.publish_deltas(job, segment.first_seq, count, body, until=lease.until)
 
 
 def _is_withheld(completion: Mapping[str, Any]) -> bool:

@@ -55,10 +55,8 @@ class ResponseEvents:
             rendered = self._start()
             first = self._base - 1 + event.first.seq
             late = max(0, self._last + 1 - first)  # the reader has these
-            for number, line in enumerate(event.chunks[late:], first + late):
-                rendered.append(events.render_line(line, number))
-                self._last = number
-            return rendered
+            self._last = max(self._last, first + len(event.chunks) - 1)
+            return rendered + events.render_lines(event.chunks[late:], first + late)
         if isinstance(event, Silence):
             return [*self.begin(), PING_AFTER_ID]
         if isinstance(event, Started):

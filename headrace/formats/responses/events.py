@@ -6,7 +6,7 @@ number 0 and the next one or two open a stream, the lines of the log follow, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -51,8 +51,19 @@ def terminal(response: bytes | Mapping[str, Any]) -> bytes:
 
 def render_line(line: bytes, number: int) -> bytes:
     """Return the server-sent event of a line. Its number is its id too, from which a client resumes."""
-    kind = line[_HEAD : line.index(b'"', _HEAD)]
-    return b'event: %b\nid: %d\ndata: {"sequence_number":%d,%b\n\n' % (kind, number, number, line[1:])
+    return render_lines((line,), number)[0]
+
+
+def render_lines(lines: Sequence[bytes], first: int) -> list[bytes]:
+    """Return the events of lines in a row, as `render_line` does; the first of them has the number `first`."""
+    events = []
+    kind = head = b'"'  # no line's kind begins so
+    for number, line in enumerate(lines, first):
+        if not line.startswith(kind, _HEAD):  # nearly all have the kind of the line before
+            kind = line[_HEAD : line.index(b'"', _HEAD) + 1]
+            head = b"event: %b\nid: " % kind[:-1]
+        events.append(b'%b%d\ndata: {"sequence_number":%d,%b\n\n' % (head, number, number, line[1:]))
+    return events
 
 
 def lines_of(response: Mapping[str, Any]) -> list[bytes]:
