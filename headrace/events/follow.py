@@ -208,8 +208,8 @@ class _Follower:
         return [*events, Started(self.cursor)]
 
     def _start_over(self, attempt: int) -> list[Event]:
-        """Return, once for each attempt, the event that it is void."""
-        if self.void:
+        """Return, once for each attempt, the event that it is void; nothing if the reader has a later one."""
+        if self.void or attempt < self.cursor.attempt:
             return []
         self.void = True
         return [Retrying(attempt)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.events import follow
-from headrace.events.follow import Cursor, Ended
+from headrace.events.follow import Cursor, Deltas, Ended, Retrying, Started
 from headrace.events.listener import Listener
 from headrace.events.wire import Frame
 from headrace.jobs.records import Progress
@@ -44,3 +44,22 @@ async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest
     assert isinstance(end, Ended)
     assert (end.state, end.error, end.cursor > Cursor(1, len(lines))) == (State.FAILED, ERROR.encode(), True)
     assert follower.over
+
+
+async def test_a_log_that_is_newer_than_the_job_s_state_voids_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay reads the state, then the log: the job may have been claimed again in between."""
+    listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
+    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+
+    async def queued(*_: Any) -> Any:
+        return Progress(State.QUEUED, 1, False, 0, 0, None, None, NOTHING, "responses")
+
+    async def log(*_: Any, **__: Any) -> list[tuple[int, int, list[bytes]]]:
+        return [(1, 1, [b"{}"]), (2, 2, [b"{}"])]
+
+    monkeypatch.setattr(follow, "_progress_of", queued)
+    monkeypatch.setattr(follow, "read_log", log)
+    events = await follower.replay()
+    assert [type(event) for event in events] == [Started, Deltas, Retrying, Started, Deltas]
+    live, missed = follower.take_all([Frame(JOB, 2, 3, "delta", [b"{}"])])
+    assert (live, missed) == ([Deltas(Cursor(2, 3), [b"{}"])], [])
