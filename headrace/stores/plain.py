@@ -41,7 +41,7 @@ _PLANNING = {
 }
 
 # A placeholder of psycopg's style, an escaped percent sign, or a percent sign that is neither.
-_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)([sb])|(%)|)")
+_PLACEHOLDER = re.compile(r"%(?:\((\w+)\)([sbt])|(%)|)")
 
 
 class Prepared(str):
@@ -50,13 +50,16 @@ class Prepared(str):
     It is written like any other, and goes through the cursor wherever a transaction runs it.
     """
 
-    __slots__ = ("formats", "names", "query")
+    __slots__ = ("formats", "is_text", "names", "query")
 
     query: bytes
     """The text with libpq's placeholders."""
     names: Sequence[str]
     """The parameters, in the order of their placeholders."""
     formats: Sequence[PyFormat]
+    is_text: bool
+    """Whether all parameters go as text. Then Postgres takes their types from the statement's casts, so that numbers of
+    any size, and NULL, are the same statement."""
 
     def __new__(cls, text: str) -> Self:
         """Read the text.
@@ -78,6 +81,7 @@ class Prepared(str):
 
         self.query = _PLACEHOLDER.sub(numbered, text).encode()
         self.names, self.formats = tuple(found), list(found.values())
+        self.is_text = all(form is PyFormat.TEXT for form in self.formats)
         return self
 
 
@@ -131,7 +135,7 @@ class PlainConnection:
     async def _run_prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
         adapter, libpq = self._adapter, self.connection.pgconn
         values = adapter.dump_sequence([parameters[name] for name in statement.names], statement.formats)
-        types, formats = adapter.types or (), adapter.formats
+        types, formats = () if statement.is_text else adapter.types or (), adapter.formats
         name = self._names.get((statement, types))
         if name is None:
             name = f"headrace_{len(self._names)}".encode()

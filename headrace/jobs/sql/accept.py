@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from headrace.jobs.records import NewJob
-from headrace.jobs.sql.columns import Column, Columns, unnest
+from headrace.jobs.sql.columns import Column, Columns, one_row, unnest
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 
@@ -34,18 +34,27 @@ NEW_JOB = Columns[NewJob](
 )
 """What a client's new job sets. Other columns have their defaults."""
 
-_INSERT = Prepared(f"""
+
+def _insert(new: str) -> Prepared:
+    return Prepared(f"""
 INSERT INTO jobs ({NEW_JOB.names})
 SELECT {NEW_JOB.values("new")}
-FROM {unnest("new", NEW_JOB)}
+FROM {new}
 ON CONFLICT (id) DO UPDATE SET id = excluded.id
 RETURNING id, floor(extract(epoch FROM created_at))::bigint
 """)
 
 
+_INSERT_ALL = _insert(unnest("new", NEW_JOB))
+_INSERT_ONE = _insert(one_row("new", NEW_JOB))
+
+
 async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int]:
     """Accept jobs, all or none: they are on disk when this returns. Returns when each was created, in Unix seconds."""
-    rows = await execute(database.durable, _INSERT, NEW_JOB.for_all(new))
+    if len(new) == 1:
+        rows = await execute(database.durable, _INSERT_ONE, NEW_JOB.for_one(new[0]))
+    else:
+        rows = await execute(database.durable, _INSERT_ALL, NEW_JOB.for_all(new))
     created = {row[0]: row[1] for row in rows}
     return [created[job.id] for job in new]
 

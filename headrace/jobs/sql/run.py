@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any
 
 from headrace.conversations.appending import NEW_ITEMS, append_items, item_parameters
 from headrace.jobs.records import ClaimedJob, FinishedJob, Segment
-from headrace.jobs.sql.columns import Column, Columns, unnest
+from headrace.jobs.sql.columns import Column, Columns, one_row, unnest
 from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_attempt, put_back, storable, tally_and_notify
 from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
@@ -130,13 +131,15 @@ FINISHED_JOB = Columns[FinishedJob](
     Column("first_token_at", "float8", attrgetter("seconds_since_first_token"), "now() - {} * interval '1 second'"),
 )
 
-# What the ends bring along goes through the update, so that no later part has to look for it by the job's id.
-_FINISH_ALL = f"""
+
+def _finish(ended: str) -> str:
+    # What the ends bring along goes through the update, so that no later part has to look for it by the job's id.
+    return f"""
 WITH finished AS (
     UPDATE jobs SET {FINISHED_JOB.assignments("ended")},
                     finished_at = now(), finished_in = {TRANSACTION}, lease_until = NULL,
                     request = CASE WHEN jobs.deleted_at IS NULL THEN jobs.request END
-    FROM {unnest("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)}
+    FROM {ended}
     WHERE jobs.id = ended.id AND jobs.attempt = ended.attempt AND jobs.lease_until IS NOT NULL
     RETURNING {JOB_FOR_USAGE}, jobs.attempt, jobs.provider, jobs.deleted_at, jobs.state, {JOB_FOR_WEBHOOK},
               jobs.conversation_id, {SEGMENT.parameters("ended")}, {SPENT.parameters("ended")}
@@ -161,13 +164,16 @@ WITH finished AS (
     FROM finished WHERE batch_id IS NOT NULL GROUP BY batch_id
 ){insert_job_deliveries("finished")}"""
 
+
 _TURNS = append_items(f"""
     SELECT conversation_id, new_item.id, new_item.item, new_item.number
     FROM {NEW_ITEMS} JOIN finished ON finished.id = new_item.owner
     WHERE finished.state = 'completed' AND finished.deleted_at IS NULL AND conversation_id IS NOT NULL
 """)
-_FINISH = Prepared(f"{_FINISH_ALL} SELECT id FROM finished")
-_FINISH_WITH_TURNS = Prepared(f"{_FINISH_ALL}, {_TURNS} SELECT id FROM finished")
+_ENDED = ("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)
+_FINISH_ONE = Prepared(f"{_finish(one_row(*_ENDED))} SELECT id FROM finished")
+_FINISH_ALL = Prepared(f"{_finish(unnest(*_ENDED))} SELECT id FROM finished")
+_FINISH_WITH_TURNS = Prepared(f"{_finish(unnest(*_ENDED))}, {_TURNS} SELECT id FROM finished")
 
 
 async def finish_jobs(
@@ -178,15 +184,18 @@ async def finish_jobs(
     Returns for each job whether the attempt still held it. A job that another attempt took, or that has ended, stays
     as it is.
     """
-    parameters = {
-        **_ATTEMPT.for_all(ended),
-        **FINISHED_JOB.for_all(ended),
-        **SEGMENT.for_all([job.segment for job in ended]),
-        **SPENT.for_all([job.spent for job in ended]),
-    }
-    statement = _FINISH
-    if any(job.turn for job in ended):  # no other end pays for the conversations' part
-        statement = _FINISH_WITH_TURNS
+    has_turns = any(job.turn for job in ended)  # no other end pays for the conversations' part
+    statement = _FINISH_WITH_TURNS if has_turns else _FINISH_ONE if len(ended) == 1 else _FINISH_ALL
+    parts: Sequence[tuple[Columns[Any], Sequence[Any]]] = (
+        (_ATTEMPT, ended),
+        (FINISHED_JOB, ended),
+        (SEGMENT, [job.segment for job in ended]),
+        (SPENT, [job.spent for job in ended]),
+    )
+    parameters: dict[str, Any] = {}
+    for columns, records in parts:
+        parameters |= columns.for_one(records[0]) if statement is _FINISH_ONE else columns.for_all(records)
+    if has_turns:
         parameters |= item_parameters([(job.id, job.turn) for job in ended])
     rows = await execute(database.durable, statement, parameters, patience_seconds=patience_seconds)
     finished = {row[0] for row in rows}

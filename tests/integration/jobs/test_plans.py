@@ -17,7 +17,8 @@ STATEMENTS = {
     "claim": run._CLAIM,
     "heartbeat": run._HEARTBEAT,
     "segments": run._SEGMENTS,
-    "finish": run._FINISH,
+    "finish": run._FINISH_ALL,
+    "finish of one": run._FINISH_ONE,
     "finish with turns": run._FINISH_WITH_TURNS,
 }
 
