@@ -1,9 +1,9 @@
 """`python -m bench.adaptive`: the adaptive limit before an upstream whose capacity is unknown and changes.
 
-The upstream takes a number of calls at once and answers 429 beyond it; each answer takes 0.1 to 0.4 s. The number
-changes: 40, 15, 60 calls, a minute each. Headrace runs with its two workers and no limit in its configuration. A batch
-has more lines than can run, and clients ask one request after the other beside it. The table shows which part of the
-upstream's capacity is used, from the batch's first call on, and which part of the calls it refuses.
+The upstream takes a number of calls at once and answers 429 beyond it; each answer takes 0.5 to 1.5 s. The number
+changes: 40, 15, 60 calls, two minutes each. Headrace runs with its two workers and no limit in its configuration. A
+batch has more lines than can run, and clients ask one request after the other beside it. The table shows which part of
+the upstream's capacity is used, from the batch's first call on, and which part of the calls it refuses.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from bench.systems import Headrace, Upstream
 from bench.upstream import whole
 
 CAPACITIES = (40, 15, 60)
-SECONDS = 60.0
+SECONDS = 120.0
 """Seconds for which the upstream has each capacity."""
-_ANSWER_SECONDS = (0.1, 0.4)
+ANSWER_SECONDS = (0.5, 1.5)
+"""Seconds that an answer takes: at least, and at most."""
 _LINES = 60_000
 _CLIENTS = 4
 # Seconds between an answer and the next request of a client.
@@ -66,14 +67,17 @@ class Phase:
 class LimitedUpstream(Upstream):
     """The upstream, on a loop and a thread of its own."""
 
-    def __init__(self, capacities: Sequence[int], seconds: float) -> None:
+    def __init__(
+        self, capacities: Sequence[int], seconds: float, *, answer_seconds: tuple[float, float], seed: int
+    ) -> None:
         """Start it with the first capacity; the others follow, each after so many seconds, once `begin` is called."""
+        self._answer_seconds = answer_seconds
         self.phases = [Phase(capacity) for capacity in capacities]
         self._ends = list(accumulate([seconds] * len(capacities)))
         self._began: float | None = None
         self._at = 0.0
         self._running = 0
-        self._dice = random.Random(7)
+        self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -126,7 +130,7 @@ class LimitedUpstream(Upstream):
                 phase.refused += 1
                 return _REFUSAL
         self._running += 1
-        await asyncio.sleep(self._dice.uniform(*_ANSWER_SECONDS))
+        await asyncio.sleep(self._dice.uniform(*self._answer_seconds))
         self._count()
         self._running -= 1
         return whole(_MODEL)
@@ -145,10 +149,15 @@ def _ask_on(upstream: LimitedUpstream, client: Client, failures: list[str]) -> N
         time.sleep(_PAUSE_SECONDS)
 
 
-def measure(capacities: Sequence[int], seconds: float, *, lines: int) -> list[str]:
+def measure(
+    capacities: Sequence[int], seconds: float, *, answer_seconds: tuple[float, float], seed: int, lines: int
+) -> list[str]:
     """Run the batch and the clients, and return the table and what went wrong."""
     failures: list[str] = []
-    with LimitedUpstream(capacities, seconds) as upstream, Headrace(upstream) as system:
+    with (
+        LimitedUpstream(capacities, seconds, answer_seconds=answer_seconds, seed=seed) as upstream,
+        Headrace(upstream) as system,
+    ):
         client = Client(system, system.key)
         upstream.begin()
         batch_id = client.start(client.upload(batch_input(lines)))
@@ -157,10 +166,12 @@ def measure(capacities: Sequence[int], seconds: float, *, lines: int) -> list[st
             threading.Thread(target=_ask_on, args=(upstream, Client(system, system.key), failures))
             for _ in range(_CLIENTS)
         ]
+        before = system.cpu()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        spent = system.cpu() - before
         counts = client.json("GET", f"/batches/{batch_id}")["request_counts"]
         client.json("POST", f"/batches/{batch_id}/cancel")
     if counts["failed"]:
@@ -182,7 +193,10 @@ def measure(capacities: Sequence[int], seconds: float, *, lines: int) -> list[st
         *(phase.row(str(phase.capacity), seconds) for phase in phases),
         total.row("all", seconds),
         "",
-        f"The upstream's answers take {1000 * statistics.mean(_ANSWER_SECONDS):.0f} ms on average.",
+        f"The upstream's answers take {1000 * statistics.mean(answer_seconds):.0f} ms on average. CPU a second, ms: "
+        + ", ".join(
+            f"{part} {1000 * cpu / seconds / len(phases):.0f}" for part, cpu in (spent.own | spent.stores).items()
+        ),
         *failures,
     ]
 
@@ -190,12 +204,18 @@ def measure(capacities: Sequence[int], seconds: float, *, lines: int) -> list[st
 def main() -> None:
     """Run the measurement and print its table."""
     parser = argparse.ArgumentParser(prog="python -m bench.adaptive", description="Measure the adaptive limit.")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long each capacity lasts (60)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long each capacity lasts (120)")
     parser.add_argument("--lines", type=int, default=_LINES, help="lines of the batch, more than can run (60000)")
     parser.add_argument("--capacities", default=",".join(map(str, CAPACITIES)), help="calls at once (40,15,60)")
+    parser.add_argument("--answers", default=",".join(map(str, ANSWER_SECONDS)), help="seconds of an answer (0.5,1.5)")
+    parser.add_argument("--seed", type=int, default=7, help="of the times that answers take (7)")
     options = parser.parse_args()
     capacities = [int(capacity) for capacity in options.capacities.split(",")]
-    print("\n".join(measure(capacities, options.seconds, lines=options.lines)), flush=True)
+    shortest, longest = map(float, options.answers.split(","))
+    table = measure(
+        capacities, options.seconds, answer_seconds=(shortest, longest), seed=options.seed, lines=options.lines
+    )
+    print("\n".join(table), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ The limit grows while it is in use and calls are accepted. It is cut when the pr
 429, 503, 529 or an error of that meaning, and when its streams take longer to begin (`worker/slowness.py`). Everything
 here is pure; `worker/adaptive_line.py` applies the limit, and workers share it in Redis.
 
-* At first the limit doubles with each round, that is with as many accepted calls as the limit has. It grows by single
-  calls as others are accepted, not in jumps: so only one or two calls exceed the capacity before the first refusal.
+* A call that is not refused for some times as long as a refusal takes has been accepted: its answer may take minutes.
+  If the limit was full with that call, the provider takes as many calls at once, and the limit may grow again. So it
+  follows a capacity that rises within a second, however long answers take. At first it doubles with each such proof. It
+  grows by single calls, not in jumps: so only a few calls exceed the capacity before the first refusal comes.
 * A cut is small at first: a call too many shows where the capacity is. Further refusals before a round has passed mean
   that the capacity has fallen, and cut more and more. Calls that began before a cut show nothing about the new limit,
   so there is at most one cut in a round trip.
@@ -23,21 +25,36 @@ MOST = 10_000
 """Calls at once that no limit exceeds."""
 HOLD = 120
 """Calls that are accepted at the ceiling before one more is tried: one refusal in as many is less than 1 %."""
-# Rounds after which it is tried in any case where the limit is small, and seconds.
-_HOLD_ROUNDS = 8
+# Times the limit's calls that are accepted at the ceiling: at most where the limit is small, and at least where it is
+# large, as there so many calls take no longer.
+_MOST_ROUNDS = 8
+_LEAST_ROUNDS = 3
+# How many such numbers of calls the refusals below the ceiling add at most.
+_MOST_DEBT = 3
+# Seconds after which one more is tried in any case.
 _HOLD_SECONDS = 60.0
 # How many times as long as the pause that the provider asks for the limit stays at its ceiling, and seconds at most.
 _HOLD_PAUSES = 50
 _LONGEST_HOLD_SECONDS = 600
+# The part of a refused level by which the ceiling is lower: where calls are many, some are always on their way.
+_BELOW = 1 / 64
 # The parts of the limit that the first, second, third … cut in a row takes away.
 _CUTS = (1 / 32, 1 / 8, 1 / 4, 1 / 2)
 # The part that a cut takes away because answers have become slow. Slowness alone leaves INITIAL calls.
 _SLOW_CUT = 1 / 4
-# The part of a limit below its ceiling that is added in a round.
+# The part of a limit below its ceiling that each proof adds.
 _RETURN = 1 / 8
-# Seconds between two increases at least, and the part of the limit that one adds at most: a refusal comes within that.
+# The part of the limit that may be free although it counts as full: workers know of each other's calls a little late.
+_SLACK = 1 / 16
+# Seconds between two increases at least, and the part of the limit that one adds at most.
 _PACE_SECONDS = 0.01
 _STEP = 1 / 32
+# Seconds after which a call counts as accepted: at least, and before the first refusal.
+_LEAST_PROOF_SECONDS = 0.05
+_MOST_PROOF_SECONDS = 1.0
+# How many times as long as refusals take on average that is, and the weight of the last refusal in the average.
+_PROOF_TIMES = 4
+_LAST_WEIGHT = 0.25
 # Seconds after which a cut is forgotten: then calls with a waiting client are no longer held back.
 _FORGET_SECONDS = 600.0
 
@@ -51,11 +68,11 @@ class Limit(NamedTuple):
     calls: int
     """Calls at once."""
     ceiling: int
-    """The level below that of the last refusal; 0 while none is known."""
+    """The level just below that of the last refusal; 0 while none is known."""
     floor: int
     """Calls at once that single refusals leave: half of the highest limit since the capacity fell."""
     rate: int
-    """Calls that are added in a round, where there is no ceiling."""
+    """Calls that the next proof adds, where there is no ceiling."""
     falls: int
     """Refusals in a row, without a round of accepted calls between them; 0 if slowness was the last cause."""
     hold: int
@@ -74,7 +91,10 @@ class Limit(NamedTuple):
 class AdaptiveLimit:
     """A route's limit, as one worker knows it. Times are in seconds of a clock that only moves forward."""
 
-    __slots__ = ("_clean", "_credit", "_cut_at", "_grown", "_grown_at", "_held", "_held_at", "_known_until", "current")
+    __slots__ = (
+        "_clean", "_credit", "_cut_at", "_grown", "_grown_at", "_held", "_held_at", "_known_until", "_refusal_seconds",
+        "current",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         """Know nothing of the route."""
@@ -82,16 +102,25 @@ class AdaptiveLimit:
             cuts=0, version=0, calls=INITIAL, ceiling=0, floor=INITIAL // 2, rate=INITIAL, falls=0, hold=0
         )
         self._cut_at = self._known_until = self._grown_at = self._held_at = 0.0
-        self._clean = self._held = 0.0
-        """Calls of all workers that were accepted since the last cut, as far as this one can tell."""
-        self._credit = 0.0
-        """Parts of a call by which the limit may grow."""
+        self._clean, self._held = 0.0, float(HOLD)
+        """Calls of all workers that were accepted since the last cut, as far as this one can tell: all, and those that
+        count for the next try beyond the ceiling. A refusal before that many makes it wait for as many more."""
+        self._refusal_seconds = 0.0
+        """Seconds that refusals take on average; 0 before the first one."""
+        self._credit = 0
+        """Calls by which the limit may grow."""
         self._grown = 0
         """Calls that were added at the present rate."""
 
     def known(self, now: float) -> bool:
         """Tell whether the provider has refused calls lately, so that its capacity is known."""
         return now < self._known_until
+
+    @property
+    def proof_seconds(self) -> float:
+        """Seconds after which a call that was not refused counts as accepted."""
+        seconds = self._refusal_seconds * _PROOF_TIMES or _MOST_PROOF_SECONDS
+        return min(max(seconds, _LEAST_PROOF_SECONDS), _MOST_PROOF_SECONDS)
 
     def accepted(self, started: float, level: int, *, share: float, now: float) -> bool:
         """Learn that the provider took a call, and return whether the limit has changed.
@@ -100,39 +129,39 @@ class AdaptiveLimit:
         """
         if started < self._cut_at:
             return False
-        calls, ceiling, hold = self.current.calls, self.current.ceiling, self.current.hold
-        weight = 1 / share
-        self._clean += weight
-        self._held += weight
-        if level * 2 < calls:
-            return False  # the limit holds nothing back
+        calls, ceiling = self.current.calls, self.current.ceiling
+        self._clean += 1 / share
+        self._held += 1 / share
         if level > calls:
             # A call that was let through beyond the limit, as the capacity was not known.
             self._raise(level, 0 if ceiling < level else ceiling)
             return True
+        if level < calls - max(1, int(calls * _SLACK)) or started < self._grown_at:
+            return self.step(now)  # it shows nothing of the present limit
         if ceiling and calls >= ceiling:
-            few = self._held < max(calls, min(HOLD, calls * _HOLD_ROUNDS))
-            until = self._held_at + (max(hold, _HOLD_SECONDS) if few else hold)
-            if now < until or now < self._grown_at + _PACE_SECONDS or calls == MOST:
+            if calls == MOST or now < self._next_step_at or self._holds(now):
                 return False
             self.current = self.current._replace(ceiling=0, rate=1)
-            self._grown, self._credit = 0, 1.0
-        self._credit = min(self._credit + self._gain * weight / calls, self._step + 1)
+            self._credit = self._grown = 0
+        self._credit = max(self._credit, self._gain)
         return self.step(now)
 
-    def filled(self, *, share: float) -> None:
-        """Learn that every call under way has been accepted for long, and that others wait.
+    def _holds(self, now: float) -> bool:
+        """Tell whether the limit stays at its ceiling."""
+        calls, hold = self.current.calls, self.current.hold
+        enough = max(self._fee, calls * _LEAST_ROUNDS)
+        return now < self._held_at + (hold if self._held >= enough else max(hold, _HOLD_SECONDS))
 
-        A call is accepted once, and its answer may take minutes. So a limit that is full of such calls earns a whole
-        round at once. `step` adds it.
-        """
-        self._credit = max(self._credit, self._gain * share)
+    @property
+    def _fee(self) -> int:
+        """Calls that have to be accepted for each refusal."""
+        return min(HOLD, self.current.calls * _MOST_ROUNDS)
 
     def step(self, now: float) -> bool:
         """Add some of what the limit has earned, and return whether it has changed."""
         calls, ceiling = self.current.calls, self.current.ceiling
-        more = min(int(self._credit), self._step, (ceiling or MOST) - calls)
-        if more < 1 or now < self._grown_at + _PACE_SECONDS:
+        more = min(self._credit, max(1, int(calls * _STEP)), (ceiling or MOST) - calls)
+        if more < 1 or now < self._next_step_at:
             return False
         self._credit -= more
         self._grown_at = now
@@ -141,21 +170,27 @@ class AdaptiveLimit:
         return True
 
     @property
-    def _gain(self) -> float:
-        """Calls that a round adds."""
-        return max(1.0, self.current.calls * _RETURN) if self.current.ceiling else self.current.rate
+    def _next_step_at(self) -> float:
+        """When the limit may grow again: so late that a refusal comes after two or three steps."""
+        return self._grown_at + max(_PACE_SECONDS, self._refusal_seconds / 2)
 
     @property
-    def _step(self) -> int:
-        """Calls that are added at once at most."""
-        return max(1, int(self.current.calls * _STEP))
+    def _gain(self) -> int:
+        """Calls that a proof adds."""
+        return max(1, int(self.current.calls * _RETURN)) if self.current.ceiling else self.current.rate
 
     def overloaded(self, started: float, level: int, *, now: float, pause: float = 0) -> bool:
         """Learn that the provider refused a call, and return whether the limit has changed.
 
         `pause` is for how many seconds the provider asks to make no call.
         """
-        if started < self._cut_at or level <= 1:
+        seconds = min(now - started, _MOST_PROOF_SECONDS)
+        known = self._refusal_seconds or seconds
+        self._refusal_seconds = known + (seconds - known) * _LAST_WEIGHT
+        if started < self._cut_at:
+            self._owe(self.current)
+            return False
+        if level <= 1:
             return False  # fewer calls at once cannot help a call that was alone
         cuts, version, calls, _, floor, _, falls, _ = self.current
         failed = min(calls, level)
@@ -166,8 +201,17 @@ class AdaptiveLimit:
             floor = min(floor, calls // 2)
         calls = max(1, floor, calls)
         hold = int(min(pause * _HOLD_PAUSES, _LONGEST_HOLD_SECONDS))
-        self._cut(Limit(cuts + 1, version + 1, calls, max(calls, failed - 1), floor, 1, falls, hold), now)
+        ceiling = max(calls, failed - max(1, int(failed * _BELOW)))
+        self._cut(Limit(cuts + 1, version + 1, calls, ceiling, floor, 1, falls, hold), now)
         return True
+
+    def _owe(self, limit: Limit) -> None:
+        """Let more calls be accepted before the next try, because of one more refusal.
+
+        Where the capacity has fallen, many calls are refused at once, and it may soon rise again: then none is added.
+        """
+        fee = self._fee
+        self._held = max(min(self._held, fee) - fee, -_MOST_DEBT * fee) if limit.falls == 1 else 0.0
 
     def slowed(self, started: float, level: int, *, now: float) -> bool:
         """Learn that answers have become slow, and return whether the limit has changed."""
@@ -205,11 +249,11 @@ class AdaptiveLimit:
 
     def _cut(self, limit: Limit, now: float) -> None:
         if limit.ceiling != self.current.ceiling or limit.calls > limit.floor:
-            self._held = 0.0
+            self._owe(limit)
             self._held_at = now
         self.current = limit
         self._cut_at = now
         if limit.falls:
             self._known_until = now + _FORGET_SECONDS
-        self._clean = self._credit = 0.0
-        self._grown = 0
+        self._clean = 0.0
+        self._credit = self._grown = 0

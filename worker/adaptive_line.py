@@ -23,13 +23,13 @@ from worker.permits import Arbiter, PendingPermit, PermitLine
 from worker.slowness import Slowness
 from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits
 
-# Seconds after which a call that was not refused counts as accepted: answers may take minutes, refusals do not.
-_ACCEPTED_SECONDS = 1.0
 # Seconds between two reports of the calls under way: far below the limit, and where calls wait at another worker.
 _CALM_SECONDS = 1.0
 _CROWDED_SECONDS = 0.01
 # Seconds until calls that wait ask again, at least: a place that another worker leaves to them may be empty as long.
 _LOOK_SECONDS = 0.015
+# Permits that a question asks for beyond those that seem to be free: other workers' calls may have ended.
+_SPARE = 8
 # Milliseconds by which calls of background jobs come later in the order of all workers: longer than any call waits.
 _BEHIND_MS = 3_600_000
 # The code of a refusal that fewer calls at once cannot cure.
@@ -173,22 +173,21 @@ class AdaptiveLine(PermitLine):
 
     async def _round(self) -> float | None:
         now = time.monotonic()
-        while self._young and (self._young[0].known or self._young[0].started < now - _ACCEPTED_SECONDS):
+        proven = now - self.limit.proof_seconds
+        while self._young and (self._young[0].known or self._young[0].started < proven):
             self._accept(self._young.popleft(), now)
-        if self._waiting and self._held:
-            self._grow(now)
+        if self.limit.step(now):
+            self._apply()
         self._asking = True
         try:
             return await super()._round()
         finally:
             self._asking = False
 
-    def _grow(self, now: float) -> None:
-        """Let the limit grow under calls that are long and have all been accepted, while others wait."""
-        if not self._young and self._held + self._others >= self.limit.current.calls:
-            self.limit.filled(share=self._share)
-        if self.limit.step(now):
-            self._apply()
+    def _most_at_once(self) -> int:
+        """Return how many permits may be free, and some more: each one takes its time, here and in Redis."""
+        free = self.limit.current.calls - self._held - self._others
+        return min(super()._most_at_once(), max(free, 0) + _SPARE)
 
     def _place(self, asking: Sequence[PendingPermit]) -> tuple[int, int, int]:
         age, calls, tokens = super()._place(asking)

@@ -243,7 +243,7 @@ class PermitLine:
         if self._left:
             self._left = False
             self._waiting.keep(lambda permit: not permit.future.done())
-        asking = self._waiting.first(_MOST_AT_ONCE)
+        asking = self._waiting.first(self._most_at_once())
         for permit in asking:
             permit.cost = permit.cost.within(self.limits)
         decision = await self._decide(asking)
@@ -275,6 +275,10 @@ class PermitLine:
         for permit in asking:
             question += permit.cost
         return await self._put(question)
+
+    def _most_at_once(self) -> int:
+        """Return how many permits the next question asks for at most."""
+        return _MOST_AT_ONCE
 
     def _place(self, asking: Sequence[PendingPermit]) -> tuple[int, int, int]:
         """Return what other workers leave room for: milliseconds since the first call came, and calls and tokens."""
