@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.arrays import TextArray
 from headrace.stores.database import Database, execute
 from headrace.stores.failures import is_unavailable
-from headrace.stores.plain import Prepared
+from headrace.stores.plain import PlainConnection, Prepared
 from tests.integration.databases import Session
+from tests.waiting import PATIENCE
 
 ECHO = """
 SELECT %(text)s AS text, %(number)s + 1 AS next, %(price)s AS price, %(at)s AS at, %(bytes)s AS bytes,
@@ -141,3 +143,33 @@ async def test_a_notice_between_two_statements_does_no_harm(one: Database, other
     await other_session.commit()
     await asyncio.sleep(0.05)
     assert await pid_of(one) == pid
+
+
+async def test_a_broken_connection_leaves_the_one_that_gets_its_socket_s_number_alone(database_url: str) -> None:
+    """libpq closes a broken connection's socket by itself, and the next connection gets its number."""
+
+    async def connect() -> PlainConnection:
+        return PlainConnection(await psycopg.AsyncConnection.connect(database_url, autocommit=True), timeout=60)
+
+    async def use(connection: PlainConnection) -> None:
+        while True:
+            await connection.run(PID, {})
+
+    broken, statement = await connect(), Prepared("SELECT 1 FROM pg_sleep(0.2)")
+    number = broken.connection.fileno()
+    [(pid,)] = await broken.run(PID, {})
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
+        await other.execute("SELECT pg_terminate_backend(%s)", [pid])
+        with pytest.raises(psycopg.OperationalError):
+            await use(broken)
+        opened = [await connect()]
+        while opened[-1].connection.fileno() != number and len(opened) < 50:
+            opened.append(await connect())
+        assert opened[-1].connection.fileno() == number
+        answer = asyncio.create_task(opened[-1].run(statement, {}))
+        await asyncio.sleep(0)
+        await broken.close()
+        async with asyncio.timeout(PATIENCE):
+            assert await answer == [(1,)]
+    for connection in opened:
+        await connection.close()
