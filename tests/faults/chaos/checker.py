@@ -242,7 +242,8 @@ class Checker:
         if job is None:  # an erased job, whose id its client never got
             return ask.body.get("store") is False and not ask.model.faultless
         if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
-            return job["attempt"] > 1 or job["lost"] > 0 or any(found["status"] == "returned" for found in job["tried"])
+            returned = any(found["status"] == "returned" for found in job["tried"])
+            return job["attempt"] > 1 or job["lost"] > 0 or returned or self._was_drained(job)
         error = json.loads(job["error"] or "{}")
         return refusal.code == error.get("code") and refusal.status in {200, error.get("status")}
 
