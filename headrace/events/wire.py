@@ -48,13 +48,17 @@ class Frame(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the frame as it travels."""
-        head = f"{self.job_id} {self.attempt} {self.first_seq} {self.kind} {len(self.lines)}\n".encode()
-        return head + b"\n".join(self.lines) + b"\n" if self.lines else head
+        head = _head(self.job_id, self.attempt, self.first_seq, self.kind, len(self.lines))
+        return head + b"\n".join((*self.lines, b""))
 
 
 def pack_deltas(job_id: str, attempt: int, first_seq: int, count: int, body: bytes) -> bytes:
     """Return a frame of deltas as it travels. `body` has their `count` lines, each with its line end."""
-    return f"{job_id} {attempt} {first_seq} delta {count}\n".encode() + body
+    return _head(job_id, attempt, first_seq, "delta", count) + body
+
+
+def _head(job_id: str, attempt: int, first_seq: int, kind: str, count: int) -> bytes:
+    return f"{job_id} {attempt} {first_seq} {kind} {count}\n".encode()
 
 
 def unpack(message: bytes) -> Iterable[Frame]:

@@ -81,7 +81,7 @@ def unnest(row: str, *columns: Columns[Any]) -> str:
 def one_row(row: str, *columns: Columns[Any]) -> str:
     """Return the item of a FROM clause that makes one row of what `for_one` returns.
 
-    It takes two thirds of the CPU of `unnest` with arrays of one item.
+    A process spends a quarter less CPU on it than on `unnest` with arrays of one item.
     """
     return f"(SELECT {', '.join(each.scalars for each in columns)}) AS {row} ({_names(columns)})"
 
