@@ -26,7 +26,7 @@ from tests.faults.chaos.checker import Checker, Restart, Verdict
 from tests.faults.chaos.load import Load
 from tests.faults.chaos.notes import Notes
 from tests.faults.chaos.plan import LONG_MINUTES, Fault, plan
-from tests.faults.chaos.rig import Happening, running_rig, until_quiet
+from tests.faults.chaos.rig import DRAIN_SECONDS, Happening, running_rig, until_quiet
 from tests.faults.chaos.told import ask_at_the_end
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, SECRET_KEY
 
@@ -125,12 +125,13 @@ def run(
     *,
     faults: Sequence[Fault] | None = None,
     direct: bool = False,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> Outcome:
     """Run it all, from the main thread, with logs in a directory.
 
     By default the seed decides on `faults`; `direct` has clients ask the APIs themselves, over no link.
     """
-    with running_rig(directory, seed, forked=minutes < LONG_MINUTES) as rig:
+    with running_rig(directory, seed, forked=minutes < LONG_MINUTES, drain_seconds=drain_seconds) as rig:
         keys = {account: rig.create_key(account) for account in _ACCOUNTS}
         notes = Notes(frozenset({*keys.values(), PROVIDER_KEY, BOOTSTRAP_KEY, SECRET_KEY}))
         load = Load(seed, rig.urls if direct else rig.linked_urls, keys, rig.hooks.url, notes)

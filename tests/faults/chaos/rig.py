@@ -52,10 +52,13 @@ _STORES = ("kill-redis", "empty-redis", "away-redis", "kill-postgres", "restart-
 # Far beyond what a part needs that is told to end: to drain, and then to hand back.
 _END_SECONDS = 60.0
 
+# Seconds for running jobs to end once their worker is told to: fewer than some answers take, so that jobs are handed
+# back, and streams that have begun break off.
+DRAIN_SECONDS = 5.0
+
 # Everything as an operator has it, but for what tests cannot wait for.
 _ENVIRONMENT = {
     **dict.fromkeys(QUICK, ""),
-    "HEADRACE_DRAIN_SECONDS": "5",
     "HEADRACE_UNSTORED_SECONDS": "120",
     "HEADRACE_WEBHOOK_ALLOW_PRIVATE": "true",
 }
@@ -309,7 +312,9 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def running_rig(directory: Path, seed: int, *, forked: bool = True) -> Iterator[Rig]:
+def running_rig(
+    directory: Path, seed: int, *, forked: bool = True, drain_seconds: float = DRAIN_SECONDS
+) -> Iterator[Rig]:
     """Start everything; logs and the catalogue are in the directory. Processes that are not forked take longer."""
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_dir())
@@ -333,7 +338,8 @@ def running_rig(directory: Path, seed: int, *, forked: bool = True) -> Iterator[
             stack.callback(link.close)
         stores = Stores(postgres.url, valkey.url, postgres, valkey)
         config = catalogue(provider.port, links[PROVIDER_LINK].port)
-        service = Service(directory, stores, config, _ENVIRONMENT, forked=forked)
+        environment = {**_ENVIRONMENT, "HEADRACE_DRAIN_SECONDS": f"{drain_seconds:g}"}
+        service = Service(directory, stores, config, environment, forked=forked)
         rig = Rig(service, provider, Upstreams.scripted(provider, seed), hooks, links, ports)
         migrate(postgres.url)
         Service.running.append(service)
