@@ -2,7 +2,7 @@
 
 Nearly every event of a stream is the one before it with another text. So the bytes of an event with a text become a
 pattern: what comes before the text, and what comes after it. An event with the same bytes there and one JSON string in
-between is the same document but for that string, and only the string is parsed.
+between is the same document but for that string, and only the string is parsed, together with those of the next events.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Chunk = dict[str, Any]
 
 # Patterns in a row that fit no event before the reader looks for no more: each takes as long as two more events.
 _MOST_UNFIT = 3
+# Events whose texts are parsed together. Where one of them does not fit, the others are parsed once more.
+_MOST_TOGETHER = 128
 _PROBE = "another text"
 
 
@@ -38,18 +40,44 @@ class _Pattern:
     before: bytes
     after: bytes
 
-    def text_of(self, name: bytes, data: bytes) -> str | None:
-        """Return the text of an event that fits; None for any other event, and for one without text."""
-        before, after = self.before, self.after
-        if name != self.name or not data.startswith(before) or not data.endswith(after):
-            return None
-        middle = data[len(before) : len(data) - len(after)]
-        if not middle.startswith(b'"'):
-            return None
-        try:
-            return orjson.loads(middle) or None
-        except orjson.JSONDecodeError:
-            return None
+    def texts_of(self, events: Sequence[Event]) -> list[str]:
+        """Return the texts of the events up to the first one that does not fit, or has no text."""
+        name, before, after = self.name, self.before, self.after
+        begin, end = len(before), -len(after)
+        written: list[bytes] = []
+        for named, data in events:
+            if named != name or not data.startswith(before) or not data.endswith(after):
+                break
+            written.append(data[begin:end])
+        if len(written) > 1 and (together := _all_texts(written)):
+            return together
+        texts: list[str] = []
+        for string in written:
+            if not (text := _text(string)):
+                break
+            texts.append(text)
+        return texts
+
+
+def _all_texts(written: Sequence[bytes]) -> list[str] | None:
+    """Return the texts of JSON strings, parsed as one document; None if one of them is empty or not a string."""
+    try:
+        # JSON's strings hold no bare line end, so each comma before one stands between two values.
+        texts = orjson.loads(b"[" + b",\n".join(written) + b"]")
+    except orjson.JSONDecodeError:
+        return None
+    return texts if len(texts) == len(written) and set(map(type, texts)) == {str} and "" not in texts else None
+
+
+def _text(written: bytes) -> str | None:
+    """Return the text of a JSON string; None if the bytes are not one."""
+    if not written.startswith(b'"'):
+        return None
+    try:
+        text: str = orjson.loads(written)
+    except orjson.JSONDecodeError:
+        return None
+    return text
 
 
 class ChunkReader:
@@ -73,23 +101,21 @@ class ChunkReader:
             UpstreamError: An event is not of the format, or reports an error.
         """
         read: list[Chunk | Texts] = []
-        texts: list[str] | None = None
-        for name, data in events:
-            text = None if self._pattern is None else self._pattern.text_of(name, data)
-            if text is None:
-                chunks = self._parse(name, data)
-                read += chunks
-                texts = None
-                if self._parser.done:
-                    break
-                self._pattern = self._pattern_of(name, data, chunks)
-            elif texts is None:
-                pattern = self._pattern
-                assert pattern is not None
+        at = 0
+        while at < len(events):
+            pattern = self._pattern
+            if pattern is not None and (texts := pattern.texts_of(events[at : at + _MOST_TOGETHER])):
                 self._unfit = 0
-                read.append(Texts(pattern.chunk, pattern.index, texts := [text]))
-            else:
-                texts.append(text)
+                read.append(Texts(pattern.chunk, pattern.index, texts))
+                at += len(texts)
+                continue
+            name, data = events[at]
+            chunks = self._parse(name, data)
+            read += chunks
+            if self._parser.done:
+                break
+            self._pattern = self._pattern_of(name, data, chunks)
+            at += 1
         return read
 
     def _parse(self, name: bytes, data: bytes) -> list[Chunk]:

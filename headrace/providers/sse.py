@@ -51,6 +51,14 @@ class EventReader:
             # A carriage return at the very end may be the first half of a line end.
             last = b"\r" if data.endswith(b"\r") else b""
             data = data[: len(data) - len(last)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + last
+        if data.endswith(b"\n\n"):
+            lines = data.split(b"\n")  # takes half as long as a split at blank lines
+            if not any(lines[1::2]):  # each event is one line
+                return [
+                    event
+                    for line in lines[:-1:2]
+                    if (event := (b"", line[6:]) if line.startswith(b"data: ") else _read(line)) is not None
+                ]
         events = data.split(b"\n\n")
         if rest := events.pop():
             self._hold(rest)

@@ -50,3 +50,16 @@ def test_a_large_event_is_read_in_the_smallest_of_pieces() -> None:
     stream = b"data: " + text + b"\r\n\r\ndata: 2\r\n\r\n"
     events = [event for at in range(len(stream)) for event in reader.feed(stream[at : at + 1])]
     assert events == [(b"", text), (b"", b"2")]
+
+
+PARTS = st.sampled_from(
+    [b"data: 1", b"data:2", b"event: x", b": c", b"data: 3 ", b'{"error":1}', b"\n", b"\n\n", b"\n\n\n"]
+)
+
+
+@given(parts=st.lists(PARTS, max_size=12))
+def test_events_that_come_together_are_those_that_come_byte_by_byte(parts: list[bytes]) -> None:
+    stream = b"".join(parts)
+    together, singly = EventReader(), EventReader()
+    events = [event for at in range(len(stream)) for event in singly.feed(stream[at : at + 1])]
+    assert together.feed(stream) + together.close() == events + singly.close()

@@ -175,3 +175,22 @@ def test_nothing_behind_the_end_is_read() -> None:
     items = read("chat", [*texts, (b"", b"[DONE]"), *texts])
     assert texts_of(items) == ["b", "c"]
     assert len(items) == 3
+
+
+WRITTEN = st.sampled_from(
+    [b'"a"', b'"b"', b'"c" ', b' "d"', b'""', b"", b'"', b'"e', b'f"', b'"g","h"', b'"i",', b'["j"', b'"k"]', b"1"]
+)
+
+
+@given(written=st.lists(WRITTEN, max_size=6))
+def test_texts_that_are_whole_strings_only_together_are_refused(written: list[bytes]) -> None:
+    before, _, after = event(chunk({"content": "TEXT"}))[1].partition(b'"TEXT"')
+    events = [event(chunk({"content": text})) for text in ("", "x", "y")]
+    events += [(b"", before + string + after) for string in written]
+    try:
+        expected = parsed("chat", events)
+    except UpstreamError:
+        with pytest.raises(UpstreamError):
+            read("chat", events)
+    else:
+        assert one_by_one(read("chat", events)) == expected
