@@ -279,11 +279,14 @@ _KEYSPACES = iter(range(1, 64))
 
 
 @contextlib.contextmanager
-def embedded_stores() -> Iterator[Stores]:
-    """Yield stores that forget everything at their end, and so need not wait for the disk."""
+def embedded_stores(**settings: str) -> Iterator[Stores]:
+    """Yield stores that forget everything at their end, and so need not wait for the disk.
+
+    `settings` are Postgres's.
+    """
     with (
         scratch_dir() as directory,
-        EmbeddedPostgres(directory / "postgres", {"fsync": "off", "full_page_writes": "off"}) as postgres,
+        EmbeddedPostgres(directory / "postgres", {"fsync": "off", "full_page_writes": "off", **settings}) as postgres,
         EmbeddedValkey(directory / "valkey", {"databases": "64"}) as valkey,
     ):
         yield Stores(postgres.url, valkey.url, postgres, valkey)

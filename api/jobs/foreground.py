@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from decimal import Decimal
@@ -21,14 +22,24 @@ from api.http.sse import EventStream, LiveEvents
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
 from api.jobs.client_events import ClientEvents
-from headrace.errors import AuthenticationError, HeadraceError, OutcomeUnknownError, restore_error
+from headrace.errors import (
+    AuthenticationError,
+    HeadraceError,
+    NotFoundError,
+    OutcomeUnknownError,
+    UnavailableError,
+    restore_error,
+)
 from headrace.events.follow import Deltas, Ended, Event, Silence, follow
 from headrace.events.listener import Listener, ListenerClosedError
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.sql.erase import erase_unstored
+from headrace.jobs.sql.read import read_positions
 from headrace.keys.queries import Principal
 from headrace.quotas.queries import Spent
 from headrace.usage.queries import render_cost
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -77,6 +88,9 @@ class Foreground:
                         return answer
             except ListenerClosedError:
                 return await self._end_early()
+            except NotFoundError:
+                await self._check_known()
+                raise
         raise AssertionError("a job's events end with its end")
 
     async def _stream(self) -> Response:
@@ -140,6 +154,18 @@ class Foreground:
             if isinstance(event, Deltas | Ended | Silence):
                 return event, rendered
         raise AssertionError("a job's events end with its end")
+
+    async def _check_known(self) -> None:
+        """Check that Postgres has a row of the job, whose content a client may have deleted meanwhile.
+
+        Raises:
+            UnavailableError: Postgres crashed before the job was on disk. The client does not know of it yet, and sends
+                its request again.
+        """
+        if not await read_positions(self.request.state.database, [self.job_id]):
+            log.warning("Postgres lost %s before it was on disk: its client gets an error", self.job_id)
+            await self._settle()
+            raise UnavailableError
 
     def _failed(self, document: bytes | None) -> HeadraceError:
         """Return the error that the job ended with, with the headers that every answer has for its job and limits."""

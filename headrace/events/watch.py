@@ -41,12 +41,14 @@ async def watch(hub: Hub, database: Database) -> None:
         began, followed = loop.time(), hub.followed
         try:
             for start in range(0, len(followed), _MOST_COMPARED):
-                for job_id, state, attempt, seq in await read_positions(
-                    database, followed[start : start + _MOST_COMPARED]
-                ):
+                absent = set(followed[start : start + _MOST_COMPARED])
+                for job_id, state, attempt, seq in await read_positions(database, list(absent)):
+                    absent.discard(job_id)
                     # A job that is queued again has a void attempt; a reader may have missed that event.
                     void = attempt > 0 and state == State.QUEUED.value
                     hub.check(job_id, (attempt, PAST_ALL if void else seq), ended=State(state).is_final)
+                for job_id in absent:  # deleted, lost in a crash of Postgres, or accepted since: the readers look
+                    hub.check(job_id, (0, 0), ended=True)
             took = loop.time() - began
         except SQLAlchemyError as error:
             log.warning("could not compare readers with Postgres: %s", error)

@@ -38,6 +38,11 @@ class NewJob:
     conversation_id: str | None = None
     trace_context: str | None = None
 
+    @property
+    def silent_until_end(self) -> bool:
+        """Whether its client learns nothing of the job before its end, and gives up if its API process ends."""
+        return self.origin is not None and not self.streamed
+
 
 @dataclass(frozen=True, slots=True)
 class NewLine:

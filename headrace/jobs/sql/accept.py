@@ -50,11 +50,16 @@ _INSERT_ONE = _insert(one_row("new", NEW_JOB))
 
 
 async def insert_jobs(database: Database, new: Sequence[NewJob]) -> Sequence[int]:
-    """Accept jobs, all or none: they are on disk when this returns. Returns when each was created, in Unix seconds."""
+    """Accept jobs, all or none. Returns when each was created, in Unix seconds.
+
+    They are on disk when this returns, unless all clients wait for whole answers. Such a client learns nothing of its
+    job before the job's end. Its job reaches the disk with its claim, before a provider is called.
+    """
+    connections = database.relaxed if all(job.silent_until_end for job in new) else database.durable
     if len(new) == 1:
-        rows = await execute(database.durable, _INSERT_ONE, NEW_JOB.for_one(new[0]))
+        rows = await execute(connections, _INSERT_ONE, NEW_JOB.for_one(new[0]))
     else:
-        rows = await execute(database.durable, _INSERT_ALL, NEW_JOB.for_all(new))
+        rows = await execute(connections, _INSERT_ALL, NEW_JOB.for_all(new))
     created = {row[0]: row[1] for row in rows}
     return [created[job.id] for job in new]
 

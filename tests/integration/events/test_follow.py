@@ -292,7 +292,8 @@ async def test_the_client_that_submitted_gets_everything_over_the_wire_alone(
     jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = Publisher(redis, interval_seconds=0)
-    async with asyncio.timeout(PATIENCE), served(redis, jobs.database) as hub:
+    hub = Hub(redis, buffer_bytes=BUFFER, patience_seconds=60)
+    async with asyncio.timeout(PATIENCE), going_on(hub.run):
         await connected(hub)
         new = new_job(jobs.owner, streamed=True, background=False, origin=hub.origin)
         async with hub.listen(new.id, own=True) as listener:
@@ -365,6 +366,16 @@ async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, dea
     done, _ = await asyncio.wait({watching}, timeout=PATIENCE)
     watching.cancel()
     assert done
+
+
+async def test_a_reader_whose_job_is_lost_in_a_crash_of_postgres_ends(jobs: Jobs, deaf: Redis, hurried: None) -> None:
+    async with (
+        asyncio.timeout(PATIENCE),
+        served(deaf, jobs.database) as hub,
+        hub.listen(new_id("job"), own=True) as listener,
+    ):
+        with pytest.raises(NotFoundError):
+            await collect(listener, jobs.database, Reading(), replay=False)
 
 
 async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: Redis) -> None:
