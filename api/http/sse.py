@@ -68,6 +68,7 @@ async def write_events(events: AsyncGenerator[list[bytes], None], send: Send) ->
     """Write the body of an event stream, and close the generator in any case."""
     async with contextlib.aclosing(events):
         async for batch in events:
+            body = b""
             for body in _pieces(batch):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             del batch, body  # they may be large, and the next events may come much later
@@ -97,24 +98,18 @@ class LiveEvents:
 
 
 def _pieces(events: list[bytes]) -> list[bytes]:
+    """Return events joined to pieces of up to `_LARGEST_WRITE` bytes; a larger event is a piece of its own."""
     joined = b"".join(events)
-    if not joined.isascii() and any(end in joined for end in _LINE_ENDS):
-        return _pieces([_escaped(event) for event in events])
-    if len(joined) <= _LARGEST_WRITE:
-        return [joined]
+    if not joined.isascii():
+        for end, escape in _LINE_ENDS.items():
+            joined = joined.replace(end, escape)
     pieces: list[bytes] = []
-    piece: list[bytes] = []
-    size = 0
-    for event in events:
-        if size + len(event) > _LARGEST_WRITE and piece:
-            pieces.append(b"".join(piece))
-            piece, size = [], 0
-        piece.append(event)
-        size += len(event)
-    return [*pieces, b"".join(piece)]
-
-
-def _escaped(event: bytes) -> bytes:
-    for end, escape in _LINE_ENDS.items():
-        event = event.replace(end, escape)
-    return event
+    at, size = 0, len(joined)
+    while at < size:
+        upto = size
+        if size - at > _LARGEST_WRITE:  # a blank line ends each event, and none has one inside
+            blank = joined.rfind(b"\n\n", at, at + _LARGEST_WRITE)
+            upto = (blank if blank >= 0 else joined.index(b"\n\n", at)) + 2
+        pieces.append(joined[at:upto])
+        at = upto
+    return pieces

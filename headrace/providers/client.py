@@ -29,6 +29,8 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes of an answer, whole or streamed, of all of its choices together."""
 MOST_VALUES = 4_000_000
 """JSON values of an answer: 200,000 tokens in as many events have about three million."""
+# What is left out to count the bytes that begin a value or stand before one.
+_UNCOUNTED = bytes(set(range(256)) - set(b",{["))
 _LARGEST_ERROR = 64 * 1024
 _LOST = "The connection to the model's provider failed."
 # Characters of a library's words on a failure.
@@ -57,7 +59,7 @@ class Allowance:
             UpstreamTooLargeError: The answer is too large.
         """
         self._bytes -= len(piece)
-        self._values -= piece.count(b",") + piece.count(b"{") + piece.count(b"[")
+        self._values -= len(piece.translate(None, _UNCOUNTED))  # takes a third of counting each of the three
         if self._bytes < 0 or self._values < 0:
             raise UpstreamTooLargeError
 
