@@ -29,11 +29,9 @@ DEMO_MODELS: Mapping[str, str] = {
 def with_demo(catalogue: Catalogue) -> Catalogue:
     """Return the catalogue with the demo models, except those whose names are already taken."""
     names = [name for name in DEMO_MODELS if name not in catalogue.models and name not in catalogue.providers]
-    return catalogue.model_copy(
-        update={
-            "providers": {**catalogue.providers, **{name: _provider() for name in names}},
-            "models": {**catalogue.models, **{name: _model(name) for name in names}},
-        }
+    return catalogue.having(
+        providers={**catalogue.providers, **{name: _provider() for name in names}},
+        models={**catalogue.models, **{name: _model(name) for name in names}},
     )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import fnmatch
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -30,6 +30,10 @@ NATIVE_BATCH_KINDS: Sequence[Kind] = ("openai", "anthropic")
 """The kinds of providers whose batch APIs Headrace can use."""
 
 _SOURCE = "headrace.toml"
+
+# Requests for other models and fallbacks whose routes are kept, and characters of their names: globs fit any name.
+_MOST_KEPT = 1024
+_LONGEST_KEPT = 256
 
 # The kinds whose requests have the model's name in the URL, where a `/` would lead to another resource.
 _NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
@@ -119,6 +123,11 @@ class Model(BaseModel):
         # Efraimidis and Spirakis: a route's chance to have the largest of these numbers is in proportion to its weight.
         keyed = [(draw.random() ** (1 / (route.weight or 1)), index) for index, route in enumerate(routes)]
         return [routes[index] for _, index in sorted(keyed, reverse=True)]
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the order of the routes depends on the seed."""
+        return self._routes[1]
 
     @cached_property
     def _routes(self) -> tuple[list[RouteOptions], bool]:
@@ -219,7 +228,7 @@ class Catalogue(BaseModel):
                     return model
         raise ModelNotFoundError.of(name, param=param)
 
-    def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> list[Route]:
+    def routes(self, name: str, fallbacks: Sequence[str] = (), *, seed: str = "") -> Sequence[Route]:
         """Return the ways to a model in the order in which they are tried, then those to its fallbacks.
 
         Routes with a condition, which follow a failure of one kind only, come last. The order of weighted routes is
@@ -229,16 +238,31 @@ class Catalogue(BaseModel):
             ModelNotFoundError: One of the names fits no entry.
         """
         names = (name, *fallbacks)
-        routes = [route for asked in names for route in self._routes(asked, seed)]
+        kept = self._written_order(names) if sum(map(len, names)) <= _LONGEST_KEPT else None
+        return self._find_routes(names, seed) if kept is None else kept
+
+    @cached_property
+    def _written_order(self) -> Callable[[tuple[str, ...]], Sequence[Route] | None]:
+        """Returns, and keeps, the routes to models and fallbacks in their one order; None if the seed decides."""
+
+        @lru_cache(maxsize=_MOST_KEPT)
+        def find(names: tuple[str, ...]) -> Sequence[Route] | None:
+            routes = self._find_routes(names, "")
+            return None if any(route.entry.is_drawn for route in routes) else routes
+
+        return find
+
+    def _find_routes(self, names: Sequence[str], seed: str) -> Sequence[Route]:
+        routes = [route for asked in names for route in self._routes_to(asked, seed)]
         for asked in names:
             entry = self.find(asked)
             for model in entry.context_window_fallbacks:
-                routes += self._routes(model, seed, "context_window")
+                routes += self._routes_to(model, seed, "context_window")
             for model in entry.content_filter_fallbacks:
-                routes += self._routes(model, seed, "content_filter")
-        return routes
+                routes += self._routes_to(model, seed, "content_filter")
+        return tuple(routes)
 
-    def _routes(self, asked: str, seed: str, condition: Condition | None = None) -> Iterator[Route]:
+    def _routes_to(self, asked: str, seed: str, condition: Condition | None = None) -> Iterator[Route]:
         entry = self.find(asked)
         for options in entry.ordered_routes(seed):
             provider, model = options.route.split("/", 1)
@@ -249,6 +273,11 @@ class Catalogue(BaseModel):
                     raise ModelNotFoundError.of(asked)
                 model = asked
             yield Route(provider, known, model, entry, condition, options.native_batch, options.format)
+
+    def having(self, providers: Mapping[str, Provider], models: Mapping[str, Model] | None = None) -> Catalogue:
+        """Return the catalogue with other providers, and other models; a `model_copy` would keep this one's routes."""
+        models = self.models if models is None else models
+        return Catalogue(strict_params=self.strict_params, providers=providers, models=models)
 
     def look_up_prices(self) -> None:
         """Look up the prices of all models now, as the first look-up loads a large table and no job should wait."""

@@ -57,7 +57,7 @@ class DemoUpstream:
             return catalogue
         base_url = DEMO_BASE_URL.replace(":0/", f":{await self._port()}/")
         here = {name: catalogue.providers[name].model_copy(update={"base_url": base_url}) for name in waiting}
-        return catalogue.model_copy(update={"providers": {**catalogue.providers, **here}})
+        return catalogue.having({**catalogue.providers, **here})
 
     async def close(self) -> None:
         """Stop serving."""

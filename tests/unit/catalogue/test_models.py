@@ -398,3 +398,29 @@ def test_what_is_doubtful_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"{path}:5: warning: providers.one.api_key: the variable SOME_KEY is not set" in told
     assert f"{path}:18: warning: providers.idle.api_key: the key itself is in the file" in told
     assert "sk-1" not in told
+
+
+def test_a_model_keeps_its_routes_for_the_next_request(path: Path) -> None:
+    catalogue = load_catalogue(path)
+
+    assert catalogue.routes("fake-1", seed="a") is catalogue.routes("fake-1", seed="b")
+    assert [route.name for route in catalogue.routes("fake-1", ["gpt-4o"])] == ["two/fake-1", "one/gpt-4o", "two/other"]
+    assert [route.name for route in catalogue.routes("fake-2")] == ["two/fake-2"]
+
+
+def test_the_routes_of_very_long_names_are_not_kept(path: Path) -> None:
+    catalogue, name = load_catalogue(path), "fake-" + "1" * 1000
+
+    assert catalogue.routes(name) == catalogue.routes(name)
+    assert catalogue.routes(name) is not catalogue.routes(name)
+
+
+def test_a_catalogue_with_other_providers_has_their_routes(path: Path) -> None:
+    catalogue = load_catalogue(path)
+    assert catalogue.routes("fake-1")[0].provider.base_url == "http://127.0.0.1:2/v1"
+
+    moved = catalogue.providers["two"].model_copy(update={"base_url": "http://127.0.0.1:3/v1"})
+    changed = catalogue.having({**catalogue.providers, "two": moved})
+
+    assert changed.routes("fake-1")[0].provider is moved
+    assert catalogue.routes("fake-1")[0].provider.base_url == "http://127.0.0.1:2/v1"
