@@ -26,6 +26,8 @@ _TOO_LONG = re.compile(
 )
 _MESSAGES = ("message", "detail", "details", "error_message", "error_msg", "msg", "title")
 _INNER = ("error", "errors", "detail", "message")
+# Fields without which a document has no message, inside or outside of inner objects.
+_TELLING = frozenset({*_MESSAGES, *_INNER, "metadata"})
 _CODES = ("code", "status", "type", "status_code", "statusCode", "http_status", "http_code", "error_code")
 
 
@@ -119,5 +121,6 @@ def error_of(document: Any) -> UpstreamError:
 
 def reported_error(document: Mapping[str, Any]) -> UpstreamError | None:
     """Return the error that a document without an answer reports, or None."""
-    said = _said(document)
-    return error_of(document) if said.get("message") else None
+    if _TELLING.isdisjoint(document):  # the usage of nearly every stream
+        return None
+    return error_of(document) if _said(document).get("message") else None
