@@ -36,6 +36,7 @@ from worker.attempt import Stop
 from worker.availability import Availability
 from worker.circuit import Rules
 from worker.claims import Claims
+from worker.crowds import Crowds
 from worker.deltas import DeltaWriter
 from worker.ending import Endings
 from worker.intake import Intake
@@ -92,6 +93,7 @@ class Executor:
             lease_seconds=settings.lease_seconds,
             measured=lambda route: route in file.current.written_routes,
         )
+        crowds = Crowds()
         self._circuits = Circuits(
             redis,
             worker=name,
@@ -115,6 +117,7 @@ class Executor:
             client=client,
             circuits=self._circuits,
             throttle=self._throttle,
+            crowds=crowds,
             claims=self._claims,
             leases=self._leases,
             deltas=self._deltas,
@@ -134,6 +137,7 @@ class Executor:
             self._availability,
             tiers=tiers,
             slots=slots,
+            crowds=crowds,
             run=self._runner.run,
             send_back=self.hand_back,
         )

@@ -4,6 +4,8 @@ A wake-up is a hint, and the row in Postgres decides. While slots are free, a jo
 Once jobs wait for slots here, they do not start in the order of their wake-ups, which is that of arrival: the worker
 asks Postgres which waiting jobs come first, whether or not their wake-ups have come here. A wake-up whose job runs by
 then claims nothing. Lines of batches start in the order in which they come: the scheduler has shared them out already.
+While lines wait for their provider's limits, the worker asks Postgres whose lines the others are, and starts few that
+would wait as well.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import WaitingJob
-from headrace.jobs.sql.find import find_fair, find_taken
+from headrace.jobs.sql.find import find_fair, find_lines, find_taken
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from worker.availability import Availability
+from worker.crowds import Crowds
 from worker.slots import LINES, Slot, Slots
 from worker.wakeups import Message, WakeUps
 
@@ -37,6 +40,8 @@ _FAILED_SECONDS = 0.5
 # Jobs that one look finds at most, and wake-ups that it checks.
 _MOST_FOUND = 32
 _MOST_HINTS = 256
+# Lines of which one look asks at most whose they are.
+_MOST_LOOKED_UP = 1000
 
 
 class Intake:
@@ -50,6 +55,7 @@ class Intake:
         *,
         tiers: Sequence[str],
         slots: Slots,
+        crowds: Crowds,
         run: Callable[[str, str, Slot], Coroutine[Any, Any, None]],
         send_back: Callable[[Sequence[str], str], None],
     ) -> None:
@@ -59,6 +65,7 @@ class Intake:
         self._availability = availability
         self._tiers = tiers
         self._slots = slots
+        self._crowds = crowds
         self._run = run
         self._send_back = send_back
         self._wakeups = WakeUps()
@@ -87,8 +94,9 @@ class Intake:
             self.hand_back_all()
             return
         message = Message()
+        held = tier == LINES and self._crowds.hold
         for job_id in fresh:
-            if not self._wakeups.competing(tier) and self._slots.room(tier):
+            if not held and not self._wakeups.competing(tier) and self._slots.room(tier):
                 self.start(job_id, tier)
             else:
                 self._wakeups.add(job_id, tier, message)
@@ -159,8 +167,7 @@ class Intake:
 
     async def _share_once(self) -> None:
         """Start the jobs that come first in the slots that are free."""
-        for job_id in self._wakeups.first_lines(self._slots.room(LINES)):
-            self.start(job_id, LINES)
+        await self._start_lines()
         tiers = self._open_tiers()
         if not tiers:
             if len(self._wakeups) > self._wakeups.competing(LINES):
@@ -175,6 +182,18 @@ class Intake:
             for job_id, tier in list(self._wakeups.tiers.items()):
                 if self._slots.room(tier):
                     self.start(job_id, tier)
+
+    async def _start_lines(self) -> None:
+        """Start the lines that come first in the slots that are free, but few of those that would wait for a permit."""
+        if self._slots.room(LINES) and self._crowds.hold and (unknown := self._wakeups.unknown_lines(_MOST_LOOKED_UP)):
+            known = await find_lines(self._database, unknown)
+            for job_id in unknown:
+                if job_id in known:
+                    self._wakeups.know(job_id, known[job_id])
+                else:  # another worker has it, or it has ended
+                    self._wakeups.drop(job_id)
+        for job_id in self._wakeups.first_lines(self._slots.room(LINES), self._crowds.room):
+            self.start(job_id, LINES)
 
     async def _use_reserve(self, *, seconds: float = 0) -> None:
         """Start jobs of accounts that run few jobs here in reserved slots, if all others are taken."""

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from headrace.errors import UpstreamBusyError
+from worker.crowds import Crowd
 from worker.line import Line
 from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits, Window
 
@@ -79,7 +80,7 @@ class PendingPermit:
     """A permit that a call waits for in a provider's line, and holds once it is granted."""
 
     __slots__ = (
-        "_line", "_patience", "_used", "account", "background", "cost", "deadline", "future", "since", "slots",
+        "_line", "_patience", "_used", "account", "background", "cost", "crowd", "deadline", "future", "since", "slots",
     )  # fmt: skip
 
     def __init__(self, line: PermitLine, account: str, background: bool, cost: Cost, patience: float) -> None:
@@ -89,6 +90,8 @@ class PendingPermit:
         self._patience = patience
         self._used: int | None = None
         self.cost = cost
+        self.crowd: Crowd | None = None
+        """The lines of batches like this one, if it is the call of a line."""
         self.slots = (0, 0)
 
     def used(self, tokens: int) -> None:  # noqa: D102
@@ -102,11 +105,18 @@ class PendingPermit:
         self.deadline = self.since + self._patience
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.join(self)
+        if self.crowd is not None:
+            self.crowd.join()
+        granted = False
         try:
             await self.future
+            granted = True
         except asyncio.CancelledError:
             self._line.leave(self)
             raise
+        finally:
+            if self.crowd is not None:
+                self.crowd.leave(granted=granted)
         return self
 
     async def __aexit__(

@@ -27,6 +27,7 @@ from headrace.telemetry.traceparent import trace_id
 from worker.attempt import Attempt, Lease
 from worker.availability import Availability
 from worker.claims import Claims
+from worker.crowds import Crowds
 from worker.deltas import Deltas, DeltaWriter
 from worker.exchange import Exchange
 from worker.leases import Leases
@@ -54,6 +55,7 @@ class Runner:
         client: ProviderClient,
         circuits: Circuits,
         throttle: Throttle,
+        crowds: Crowds,
         claims: Claims,
         leases: Leases,
         deltas: DeltaWriter,
@@ -68,6 +70,7 @@ class Runner:
         self._client = client
         self._circuits = circuits
         self._throttle = throttle
+        self._crowds = crowds
         self._claims = claims
         self._leases = leases
         self._deltas = deltas
@@ -190,6 +193,7 @@ class Runner:
             background=job.background,
             calls=exchange.calls,
             patience_seconds=patience,
+            crowd=None if job.batch_id is None else self._crowds.of((job.account_id, job.model)),
         )
         asked = time.monotonic()
         async with permitted as permit, self._circuits.call(name, route.name, account=job.account_id):

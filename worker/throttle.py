@@ -35,6 +35,7 @@ from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.telemetry.metrics import ADAPTIVE_LIMIT
 from worker.adaptive_line import AdaptiveLine, AdaptivePermit
+from worker.crowds import Crowd
 from worker.permits import UNLIMITED, PendingPermit, Permit, PermitLine
 from worker.window import Cost, Decision, ProviderLimits
 
@@ -111,25 +112,31 @@ class Throttle:
         background: bool = False,
         calls: int = 1,
         patience_seconds: float = math.inf,
+        crowd: Crowd | None = None,
     ) -> AbstractAsyncContextManager[Permit]:
         """Return a context that is entered when the provider may be called: `calls` times at once, for this request.
 
         Leaving it gives the permit back. A call that is cancelled while it waits costs nothing. Where the provider has
         no limits, the limit of `route` adapts to how the calls end. Entering raises UpstreamBusyError when it would
-        take, or has taken, longer than `patience_seconds`; `retry_after` says when to ask again.
+        take, or has taken, longer than `patience_seconds`; `retry_after` says when to ask again. While the call waits
+        it belongs to its `crowd`.
         """
         limits = ProviderLimits(provider.max_concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         if limits == (None, None, None):
             adaptive = self._adaptive(route) if route and provider.adaptive_concurrency else None
             if adaptive is None:
                 return UNLIMITED
-            return AdaptivePermit(adaptive, account, background, calls, patience_seconds)
+            permit: PendingPermit = AdaptivePermit(adaptive, account, background, calls, patience_seconds)
+            permit.crowd = crowd
+            return permit
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = PermitLine(self, name, self._window_seconds)
         line.limits = limits
         tokens = 0 if limits.tokens is None else estimate_tokens(request)
-        return PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
+        permit = PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
+        permit.crowd = crowd
+        return permit
 
     def adaptive_limits(self) -> dict[str, int]:
         """Return the limits of the routes that have calls here, where they adapt."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from headrace.settings import Settings
+from worker.crowds import Crowds
 from worker.intake import Intake
 from worker.slots import Slots
 
@@ -37,6 +38,7 @@ async def test_wake_ups_that_are_handed_back_before_their_turn_leave_the_loop_fr
         cast("Any", availability),
         tiers=["default"],
         slots=Slots(1, line_slots=1),
+        crowds=Crowds(),
         run=run,
         send_back=lambda job_ids, _: sent_back.extend(job_ids),
     )
