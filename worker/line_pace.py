@@ -2,8 +2,8 @@
 
 A line costs little, but thousands of them take every core of a small machine. Each step of a request then waits for a
 core, in Postgres too. So while workers of the same machine serve requests, and tasks of the machine often wait for a
-core, the worker starts only as many lines as a share of one core can run. The share falls at once, and grows while
-tasks do not wait. Lines whose providers take long are not slowed: they start more slowly than that anyway.
+core, the worker starts only as many lines as a share of one core can run. The share falls at once, and grows slowly
+while tasks do not wait. Lines that take less than the least share, as their providers take long, are not slowed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Callable
 from headrace.runtime.machine import stalled_seconds
 
 # Share of the time in which some task may wait for a core.
-_MOST_STALLED = 0.3
+_MOST_STALLED = 0.2
 # Shares of one core for this worker's lines: the least, and the one from which there is no limit.
-_LEAST_SHARE = 0.1
+_LEAST_SHARE = 0.05
 _WHOLE = 1.0
-# What the share is multiplied by at each look, while tasks do not wait for cores and while they do.
-_FASTER = 1.25
+# What the share is multiplied by at each look, while tasks do not wait for cores and while they do. It grows slowly: a
+# request that meets lines at full speed is among the slowest, and these count.
+_FASTER = 1.05
 _SLOWER = 0.5
 # Lines in a second that may start at least, however much CPU time each seems to take.
 _LEAST_RATE = 50.0
@@ -56,6 +57,8 @@ class LinePace:
         """Lines that started since the last measurement."""
         self._ran = False
         """Whether lines started before it."""
+        self._used = 0.0
+        """The share of one core that this worker took before it."""
         self._short = False
         """Whether tasks often waited for a core before it."""
         self._cost = 0.0
@@ -106,7 +109,7 @@ class LinePace:
             self._share = min(_WHOLE, self._share * _FASTER)
         elif self.is_limited:
             self._share = max(_LEAST_SHARE, self._share * _SLOWER)
-        elif self._ran and self._cost:
+        elif self._ran and self._used > _LEAST_SHARE:
             self._share = _LEAST_SHARE
         self._rate = math.inf if self._share >= _WHOLE else max(_LEAST_RATE, self._share / self._cost)
 
@@ -114,6 +117,7 @@ class LinePace:
         """Note what has happened since the last measurement: whether lines ran, their cost, and waiting for cores."""
         stalled, spent = self._stalled(), self._spent()
         self._ran = self._lines > 0
+        self._used = (spent - self._spent_then) / (now - self._looked_at)
         if self._ran and not self.is_limited:
             self._cost = (spent - self._spent_then) / self._lines
         waited = (stalled or 0.0) - (self._stalled_then or 0.0)
