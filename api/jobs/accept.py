@@ -61,7 +61,7 @@ class Submission:
 
     def forget_request(self) -> None:
         """Free the request's memory once Postgres has it: the client may wait for a long time."""
-        self.job = replace(self.job, request="")
+        self.job.request = ""
         self.asked = None
 
 

@@ -60,31 +60,11 @@ class Connections:
         if not isinstance(statement, str):
             async with self.engine.connect() as connection, _longer(connection, patience_seconds):
                 return await _execute(connection, statement, parameters, patience_seconds=patience_seconds)
-        async with self._turn():
-            plain = self._take(statement) or await self._open()
-            patience = Patience(plain.connection, patience_seconds)
-            timeout = max(patience_seconds, PATIENCE_SECONDS)
-            try:
-                with patience:
-                    if plain.timeout != timeout:
-                        await plain.run(_give_up_after(timeout), None)
-                        plain.timeout = timeout
-                    rows = await plain.run(statement, parameters)
-            except psycopg.Error as error:
-                dead = plain.closed or error.sqlstate in STALE
-                if dead:
-                    await plain.close()
-                    await self._close_idle()  # after a restart or failover of Postgres all are dead
-                else:
-                    self._idle.append(plain)
-                if patience.over:
-                    raise no_answer(patience_seconds) from error
-                raise self._translated(error, dead=dead) from error
-            except BaseException:  # cancelled half-way: the answer is still to come on this connection
-                await plain.close()
-                raise
-            self._idle.append(plain)
-            return rows
+        await self._wait_for_turn()
+        try:
+            return await self._run(statement, parameters, patience_seconds)
+        finally:
+            self._room.release()
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Connections]:
@@ -103,20 +83,43 @@ class Connections:
             async with connection.begin():
                 yield _One(self.engine, connection)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _run(self, statement: str, parameters: Mapping[str, Any] | None, patience_seconds: float) -> list[Any]:
+        """Run a text on one of the connections for plain SQL. Raises as `execute` does."""
+        plain = self._take(statement) or await self._open()
+        patience = Patience(plain.connection, patience_seconds)
+        timeout = max(patience_seconds, PATIENCE_SECONDS)
+        try:
+            with patience:
+                if plain.timeout != timeout:
+                    await plain.run(_give_up_after(timeout), None)
+                    plain.timeout = timeout
+                rows = await plain.run(statement, parameters)
+        except psycopg.Error as error:
+            dead = plain.closed or error.sqlstate in STALE
+            if dead:
+                await plain.close()
+                await self._close_idle()  # after a restart or failover of Postgres all are dead
+            else:
+                self._idle.append(plain)
+            if patience.over:
+                raise no_answer(patience_seconds) from error
+            raise self._translated(error, dead=dead) from error
+        except BaseException:  # cancelled half-way: the answer is still to come on this connection
+            await plain.close()
+            raise
+        self._idle.append(plain)
+        return rows
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until fewer than the most statements run; the caller releases its turn."""
         if not self._room.locked():
             await self._room.acquire()
-        else:
-            try:
-                async with asyncio.timeout(ROOM_SECONDS):
-                    await self._room.acquire()
-            except TimeoutError:
-                raise sa.exc.TimeoutError(f"No connection to Postgres became free within {ROOM_SECONDS:g} s.") from None
+            return
         try:
-            yield
-        finally:
-            self._room.release()
+            async with asyncio.timeout(ROOM_SECONDS):
+                await self._room.acquire()
+        except TimeoutError:
+            raise sa.exc.TimeoutError(f"No connection to Postgres became free within {ROOM_SECONDS:g} s.") from None
 
     async def close(self) -> None:
         """Close every connection."""
