@@ -34,8 +34,8 @@ class Chunks:
         """Return the lines that a client gets for an event."""
         if isinstance(event, Deltas):
             self._begun = True
-            head = self._head
-            return [b"%b%b\n\n" % (head, chunk[1:]) for chunk in event.chunks]
+            between = b"\n\n" + self._head
+            return [self._head + between.join([chunk[1:] for chunk in event.chunks]) + b"\n\n"]
         if isinstance(event, Silence):
             return [PING]
         if isinstance(event, Ended):

@@ -26,7 +26,7 @@ class ClientEvents(Protocol):
         """Return the events that open the stream, if they have not been rendered yet."""
 
     def render(self, event: Event) -> list[bytes]:
-        """Return the events that the client gets for an event of the job."""
+        """Return the events that the client gets for an event of the job. Events in a row may be joined."""
 
     def refuse(self, error: HeadraceError) -> bytes:
         """Return the event of an error that ends the stream, but not the job."""

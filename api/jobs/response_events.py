@@ -56,7 +56,8 @@ class ResponseEvents:
             first = self._base - 1 + event.first.seq
             late = max(0, self._last + 1 - first)  # the reader has these
             self._last = max(self._last, first + len(event.chunks) - 1)
-            return rendered + events.render_lines(event.chunks[late:], first + late)
+            rendered.append(events.render_lines(event.chunks[late:], first + late))
+            return rendered
         if isinstance(event, Silence):
             return [*self.begin(), PING_AFTER_ID]
         if isinstance(event, Started):
@@ -81,7 +82,7 @@ class ResponseEvents:
         """Return the opening events before number `end` that the client does not have."""
         first = self._last + 1
         self._last = max(self._last, end - 1)
-        return [events.render_line(self._opening[number], number) for number in range(first, end)]
+        return [events.render_lines(self._opening[first:end], first)] if first < end else []
 
     def _start(self) -> list[bytes]:
         self._started = True

@@ -18,6 +18,15 @@ _HEAD = len(b'{"type":"')
 _ENDS = {"completed": b"response.completed", "incomplete": b"response.incomplete"}
 
 
+def _number(number: int) -> bytes:
+    """Return what stands between an event's head and the rest of its line."""
+    return b'%d\ndata: {"sequence_number":%d,' % (number, number)
+
+
+# Those of most streams, in 36 KB: to make them takes a third of the time of rendering.
+_NUMBERS = [_number(number) for number in range(512)]
+
+
 def base(background: bool) -> int:
     """Return how many events open a stream, which is the number of the log's first line."""
     return 3 if background else 2
@@ -51,19 +60,21 @@ def terminal(response: bytes | Mapping[str, Any]) -> bytes:
 
 def render_line(line: bytes, number: int) -> bytes:
     """Return the server-sent event of a line. Its number is its id too, from which a client resumes."""
-    return render_lines((line,), number)[0]
+    return render_lines((line,), number)
 
 
-def render_lines(lines: Sequence[bytes], first: int) -> list[bytes]:
+def render_lines(lines: Sequence[bytes], first: int) -> bytes:
     """Return the events of lines in a row, as `render_line` does; the first of them has the number `first`."""
-    events = []
+    upto = first + len(lines)
+    numbers = _NUMBERS[first:upto] if upto <= len(_NUMBERS) else map(_number, range(first, upto))
+    parts: list[bytes] = []
     kind = head = b'"'  # no line's kind begins so
-    for number, line in enumerate(lines, first):
+    for number, line in zip(numbers, lines, strict=True):
         if not line.startswith(kind, _HEAD):  # nearly all have the kind of the line before
             kind = line[_HEAD : line.index(b'"', _HEAD) + 1]
             head = b"event: %b\nid: " % kind[:-1]
-        events.append(b'%b%d\ndata: {"sequence_number":%d,%b\n\n' % (head, number, number, line[1:]))
-    return events
+        parts += (head, number, line[1:], b"\n\n")
+    return b"".join(parts)
 
 
 def lines_of(response: Mapping[str, Any]) -> list[bytes]:

@@ -9,6 +9,7 @@ import openai
 
 from api.jobs.response_events import ResponseEvents
 from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
+from headrace.formats.responses.events import render_line, render_lines
 from headrace.ids import new_id
 from headrace.jobs.state import State
 from headrace.usage.spent import Charge
@@ -20,8 +21,8 @@ RESPONSE = b'{"id":"resp_1","object":"response","created_at":1,"status":"complet
 def kinds(*events: Event) -> list[tuple[int, str]]:
     """Return the numbers and types of what a reader of a foreground response gets for a job's events."""
     written = ResponseEvents({"model": "fake", "input": []}, new_id("job"), 1, background=False)
-    blocks = [block for event in events if not written.over for block in written.render(event)]
-    told = [json.loads(block.partition(b"data: ")[2]) for block in blocks]
+    stream = b"".join(block for event in events if not written.over for block in written.render(event))
+    told = [json.loads(block.partition(b"data: ")[2]) for block in stream.split(b"\n\n")[:-1]]
     return [(event["sequence_number"], event["type"]) for event in told]
 
 
@@ -46,6 +47,19 @@ def test_a_live_reader_that_may_have_lost_lines_is_told_of_a_failure() -> None:
         (2, "response.output_text.delta"),
         (3, "response.failed"),
     ]
+
+
+def test_events_in_a_row_are_numbered_like_single_ones() -> None:
+    other = LINE.replace(b"output_text", b"refusal")
+    lines = [LINE, LINE, other, LINE] * 5
+    for first in (2, 500, 10_000):
+        singly = [render_line(line, number) for number, line in enumerate(lines, first)]
+        assert render_lines(lines, first) == b"".join(singly)
+    assert render_line(other, 512) == (
+        b"event: response.refusal.delta\nid: 512\n"
+        b'data: {"sequence_number":512,"type":"response.refusal.delta","delta":"a"}\n\n'
+    )
+    assert render_lines((), 3) == b""
 
 
 def test_a_comment_is_no_event_to_openais_client() -> None:
