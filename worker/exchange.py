@@ -149,7 +149,7 @@ class Exchange:
         else:
             render = partial(form.render_request, self._request, output_limit=route.output_limit)
         action = "" if self._relay is None else self._relay.action
-        body = await offloaded(len(self._job.request), partial(render, model=route.model, stream=self._stream))
+        body = await offloaded(self._job.size, partial(render, model=route.model, stream=self._stream))
         call = self._client.call(
             route.provider,
             url=form.render_url(route.provider.base_url, model=route.model, stream=self._stream) + action,

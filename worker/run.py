@@ -96,7 +96,7 @@ class Runner:
     async def _attempt(self, job: ClaimedJob, lease: Lease) -> None:
         task = asyncio.current_task()
         assert task is not None
-        document = orjson.loads(job.request)
+        document = orjson.loads(job.take_request())
         # A log that outlives its attempt is read from Postgres alone, so readers never have a line that it lacks. The
         # log of a foreground stream ends with its attempt, if the rescue of its job finds that it has begun.
         late = CLIENT_FORMATS[job.format].KEEPS_LOG and (job.background or job.streamed)
@@ -164,7 +164,7 @@ class Runner:
         """Return the first route, from the job's on, whose provider may be called; the job's if none may be."""
         job = attempt.job
         routes = partial(usable_routes, self.catalogue, attempt.translation, format=job.format, seed=job.id)
-        attempt.routes = await offloaded(len(job.request), routes)
+        attempt.routes = await offloaded(job.size, routes)
         attempt.index = self._first_open(attempt.routes, min(job.route, len(attempt.routes) - 1), job.account_id)
         return attempt.routes[attempt.index].route
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
@@ -63,9 +63,9 @@ class NewLine:
     format: Format = "chat"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimedJob:
-    """A job under this worker's lease, with what the worker needs to run it."""
+    """A job under this worker's lease, with what the worker needs to run it. Nothing but `take_request` changes it."""
 
     id: str
     attempt: int
@@ -87,6 +87,16 @@ class ClaimedJob:
     seconds_waited: float = 0.0
     """How long ago the job was due when it was claimed."""
     trace_context: str | None = None
+    size: int = field(init=False)
+    """Characters of the request."""
+
+    def __post_init__(self) -> None:
+        self.size = len(self.request)
+
+    def take_request(self) -> str:
+        """Return the request, and forget it: its document serves the attempt, which may take long."""
+        request, self.request = self.request, ""
+        return request
 
 
 @dataclass(frozen=True, slots=True)
