@@ -215,7 +215,7 @@ class Executor:
             for view in views
             if view.about is not None and view.about.machine == self._machine and not {*view.tiers} <= BACKGROUND_TIERS
         ]
-        self._pace.look(sum(calls.calls for view in beside for calls in view.calls.values()))
+        self._pace.hear(sum(calls.calls for view in beside for calls in view.calls.values()))
 
     @property
     def reachable(self) -> asyncio.Event:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from headrace.runtime.machine import machine_id, stalled_seconds
@@ -10,7 +9,9 @@ from worker.line_pace import LinePace
 from worker.slots import LINES, Slots
 
 # CPU seconds of one line.
-_COST = 0.001
+_COST = 0.0005
+_MOST_LINES = 2000
+"""Lines that the worker can run in a second."""
 
 
 @dataclass
@@ -26,127 +27,115 @@ class Machine:
     def __post_init__(self) -> None:
         self.pace = LinePace(stalled=lambda: self.stalled, spent=lambda: self.spent, now=lambda: self.time)
 
-    def go_on(self, *, waiting: float, requests: int, seconds: float = 1.0) -> None:
-        """Let time pass in steps of 10 ms, in which the lines start that may; tasks wait for a share of it."""
+    def go_on(self, *, waiting: float, requests: int, seconds: float = 1.0, lines: int = _MOST_LINES) -> int:
+        """Let time pass in steps of 10 ms, and return how many lines started, of up to `lines` a second.
+
+        Tasks wait for a share of the time, and a step begins with some of the `requests` a second.
+        """
+        started = 0
         for _ in range(round(seconds / 0.01)):
+            self.requests += requests // 100
+            self.pace.hear(self.requests)
             self.time += 0.01
-            for _ in range(int(min(50, self.pace.room()))):
+            if self.stalled is not None:
+                self.stalled += waiting * 0.01
+            for _ in range(int(min(lines // 100, self.pace.room()))):
                 self.pace.started()
                 self.spent += _COST
-        if self.stalled is not None:
-            self.stalled += waiting * seconds
-        self.requests += requests
-        self.pace.look(self.requests)
-
-    def lines_in(self, seconds: float, *, waiting: float, requests: int) -> int:
-        """Return how many lines start in the time."""
-        before = self.spent
-        self.go_on(waiting=waiting, requests=requests, seconds=seconds)
-        return round((self.spent - before) / _COST)
+                started += 1
+        return started
 
 
-def test_lines_have_no_limit_without_requests_beside_them() -> None:
+def test_lines_have_no_limit_where_no_requests_come() -> None:
     machine = Machine()
-    for _ in range(5):
-        machine.go_on(waiting=0.9, requests=0)
-    assert machine.pace.room() == math.inf
+    assert machine.go_on(waiting=0.9, requests=0, seconds=5) == 5 * _MOST_LINES
 
 
 def test_lines_have_no_limit_while_no_task_waits_for_a_core() -> None:
     machine = Machine()
-    for _ in range(5):
-        machine.go_on(waiting=0.1, requests=100)
-    assert machine.pace.room() == math.inf
+    machine.go_on(waiting=0.1, requests=0)
+    assert machine.go_on(waiting=0.1, requests=100, seconds=5) == 5 * _MOST_LINES
 
 
 def test_lines_that_take_little_have_no_limit() -> None:
     machine = Machine()
-    for step in range(1, 20):
-        machine.time += 0.5
-        for _ in range(20):  # 40 a second: their provider takes no more at once
-            machine.pace.started()
-            machine.spent += _COST
-        machine.stalled = 0.45 * step
-        machine.go_on(waiting=0, requests=100, seconds=0)
+    machine.go_on(waiting=0.9, requests=0, lines=100)
+    for _ in range(5):
+        machine.spent -= _COST * 60  # each line costs a part of what the worker takes one for
+        machine.go_on(waiting=0.9, requests=100, lines=100)
         assert not machine.pace.is_limited
 
 
 def test_lines_have_no_limit_where_nothing_tells_how_long_tasks_wait() -> None:
     machine = Machine(stalled=None)
+    machine.go_on(waiting=0.9, requests=0)
     machine.go_on(waiting=0.9, requests=100)
-    assert machine.pace.room() == math.inf
+    assert not machine.pace.is_limited
 
 
 def test_lines_beside_requests_take_a_twentieth_of_a_core_while_tasks_wait() -> None:
     machine = Machine()
-    machine.go_on(waiting=0.9, requests=100)
-    assert machine.pace.is_limited
-    for _ in range(5):
-        assert 45 <= machine.lines_in(1, waiting=0.9, requests=100) <= 55
+    machine.go_on(waiting=0.9, requests=0)
+    assert 90 <= machine.go_on(waiting=0.9, requests=100) <= 110
+    assert 450 <= machine.go_on(waiting=0.9, requests=100, seconds=5) <= 510
 
 
 def test_other_work_of_the_worker_does_not_stop_its_lines() -> None:
     machine = Machine()
-    machine.go_on(waiting=0.9, requests=100)
     for _ in range(10):
         machine.spent += 0.9
         machine.go_on(waiting=0.9, requests=100)
-    assert 45 <= machine.lines_in(1, waiting=0.9, requests=100) <= 55
-
-
-def test_lines_that_seem_to_take_long_start_all_the_same() -> None:
-    machine = Machine()
-    machine.spent += 1000
-    machine.go_on(waiting=0.9, requests=100)
-    assert 45 <= machine.lines_in(1, waiting=0.9, requests=100) <= 55
-
-
-def test_news_that_come_at_once_do_not_change_the_pace() -> None:
-    machine = Machine()
-    machine.go_on(waiting=0.9, requests=100)
-    for _ in range(20):
-        machine.go_on(waiting=0, requests=1, seconds=0.01)
-    assert machine.pace.is_limited
+    assert 90 <= machine.go_on(waiting=0.9, requests=100) <= 110
 
 
 def test_lines_start_evenly() -> None:
     machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
     machine.go_on(waiting=0.9, requests=100)
-    machine.time += 30
-    assert machine.pace.room() <= 2
+    machine.time += 0.2
+    assert machine.pace.room() < 3
 
 
-def test_lines_speed_up_while_no_task_waits_and_slow_down_when_one_does() -> None:
+def test_lines_speed_up_slowly_while_no_task_waits_and_slow_down_when_one_does() -> None:
     machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
     machine.go_on(waiting=0.9, requests=100)
-    slow = machine.lines_in(1, waiting=0.1, requests=100)
-    for _ in range(20):
-        machine.go_on(waiting=0.1, requests=100)
-    faster = machine.lines_in(1, waiting=0.9, requests=100)
-    slower = machine.lines_in(1, waiting=0.1, requests=100)
-    assert max(slow, slower) < faster
-    for _ in range(20):
-        machine.go_on(waiting=0.1, requests=100)
+    slow = machine.go_on(waiting=0.1, requests=100)
+    machine.go_on(waiting=0.1, requests=100, seconds=3)
     assert machine.pace.is_limited
-    for _ in range(60):
-        machine.go_on(waiting=0.1, requests=100)
+    faster = machine.go_on(waiting=0.1, requests=100)
+    machine.go_on(waiting=0.9, requests=100)
+    assert max(slow, machine.go_on(waiting=0.9, requests=100)) < faster
+    machine.go_on(waiting=0.1, requests=100, seconds=30)
     assert not machine.pace.is_limited
 
 
 def test_lines_have_no_limit_again_some_seconds_after_the_last_request() -> None:
     machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
     machine.go_on(waiting=0.9, requests=100)
     machine.go_on(waiting=0.9, requests=0)
     assert machine.pace.is_limited
-    for _ in range(3):
-        machine.go_on(waiting=0.9, requests=0)
+    machine.go_on(waiting=0.9, requests=0, seconds=3)
     assert not machine.pace.is_limited
+
+
+def test_lines_begin_slowly_where_requests_came_lately() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0, requests=100, lines=0)
+    machine.go_on(waiting=0, requests=0, seconds=30, lines=0)
+    assert machine.go_on(waiting=0.9, requests=0, seconds=0.1) < _MOST_LINES / 20
+    machine.go_on(waiting=0.9, requests=0, seconds=1.25)
+    assert not machine.pace.is_limited, "no request has come"
+    machine.go_on(waiting=0, requests=0, seconds=60, lines=0)
+    assert machine.go_on(waiting=0.9, requests=0, seconds=0.25) == _MOST_LINES / 4, "the last request was long ago"
 
 
 def test_a_line_waits_for_the_pace_and_no_other_job_does() -> None:
     machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
     machine.go_on(waiting=0.9, requests=100)
-    machine.time += 1
+    machine.time += 0.2
     slots = Slots(100, line_slots=100, pace=machine.pace)
     while slots.room(LINES):
         slots.take(LINES)
@@ -174,23 +163,12 @@ def test_the_first_request_slows_lines_at_once_if_tasks_waited_before() -> None:
     machine = Machine()
     machine.go_on(waiting=0.9, requests=0)
     assert not machine.pace.is_limited
-    machine.go_on(waiting=0, requests=1, seconds=0.01)
+    machine.go_on(waiting=0, requests=100, seconds=0.01)
     assert machine.pace.is_limited
 
 
 def test_the_first_request_slows_no_line_if_no_task_waited_before() -> None:
     machine = Machine()
     machine.go_on(waiting=0.1, requests=0)
-    machine.go_on(waiting=0.01, requests=1, seconds=0.01)
-    assert not machine.pace.is_limited
-
-
-def test_the_first_request_slows_no_line_if_none_ran_before() -> None:
-    machine = Machine()
-    machine.go_on(waiting=0.9, requests=0)
-    machine.time += 1
-    machine.stalled = 1.8
-    machine.pace.look(0)
-    machine.time += 0.01
-    machine.pace.look(1)
+    machine.go_on(waiting=0.01, requests=100, seconds=0.01)
     assert not machine.pace.is_limited
