@@ -87,15 +87,12 @@ class ClaimedJob:
     seconds_waited: float = 0.0
     """How long ago the job was due when it was claimed."""
     trace_context: str | None = None
-    size: int = field(init=False)
-    """Characters of the request."""
-
-    def __post_init__(self) -> None:
-        self.size = len(self.request)
+    size: int = field(default=0, init=False)
+    """Characters of the request, once it is taken."""
 
     def take_request(self) -> str:
         """Return the request, and forget it: its document serves the attempt, which may take long."""
-        request, self.request = self.request, ""
+        request, self.request, self.size = self.request, "", len(self.request)
         return request
 
 
