@@ -180,7 +180,7 @@ class Intake:
         await self._forget_taken()
         if len(found) < limit:  # no other job is due: so these are not due yet, or not queued any more
             for job_id, tier in list(self._wakeups.tiers.items()):
-                if self._slots.room(tier):
+                if tier != LINES and self._slots.room(tier):
                     self.start(job_id, tier)
 
     async def _start_lines(self) -> None:

@@ -1,15 +1,20 @@
-"""A worker's intake gives way to the event loop, whatever becomes of the wake-ups that it was woken for."""
+"""A worker's intake gives way to the event loop, and holds lines back whichever jobs wait beside them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from headrace.settings import Settings
-from worker.crowds import Crowds
+from worker import intake as intake_module
+from worker.crowds import Crowds, Key
 from worker.intake import Intake
 from worker.slots import Slots
+from worker.wakeups import Message
 
 
 class BoundedEvent(asyncio.Event):
@@ -21,6 +26,44 @@ class BoundedEvent(asyncio.Event):
         self.waits += 1
         assert self.waits < 100, "the loop never gives way"
         return await super().wait()
+
+
+async def test_lines_that_are_held_back_do_not_start_with_the_jobs_of_other_tiers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def find_none(*_: object, **__: object) -> list[object]:
+        return []
+
+    async def find_lines(_: object, job_ids: Sequence[str]) -> dict[str, Key]:
+        return dict.fromkeys(job_ids, ("acct", "model"))
+
+    for name, found in (("find_fair", find_none), ("find_taken", find_none), ("find_lines", find_lines)):
+        monkeypatch.setattr(intake_module, name, found)
+    started: list[str] = []
+
+    async def run(job_id: str, *_: object) -> None:
+        started.append(job_id)
+
+    crowds = Crowds()
+    crowd = crowds.of(("acct", "model"))
+    for _ in range(100):
+        crowd.join()
+    crowd.leave(granted=False)
+    intake = Intake(
+        Settings(),
+        cast("Any", None),
+        cast("Any", SimpleNamespace(on_lost=lambda _: None)),
+        tiers=["default", "batch"],
+        slots=Slots(8, line_slots=8),
+        crowds=crowds,
+        run=run,
+        send_back=lambda *_: None,
+    )
+    intake._wakeups.add("job_line", "batch", Message())
+    intake._wakeups.add("job_other", "default", Message())
+    await intake._share_once()
+    await asyncio.gather(*intake.tasks)
+    assert started == ["job_other"]
 
 
 async def test_wake_ups_that_are_handed_back_before_their_turn_leave_the_loop_free() -> None:
