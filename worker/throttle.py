@@ -127,14 +127,13 @@ class Throttle:
             if adaptive is None:
                 return UNLIMITED
             permit: PendingPermit = AdaptivePermit(adaptive, account, background, calls, patience_seconds)
-            permit.crowd = crowd
-            return permit
-        line = self._lines.get(name)
-        if line is None:
-            line = self._lines[name] = PermitLine(self, name, self._window_seconds)
-        line.limits = limits
-        tokens = 0 if limits.tokens is None else estimate_tokens(request)
-        permit = PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
+        else:
+            line = self._lines.get(name)
+            if line is None:
+                line = self._lines[name] = PermitLine(self, name, self._window_seconds)
+            line.limits = limits
+            tokens = 0 if limits.tokens is None else estimate_tokens(request)
+            permit = PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
         permit.crowd = crowd
         return permit
 

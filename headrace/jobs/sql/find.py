@@ -80,6 +80,11 @@ WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND state = 'queued'
 """
 
 
+async def find_taken(database: Database, job_ids: Sequence[str]) -> list[str]:
+    """Return those of the jobs that are no longer queued."""
+    return [row[0] for row in await execute(database.relaxed, _TAKEN, {"ids": list(job_ids)})]
+
+
 _LINES = """
 SELECT jobs.id, account_id, model FROM unnest(%(ids)b::text[]) AS known (id)
 CROSS JOIN LATERAL (SELECT id, account_id, model FROM jobs WHERE jobs.id = known.id AND state = 'queued') AS jobs
@@ -90,8 +95,3 @@ async def find_lines(database: Database, job_ids: Sequence[str]) -> dict[str, tu
     """Return the account and the model of each of the jobs that is queued."""
     rows = await execute(database.relaxed, _LINES, {"ids": list(job_ids)})
     return {job_id: (account_id, model) for job_id, account_id, model in rows}
-
-
-async def find_taken(database: Database, job_ids: Sequence[str]) -> list[str]:
-    """Return those of the jobs that are no longer queued."""
-    return [row[0] for row in await execute(database.relaxed, _TAKEN, {"ids": list(job_ids)})]
