@@ -173,6 +173,29 @@ async def mark_used(database: Database, key_ids: Sequence[str]) -> None:
     await execute(database.relaxed, _MARK_USED, {"ids": list(key_ids)})
 
 
+def _parent_lives() -> sa.ColumnElement[bool]:
+    """Return the condition that the key `parent` is not revoked.
+
+    The lock makes a revocation of the parent wait until it can see the child.
+    """
+    living = sa.select(api_keys.c.id).where(api_keys.c.id == sa.bindparam("parent"), api_keys.c.revoked_at.is_(None))
+    return sa.exists().where(living.with_for_update(read=True).cte("parent").c.id == sa.bindparam("parent"))
+
+
+def _below() -> sa.ColumnElement[bool]:
+    """Return the condition for keys that the key `above` created, directly or through others."""
+    made = sa.select(api_keys.c.id).where(api_keys.c.parent_id == sa.bindparam("above")).cte("made", recursive=True)
+    child = api_keys.alias()
+    made = made.union(sa.select(child.c.id).join(made, child.c.parent_id == made.c.id))
+    return api_keys.c.id.in_(sa.select(made.c.id))
+
+
+# These are made once. A common table expression and its columns refer to each other, so that the memory of one for each
+# statement would wait for the garbage collector.
+_PARENT_LIVES = _parent_lives()
+_BELOW = _below()
+
+
 async def count_keys(database: Database, account_id: str) -> int:
     """Return how many keys of an account are not revoked."""
     query = "SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL"
@@ -219,21 +242,12 @@ async def create_key(
     if parent_id is None:
         statement = statement.values(values)
     else:
-        # The lock makes a revocation of the parent wait until it can see the child.
         alive = sa.select(*(sa.literal(value, api_keys.c[name].type) for name, value in values.items()))
-        alive = alive.where(
-            sa.exists().where(
-                sa.select(api_keys.c.id)
-                .where(api_keys.c.id == parent_id, api_keys.c.revoked_at.is_(None))
-                .with_for_update(read=True)
-                .cte("parent")
-                .c.id
-                == parent_id
-            )
-        )
+        alive = alive.where(_PARENT_LIVES)
         statement = statement.from_select(list(values), alive)
-    statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": statement.excluded.id})
-    rows = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash))
+    statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": api_keys.c.id})
+    parent = None if parent_id is None else {"parent": parent_id}
+    rows = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash), parent)
     if not rows:
         raise AuthenticationError
     [row] = rows
@@ -331,15 +345,8 @@ async def update_key(database: Database, key_id: str, changes: KeyChanges) -> No
     await execute(database.durable, sa.update(api_keys).where(api_keys.c.id == key_id).values(values))
     if (end := changes.get("expires_at")) is not None:
         later = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > end)
-        await execute(database.durable, sa.update(api_keys).where(_below(key_id), later).values(expires_at=end))
-
-
-def _below(key_id: str) -> sa.ColumnElement[bool]:
-    """Return the condition for keys that a key created, directly or through others."""
-    made = sa.select(api_keys.c.id).where(api_keys.c.parent_id == key_id).cte("made", recursive=True)
-    child = api_keys.alias()
-    made = made.union(sa.select(child.c.id).join(made, child.c.parent_id == made.c.id))
-    return api_keys.c.id.in_(sa.select(made.c.id))
+        below = sa.update(api_keys).where(_BELOW, later).values(expires_at=end)
+        await execute(database.durable, below, {"above": key_id})
 
 
 _ROTATE = """
@@ -380,8 +387,8 @@ async def revoke_key(database: Database, key_id: str, *, children: bool | None =
         raise NotFoundError(f"There is no key {key_id!r}.")
     if "admin" not in rows[0].scopes if children is None else children:
         # A child may be creating a key at this moment. The next run finds that key.
-        below = sa.update(api_keys).where(_below(key_id), api_keys.c.revoked_at.is_(None))
-        while await execute(database.durable, below.values(revoked_at=sa.func.now()).returning(api_keys.c.id)):
+        below = sa.update(api_keys).where(_BELOW, api_keys.c.revoked_at.is_(None)).values(revoked_at=sa.func.now())
+        while await execute(database.durable, below.returning(api_keys.c.id), {"above": key_id}):
             pass
 
 

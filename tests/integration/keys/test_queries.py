@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -327,6 +328,26 @@ async def test_a_child_that_is_made_while_its_parent_is_revoked_is_revoked_too_o
         )
         assert all(outcome is None or isinstance(outcome, tuple | AuthenticationError) for outcome in outcomes)
         assert not [outcome for outcome in outcomes if isinstance(outcome, tuple) and await works(database, outcome[1])]
+
+
+async def test_making_and_revoking_keys_leaves_nothing_to_the_garbage_collector(database: Database) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+
+    async def make_and_revoke() -> None:
+        parent, _ = await create_key(database)
+        await create_key(database, parent_id=parent)
+        await update_key(database, parent, {"expires_at": later})
+        await revoke_key(database, parent)
+
+    await make_and_revoke()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            await make_and_revoke()
+        assert gc.collect() < 5 * 10, "each left hundreds when statements had aliases of their own"
+    finally:
+        gc.enable()
 
 
 async def test_which_keys_are_still_valid_is_one_question(database: Database) -> None:
