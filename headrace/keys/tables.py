@@ -36,6 +36,7 @@ api_keys = sa.Table(
     instant("revoked_at"),
     instant("last_used_at"),
     sa.Column("parent_id", sa.ForeignKey("api_keys.id"), comment="The key that made it over HTTP"),
+    sa.UniqueConstraint("id", "account_id"),  # what a job refers to
     sa.CheckConstraint("octet_length(hash) = 32", name="hash_is_sha256"),
     sa.CheckConstraint("octet_length(previous_hash) = 32", name="previous_hash_is_sha256"),
     sa.CheckConstraint("(previous_hash IS NULL) = (previous_expires_at IS NULL)", name="previous_hash_ends"),

@@ -146,8 +146,7 @@ class _Filling:
         Its constraints are checked as rows come in, so Postgres need not check them when it becomes a partition.
         """
         filling = f"CONSTRAINT {_FILLING} CHECK ({self._tables[name]})"
-        foreign_key = "FOREIGN KEY (account_id) REFERENCES accounts (id)"
-        create = f"CREATE TABLE {name} (LIKE usage INCLUDING ALL, {filling}, {foreign_key})"
+        create = f"CREATE TABLE {name} (LIKE usage INCLUDING ALL, {filling})"
         for statement in (f"DROP TABLE IF EXISTS {name}", create):
             await execute(self._database.durable, statement)
         return int((await execute(self._database.relaxed, f"SELECT '{name}'::regclass::oid::bigint"))[0][0])

@@ -22,7 +22,7 @@ usage = sa.Table(
     sa.Column("job_id", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("account_id", sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("account_id", sa.Text, nullable=False),
     sa.Column("key_id", sa.Text),
     sa.Column("model", sa.Text, nullable=False, comment="The model that the client asked for"),
     sa.Column("answered_model", sa.Text, comment="The model that answered, as its provider said"),

@@ -317,10 +317,9 @@ def test_what_must_be_one_is_not_two(
 @pytest.mark.parametrize(
     ("table", "values", "constraint"),
     [
-        ("jobs", {"account_id": "acct_0"}, "fk_jobs_account_id"),
-        ("jobs", {"key_id": "key_0"}, "fk_jobs_key_id"),
+        ("jobs", {"account_id": "acct_0"}, "fk_jobs_key_id_account_id"),
+        ("jobs", {"key_id": "key_0"}, "fk_jobs_key_id_account_id"),
         ("api_keys", {"account_id": "acct_0"}, "fk_api_keys_account_id"),
-        ("usage", {**COUNTED, "account_id": "acct_0"}, "fk_usage_account_id"),
         ("job_deltas", {"job_id": "job_0"}, "fk_job_deltas_job_id"),
     ],
 )

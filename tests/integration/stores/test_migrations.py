@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -26,6 +28,7 @@ from headrace.stores.tables import metadata
 from headrace.usage.partitions import is_partition
 from tests.integration.databases import create_database, fetch
 from tests.service import ROOT, Stores
+from tests.waiting import until
 
 # What Postgres itself says of a schema. Constraints and indexes are compared by the SQL that would make them again.
 DEFINITIONS = {
@@ -143,6 +146,24 @@ def test_migrators_that_start_together_do_no_harm(empty_url: str, models_url: st
     assert revision_of(empty_url) == head_revision()
     for query in DEFINITIONS.values():
         assert fetch(empty_url, query) == fetch(models_url, query)
+
+
+def test_jobs_go_on_while_a_migration_waits_for_their_table(empty_url: str) -> None:
+    migrate(empty_url, "+20")
+    engine = create_sync_engine(empty_url)
+    waits = sa.text("SELECT count(*) FROM pg_locks WHERE relation = 'jobs'::regclass AND NOT granted")
+    with ThreadPoolExecutor() as threads, engine.connect() as reader, engine.connect() as other:
+        reader.execute(sa.text("SELECT FROM jobs"))  # in a transaction, which stays open
+        migration = threads.submit(migrate, empty_url)
+        until(lambda: other.scalar(waits), "the migration to wait for its lock")
+        other.execute(sa.text("SET statement_timeout = '10s'"))
+        assert other.scalar(sa.text("SELECT count(*) FROM jobs")) == 0
+        other.rollback()
+        assert not migration.done()
+        reader.rollback()
+        migration.result()
+    engine.dispose()
+    assert revision_of(empty_url) == head_revision()
 
 
 def migrate_and_back(url: str) -> None:
