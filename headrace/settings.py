@@ -369,7 +369,9 @@ class Settings(BaseSettings):
         description="Seconds between two writes of deltas to Postgres, each of many jobs in one statement.",
     )
     publish_seconds: float = Field(
-        default=0.005, ge=0, description="Seconds during which successive deltas are collected and published together."
+        default=0.005,
+        ge=0,
+        description="Seconds at most during which successive events are collected and published together.",
     )
 
     @field_validator("usage_metadata_keys", "previous_secret_keys", "cors_origins", mode="before")

@@ -86,6 +86,7 @@ class Endings:
             charge = NOTHING if spent is None else spent.charge
             frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
+            await asyncio.sleep(0)  # the end leaves before it is logged and counted
             _conclude(attempt, state.value, spent=spent, error=error)
             self._measures.ended(attempt.job, state, spent)
         else:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _ended = bound(JOBS_ENDED)
 _PUBLISH = read_script(__package__, "publish.lua")
+# Seconds until the next send, for each frame of the last one: where few are on their way, none waits for others.
+_SECONDS_A_FRAME = 0.001
 
 
 # A frame on its way: until when it may leave, its job, itself as the job's subscribers get it, and its origin with what
@@ -36,7 +38,7 @@ class Publisher:
     """Sends frames soon, many at a time, and drops them while Redis is unavailable."""
 
     def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
-        """Send a frame at once, unless another just left: then the frames of `interval_seconds` leave together."""
+        """Send a frame at once, unless many just left: then the frames of `interval_seconds` at most leave together."""
         self._redis = redis
         self._prefix = prefix_in(redis)
         self._publish = redis.register_script(_PUBLISH)
@@ -94,7 +96,7 @@ class Publisher:
                     await asyncio.sleep(seconds)
                 batch, self._pending = self._pending, []
                 await self._send(batch)
-                self._free_at = time() + self._interval
+                self._free_at = time() + min(self._interval, len(batch) * _SECONDS_A_FRAME)
         finally:
             self._task = None
 

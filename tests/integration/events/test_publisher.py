@@ -1,0 +1,84 @@
+"""When frames leave a process: few do not wait for one another, and those that come together leave together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from headrace.dev.valkey import EmbeddedValkey
+from headrace.events import publisher as publishing
+from headrace.events.publisher import Publisher
+from headrace.events.subscription import Subscription
+from headrace.events.wire import Frame, job_channel, unpack
+from headrace.runtime.chores import going_on
+from headrace.stores.namespace import prefix_in
+from headrace.stores.redis import connect_redis
+from tests.waiting import PATIENCE
+
+JOB = "job_watched"
+
+
+@pytest.fixture
+async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+    async with connect_redis(valkey.url) as redis:
+        yield redis
+
+
+@contextlib.asynccontextmanager
+async def hearing(redis: Redis) -> AsyncIterator[asyncio.Queue[list[Frame]]]:
+    """Give the frames of each message that the subscribers of `JOB` get."""
+    heard: asyncio.Queue[list[Frame]] = asyncio.Queue()
+    subscribed = asyncio.Event()
+
+    def take(message: bytes | None) -> None:
+        if message is None:
+            subscribed.set()
+        else:
+            heard.put_nowait(list(unpack(message)))
+
+    subscription = Subscription(redis)
+    await subscription.subscribe(job_channel(JOB, prefix_in(redis)))
+    async with asyncio.timeout(PATIENCE), going_on(functools.partial(subscription.run, take)):
+        await subscribed.wait()
+        yield heard
+
+
+def publish(publisher: Publisher, seq: int) -> None:
+    publisher.publish(Frame(JOB, 1, seq, "delta", [b"{}"]), origin=None)
+
+
+async def test_a_frame_that_follows_another_does_not_wait_for_the_interval(redis: Redis) -> None:
+    publisher = Publisher(redis, interval_seconds=10 * PATIENCE)
+    async with hearing(redis) as messages:
+        for seq in range(1, 6):
+            publish(publisher, seq)
+            assert [frame.first_seq for frame in await messages.get()] == [seq]
+
+
+async def test_frames_that_come_together_leave_in_one_message(redis: Redis) -> None:
+    publisher = Publisher(redis, interval_seconds=0.005)
+    async with hearing(redis) as messages:
+        for seq in range(1, 101):
+            publish(publisher, seq)
+        assert [frame.first_seq for frame in await messages.get()] == list(range(1, 101))
+        await publisher.flush()
+        assert messages.empty()
+
+
+async def test_frames_that_follow_many_leave_together_after_the_interval(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_SECONDS_A_FRAME", PATIENCE)  # each counts as many
+    publisher = Publisher(redis, interval_seconds=0.5)
+    async with hearing(redis) as messages:
+        publish(publisher, 1)
+        await messages.get()
+        for seq in (2, 3):
+            publish(publisher, seq)
+            await asyncio.sleep(0)
+        assert [frame.first_seq for frame in await messages.get()] == [2, 3]
