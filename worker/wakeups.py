@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
+from headrace.runtime.flag import Flag
 from worker.crowds import Key
 from worker.slots import LINES
 
@@ -16,7 +16,7 @@ class Message:
 
     def __init__(self) -> None:
         self.left = 0
-        self.gone = asyncio.Event()
+        self.gone = Flag()
         """Set when none of its jobs waits here any more."""
 
 

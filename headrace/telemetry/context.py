@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 
+_NONE: Mapping[str, str | int] = {}
 _bound: ContextVar[dict[str, str | int] | None] = ContextVar("headrace_log_context", default=None)
 
 
@@ -14,12 +15,12 @@ class bind:  # noqa: N801  (it is used as a function; a generator would take fiv
     __slots__ = ("_fields", "_token")
 
     def __init__(self, **fields: str | int) -> None:
-        self._fields = fields
+        self._fields: Mapping[str, str | int] = fields
 
     def __enter__(self) -> None:
         """Add the fields."""
         self._token = _bound.set({**bound(), **self._fields})
-        self._fields = {}
+        self._fields = _NONE
 
     def __exit__(self, *_: object) -> None:
         """Remove them."""
@@ -34,4 +35,4 @@ def note(**fields: str | int) -> None:
 
 def bound() -> Mapping[str, str | int]:
     """Return the fields of a line that is logged now."""
-    return _bound.get() or {}
+    return _bound.get() or _NONE
