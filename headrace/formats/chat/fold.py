@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from headrace.formats.chat.texts import Texts
+from headrace.formats.gathered import Gathered
 
 # Fields that Headrace gives or rebuilds; obfuscation only pads a chunk. A completion has a chunk's other fields.
 _ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
@@ -64,10 +65,10 @@ class Fold:
         folded = self._choices.get(more.index)
         if folded is not None:
             known = folded.message.get("content")
-            if type(known) is _Text:
-                known.extend(more.texts)
+            if type(known) is Gathered:
+                known.add_all(more.texts)
             else:
-                folded.message["content"] = _Text(more.texts)
+                folded.message["content"] = Gathered(more.texts)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
@@ -133,10 +134,6 @@ def chunks_of(completion: dict[str, Any]) -> list[dict[str, Any]]:
     return chunks or [{**common, "choices": []}]
 
 
-class _Text(list[str]):
-    """A string being gathered; joined once at the end, as adding to a long string each time would copy it."""
-
-
 class _Object(dict[str, Any]):
     """An object being gathered."""
 
@@ -169,10 +166,10 @@ def _merge(into: _Object, delta: dict[str, Any]) -> None:
     for key, value in delta.items():
         known = into.get(key)
         if isinstance(value, str) and key not in _WHOLE:
-            if type(known) is _Text:
-                known.append(value)
+            if type(known) is Gathered:
+                known.add(value)
             else:
-                into[key] = _Text((value,))
+                into[key] = Gathered((value,))
         elif isinstance(value, dict):
             if type(known) is not _Object:
                 known = into[key] = _Object()
@@ -210,8 +207,8 @@ def _replace(into: dict[str, Any], key: str, value: Any) -> None:
 
 def _render(value: Any) -> Any:
     match value:
-        case _Text():
-            return "".join(value)
+        case Gathered():
+            return value.text
         case _Object():
             return {key: _render(inner) for key, inner in value.items()}
         case _Items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from headrace.formats.gathered import Gathered
 from headrace.ids import new_id
 
 
@@ -116,7 +117,7 @@ class CalledFunction:
     def __init__(self, key: str = "arguments") -> None:
         self._key = key
         self._named = self._told = False
-        self._pieces: list[str] = []
+        self._pieces = Gathered()
 
     def exact(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Return a piece, made of the one that came."""
@@ -138,12 +139,12 @@ class CalledFunction:
 
     def repeats(self, text: str) -> bool:
         """Tell whether a piece is all arguments once more, which are whole: some servers send them in each piece."""
-        return text[:1] == "{" and bool(self._pieces) and text == "".join(self._pieces) and _is_json(text)
+        return text[:1] == "{" and bool(self._pieces) and text == self._pieces.text and _is_json(text)
 
     def add(self, text: str) -> None:
         """Take more of what it is called with."""
         if text:
-            self._pieces.append(text)
+            self._pieces.add(text)
 
     def lacks_arguments(self) -> bool:
         """Tell whether it is a function that is called with nothing at all, which is no JSON."""
@@ -151,7 +152,7 @@ class CalledFunction:
 
     def is_over(self) -> bool:
         """Tell whether it has a name, and all of its arguments as far as can be seen."""
-        return self._named and _is_json("".join(self._pieces))
+        return self._named and _is_json(self._pieces.text)
 
 
 class _Call:

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from headrace.formats.gathered import Gathered
 from headrace.formats.responses.offered import Origin
 from headrace.formats.responses.output import CUSTOM, FUNCTION, CallItem, Status
 from headrace.ids import item_id
@@ -53,7 +54,7 @@ class Call:
         self.item = CallItem(item, number)
         self.open = True
         # The pieces of a wrapped call, of which no line is made before it is whole.
-        self._held: list[str] | None = [] if wrapped else None
+        self._held = Gathered() if wrapped else None
 
     def take(self, piece: Mapping[str, Any]) -> list[bytes]:
         """Return the lines of more of the call. What comes behind its end is left out."""
@@ -67,21 +68,21 @@ class Call:
             return []
         if self._held is None:
             return [self.item.delta(text)]
-        self._held.append(text)
+        self._held.add(text)
         return []
 
     def is_whole(self) -> bool:
         """Tell whether a function's arguments are a whole object. Text for a custom tool has no end of its own."""
         if self._kind == "custom":
             return False
-        text = "".join(self.item.pieces if self._held is None else self._held)
+        text = (self.item.pieces if self._held is None else self._held).text
         return text.lstrip()[:1] == "{" and _parsed(text) is not None
 
     def close(self, status: Status) -> list[bytes]:
         """Return the lines that end the call."""
         self.open = False
         lines: list[bytes] = []
-        if self._held and (text := _unwrapped("".join(self._held))):
+        if self._held and (text := _unwrapped(self._held.text)):
             lines.append(self.item.delta(text))
         return lines + self.item.close(status)
 

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from headrace.formats.gathered import Gathered
+
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -65,7 +67,7 @@ class Part:
 
     def __init__(self, kind: PartKind, item_id: str, output_index: int, index: int) -> None:
         self.kind = kind
-        self.pieces: list[str] = []
+        self.pieces = Gathered()
         self.annotations: list[Any] = []
         self.logprobs: list[Any] = []
         self._where = {"item_id": item_id, "output_index": output_index, kind.index: index}
@@ -81,7 +83,7 @@ class Part:
 
     def delta(self, text: str, logprobs: Sequence[Any] = ()) -> bytes:
         """Return the line of more text, and of its log probabilities if they are asked for."""
-        self.pieces.append(text)
+        self.pieces.add(text)
         if not logprobs:
             return self.before + orjson.dumps(text) + self.after
         self.logprobs += logprobs
@@ -99,7 +101,7 @@ class Part:
 
     def value(self) -> dict[str, Any]:
         """Return the part as far as it has come."""
-        value: dict[str, Any] = {"type": self.kind.type, self.kind.text: "".join(self.pieces)}
+        value: dict[str, Any] = {"type": self.kind.type, self.kind.text: self.pieces.text}
         if self.kind is TEXT:
             value |= {"annotations": self.annotations, "logprobs": self.logprobs}
         return value
@@ -200,18 +202,18 @@ class CallItem(Item):
         """Take the item with nothing to call it with yet."""
         super().__init__(item, output_index)
         self.kind = CALL_KINDS[item["type"]]
-        self.pieces: list[str] = []
+        self.pieces = Gathered()
         self._where = {"item_id": item["id"], "output_index": output_index}
         self._before = render(f"{self.kind.events}.delta", **self._where)[:-1] + b',"delta":'
 
     def delta(self, text: str) -> bytes:
         """Return the line of more text of what the tool is called with."""
-        self.pieces.append(text)
+        self.pieces.add(text)
         return self._before + orjson.dumps(text) + b"}"
 
     def close(self, status: Status | None) -> list[bytes]:
         """Return the lines that end the call."""
-        text = self.item[self.kind.text] = "".join(self.pieces)
+        text = self.item[self.kind.text] = self.pieces.text
         said = {"name": self.item.get("name") or ""} if self.kind is FUNCTION else {}
         done = render(f"{self.kind.events}.done", **self._where, **said, **{self.kind.text: text})
         return [done, *super().close(status)]

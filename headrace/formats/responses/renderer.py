@@ -90,7 +90,7 @@ class Renderer:
                 if part is not None and len(delta) == 1 and choice.get("logprobs") is None:
                     text = delta.get(self._field)
                     if text:
-                        part.pieces.append(text)
+                        part.pieces.add(text)
                         lines.append(part.before + orjson.dumps(text) + part.after)
                         continue
                 self._lines = lines
@@ -102,7 +102,7 @@ class Renderer:
         part = self._part
         if more.index != self._index or part is None or self._field != "content":
             return self.render(more.chunks())
-        part.pieces += more.texts
+        part.pieces.add_all(more.texts)
         before, after = part.before, part.after
         return [before + orjson.dumps(text) + after for text in more.texts]
 

@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from headrace.formats.gathered import Gathered
+
 Json = dict[str, Any]
 
 CALLS: Mapping[str, tuple[str, str]] = {
@@ -34,16 +36,16 @@ class Text:
         """Characters of the content before the part."""
         self.annotations = 0
         """Annotations of the part that have been passed on."""
-        self._pieces: list[str] = []
+        self._pieces = Gathered()
 
     def add(self, piece: str) -> None:
         """Take the next piece."""
-        self._pieces.append(piece)
+        self._pieces.add(piece)
 
     @property
     def so_far(self) -> str:
         """All pieces."""
-        return "".join(self._pieces)
+        return self._pieces.text
 
     def rest_of(self, whole: str) -> str:
         """Return what the whole text has beyond the pieces; nothing where it does not begin with them."""
