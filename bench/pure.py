@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,9 +189,9 @@ def _pass_on(format_name: str, document: dict[str, Any]) -> Operation:
     from worker.exchange import Exchange
 
     pieces = [b"data: " + _bytes(chunk) + b"\n\n" for chunk in _chunks()] + [b"data: [DONE]\n\n"]
-    provider = SimpleNamespace(secret=lambda: None)
-    route: Any = SimpleNamespace(provider=provider, format="chat", model="fake")
-    job: Any = SimpleNamespace(**vars(_job()), trace_context=None, batch_id=None, streamed=True)
+    provider = SimpleNamespace(secret=lambda: None, base_url="http://127.0.0.1")
+    route: Any = SimpleNamespace(provider=provider, format="chat", model="fake", output_limit=None)
+    job: Any = SimpleNamespace(**vars(_job()), size=1000, trace_context=None, batch_id=None, streamed=True)
 
     async def pass_on(take: Callable[[bytes], object]) -> None:
         for piece in pieces:
@@ -202,14 +202,18 @@ def _pass_on(format_name: str, document: dict[str, Any]) -> Operation:
         for piece in pieces:
             yield piece
 
-    answer: Any = SimpleNamespace(pass_on=pass_on, pieces=arrive)
+    async def is_stream() -> bool:
+        return True
+
+    answer = SimpleNamespace(pass_on=pass_on, pieces=arrive, is_stream=is_stream)
+    client: Any = SimpleNamespace(call=lambda *_, **__: nullcontext(answer))
 
     def run() -> object:
         lines: list[bytes] = []
         renderer = CLIENT_FORMATS[format_name].renderer(job, document)  # type: ignore[index]
-        exchange = Exchange(None, job, route, _CHAT, renderer=renderer, pass_on=lines.extend)  # type: ignore[arg-type]
+        exchange = Exchange(client, job, route, _CHAT, renderer=renderer, pass_on=lines.extend)
         with suppress(StopIteration):  # nothing in it waits
-            exchange._read_stream(0, answer).send(None)  # noqa: SLF001
+            exchange.complete().send(None)
         assert len(lines) >= _WORDS
         return lines
 

@@ -19,7 +19,7 @@ from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import TokenUsage, estimate_usage, parse_usage
 from headrace.formats.registry import FORMATS, Relay, Renderer
 from headrace.jobs.records import ClaimedJob
-from headrace.providers.client import Allowance, Answer, ProviderClient
+from headrace.providers.client import Allowance, ProviderClient
 from headrace.providers.sse import EventReader
 from headrace.runtime.offload import offloaded
 from headrace.telemetry.traceparent import trace_headers
@@ -37,6 +37,12 @@ class Exchange:
 
     Where a format has one choice an answer, `n` choices take `n` calls, whose answers are merged.
     """
+
+    __slots__ = (
+        "_allowance", "_client", "_folds", "_format", "_held", "_job", "_model", "_normalisers", "_pass_on", "_relay",
+        "_renderer", "_request", "_route", "_silent_chunks", "_stream", "_whole", "answer", "calls", "secret",
+        "trace_context",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -160,7 +166,10 @@ class Exchange:
         del body, render  # the answer may take minutes
         async with call as answer:
             if await answer.is_stream():
-                await self._read_stream(number, answer)
+                events = EventReader()
+                chunks = ChunkReader((self._relay or self._format).parse_stream(), self._normalisers[number])
+                await answer.pass_on(partial(self._read, number, events, chunks))
+                self._end_stream(number, events, chunks)
             else:
                 whole = (self._relay or form).parse_completion(shallow(await answer.read()))
                 whole = self._normalisers[number].completion(whole)
@@ -169,19 +178,17 @@ class Exchange:
                 self._take(number, chunks_of(whole))
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
-    async def _read_stream(self, number: int, answer: Answer) -> None:
-        fold, normaliser, events = self._folds[number], self._normalisers[number], EventReader()
-        chunks = ChunkReader((self._relay or self._format).parse_stream(), normaliser)
+    def _read(self, number: int, events: EventReader, chunks: ChunkReader, piece: bytes) -> bool:
+        """Take the next bytes of a stream, and tell whether the provider has marked its end."""
+        self._take(number, chunks.read(events.feed(piece)))
+        return chunks.done
 
-        def take(piece: bytes) -> bool:
-            self._take(number, chunks.read(events.feed(piece)))
-            return chunks.done
-
-        await answer.pass_on(take)
+    def _end_stream(self, number: int, events: EventReader, chunks: ChunkReader) -> None:
         if not chunks.done:
             self._take(number, chunks.read(events.close()))
+        fold = self._folds[number]
         if chunks.done and fold.started:
-            self._take(number, normaliser.close())
+            self._take(number, self._normalisers[number].close())
         if not fold.finished:
             raise UpstreamError("The model's provider broke off its answer.")
 

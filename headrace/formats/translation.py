@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_NONE: Mapping[str, str] = {}
 _MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
@@ -19,15 +20,15 @@ class Translation:
 
     chat: dict[str, Any]
     """The document of the chat request."""
-    own: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=lambda: _NONE)
     """Paths of what only a provider of the client's own format can honour, each with the type of the value there."""
     dropped: Sequence[str] = ()
     """Paths of parameters that the chat request leaves out, because the answer is as good without them."""
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=lambda: _NONE)
     """The client's paths of parameters that the chat request has under other names."""
     messages: Sequence[str] = ()
     """The client's path of each message of the chat request, if they differ."""
-    within: Mapping[str, str] = field(default_factory=dict)
+    within: Mapping[str, str] = field(default_factory=lambda: _NONE)
     """The client's names, in the paths of messages, of what the chat request has under other names."""
 
     def path(self, param: str) -> str:

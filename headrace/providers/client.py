@@ -35,6 +35,7 @@ _LARGEST_ERROR = 64 * 1024
 _LOST = "The connection to the model's provider failed."
 # Characters of a library's words on a failure.
 _LONGEST_REASON = 300
+_NONE: Mapping[str, str] = {}
 # The user of a URL, and its query with whatever comes behind.
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
 # How a stream of events may begin: a field, a comment, or a byte order mark. JSON begins otherwise.
@@ -135,7 +136,7 @@ class Call:
                 self._connection = connection = await self._send(head)
         except _FAILURES as error:
             raise _translated(error, url, provider.connect_timeout) from error
-        self._body = b""  # the answer may take minutes
+        self._body, self._headers = b"", _NONE  # the answer may take minutes
         answer = Answer(connection, url, silence_seconds=provider.read_timeout, allowance=self._allowance)
         if connection.status != 200:
             try:
@@ -169,7 +170,7 @@ class Call:
 class Answer:
     """A provider's answer, yet to be read."""
 
-    __slots__ = ("_allowance", "_connection", "_first", "_lines", "_packed", "_silence", "_url")
+    __slots__ = ("_allowance", "_connection", "_first", "_lines", "_packed", "_silence", "_take", "_url")
 
     def __init__(self, connection: Connection, url: str, *, silence_seconds: float, allowance: Allowance) -> None:
         """Wait no longer than `silence_seconds` for the next bytes; errors name the address of the `url`."""
@@ -204,24 +205,27 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
-        count, connection, packed = self._allowance.take, self._connection, self._packed
-        first, self._first = self._first, b""
-        if first and take(first):
+        connection, self._take = self._connection, take
+        if self._first and take(self._pop_first()):
             connection.enough = True
             return
-
-        def counted(piece: bytes) -> object:
-            if packed is not None:
-                piece = packed.unpack(piece)
-            count(piece)
-            return take(piece)
-
         try:
-            ended = connection.ended or await connection.pass_on(counted, patience=self._silence)
-            if packed is not None and ended:
-                packed.finish()
+            ended = connection.ended or await connection.pass_on(self._count, patience=self._silence)
+            if self._packed is not None and ended:
+                self._packed.finish()
         except _FAILURES as error:
             raise _translated(error, self._url) from error
+
+    def _pop_first(self) -> bytes:
+        first, self._first = self._first, b""
+        return first
+
+    def _count(self, piece: bytes) -> object:
+        """Count and take a piece of the body as it came."""
+        if self._packed is not None:
+            piece = self._packed.unpack(piece)
+        self._allowance.take(piece)
+        return self._take(piece)
 
     async def unhurried(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes to a reader that may be slow: only the provider's silence is timed.
