@@ -84,10 +84,11 @@ class Endings:
             if attempt.deltas.on_saved is not None and finished.segment is not None:
                 attempt.deltas.on_saved(finished.segment)
             charge = NOTHING if spent is None else spent.charge
-            frame = attempt.frame(attempt.deltas.seq + 1, state.value, [body, charge.pack()])
+            frame = attempt.frame(attempt.deltas.seq + 1, state, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
-            await asyncio.sleep(0)  # the end leaves before it is logged and counted
-            _conclude(attempt, state.value, spent=spent, error=error)
+            if attempt.job.origin is not None:
+                await asyncio.sleep(0)  # the end leaves for the client that waits before it is logged and counted
+            _conclude(attempt, state, spent=spent, error=error)
             self._measures.ended(attempt.job, state, spent)
         else:
             await self.discard(attempt, spent)
@@ -159,7 +160,7 @@ def _finished(
         provider=attempt.provider,
         response=body.decode() if error is None else None,
         error=None if error is None else body.decode(),
-        record=attempt.record(state.value, error),
+        record=attempt.record(state, error),
         delta_count=deltas.seq,
         seconds_since_first_token=deltas.seconds_since_first(),
         segment=deltas.segment(),

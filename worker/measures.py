@@ -78,8 +78,8 @@ class Measures:
 
     def ended(self, job: ClaimedJob, state: State, spent: SpentUsage | None) -> None:
         """Count a job that its worker ended, and what its last attempt spent."""
-        _ended(state.value, job.tier, self._model(job)).inc()
-        rates.count(state.value)
+        _ended(state, job.tier, self._model(job)).inc()
+        rates.count(state)
         self.spent(job, spent)
 
     def spent(self, job: ClaimedJob, spent: SpentUsage | None) -> None:

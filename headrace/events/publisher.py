@@ -54,9 +54,12 @@ class Publisher:
 
         After `until`, a time of `headrace.runtime.clock`, it is dropped: the job may have another attempt then.
         """
-        packed, brief = frame.pack(), without_lines(frame).pack()
-        own = packed if frame.kind == "delta" else brief  # subscribers read a job's end from Postgres
-        self._add((until, frame.job_id, own, origin, packed if len(packed) <= LARGEST_END else brief))
+        own = told = without_lines(frame).pack()  # subscribers read a job's end from Postgres
+        if origin is not None or frame.kind == "delta":
+            packed = frame.pack()
+            own = packed if frame.kind == "delta" else own
+            told = packed if len(packed) <= LARGEST_END else told
+        self._add((until, frame.job_id, own, origin, told))
 
     def publish_deltas(self, job: ClaimedJob, first_seq: int, count: int, body: bytes, *, until: float) -> None:
         """Send the deltas of a `body` as `publish` does: `count` lines, each with its line end."""

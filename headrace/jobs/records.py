@@ -107,9 +107,9 @@ class Segment:
     chunks: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FinishedJob:
-    """The end of an attempt, as the worker that holds it saw it."""
+    """The end of an attempt, as the worker that holds it saw it. Nothing changes it."""
 
     id: str
     attempt: int

@@ -48,9 +48,13 @@ class NumericArray(list[Decimal | None]):
     """`numeric[]`, which travels as texts: a statement's cast reads them."""
 
 
-def _text(value: object) -> bytes:
-    data = str(value).encode()
+def _text(value: str) -> bytes:
+    data = value.encode()
     return _LENGTH(len(data)) + data
+
+
+def _as_text(value: object) -> bytes:
+    return _text(str(value))
 
 
 def _fixed(code: str) -> Callable[[Any], bytes]:
@@ -82,7 +86,7 @@ for _kind, _own in (
     (BigIntArray, _dumper(1016, 20, _fixed("q"))),
     (FloatArray, _dumper(1022, 701, _fixed("d"))),
     (BoolArray, _dumper(1000, 16, _fixed("?"))),
-    (NumericArray, _dumper(1009, 25, _text)),
+    (NumericArray, _dumper(1009, 25, _as_text)),
 ):
     psycopg.adapters.register_dumper(_kind, _own)
 

@@ -17,7 +17,10 @@ from headrace.formats.chat.usage import TokenUsage
 _LONGEST_NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
+# Each attempt makes one of both classes. They are not frozen, which would take Python twice as long.
+
+
+@dataclass(slots=True)
 class Charge:
     """What the attempt that ended a job used: tokens, and USD if the model has a price."""
 
@@ -38,7 +41,7 @@ class Charge:
 NOTHING = Charge(0, None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SpentUsage:
     """Tokens of one attempt: who answered, by which model, for which user of the client's.
 

@@ -23,6 +23,8 @@ __all__ = [
 _MOST_TOKENS = 1_000_000_000
 _DIGITS = re.compile(r"[0-9]{1,10}")  # of a count that came as a string
 
+# Fields of a usage object that has counts alone, as most have.
+_PLAIN = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 # Where other servers put what was read from a cache, beside the details.
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
 
@@ -34,9 +36,9 @@ _USUAL_ANSWER = 4096  # few answers without a limit are longer
 _TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at high detail
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenUsage:
-    """What one completion used, in tokens.
+    """What one completion used, in tokens. Each answer makes some, so it is not frozen, which would take twice as long.
 
     `cached_tokens`, read from the provider's cache, and `cache_write_tokens`, written to it, are part of the prompt's,
     and `reasoning_tokens` part of the completion's; recordings are part of either. `estimated` means that the provider
@@ -80,6 +82,8 @@ def parse_usage(usage: object) -> TokenUsage | None:
         completion = max(0, total - prompt)
     if prompt is None or completion is None:
         return None
+    if usage.keys() <= _PLAIN:
+        return TokenUsage(prompt, completion)
     prompt_details, completion_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     reasoning = _parse_detail(completion_details, "reasoning_tokens") or _parse_detail(usage, "reasoning_tokens")
     if total and total == prompt + completion + reasoning:
