@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
@@ -122,7 +122,13 @@ class PlainConnection:
                 await self._cursor.execute(_PLANNING[not self._for_prepared], prepare=False)
                 self._for_prepared = not self._for_prepared
             if isinstance(statement, Prepared):
-                return await self._run_prepared(statement, parameters)
+                try:
+                    return await self._run_prepared(statement, parameters)
+                except InvalidSqlStatementName:
+                    # psycopg's cursor has Postgres forget all statements after one that drops or alters something.
+                    self._names.clear()
+                    self._row_makers.clear()
+                    return await self._run_prepared(statement, parameters)
         await self._cursor.execute(statement, parameters)
         # The cursor's `description` would make an object of each column.
         result = self._cursor.pgresult

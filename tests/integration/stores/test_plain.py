@@ -80,6 +80,15 @@ async def test_a_statement_that_is_refused_leaves_its_connection(one: Database) 
     assert await pid_of(one) == pid
 
 
+async def test_it_is_prepared_again_after_a_statement_that_drops_something(one: Database) -> None:
+    pid = await pid_of(one)
+    for _ in range(10):  # psycopg prepares it, and forgets all that is prepared once something is dropped
+        await execute(one.relaxed, "SELECT %(one)s::int", {"one": 1})
+    await execute(one.relaxed, "DROP TABLE IF EXISTS no_such_table")
+    for _ in range(2):
+        assert await pid_of(one) == pid
+
+
 async def test_other_statements_take_turns_with_it(one: Database) -> None:
     pid = await pid_of(one)
     for _ in range(3):
