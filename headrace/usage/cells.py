@@ -151,6 +151,8 @@ added AS (
 )"""
 
 
+# Until Postgres has statistics of the mark's table, it takes it for one of a thousand rows, so the ledger is not joined
+# with it.
 # A fold that waited for the lock of the mark sees the new mark, but the rows and transactions from before it waited. It
 # then finds no rows at or past the mark, and leaves the mark there.
 def fold(table: str, timed_table: str, mark: str, *, most: int | None) -> str:
@@ -169,8 +171,8 @@ WITH mark AS MATERIALIZED (
 ), edge AS MATERIALIZED (
     SELECT {edge} AS transaction FROM mark
 ), fresh AS MATERIALIZED (
-    SELECT usage.* FROM usage, mark, edge
-    WHERE usage.transaction >= mark.transaction AND usage.transaction < edge.transaction
+    SELECT * FROM usage
+    WHERE transaction >= (SELECT transaction FROM mark) AND transaction < (SELECT transaction FROM edge)
 ), {HOURS}, {add(table, timed_table)}
 UPDATE {mark} SET transaction = greatest({mark}.transaction, edge.transaction) FROM edge
 RETURNING (SELECT count(*) FROM fresh)

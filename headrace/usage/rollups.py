@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.stores.connections import ENDLESS_PATIENCE_SECONDS, LONG_PATIENCE_SECONDS, Connections, Row
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 from headrace.usage import cells
 from headrace.usage.rebuild import RESTORED, rebuild_rollups
 
@@ -20,7 +21,8 @@ from headrace.usage.rebuild import RESTORED, rebuild_rollups
 _MOST_AT_ONCE = 20_000
 
 _FOLD = cells.fold("usage_rollups", "usage_latencies", "usage_mark", most=_MOST_AT_ONCE)
-_STATE = f"SELECT metadata_keys, {RESTORED} AS restored FROM usage_mark"
+# Before Postgres has statistics of the ledger, it would read all of it for this.
+_STATE = Prepared(f"SELECT metadata_keys, {RESTORED} AS restored FROM usage_mark")
 
 
 async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int:
@@ -29,7 +31,7 @@ async def fold_usage(database: Database, *, metadata_keys: Sequence[str]) -> int
     Rebuilds the roll-ups if `metadata_keys` has changed, or if the database was restored into a cluster with fewer
     transactions.
     """
-    state = await execute(database.relaxed, _STATE)
+    state = await execute(database.relaxed, _STATE, {})
     if not state or state[0].metadata_keys != sorted(metadata_keys) or state[0].restored:
         return await rebuild_rollups(database, metadata_keys=metadata_keys)
     parameters = {"metadata_keys": sorted(metadata_keys)}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
+from headrace.usage import rollups
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.queries import ask, correct_usage, statement_of_month
 from headrace.usage.question import Bucket, Question
@@ -83,6 +85,36 @@ async def test_any_question_has_the_answer_that_the_rows_add_up_to(
         await same(database, entries, some_question(chance, chance.choice([[owner.account_id], None])))
     await fold_usage(database, metadata_keys=KEYS)
     await check(database)
+
+
+def parts(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield all parts of a plan."""
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from parts(part)
+
+
+async def test_a_fold_reads_new_rows_alone_before_postgres_has_statistics(
+    database: Database, owner: Owner, other_session: Session
+) -> None:
+    chance = random.Random(0)
+    await write(database, [draw(chance, owner.account_id, START, END) for _ in range(2000)])
+    clear = "SELECT pg_clear_relation_stats('public', relname) FROM pg_class WHERE oid::regclass::text ~ '^usage'"
+    await execute(database.relaxed, clear + " AND relkind = 'r'")
+
+    async def explain(statement: str) -> list[dict[str, Any]]:
+        found = await other_session.execute(b"EXPLAIN (FORMAT JSON) " + statement.encode(), {"metadata_keys": []})
+        [[[document]]] = await found.fetchall()
+        return list(parts(document["Plan"]))
+
+    fresh = next(part for part in await explain(rollups._FOLD) if part.get("Subplan Name") == "CTE fresh")
+    assert fresh["Plan Rows"] <= 2000
+    await other_session.execute("SET LOCAL enable_seqscan = off")  # as for every prepared statement
+    assert isinstance(rollups._STATE, Prepared)
+    plan = await explain(rollups._STATE)
+    reads = {part["Node Type"] for part in plan if part.get("Relation Name", "usage_mark") != "usage_mark"}
+    assert reads
+    assert reads <= {"Index Scan", "Index Only Scan"}
 
 
 async def test_what_commits_late_is_added_when_it_does(
