@@ -7,9 +7,9 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from api.http.authentication import Authenticator
 from api.http.room import Room
@@ -56,6 +56,8 @@ class State(TypedDict):
     subscribers: Subscribers
     stores_check: StoresCheck
     overview: Overview
+    headless: NotRequired[Request]
+    """A request that has this state, and nothing else: that of the process, for what outlives the head of a request."""
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +93,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             partial(report, redis),
             *loop_chores(settings),
         ):
-            yield State(
+            state = State(
                 settings=settings,
                 catalogue=catalogue,
                 database=database,
@@ -108,6 +110,8 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 overview=Overview(database, redis, catalogue),
                 gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
             )
+            state["headless"] = Request({"type": "http", "state": state})
+            yield state
             await doubts.finish()
 
 

@@ -103,7 +103,7 @@ class Authenticator:
         return found
 
     def holding(self, principal: Principal, end: Callable[[], None]) -> Holding:
-        """Call `end` if the principal's key is revoked, expires or is rotated inside the context.
+        """Return what calls `end` if the principal's key is revoked, expires or is rotated meanwhile.
 
         `end` is called too if the request names an account and its key is an administrator's no longer.
         """
@@ -157,7 +157,7 @@ class Authenticator:
 
 
 class Holding:
-    """The context of a stream's key. A generator would take five times the memory of this for each stream."""
+    """The check of a stream's key, while the stream lasts."""
 
     __slots__ = ("_held", "_key_hash", "_one")
 
@@ -166,11 +166,11 @@ class Holding:
         self._key_hash = key_hash
         self._one = one
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
         """Have the key checked."""
         self._held.setdefault(self._key_hash, set()).add(self._one)
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         """Have it checked no longer."""
         held = self._held[self._key_hash]
         held.discard(self._one)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
@@ -16,12 +16,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from api.http.errors import error_for, render_error
+from api.http.sse import Tell
 from headrace.errors import OutcomeUnknownError
 
 Make = Callable[[], Coroutine[Any, Any, Response]]
-Events = AsyncGenerator[list[bytes], None]
-Rest = Callable[[], Coroutine[Any, Any, Events | None]]
-"""Makes and sends an answer, and returns the events that it still lacks, if it is a stream of them."""
+Rest = Callable[[], Coroutine[Any, Any, Tell | None]]
+"""Makes and sends an answer, and returns what writes its events, if it is a stream of them."""
 
 
 class Later(Response):
@@ -39,7 +39,7 @@ class Later(Response):
         scope["state"]["later"] = rest
 
 
-async def _answer(make: Make, send: Send) -> Events | None:
+async def _answer(make: Make, send: Send) -> Tell | None:
     try:
         response = await make()
     except asyncio.CancelledError:  # at the end of `drain_seconds`
@@ -48,13 +48,14 @@ async def _answer(make: Make, send: Send) -> Events | None:
         response = render_error(error_for(error))
     scope: Scope = {"type": "http", "state": {}}
     await response(scope, _receive, send)
-    events: Events | None = scope["state"].get("events")
-    return events
+    tell: Tell | None = scope["state"].get("tell")
+    return tell
 
 
 def without_head(request: Request) -> Request:
-    """Return a request that has the state of another one, and nothing else of it."""
-    return Request({"type": "http", "state": request.scope["state"]})
+    """Return the request of the process, in the place of a client's that is not needed any more."""
+    headless: Request = request.state.headless
+    return headless
 
 
 async def _receive() -> Message:

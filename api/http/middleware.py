@@ -12,8 +12,8 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render_error, shutdown_error
-from api.http.later import Events, Rest
-from api.http.sse import write_events
+from api.http.later import Rest
+from api.http.sse import EventWriter, Tell
 from headrace.errors import HeadraceError, OutcomeUnknownError
 from headrace.ids import is_id, job_id_of, job_id_of_response, new_id
 from headrace.telemetry.context import bind, bound, note
@@ -66,19 +66,24 @@ class RequestScope:
             if context is not None:
                 note(trace=trace_id(context))
             try:
-                later, events = await self._begin(scope, receive, answer)
+                later, tell = await self._begin(scope, receive, answer)
                 del scope, receive
                 if later is not None:
-                    events = await later()
-                if events is not None:
-                    await write_events(events, send)
+                    tell = await later()
+                    del later
+                if tell is not None:
+                    writer = EventWriter(send)
+                    telling = tell(writer.write)
+                    del tell
+                    await telling
+                    await writer.end()
             except Exception:
                 log.exception("a request failed: %s %s", answer.method, answer.route)
                 raise
             finally:
                 answer.end()
 
-    async def _begin(self, scope: Scope, receive: Receive, answer: _Answer) -> tuple[Rest | None, Events | None]:
+    async def _begin(self, scope: Scope, receive: Receive, answer: _Answer) -> tuple[Rest | None, Tell | None]:
         """Have a request answered. Returns what is left to do: to make the answer, or to write its events."""
         inner = {**scope, "method": "GET"} if answer.is_head else scope
         try:
@@ -103,7 +108,7 @@ class RequestScope:
                 scope["state"]["client"].head_read = True
             elif scope["state"].get("body_units"):
                 scope["state"]["room"].give_back(Request(scope))
-        return later, scope["state"].pop("events", None)
+        return later, scope["state"].pop("tell", None)
 
 
 class _Answer:

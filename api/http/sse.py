@@ -6,8 +6,8 @@ that a client gets in one read.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -42,37 +42,61 @@ def render_event(data: bytes, *, name: str | None = None, event_id: str | None =
     return head + b"data: " + data + b"\n\n"
 
 
-class EventStream(Response):
-    """A response of server-sent events, written as the generator yields lists of them.
+Write = Callable[[list[bytes]], Awaitable[None]]
+"""Writes the next events of a stream."""
+Tell = Callable[[Write], Coroutine[Any, Any, None]]
+"""Writes the events of a stream up to its end."""
 
-    It sends the headers alone. `RequestScope` writes the events when everything else of the request has ended.
+
+class EventStream(Response):
+    """A response of server-sent events, which `tell` writes.
+
+    It sends the headers alone. `RequestScope` calls `tell` when everything else of the request has ended.
     """
 
-    def __init__(self, events: AsyncGenerator[list[bytes], None], headers: Mapping[str, str] | None = None) -> None:
-        """Take the events, and `headers` that are added to those of every event stream."""
+    def __init__(
+        self,
+        tell: Tell,
+        headers: Mapping[str, str] | None = None,
+        *,
+        give_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Take `headers` that are added to those of every event stream.
+
+        `give_up` is called in the place of `tell` if they cannot be sent.
+        """
         super().__init__(headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]
-        self._events = events
+        self._tell = tell
+        self._give_up = give_up
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's signature)
-        """Send the headers, and leave the events in the state of the request."""
+        """Send the headers, and leave what writes the events in the state of the request."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         except BaseException:
-            await self._events.aclose()
+            if self._give_up is not None:
+                await self._give_up()
             raise
-        scope["state"]["events"] = self._events
+        scope["state"]["tell"] = self._tell
 
 
-async def write_events(events: AsyncGenerator[list[bytes], None], send: Send) -> None:
-    """Write the body of an event stream, and close the generator in any case."""
-    async with contextlib.aclosing(events):
-        async for batch in events:
-            body = b""
-            for body in _pieces(batch):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            del batch, body  # they may be large, and the next events may come much later
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+class EventWriter:
+    """Writes events as the body of an answer whose headers have been sent."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def write(self, events: list[bytes]) -> None:
+        """Write the next events."""
+        for piece in _pieces(events):
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self) -> None:
+        """End the answer."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class LiveEvents:

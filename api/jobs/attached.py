@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 from fastapi import Request
 
 from api.http.errors import shutdown_error
-from api.http.sse import LiveEvents
+from api.http.sse import LiveEvents, Write
 from api.jobs.client_events import ClientEvents
 from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
@@ -22,25 +19,24 @@ async def attached(
     principal: Principal,
     job_id: str,
     written: ClientEvents,
+    write: Write,
     *,
     after: Cursor = START,
     keeps_log: bool = False,
-) -> AsyncGenerator[list[bytes], None]:
-    """Yield what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
+) -> None:
+    """Write what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
     async with watching(request, principal, job_id) as listener:
-        database, write = request.state.database, LiveEvents(request.state.client, written.render)
+        database, live = request.state.database, LiveEvents(request.state.client, written.render)
         del request, principal  # a reader may wait for hours
-        yield written.begin()
+        await write(written.begin())
         try:
-            followed = follow(listener, database, after=after, keeps_log=keeps_log, write=write)
-            async with aclosing(followed) as events:
-                async for event in events:
-                    yield written.render(event)
-                    del event
-                    if written.over:
-                        return
+            async for event in follow(listener, database, after=after, keeps_log=keeps_log, write=live):
+                await write(written.render(event))
+                del event
+                if written.over:
+                    return
         except ListenerClosedError:
             # Without an error the stream would look complete. A client that has left reads neither.
-            yield [written.refuse(AuthenticationError() if listener.refused else shutdown_error())]
+            await write([written.refuse(AuthenticationError() if listener.refused else shutdown_error())])
         except HeadraceError as error:
-            yield [written.refuse(error)]
+            await write([written.refuse(error)])

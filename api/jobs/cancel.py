@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from contextlib import aclosing
 
 from fastapi import Request
 
@@ -36,8 +35,8 @@ async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> Mov
         job = await cancel(request, job_id, account_id)
         if job is not None and job.state is State.RUNNING:
             with contextlib.suppress(TimeoutError, ListenerClosedError):
-                async with asyncio.timeout(_PATIENCE_SECONDS), aclosing(follow(listener, state.database)) as events:
-                    async for event in events:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    async for event in follow(listener, state.database):
                         if isinstance(event, Ended):
                             break
         return job

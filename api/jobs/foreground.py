@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,10 +18,11 @@ from starlette.responses import Response
 from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
 from api.http.later import Later, without_head
-from api.http.sse import EventStream, LiveEvents
+from api.http.sse import EventStream, LiveEvents, Write
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
 from api.jobs.client_events import ClientEvents
+from api.jobs.watch import Attendance
 from headrace.errors import (
     AuthenticationError,
     HeadraceError,
@@ -53,14 +54,22 @@ class Foreground:
     The job of a request with an Idempotency-Key keeps running: its client comes back for the answer.
     """
 
+    __slots__ = (
+        "_account_id", "_attendance", "_keeps_log", "_listener", "_scopes", "_stored", "_streamed", "_submission",
+        "headers", "job_id", "keyed", "request",
+    )  # fmt: skip
+
     def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
         self.request = request
-        self.principal = principal
-        self.submission = submission
-        self.job_id = submission.job.id
+        self._submission: Submission | None = submission
+        """The job, until it is accepted."""
+        job, self._scopes, self._account_id = submission.job, submission.scopes, principal.account_id
+        self.job_id, self._streamed, self._stored = job.id, job.streamed, job.stored
+        self._keeps_log = CLIENT_FORMATS[job.format].KEEPS_LOG
         self.headers = submission.headers
         self.keyed = has_key(request)
-        self._listener: Listener | None = None
+        self._listener: Listener = request.state.hub.listener(self.job_id, own=not self.keyed, waits=True)
+        self._attendance = Attendance(request, principal, self._listener)
 
     def answer(self) -> Response:
         """Return the answer to a request for the whole completion or for its stream: both come later."""
@@ -68,15 +77,16 @@ class Foreground:
 
     async def _answer(self) -> Response:
         try:
-            return await (self._stream() if self.submission.job.streamed else self._whole())
+            return await (self._stream() if self._streamed else self._whole())
         finally:
             self.request.state.room.give_back(self.request)  # if the job was not accepted
 
     async def _whole(self) -> Response:
         """Return the completion when the job has ended."""
-        async with self._listening() as (_, _, events):
+        async with self._attendance:
+            await self._accept()
             try:
-                async for event in events:
+                async for event in self._follow():
                     if isinstance(event, Ended):
                         await self._settle(event)
                         if event.response is None:
@@ -95,51 +105,62 @@ class Foreground:
 
     async def _stream(self) -> Response:
         """Return the stream after the first delta or `header_wait_seconds`. An earlier error gets its own status."""
-        stack = contextlib.AsyncExitStack()
+        settings, client = self.request.state.settings, self.request.state.client
+        await self._attendance.begin()
         try:
-            listener, written, events = await stack.enter_async_context(self._listening())
-            listener.patience_seconds = self.request.state.settings.header_wait_seconds
-            assert written is not None
-            first = await self._first(written, events)
+            written = (await self._accept())()
+            events = self._follow(LiveEvents(client, written.render))
+            self._listener.patience_seconds = settings.header_wait_seconds
+            event, rendered = await self._first(written, events)
         except ListenerClosedError:
-            await stack.aclose()
+            await self._attendance.end()
             return await self._end_early()
         except BaseException:
-            await stack.aclose()
+            await self._attendance.end()
             await self._settle()
             raise
-        listener.patience_seconds = self.request.state.settings.ping_seconds
-        return EventStream(self._events(stack, written, first, events), self.headers)
+        self._listener.patience_seconds = settings.ping_seconds
+        return EventStream(partial(self._tell, written, events, event, rendered), self.headers, give_up=self._give_up)
 
-    async def _events(
+    async def _tell(
         self,
-        stack: contextlib.AsyncExitStack,
         written: ClientEvents,
-        first: tuple[Event, list[bytes]],
         events: AsyncIterator[Event],
-    ) -> AsyncGenerator[list[bytes], None]:
-        async with stack:
-            ended = False
-            try:
-                event, rendered = first
-                while not ended:
-                    ended = written.over
-                    if isinstance(event, Ended):
-                        await self._settle(event)
-                    yield rendered
-                    if not ended:
-                        event = await anext(events)
-                        rendered = written.render(event)
-                ended = not written.broken
-                await self._forget()
-            except ListenerClosedError:
-                if self._listener is not None and self._listener.refused:
-                    yield [written.refuse(AuthenticationError())]
-                elif self.request.state.hub.ending.is_set():
-                    yield [written.refuse(shutdown_error())]
-            finally:
+        event: Event,
+        rendered: list[bytes],
+        write: Write,
+    ) -> None:
+        """Write the stream: the first event, as it is rendered, and all others."""
+        ended = False
+        try:
+            while not ended:
+                ended = written.over
+                if isinstance(event, Ended):
+                    await self._settle(event)
+                await write(rendered)
+                del event, rendered  # they may be large, and the next event may come much later
                 if not ended:
-                    await self._abandon()
+                    event = await anext(events)
+                    rendered = written.render(event)
+            ended = not written.broken
+            await self._forget()
+        except ListenerClosedError:
+            if self._listener.refused:
+                await write([written.refuse(AuthenticationError())])
+            elif self.request.state.hub.ending.is_set():
+                await write([written.refuse(shutdown_error())])
+        finally:
+            if ended:
+                await self._attendance.end()
+            else:
+                await self._give_up()
+
+    async def _give_up(self) -> None:
+        """End a stream before its job's end."""
+        try:
+            await self._abandon()
+        finally:
+            await self._attendance.end()
 
     async def _first(self, written: ClientEvents, events: AsyncIterator[Event]) -> tuple[Event, list[bytes]]:
         """Return the first event that a client sees, or the first silence, and what the client gets up to it.
@@ -181,7 +202,6 @@ class Foreground:
             UnavailableError: This process shuts down, and another one takes the request.
             OutcomeUnknownError: This process shuts down, and the job may still run or have run.
         """
-        assert self._listener is not None
         if self.request.state.hub.ending.is_set() and not self._listener.refused:
             if self.keyed or await self._shielded(is_ended_by_cancelling):
                 raise shutdown_error()
@@ -191,39 +211,33 @@ class Foreground:
             raise AuthenticationError
         return _UNREAD
 
-    @contextlib.asynccontextmanager
-    async def _listening(self) -> AsyncIterator[tuple[Listener, ClientEvents | None, AsyncGenerator[Event, None]]]:
-        """Accept the job and follow it until the client leaves; a stream also gets what renders its events."""
-        state, keeps_log = self.request.state, CLIENT_FORMATS[self.submission.job.format].KEEPS_LOG
-        async with state.hub.listen(self.job_id, own=not self.keyed, waits=True) as listener:
-            self._listener = listener
-            async with answering(self.request, self.submission.job):
-                created = await accept(self.request, self.submission)
-            self.request = without_head(self.request)
-            written = self.submission.events(created) if self.submission.job.streamed else None
-            write = None if written is None else LiveEvents(state.client, written.render)
-            state.client.notify(listener.close)
-            followed = follow(listener, state.database, replay=self.keyed, keeps_log=keeps_log, write=write)
-            try:
-                async with aclosing(followed) as events:
-                    with state.authenticator.holding(self.principal, listener.refuse):
-                        yield listener, written, events
-            finally:
-                state.client.notify(None)
+    async def _accept(self) -> Callable[[], ClientEvents]:
+        """Accept the job, and keep of it and of its request what its end needs. Returns what makes a stream of it."""
+        submission, self._submission = self._submission, None
+        assert submission is not None
+        async with answering(self.request, submission.job):
+            created = await accept(self.request, submission)
+        self.request = without_head(self.request)
+        return partial(submission.events, created)
+
+    def _follow(self, write: LiveEvents | None = None) -> AsyncIterator[Event]:
+        """Return the events of the job, from its beginning."""
+        database = self.request.state.database
+        return follow(self._listener, database, replay=self.keyed, keeps_log=self._keeps_log, write=write)
 
     async def _settle(self, end: Ended | None = None) -> None:
         """Replace the job's reservation by what it used, before its client sends the next request."""
         spent = None
         if end is not None and end.cursor.attempt == 1:  # earlier attempts may have used tokens too
             spent = Spent(self.job_id, end.charge.tokens, end.charge.cost or Decimal())
-        await self.request.state.gate.settle_ended(self.submission.scopes, self.job_id, spent)
+        await self.request.state.gate.settle_ended(self._scopes, self.job_id, spent)
 
     async def _forget(self) -> None:
         """Erase a job that is not to be stored, once its client has the answer.
 
         A client with an Idempotency-Key may come back for it, so the scheduler erases its job some minutes later.
         """
-        if not self.submission.job.stored and not self.keyed:
+        if not self._stored and not self.keyed:
             with contextlib.suppress(SQLAlchemyError):  # the scheduler does it later
                 await erase_unstored(self.request.state.database, job_id=self.job_id)
 
@@ -233,5 +247,4 @@ class Foreground:
 
     async def _shielded(self, cancel: Callable[[Request, str, str], Coroutine[Any, Any, Result]]) -> Result:
         # In a task of its own, because the end of the request must not stop the cancellation.
-        account_id = self.principal.account_id
-        return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, account_id)))
+        return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, self._account_id)))

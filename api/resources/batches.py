@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -23,7 +21,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, EventStream, render_event
+from api.http.sse import PING, EventStream, Write, render_event
 from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
 from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
@@ -107,7 +105,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     file_id = asked.input_file_id or await _store_inline(
         request, principal, asked.endpoint, orjson.loads(body)["requests"]
     )
-    cancel = functools.partial(queries_module.cancel_batch, database, batch_id, account_id)
+    cancel = partial(queries_module.cancel_batch, database, batch_id, account_id)
     new = _new_batch(request, asked, batch_id, file_id, principal)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
         span = trace_submission(
@@ -265,39 +263,37 @@ async def watch_batch(request: Request, principal: Authenticated, batch_id: str)
     known = request.headers.get("last-event-id")
     if BatchState(row.state).is_final and known == _event_id(row):
         return Response(status_code=204)  # after a stream, a browser would reconnect for ever
-    return EventStream(_watched(request, principal, row, known))
+    return EventStream(partial(_tell, request, principal, row, known))
 
 
 def _event_id(row: Row) -> str:
     return f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
 
 
-async def _watched(
-    request: Request, principal: Principal, row: Row, known: str | None
-) -> AsyncGenerator[list[bytes], None]:
+async def _tell(request: Request, principal: Principal, row: Row, known: str | None, write: Write) -> None:
     with request.state.subscribers.watching(principal.key_id):
-        async with aclosing(_events(request, principal.account_id, row, known)) as events:
-            async for event in events:
-                yield event
+        await _watch(request, principal.account_id, row, known, write)
 
 
-async def _events(request: Request, account_id: str, row: Row, known: str | None) -> AsyncGenerator[list[bytes], None]:
+async def _watch(request: Request, account_id: str, row: Row, known: str | None, write: Write) -> None:
+    """Write the progress of a batch, and its end."""
     loop = asyncio.get_running_loop()
     spoke = loop.time()
     while True:
         event_id = _event_id(row)
         if BatchState(row.state).is_final:
             name = f"batch.{row.state}"
-            yield [render_event(orjson.dumps(render_batch(row)), name=name, event_id=event_id)]
+            await write([render_event(orjson.dumps(render_batch(row)), name=name, event_id=event_id)])
             return
         if event_id != known:
             known, spoke = event_id, loop.time()
-            yield [render_event(orjson.dumps(render_progress(row)), name="batch.progress", event_id=event_id)]
+            progress = orjson.dumps(render_progress(row))
+            await write([render_event(progress, name="batch.progress", event_id=event_id)])
         elif loop.time() - spoke > request.state.settings.ping_seconds:
             spoke = loop.time()
-            yield [PING]
+            await write([PING])
         if await _is_ending(request.state.hub.ending):
-            yield [request.state.subscribers.retry(RETRY_AT_ONCE)]
+            await write([request.state.subscribers.retry(RETRY_AT_ONCE)])
             return
         if await request.is_disconnected():
             return
@@ -305,7 +301,7 @@ async def _events(request: Request, account_id: str, row: Row, known: str | None
             await authenticate(request)  # the key may be revoked by now
             row = await find_batch(request.state.database, row.id, account_id)
         except HeadraceError as error:
-            yield [render_event(orjson.dumps({"error": error.body()}), name="error")]
+            await write([render_event(orjson.dumps({"error": error.body()}), name="error")])
             return
         except SQLAlchemyError as error:
             log.warning("a subscriber of a batch waits, as Postgres is unavailable: %s", error)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +23,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, EventStream, LiveEvents, render_event
+from api.http.sse import PING, EventStream, LiveEvents, Write, render_event
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
 from api.jobs.asked import Asked
@@ -164,10 +162,9 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
         async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
                 database = request.state.database
-                async with aclosing(follow(listener, database, keeps_log=_keeps_log(job["format"]))) as events:
-                    async for event in events:
-                        if isinstance(event, Ended):
-                            return
+                async for event in follow(listener, database, keeps_log=_keeps_log(job["format"])):
+                    if isinstance(event, Ended):
+                        return
             if listener.refused:
                 raise AuthenticationError
 
@@ -218,7 +215,7 @@ async def watch_job(
         request.state.client,
         watching(request, principal, job_id),
     )
-    return EventStream(_events(subscriber, cursor))
+    return EventStream(partial(_tell, subscriber, cursor))
 
 
 async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param: str, keeps_log: bool) -> None:
@@ -262,33 +259,33 @@ class _Subscriber:
     watched: contextlib.AbstractAsyncContextManager[Listener]
 
 
-async def _events(subscriber: _Subscriber, cursor: Cursor | None) -> AsyncGenerator[list[bytes], None]:
+async def _tell(subscriber: _Subscriber, cursor: Cursor | None, write: Write) -> None:
+    """Write the events of a job past the cursor, and those that tell its reader why they end earlier."""
     job_id, database, subscribers = subscriber.job_id, subscriber.database, subscriber.subscribers
     head, keeps_log = _head(job_id, subscriber.format, subscriber.created), _keeps_log(subscriber.format)
-    write = LiveEvents(subscriber.client, partial(_render, job_id, head))
+    live = LiveEvents(subscriber.client, partial(_render, job_id, head))
     async with subscriber.watched as listener:
         opening = [subscribers.retry(RETRY)]
         if cursor is None:
             opening.append(_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START)))
-        yield opening
+        await write(opening)
         try:
-            followed = follow(listener, database, after=cursor or START, keeps_log=keeps_log, write=write)
-            async with aclosing(followed) as events:
-                async for event in events:
-                    if isinstance(event, Ended):
-                        ended = await find_job(database, job_id, subscriber.account_id)
-                        name = f"job.{event.state.value}"
-                        yield [render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))]
-                    else:
-                        yield _render(job_id, head, event)
-                    del event
+            async for event in follow(listener, database, after=cursor or START, keeps_log=keeps_log, write=live):
+                if isinstance(event, Ended):
+                    ended = await find_job(database, job_id, subscriber.account_id)
+                    name = f"job.{event.state.value}"
+                    await write([render_event(orjson.dumps(ended), name=name, event_id=str(event.cursor))])
+                else:
+                    await write(_render(job_id, head, event))
+                del event
         except ListenerClosedError:
-            yield [_render_error(AuthenticationError()) if listener.refused else subscribers.retry(RETRY_AT_ONCE)]
+            refusal = _render_error(AuthenticationError()) if listener.refused else subscribers.retry(RETRY_AT_ONCE)
+            await write([refusal])
         except SQLAlchemyError as error:
             log.warning("a subscriber must reconnect, as Postgres is unavailable: %s", error)
-            yield [subscribers.retry(RETRY)]
+            await write([subscribers.retry(RETRY)])
         except HeadraceError as error:
-            yield [_render_error(error)]
+            await write([_render_error(error)])
 
 
 def _head(job_id: str, form: JobFormat, created: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -125,8 +126,9 @@ async def _start(request: Request, principal: Principal, submission: Submission)
             return Response(
                 await offloaded(len(job.request), _render, job), 200, submission.headers, "application/json"
             )
-    events = attached(request, principal, job_id, submission.events(created), keeps_log=responses.KEEPS_LOG)
-    return EventStream(events, submission.headers)
+    written = submission.events(created)
+    tell = partial(attached, request, principal, job_id, written, keeps_log=responses.KEEPS_LOG)
+    return EventStream(tell, submission.headers)
 
 
 @router.post("/input_tokens", summary="Count a response's input", responses={200: {"model": InputTokens}})
@@ -197,8 +199,8 @@ async def get_response(
     del document["input"]
     written = ResponseEvents(document, job.id, job.created, background=job.background, after=after, model=job.model)
     seq = max(0, after - base(job.background) + 1)
-    events = attached(request, principal, job.id, written, after=Cursor(0, seq), keeps_log=responses.KEEPS_LOG)
-    return EventStream(events)
+    told = partial(attached, after=Cursor(0, seq), keeps_log=responses.KEEPS_LOG)
+    return EventStream(partial(told, request, principal, job.id, written))
 
 
 def _last_event(request: Request, starting_after: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -117,7 +118,7 @@ async def get_completion(
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         request.state.subscribers.check(principal.key_id)
         chunks = Chunks(row.id, row.created_at, include_usage=include_usage)
-        return EventStream(attached(request, principal, row.id, chunks))
+        return EventStream(partial(attached, request, principal, row.id, chunks))
     if row.error is not None:
         raise restore_error(row.error)
     _check_completed(row, completion_id)

@@ -91,17 +91,21 @@ class Hub:
         except ValueError:
             log.exception("skipped a message that is not made of frames")
 
-    def listen(self, job_id: str, *, own: bool, waits: bool = False) -> Listening:
-        """Give a reader its frames from now on. With `own` they need no subscription: this process is the job's origin.
+    def listen(self, job_id: str, *, own: bool) -> Listening:
+        """Return the context in which a reader gets its frames."""
+        return Listening(self, self.listener(job_id, own=own))
 
-        Its client `waits` for an answer, always if the job is `own`; any other client reconnects when it is
-        disconnected.
+    def listener(self, job_id: str, *, own: bool, waits: bool = False) -> Listener:
+        """Return the listener of a reader, who gets frames once it joins.
+
+        With `own` they need no subscription: this process is the job's origin. Its client `waits` for an answer, always
+        if the job is `own`; any other client reconnects when it is disconnected.
         """
         listener = Listener(job_id, own=own, limit_bytes=self._buffer_bytes, patience_seconds=self._patience)
         listener.waits = own or waits
         if not listener.waits:
             listener.turn = self._turns
-        return Listening(self, listener)
+        return listener
 
     async def join(self, listener: Listener) -> None:
         """Begin to serve a listener."""

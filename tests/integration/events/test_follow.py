@@ -7,7 +7,6 @@ import contextlib
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,10 +281,8 @@ async def test_the_cursor_of_a_reader_is_good_while_the_job_waits_for_its_next_a
 
 
 async def collect(listener: Listener, database: Database, reading: Reading, *, replay: bool = True) -> None:
-    followed = follow(listener, database, after=reading.cursor, replay=replay, write=reading.write)
-    async with aclosing(followed) as events:
-        async for event in events:
-            reading.take(event)
+    async for event in follow(listener, database, after=reading.cursor, replay=replay, write=reading.write):
+        reading.take(event)
 
 
 async def test_the_client_that_submitted_gets_everything_over_the_wire_alone(
@@ -390,7 +387,8 @@ async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: Redis) -> None:
 async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: Redis) -> None:
     job_id = await jobs.submit()
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=0.01)
-    async with hub.listen(job_id, own=False) as listener, aclosing(follow(listener, jobs.database)) as events:
+    async with hub.listen(job_id, own=False) as listener:
+        events = follow(listener, jobs.database)
         assert [await anext(events) for _ in range(3)] == [Silence()] * 3
 
 
@@ -550,11 +548,8 @@ async def wander(jobs: Jobs, hubs: Sequence[Hub], rng: random.Random, job_id: st
     """Follow a job to its end over connections that break after any event, now to this process and now to that."""
     while not reading.ended:
         left = rng.choice([1, 2, 3, 10, 1000])
-        async with (
-            rng.choice(hubs).listen(job_id, own=False) as listener,
-            aclosing(follow(listener, jobs.database, after=reading.cursor)) as events,
-        ):
-            async for event in events:
+        async with rng.choice(hubs).listen(job_id, own=False) as listener:
+            async for event in follow(listener, jobs.database, after=reading.cursor):
                 if isinstance(event, Deltas) and rng.random() < 0.3:
                     # Cut off in the middle of what came together.
                     reading.take(Deltas(event.first, event.chunks[: rng.randint(1, len(event.chunks))]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -56,12 +55,8 @@ async def replay(jobs: Jobs, job_id: str, after: Cursor = START) -> list[Event]:
     """Return what a reader without a live wire gets of a job that has ended."""
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as deaf:
         hub = Hub(deaf, buffer_bytes=2**20, patience_seconds=60)
-        async with (
-            asyncio.timeout(PATIENCE),
-            hub.listen(job_id, own=False) as listener,
-            aclosing(follow(listener, jobs.database, after=after, keeps_log=True)) as events,
-        ):
-            return [event async for event in events]
+        async with asyncio.timeout(PATIENCE), hub.listen(job_id, own=False) as listener:
+            return [event async for event in follow(listener, jobs.database, after=after, keeps_log=True)]
 
 
 async def lost_once(jobs: Jobs) -> tuple[ClaimedJob, ClaimedJob]:
@@ -103,11 +98,8 @@ async def test_a_live_reader_may_have_lines_of_a_lost_attempt_that_postgres_lack
         async with going_on(hub.run, functools.partial(comparing.watch, hub, jobs.database)):
             await eventually(lambda: hub.connected, "the wire")
             job = await jobs.run(format="responses")
-            async with (
-                asyncio.timeout(PATIENCE),
-                hub.listen(job.id, own=False) as listener,
-                aclosing(follow(listener, jobs.database, keeps_log=True)) as events,
-            ):
+            async with asyncio.timeout(PATIENCE), hub.listen(job.id, own=False) as listener:
+                events = follow(listener, jobs.database, keeps_log=True)
                 assert await anext(events) == Started(Cursor(1, 0))
                 publisher.publish(Frame(job.id, 1, 1, "delta", lines(job, 1, 3)), origin=None)
                 assert isinstance(await anext(events), Deltas)
@@ -228,10 +220,7 @@ async def _read_live(hub: Hub, jobs: Jobs, job_id: str) -> list[Any]:
         found.append(deltas)
         return True
 
-    async with (
-        hub.listen(job_id, own=False) as listener,
-        aclosing(follow(listener, jobs.database, keeps_log=True, write=write)) as events,
-    ):
-        async for event in events:
+    async with hub.listen(job_id, own=False) as listener:
+        async for event in follow(listener, jobs.database, keeps_log=True, write=write):
             found.append(event)  # noqa: PERF401  (`write` adds to it meanwhile)
     return found

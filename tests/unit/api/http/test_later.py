@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import httpx
 import pytest
 from starlette.applications import Starlette
@@ -17,15 +15,15 @@ from starlette.types import Receive, Scope, Send
 from api.http.connection import Client
 from api.http.later import Later
 from api.http.middleware import RequestScope
-from api.http.sse import EventStream
+from api.http.sse import EventStream, Write
 from headrace.errors import RateLimitError
 
 ORIGIN = "https://app.example.com"
 
 
-async def events() -> AsyncGenerator[list[bytes], None]:
-    yield [b"data: 1\n\n"]
-    yield [b"data: 2\n\n"]
+async def tell(write: Write) -> None:
+    await write([b"data: 1\n\n"])
+    await write([b"data: 2\n\n"])
 
 
 async def whole() -> Response:
@@ -33,7 +31,7 @@ async def whole() -> Response:
 
 
 async def stream() -> Response:
-    return EventStream(events())
+    return EventStream(tell)
 
 
 async def refused() -> Response:

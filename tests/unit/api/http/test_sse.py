@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.http.sse import PING_AFTER_ID, LiveEvents, render_event, write_events
+from api.http.sse import PING_AFTER_ID, EventWriter, LiveEvents, render_event
 from headrace.events.follow import Cursor, Deltas
 
 LARGEST = 16 * 1024
@@ -41,13 +41,10 @@ class Sent:
 
 @given(events=EVENTS)
 async def test_events_are_written_whole_in_pieces_that_a_client_gets_in_one_read(events: list[bytes]) -> None:
-    async def batches() -> Any:
-        yield events
-
     live, written = Sent(), Sent()
     client: Any = live
     assert LiveEvents(client, lambda _: events)(Deltas(Cursor(1, 1), []))
-    await write_events(batches(), written.send)
+    await EventWriter(written.send).write(events)
     assert live.pieces == written.pieces
     assert b"".join(live.pieces) == b"".join(events).replace(b"\xe2\x80\xa8", b"\\u2028")
     for piece in live.pieces:
