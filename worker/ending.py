@@ -165,4 +165,5 @@ def _finished(
         seconds_since_first_token=deltas.seconds_since_first(),
         segment=deltas.segment(),
         spent=spent,
+        followed=attempt.job.batch_id is not None or attempt.job.has_webhook,
     )

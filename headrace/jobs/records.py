@@ -87,6 +87,7 @@ class ClaimedJob:
     seconds_waited: float = 0.0
     """How long ago the job was due when it was claimed."""
     trace_context: str | None = None
+    has_webhook: bool = True
     size: int = field(default=0, init=False)
     """Characters of the request, once it is taken."""
 
@@ -125,6 +126,8 @@ class FinishedJob:
     """JSON of the attempt for the job's `attempts`, without `ended_at`, which the statement adds."""
     turn: Sequence[Item] = ()
     """What a completed job adds to its conversation: its own input and its output. Empty without a conversation."""
+    followed: bool = True
+    """Whether a batch counts its end, or a webhook tells of it."""
 
 
 @dataclass(frozen=True, slots=True)

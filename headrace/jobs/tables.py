@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from headrace.jobs.rules import CHECK_EACH_JOB, CHECK_JOB
 from headrace.stores.tables import instant, metadata
 
 jobs = sa.Table(
@@ -75,39 +76,8 @@ jobs = sa.Table(
     instant("finished_at"),
     sa.Column("finished_in", sa.BigInteger, comment="The transaction: no snapshot sees a later one but not this"),
     instant("deleted_at"),
-    sa.CheckConstraint(
-        "state IN ('queued', 'running', 'completed', 'failed', 'cancelled', 'expired')", name="state_known"
-    ),
-    sa.CheckConstraint("format IN ('chat', 'responses', 'messages')", name="format_known"),
-    sa.CheckConstraint("tier IN ('priority', 'default', 'flex', 'batch')", name="tier_known"),
-    sa.CheckConstraint("(state IN ('queued', 'running')) = (finished_at IS NULL)", name="finished_at_of_final"),
-    sa.CheckConstraint(
-        "(state = 'running') = (lease_until IS NOT NULL) AND (state <> 'running' OR worker IS NOT NULL)",
-        name="lease_of_running",
-    ),
-    sa.CheckConstraint(
-        "state NOT IN ('running', 'completed') OR (attempt > 0 AND started_at IS NOT NULL)", name="started_at_of_run"
-    ),
-    sa.CheckConstraint(
-        "CASE state WHEN 'completed' THEN response IS NOT NULL OR deleted_at IS NOT NULL ELSE response IS NULL END",
-        name="response_of_completed",
-    ),
-    sa.CheckConstraint("(state IN ('failed', 'cancelled', 'expired')) = (error IS NOT NULL)", name="error_of_failed"),
-    sa.CheckConstraint("request IS NOT NULL OR deleted_at IS NOT NULL", name="request_until_deleted"),
-    sa.CheckConstraint(
-        "route >= 0 AND retries >= 0 AND lost >= 0 AND delta_count >= 0 AND attempt >= retries + lost",
-        name="counts_add_up",
-    ),
     sa.ForeignKeyConstraint(["key_id", "account_id"], ["api_keys.id", "api_keys.account_id"]),
     sa.ForeignKeyConstraint(["agent_id", "agent_version"], ["agent_versions.agent_id", "agent_versions.version"]),
-    sa.CheckConstraint("(agent_id IS NULL) = (agent_version IS NULL)", name="agent_with_version"),
-    sa.CheckConstraint("jsonb_typeof(tried) = 'array'", name="tried_is_list"),
-    sa.CheckConstraint(
-        "(batch_id IS NULL) = (line IS NULL) AND (batch_id IS NULL) = (custom_id IS NULL)"
-        " AND (batch_id IS NULL OR background)",
-        name="line_of_batch",
-    ),
-    sa.CheckConstraint("batch_id IS NULL OR (finished_at IS NULL) = (finished_in IS NULL)", name="finished_in_of_line"),
     # The index has the columns that lists filter by, so that a list without a match reads no row.
     sa.Index(
         "ix_jobs_listed",
@@ -152,6 +122,9 @@ jobs = sa.Table(
         postgresql_where=sa.text("batch_id IS NOT NULL AND finished_in IS NOT NULL"),
     ),
 )
+
+for statement in (CHECK_JOB, CHECK_EACH_JOB):
+    sa.event.listen(jobs, "after_create", sa.DDL(statement))  # type: ignore[no-untyped-call]
 
 job_deltas = sa.Table(
     "job_deltas",

@@ -70,6 +70,7 @@ def end_of(job: ClaimedJob, state: State = State.COMPLETED, **changes: Any) -> F
         segment=None,
         spent=SPENT if completed else None,
         record=record_of(job, state.value),
+        followed=job.batch_id is not None or job.has_webhook,
     )
     return replace(ended, **changes)
 

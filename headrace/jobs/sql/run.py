@@ -38,7 +38,8 @@ FROM due WHERE jobs.id = due.id
 RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
           route, retries, floor(extract(epoch FROM created_at))::bigint,
           extract(epoch FROM deadline_at - now())::float8, batch_id, format, conversation_id,
-          extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited, trace_context
+          extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited, trace_context,
+          webhook IS NOT NULL
 """)
 
 
@@ -132,7 +133,19 @@ FINISHED_JOB = Columns[FinishedJob](
 )
 
 
-def _finish(ended: str) -> str:
+_TALLIED_AND_NOTIFIED = f""", tallied AS (
+    INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
+                               completion_tokens, reasoning_tokens, cost)
+    SELECT batch_id, count(*) FILTER (WHERE state = 'completed'),
+           count(*) FILTER (WHERE state NOT IN ('completed', 'cancelled')),
+           count(*) FILTER (WHERE state = 'cancelled'),
+           coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
+           coalesce(sum(reasoning_tokens), 0), sum(cost)
+    FROM finished WHERE batch_id IS NOT NULL GROUP BY batch_id
+){insert_job_deliveries("finished")}"""
+
+
+def _finish(ended: str, *, followed: bool) -> str:
     # What the ends bring along goes through the update, so that no later part has to look for it by the job's id.
     return f"""
 WITH finished AS (
@@ -153,16 +166,7 @@ WITH finished AS (
     {INSERT_USAGE}
     SELECT 'counted', {FROM_JOB}, provider, {SPENT.values("finished")}
     FROM finished WHERE prompt_tokens IS NOT NULL
-), tallied AS (
-    INSERT INTO batch_tallies (batch_id, completed, failed, cancelled, prompt_tokens, cached_tokens,
-                               completion_tokens, reasoning_tokens, cost)
-    SELECT batch_id, count(*) FILTER (WHERE state = 'completed'),
-           count(*) FILTER (WHERE state NOT IN ('completed', 'cancelled')),
-           count(*) FILTER (WHERE state = 'cancelled'),
-           coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0),
-           coalesce(sum(reasoning_tokens), 0), sum(cost)
-    FROM finished WHERE batch_id IS NOT NULL GROUP BY batch_id
-){insert_job_deliveries("finished")}"""
+){_TALLIED_AND_NOTIFIED if followed else ""}"""
 
 
 _TURNS = append_items(f"""
@@ -171,9 +175,10 @@ _TURNS = append_items(f"""
     WHERE finished.state = 'completed' AND finished.deleted_at IS NULL AND conversation_id IS NOT NULL
 """)
 _ENDED = ("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)
-_FINISH_ONE = Prepared(f"{_finish(one_row(*_ENDED))} SELECT id FROM finished")
-_FINISH_ALL = Prepared(f"{_finish(unnest(*_ENDED))} SELECT id FROM finished")
-_FINISH_WITH_TURNS = Prepared(f"{_finish(unnest(*_ENDED))}, {_TURNS} SELECT id FROM finished")
+# Most ends that come alone are of requests, which no batch counts and no webhook tells of.
+_FINISH_ONE = Prepared(f"{_finish(one_row(*_ENDED), followed=False)} SELECT id FROM finished")
+_FINISH_ALL = Prepared(f"{_finish(unnest(*_ENDED), followed=True)} SELECT id FROM finished")
+_FINISH_WITH_TURNS = Prepared(f"{_finish(unnest(*_ENDED), followed=True)}, {_TURNS} SELECT id FROM finished")
 
 
 async def finish_jobs(
@@ -185,7 +190,8 @@ async def finish_jobs(
     as it is.
     """
     has_turns = any(job.turn for job in ended)  # no other end pays for the conversations' part
-    statement = _FINISH_WITH_TURNS if has_turns else _FINISH_ONE if len(ended) == 1 else _FINISH_ALL
+    is_one = len(ended) == 1 and not ended[0].followed
+    statement = _FINISH_WITH_TURNS if has_turns else _FINISH_ONE if is_one else _FINISH_ALL
     parts: Sequence[tuple[Columns[Any], Sequence[Any]]] = (
         (_ATTEMPT, ended),
         (FINISHED_JOB, ended),

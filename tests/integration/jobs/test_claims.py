@@ -72,6 +72,7 @@ async def test_a_claim_has_what_it_takes_to_run_the_job(jobs: Jobs) -> None:
     assert (job.model, job.request, job.tier, job.origin) == ("m", '{"messages":[1]}', "flex", "api-1")
     assert (job.background, job.streamed, job.route, job.retries, job.created) == (False, True, 0, 0, created)
     assert job.trace_context == "00-1-2-01\na=1"
+    assert not job.has_webhook
     assert 0 < job.seconds_left <= 100
     row = await jobs.row(job.id)
     assert (row.state, row.worker, row.attempt) == ("running", "w7", 1)

@@ -89,7 +89,7 @@ SPENT_USAGE = SpentUsage("P", "M", TokenUsage(1, 2, 3, 4, False, 5))
         (NewJob, NEW_JOB, set[str]()),
         (NewLine, NEW_LINE, set[str]()),
         (Segment, SEGMENT, {"job_id", "attempt"}),
-        (FinishedJob, FINISHED_JOB, {"id", "attempt", "segment", "spent", "turn"}),
+        (FinishedJob, FINISHED_JOB, {"id", "attempt", "segment", "spent", "turn", "followed"}),
         (SpentUsage, SPENT, {"provider"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
