@@ -86,6 +86,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         async with going_on(
             fingerprint.run,
             hub.run,
+            hub.end_silences,
             partial(watch, hub, database),
             authenticator.run,
             doubts.run,

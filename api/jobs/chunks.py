@@ -9,6 +9,7 @@ from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError, restore_e
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence
 from headrace.ids import completion_id
 
+_NO_USAGE = b'"usage":null,'
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -18,10 +19,12 @@ class Chunks:
     `over` is set by the last event, and `broken` if the stream ends before its job.
     """
 
+    __slots__ = ("_begun", "_head", "_include_usage", "broken", "over")
+
     def __init__(self, job_id: str, created: int, *, include_usage: bool) -> None:
-        self._about = f'{{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'.encode()
+        about = f'data: {{"id":"{completion_id(job_id)}","object":"chat.completion.chunk","created":{created},'
         self._include_usage = include_usage
-        self._head = b"data: " + self._about + (b'"usage":null,' if include_usage else b"")
+        self._head = about.encode() + (_NO_USAGE if include_usage else b"")
         self._begun = False
         self.over = False
         self.broken = False
@@ -58,4 +61,4 @@ class Chunks:
             return []
         completion = orjson.loads(response)
         chunk = {"choices": [], "usage": completion.get("usage"), "model": completion.get("model")}
-        return [b"data: " + self._about + orjson.dumps(chunk)[1:] + b"\n\n"]
+        return [self._head.removesuffix(_NO_USAGE) + orjson.dumps(chunk)[1:] + b"\n\n"]

@@ -12,6 +12,7 @@ from headrace.events.listener import Listener
 from headrace.events.subscription import Subscription
 from headrace.events.wire import job_channel, unpack
 from headrace.ids import new_id
+from headrace.runtime.chores import next_tick
 from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
@@ -19,13 +20,18 @@ log = logging.getLogger(__name__)
 # Subscribers that replay at the same time. After an interruption all of them replay, and other requests of this
 # process need connections to Postgres meanwhile.
 _REPLAYS = 4
+# Seconds between two looks for readers that have waited for their patience.
+_LOOK_SECONDS = 1.0
 
 
 class Hub:
     """The API's end: one pub/sub connection, from which every reader in this process is served."""
 
     def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
-        """Buffer `buffer_bytes` for each reader before it replays, and tell it `Silence` after `patience_seconds`."""
+        """Buffer `buffer_bytes` for each reader before it replays.
+
+        It hears of `Silence` after `patience_seconds`, or up to a second later.
+        """
         self._prefix = prefix_in(redis)
         self.origin = f"{self._prefix}headrace:api:{new_id('api')}"
         self.doubt = asyncio.Event()
@@ -79,6 +85,16 @@ class Hub:
         await self._subscription.subscribe(self.origin)
         await self._subscription.run(self._take)
 
+    async def end_silences(self) -> None:
+        """Tell readers of silence, until cancelled. A look at all of them takes less than a timer for each."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await next_tick(_LOOK_SECONDS)
+            now = loop.time()
+            for listeners in self._listeners.values():
+                for listener in listeners:
+                    listener.end_silence(now)
+
     def _take(self, message: bytes | None) -> None:
         """Give each frame of a message to the readers of its job."""
         if message is None:
@@ -117,7 +133,6 @@ class Hub:
 
     async def leave(self, listener: Listener) -> None:
         """Serve a listener no longer."""
-        listener.stop_timer()
         job_id = listener.job_id
         listeners = self._listeners[job_id]
         listeners.discard(listener)

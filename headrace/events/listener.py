@@ -8,8 +8,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 from headrace.events.wire import Frame
 
-# Seconds below which a timer is not set again: the loop's time has steps of a millisecond.
-_LEAST_SECONDS = 0.001
 _AT_ONCE: AbstractAsyncContextManager[None] = nullcontext()
 
 PassOn = Callable[[Frame], bool]
@@ -28,14 +26,13 @@ class Listener:
         "_frames",
         "_limit",
         "_pass_on",
-        "_patience",
         "_since",
         "_size",
         "_stale",
-        "_timer",
         "_waiter",
         "job_id",
         "own",
+        "patience_seconds",
         "position",
         "refused",
         "turn",
@@ -61,7 +58,8 @@ class Listener:
         self.refused = False
         """Whether it was closed because its client may not read any longer."""
         self.position = (0, 0)
-        self._patience = patience_seconds
+        self.patience_seconds = patience_seconds
+        """Seconds after which the reader hears of silence."""
         self._limit = limit_bytes
         self._frames: list[Frame] = []
         self._size = 0
@@ -69,19 +67,8 @@ class Listener:
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self._pass_on: PassOn | None = None
-        # One timer for many waits: when it ends it looks since when the reader has waited, by the loop's time.
-        self._timer: asyncio.TimerHandle | None = None
+        # Since when the reader has waited, by the loop's time.
         self._since = 0.0
-
-    @property
-    def patience_seconds(self) -> float:
-        """Seconds after which the reader hears of silence."""
-        return self._patience
-
-    @patience_seconds.setter
-    def patience_seconds(self, seconds: float) -> None:
-        self._patience = seconds
-        self.stop_timer()
 
     def put(self, frame: Frame) -> None:
         """Pass a frame on at once if the reader waits and allows it, or add it to the buffer."""
@@ -149,8 +136,6 @@ class Listener:
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
             self._since = loop.time()
-            if self._timer is None:
-                self._timer = loop.call_later(self._patience, self._end_silence)
             self._pass_on = pass_on
             try:
                 await self._waiter
@@ -165,23 +150,10 @@ class Listener:
         self._size = 0
         return frames
 
-    def stop_timer(self) -> None:
-        """Drop the timer; the next wait starts another one. A reader that has ended is not kept in memory by it."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _end_silence(self) -> None:
-        """Wake the reader if it has waited for its patience, or else look again when it will have."""
-        self._timer = None
-        if self._waiter is None or self._waiter.done():
-            return
-        loop = asyncio.get_running_loop()
-        left = self._since + self._patience - loop.time()
-        if left < _LEAST_SECONDS:
+    def end_silence(self, now: float) -> None:
+        """Wake a reader that has waited for its patience; `now` is the event loop's time."""
+        if now - self._since >= self.patience_seconds:
             self._wake()
-        else:
-            self._timer = loop.call_later(left, self._end_silence)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

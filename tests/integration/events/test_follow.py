@@ -387,7 +387,7 @@ async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: Redis) -> None:
 async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: Redis) -> None:
     job_id = await jobs.submit()
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=0.01)
-    async with hub.listen(job_id, own=False) as listener:
+    async with going_on(hub.end_silences), hub.listen(job_id, own=False) as listener:
         events = follow(listener, jobs.database)
         assert [await anext(events) for _ in range(3)] == [Silence()] * 3
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from hypothesis import given
@@ -42,26 +43,39 @@ async def test_a_reader_that_overflows_is_sent_to_replay_and_then_goes_on() -> N
     assert await listener.get() == [frame(3)]
 
 
-async def test_a_reader_hears_of_silence() -> None:
-    listener = Listener("job", own=True, limit_bytes=500, patience_seconds=0.001)
-    assert await listener.get() == []
-
-
-async def test_a_reader_hears_of_silence_as_often_as_it_waits_and_not_while_frames_come() -> None:
-    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=0.02)
+async def test_a_reader_that_waits_hears_of_silence_after_its_patience() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
     loop = asyncio.get_running_loop()
-    for number in range(10):
-        loop.call_later(0.001, listener.put, frame(number))
-        assert await listener.get() == [frame(number)]
-    assert [await listener.get(), await listener.get()] == [[], []]
+    for _ in range(2):
+        reading = asyncio.create_task(listener.get())
+        await asyncio.sleep(0)
+        began = loop.time()
+        listener.end_silence(began + 59)
+        await asyncio.sleep(0)
+        assert not reading.done()
+        listener.end_silence(began + 60)
+        assert await reading == []
+
+
+async def test_a_reader_that_does_not_wait_hears_of_no_silence() -> None:
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
+    listener.put(frame(1))
+    assert await listener.get() == [frame(1)]
+    listener.end_silence(math.inf)
+    reading = asyncio.create_task(listener.get())
+    await asyncio.sleep(0)
+    listener.put(frame(2))
+    listener.end_silence(math.inf)
+    assert await reading == [frame(2)]
 
 
 async def test_a_reader_that_is_to_hear_of_silence_sooner_does() -> None:
     listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=3600)
-    asyncio.get_running_loop().call_soon(listener.put, frame(1))
-    assert await listener.get() == [frame(1)]
-    listener.patience_seconds = 0.001
-    assert await listener.get() == []
+    reading = asyncio.create_task(listener.get())
+    await asyncio.sleep(0)
+    listener.patience_seconds = 1
+    listener.end_silence(asyncio.get_running_loop().time() + 2)
+    assert await reading == []
 
 
 async def test_frames_put_back_come_before_later_ones() -> None:
@@ -81,10 +95,13 @@ async def test_closing_wakes_a_reader_that_waits() -> None:
 
 
 async def test_only_a_reader_that_is_behind_with_nothing_to_read_is_sent_to_postgres() -> None:
-    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=0.001)
+    listener = Listener("job", own=True, limit_bytes=10_000, patience_seconds=60)
     listener.position = (1, 5)
+    reading = asyncio.create_task(listener.get())
+    await asyncio.sleep(0)
     listener.check((1, 5), ended=False)
-    assert await listener.get() == []
+    listener.end_silence(math.inf)
+    assert await reading == []
     listener.check((1, 6), ended=False)
     assert await listener.get() is None
     listener.put(frame(6))
