@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -111,10 +112,10 @@ class Intake:
         task = asyncio.create_task(self._run(job_id, tier, slot))
         self._starting.add(job_id)
         self.tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(done, job_id, slot))
+        task.add_done_callback(partial(self._ended, job_id, slot))
         return slot
 
-    def _ended(self, task: asyncio.Task[None], job_id: str, slot: Slot) -> None:
+    def _ended(self, job_id: str, slot: Slot, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         self._starting.discard(job_id)
         slot.free()

@@ -152,8 +152,8 @@ class Runner:
         renderer = relay or client.renderer(job, attempt.document, log=log)
         exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, relay=relay, pass_on=pass_on)
         # By the clock itself: the time of the event loop may be behind, so that a timer from then on rings early.
-        async with asyncio.timeout_at(time.monotonic() + job.seconds_left):
-            completion = await self._call(attempt, route, exchange)
+        async with asyncio.timeout_at(time.monotonic() + job.seconds_left) as deadline:
+            completion = await self._call(attempt, route, exchange, deadline)
         if _is_withheld(completion):
             withheld = UpstreamRefusedError("The model's provider withheld its answer.", code=_CONTENT_FILTER)
             if self._outcomes.next_attempt(attempt, withheld) is not None:
@@ -177,8 +177,10 @@ class Runner:
                 return at
         return index
 
-    async def _call(self, attempt: Attempt, route: Route, exchange: Exchange) -> dict[str, Any]:
-        """Call the provider as soon as its limits have room, and return its completion."""
+    async def _call(
+        self, attempt: Attempt, route: Route, exchange: Exchange, deadline: asyncio.Timeout
+    ) -> dict[str, Any]:
+        """Call the provider as soon as its limits have room, and return its completion; `deadline` is the job's."""
         job, name, provider = attempt.job, route.provider_name, route.provider
         patience = _PATIENCE_SECONDS if job.background else math.inf
         paused = self._circuits.pauses.seconds(route.name)
@@ -202,12 +204,12 @@ class Runner:
             attempt.throttled_seconds = attempt.called_at - asked
             if attempt.spans is not None:
                 attempt.spans.call(route, attempt.request, exchange)
-            deadline = asyncio.timeout(provider.timeout)
+            timeout = _sooner(attempt.called_at + provider.timeout, deadline)
             try:
-                async with deadline:
+                async with timeout:
                     return await exchange.complete()
             except TimeoutError:
-                if deadline.expired():
+                if timeout.expired():
                     raise UpstreamTimeoutError(detail=f"the call took longer than {provider.timeout:g} s") from None
                 raise
             finally:
@@ -243,6 +245,15 @@ class Runner:
         """Publish lines that Postgres has, as long as the lease is valid."""
         count, body = segment.last_seq - segment.first_seq + 1, segment.chunks.encode() + b"\n"
         self._publisher.publish_deltas(job, segment.first_seq, count, body, until=lease.until)
+
+
+def _sooner(end: float, deadline: asyncio.Timeout) -> asyncio.Timeout:
+    """Return the timeout of a call that may last until `end`. Of it and the deadline, only the sooner keeps a timer."""
+    due = deadline.when()
+    if due is not None and due <= end:
+        return asyncio.timeout(None)
+    deadline.reschedule(None)
+    return asyncio.timeout_at(end)
 
 
 def _is_withheld(completion: Mapping[str, Any]) -> bool:

@@ -28,6 +28,8 @@ _LARGEST_JOIN = 64 * 1024
 # Seconds. uvloop's timers are rounded to milliseconds, so they may fire this much early.
 _TIMER_STEP = 0.001
 _SUCCESS = 200
+# Headers of an answer that succeeds which are read.
+_READ = (b"content-type", b"content-encoding", b"content-length", b"transfer-encoding")
 _REDIRECTION = 300
 
 
@@ -62,7 +64,7 @@ class Connection(asyncio.Protocol):
         self.status = 0
         """The answer's status, or 0 until its head has come."""
         self.headers: dict[bytes, bytes] = {}
-        """The answer's first header of each name, in lower case."""
+        """The answer's first header of each name, in lower case; of one that succeeds, those that are read."""
         self._in_use = False
         self._sent = True
         self._keeps = True
@@ -381,8 +383,10 @@ class Connection(asyncio.Protocol):
             self._interim = True
             self._named.clear()
             return
-        self.headers = {name.lower(): value for name, value in self._named.items()}
-        self._named.clear()  # the answer may take long
+        headers = {name.lower(): value for name, value in self._named.items()}
+        self._named.clear()
+        # The answer may take long, and providers send kilobytes of headers with each.
+        self.headers = {name: headers[name] for name in _READ if name in headers} if status == _SUCCESS else headers
         self._keeps = self._parser.should_keep_alive()
         self.status = status
 
