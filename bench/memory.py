@@ -257,7 +257,7 @@ class _Load:
         await self._post("/batches", {"endpoint": "/v1/chat/completions", "requests": lines})
 
 
-async def _measure_growth(gauge: _Gauge, found: Memory, minutes: float) -> None:
+async def _measure_growth(gauge: _Gauge, found: Memory, minutes: float, keep: Callable[[str], object]) -> None:
     system = gauge.system
     headers = {"authorization": f"Bearer {system.key}"}
     samples: dict[str, list[tuple[float, float]]] = {}
@@ -270,7 +270,9 @@ async def _measure_growth(gauge: _Gauge, found: Memory, minutes: float) -> None:
         tasks += [asyncio.create_task(load.run(every, one)) for one, every in {load.refused: 3, load.batch: 30}.items()]
         began = time.monotonic()
         while (now := time.monotonic() - began) < 60 * minutes:
-            for part, size in gauge.read().items():
+            sizes = gauge.read()
+            keep(json.dumps({"seconds": round(now, 1), **sizes}) + "\n")
+            for part, size in sizes.items():
                 samples.setdefault(part, []).append((now, size))
             await asyncio.wait(
                 tasks, timeout=min(_SAMPLE_SECONDS, 60 * minutes / _LEAST_SAMPLES), return_when=asyncio.FIRST_COMPLETED
@@ -290,6 +292,7 @@ def main() -> int:
     """Measure and print; 1 if a worker has more than twice the memory of a fresh one."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description="Measure memory held, and its growth.")
     parser.add_argument("--minutes", type=float, default=0, help="minutes of mixed load (0)")
+    parser.add_argument("--samples", type=argparse.FileType("w"), help="write each sample of the growth to this file")
     parser.add_argument("--quick", action="store_true", help="hold a tenth as many requests")
     parser.add_argument("--revision", help="measure this tag, branch or commit of Headrace")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -300,7 +303,8 @@ def main() -> int:
     with Upstream() as upstream:
         if options.minutes:
             with Headrace(upstream, checkout) as system:
-                uvloop.run(_measure_growth(_Gauge(system), found, options.minutes))
+                keep = options.samples.write if options.samples else str
+                uvloop.run(_measure_growth(_Gauge(system), found, options.minutes, keep))
         with Headrace(upstream, checkout, env={"HEADRACE_WORKER_SLOTS": str(_SLOTS)}) as system:
             uvloop.run(_measure_held(_Gauge(system), found, share=0.1 if options.quick else 1))
     print(json.dumps(asdict(found), indent=2) if options.json else found.markdown())
