@@ -26,8 +26,8 @@ class ToolCalls:
 
     __slots__ = ("_calls", "_places", "_taken")
 
-    def __init__(self, taken: set[str]) -> None:
-        """`taken` are the ids that the conversation and other choices have; each new one is added."""
+    def __init__(self, taken: dict[str, None]) -> None:
+        """`taken` has the ids that the conversation and other choices have; each new one is added."""
         self._taken = taken
         self._calls: list[_Call] = []
         self._places: dict[int, _Call] = {}
@@ -103,7 +103,7 @@ class ToolCalls:
 
     def _add(self, given: str | None) -> _Call:
         name = given if given is not None and given not in self._taken else f"call_{new_id('call')[5:]}"
-        self._taken.add(name)
+        self._taken[name] = None
         call = _Call(len(self._calls), given, name)
         self._calls.append(call)
         return call
