@@ -287,7 +287,7 @@ def embedded_stores(**settings: str) -> Iterator[Stores]:
     with (
         scratch_dir() as directory,
         EmbeddedPostgres(directory / "postgres", {"fsync": "off", "full_page_writes": "off", **settings}) as postgres,
-        EmbeddedValkey(directory / "valkey", {"databases": "64"}) as valkey,
+        EmbeddedValkey(directory / "valkey", {"databases": "64", "port": str(free_port())}) as valkey,
     ):
         yield Stores(postgres.url, valkey.url, postgres, valkey)
 

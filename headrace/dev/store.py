@@ -1,13 +1,15 @@
 """Postgres and Valkey on this machine, from the programs in their Python wheels: no container, service or account.
 
-Each store lives in a directory of its own, and only the user who started it can reach it: Postgres through a Unix
-socket in a closed directory, Valkey through loopback with a random password. It ends when its starter ends, even by
-`kill -9`. Postgres refuses to run as root, so root's stores run as `nobody`; the files that root itself reads and
-writes lie outside the directories that `nobody` owns.
+Each store lives in a directory of its own, and only the user who started it can reach it, through a Unix socket in a
+closed directory. It ends when its starter ends, even by `kill -9`. Postgres refuses to run as root, so root's stores
+run as `nobody`; the files that root itself reads and writes lie outside the directories that `nobody` owns.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -30,6 +32,8 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 # Seconds between two questions whether a server answers.
 _POLL_SECONDS = 0.02
+# Bytes of a socket's path, `sockaddr_un.sun_path`: 108 on Linux, 104 on macOS, with a closing zero.
+_SOCKET_PATH_BYTES = 103
 
 
 class EmbeddedStore(ABC):
@@ -41,6 +45,8 @@ class EmbeddedStore(ABC):
     distribution: ClassVar[str]
     """The wheel that has the server's programs."""
     stop_signal: ClassVar[signal.Signals]
+    socket_name: ClassVar[str]
+    """Of the server's Unix socket."""
 
     def __init__(self, data_dir: Path, options: Mapping[str, str] | None = None) -> None:
         """Name the directory, and the server's settings that differ from ours. `start` starts the server."""
@@ -53,6 +59,15 @@ class EmbeddedStore(ABC):
     def data_dir(self) -> Path:
         """The store's directory."""
         return self._dir.path
+
+    @property
+    def socket_dir(self) -> Path:
+        """Where the server's Unix socket is: in the store's directory, or elsewhere if that makes its path too long."""
+        inside = self.data_dir / "socket"
+        if len(os.fsencode(inside / self.socket_name)) <= _SOCKET_PATH_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir(), f"headrace-{digest}")
 
     @property
     @abstractmethod
@@ -81,6 +96,7 @@ class EmbeddedStore(ABC):
         try:
             with data_dir_errors(self.data_dir):
                 self._dir.take()
+                self.user.make_dir(self.socket_dir)
                 self._prepare()
                 self._launch()
                 self._wait_until_ready()
@@ -91,7 +107,8 @@ class EmbeddedStore(ABC):
         return self.url
 
     def stop(self) -> None:
-        """Shut the server down, wait until it has ended, and release the directory. Harmless if it does not run."""
+        """Shut the server down, wait until it has ended, and release the directories. Harmless if it does not run."""
+        started = self._dir.is_taken
         if self._process is not None:
             for signal_number in (self.stop_signal, signal.SIGQUIT, signal.SIGKILL):
                 if self._process.poll() is None:
@@ -103,6 +120,8 @@ class EmbeddedStore(ABC):
                     continue
             self._process = None
         self._dir.release()
+        if started and self.socket_dir.parent != self.data_dir:
+            shutil.rmtree(self.socket_dir, ignore_errors=True)
 
     def __enter__(self) -> Self:
         self.start()

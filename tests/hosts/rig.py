@@ -173,8 +173,7 @@ def running_rig(network: Network, directory: Path, seed: int) -> Iterator[HostsR
         with network.inside(STANDBY):
             stack.enter_context(standby)
         network.move_virtual("postgres-1")
-        valkey = EmbeddedValkey(scratch / "valkey", {"bind": "0.0.0.0"})
-        valkey._port = _REDIS_PORT
+        valkey = EmbeddedValkey(scratch / "valkey", {"bind": "0.0.0.0", "port": str(_REDIS_PORT)})
         with network.inside("redis"):
             stack.enter_context(valkey)
         address = network.address("provider")

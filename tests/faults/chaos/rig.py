@@ -321,15 +321,14 @@ def running_rig(
         # Killing Postgres does not lose writes that the operating system has: no commit need wait for the disk.
         options = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
         postgres = stack.enter_context(EmbeddedPostgres(scratch / "postgres", options))
-        valkey = EmbeddedValkey(scratch / "valkey")
-        valkey._port = _port()
-        stack.enter_context(valkey)
+        redis_port = _port()
+        valkey = stack.enter_context(EmbeddedValkey(scratch / "valkey", {"port": str(redis_port)}))
         provider = stack.enter_context(running_provider())
         hooks = stack.enter_context(listening(Hooks))
         (postgres_socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
         ports = {name: _port() for name in APIS}
         targets: dict[str, int | Path] = {
-            **{name: postgres_socket if name.endswith("postgres") else valkey._port for name in STORE_LINKS},
+            **{name: postgres_socket if name.endswith("postgres") else redis_port for name in STORE_LINKS},
             **dict(zip(CLIENT_LINKS, ports.values(), strict=True)),
             PROVIDER_LINK: provider.port,
         }

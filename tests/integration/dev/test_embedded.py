@@ -17,8 +17,10 @@ from headrace.dev.embedded import locate
 from headrace.dev.errors import EmbeddedStoreError
 from headrace.dev.postgres import EmbeddedPostgres
 from headrace.dev.scratch import scratch_dir
+from headrace.dev.store import EmbeddedStore
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.settings import SettingError, Settings
+from tests.service import free_port
 from tests.waiting import PATIENCE
 
 QUICK = {"fsync": "off"}
@@ -135,13 +137,30 @@ def test_a_killed_starter_leaves_nothing_behind(home: Path) -> None:
     assert not Path(scratch).exists()
 
 
-def test_a_long_path_has_its_socket_elsewhere(home: Path) -> None:
-    postgres = EmbeddedPostgres(home / ("long" * 30), QUICK)
-    with postgres:
-        assert fetch(postgres.url, "SELECT 1") == 1
-        socket_dir = Path(postgres.url.rpartition("=")[2])
-        assert socket_dir.stat().st_mode & 0o077 == 0
-    assert not socket_dir.exists()
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
+def test_a_long_path_has_its_socket_elsewhere(home: Path, kind: type[EmbeddedStore]) -> None:
+    store = kind(home / ("long" * 30))
+    with store:
+        assert store.socket_dir.stat().st_mode & 0o077 == 0
+        assert (store.socket_dir / store.socket_name).is_socket()
+        assert store.data_dir not in store.socket_dir.parents
+    assert not store.socket_dir.exists()
+
+
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
+def test_no_port_is_open(home: Path, kind: type[EmbeddedStore]) -> None:
+    with kind(home / "store") as store:
+        assert store.socket_dir.stat().st_mode & 0o077 == 0
+        assert psutil.Process(store.pid).net_connections("inet") == []
+
+
+def test_valkey_listens_on_a_port_that_is_asked_for(home: Path) -> None:
+    with (
+        EmbeddedValkey(home / "valkey", {"port": str(free_port())}) as valkey,
+        redis.Redis.from_url(valkey.url) as client,
+    ):
+        assert valkey.url.startswith("redis://")
+        assert client.ping()
 
 
 def test_a_cluster_of_another_version_is_left_alone(home: Path) -> None:
