@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -22,7 +21,7 @@ from celery.signals import setup_logging
 from celery.worker import state
 
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
-from headrace.runtime.process import raise_descriptor_limit, rest_garbage_collector
+from headrace.runtime.process import lower_priority, raise_descriptor_limit, rest_garbage_collector
 from headrace.settings import Settings
 from worker.executor import Executor
 from worker.pool import AsyncioPool
@@ -129,7 +128,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
     slots = settings.worker_slots
     raise_descriptor_limit(slots * _SLOT_DESCRIPTORS + _OTHER_DESCRIPTORS)
     if set(tiers) <= BACKGROUND_TIERS:
-        os.nice(_NICENESS)
+        lower_priority(_NICENESS)
     else:
         # The feed's window bounds how many lines wait here; no other job waits behind them.
         WorkerPool.patient = frozenset({RUN_LINES_TASK})

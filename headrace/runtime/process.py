@@ -1,12 +1,20 @@
-"""The limits and the garbage collector of this process."""
+"""The limits, the priority and the garbage collector of this process."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
 import resource
+import time
+from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+_AUTOGROUP = Path("/proc/self/autogroup")
+# Tries to change the session's niceness, and seconds between two.
+_TRIES = 5
+_AGAIN_SECONDS = 0.1
 
 
 def raise_descriptor_limit(wanted: int) -> None:
@@ -24,6 +32,25 @@ def raise_descriptor_limit(wanted: int) -> None:
             possible,
             wanted,
         )
+
+
+def lower_priority(niceness: int) -> None:
+    """Let other processes have the cores first.
+
+    Where Linux shares the cores among sessions (`sched_autogroup_enabled`), the niceness of a process counts within its
+    session alone. Each part of `headrace dev` leads a session of its own, so the session gets the niceness as well.
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():
+        for _ in range(_TRIES):
+            try:
+                _AUTOGROUP.write_text(str(niceness))
+            except BlockingIOError:  # Linux lets users change a session every tenth of a second, all together
+                time.sleep(_AGAIN_SECONDS)
+            except OSError:  # another system, or a kernel without this
+                return
+            else:
+                return
 
 
 def rest_garbage_collector() -> None:
