@@ -130,6 +130,31 @@ class Model(BaseModel):
         return self._routes[1]
 
     @cached_property
+    def rates(self) -> Rates | None:
+        """The prices of the file, or None where it leaves out that of input or output."""
+        fresh, output = self.input_price, self.output_price
+        return None if fresh is None or output is None else self._rates(fresh, output, _SOURCE)
+
+    def rates_beside(self, known: Rates) -> Rates:
+        """Return the prices of the file, with known ones where it leaves out that of input or output."""
+        fresh = known.input if self.input_price is None else self.input_price
+        output = known.output if self.output_price is None else self.output_price
+        return self._rates(fresh, output, f"{_SOURCE}, {known.source}")
+
+    def _rates(self, fresh: Decimal, output: Decimal, source: str) -> Rates:
+        cached, write = self.cached_input_price, self.cache_write_price
+        return Rates(
+            0,
+            fresh,
+            fresh if cached is None else cached,
+            fresh if write is None else write,
+            output,
+            input_audio=self.input_audio_price,
+            output_audio=self.output_audio_price,
+            source=source,
+        )
+
+    @cached_property
     def _routes(self) -> tuple[list[RouteOptions], bool]:
         routes = [RouteOptions(route=route) if isinstance(route, str) else route for route in self.routes]
         return routes, any(route.weight is not None for route in routes)
@@ -174,27 +199,13 @@ class Route:
 
     def rates(self, prompt_tokens: int = 0) -> Rates | None:
         """Return the prices for a prompt of this length: the file's, else the known ones, else None."""
-        entry, source = self.entry, _SOURCE
-        fresh, output = entry.input_price, entry.output_price
-        if fresh is None or output is None:
-            known = known_models.find_model(self.provider.base_url, self.model).rates_for(prompt_tokens)
-            if known is None or (fresh is None and output is None):
-                return known
-            source = f"{_SOURCE}, {known.source}"
-            fresh = known.input if fresh is None else fresh
-            output = known.output if output is None else output
-        cached, write = entry.cached_input_price, entry.cache_write_price
-        cached = fresh if cached is None else cached
-        return Rates(
-            0,
-            fresh,
-            cached,
-            fresh if write is None else write,
-            output,
-            input_audio=entry.input_audio_price,
-            output_audio=entry.output_audio_price,
-            source=source,
-        )
+        entry = self.entry
+        if entry.rates is not None:
+            return entry.rates
+        known = known_models.find_model(self.provider.base_url, self.model).rates_for(prompt_tokens)
+        if known is None or (entry.input_price is None and entry.output_price is None):
+            return known
+        return entry.rates_beside(known)
 
     def cost(self, tokens: TokenUsage) -> Decimal | None:
         """Return the exact price of these tokens in USD, or None if the model has no price."""

@@ -103,14 +103,16 @@ class Normaliser:
         if not choices:
             raise UpstreamError("The model's provider answered without a single choice.")
         exact = {**completion, "choices": [self._whole_choice(*numbered) for numbered in enumerate(choices)]}
-        if len({choice["index"] for choice in exact["choices"]}) < len(choices):
+        if len(choices) > 1 and len({choice["index"] for choice in exact["choices"]}) < len(choices):
             for place, choice in enumerate(exact["choices"]):
                 choice["index"] = place
         _exact_envelope(exact)
         first = exact["choices"][0]
         elsewhere = _usage_elsewhere(exact, first, first["message"])
         usage = exact_usage(exact.pop("usage", None)) or exact_usage(elsewhere)
-        return exact if usage is None else exact | {"usage": usage}
+        if usage is not None:
+            exact["usage"] = usage
+        return exact
 
     def _chunk_choice(self, choice: dict[str, Any], place: int) -> dict[str, Any]:
         index = choice.get("index")
@@ -244,21 +246,26 @@ def _set_reason(choice: dict[str, Any], ours: str) -> None:
 
 def _exact_envelope(chunk: dict[str, Any]) -> bool:
     """Remove a chunk's or completion's fields of a wrong type; return whether there were any."""
-    wrong = [name for name in ("model", "system_fingerprint") if type(chunk.get(name, "")) is not str]
-    for name in wrong:
-        del chunk[name]
+    wrong = False
+    for name in ("model", "system_fingerprint"):
+        if type(chunk.get(name, "")) is not str:
+            del chunk[name]
+            wrong = True
     tier = chunk.get("service_tier")
     if tier is None or (type(tier) is str and tier in _SERVICE_TIERS):
-        return bool(wrong)
+        return wrong
     chunk["native_service_tier"] = chunk.pop("service_tier")
     return True
 
 
 def _usage_elsewhere(chunk: Mapping[str, Any], *inner: dict[str, Any]) -> Any:
     """Return the usage that some servers put into the choice or its message, or under a name of their own."""
-    said = [part.pop("usage", None) for part in inner]
+    found = None
+    for part in inner:
+        said = part.pop("usage", None)
+        found = found or said
     own = chunk.get("x_groq")
-    return next(filter(None, said), None) or (own.get("usage") if isinstance(own, dict) else None)
+    return found or (own.get("usage") if isinstance(own, dict) else None)
 
 
 def _exact_logprobs(logprobs: Any) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def test_cost_is_exact_and_cached_tokens_have_their_own_price() -> None:
         routes=["a/b"], input_price=Decimal("2.50"), cached_input_price=Decimal("1.25"), output_price=Decimal("10.00")
     )
     assert route(model).cost(TokenUsage(1000, 10, cached_tokens=400)) == Decimal("0.0021")
-    written = model.model_copy(update={"cache_write_price": Decimal(4)})
+    written = Model(**model.model_dump() | {"cache_write_price": Decimal(4)})
     assert route(written).cost(TokenUsage(1000, 0, cache_write_tokens=500)) == Decimal("0.00325")
     assert route(Model(routes=["a/b"])).cost(TokenUsage(1, 1)) is None
 
