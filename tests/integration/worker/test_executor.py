@@ -355,7 +355,7 @@ async def test_a_worker_under_whose_hands_the_schema_changes_takes_nothing_and_l
     provider.script(rig.model, answer("kept", hold=gate))
     running = await rig.run()
     await settled(gate.reached)
-    await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME delta_count TO deltas_counted")
+    await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME provider TO provider_then")
     try:
         gate.release()
         await eventually(lambda: not rig.executor.reachable.is_set(), "the end that cannot be written")
@@ -364,7 +364,7 @@ async def test_a_worker_under_whose_hands_the_schema_changes_takes_nothing_and_l
         await eventually(lambda: _waiting(redis, "default", [late]), "the wake-up")
         assert await rig.jobs.state(late) is State.QUEUED
     finally:
-        await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME deltas_counted TO delta_count")
+        await execute(rig.jobs.database.durable, "ALTER TABLE jobs RENAME provider_then TO provider")
     assert await rig.ended(running) is State.COMPLETED
     await eventually(rig.executor.reachable.is_set, "the schema to be found")
     assert len(provider.calls_for(rig.model)) == 1
