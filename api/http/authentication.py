@@ -195,7 +195,8 @@ async def authenticate(request: Request) -> Principal:
     """
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    authenticator: Authenticator = request.state.authenticator
+    state = request.state
+    authenticator: Authenticator = state.authenticator
     principal = await authenticator.authenticate(key)
     note(account=principal.account_id)
     if principal.read_only and not _reads(request):
@@ -203,8 +204,8 @@ async def authenticate(request: Request) -> Principal:
     named = request.headers.get(ACCOUNT_HEADER)
     if named is not None:
         principal = await _reading(request, principal, named)
-    request.state.account_id = principal.account_id
-    request.state.principal = principal
+    state.account_id = principal.account_id
+    state.principal = principal
     if request.scope["query_string"]:
         check_query(request)
     return principal

@@ -23,7 +23,8 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         RateLimitError: The account has too many large bodies in progress.
         UnavailableError: All accounts together have too many large bodies in progress.
     """
-    limit = min(limit or request.state.settings.max_body_bytes, request.state.settings.max_body_bytes)
+    most: int = request.state.settings.max_body_bytes
+    limit = most if limit is None else min(limit, most)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)

@@ -87,6 +87,7 @@ async def new_job(
         InvalidRequestError: No route to the model supports the request, or its webhook is not allowed.
         ConflictError: The Idempotency-Key came with another request.
     """
+    state = request.state
     webhook = webhook or asked.terms.webhook
     if webhook is not None:
         await accept_webhook(request, principal.account_id, webhook)
@@ -100,7 +101,7 @@ async def new_job(
     terms, size = asked.terms, len(asked.body)
     check = functools.partial(
         check_servable,
-        request.state.catalogue.current,
+        state.catalogue.current,
         terms,
         asked.translation,
         format=asked.format,
@@ -126,12 +127,12 @@ async def new_job(
         background=background,
         streamed=bool(terms.stream) and not background,
         # A client with a key may come back to any process, so the events of its job go to no single one.
-        origin=None if background or has_key(request) else request.state.hub.origin,
+        origin=None if background or has_key(request) else state.hub.origin,
         webhook=webhook,
         stored=terms.store is not False,
         conversation_id=asked.conversation_id,
-        trace_context=request.state.trace_context,
-        timeout_seconds=timeout_seconds or terms.timeout or request.state.settings.job_timeout_seconds,
+        trace_context=state.trace_context,
+        timeout_seconds=timeout_seconds or terms.timeout or state.settings.job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
     return Submission(
@@ -216,8 +217,9 @@ async def _commit(request: Request, submission: Submission) -> int:
 
 def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
     """Return the context in which a job is accepted and its client answered: see `Doubts.answering`."""
-    doubts: Doubts = request.state.doubts
-    cancel = functools.partial(cancel_job, request.state.database, request.state.publisher, job.id, job.account_id)
+    state = request.state
+    doubts: Doubts = state.doubts
+    cancel = functools.partial(cancel_job, state.database, state.publisher, job.id, job.account_id)
     return doubts.answering(request, job.id, cancel)
 
 
