@@ -33,7 +33,7 @@ class Pool(AsyncioPool):
     async def lifespan(self) -> AsyncIterator[None]:
         """Open Redis, and at the end wait for the tasks that run."""
         Pool.leaving, Pool.tasks = asyncio.Event(), set()
-        async with Redis.from_url(self.app.conf.broker_url, max_connections=1000) as Pool.redis:
+        async with Redis.from_url(self.app.conf["headrace_redis_url"], max_connections=1000) as Pool.redis:
             if Pool.mode == "broken":
                 raise OSError("the lifespan's store is unavailable")
             await Pool.redis.rpush("log", "opened")
