@@ -108,7 +108,6 @@ class EmbeddedStore(ABC):
 
     def stop(self) -> None:
         """Shut the server down, wait until it has ended, and release the directories. Harmless if it does not run."""
-        started = self._dir.is_taken
         if self._process is not None:
             for signal_number in (self.stop_signal, signal.SIGQUIT, signal.SIGKILL):
                 if self._process.poll() is None:
@@ -119,9 +118,10 @@ class EmbeddedStore(ABC):
                 except subprocess.TimeoutExpired:
                     continue
             self._process = None
-        self._dir.release()
-        if started and self.socket_dir.parent != self.data_dir:
+        # While the directory is this store's, no other one can have begun to listen there.
+        if self._dir.is_taken and self.socket_dir.parent != self.data_dir:
             shutil.rmtree(self.socket_dir, ignore_errors=True)
+        self._dir.release()
 
     def __enter__(self) -> Self:
         self.start()
