@@ -292,7 +292,9 @@ def main() -> int:
     """Measure and print; 1 if a worker has more than twice the memory of a fresh one."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description="Measure memory held, and its growth.")
     parser.add_argument("--minutes", type=float, default=0, help="minutes of mixed load (0)")
-    parser.add_argument("--samples", type=argparse.FileType("w"), help="write each sample of the growth to this file")
+    parser.add_argument(
+        "--samples", type=argparse.FileType("w", 1), help="write each sample of the growth to this file"
+    )
     parser.add_argument("--quick", action="store_true", help="hold a tenth as many requests")
     parser.add_argument("--revision", help="measure this tag, branch or commit of Headrace")
     parser.add_argument("--json", action="store_true", help="print JSON")
