@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -50,12 +49,6 @@ async def _answer(make: Make, send: Send) -> Tell | None:
     await response(scope, _receive, send)
     tell: Tell | None = scope["state"].get("tell")
     return tell
-
-
-def without_head(request: Request) -> Request:
-    """Return the request of the process, in the place of a client's that is not needed any more."""
-    headless: Request = request.state.headless
-    return headless
 
 
 async def _receive() -> Message:

@@ -210,7 +210,7 @@ async def _commit(request: Request, submission: Submission) -> int:
         asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
     else:
         state.queue.wake([job.id], tier=job.tier)
-        await asyncio.sleep(0)  # the wake-up leaves before its client is listened for
+        await asyncio.sleep(0)  # the wake-up leaves before the rest of the request is done
     _free(request, submission)
     return created
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
-from api.http.later import Later, without_head
+from api.http.later import Later
 from api.http.sse import EventStream, LiveEvents, Write
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.cancel import abandon, is_ended_by_cancelling
@@ -217,7 +217,7 @@ class Foreground:
         assert submission is not None
         async with answering(self.request, submission.job):
             created = await accept(self.request, submission)
-        self.request = without_head(self.request)
+        self.request = self.request.state.headless
         return partial(submission.events, created)
 
     def _follow(self, write: LiveEvents | None = None) -> AsyncIterator[Event]:

@@ -1,8 +1,8 @@
 """Postgres and Valkey on this machine, from the programs in their Python wheels: no container, service or account.
 
 Each store lives in a directory of its own, and only the user who started it can reach it, through a Unix socket in a
-closed directory. It ends when its starter ends, even by `kill -9`. Postgres refuses to run as root, so root's stores
-run as `nobody`; the files that root itself reads and writes lie outside the directories that `nobody` owns.
+closed directory. It ends when its starter ends, even by `kill -9`. Postgres refuses to run as root, so a store that
+root starts runs as `nobody`. Root keeps its own files outside the directories of `nobody`.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ class ClaimedJob:
     """How long ago the job was due when it was claimed."""
     trace_context: str | None = None
     has_webhook: bool = True
+    """Whether a webhook tells of its end."""
     size: int = field(default=0, init=False)
     """Characters of the request, once it is taken."""
 

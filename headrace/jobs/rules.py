@@ -1,8 +1,8 @@
 """What keeps a row of `jobs` from contradicting itself, whichever process writes it: a trigger, in place of CHECKs.
 
 Postgres reads the text of every CHECK anew for each statement that writes. For a single job that is a quarter of the
-CPU of its insert, its claim and its end. It keeps a function of a trigger, which refuses a row as a CHECK would: with
-the SQLSTATE of a check violation and the name of the rule.
+CPU of its insert, its claim and its end. A session keeps a trigger's function compiled. The function refuses a row as
+a CHECK would: with the SQLSTATE of a check violation and the name of the rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of jobs and of their streamed deltas. The CHECKs keep any statement from making a row contradict itself.
+"""Rows of jobs and of their streamed deltas. A trigger keeps a job's row from contradicting itself: see `rules.py`.
 
 Postgres checks each foreign key of each new row by a query, so a job has few. Its key is one of its account. A line is
 made from its batch's row, and a batch with lines is not deleted, so that needs no key.
@@ -123,8 +123,8 @@ jobs = sa.Table(
     ),
 )
 
-for statement in (CHECK_JOB, CHECK_EACH_JOB):
-    sa.event.listen(jobs, "after_create", sa.DDL(statement))  # type: ignore[no-untyped-call]
+for _statement in (CHECK_JOB, CHECK_EACH_JOB):
+    sa.event.listen(jobs, "after_create", sa.DDL(_statement))  # type: ignore[no-untyped-call]
 
 job_deltas = sa.Table(
     "job_deltas",

@@ -151,8 +151,8 @@ added AS (
 )"""
 
 
-# Until Postgres has statistics of the mark's table, it takes it for one of a thousand rows, so the ledger is not joined
-# with it.
+# The ledger is not joined with the mark: until Postgres has statistics of the mark's table, it expects a thousand rows.
+#
 # A fold that waited for the lock of the mark sees the new mark, but the rows and transactions from before it waited. It
 # then finds no rows at or past the mark, and leaves the mark there.
 def fold(table: str, timed_table: str, mark: str, *, most: int | None) -> str:

@@ -21,7 +21,8 @@ from headrace.usage.rebuild import RESTORED, rebuild_rollups
 _MOST_AT_ONCE = 20_000
 
 _FOLD = cells.fold("usage_rollups", "usage_latencies", "usage_mark", most=_MOST_AT_ONCE)
-# Before Postgres has statistics of the ledger, it would read all of it for this.
+# Postgres reads no whole table for a prepared statement. Any other one reads all of the ledger until Postgres has
+# statistics of it.
 _STATE = Prepared(f"SELECT metadata_keys, {RESTORED} AS restored FROM usage_mark")
 
 

@@ -40,6 +40,13 @@ DEFINITIONS = {
         SELECT tablename, indexname, indexdef FROM pg_indexes
         WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2
     """,
+    "functions": """
+        SELECT proname, pg_get_functiondef(oid) FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace AND prokind = 'f' ORDER BY 1
+    """,
+    "triggers": """
+        SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1
+    """,
     "columns": """
         SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull,
                pg_get_expr(adbin, adrelid), col_description(attrelid, attnum)
