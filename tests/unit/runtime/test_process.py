@@ -33,23 +33,27 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(tmp_path: Path) -
     assert len(less.stderr.splitlines()) == 1
 
 
-_LOWER = """
-import os
-from pathlib import Path
-from headrace.runtime.process import lower_priority
-lower_priority(7)
-print(os.nice(0), Path("/proc/self/autogroup").read_text().split()[-1])
-"""
+_SESSION = Path("/proc/self/autogroup")
+_LOWER = "from headrace.runtime.process import lower_priority; lower_priority(7)"
+_LOWER_IN_A_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_LOWER!r}], check=True)"
+_TELL = f"import os; print(os.nice(0), open({str(_SESSION)!r}).read())"
 
 
-def _lower(*, leads: bool) -> list[str]:
-    command = [sys.executable, "-c", _LOWER]
-    done = subprocess.run(command, start_new_session=leads, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+def _niceness_after(program: str) -> tuple[int, int]:
+    """Run `program` as the leader of a session. Give its niceness afterwards, and its session's."""
+    command = [sys.executable, "-c", f"{program}; {_TELL}"]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=True)
+    process, *session = done.stdout.split()
+    if not session:
+        pytest.skip("this system does not share its cores among sessions")
+    return int(process), int(session[-1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this system has no autogroups")
+@pytest.mark.skipif(not _SESSION.exists(), reason="this system does not share its cores among sessions")
 def test_a_process_lowers_its_priority_and_that_of_a_session_that_it_leads() -> None:
-    session = Path("/proc/self/autogroup").read_text().split()[-1]
-    assert _lower(leads=False) == ["7", session], "other programs of a terminal keep their priority"
-    assert _lower(leads=True) == ["7", "7"]
+    assert _niceness_after(_LOWER) == (7, 7)
+
+
+@pytest.mark.skipif(not _SESSION.exists(), reason="this system does not share its cores among sessions")
+def test_a_process_leaves_the_priority_of_a_session_that_another_leads() -> None:
+    assert _niceness_after(_LOWER_IN_A_CHILD) == (0, 0)
