@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
+import socket
 from collections import namedtuple
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self, TypeVar
@@ -101,6 +103,14 @@ class PlainConnection:
         self._row_makers: dict[bytes, RowMaker] = {}
         """By the names of the prepared statements."""
         self._loop = asyncio.get_running_loop()
+        # libpq closes its socket by itself when the connection breaks, and the next connection gets that number. The
+        # number of a duplicate stays this connection's until it is closed here, so that the event loop can go on
+        # watching it between two statements: to begin and to end a watch takes ten system calls.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._watched = False
+        """Whether the event loop watches the socket."""
+        self._waiter: asyncio.Future[Ready] | None = None
+        """What waits for the socket."""
 
     @property
     def closed(self) -> bool:
@@ -136,6 +146,8 @@ class PlainConnection:
 
     async def close(self) -> None:
         """Close the connection."""
+        self._unwatch()
+        self._socket.close()
         await self.connection.close()
 
     async def _run_prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
@@ -182,27 +194,29 @@ class PlainConnection:
             return result
 
     async def _ready(self, wanted: Wait) -> Ready:
-        """Wait for the socket.
-
-        The event loop watches it no longer than that: libpq may close it whenever it runs, and the next connection gets
-        its number. A watch that outlived the socket would leave that connection deaf.
-        """
-        waiter: asyncio.Future[Ready] = self._loop.create_future()
-        socket = self.connection.fileno()
-        self._loop.add_reader(socket, _wake, waiter, Ready.R)
-        if wanted != Wait.R:
-            self._loop.add_writer(socket, _wake, waiter, Ready.W)  # its buffer is full
+        self._waiter = self._loop.create_future()
+        if not self._watched:
+            self._loop.add_reader(self._socket, self._wake, Ready.R)
+            self._watched = True
+        if wanted == Wait.R:
+            return await self._waiter
+        self._loop.add_writer(self._socket, self._wake, Ready.W)  # its buffer is full
         try:
-            return await waiter
+            return await self._waiter
         finally:
-            self._loop.remove_reader(socket)
-            if wanted != Wait.R:
-                self._loop.remove_writer(socket)
+            self._loop.remove_writer(self._socket)
 
+    def _wake(self, ready: Ready) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(ready)
+        elif ready == Ready.R:
+            # Postgres sent what no statement asked for, or closed the connection: the next statement reads it.
+            self._unwatch()
 
-def _wake(waiter: asyncio.Future[Ready], ready: Ready) -> None:
-    if not waiter.done():
-        waiter.set_result(ready)
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._loop.remove_reader(self._socket)
+            self._watched = False
 
 
 @functools.cache

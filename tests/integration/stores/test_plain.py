@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.waiting import Ready
 from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.arrays import TextArray
@@ -17,7 +18,7 @@ from headrace.stores.database import Database, execute
 from headrace.stores.failures import is_unavailable
 from headrace.stores.plain import PlainConnection, Prepared
 from tests.integration.databases import Session
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 ECHO = """
 SELECT %(text)s AS text, %(number)s + 1 AS next, %(price)s AS price, %(at)s AS at, %(bytes)s AS bytes,
@@ -152,6 +153,26 @@ async def test_a_notice_between_two_statements_does_no_harm(one: Database, other
     await other_session.commit()
     await asyncio.sleep(0.05)
     assert await pid_of(one) == pid
+
+
+async def test_a_connection_that_postgres_closed_while_idle_wakes_the_event_loop_once(
+    one: Database, other_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[Ready] = []
+    wake = PlainConnection._wake
+
+    def counted(self: PlainConnection, ready: Ready) -> None:
+        woken.append(ready)
+        wake(self, ready)
+
+    monkeypatch.setattr(PlainConnection, "_wake", counted)
+    pid = await pid_of(one)
+    woken.clear()
+    await other_session.execute("SELECT pg_terminate_backend(%s)", [pid])
+    await eventually(lambda: woken, "the event loop sees the end")
+    for _ in range(100):  # each step of the loop asks the system for ready sockets
+        await asyncio.sleep(0)
+    assert len(woken) == 1
 
 
 async def test_a_broken_connection_leaves_the_one_that_gets_its_socket_s_number_alone(database_url: str) -> None:
