@@ -2,7 +2,7 @@
 
 Each store lives in a directory of its own, and only the user who started it can reach it, through a Unix socket in a
 closed directory. It ends when its starter ends, even by `kill -9`. Postgres refuses to run as root, so a store that
-root starts runs as `nobody`. Root keeps its own files outside the directories of `nobody`.
+root starts runs as the user `nobody`. Root keeps its own files outside that user's directories.
 """
 
 from __future__ import annotations

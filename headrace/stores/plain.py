@@ -110,7 +110,7 @@ class PlainConnection:
         self._watched = False
         """Whether the event loop watches the socket."""
         self._waiter: asyncio.Future[Ready] | None = None
-        """What waits for the socket."""
+        """Resolved once the socket is ready for the statement that runs."""
 
     @property
     def closed(self) -> bool:
