@@ -20,6 +20,7 @@ import functools
 import os
 import re
 import socket
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self, TypeVar
@@ -107,8 +108,9 @@ class PlainConnection:
         # number of a duplicate stays this connection's until it is closed here, so that the event loop can go on
         # watching it between two statements: to begin and to end a watch takes ten system calls.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
-        self._watched = False
-        """Whether the event loop watches the socket."""
+        # When the socket reports an error, uvloop calls the callback a last time and ends the watch by itself. Only the
+        # event loop holds the callback, so that a weak reference tells whether it still watches.
+        self._watch: Callable[[], object | None] = lambda: None
         self._waiter: asyncio.Future[Ready] | None = None
         """Resolved once the socket is ready for the statement that runs."""
 
@@ -146,7 +148,7 @@ class PlainConnection:
 
     async def close(self) -> None:
         """Close the connection."""
-        self._unwatch()
+        self._loop.remove_reader(self._socket)
         self._socket.close()
         await self.connection.close()
 
@@ -195,9 +197,8 @@ class PlainConnection:
 
     async def _ready(self, wanted: Wait) -> Ready:
         self._waiter = self._loop.create_future()
-        if not self._watched:
-            self._loop.add_reader(self._socket, self._wake, Ready.R)
-            self._watched = True
+        if self._watch() is None:
+            self._begin_watch()
         if wanted == Wait.R:
             return await self._waiter
         self._loop.add_writer(self._socket, self._wake, Ready.W)  # its buffer is full
@@ -206,17 +207,18 @@ class PlainConnection:
         finally:
             self._loop.remove_writer(self._socket)
 
+    def _begin_watch(self) -> None:
+        self._loop.remove_reader(self._socket)  # what uvloop keeps of a watch that it ended
+        callback = functools.partial(self._wake, Ready.R)
+        self._loop.add_reader(self._socket, callback)
+        self._watch = weakref.ref(callback)
+
     def _wake(self, ready: Ready) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(ready)
         elif ready == Ready.R:
             # Postgres sent what no statement asked for, or closed the connection: the next statement reads it.
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._watched:
             self._loop.remove_reader(self._socket)
-            self._watched = False
 
 
 @functools.cache

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,19 +17,14 @@ from headrace.stores.database import Database, execute
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import EventStream, text_of
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
-from tests.faults.chaos.proxy import Link, Mode
+from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.test_takeover import leader
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, until
 
 
-def postgres_socket(stores: Stores) -> Path:
-    [directory] = parse_qs(urlsplit(stores.database_url).query)["host"]
-    return Path(directory) / ".s.PGSQL.5432"
-
-
 @pytest.fixture
 def link(stores: Stores) -> Iterator[Link]:
-    link = Link(postgres_socket(stores))
+    link = Link(postgres_socket(stores.database_url))
     yield link
     link.close()
 
@@ -103,7 +97,7 @@ def shared(
     redis, database = urlsplit(own.redis_url), urlsplit(own.database_url)
     assert redis.port is not None
     with contextlib.ExitStack() as stack:
-        socket = postgres_socket(own)
+        socket = postgres_socket(own.database_url)
         links = [Link(target) for target in (redis.port, redis.port, socket, socket, provider.port)]
         for link in links:
             stack.callback(link.close)

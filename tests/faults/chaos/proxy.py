@@ -9,6 +9,7 @@ import struct
 import threading
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 
 class Mode(StrEnum):
@@ -124,6 +125,12 @@ class Link:
         await gate.wait()
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+
+def postgres_socket(database_url: str) -> Path:
+    """Return the socket of an embedded Postgres, as a link's target."""
+    [directory] = parse_qs(urlsplit(database_url).query)["host"]
+    return Path(directory) / ".s.PGSQL.5432"
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
@@ -38,7 +38,7 @@ from tests.fakes.provider import (
     status,
     stream,
 )
-from tests.faults.chaos.proxy import Link, Mode
+from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.integration.job_rows import Jobs
 from tests.waiting import PATIENCE, eventually
 from worker.attempt import Attempt
@@ -319,7 +319,7 @@ async def test_a_worker_that_cannot_reach_postgres_takes_no_jobs_and_leaves_them
     settings: Settings, jobs: Jobs, model: str, provider: Provider, redis: Redis
 ) -> None:
     url = urlsplit(settings.database_url)
-    link = Link(Path(parse_qs(url.query)["host"][0]) / ".s.PGSQL.5432")
+    link = Link(postgres_socket(settings.database_url))
     behind = settings.model_copy(
         update={"database_url": f"postgresql://{url.username}@127.0.0.1:{link.port}{url.path}"}
     )

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg.waiting import Ready
 from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.arrays import TextArray
 from headrace.stores.database import Database, execute
 from headrace.stores.failures import is_unavailable
-from headrace.stores.plain import PlainConnection, Prepared
+from headrace.stores.plain import Prepared
 from tests.integration.databases import Session
-from tests.waiting import PATIENCE, eventually
+from tests.integration.stores.plain.backends import pid_of
 
 ECHO = """
 SELECT %(text)s AS text, %(number)s + 1 AS next, %(price)s AS price, %(at)s AS at, %(bytes)s AS bytes,
@@ -33,20 +30,6 @@ VALUES: dict[str, Any] = {
     "names": TextArray(["a", None, "{,}"]),
     "nothing": None,
 }
-PID = Prepared("SELECT pg_backend_pid()")
-
-
-@pytest.fixture
-async def one(database_url: str) -> AsyncIterator[Database]:
-    """One connection of each kind."""
-    database = Database.connect(database_url, connections=1)
-    yield database
-    await database.close()
-
-
-async def pid_of(database: Database) -> int:
-    [(pid,)] = await execute(database.relaxed, PID, {})
-    return int(pid)
 
 
 async def test_it_returns_what_the_cursor_returns(one: Database) -> None:
@@ -143,63 +126,3 @@ async def test_a_statement_that_is_cancelled_takes_its_connection_with_it(one: D
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await pid_of(one) != pid
-
-
-async def test_a_notice_between_two_statements_does_no_harm(one: Database, other_session: Session) -> None:
-    pid = await pid_of(one)
-    await execute(one.relaxed, "LISTEN tests", {})
-    await pid_of(one)
-    await other_session.execute("NOTIFY tests, 'now'")
-    await other_session.commit()
-    await asyncio.sleep(0.05)
-    assert await pid_of(one) == pid
-
-
-async def test_a_connection_that_postgres_closed_while_idle_wakes_the_event_loop_once(
-    one: Database, other_session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    woken: list[Ready] = []
-    wake = PlainConnection._wake
-
-    def counted(self: PlainConnection, ready: Ready) -> None:
-        woken.append(ready)
-        wake(self, ready)
-
-    monkeypatch.setattr(PlainConnection, "_wake", counted)
-    pid = await pid_of(one)
-    woken.clear()
-    await other_session.execute("SELECT pg_terminate_backend(%s)", [pid])
-    await eventually(lambda: woken, "the event loop sees the end")
-    for _ in range(100):  # each step of the loop asks the system for ready sockets
-        await asyncio.sleep(0)
-    assert len(woken) == 1
-
-
-async def test_a_broken_connection_leaves_the_one_that_gets_its_socket_s_number_alone(database_url: str) -> None:
-    """libpq closes a broken connection's socket by itself, and the next connection gets its number."""
-
-    async def connect() -> PlainConnection:
-        return PlainConnection(await psycopg.AsyncConnection.connect(database_url, autocommit=True), timeout=60)
-
-    async def use(connection: PlainConnection) -> None:
-        while True:
-            await connection.run(PID, {})
-
-    broken, statement = await connect(), Prepared("SELECT 1 FROM pg_sleep(0.2)")
-    number = broken.connection.fileno()
-    [(pid,)] = await broken.run(PID, {})
-    async with await psycopg.AsyncConnection.connect(database_url) as other:
-        await other.execute("SELECT pg_terminate_backend(%s)", [pid])
-        with pytest.raises(psycopg.OperationalError):
-            await use(broken)
-        opened = [await connect()]
-        while opened[-1].connection.fileno() != number and len(opened) < 50:
-            opened.append(await connect())
-        assert opened[-1].connection.fileno() == number
-        answer = asyncio.create_task(opened[-1].run(statement, {}))
-        await asyncio.sleep(0)
-        await broken.close()
-        async with asyncio.timeout(PATIENCE):
-            assert await answer == [(1,)]
-    for connection in opened:
-        await connection.close()

@@ -1,0 +1,1 @@
+"""The connections for plain SQL, on each kind of loop."""
