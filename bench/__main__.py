@@ -25,6 +25,7 @@ from pathlib import Path
 
 from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
+from bench.processes import compact_memory
 from bench.report import Report
 from bench.scenarios import ALL_SCENARIOS, COMPARED, DURABLE, Measurement, measure, measure_idle
 from bench.shapes import DEFAULT_ROUNDS as SHAPES_ROUNDS
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> Report:
             broken.append(f"{title}, {system.name}: {type(error).__name__}")
             _say(f"{broken[-1]}: {error}\n{system.tree.log_tail() if system.tree else ''}")
 
+    compact_memory()
     with ExitStack() as stack:
         upstream = stack.enter_context(Upstream())
         systems: list[System] = []

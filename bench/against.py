@@ -21,6 +21,7 @@ import psutil
 from bench.batches import run_batch
 from bench.checkout import Checkout, build, current
 from bench.load import request_body
+from bench.processes import compact_memory
 from bench.ratios import Line, table
 from bench.report import share
 from bench.scenarios import ALL_SCENARIOS, CLIENT_SCENARIOS, DURABLE, SCENARIOS, measure, measure_idle
@@ -135,6 +136,7 @@ def compare(
     rounds = rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS)
     load = psutil.getloadavg()[0]  # before the build adds its own
     found = Comparison(build(revision), current(), most, quick, load)
+    compact_memory()
     with ExitStack() as stack:
         upstream = stack.enter_context(Upstream())
         systems = [_started(stack, upstream, found.old), stack.enter_context(Headrace(upstream))]
