@@ -8,14 +8,13 @@ transport. The server calls `check` every `CHECK_SECONDS` for all connections, s
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import resource
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -55,8 +54,6 @@ _MOST_DRAINED = 256 * 1024 * 1024
 _LEAST_CONNECTIONS = 16
 # Idle connections that are closed at once to make room, as a share of all connections.
 _ROOM = 1 / 16
-# Bytes of the largest body that is copied to be written together with its head.
-_LARGEST_JOINED = 64 * 1024
 # The requests that wait on a connection whose client does not pipeline: all share one queue, as one takes 0.7 KB.
 _NONE_WAIT: deque[tuple[RequestResponseCycle, Any]] = deque(maxlen=0)
 # What is left of the scopes of requests whose heads will not be read again.
@@ -245,10 +242,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.message_event = Flag()  # type: ignore[assignment]
         cycle = self.pipeline[0][0] if self.pipeline else self.cycle
-        # uvicorn has no hook for the cycle's class.
-        if cycle.keep_alive:
-            cycle.__class__ = _Cycle
-        else:
+        if not cycle.keep_alive:  # uvicorn has no hook for the cycle's class
             cycle.__class__ = _UnframedCycle if self.scope["http_version"] == "1.0" else _LastCycle
 
     def on_body(self, body: bytes) -> None:
@@ -375,39 +369,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
 
-class _Cycle(RequestResponseCycle):
-    """A request and its answer. The head of a whole answer is written together with its body."""
-
-    _head = b""
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """Send a part of the answer."""
-        if message["type"] == "http.response.start" and self._announces_body(message):
-            # uvicorn writes the head at once, which would be a packet, and a system call, of its own.
-            transport, head = self.transport, io.BytesIO()
-            self.transport = head  # type: ignore[assignment]  # it has the one method that is called
-            try:
-                await super().send(message)
-            finally:
-                self.transport = transport
-            self._head = head.getvalue()
-            return
-        if self._head and message["type"] == "http.response.body":
-            head_alone, self._head = self._head, b""
-            body = message.get("body", b"")
-            if len(body) > _LARGEST_JOINED:
-                self.transport.write(head_alone)
-            else:
-                self.expected_content_length += len(head_alone)  # what uvicorn takes for the body's
-                message = {**message, "body": head_alone + body}
-        await super().send(message)
-
-    def _announces_body(self, start: HTTPResponseStartEvent) -> bool:
-        has_length = any(name.lower() == b"content-length" for name, _ in start.get("headers", ()))
-        return has_length and self.scope["method"] != "HEAD"
-
-
-class _LastCycle(_Cycle):
+class _LastCycle(RequestResponseCycle):
     """A request that is its connection's last, and its answer."""
 
     async def send(self, message: ASGISendEvent) -> None:

@@ -29,14 +29,6 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     while more and (message := await receive())["type"] == "http.request":
         size += len(message["body"])
         more = message["more_body"]
-    if scope["path"] == "/whole":
-        answer = [b"x" * int(length) for length in scope["query_string"].split(b",")]
-        headers = [(b"content-length", b"%d" % sum(map(len, answer)))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for piece in answer:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body"})
-        return
     if scope["path"] == "/busy":
         await receive()  # until the client is gone
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -137,55 +129,6 @@ async def test_answers_that_are_sent_as_asgi_does(request_bytes: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(request_bytes)
         assert b"takes more: 0;" in await reader.readuntil(b"takes more: 0;")
-        writer.close()
-
-
-class Recorder:
-    """A transport that keeps how many bytes each write has."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.writes: list[int] = []
-
-    def write(self, data: bytes) -> None:
-        self.writes.append(len(data))
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-@pytest.mark.parametrize(
-    ("method", "pieces", "bodies"),
-    [
-        ("GET", "10", [10]),
-        ("GET", "10,20", [10, 20]),
-        ("GET", "0", [0]),
-        ("GET", "0,10", [0, 10]),
-        ("GET", "200000", [0, 200_000]),  # no second copy of a large body
-        ("HEAD", "10", [0]),
-    ],
-)
-async def test_the_head_of_a_whole_answer_is_written_with_its_body(
-    monkeypatch: pytest.MonkeyPatch, method: str, pieces: str, bodies: list[int]
-) -> None:
-    recorders: list[Recorder] = []
-    connect = Connection.connection_made
-
-    def recorded(self: Connection, transport: asyncio.Transport) -> None:
-        recorders.append(Recorder(transport))
-        connect(self, recorders[-1])  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Connection, "connection_made", recorded)
-    async with serving() as server, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        for _ in range(2):  # on one connection
-            writer.write(b"%b /whole?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (method.encode(), pieces.encode()))
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert await reader.readexactly(sum(bodies)) == b"x" * sum(bodies)
-            first, *others = [length for length in recorders[0].writes if length]
-            assert [first - len(head), *others] == bodies
-            recorders[0].writes.clear()
         writer.close()
 
 
