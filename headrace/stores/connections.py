@@ -141,11 +141,11 @@ class Connections:
     async def _open(self) -> PlainConnection:
         try:
             pooled = await self.engine.raw_connection()
-            connection = cast("psycopg.AsyncConnection[Any]", pooled.driver_connection)
-            pooled.detach()
-            return PlainConnection(connection, timeout=PATIENCE_SECONDS)
         except psycopg.Error as error:
             raise self._translated(error, dead=False) from error
+        connection = cast("psycopg.AsyncConnection[Any]", pooled.driver_connection)
+        pooled.detach()
+        return PlainConnection(connection, timeout=PATIENCE_SECONDS)
 
     def _translated(self, error: psycopg.Error, *, dead: bool) -> DBAPIError:
         """Return psycopg's error as one of SQLAlchemy's, without the statement's parameters."""

@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import re
-import socket
-import weakref
 from collections import namedtuple
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self, TypeVar
@@ -104,15 +101,6 @@ class PlainConnection:
         self._row_makers: dict[bytes, RowMaker] = {}
         """By the names of the prepared statements."""
         self._loop = asyncio.get_running_loop()
-        # libpq closes its socket by itself when the connection breaks, and the next connection gets that number. The
-        # number of a duplicate stays this connection's until it is closed here, so that the event loop can go on
-        # watching it between two statements: to begin and to end a watch takes ten system calls.
-        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
-        # When the socket reports an error, uvloop calls the callback a last time and ends the watch by itself. Only the
-        # event loop holds the callback, so that a weak reference tells whether it still watches.
-        self._watch: Callable[[], object | None] = lambda: None
-        self._waiter: asyncio.Future[Ready] | None = None
-        """Resolved once the socket is ready for the statement that runs."""
 
     @property
     def closed(self) -> bool:
@@ -148,8 +136,6 @@ class PlainConnection:
 
     async def close(self) -> None:
         """Close the connection."""
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
         await self.connection.close()
 
     async def _run_prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
@@ -196,29 +182,27 @@ class PlainConnection:
             return result
 
     async def _ready(self, wanted: Wait) -> Ready:
-        self._waiter = self._loop.create_future()
-        if self._watch() is None:
-            self._begin_watch()
-        if wanted == Wait.R:
-            return await self._waiter
-        self._loop.add_writer(self._socket, self._wake, Ready.W)  # its buffer is full
+        """Wait for the socket.
+
+        The event loop watches it no longer than that: libpq may close it whenever it runs, and the next connection gets
+        its number. A watch that outlived the socket would leave that connection deaf.
+        """
+        waiter: asyncio.Future[Ready] = self._loop.create_future()
+        socket = self.connection.fileno()
+        self._loop.add_reader(socket, _wake, waiter, Ready.R)
+        if wanted != Wait.R:
+            self._loop.add_writer(socket, _wake, waiter, Ready.W)  # its buffer is full
         try:
-            return await self._waiter
+            return await waiter
         finally:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_reader(socket)
+            if wanted != Wait.R:
+                self._loop.remove_writer(socket)
 
-    def _begin_watch(self) -> None:
-        self._loop.remove_reader(self._socket)  # what uvloop keeps of a watch that it ended
-        callback = functools.partial(self._wake, Ready.R)
-        self._loop.add_reader(self._socket, callback)
-        self._watch = weakref.ref(callback)
 
-    def _wake(self, ready: Ready) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(ready)
-        elif ready == Ready.R:
-            # Postgres sent what no statement asked for, or closed the connection: the next statement reads it.
-            self._loop.remove_reader(self._socket)
+def _wake(waiter: asyncio.Future[Ready], ready: Ready) -> None:
+    if not waiter.done():
+        waiter.set_result(ready)
 
 
 @functools.cache

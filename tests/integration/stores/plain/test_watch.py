@@ -1,4 +1,4 @@
-"""The event loop's watch of a connection's socket, which lasts from one statement to the next."""
+"""How the event loop watches a connection's socket: it misses no answer, and no end of a connection."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg.waiting import Ready
 
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import PlainConnection, Prepared
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.integration.databases import Session
 from tests.integration.stores.plain.backends import PID, pid_of
-from tests.waiting import PATIENCE, eventually
+from tests.waiting import PATIENCE
 
 SLEEP = Prepared("SELECT 1 FROM pg_sleep(%(seconds)s::float)")
 
@@ -84,26 +83,6 @@ async def test_a_notice_between_two_statements_does_no_harm(one: Database, other
     await other_session.commit()
     await asyncio.sleep(0.05)
     assert await pid_of(one) == pid
-
-
-async def test_a_connection_that_postgres_closed_while_idle_wakes_the_event_loop_once(
-    one: Database, other_session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    woken: list[Ready] = []
-    wake = PlainConnection._wake
-
-    def counted(self: PlainConnection, ready: Ready) -> None:
-        woken.append(ready)
-        wake(self, ready)
-
-    monkeypatch.setattr(PlainConnection, "_wake", counted)
-    pid = await pid_of(one)
-    woken.clear()
-    await other_session.execute("SELECT pg_terminate_backend(%s)", [pid])
-    await eventually(lambda: woken, "the event loop sees the end")
-    for _ in range(100):  # each step of the loop asks the system for ready sockets
-        await asyncio.sleep(0)
-    assert len(woken) == 1
 
 
 async def test_a_broken_connection_leaves_the_one_that_gets_its_socket_s_number_alone(database_url: str) -> None:
