@@ -1,9 +1,9 @@
 """`python -m bench`: Headrace beside LiteLLM's proxy, and beside no proxy at all, on this machine.
 
 Everything runs on loopback: a fake upstream, one system at a time under load, and the load generator, each in processes
-of its own. The systems take turns within a round and change order between rounds, so that a slow minute of the machine
-does not hit one system alone. A full run takes less than ten minutes and writes `bench/results.md`. A quick or partial
-run only prints.
+of its own. Each round starts the systems anew, and they take turns within it. The order in which they start and the
+order of their turns alternate, so that neither a slow minute of the machine nor a place in the order hits one system
+alone. A full run takes a quarter of an hour and writes `bench/results.md`. A quick or partial run only prints.
 
 With `--shapes` it measures what gateways publish about themselves, beside LiteLLM's proxy and Portkey's gateway, and
 writes the tables of docs/explanation/performance.md: see `bench.shapes`.
@@ -18,26 +18,27 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.against import DEFAULT_ROUNDS, QUICK_ROUNDS, compare
+from bench.against import DEFAULT_ROUNDS as AGAINST_ROUNDS
+from bench.against import QUICK_ROUNDS, compare
 from bench.batches import Batches, measure_batches
-from bench.processes import compact_memory
 from bench.report import Report
 from bench.scenarios import ALL_SCENARIOS, COMPARED, DURABLE, Measurement, measure, measure_idle
 from bench.shapes import DEFAULT_ROUNDS as SHAPES_ROUNDS
 from bench.shapes import measure_shapes
 from bench.shapes_page import PAGE, tables, write
 from bench.subscribers import Subscribers, measure_subscribers
-from bench.systems import SYSTEMS, Headrace, System, Upstream
+from bench.systems import SYSTEMS, Headrace, System, Upstream, start_order, turns
 
 RESULTS = Path(__file__).resolve().parent / "results.md"
 _SCENARIOS = (*(scenario.name for scenario in ALL_SCENARIOS), "idle", "subscribers", "batches")
 _ROWS = (*_SCENARIOS, DURABLE.name)
 _IDLE_SECONDS = 5
+_ROUNDS = 4
 
 
 def _options() -> argparse.Namespace:
@@ -48,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--rounds",
         type=int,
-        help=f"rounds (3, with --quick 1; with --against {DEFAULT_ROUNDS}, with --shapes {SHAPES_ROUNDS}, "
+        help=f"rounds ({_ROUNDS}, with --quick 1; with --against {AGAINST_ROUNDS}, with --shapes {SHAPES_ROUNDS}, "
         f"with --quick {QUICK_ROUNDS})",
     )
     parser.add_argument("--quick", action="store_true", help="short rounds, and few")
@@ -81,13 +82,14 @@ def _stop(signum: int, _frame: object) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Start the selected systems, measure them in rounds, and stop them, also after an error."""
-    wanted = options.only or [system.name for system in SYSTEMS]
+    kinds = [kind for kind in SYSTEMS if not options.only or kind.name in options.only]
     scenarios = options.scenario or list(_SCENARIOS)
-    rounds: int = options.rounds or (1 if options.quick else 3)
+    rounds: int = options.rounds or (1 if options.quick else _ROUNDS)
     measurements: list[Measurement] = []
     subscribers: Subscribers | None = None
     batches: Batches | None = None
     broken: list[str] = []
+    versions: dict[str, str] = {}
 
     @contextmanager
     def measuring(title: str, system: System) -> Iterator[None]:
@@ -99,36 +101,36 @@ def run(options: argparse.Namespace) -> Report:
             broken.append(f"{title}, {system.name}: {type(error).__name__}")
             _say(f"{broken[-1]}: {error}\n{system.tree.log_tail() if system.tree else ''}")
 
-    compact_memory()
-    with ExitStack() as stack:
-        upstream = stack.enter_context(Upstream())
-        systems: list[System] = []
-        for kind in SYSTEMS:
-            if kind.name in wanted:
-                _say(f"starting {kind.name}")
-                systems.append(stack.enter_context(kind(upstream)))
+    def measure_round(systems: Sequence[System], number: int) -> None:
+        title = f"round {number + 1} of {rounds}"
+        for scenario in (scenario for alike in COMPARED for scenario in turns(alike, number)):
+            for system in systems if scenario.name in scenarios else ():
+                if scenario.only_headrace and not isinstance(system, Headrace):
+                    continue
+                with measuring(f"{title}, {scenario.title}", system):
+                    measurements.append(measure(scenario, system, number, quick=options.quick))
+        for system in systems:
+            if "idle" in scenarios and system.tree is not None:
+                with measuring(f"{title}, nothing to do", system):
+                    measurements.append(measure_idle(system, number, _IDLE_SECONDS))
+
+    with Upstream() as upstream:
         for number in range(rounds):
-            title = f"round {number + 1} of {rounds}"
-            turn = 1 if number % 2 == 0 else -1
-            for scenario in (scenario for alike in COMPARED for scenario in alike[::turn]):
-                for system in systems[::turn] if scenario.name in scenarios else ():
-                    if scenario.only_headrace and not isinstance(system, Headrace):
-                        continue
-                    with measuring(f"{title}, {scenario.title}", system):
-                        measurements.append(measure(scenario, system, number, quick=options.quick))
-            for system in systems[::turn]:
-                if "idle" in scenarios and system.tree is not None:
-                    with measuring(f"{title}, nothing to do", system):
-                        measurements.append(measure_idle(system, number, _IDLE_SECONDS))
-        for system in systems:
-            if "subscribers" in scenarios and isinstance(system, Headrace):
-                with measuring(f"{options.subscribers} subscribers", system):
-                    subscribers = measure_subscribers(system, options.subscribers)
-        for system in systems:
-            if "batches" in scenarios and isinstance(system, Headrace):
-                with measuring("batches", system):
-                    batches = measure_batches(system, quick=options.quick)
-        versions = {system.name: system.version for system in systems}
+            with ExitStack() as stack:
+                systems: dict[str, System] = {}
+                for kind in start_order(kinds, number):
+                    _say(f"starting {kind.name}")
+                    systems[kind.name] = stack.enter_context(kind(upstream))
+                versions = {kind.name: systems[kind.name].version for kind in kinds}
+                measure_round([systems[kind.name] for kind in turns(kinds, number)], number)
+                headrace = systems.get(Headrace.name)
+                if number == rounds - 1 and isinstance(headrace, Headrace):
+                    if "subscribers" in scenarios:
+                        with measuring(f"{options.subscribers} subscribers", headrace):
+                            subscribers = measure_subscribers(headrace, options.subscribers)
+                    if "batches" in scenarios:
+                        with measuring("batches", headrace):
+                            batches = measure_batches(headrace, quick=options.quick)
     return Report(versions, measurements, subscribers, batches, broken, rounds, options.quick)
 
 

@@ -1,8 +1,9 @@
 """Headrace beside an earlier commit of itself: `python -m bench --against REVISION`.
 
-Both run at once on stores of their own, and take the load in turns, A B B A and so on, so that a slow minute of the
-machine hits both. The load, the upstream and the counting are this commit's for both. A row that the earlier commit
-cannot serve, since it lacks a format, has n/a in its place.
+Both run at once on stores of their own, and take the load in turns, so that a slow minute of the machine hits both.
+Each round starts them anew, and the order in which they start and the order of their turns alternate. The load, the
+upstream and the counting are this commit's for both. A row that the earlier commit cannot serve, since it lacks a
+format, has n/a in its place.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import psutil
 from bench.batches import run_batch
 from bench.checkout import Checkout, build, current
 from bench.load import request_body
-from bench.processes import compact_memory
 from bench.ratios import Line, table
 from bench.report import share
 from bench.scenarios import ALL_SCENARIOS, CLIENT_SCENARIOS, DURABLE, SCENARIOS, measure, measure_idle
-from bench.systems import Cpu, Headrace, Upstream
+from bench.systems import Cpu, Headrace, Upstream, start_order, turns
 
 DEFAULT_ROWS = (*(scenario.name for scenario in (*SCENARIOS, *CLIENT_SCENARIOS)), "idle")
 DEFAULT_ROUNDS = 6
@@ -35,7 +35,7 @@ QUICK_ROUNDS = 2
 _OWN, _WHOLE = "CPU", "CPU, stores included"
 _IDLE_SECONDS = 10
 _BATCH_LINES = 20_000
-# The first batch makes every process load modules.
+# The first batch of a process makes it load modules.
 _WARM_LINES = 200
 
 Figures = dict[str, float]
@@ -136,24 +136,26 @@ def compare(
     rounds = rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS)
     load = psutil.getloadavg()[0]  # before the build adds its own
     found = Comparison(build(revision), current(), most, quick, load)
-    compact_memory()
-    with ExitStack() as stack:
-        upstream = stack.enter_context(Upstream())
-        systems = [_started(stack, upstream, found.old), stack.enter_context(Headrace(upstream))]
-        served = {row: [system for system in systems if _serves(system, row)] for row in wanted}
+    with Upstream() as upstream:
         for number in range(rounds):
-            for row in wanted:
-                turns = served[row] if number % 2 == 0 else served[row][::-1]
-                for system in turns:
-                    title = f"round {number + 1} of {rounds}, {row}, {system.name}"
-                    with _measuring(title, system, found.failures):
-                        figures, digits, wrong = _measure(row, system, number, quick)
-                        found.add(row, system, number, figures, digits)
-                        found.failures += [f"{title}: {problem}" for problem in wrong]
+            with ExitStack() as stack:
+                started = [start(stack, upstream, found) for start in start_order((_start_old, _start_new), number)]
+                for row in wanted:
+                    for system in turns([system for system in started if _serves(system, row)], number):
+                        title = f"round {number + 1} of {rounds}, {row}, {system.name}"
+                        with _measuring(title, system, found.failures):
+                            figures, digits, wrong = _measure(row, system, number, quick)
+                            found.add(row, system, number, figures, digits)
+                            found.failures += [f"{title}: {problem}" for problem in wrong]
     return found
 
 
-def _started(stack: ExitStack, upstream: Upstream, checkout: Checkout) -> EarlierHeadrace:
+def _start_new(stack: ExitStack, upstream: Upstream, _: Comparison) -> Headrace:
+    return stack.enter_context(Headrace(upstream))
+
+
+def _start_old(stack: ExitStack, upstream: Upstream, found: Comparison) -> Headrace:
+    checkout = found.old
     try:
         return stack.enter_context(EarlierHeadrace(upstream, checkout))
     except RuntimeError as error:
@@ -201,7 +203,7 @@ def _serves(system: Headrace, row: str) -> bool:
 def _measure(row: str, system: Headrace, number: int, quick: bool) -> tuple[Figures, int, list[str]]:
     """Measure one row, and return its figures, their digits, and what was wrong with the answers."""
     if row == "batches":
-        return _measure_batch(system, number, quick)
+        return _measure_batch(system, quick)
     if row == "idle":
         measurement = measure_idle(system, number, _IDLE_SECONDS)
     else:
@@ -223,9 +225,8 @@ def _measure(row: str, system: Headrace, number: int, quick: bool) -> tuple[Figu
     return figures, digits, wrong if outcome.correct < outcome.asked else []
 
 
-def _measure_batch(system: Headrace, number: int, quick: bool) -> tuple[Figures, int, list[str]]:
-    if number == 0:
-        run_batch(system, _WARM_LINES)
+def _measure_batch(system: Headrace, quick: bool) -> tuple[Figures, int, list[str]]:
+    run_batch(system, _WARM_LINES)
     run = run_batch(system, _BATCH_LINES // (5 if quick else 1))
     own, stores = (1e6 * sum(part.values()) / run.lines for part in (run.cpu.own, run.cpu.stores))
     figures = {

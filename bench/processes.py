@@ -21,20 +21,6 @@ from headrace.dev.processes import die_with_parent
 STOP_SECONDS = 20
 """Seconds that a program has to end by itself before it is killed."""
 
-_COMPACT = Path("/proc/sys/vm/compact_memory")
-
-
-def compact_memory() -> None:
-    """Have Linux join the free pages of its memory, so that the order in which systems start does not matter.
-
-    On a machine that has run for hours, the system that starts first gets scattered pages, and takes 10 to 14 % more
-    CPU for the same work than the same one started later. Only root may ask for it.
-    """
-    with contextlib.suppress(OSError):
-        _COMPACT.write_text("1")
-        return
-    print("memory is not compacted: the system that starts first may be slower", file=sys.stderr)
-
 
 class Tree:
     """A running program and every process that descends from it.

@@ -21,7 +21,6 @@ import psutil
 
 from bench.batches import Run, run_batch
 from bench.portkey import Portkey
-from bench.processes import compact_memory
 from bench.scenarios import DURABLE, Measurement, Scenario, measure
 from bench.systems import Direct, Headrace, LiteLLM, System, Upstream
 
@@ -77,7 +76,6 @@ class Shapes:
 def measure_shapes(rounds: int | None, *, quick: bool) -> Shapes:
     """Start every system that this machine can install, and measure each in rounds; quick ones are a third as long."""
     found = Shapes(rounds or (2 if quick else DEFAULT_ROUNDS), quick, psutil.getloadavg()[0])
-    compact_memory()
     with ExitStack() as stack:
         upstream = stack.enter_context(Upstream())
         systems = list(_started(stack, upstream, found))

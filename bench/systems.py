@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from bench.checkout import BENCH_HOME, ROOT, Checkout
 from bench.processes import Tree
@@ -27,6 +27,23 @@ MODELS = ("fake", "fake-d20", "fake-s100", "fake-s100-p20")
 
 _STORES = ("postgres", "valkey", "redis")
 _START_SECONDS = 180
+
+
+Named = TypeVar("Named")
+
+
+def start_order(systems: Sequence[Named], number: int) -> Sequence[Named]:
+    """Return systems in the order in which round `number` starts them.
+
+    The system that starts first takes 5 to 14 % more CPU for the same work on a machine that has run for hours, as it
+    gets the scattered pages of memory. So every round starts the systems anew, and the order alternates.
+    """
+    return systems[:: 1 if number % 2 == 0 else -1]
+
+
+def turns(systems: Sequence[Named], number: int) -> Sequence[Named]:
+    """Return systems in the order in which round `number` measures them, whichever of them has started first."""
+    return systems[:: 1 if number // 2 % 2 == 0 else -1]
 
 
 def free_port() -> int:
