@@ -89,9 +89,8 @@ async def test_an_administrator_reads_what_an_id_of_the_named_account_leads_to(
         refused(await clients.stranger.request(method, url, headers=named), 403, param=HEADER)
         refused(await clients.stranger.request(method, url, headers={HEADER: UNKNOWN}), 403, param=HEADER)
         refused(await clients.admin.get("/jobs", headers={HEADER: UNKNOWN}), 404, param=HEADER)
-    log = service.logs()
     both = f"account={clients.own_account_id} reads_account={clients.account_id}"
-    assert re.search(rf"GET /jobs/{{job_id}}: 200 .* {both}", log)
+    await eventually(lambda: re.search(rf"GET /jobs/{{job_id}}: 200 .* {both}", service.logs()), "the request's line")
 
 
 async def test_an_administrator_sees_the_lists_that_the_named_account_sees(clients: Clients) -> None:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, completed, ended, get, refused, submit
+from tests.e2e.jobs import chat, completed, ended, eventually, get, refused, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import Behaviour, Provider, answer, chunk, connection_reset, status, stream
 from tests.service import Service
@@ -225,4 +225,8 @@ async def test_why_there_is_no_connection_is_told_to_the_log_and_in_the_jobs_att
     for attempt in job["attempts"]:
         assert f"({address}: " in attempt["error"]["message"]
         assert "onnect" in attempt["error"]["message"].partition(address)[2]
-    assert any(job["id"] in line and f"upstream_error: {address}: " in line for line in service.logs().splitlines())
+
+    def is_logged() -> bool:
+        return any(job["id"] in line and f"upstream_error: {address}: " in line for line in service.logs().splitlines())
+
+    await eventually(is_logged, "an attempt's line")

@@ -13,6 +13,7 @@ from tests.e2e.jobs import chat, ended, refused, submit
 from tests.e2e.streams import EventStream
 from tests.fakes.provider import Behaviour, Provider, chunk, raw, status, stream
 from tests.service import BOOTSTRAP_KEY, PROVIDER_KEY, Service, Stores
+from tests.waiting import eventually
 
 MESSAGE = f"Incorrect API key provided: {PROVIDER_KEY}. You sent `Authorization: Bearer {PROVIDER_KEY}`."
 LEAKS: list[tuple[str, Behaviour]] = [
@@ -98,7 +99,8 @@ async def test_a_provider_that_quotes_the_prompt_puts_nothing_into_the_log(
     provider.script(model, status(422, {"error": told}))
     response = await client.post("/chat/completions", json=chat(model, prompt))
     assert prompt in response.json()["error"]["message"]
+    # The worker logs its attempt after the client has the answer.
+    await eventually(lambda: "UpstreamRefusedError 422" in service.logs(), "the attempt's line")
     logs = service.logs()
     assert f"prompt of {model}" not in logs
     assert f"forged for {model}" not in logs
-    assert "UpstreamRefusedError 422" in logs

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import httpx
+
 from tests.e2e import batches
 from tests.e2e.jobs import chat
 from tests.fakes.provider import Exchange, Provider, answer, status
@@ -14,6 +16,12 @@ from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
 CAPACITY = 20
 LINES = 1500
 REQUESTS = 60
+# The most refusals of workers that look for the capacity. There are 20 or so, and 130 without adaptive concurrency.
+FEW = 60
+# While a busy machine stalls, the slots that workers hold expire, and too many calls begin when it goes on. No line may
+# use up its attempts then, and the measurement is repeated.
+ATTEMPTS = {"HEADRACE_ATTEMPTS_PER_ROUTE": "10"}
+TRIES = 3
 
 
 class Limited:
@@ -48,17 +56,25 @@ base_url = "{provider.url()}"
 [models."small-*"]
 routes = ["small/*"]
 """
-    limited = Limited()
-    provider.always("small-one", limited)
-    with running_service(tmp_path, stores.fresh(), catalogue) as service:
+    with running_service(tmp_path, stores.fresh(), catalogue, environment=ATTEMPTS) as service:
         service.launch("worker-2")
         async with connect(service, BOOTSTRAP_KEY) as client:
-            batch = await batches.submit(client, batches.lines("small-one", LINES))
-            statuses = Counter(
-                [(await client.post("/chat/completions", json=chat("small-one"))).status_code for _ in range(REQUESTS)]
-            )
-            ended = await batches.reaches(client, batch["id"], "completed", "failed")
+            refused = [await refusals(client, provider)]
+            while refused[-1] > FEW and len(refused) < TRIES:
+                refused.append(await refusals(client, provider))
+    assert refused[-1] <= FEW, f"the workers fill more slots than the provider takes: {refused}"
+
+
+async def refusals(client: httpx.AsyncClient, provider: Provider) -> int:
+    """Run a batch beside requests, and return how many calls the provider refused."""
+    limited = Limited()
+    provider.always("small-one", limited)
+    batch = await batches.submit(client, batches.lines("small-one", LINES))
+    statuses = Counter(
+        [(await client.post("/chat/completions", json=chat("small-one"))).status_code for _ in range(REQUESTS)]
+    )
+    ended = await batches.reaches(client, batch["id"], "completed", "failed")
     assert statuses == {200: REQUESTS}
     assert ended["request_counts"] == {"total": LINES, "completed": LINES, "failed": 0}
     assert limited.outcomes["answered"] == LINES + REQUESTS
-    assert limited.outcomes["refused"] < 0.1 * LINES, "the workers would fill more slots than the provider takes"
+    return limited.outcomes["refused"]
