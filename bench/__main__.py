@@ -3,7 +3,7 @@
 Everything runs on loopback: a fake upstream, one system at a time under load, and the load generator, each in processes
 of its own. Each round starts the systems anew, and they take turns within it. The order in which they start and the
 order of their turns alternate, so that neither a slow minute of the machine nor a place in the order hits one system
-alone. A full run takes a quarter of an hour and writes `bench/results.md`. A quick or partial run only prints.
+alone. A full run takes about ten minutes and writes `bench/results.md`. A quick or partial run only prints.
 
 With `--shapes` it measures what gateways publish about themselves, beside LiteLLM's proxy and Portkey's gateway, and
 writes the tables of docs/explanation/performance.md: see `bench.shapes`.
@@ -86,8 +86,7 @@ def run(options: argparse.Namespace) -> Report:
     scenarios = options.scenario or list(_SCENARIOS)
     rounds: int = options.rounds or (1 if options.quick else _ROUNDS)
     measurements: list[Measurement] = []
-    subscribers: Subscribers | None = None
-    batches: Batches | None = None
+    once: tuple[Subscribers | None, Batches | None] = (None, None)
     broken: list[str] = []
     versions: dict[str, str] = {}
 
@@ -114,6 +113,16 @@ def run(options: argparse.Namespace) -> Report:
                 with measuring(f"{title}, nothing to do", system):
                     measurements.append(measure_idle(system, number, _IDLE_SECONDS))
 
+    def measure_once(headrace: Headrace) -> tuple[Subscribers | None, Batches | None]:
+        subscribers, batches = None, None
+        if "subscribers" in scenarios:
+            with measuring(f"{options.subscribers} subscribers", headrace):
+                subscribers = measure_subscribers(headrace, options.subscribers)
+        if "batches" in scenarios:
+            with measuring("batches", headrace):
+                batches = measure_batches(headrace, quick=options.quick)
+        return subscribers, batches
+
     with Upstream() as upstream:
         for number in range(rounds):
             with ExitStack() as stack:
@@ -125,13 +134,8 @@ def run(options: argparse.Namespace) -> Report:
                 measure_round([systems[kind.name] for kind in turns(kinds, number)], number)
                 headrace = systems.get(Headrace.name)
                 if number == rounds - 1 and isinstance(headrace, Headrace):
-                    if "subscribers" in scenarios:
-                        with measuring(f"{options.subscribers} subscribers", headrace):
-                            subscribers = measure_subscribers(headrace, options.subscribers)
-                    if "batches" in scenarios:
-                        with measuring("batches", headrace):
-                            batches = measure_batches(headrace, quick=options.quick)
-    return Report(versions, measurements, subscribers, batches, broken, rounds, options.quick)
+                    once = measure_once(headrace)
+    return Report(versions, measurements, *once, broken, rounds, options.quick)
 
 
 def main() -> int:

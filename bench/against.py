@@ -139,7 +139,7 @@ def compare(
     with Upstream() as upstream:
         for number in range(rounds):
             with ExitStack() as stack:
-                started = [start(stack, upstream, found) for start in start_order((_start_old, _start_new), number)]
+                started = [_started(stack, upstream, earlier) for earlier in start_order((found.old, None), number)]
                 for row in wanted:
                     for system in turns([system for system in started if _serves(system, row)], number):
                         title = f"round {number + 1} of {rounds}, {row}, {system.name}"
@@ -150,17 +150,15 @@ def compare(
     return found
 
 
-def _start_new(stack: ExitStack, upstream: Upstream, _: Comparison) -> Headrace:
-    return stack.enter_context(Headrace(upstream))
-
-
-def _start_old(stack: ExitStack, upstream: Upstream, found: Comparison) -> Headrace:
-    checkout = found.old
+def _started(stack: ExitStack, upstream: Upstream, earlier: Checkout | None) -> Headrace:
+    """Start an earlier commit, or without one the working tree."""
+    if earlier is None:
+        return stack.enter_context(Headrace(upstream))
     try:
-        return stack.enter_context(EarlierHeadrace(upstream, checkout))
+        return stack.enter_context(EarlierHeadrace(upstream, earlier))
     except RuntimeError as error:
         print(f"{error}\ntrying again with providers of OpenAI's format alone", file=sys.stderr, flush=True)
-        return stack.enter_context(FirstHeadrace(upstream, checkout))
+        return stack.enter_context(FirstHeadrace(upstream, earlier))
 
 
 @contextmanager

@@ -29,19 +29,19 @@ _STORES = ("postgres", "valkey", "redis")
 _START_SECONDS = 180
 
 
-Named = TypeVar("Named")
+T = TypeVar("T")
 
 
-def start_order(systems: Sequence[Named], number: int) -> Sequence[Named]:
+def start_order(systems: Sequence[T], number: int) -> Sequence[T]:
     """Return systems in the order in which round `number` starts them.
 
-    The system that starts first takes 5 to 14 % more CPU for the same work on a machine that has run for hours, as it
-    gets the scattered pages of memory. So every round starts the systems anew, and the order alternates.
+    The system that starts first took 5 to 14 % more CPU for the same work on a machine that had run for hours, and less
+    once Linux had compacted its memory. So every round starts the systems anew, and the order alternates.
     """
     return systems[:: 1 if number % 2 == 0 else -1]
 
 
-def turns(systems: Sequence[Named], number: int) -> Sequence[Named]:
+def turns(systems: Sequence[T], number: int) -> Sequence[T]:
     """Return systems in the order in which round `number` measures them, whichever of them has started first."""
     return systems[:: 1 if number // 2 % 2 == 0 else -1]
 

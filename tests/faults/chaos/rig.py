@@ -42,7 +42,7 @@ from tests.faults.chaos.plan import (
     WORKERS,
     Fault,
 )
-from tests.faults.chaos.proxy import Link, Mode
+from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.chaos.upstreams import Upstreams, catalogue
 from tests.service import QUICK, Process, Service, Stores, until
 
@@ -325,10 +325,11 @@ def running_rig(
         valkey = stack.enter_context(EmbeddedValkey(scratch / "valkey", {"port": str(redis_port)}))
         provider = stack.enter_context(running_provider())
         hooks = stack.enter_context(listening(Hooks))
-        (postgres_socket,) = (scratch / "postgres" / "socket").glob(".s.PGSQL.*[0-9]")
         ports = {name: _port() for name in APIS}
         targets: dict[str, int | Path] = {
-            **{name: postgres_socket if name.endswith("postgres") else redis_port for name in STORE_LINKS},
+            **{
+                name: postgres_socket(postgres.url) if name.endswith("postgres") else redis_port for name in STORE_LINKS
+            },
             **dict(zip(CLIENT_LINKS, ports.values(), strict=True)),
             PROVIDER_LINK: provider.port,
         }
