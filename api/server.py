@@ -57,13 +57,12 @@ class Server(QuietServer):
                 host, port, *_ = listener.getsockname()
                 log.info("ready: this API serves http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
-    async def on_tick(self, counter: int) -> bool:
-        """Check the timeouts of all connections once a second. Returns whether the server ends."""
+    def tick(self) -> None:
+        """Check the timeouts of all connections."""
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection):
                 connection.check(now)
-        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Disconnect readers, give other requests `drain_seconds` to finish, and end."""

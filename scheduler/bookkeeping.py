@@ -20,9 +20,10 @@ from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
-# Seconds between two runs of each kind of work.
+# Seconds between two runs of each kind of work; of folds and reconciliations while there is nothing to do.
 _OFTEN_SECONDS = 1.0
 _IDLE_FOLD_SECONDS = 60.0
+_IDLE_RECONCILE_SECONDS = 10.0
 _CORRECTION_SECONDS = 10.0
 _PARTITION_SECONDS = 3600.0
 _CHECK_SECONDS = 86_400.0
@@ -38,14 +39,14 @@ class Bookkeeper:
         self._gate = gate
         self._metadata_keys = metadata_keys
 
-    async def run(self, usage: asyncio.Event) -> None:
+    async def run(self, *, usage: asyncio.Event, jobs: asyncio.Event) -> None:
         """Keep the books until cancelled. Each kind of work has its own loop, so that a slow one delays no other.
 
-        While `usage` is not set, the roll-ups lack no row of the ledger.
+        While `usage` is not set, the roll-ups lack no row of the ledger; while `jobs` is not set, all jobs have ended.
         """
         await asyncio.gather(
-            _again_and_again(self._fold, _OFTEN_SECONDS, usage),
-            _again_and_again(self._gate.reconcile, _OFTEN_SECONDS),
+            _again_and_again(self._fold, _OFTEN_SECONDS, needed=usage, idle_seconds=_IDLE_FOLD_SECONDS),
+            _again_and_again(self._gate.reconcile, _OFTEN_SECONDS, needed=jobs, idle_seconds=_IDLE_RECONCILE_SECONDS),
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
             _again_and_again(self._alert, _CORRECTION_SECONDS),
             _again_and_again(self._make_partitions, _PARTITION_SECONDS),
@@ -68,25 +69,30 @@ class Bookkeeper:
 
 
 async def _again_and_again(
-    work: Callable[[], Awaitable[None]], seconds: float, waiting: asyncio.Event | None = None
+    work: Callable[[], Awaitable[bool | None]],
+    seconds: float,
+    *,
+    needed: asyncio.Event | None = None,
+    idle_seconds: float = 0.0,
 ) -> None:
-    """Do some work every `seconds`, and once a minute while `waiting` is not set.
+    """Do some work every `seconds`, and a second after a failure.
 
-    After a failure it is due again in a second.
+    With `needed`, work that does not return true rests until that is set, or for `idle_seconds`.
     """
     while True:
-        rest = seconds
+        pause, goes_on = seconds, True
         try:
-            await work()
+            goes_on = bool(await work()) or needed is None
         except SQLAlchemyError as error:
             log.warning("bookkeeping waits for Postgres: %s", error)
-            rest = _OFTEN_SECONDS
+            pause = _OFTEN_SECONDS
         except AWAY as error:
             log.warning("bookkeeping of limits waits for Redis: %s", error)
-            rest = _OFTEN_SECONDS
+            pause = _OFTEN_SECONDS
         except Exception:
             log.exception("could not keep the books")
-        if waiting is None:
-            await asyncio.sleep(until_tick(rest) if rest <= _CORRECTION_SECONDS else rest)
+        rest = until_tick(pause) if pause <= _CORRECTION_SECONDS else pause
+        if goes_on or needed is None:
+            await asyncio.sleep(rest)
         else:
-            await work_or_rest(waiting, least=rest, most=_IDLE_FOLD_SECONDS)
+            await work_or_rest(needed, least=rest, most=until_tick(idle_seconds))

@@ -17,7 +17,7 @@ from headrace.telemetry.metrics import QUEUE_JOBS, QUEUE_OLDEST
 log = logging.getLogger(__name__)
 
 # Seconds between two looks. A look at a million jobs takes long: the pause is this many times as long, at least.
-_LOOK_SECONDS = 5.0
+_LOOK_SECONDS = 4.0
 _PAUSE_TIMES = 20.0
 
 

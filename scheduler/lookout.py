@@ -1,6 +1,7 @@
 """What there is to do: one statement looks for all chores, so that a chore without work asks Postgres nothing.
 
-A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock.
+A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock. Without
+work looks are rare: a process that adds a batch or a webhook calls for one.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import logging
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.runtime.chores import next_tick
+from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 from headrace.telemetry.health import HEALTH
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks.
+# Seconds between two looks: while there is work, and otherwise.
 _LOOK_SECONDS = 0.5
+_IDLE_LOOK_SECONDS = 2.0
 
 # Each kind has an index of its own, of the few rows that are work.
 _LOOK = Prepared("""
@@ -44,12 +46,26 @@ class Lookout:
         """Deliveries that have not ended, due or not."""
         self.usage = asyncio.Event()
         """Rows of the ledger that the roll-ups lack."""
+        self._kinds = (self.jobs, self.batches, self.webhooks, self.usage)
+        self._called = asyncio.Event()
+
+    def call(self) -> None:
+        """Have `run` look now, if it has found no work yet."""
+        if not self._is_busy:
+            self._called.set()
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(kind.is_set() for kind in self._kinds)
 
     async def run(self) -> None:
-        """Look twice a second, until cancelled."""
+        """Look twice a second while there is work, else every two seconds and when called; until cancelled."""
         while True:
+            self._called.clear()
             await self.look()
-            await next_tick(_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until_tick(_LOOK_SECONDS if self._is_busy else _IDLE_LOOK_SECONDS)):
+                    await self._called.wait()
 
     async def look(self) -> None:
         """Look once. If Postgres is unavailable, each chore has to find out by itself."""
@@ -57,12 +73,12 @@ class Lookout:
             [found] = await execute(self._database.relaxed, _LOOK, {})
         except SQLAlchemyError as error:
             log.debug("could not look for work: %s", error)
-            for event in (self.jobs, self.batches, self.webhooks, self.usage):
+            for event in self._kinds:
                 event.set()
             return
         if not found.jobs:  # else the sweeper shows that it is well
             HEALTH.beat()
-        for event, is_there in zip((self.jobs, self.batches, self.webhooks, self.usage), found, strict=True):
+        for event, is_there in zip(self._kinds, found, strict=True):
             if is_there:
                 event.set()
             else:

@@ -12,6 +12,7 @@ import uvloop
 
 from headrace.catalogue.file import CatalogueFile
 from headrace.events.publisher import Publisher
+from headrace.events.subscription import hear_work
 from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
@@ -59,12 +60,14 @@ async def _schedule(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
 
         batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate)
+        bookkeeper = Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys)
         lookout = Lookout(database)
         chores: list[Chore] = [
             lookout.run,
+            partial(hear_work, redis, lookout.call),
             partial(Sweeper(settings, database, queue, publisher).run, lookout.jobs),
             partial(batches.run, lookout.batches),
-            partial(Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys).run, lookout.usage),
+            partial(bookkeeper.run, usage=lookout.usage, jobs=lookout.jobs),
             Retention(settings, database).run,
             *([QueueGauges(database).run] if settings.metrics_port else []),
             partial(announce_leader, redis),

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two steps while there is more to do, and otherwise.
 _BUSY_SECONDS = 0.2
-_IDLE_SECONDS = 15.0
+_IDLE_SECONDS = 16.0
 # Rows of a step that probably left more to do.
 _MANY = 100
 _DAY_SECONDS = 86_400

@@ -86,6 +86,8 @@ class Endings:
             charge = NOTHING if spent is None else spent.charge
             frame = attempt.frame(attempt.deltas.seq + 1, state, [body, charge.pack()])
             self._publisher.publish(frame, origin=attempt.job.origin)
+            if attempt.job.has_webhook:
+                self._publisher.call_scheduler()
             if attempt.job.origin is not None:
                 await asyncio.sleep(0)  # the end leaves for the client that waits before it is logged and counted
             _conclude(attempt, state, spent=spent, error=error)

@@ -31,6 +31,7 @@ from redis.asyncio import Redis
 
 from headrace.formats.chat.usage import estimate_usage
 from headrace.ids import new_id
+from headrace.runtime.chores import next_tick
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.telemetry.metrics import ADAPTIVE_LIMIT
@@ -46,6 +47,8 @@ _ADMIT = read_script(__package__, "throttle.lua")
 _PLACE_SECONDS = 3.0
 # Seconds between two looks for a Redis that is unavailable.
 _COME_BACK_SECONDS = 1.0
+# Heartbeats in the time of a lease.
+_HEARTBEATS = 5
 # Tokens of an answer that are reserved at most: the limits of requests are often far beyond what their answers use.
 _MOST_RESERVED_OUTPUT = 4096
 # Lines of one worker: a route by a glob takes any model's name, so clients can name many.
@@ -144,9 +147,9 @@ class Throttle:
 
     async def run(self) -> None:
         """Keep this worker's slots, and share the limits again once Redis is back; until cancelled."""
-        heartbeat = self._lease_seconds / 3
+        heartbeat = self._lease_seconds / _HEARTBEATS
         while True:
-            await asyncio.sleep(heartbeat if self._shared else min(heartbeat, _COME_BACK_SECONDS))
+            await next_tick(heartbeat if self._shared else min(heartbeat, _COME_BACK_SECONDS))
             if self._shared:
                 for line in self._lines.values():
                     line.heartbeat()

@@ -19,6 +19,7 @@ from headrace.ids import is_id
 from headrace.keys.accounts import find_account
 from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
 from headrace.runtime.chores import next_tick
+from headrace.runtime.flag import Flag
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.telemetry.context import note
@@ -63,6 +64,8 @@ class Authenticator:
         self._cache: dict[bytes, _Known] = {}
         self._accounts: dict[str, tuple[Row, float]] = {}
         self._held: _Held = {}
+        self._has_work = Flag()
+        """Set while there are keys to check, or many to forget."""
         self._used: set[str] = set()
         self._marking: asyncio.Task[None] | None = None
 
@@ -88,6 +91,8 @@ class Authenticator:
             marked_at = now
             self._mark(principal.key_id)
         self._cache[key_hash] = _Known(principal, now + _CACHE_SECONDS, marked_at)
+        if self._is_large():
+            self._has_work.set()
         return principal
 
     async def find_account(self, account_id: str) -> Row | None:
@@ -100,6 +105,8 @@ class Authenticator:
                 self._accounts.clear()
             if found is not None:
                 self._accounts[account_id] = found, now + _CACHE_SECONDS
+                if self._is_large():
+                    self._has_work.set()
         return found
 
     def holding(self, principal: Principal, end: Callable[[], None]) -> Holding:
@@ -107,14 +114,17 @@ class Authenticator:
 
         `end` is called too if the request names an account and its key is an administrator's no longer.
         """
-        return Holding(self._held, principal.key_hash, (end, principal.names_account))
+        return Holding(self._held, self._has_work, principal.key_hash, (end, principal.names_account))
 
     async def run(self) -> None:
         """End open streams whose keys have become invalid, until cancelled. One query checks all keys."""
         while True:
+            await self._has_work.wait()
             await next_tick(_RECHECK_SECONDS)
             self._forget(time.monotonic())
             if not self._held:
+                if not self._is_large():
+                    self._has_work.clear()
                 continue
             hashes = list(self._held)
             try:
@@ -128,6 +138,9 @@ class Authenticator:
                 for end, needs_admin in tuple(self._held.get(key_hash, ())):
                     if key_hash not in valid or (needs_admin and not valid[key_hash]):
                         end()
+
+    def _is_large(self) -> bool:
+        return max(len(self._cache), len(self._accounts)) > _CACHE_WORTH_A_LOOK
 
     def _forget(self, now: float) -> None:
         """Free what is known of keys that are no longer used, and of accounts: many keys are used once."""
@@ -159,16 +172,18 @@ class Authenticator:
 class Holding:
     """The check of a stream's key, while the stream lasts."""
 
-    __slots__ = ("_held", "_key_hash", "_one")
+    __slots__ = ("_has_work", "_held", "_key_hash", "_one")
 
-    def __init__(self, held: _Held, key_hash: bytes, one: tuple[Callable[[], None], bool]) -> None:
+    def __init__(self, held: _Held, has_work: Flag, key_hash: bytes, one: tuple[Callable[[], None], bool]) -> None:
         self._held = held
+        self._has_work = has_work
         self._key_hash = key_hash
         self._one = one
 
     def begin(self) -> None:
         """Have the key checked."""
         self._held.setdefault(self._key_hash, set()).add(self._one)
+        self._has_work.set()
 
     def end(self) -> None:
         """Have it checked no longer."""

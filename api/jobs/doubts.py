@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.http.idempotency import has_key
 from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
+from headrace.runtime.flag import Flag
 from headrace.stores.failures import was_certainly_refused
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Doubts:
 
     def __init__(self) -> None:
         self._doubts: dict[str, _Doubt[Any]] = {}
+        self._has_doubts = Flag()
 
     @contextlib.asynccontextmanager
     async def answering(
@@ -76,7 +78,7 @@ class Doubts:
             raise
         except asyncio.CancelledError:
             if not has_key(request):
-                self._doubts[name] = _Doubt(name, cancel, now() + _CERTAIN_SECONDS)
+                self._add(_Doubt(name, cancel, now() + _CERTAIN_SECONDS))
             raise
 
     async def cancel(
@@ -87,7 +89,7 @@ class Doubts:
         A successful cancellation is repeated for `certain_seconds`. Returns the result of `cancel`, or None if it has
         not succeeded within two seconds.
         """
-        self._doubts[name] = doubt = _Doubt(name, cancel, now() + certain_seconds)
+        self._add(doubt := _Doubt(name, cancel, now() + certain_seconds))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self._try(doubt)
@@ -96,9 +98,12 @@ class Doubts:
     async def run(self) -> None:
         """Retry cancellations until this task is cancelled."""
         while True:
+            await self._has_doubts.wait()
             await next_tick(_AGAIN_SECONDS)
             for doubt in list(self._doubts.values()):
                 await self._try(doubt)
+            if not self._doubts:
+                self._has_doubts.clear()
 
     async def finish(self) -> None:
         """Wait until `run` has cancelled every job once, for at most five seconds."""
@@ -108,6 +113,10 @@ class Doubts:
         for doubt in self._doubts.values():
             if not doubt.cancelled.is_set():
                 log.warning("could not cancel %s before the process ends", doubt.name)
+
+    def _add(self, doubt: _Doubt[Any]) -> None:
+        self._doubts[doubt.name] = doubt
+        self._has_doubts.set()
 
     async def _try(self, doubt: _Doubt[Any]) -> None:
         try:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.errors import RateLimitError
 from headrace.jobs.sql.accept import count_waiting
 from headrace.runtime.chores import next_tick
+from headrace.runtime.flag import Flag
 from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class WaitingJobs:
         self._database = database
         self._most = most
         self._estimates: dict[str, int] = defaultdict(int)
+        self._has_high = Flag()
+        """Set while Postgres has to count, as the estimate of some account is high."""
 
     def check(self, account_id: str) -> None:
         """Check that an account may add a job.
@@ -48,10 +51,13 @@ class WaitingJobs:
     def add(self, account_id: str) -> None:
         """Note that an account has added a job."""
         self._estimates[account_id] += 1
+        if self._is_high(self._estimates[account_id]):
+            self._has_high.set()
 
     async def run(self) -> None:
         """Count the waiting jobs of accounts that may have many, until cancelled."""
         while True:
+            await self._has_high.wait()
             await next_tick(_COUNT_SECONDS)
             try:
                 await self.count()
@@ -60,10 +66,15 @@ class WaitingJobs:
 
     async def count(self) -> None:
         """Count the waiting jobs of accounts with a high estimate, once."""
-        many = [account_id for account_id, count in self._estimates.items() if count > self._most / 2]
-        for account_id in many:
+        high = [account_id for account_id, count in self._estimates.items() if self._is_high(count)]
+        if not high:
+            self._has_high.clear()
+        for account_id in high:
             count = await count_waiting(self._database, account_id, limit=self._most)
             if count:
                 self._estimates[account_id] = count
             else:
                 del self._estimates[account_id]
+
+    def _is_high(self, estimate: int) -> bool:
+        return estimate > self._most / 2

@@ -121,6 +121,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
             if not await queries_module.create_batch(database, new):
                 raise no_such_file(file_id, param="input_file_id")
         made()
+        request.state.publisher.call_scheduler()
         batch = await find_batch(database, batch_id, account_id)
     return render_json(render_batch(batch))
 

@@ -157,6 +157,7 @@ async def resend(request: Request, principal: Principal, subject_id: str, delive
     if not change.done:
         async with change.applying() as key:
             await queries.resend_delivery(database, delivery_id, account_id, key=key)
+        request.state.publisher.call_scheduler()
         rows = await queries.list_deliveries(database, subject_id, account_id)
     return render_deliveries(rows, change.headers)
 

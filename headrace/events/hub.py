@@ -13,6 +13,7 @@ from headrace.events.subscription import Subscription
 from headrace.events.wire import job_channel, unpack
 from headrace.ids import new_id
 from headrace.runtime.chores import next_tick
+from headrace.runtime.flag import Flag
 from headrace.stores.namespace import prefix_in
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Hub:
         """Set when the live wire is back after an interruption: `watch` then compares readers with Postgres at once."""
         self.ending = asyncio.Event()
         """Set when this process is about to end, and disconnects subscribers."""
+        self.has_readers = Flag()
+        """Set while there are readers, and for up to a second longer."""
         self._over = False
         self._buffer_bytes = buffer_bytes
         self._patience = patience_seconds
@@ -89,7 +92,10 @@ class Hub:
         """Tell readers of silence, until cancelled. A look at all of them takes less than a timer for each."""
         loop = asyncio.get_running_loop()
         while True:
+            await self.has_readers.wait()
             await next_tick(_LOOK_SECONDS)
+            if not self._listeners:
+                self.has_readers.clear()
             now = loop.time()
             for listeners in self._listeners.values():
                 for listener in listeners:
@@ -127,6 +133,7 @@ class Hub:
         """Begin to serve a listener."""
         self._close_if_ending(listener)
         self._listeners.setdefault(listener.job_id, set()).add(listener)
+        self.has_readers.set()
         if not listener.own:
             self._watched[listener.job_id] += 1
             await self._subscription.subscribe(job_channel(listener.job_id, self._prefix))

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from headrace.events.wire import CANCEL_CHANNEL, LARGEST_END, Frame, job_channel, pack_deltas, without_lines
+from headrace.events.wire import (
+    CANCEL_CHANNEL,
+    LARGEST_END,
+    WORK_CHANNEL,
+    Frame,
+    job_channel,
+    pack_deltas,
+    without_lines,
+)
 from headrace.jobs.records import ClaimedJob, MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
@@ -44,6 +52,7 @@ class Publisher:
         self._publish = redis.register_script(_PUBLISH)
         self._interval = interval_seconds
         self._pending: list[_Packed] = []
+        self._calls_scheduler = False
         self._task: asyncio.Task[None] | None = None
         self._free_at = 0.0
         """When the next frames may leave, by the event loop's clock."""
@@ -68,8 +77,16 @@ class Publisher:
             told = pack_deltas(job.id, job.attempt, first_seq, 0, b"")
         self._add((until, job.id, packed, job.origin, told))
 
+    def call_scheduler(self) -> None:
+        """Have the scheduler look for work now. One that misses the message looks within two seconds."""
+        self._calls_scheduler = True
+        self._begin()
+
     def _add(self, packed: _Packed) -> None:
         self._pending.append(packed)
+        self._begin()
+
+    def _begin(self) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -94,7 +111,7 @@ class Publisher:
     async def _run(self) -> None:
         time = asyncio.get_running_loop().time
         try:
-            while self._pending:
+            while self._pending or self._calls_scheduler:
                 if (seconds := self._free_at - time()) > 0:
                     await asyncio.sleep(seconds)
                 batch, self._pending = self._pending, []
@@ -112,6 +129,9 @@ class Publisher:
             if origin is not None:
                 channels[origin].append(told)
             channels[job_channel(job_id, self._prefix)].append(own)
+        if self._calls_scheduler:
+            channels[self._prefix + WORK_CHANNEL].append(b"work")
+            self._calls_scheduler = False
         arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
         if not arguments:
             return

@@ -11,7 +11,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from headrace.events.wire import CALLS_BEGIN, CANCEL_CHANNEL, calls_channel
+from headrace.events.wire import CALLS_BEGIN, CANCEL_CHANNEL, WORK_CHANNEL, calls_channel
+from headrace.runtime.chores import until_tick
 from headrace.runtime.machine import machine_id
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_pipe import RedisPipe
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 # Channels in one command.
 _MOST_CHANNELS = 1000
 # Seconds of silence after which a connection is tried, and seconds that Redis has to answer.
-_QUIET_SECONDS = 5
+_QUIET_SECONDS = 4
 _ANSWER_SECONDS = 2
 # Seconds between a connection that broke, or could not be had, and the next.
 _AGAIN_SECONDS = 0.5
@@ -83,7 +84,7 @@ class Subscription:
         take(None)
         while not pipe.closed:
             self._heard = False
-            await asyncio.wait([pipe.ended], timeout=_QUIET_SECONDS)
+            await asyncio.wait([pipe.ended], timeout=until_tick(_QUIET_SECONDS))
             if not self._heard:
                 pipe.tell("PING")
                 await asyncio.wait([pipe.ended], timeout=_ANSWER_SECONDS)
@@ -133,3 +134,10 @@ async def hear_cancellations(
     if on_calls is not None:
         await subscription.subscribe(calls_channel(machine_id(), prefix_in(redis)))
     await subscription.run(take)
+
+
+async def hear_work(redis: Redis, look: Callable[[], None]) -> None:
+    """Call `look` when a batch or a webhook waits for the scheduler, and once connected, until cancelled."""
+    subscription = Subscription(redis)
+    await subscription.subscribe(prefix_in(redis) + WORK_CHANNEL)
+    await subscription.run(lambda _: look())

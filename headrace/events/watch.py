@@ -33,6 +33,7 @@ async def watch(hub: Hub, database: Database) -> None:
     """
     loop, took = asyncio.get_running_loop(), 0.0
     while True:
+        await hub.has_readers.wait()
         with contextlib.suppress(TimeoutError):
             usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
             async with asyncio.timeout(max(until_tick(usual), _REST * took)):

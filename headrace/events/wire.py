@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 CANCEL_CHANNEL = "headrace:cancel"
+WORK_CHANNEL = "headrace:work"
+"""Where the scheduler that leads hears that a batch or a webhook waits for it."""
 CALLS_BEGIN = b"calls begin"
 """What a worker that was quiet tells the workers of its machine with its first call."""
 

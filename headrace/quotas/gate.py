@@ -203,44 +203,50 @@ class Gate:
         except SQLAlchemyError as error:
             log.warning("what a job held back stays so until Postgres is back: %s", error)
 
-    async def reconcile(self) -> None:
+    async def reconcile(self) -> bool:
         """Settle what has ended or never was, in every scope that holds something back.
+
+        Returns whether something was held back, so that more may be to settle soon.
 
         Raises:
             headrace.stores.redis_url.AWAY: Redis is unavailable.
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
-        await self._for_each_scope(self._reconcile)
+        return await self._for_each_scope(self._reconcile)
 
-    async def _reconcile(self, scope_id: str) -> None:
-        cursor = 0
+    async def _reconcile(self, scope_id: str) -> bool:
+        cursor, any_held = 0, False
         while True:
             cursor, held = await self._redis.hscan(f"{self._prefix}{scope_id}:open", cursor, count=500)
             if held:
+                any_held = True
                 job_ids = [_text(job_id) for job_id in held]
                 await self.settle([scope_id], await queries.find_ended(self._database, job_ids))
             if not cursor:
-                break
+                return any_held
 
     async def correct(self) -> None:
         """Put right, from the ledger, what was spent of budgets. Raises what `reconcile` does."""
         await self._for_each_scope(self._correct)
 
-    async def _correct(self, scope_id: str) -> None:
+    async def _correct(self, scope_id: str) -> bool:
         loaded, version = await self._redis.hmget(f"{self._prefix}{scope_id}:sums", ["loaded", "version"])
         if loaded is None:  # it has rates alone, or none any more
             await self._forget(keys=[self._prefix], args=[scope_id])
         else:
             await self._reload(scope_id, version=int(version or 0))
+        return False
 
-    async def _for_each_scope(self, work: Callable[[str], Awaitable[None]]) -> None:
+    async def _for_each_scope(self, work: Callable[[str], Awaitable[bool]]) -> bool:
         """Do some work for every scope; one that fails by itself is logged, and the others go on.
 
-        What Redis has of a scope that Postgres does not know, or that no script understands, is deleted.
+        Returns whether any work returned true. What Redis has of a scope that Postgres does not know, or that no script
+        understands, is deleted.
         """
+        found = False
         for scope_id in sorted(map(_text, await self._redis.smembers(f"{self._prefix}scopes"))):
             try:
-                await work(scope_id)
+                found |= await work(scope_id)
             except UnknownScopeError:
                 log.warning("forgot what was counted of %s, which is not in Postgres", scope_id)
                 await self._delete(scope_id)
@@ -255,6 +261,7 @@ class Gate:
                 log.exception("could not put right what was counted of %s", scope_id)
             except Exception:
                 log.exception("could not put right what was counted of %s", scope_id)
+        return found
 
     async def _delete(self, scope_id: str) -> None:
         parts = ("requests", "tokens", "open", "sums")

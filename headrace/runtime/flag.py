@@ -20,6 +20,8 @@ class Flag:
 
     def set(self) -> None:
         """Set it, and wake all that wait."""
+        if self._is_set:
+            return
         self._is_set = True
         waiters, self._waiters = self._waiters, ()
         for waiter in waiters:

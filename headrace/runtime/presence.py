@@ -30,7 +30,7 @@ PRESENT_MS = 5_000
 """Milliseconds after which a worker that has not written is not counted."""
 _LEADER_KEY = "headrace:leader"
 # Seconds between two writes of the leader's name, and seconds after which it is no longer there.
-_LEADER_SECONDS = 5.0
+_LEADER_SECONDS = 4.0
 _LEADER_GONE_SECONDS = 15
 
 EVERYONE = ""

@@ -1,27 +1,68 @@
-"""uvicorn's server, made quiet: its own loop wakes ten times a second to see whether it is told to exit."""
+"""uvicorn's server, made quiet: its own loop wakes ten times a second, for the date and to see if it is to exit."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
+from email.utils import formatdate
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
-from headrace.runtime.chores import until_tick
+from headrace.runtime.chores import going_on, next_tick
+from headrace.runtime.flag import Flag
 
 TICK_SECONDS = 1.0
-"""Seconds between two calls of `on_tick`."""
-# uvicorn counts tenths of a second, and sets the `date` of its answers at each tenth.
-_TENTHS = round(TICK_SECONDS * 10)
+"""Seconds between two calls of `tick`."""
+
+_Headers = list[tuple[bytes, bytes]]
+
+
+class _Connections(set[Any]):
+    """The connections of a server."""
+
+    def __init__(self) -> None:
+        self.any = Flag()
+        """Set while there are connections, and until the next tick."""
+
+    def add(self, connection: Any) -> None:
+        """Add a connection, and have the server tick."""
+        super().add(connection)
+        self.any.set()
+
+
+class _State(ServerState):
+    """The state of a server that makes the date when an answer needs it, and not once a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections: _Connections = _Connections()
+        self._second = 0
+        self._dated: _Headers = []
+
+    @property
+    def default_headers(self) -> _Headers:
+        """The headers of every answer: no other is configured."""
+        second = int(time.time())
+        if second != self._second:
+            self._dated = [(b"date", formatdate(second, usegmt=True).encode())]
+            self._second = second
+        return self._dated
+
+    @default_headers.setter
+    def default_headers(self, headers: _Headers) -> None:
+        """Take what uvicorn sets at first: no header."""
 
 
 class QuietServer(uvicorn.Server):
-    """A server that ticks once a second. Call `exit`, as setting `should_exit` alone waits for the next tick."""
+    """A server that ticks while it has connections. Call `exit`, as setting `should_exit` does not wake the server."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         """Serve as the configuration says."""
         super().__init__(config)
+        self.server_state: _State = _State()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
 
@@ -38,9 +79,19 @@ class QuietServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Serve until told to exit."""
-        self._loop, tenths = asyncio.get_running_loop(), 0
-        while not await self.on_tick(tenths):
-            tenths += _TENTHS
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(until_tick(TICK_SECONDS)):
-                    await self._told.wait()
+        self._loop = asyncio.get_running_loop()
+        async with going_on(self._keep_ticking):
+            if not self.should_exit:
+                await self._told.wait()
+
+    def tick(self) -> None:
+        """Do what is due once a second while there are connections; nothing here."""
+
+    async def _keep_ticking(self) -> None:
+        connections = self.server_state.connections
+        while True:
+            await connections.any.wait()
+            await next_tick(TICK_SECONDS)
+            if not connections:
+                connections.any.clear()
+            self.tick()

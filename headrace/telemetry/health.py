@@ -13,8 +13,10 @@ from headrace.telemetry.stores import POSTGRES, REDIS
 
 # Seconds without a tick of the event loop after which the process counts as stuck.
 _STUCK_SECONDS = 30.0
-# Seconds between two ticks.
+# Seconds between two ticks: of a process that works, and of one that has used less than a share of its time since.
 _TICK_SECONDS = 1.0
+_IDLE_TICK_SECONDS = 4.0
+_IDLE_SHARE = 0.05
 
 
 class Health:
@@ -71,9 +73,10 @@ def loop_chores(settings: Settings) -> list[Chore]:
 
 
 async def _watch_loop() -> None:
-    loop = asyncio.get_running_loop()
+    loop, period = asyncio.get_running_loop(), _TICK_SECONDS
     while True:
         HEALTH.tick()
-        due = loop.time() + (rest := until_tick(_TICK_SECONDS))
+        used, due = time.process_time(), loop.time() + (rest := until_tick(period))
         await asyncio.sleep(rest)
         EVENT_LOOP_LAG.observe(max(0.0, loop.time() - due))
+        period = _IDLE_TICK_SECONDS if time.process_time() - used < _IDLE_SHARE * rest else _TICK_SECONDS

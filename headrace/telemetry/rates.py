@@ -18,6 +18,7 @@ from typing import Literal, get_args
 from redis.asyncio import Redis
 
 from headrace.runtime.chores import next_tick
+from headrace.runtime.flag import Flag
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_url import AWAY
@@ -36,29 +37,32 @@ _REPORT_SECONDS = 1.0
 _KEPT_SECONDS = SLOT_SECONDS * (_SLOTS + 2)
 
 _counted: Counter[str] = Counter()
+_has_counted = Flag()
 
 
 def count(kind: str, number: float = 1) -> None:
     """Count jobs, tokens or USD, by one of `KINDS`."""
     _counted[kind] += number  # type: ignore[assignment]  # a Counter of floats
+    _has_counted.set()
 
 
 def count_spent(input_tokens: int, output_tokens: int, cost: Decimal | None) -> None:
     """Count what an attempt spent; `cost` is in USD."""
     _counted["input_tokens"] += input_tokens
     _counted["output_tokens"] += output_tokens
+    _has_counted.set()
     if cost:
         count("cost", float(cost))
 
 
 async def report(redis: Redis) -> None:
-    """Add this process's counts to those of all processes once a second, until cancelled."""
+    """Add this process's counts to those of all processes, once a second while it counts, until cancelled."""
     add = redis.register_script(_ADD)
     keys = [prefix_in(redis) + _KEY]
     while True:
+        await _has_counted.wait()
         await next_tick(_REPORT_SECONDS)
-        if not _counted:
-            continue
+        _has_counted.clear()
         counted = [text for kind, number in _counted.items() for text in (kind, repr(number))]
         _counted.clear()
         try:

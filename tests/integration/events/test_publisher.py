@@ -14,7 +14,7 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.events import publisher as publishing
 from headrace.events.publisher import Publisher
 from headrace.events.subscription import Subscription
-from headrace.events.wire import Frame, job_channel, unpack
+from headrace.events.wire import WORK_CHANNEL, Frame, job_channel, unpack
 from headrace.runtime.chores import going_on
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis import connect_redis
@@ -82,3 +82,20 @@ async def test_frames_that_follow_many_leave_together_after_the_interval(
             publish(publisher, seq)
             await asyncio.sleep(0)
         assert [frame.first_seq for frame in await messages.get()] == [2, 3]
+
+
+async def test_calls_for_the_scheduler_leave_with_frames_and_without_any(redis: Redis) -> None:
+    publisher, heard = Publisher(redis, interval_seconds=0.005), asyncio.Queue[bytes | None]()
+    subscription = Subscription(redis)
+    await subscription.subscribe(prefix_in(redis) + WORK_CHANNEL)
+    async with hearing(redis) as messages, going_on(functools.partial(subscription.run, heard.put_nowait)):
+        assert await heard.get() is None  # it is connected
+        publisher.call_scheduler()
+        assert await heard.get() == b"work"
+        for seq in range(1, 4):
+            publish(publisher, seq)
+            publisher.call_scheduler()
+        assert [frame.first_seq for frame in await messages.get()] == [1, 2, 3]
+        assert await heard.get() == b"work"
+        await publisher.flush()
+        assert heard.empty()

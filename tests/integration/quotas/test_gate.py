@@ -150,6 +150,16 @@ async def test_what_the_ledger_says_is_known_from_the_start(gate: Gate, jobs: Jo
     assert len(await admitted(gate, scopes, demand(cost=Decimal("0.0458")))) == 1
 
 
+async def test_more_is_to_reconcile_while_something_is_held_back(gate: Gate, jobs: Jobs, owner: Owner) -> None:
+    running = await jobs.run()
+    assert await gate.reconcile() is False
+    assert len(await admitted(gate, [scope(owner, jobs_in_flight=2)], replace(demand(), job_id=running.id))) == 1
+    assert await gate.reconcile() is True
+    await jobs.finish(end_of(running))
+    assert await gate.reconcile() is True  # it was held back until now
+    assert await gate.reconcile() is False
+
+
 async def test_whoever_asks_first_the_ledger_is_asked_once(
     gate: Gate, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
+
 from headrace.batches.queries import cancel_batch, fail_batch
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.publisher import Publisher
+from headrace.events.subscription import hear_work
+from headrace.events.wire import WORK_CHANNEL
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
 from headrace.runtime.chores import going_on
@@ -16,12 +20,13 @@ from headrace.stores.database import Database, execute
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import STORE_SECONDS
 from headrace.usage.rollups import fold_usage
+from scheduler import lookout as looking
 from scheduler.lookout import Lookout
 from scheduler.rescue import Sweeper
 from tests.integration.batches.test_queries import create
 from tests.integration.job_rows import Jobs, end_of
 from tests.metrics import Rise
-from tests.waiting import eventually
+from tests.waiting import PATIENCE, eventually
 
 
 async def work(database: Database) -> set[str]:
@@ -63,6 +68,43 @@ async def test_a_batch_is_work_until_it_has_ended(database: Database, jobs: Jobs
     await cancel_batch(database, batch_id, jobs.owner.account_id)
     assert await work(database) == {"batches"}
     await execute(database.durable, "DELETE FROM batches")
+
+
+@pytest.fixture
+def rare_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK_SECONDS", "_IDLE_LOOK_SECONDS"):
+        monkeypatch.setattr(looking, name, 3600.0)
+
+
+@pytest.mark.usefixtures("rare_looks")
+async def test_a_process_that_adds_work_has_it_found_before_the_next_look(
+    database: Database, jobs: Jobs, valkey: EmbeddedValkey
+) -> None:
+    await fold_usage(database, metadata_keys=[])
+    redis, lookout = connect_redis(valkey.url), Lookout(database)
+    publisher = Publisher(redis, interval_seconds=0)
+    looks = Rise(STORE_SECONDS)
+    async with going_on(lookout.run, partial(hear_work, redis, lookout.call)):
+        await eventually(lambda: redis.pubsub_numsub(WORK_CHANNEL), "the subscription")
+        await eventually(lambda: looks() and not lookout._called.is_set(), "the first looks")
+        batch_id = await create(database, jobs.owner)
+        publisher.call_scheduler()
+        await asyncio.wait_for(lookout.batches.wait(), PATIENCE)
+    await fail_batch(database, batch_id, [])
+    await redis.aclose()
+
+
+@pytest.mark.usefixtures("rare_looks")
+async def test_calls_do_not_hurry_a_scheduler_that_has_work(database: Database, jobs: Jobs) -> None:
+    await jobs.submit()
+    lookout = Lookout(database)
+    async with going_on(lookout.run):
+        await lookout.jobs.wait()
+        looks = Rise(STORE_SECONDS)
+        for _ in range(20):
+            lookout.call()
+            await asyncio.sleep(0.01)
+        assert looks() == {}
 
 
 async def test_while_postgres_is_unavailable_every_chore_finds_out_by_itself() -> None:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 import worker.outcome
 import worker.run
 from headrace.dev.valkey import EmbeddedValkey
-from headrace.events.wire import job_channel
+from headrace.events.wire import WORK_CHANNEL, job_channel
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
 from headrace.settings import Settings
@@ -310,6 +310,18 @@ async def test_while_redis_is_full_a_worker_finds_jobs_in_postgres_and_publishes
             assert await rig.ended(job_id) is State.COMPLETED
         finally:
             await redis.config_set("maxmemory", "0")
+
+
+async def test_the_end_of_a_job_with_a_webhook_calls_the_scheduler(
+    settings: Settings, jobs: Jobs, model: str, redis: Redis
+) -> None:
+    async with executing(settings, jobs, model) as rig, redis.pubsub() as pubsub:
+        await pubsub.subscribe(WORK_CHANNEL)
+        assert await rig.ended(await rig.run()) is State.COMPLETED
+        await redis.publish(WORK_CHANNEL, b"none before")
+        assert await _heard(pubsub, b"none before") == b"none before"
+        assert await rig.ended(await rig.run(webhook="http://127.0.0.1:9/")) is State.COMPLETED
+        assert await _heard(pubsub, b"work") == b"work"
 
 
 # -- a worker without Postgres ----------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from api.jobs import waiting as limiting
 from api.jobs.waiting import WaitingJobs
 from headrace.errors import RateLimitError
+from headrace.runtime.chores import going_on
 from tests.integration.job_rows import Jobs, Owner
+from tests.waiting import eventually
 
 
 async def submit(jobs: Jobs, waiting: WaitingJobs, count: int) -> list[str]:
@@ -49,3 +52,15 @@ async def test_an_account_whose_jobs_run_at_once_is_never_refused(jobs: Jobs) ->
     for _ in range(5):
         await jobs.claim(*await submit(jobs, waiting, 3))
         await waiting.count()
+
+
+async def test_estimates_that_become_high_again_and_again_are_counted(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "_COUNT_SECONDS", 0.02)
+    waiting = WaitingJobs(jobs.database, most=4)
+    async with going_on(waiting.run):
+        for _ in range(2):
+            await jobs.claim(*await submit(jobs, waiting, 4))
+            await eventually(lambda: not waiting._has_high.is_set(), "the count")
+            waiting.check(jobs.owner.account_id)
