@@ -5,15 +5,15 @@
 * Requests a second at saturation, and what one core would serve.
 * Durable jobs, and lines of batches, a second and core: only Headrace keeps them, so it stands alone there.
 
-Every system gets the same load from the same client in front of the same upstream. The systems take turns, A B C C B A,
-so that a slow minute of the machine does not hit one alone.
+Every system gets the same load from the same client in front of the same upstream. The systems take turns, and each
+round has another order, so that a slow minute of the machine does not hit one alone.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ import psutil
 from bench.batches import Run, run_batch
 from bench.portkey import Portkey
 from bench.scenarios import DURABLE, Measurement, Scenario, measure
-from bench.systems import Direct, Headrace, LiteLLM, System, Upstream
+from bench.systems import Direct, Headrace, LiteLLM, System, Upstream, start_order, turns
 
 DEFAULT_ROUNDS = 4
 SYSTEMS: tuple[type[System], ...] = (Direct, LiteLLM, Portkey, Headrace)
@@ -56,8 +56,8 @@ class Shapes:
     versions: dict[str, str] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
     batches: list[Run] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    """The systems that could not be installed or started, and why."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why systems could not be installed or started, by their names."""
     failures: list[str] = field(default_factory=list)
     """The measurements that failed, and those with a wrong, broken or missing answer."""
 
@@ -74,33 +74,44 @@ class Shapes:
 
 
 def measure_shapes(rounds: int | None, *, quick: bool) -> Shapes:
-    """Start every system that this machine can install, and measure each in rounds; quick ones are a third as long."""
+    """Measure in rounds every system that this machine can install; quick measurements are a third as long.
+
+    Each round starts the systems anew, as `start_order` says why.
+    """
     found = Shapes(rounds or (2 if quick else DEFAULT_ROUNDS), quick, psutil.getloadavg()[0])
-    with ExitStack() as stack:
-        upstream = stack.enter_context(Upstream())
-        systems = list(_started(stack, upstream, found))
-        for system in systems:
-            with _measuring(f"warming, {system.name}", system, found.failures):
-                measure(_WARMING, system, 0, quick=quick)
-                if isinstance(system, Headrace):
-                    run_batch(system, _WARM_LINES, _MODEL)
+    with Upstream() as upstream:
         for number in range(found.rounds):
-            turns = systems if number % 2 == 0 else systems[::-1]
-            for scenario in (*ADDED, SATURATION, DURABLE):
-                for system in turns:
-                    if _serves(system, scenario):
-                        title = f"round {number + 1} of {found.rounds}, {scenario.title}, {system.name}"
-                        with _measuring(title, system, found.failures):
-                            found.add(measure(scenario, system, number, quick=quick), title)
-            for system in turns:
-                if isinstance(system, Headrace):
-                    title = f"round {number + 1} of {found.rounds}, a batch, {system.name}"
-                    with _measuring(title, system, found.failures):
-                        run = run_batch(system, _BATCH_LINES // (3 if quick else 1), _MODEL)
-                        found.batches.append(run)
-                        if run.answered != run.lines:
-                            found.failures.append(f"{title}: {run.answered} of {run.lines} lines right")
+            with ExitStack() as stack:
+                systems = _started(stack, upstream, found, number)
+                for system in systems:
+                    _warm(system, found)
+                _measure_round(systems, found, number)
     return found
+
+
+def _warm(system: System, found: Shapes) -> None:
+    with _measuring(f"warming, {system.name}", system, found.failures):
+        measure(_WARMING, system, 0, quick=found.quick)
+        if isinstance(system, Headrace):
+            run_batch(system, _WARM_LINES, _MODEL)
+
+
+def _measure_round(systems: Sequence[System], found: Shapes, number: int) -> None:
+    title = f"round {number + 1} of {found.rounds}"
+    for scenario in (*ADDED, SATURATION, DURABLE):
+        for system in systems:
+            if _serves(system, scenario):
+                name = f"{title}, {scenario.title}, {system.name}"
+                with _measuring(name, system, found.failures):
+                    found.add(measure(scenario, system, number, quick=found.quick), name)
+    for system in systems:
+        if isinstance(system, Headrace):
+            name = f"{title}, a batch, {system.name}"
+            with _measuring(name, system, found.failures):
+                run = run_batch(system, _BATCH_LINES // (3 if found.quick else 1), _MODEL)
+                found.batches.append(run)
+                if run.answered != run.lines:
+                    found.failures.append(f"{name}: {run.answered} of {run.lines} lines right")
 
 
 def _serves(system: System, scenario: Scenario) -> bool:
@@ -110,19 +121,21 @@ def _serves(system: System, scenario: Scenario) -> bool:
     return scenario is not SATURATION or not isinstance(system, Direct)
 
 
-def _started(stack: ExitStack, upstream: Upstream, found: Shapes) -> Iterator[System]:
-    for kind in SYSTEMS:
+def _started(stack: ExitStack, upstream: Upstream, found: Shapes, number: int) -> Sequence[System]:
+    """Start the systems of a round, and return them in the order of their turns."""
+    systems: dict[str, System] = {}
+    for kind in start_order([kind for kind in SYSTEMS if kind.name not in found.missing], number):
         _say(f"starting {kind.name}")
         try:
-            system = stack.enter_context(kind(upstream))
+            system = systems[kind.name] = stack.enter_context(kind(upstream))
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             if kind is Headrace:
                 raise
-            found.missing.append(f"{kind.name}: {error}")
-            _say(f"without {found.missing[-1]}")
+            found.missing[kind.name] = str(error)
+            _say(f"without {kind.name}: {error}")
             continue
         found.versions[kind.name] = system.version
-        yield system
+    return [systems[kind.name] for kind in turns(SYSTEMS, number) if kind.name in systems]
 
 
 @contextmanager

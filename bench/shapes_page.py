@@ -49,7 +49,7 @@ def tables(shapes: Shapes) -> str:
     lines = [
         f"* {datetime.now(UTC):%Y-%m-%d}, {machine()}",
         *(f"* {version}" for version in shapes.versions.values() if version),
-        *(f"* Not measured: {system}" for system in shapes.missing),
+        *(f"* Not measured: {name}: {reason}" for name, reason in shapes.missing.items()),
         f"* {shapes.rounds} round(s) in turns{noise}",
         f"* The load before the run was {shapes.load:.1f} on {psutil.cpu_count()} cores",
         "",

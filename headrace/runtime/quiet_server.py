@@ -34,7 +34,7 @@ class _Connections(set[Any]):
 
 
 class _State(ServerState):
-    """The state of a server that makes the date when an answer needs it, and not once a second."""
+    """The state of a server that makes the date when an answer needs it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -64,7 +64,7 @@ def test_durable_work_is_headraces_alone() -> None:
 
 def test_a_system_that_is_missing_has_no_column() -> None:
     found = shapes("direct", "litellm", "headrace")
-    found.missing.append("portkey: This machine has no npm")
+    found.missing["portkey"] = "This machine has no npm"
     page = tables(found)
     assert "* Not measured: portkey: This machine has no npm" in page
     assert "Headrace / LiteLLM" in page
