@@ -85,11 +85,8 @@ class Subscription:
         while not pipe.closed:
             self._heard = False
             await asyncio.wait([pipe.ended], timeout=until_tick(_QUIET_SECONDS))
-            if not self._heard:
-                pipe.tell("PING")
-                await asyncio.wait([pipe.ended], timeout=_ANSWER_SECONDS)
-                if not self._heard:
-                    pipe.close()
+            if not self._heard and not pipe.closed:
+                await pipe.ask("PING")
         raise pipe.ended.result()
 
     def _push(self, take: Callable[[bytes | None], None], pushed: Any) -> None:

@@ -16,8 +16,11 @@ Chore = Callable[[], Awaitable[None]]
 _AGAIN_SECONDS = 1.0
 # Seconds that are left until a tick at least, as a timer may be early by a fraction of a millisecond.
 _SHORTEST_SECONDS = 0.005
-# Seconds by which this process's ticks differ from those of the other processes on its machine.
-_PHASE = random.random()
+# Seconds by which this process's ticks differ from those of the other processes on its machine. Whole milliseconds, as
+# timers are: fractions would be rounded up for one chore and down for another, and the process would wake twice.
+_PHASE = random.randrange(1000) / 1000
+# Seconds between two ticks at which chores that are not in a hurry gather.
+_COMMON_SECONDS = 2.0
 
 
 @contextlib.asynccontextmanager
@@ -41,6 +44,12 @@ def until_tick(seconds: float) -> float:
     """
     rest = seconds - (asyncio.get_running_loop().time() + _PHASE) % seconds
     return rest if rest > _SHORTEST_SECONDS else rest + seconds
+
+
+def last_tick_within(seconds: float) -> float:
+    """Return the seconds until the last tick in the next `seconds` at which most chores wake; `seconds` without any."""
+    first = until_tick(_COMMON_SECONDS)
+    return first + (seconds - first) // _COMMON_SECONDS * _COMMON_SECONDS if first <= seconds else seconds
 
 
 async def next_tick(seconds: float) -> None:

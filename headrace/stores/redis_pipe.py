@@ -18,6 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from headrace.runtime.chores import last_tick_within
+
 OnPush = Callable[[Any], None]
 
 # What the parser returns when an answer is not whole yet.
@@ -78,7 +80,7 @@ class RedisPipe(asyncio.Protocol):
         self._transport.write(packed)
         if not self._watching:
             self._watching = True
-            self._loop.call_later(self._patience, self._watch)
+            self._loop.call_later(last_tick_within(self._patience), self._watch)
         return await answer
 
     def tell(self, *command: Any) -> None:
@@ -121,7 +123,10 @@ class RedisPipe(asyncio.Protocol):
             waiting.set_result(answer)
 
     def _watch(self) -> None:
-        """Close the connection if the oldest command is overdue, or look again when it is due."""
+        """Close the connection if the oldest command is overdue, or look again when it is due.
+
+        The first look is early, with the chores of an idle process: most commands have their answers by then.
+        """
         now = self._loop.time()
         self._watching = bool(self._asked) and not self.closed
         if self._watching:
