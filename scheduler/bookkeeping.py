@@ -82,7 +82,7 @@ async def _again_and_again(
     while True:
         pause, goes_on = seconds, True
         try:
-            goes_on = bool(await work()) or needed is None
+            goes_on = bool(await work())
         except SQLAlchemyError as error:
             log.warning("bookkeeping waits for Postgres: %s", error)
             pause = _OFTEN_SECONDS
@@ -92,7 +92,7 @@ async def _again_and_again(
         except Exception:
             log.exception("could not keep the books")
         rest = until_tick(pause) if pause <= _CORRECTION_SECONDS else pause
-        if goes_on or needed is None:
+        if needed is None or goes_on:
             await asyncio.sleep(rest)
         else:
             await work_or_rest(needed, least=rest, most=until_tick(idle_seconds))

@@ -1,7 +1,7 @@
 """What there is to do: one statement looks for all chores, so that a chore without work asks Postgres nothing.
 
-A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock. Without
-work looks are rare: a process that adds a batch or a webhook calls for one.
+A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock. While there is no
+work, looks are rare: a process that adds a batch or a webhook calls for one.
 """
 
 from __future__ import annotations
