@@ -11,8 +11,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
-from redis.asyncio import Redis
-
 from headrace import __version__
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.models import Catalogue
@@ -28,6 +26,7 @@ from headrace.runtime.machine import machine_id
 from headrace.runtime.presence import About, View
 from headrace.settings import Settings
 from headrace.stores.database import Database
+from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis, redis_takes_writes
 from headrace.telemetry.health import HEALTH, loop_chores
 from headrace.telemetry.metrics import WORKER_SLOTS, WORKER_SLOTS_TAKEN
@@ -69,7 +68,7 @@ class Executor:
         *,
         demo: DemoUpstream,
         database: Database,
-        redis: Redis,
+        redis: NamespacedRedis,
         queue: JobQueue,
         client: ProviderClient,
         line_slots: int,

@@ -9,8 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from redis.asyncio import Redis
-
 from headrace.events.wire import (
     CANCEL_CHANNEL,
     LARGEST_END,
@@ -23,8 +21,7 @@ from headrace.events.wire import (
 from headrace.jobs.records import ClaimedJob, MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
-from headrace.stores.lua import read_script
-from headrace.stores.namespace import prefix_in
+from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis_url import AWAY
 from headrace.telemetry import rates
 from headrace.telemetry.metrics import JOBS_ENDED, OTHER, bound
@@ -32,7 +29,6 @@ from headrace.telemetry.metrics import JOBS_ENDED, OTHER, bound
 log = logging.getLogger(__name__)
 
 _ended = bound(JOBS_ENDED)
-_PUBLISH = read_script(__package__, "publish.lua")
 # Seconds until the next send, for each frame of the last one: where few are on their way, none waits for others.
 _SECONDS_A_FRAME = 0.001
 
@@ -45,11 +41,10 @@ _Packed = tuple[float, str, bytes, str | None, bytes]
 class Publisher:
     """Sends frames soon, many at a time, and drops them while Redis is unavailable."""
 
-    def __init__(self, redis: Redis, *, interval_seconds: float) -> None:
+    def __init__(self, redis: NamespacedRedis, *, interval_seconds: float) -> None:
         """Send a frame at once, unless many just left: then the frames of `interval_seconds` at most leave together."""
         self._redis = redis
-        self._prefix = prefix_in(redis)
-        self._publish = redis.register_script(_PUBLISH)
+        self._prefix = redis.prefix
         self._interval = interval_seconds
         self._pending: list[_Packed] = []
         self._calls_scheduler = False
@@ -132,11 +127,10 @@ class Publisher:
         if self._calls_scheduler:
             channels[self._prefix + WORK_CHANNEL].append(b"work")
             self._calls_scheduler = False
-        arguments = [part for channel, frames in channels.items() for part in (channel, b"".join(frames))]
-        if not arguments:
+        if not channels:
             return
         try:
-            await self._publish(args=arguments)
+            await self._redis.publish_all({channel: b"".join(frames) for channel, frames in channels.items()})
             self._redis_lost = False
         except AWAY as error:
             if not self._redis_lost:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -37,17 +37,25 @@ class NamespacedRedis(Redis):
         options.pop("keys", None)  # which redis-py's cache alone reads
         if options:  # of commands that redis-py reads the answers of in another way
             return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
-        answer = await _measured(self._ask(args))
+        answer = await _measured(self._ask_all((args,)))
         parse = self.response_callbacks.get(args[0])
         return answer if parse is None else parse(answer)
 
-    async def _ask(self, command: Sequence[Any]) -> Any:
+    async def publish_all(self, messages: Mapping[str, bytes]) -> None:
+        """Publish a message on each of some channels, in one round trip.
+
+        Raises:
+            AWAY: Redis is unavailable. Some of the messages may have been published.
+        """
+        await _measured(self._ask_all([("PUBLISH", channel, message) for channel, message in messages.items()]))
+
+    async def _ask_all(self, commands: Sequence[tuple[Any, ...]]) -> Any:
         pipe = self._pipe
         if pipe is None or pipe.closed:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open_pipe())
             pipe = await asyncio.shield(self._opening)  # which other commands wait for
-        return await pipe.ask(*command)
+        return await pipe.ask_all(commands)
 
     async def _open_pipe(self) -> RedisPipe:
         pool = self.connection_pool

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import hiredis
@@ -39,8 +39,8 @@ class RedisPipe(asyncio.Protocol):
         self._parser = hiredis.Reader(
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=_PARTIAL
         )
-        self._asked: deque[tuple[asyncio.Future[Any], float]] = deque()
-        """Commands without an answer, and by when each is due."""
+        self._asked: deque[tuple[asyncio.Future[Any] | None, float]] = deque()
+        """Commands without an answer, and by when each is due; None for one whose answer does not matter."""
         self._watching = False
         taken = cast("Any", connection)
         self._writer: asyncio.StreamWriter = taken._writer  # noqa: SLF001  (it closes its transport when it is freed)
@@ -72,11 +72,17 @@ class RedisPipe(asyncio.Protocol):
             redis.exceptions.ConnectionError: The connection broke. The command may have taken effect.
             redis.exceptions.TimeoutError: No answer came in time. The command may have taken effect.
         """
+        return await self.ask_all((command,))
+
+    async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> Any:
+        """Send commands in one write, and return the answer to the last one; it raises what `ask` does."""
         if self.closed:
             raise RedisConnectionError("The connection to Redis is closed.")
-        packed = _pack(command)
+        packed = b"".join(map(_pack, commands))
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._asked.append((answer, self._loop.time() + self._patience))
+        due = self._loop.time() + self._patience
+        self._asked.extend([(None, due)] * (len(commands) - 1))
+        self._asked.append((answer, due))
         self._transport.write(packed)
         if not self._watching:
             self._watching = True
@@ -114,13 +120,13 @@ class RedisPipe(asyncio.Protocol):
 
     def _answer(self, answer: Any) -> None:
         waiting, _ = self._asked.popleft()
-        if isinstance(answer, Exception):
-            if not waiting.done():
+        if waiting is not None and not waiting.done():  # else its caller was cancelled
+            if isinstance(answer, Exception):
                 waiting.set_exception(answer)
-            if isinstance(answer, ReadOnlyError):  # the master has become a replica: a new connection finds the other
-                self._end(answer)
-        elif not waiting.done():  # else its caller was cancelled
-            waiting.set_result(answer)
+            else:
+                waiting.set_result(answer)
+        if isinstance(answer, ReadOnlyError):  # the master has become a replica: a new connection finds the other
+            self._end(answer)
 
     def _watch(self) -> None:
         """Close the connection if the oldest command is overdue, or look again when it is due.
@@ -142,7 +148,7 @@ class RedisPipe(asyncio.Protocol):
         self._transport.abort()
         asked, self._asked = self._asked, deque()
         for waiting, _ in asked:
-            if not waiting.done():
+            if waiting is not None and not waiting.done():
                 waiting.set_exception(error)
 
 

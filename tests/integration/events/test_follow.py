@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pytest
-from redis.asyncio import Redis
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import NotFoundError
@@ -39,6 +38,7 @@ from headrace.jobs.records import ClaimedJob, Segment
 from headrace.jobs.state import State
 from headrace.runtime.chores import going_on
 from headrace.stores.database import Database
+from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
 from headrace.stores.redis_pipe import RedisPipe
 from headrace.usage.spent import NOTHING
@@ -104,7 +104,7 @@ def whole(job: ClaimedJob, first_seq: int, last_seq: int) -> list[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def served(redis: Redis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
+async def served(redis: NamespacedRedis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
     """Yield a hub as an API process has it."""
     hub = Hub(redis, buffer_bytes=buffer_bytes, patience_seconds=60)
     async with going_on(hub.run, functools.partial(comparing.watch, hub, database)):
@@ -131,19 +131,19 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+async def redis(valkey: EmbeddedValkey) -> AsyncIterator[NamespacedRedis]:
     async with connect_redis(valkey.url) as redis:
         yield redis
 
 
 @pytest.fixture
-async def deaf() -> AsyncIterator[Redis]:
+async def deaf() -> AsyncIterator[NamespacedRedis]:
     """A client of a Redis that does not exist."""
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as redis:
         yield redis
 
 
-async def read_rest(jobs: Jobs, redis: Redis, job_id: str, after: Cursor = START) -> Reading:
+async def read_rest(jobs: Jobs, redis: NamespacedRedis, job_id: str, after: Cursor = START) -> Reading:
     """Return the events that a reader gets from Postgres alone for a job that has ended."""
     reading = Reading(after)
     hub = Hub(redis, buffer_bytes=BUFFER, patience_seconds=60)
@@ -155,7 +155,7 @@ async def read_rest(jobs: Jobs, redis: Redis, job_id: str, after: Cursor = START
 # -- replay -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_that_ended_is_replayed_from_after_any_event(jobs: Jobs, deaf: Redis) -> None:
+async def test_a_stream_that_ended_is_replayed_from_after_any_event(jobs: Jobs, deaf: NamespacedRedis) -> None:
     job = await jobs.run(deltas=3)
     await jobs.append(segment(job, 4, 5))
     await jobs.finish(end_of(job, delta_count=7, segment=segment(job, 6, 7)))
@@ -173,7 +173,9 @@ async def test_a_stream_that_ended_is_replayed_from_after_any_event(jobs: Jobs, 
     assert await read_rest(jobs, deaf, job.id, end) == Reading(end)
 
 
-async def test_an_answer_that_came_whole_is_replayed_as_the_same_chunks_each_time(jobs: Jobs, deaf: Redis) -> None:
+async def test_an_answer_that_came_whole_is_replayed_as_the_same_chunks_each_time(
+    jobs: Jobs, deaf: NamespacedRedis
+) -> None:
     job = await jobs.run()
     response = orjson.dumps(
         {
@@ -199,7 +201,7 @@ async def test_an_answer_that_came_whole_is_replayed_as_the_same_chunks_each_tim
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.EXPIRED])
-async def test_an_end_without_a_result_comes_with_its_error(jobs: Jobs, deaf: Redis, state: State) -> None:
+async def test_an_end_without_a_result_comes_with_its_error(jobs: Jobs, deaf: NamespacedRedis, state: State) -> None:
     job = await jobs.run(deltas=2)
     await jobs.finish(end_of(job, state, delta_count=2))
     reading = await read_rest(jobs, deaf, job.id)
@@ -208,7 +210,7 @@ async def test_an_end_without_a_result_comes_with_its_error(jobs: Jobs, deaf: Re
 
 
 async def test_only_the_last_attempt_is_replayed_and_a_reader_of_an_earlier_one_is_told(
-    jobs: Jobs, deaf: Redis
+    jobs: Jobs, deaf: NamespacedRedis
 ) -> None:
     job = await jobs.run(deltas=4)
     await jobs.retry(job)
@@ -220,7 +222,7 @@ async def test_only_the_last_attempt_is_replayed_and_a_reader_of_an_earlier_one_
         assert reading.chunks == {2: whole(job, 1, 2)}
 
 
-async def test_a_reader_of_an_erased_job_is_told(jobs: Jobs, deaf: Redis) -> None:
+async def test_a_reader_of_an_erased_job_is_told(jobs: Jobs, deaf: NamespacedRedis) -> None:
     job = await jobs.complete()
     await jobs.delete(job.id)
     with pytest.raises(NotFoundError):
@@ -259,7 +261,7 @@ WORKERLESS = [_cancelled_in_the_queue, _expired_in_the_queue, _failed_by_the_swe
 @pytest.mark.parametrize("end", WORKERLESS)
 @pytest.mark.parametrize("seq", [0, 1, 2, 4])
 async def test_a_reader_of_any_delta_hears_of_an_end_that_no_worker_wrote_once(
-    jobs: Jobs, deaf: Redis, end: Callable[[Jobs, ClaimedJob], Awaitable[None]], seq: int
+    jobs: Jobs, deaf: NamespacedRedis, end: Callable[[Jobs, ClaimedJob], Awaitable[None]], seq: int
 ) -> None:
     job = await jobs.run(deltas=3)  # the fourth was published, and its worker died before it was kept
     await end(jobs, job)
@@ -286,7 +288,7 @@ async def collect(listener: Listener, database: Database, reading: Reading, *, r
 
 
 async def test_the_client_that_submitted_gets_everything_over_the_wire_alone(
-    jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    jobs: Jobs, redis: NamespacedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = Publisher(redis, interval_seconds=0)
     hub = Hub(redis, buffer_bytes=BUFFER, patience_seconds=60)
@@ -309,7 +311,9 @@ async def test_the_client_that_submitted_gets_everything_over_the_wire_alone(
     assert reading.ended == [Ended(Cursor(1, 4), State.COMPLETED, RESPONSE.encode(), None, SPENT.charge)]
 
 
-async def test_without_redis_readers_get_everything_from_postgres(jobs: Jobs, deaf: Redis, hurried: None) -> None:
+async def test_without_redis_readers_get_everything_from_postgres(
+    jobs: Jobs, deaf: NamespacedRedis, hurried: None
+) -> None:
     async with asyncio.timeout(PATIENCE), served(deaf, jobs.database) as hub:
         job_id = await jobs.submit()
         reading = Reading()
@@ -325,7 +329,7 @@ async def test_without_redis_readers_get_everything_from_postgres(jobs: Jobs, de
     assert [(ended.response, ended.charge) for ended in reading.ended] == [(RESPONSE.encode(), SPENT.charge)]
 
 
-async def test_an_end_too_large_for_the_wire_is_read_from_postgres(jobs: Jobs, redis: Redis) -> None:
+async def test_an_end_too_large_for_the_wire_is_read_from_postgres(jobs: Jobs, redis: NamespacedRedis) -> None:
     response = orjson.dumps({"choices": [], "padding": "x" * 300_000})
     async with asyncio.timeout(PATIENCE), served(redis, jobs.database) as hub:
         await connected(hub)
@@ -340,7 +344,7 @@ async def test_an_end_too_large_for_the_wire_is_read_from_postgres(jobs: Jobs, r
     assert [ended.response for ended in reading.ended] == [response]
 
 
-async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: Redis) -> None:
+async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: NamespacedRedis) -> None:
     job_id = new_id("job")
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
     reading = Reading()
@@ -352,7 +356,7 @@ async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: Redis) -> 
 
 
 @pytest.mark.parametrize("steps", range(4))
-async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, deaf: Redis, steps: int) -> None:
+async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, deaf: NamespacedRedis, steps: int) -> None:
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
     watching = asyncio.create_task(comparing.watch(hub, jobs.database))
     await asyncio.sleep(0.01)
@@ -365,7 +369,9 @@ async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, dea
     assert done
 
 
-async def test_a_reader_whose_job_is_lost_in_a_crash_of_postgres_ends(jobs: Jobs, deaf: Redis, hurried: None) -> None:
+async def test_a_reader_whose_job_is_lost_in_a_crash_of_postgres_ends(
+    jobs: Jobs, deaf: NamespacedRedis, hurried: None
+) -> None:
     async with (
         asyncio.timeout(PATIENCE),
         served(deaf, jobs.database) as hub,
@@ -375,7 +381,7 @@ async def test_a_reader_whose_job_is_lost_in_a_crash_of_postgres_ends(jobs: Jobs
             await collect(listener, jobs.database, Reading(), replay=False)
 
 
-async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: Redis) -> None:
+async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: NamespacedRedis) -> None:
     job_id = await jobs.submit()
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
     async with hub.listen(job_id, own=False) as listener:
@@ -384,7 +390,7 @@ async def test_a_reader_that_is_closed_ends(jobs: Jobs, deaf: Redis) -> None:
             await collect(listener, jobs.database, Reading())
 
 
-async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: Redis) -> None:
+async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: NamespacedRedis) -> None:
     job_id = await jobs.submit()
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=0.01)
     async with going_on(hub.end_silences), hub.listen(job_id, own=False) as listener:
@@ -393,7 +399,7 @@ async def test_a_quiet_job_gives_silences(jobs: Jobs, deaf: Redis) -> None:
 
 
 async def test_who_joins_while_the_wire_is_being_made_is_subscribed_too(
-    jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    jobs: Jobs, redis: NamespacedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the reader gets its events only from Postgres, every two seconds."""
     reached, go = asyncio.Event(), asyncio.Event()
@@ -417,11 +423,11 @@ async def test_who_joins_while_the_wire_is_being_made_is_subscribed_too(
             assert job_channel(job_id).encode() in await redis.pubsub_channels()
 
 
-async def left(redis: Redis, channel: bytes) -> bool:
+async def left(redis: NamespacedRedis, channel: bytes) -> bool:
     return channel not in await redis.pubsub_channels()
 
 
-async def test_leaving_a_job_leaves_no_subscription_behind(jobs: Jobs, redis: Redis) -> None:
+async def test_leaving_a_job_leaves_no_subscription_behind(jobs: Jobs, redis: NamespacedRedis) -> None:
     job_id = new_id("job")
     channel = job_channel(job_id).encode()
     async with asyncio.timeout(PATIENCE), served(redis, jobs.database) as hub:
@@ -437,7 +443,9 @@ async def test_leaving_a_job_leaves_no_subscription_behind(jobs: Jobs, redis: Re
 # -- attempts that are void -------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_drops_what_the_worker_of_a_void_attempt_still_publishes(jobs: Jobs, deaf: Redis) -> None:
+async def test_a_reader_drops_what_the_worker_of_a_void_attempt_still_publishes(
+    jobs: Jobs, deaf: NamespacedRedis
+) -> None:
     first = await jobs.run()
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
     reading = Reading()
@@ -461,7 +469,7 @@ async def test_a_reader_drops_what_the_worker_of_a_void_attempt_still_publishes(
 
 
 async def test_a_reader_that_missed_that_its_attempt_is_void_learns_it_from_postgres(
-    jobs: Jobs, deaf: Redis, hurried: None
+    jobs: Jobs, deaf: NamespacedRedis, hurried: None
 ) -> None:
     job = await jobs.run()
     reading = Reading()
@@ -563,7 +571,7 @@ async def wander(jobs: Jobs, hubs: Sequence[Hub], rng: random.Random, job_id: st
         await asyncio.sleep(0)
 
 
-async def disturb(redis: Redis, rng: random.Random) -> None:
+async def disturb(redis: NamespacedRedis, rng: random.Random) -> None:
     """Cut every subscriber off now and then."""
     while True:
         await asyncio.sleep(rng.uniform(0.1, 0.6))
@@ -574,7 +582,7 @@ async def disturb(redis: Redis, rng: random.Random) -> None:
 @pytest.mark.filterwarnings("ignore:.*StreamWriter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_is_lost_every_reader_gets_the_last_attempt_once_and_in_order(
-    jobs: Jobs, redis: Redis, hurried: None, seed: int
+    jobs: Jobs, redis: NamespacedRedis, hurried: None, seed: int
 ) -> None:
     rng = random.Random(seed)
 

@@ -8,7 +8,6 @@ import functools
 from collections.abc import AsyncIterator
 
 import pytest
-from redis.asyncio import Redis
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events import publisher as publishing
@@ -16,7 +15,7 @@ from headrace.events.publisher import Publisher
 from headrace.events.subscription import Subscription
 from headrace.events.wire import WORK_CHANNEL, Frame, job_channel, unpack
 from headrace.runtime.chores import going_on
-from headrace.stores.namespace import prefix_in
+from headrace.stores.namespace import NamespacedRedis, prefix_in
 from headrace.stores.redis import connect_redis
 from tests.waiting import PATIENCE
 
@@ -24,13 +23,13 @@ JOB = "job_watched"
 
 
 @pytest.fixture
-async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+async def redis(valkey: EmbeddedValkey) -> AsyncIterator[NamespacedRedis]:
     async with connect_redis(valkey.url) as redis:
         yield redis
 
 
 @contextlib.asynccontextmanager
-async def hearing(redis: Redis) -> AsyncIterator[asyncio.Queue[list[Frame]]]:
+async def hearing(redis: NamespacedRedis) -> AsyncIterator[asyncio.Queue[list[Frame]]]:
     """Give the frames of each message that the subscribers of `JOB` get."""
     heard: asyncio.Queue[list[Frame]] = asyncio.Queue()
     subscribed = asyncio.Event()
@@ -52,7 +51,7 @@ def publish(publisher: Publisher, seq: int) -> None:
     publisher.publish(Frame(JOB, 1, seq, "delta", [b"{}"]), origin=None)
 
 
-async def test_a_frame_that_follows_another_does_not_wait_for_the_interval(redis: Redis) -> None:
+async def test_a_frame_that_follows_another_does_not_wait_for_the_interval(redis: NamespacedRedis) -> None:
     publisher = Publisher(redis, interval_seconds=10 * PATIENCE)
     async with hearing(redis) as messages:
         for seq in range(1, 6):
@@ -60,7 +59,7 @@ async def test_a_frame_that_follows_another_does_not_wait_for_the_interval(redis
             assert [frame.first_seq for frame in await messages.get()] == [seq]
 
 
-async def test_frames_that_come_together_leave_in_one_message(redis: Redis) -> None:
+async def test_frames_that_come_together_leave_in_one_message(redis: NamespacedRedis) -> None:
     publisher = Publisher(redis, interval_seconds=0.005)
     async with hearing(redis) as messages:
         for seq in range(1, 101):
@@ -71,7 +70,7 @@ async def test_frames_that_come_together_leave_in_one_message(redis: Redis) -> N
 
 
 async def test_frames_that_follow_many_leave_together_after_the_interval(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: NamespacedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "_SECONDS_A_FRAME", PATIENCE)  # each counts as many
     publisher = Publisher(redis, interval_seconds=0.5)
@@ -84,7 +83,7 @@ async def test_frames_that_follow_many_leave_together_after_the_interval(
         assert [frame.first_seq for frame in await messages.get()] == [2, 3]
 
 
-async def test_calls_for_the_scheduler_leave_with_frames_and_without_any(redis: Redis) -> None:
+async def test_calls_for_the_scheduler_leave_with_frames_and_without_any(redis: NamespacedRedis) -> None:
     publisher, heard = Publisher(redis, interval_seconds=0.005), asyncio.Queue[bytes | None]()
     subscription = Subscription(redis)
     await subscription.subscribe(prefix_in(redis) + WORK_CHANNEL)

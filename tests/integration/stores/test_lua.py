@@ -29,4 +29,4 @@ def test_a_script_compiles_and_documents_its_arguments(valkey: EmbeddedValkey, s
 
 
 def test_the_scripts_are_found() -> None:
-    assert {"admit.lua", "publish.lua", "throttle.lua"} <= {script.name for script in SCRIPTS}
+    assert {"admit.lua", "peers.lua", "throttle.lua"} <= {script.name for script in SCRIPTS}

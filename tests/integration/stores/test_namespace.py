@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 import pytest
 from redis import Redis as BlockingRedis
-from redis.asyncio import Redis
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.hub import Hub
@@ -28,6 +27,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.deployment import read_namespace, with_namespace
 from headrace.stores.migrate import migrate
+from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis, redis_takes_writes
 from tests.integration.databases import create_database
 from tests.integration.job_rows import Owner
@@ -55,13 +55,13 @@ def keys(valkey: EmbeddedValkey) -> Iterator[BlockingRedis]:
 
 
 @pytest.fixture
-async def ours(keys: BlockingRedis, valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+async def ours(keys: BlockingRedis, valkey: EmbeddedValkey) -> AsyncIterator[NamespacedRedis]:
     async with connect_redis(valkey.url, "ours") as redis:
         yield redis
 
 
 @pytest.fixture
-async def theirs(keys: BlockingRedis, valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+async def theirs(keys: BlockingRedis, valkey: EmbeddedValkey) -> AsyncIterator[NamespacedRedis]:
     async with connect_redis(valkey.url, "theirs") as redis:
         yield redis
 
@@ -114,7 +114,7 @@ async def test_the_setting_goes_before_the_database(database: Database, database
 
 
 async def test_a_wake_up_is_in_one_deployments_queue_alone(
-    keys: BlockingRedis, valkey: EmbeddedValkey, ours: Redis, theirs: Redis
+    keys: BlockingRedis, valkey: EmbeddedValkey, ours: NamespacedRedis, theirs: NamespacedRedis
 ) -> None:
     queue, other = JobQueue(ours), JobQueue(theirs)
     for number in range(20):
@@ -133,7 +133,7 @@ async def test_a_wake_up_is_in_one_deployments_queue_alone(
 
 
 async def test_every_key_and_channel_has_the_namespace(
-    keys: BlockingRedis, ours: Redis, database: Database, owner: Owner
+    keys: BlockingRedis, ours: NamespacedRedis, database: Database, owner: Owner
 ) -> None:
     gate = Gate(ours, database, open_when_away=False)
     demand = Demand(new_id("job"), background=False, tokens=10, cost=Decimal(1))
@@ -154,8 +154,8 @@ async def test_every_key_and_channel_has_the_namespace(
     assert hub.origin.startswith("ours:headrace:api:")
 
 
-async def test_a_cancellation_is_heard_in_its_deployment_alone(ours: Redis, theirs: Redis) -> None:
-    heard: dict[Redis, list[str]] = {ours: [], theirs: []}
+async def test_a_cancellation_is_heard_in_its_deployment_alone(ours: NamespacedRedis, theirs: NamespacedRedis) -> None:
+    heard: dict[NamespacedRedis, list[str]] = {ours: [], theirs: []}
 
     async def listening() -> bool:
         return len(await ours.pubsub_channels("*:headrace:cancel")) == len(heard)

@@ -16,7 +16,9 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
 from headrace.stores.redis_pipe import RedisPipe
-from tests.waiting import eventually
+from headrace.telemetry.metrics import STORE_SECONDS
+from tests.metrics import Rise
+from tests.waiting import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -37,6 +39,36 @@ async def test_each_command_gets_its_own_answer(redis: NamespacedRedis) -> None:
     assert all(isinstance(answer, ResponseError) for answer in answers[1::3])
     assert answers[2::3] == [str(number).encode() for number in range(100)]
     assert await redis.client_id() == await redis.client_id()
+
+
+async def test_of_commands_that_are_sent_together_the_last_one_is_answered(
+    redis: NamespacedRedis,
+) -> None:
+    opened = await RedisPipe.open(redis.connection_pool, patience_seconds=PATIENCE)
+    await redis.set("text", "word")
+    commands = [("INCR", "text"), ("SET", "text", "1"), ("INCR", "text")]
+    answers = await asyncio.gather(opened.ask_all(commands), opened.ask("ECHO", "next"), opened.ask_all(commands[:1]))
+    assert [*answers] == [2, b"next", 3]
+    with pytest.raises(ResponseError):
+        await opened.ask_all([*commands, ("HGET", "text", "x")])
+    assert await opened.ask("GET", "text") == b"2"
+    opened.close()
+
+
+async def test_a_message_for_each_channel_is_published_in_one_round_trip(redis: NamespacedRedis) -> None:
+    messages = {f"channel {number}": f"message {number}".encode() for number in range(100)}
+    async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe(*messages)
+        for _ in messages:
+            await pubsub.get_message(timeout=PATIENCE)
+        asked = Rise(STORE_SECONDS)
+        await redis.publish_all(messages)
+        assert asked() == {("redis",): 1}
+        heard: dict[str, bytes] = {}
+        while len(heard) < len(messages):
+            if (message := await pubsub.get_message(timeout=PATIENCE)) is not None:
+                heard[message["channel"].decode()] = message["data"]
+    assert heard == messages
 
 
 async def test_a_value_of_many_pieces_comes_whole(redis: NamespacedRedis) -> None:
