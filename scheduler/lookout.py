@@ -1,7 +1,7 @@
 """What there is to do: one statement looks for all chores, so that a chore without work asks Postgres nothing.
 
 A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock. While there is no
-work, looks are rare: a process that adds a batch or a webhook calls for one.
+work, looks are rare: the API calls for one when it makes a batch, a worker when it ends a job that has a webhook.
 """
 
 from __future__ import annotations

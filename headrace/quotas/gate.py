@@ -229,15 +229,14 @@ class Gate:
         """Put right, from the ledger, what was spent of budgets. Raises what `reconcile` does."""
         await self._for_each_scope(self._correct)
 
-    async def _correct(self, scope_id: str) -> bool:
+    async def _correct(self, scope_id: str) -> None:
         loaded, version = await self._redis.hmget(f"{self._prefix}{scope_id}:sums", ["loaded", "version"])
         if loaded is None:  # it has rates alone, or none any more
             await self._forget(keys=[self._prefix], args=[scope_id])
         else:
             await self._reload(scope_id, version=int(version or 0))
-        return False
 
-    async def _for_each_scope(self, work: Callable[[str], Awaitable[bool]]) -> bool:
+    async def _for_each_scope(self, work: Callable[[str], Awaitable[bool | None]]) -> bool:
         """Do some work for every scope; one that fails by itself is logged, and the others go on.
 
         Returns whether any work returned true. What Redis has of a scope that Postgres does not know, or that no script
@@ -246,7 +245,7 @@ class Gate:
         found = False
         for scope_id in sorted(map(_text, await self._redis.smembers(f"{self._prefix}scopes"))):
             try:
-                found |= await work(scope_id)
+                found |= bool(await work(scope_id))
             except UnknownScopeError:
                 log.warning("forgot what was counted of %s, which is not in Postgres", scope_id)
                 await self._delete(scope_id)

@@ -41,9 +41,7 @@ async def test_each_command_gets_its_own_answer(redis: NamespacedRedis) -> None:
     assert await redis.client_id() == await redis.client_id()
 
 
-async def test_of_commands_that_are_sent_together_the_last_one_is_answered(
-    redis: NamespacedRedis,
-) -> None:
+async def test_of_commands_that_are_sent_together_the_last_one_is_answered(redis: NamespacedRedis) -> None:
     opened = await RedisPipe.open(redis.connection_pool, patience_seconds=PATIENCE)
     await redis.set("text", "word")
     commands = [("INCR", "text"), ("SET", "text", "1"), ("INCR", "text")]
