@@ -15,6 +15,7 @@ from tests.e2e.jobs import FINAL
 from tests.faults.chaos.asking import AWAY, GaveUpError, Outcome
 from tests.faults.chaos.conversations import TalkingClients
 from tests.faults.chaos.notes import Ask, Json, Reading, Refusal, Stream
+from tests.faults.chaos.responses import Kind
 from tests.faults.chaos.upstreams import LATE
 
 _PATIENCE = httpx.Timeout(70, connect=3)
@@ -28,16 +29,18 @@ class Load(TalkingClients):
     """Clients that ask until they are told to stop."""
 
     async def run(self, clients: int, stop: threading.Event) -> None:
-        """Ask with so many clients at a time; returns once the last has what it waits for."""
+        """Ask with this many clients at a time, of each kind at least once; returns once the last has its answer."""
+        kinds = self._kinds()
+        first = self._chance.sample(list(kinds), len(kinds))
         limits = httpx.Limits(max_connections=500, max_keepalive_connections=50)
         async with httpx.AsyncClient(timeout=_PATIENCE, limits=limits) as http:
-            await asyncio.gather(*(self._client(http, stop) for _ in range(clients)))
+            await asyncio.gather(*(self._client(http, first, kinds, stop) for _ in range(clients)))
             while self._readers:
                 await asyncio.gather(*self._readers)
         await asyncio.sleep(_CLOSING_SECONDS)
 
-    async def _client(self, http: httpx.AsyncClient, stop: threading.Event) -> None:
-        kinds = {
+    def _kinds(self) -> dict[Kind, float]:
+        return {
             self._whole: 5.0,
             self._streamed: 5,
             self._persistent: 2,
@@ -53,9 +56,13 @@ class Load(TalkingClients):
             **self._responses_kinds(),
             **self._talking_kinds(),
         }
-        while not stop.is_set():
+
+    async def _client(
+        self, http: httpx.AsyncClient, first: list[Kind], kinds: dict[Kind, float], stop: threading.Event
+    ) -> None:
+        while first or not stop.is_set():
             account = self._chance.choice(list(self._keys))
-            [kind] = self._chance.choices(list(kinds), weights=list(kinds.values()))
+            [kind] = [first.pop()] if first else self._chance.choices(list(kinds), list(kinds.values()))
             try:
                 await kind(http, account)
             except (GaveUpError, httpx.TransportError, TimeoutError):
