@@ -20,8 +20,11 @@ from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
-# Seconds between two runs of each kind of work; of folds and reconciliations while there is nothing to do.
+# Seconds between two runs of each kind of work; of folds and reconciliations while there is nothing to do. A fold of a
+# few rows costs as much as one of hundreds. A question reads the rows that no fold has added: with eight thousand of
+# its account, as many as batches end in three seconds, percentiles take 40 ms.
 _OFTEN_SECONDS = 1.0
+_FOLD_SECONDS = 3.0
 _IDLE_FOLD_SECONDS = 60.0
 _IDLE_RECONCILE_SECONDS = 10.0
 _CORRECTION_SECONDS = 10.0
@@ -45,7 +48,7 @@ class Bookkeeper:
         While `usage` is not set, the roll-ups lack no row of the ledger; while `jobs` is not set, all jobs have ended.
         """
         await asyncio.gather(
-            _again_and_again(self._fold, _OFTEN_SECONDS, needed=usage, idle_seconds=_IDLE_FOLD_SECONDS),
+            _again_and_again(self._fold, _FOLD_SECONDS, needed=usage, idle_seconds=_IDLE_FOLD_SECONDS),
             _again_and_again(self._gate.reconcile, _OFTEN_SECONDS, needed=jobs, idle_seconds=_IDLE_RECONCILE_SECONDS),
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
             _again_and_again(self._alert, _CORRECTION_SECONDS),

@@ -45,7 +45,7 @@ _PLACEHOLDER = re.compile(r"%(?:\((\w+)\)([sbt])|(%)|)")
 
 
 class Prepared(str):
-    """A statement that every connection for plain SQL keeps prepared: one of the hot path, whose text never changes.
+    """A statement that every connection for plain SQL keeps prepared, as it runs often and its text never changes.
 
     It is written like any other, and goes through the cursor wherever a transaction runs it.
     """

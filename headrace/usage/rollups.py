@@ -20,7 +20,8 @@ from headrace.usage.rebuild import RESTORED, rebuild_rollups
 # Rows that one fold adds at most, so that it stays short after a long pause.
 _MOST_AT_ONCE = 20_000
 
-_FOLD = cells.fold("usage_rollups", "usage_latencies", "usage_mark", most=_MOST_AT_ONCE)
+# To plan it takes longer than to fold some rows.
+_FOLD = Prepared(cells.fold("usage_rollups", "usage_latencies", "usage_mark", most=_MOST_AT_ONCE))
 # Postgres reads no whole table for a prepared statement. Any other one reads all of the ledger until Postgres has
 # statistics of it.
 _STATE = Prepared(f"SELECT metadata_keys, {RESTORED} AS restored FROM usage_mark")
