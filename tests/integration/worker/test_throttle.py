@@ -137,7 +137,7 @@ async def test_calls_under_way_never_exceed_the_limit_over_two_workers_and_no_sl
 
     async def impatient(throttle: Throttle) -> None:
         try:
-            async with asyncio.timeout(dice.uniform(0, 0.2)):
+            async with asyncio.timeout(dice.choice((dice.uniform(0, 0.2), PATIENCE))):
                 await call(throttle)
             done["ended"] += 1
         except TimeoutError:
