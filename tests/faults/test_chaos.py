@@ -49,4 +49,4 @@ def test_nothing_is_lost_twice_or_anothers_whatever_breaks(tmp_path: Path) -> No
         *("… responses: completed", "… background readers: events", "… foreground streams: events"),
         *("responses: replays of all events", "responses: calls whose context was compared"),
     ):
-        assert outcome.verdict.counts[counted] > 0, counted
+        assert outcome.verdict.counts[counted] > 20, counted

@@ -22,4 +22,4 @@ def test_a_rolling_restart_loses_nothing_and_cuts_nobody_off(tmp_path: Path) -> 
     # A client that cannot connect asks the other API. An accepted request is answered, or refused with a retry.
     assert outcome.cut_off == []
     for counted in ("… completed", "answers that clients got", "events"):
-        assert outcome.verdict.counts[counted] > 0, counted
+        assert outcome.verdict.counts[counted] > 20, counted
