@@ -25,6 +25,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 from worker.availability import Availability
 from worker.crowds import Crowds
+from worker.line_pace import BURST_SECONDS
 from worker.slots import LINES, Slot, Slots
 from worker.wakeups import Message, WakeUps
 
@@ -150,8 +151,10 @@ class Intake:
                     log.warning("could not look for the next jobs: %s", error)
                     await asyncio.sleep(_FAILED_SECONDS)
                 took = loop.time() - began
-                if self._open_tiers() or (self._slots.line_waits and self._wakeups.competing(LINES)):
+                if self._open_tiers():
                     await asyncio.sleep(max(_GATHER_SECONDS, took))
+                elif self._slots.line_waits and self._wakeups.competing(LINES):
+                    await asyncio.sleep(max(BURST_SECONDS, took))
                 else:
                     await self._pause(max(_RESERVE_SECONDS, _REST * took))
 

@@ -20,9 +20,9 @@ from headrace.runtime.machine import stalled_seconds
 # for an eighth of it.
 _MOST_STALLED = 0.1
 # Shares of one core for this worker's lines: the least, the first where requests came lately, and the one from which
-# there is no limit. Beside one request at a time, a twentieth of a core added a third to the 99th percentile of
-# latency, and a fiftieth a quarter.
-_LEAST_SHARE = 0.02
+# there is no limit. Beside one request at a time, a fiftieth of a core added a third to the 99th percentile of latency,
+# and a hundredth a fifth.
+_LEAST_SHARE = 0.01
 _FIRST_SHARE = 0.2
 _WHOLE = 1.0
 # What the share is multiplied by at each look: while tasks wait for cores, while they do not, and while no request
@@ -35,11 +35,12 @@ _MOST_COST = 0.0005
 # Seconds between two looks, while lines start, and seconds without a line after which lines begin anew.
 _LOOK_SECONDS = 0.1
 _PAUSE_SECONDS = 1.0
-# Seconds after a request for which another is expected soon, and for which it is expected at all.
-_BESIDE_SECONDS = 1.5
+# Seconds after news of a request for which another is expected soon, and for which it is expected at all. Workers tell
+# their calls every second, and this one reads that every second.
+_BESIDE_SECONDS = 2.5
 _LATELY_SECONDS = 60.0
-# Seconds' worth of lines that may start at once.
-_BURST_SECONDS = 0.02
+# Seconds' worth of lines that may start at once, and between two such starts.
+BURST_SECONDS = 0.05
 
 
 class LinePace:
@@ -88,7 +89,7 @@ class LinePace:
         self._look(now)
         if not self.is_limited:
             return math.inf
-        most = max(1.0, self._rate * _BURST_SECONDS)
+        most = max(1.0, self._rate * BURST_SECONDS)
         self._room = min(most, self._room + (now - self._room_at) * self._rate)
         self._room_at = now
         return self._room

@@ -58,8 +58,8 @@ class Circuits:
 
         `worker` is a name that no other worker has; `tiers` are those that it serves; `about` tells how busy it is,
         and `limits` the adaptive limits of its routes. The worker tells its news every `poll_seconds`, half as often
-        while it has no call and no trouble. `on_redis_lost` is called when Redis first takes no news, `on_views` with
-        each news of the other workers.
+        while it makes no calls and has no trouble. `on_redis_lost` is called when Redis first takes no news, `on_views`
+        with each news of the other workers.
         """
         rules = rules or Rules()
         self._changed = asyncio.Event()
@@ -144,8 +144,9 @@ class Circuits:
 
     @property
     def _busy(self) -> bool:
-        """Whether what this worker tells or hears may matter soon: it has calls, or a provider is in trouble."""
-        return self.redis_lost or bool(self.troubled) or any(calls.running for calls in self.calls.values())
+        """Whether what this worker tells or hears may matter soon: it makes calls, or a provider is in trouble."""
+        running = any(calls.running for calls in self.calls.values())
+        return running or not self.quiet or self.redis_lost or bool(self.troubled)
 
     async def refresh(self) -> None:
         """Write this worker's news and read the others'; while Redis is unavailable, do neither."""

@@ -11,6 +11,9 @@ from typing import TypeVar
 
 Name = TypeVar("Name")
 
+# Share of a batch's lines for which there is room before more are fed: each feed costs a commit.
+_LEAST_FED = 1 / 16
+
 
 def share(amount: int, wanted: Mapping[Name, int]) -> dict[Name, int]:
     """Return each name's share of `amount`: at least 1 if it wants any, so that none waits for ever."""
@@ -31,3 +34,12 @@ def share_window(window: int, wanted: Mapping[str, Mapping[str, int]]) -> dict[s
         for account, batches in wanted.items()
         for batch, lines in share(by_account[account], batches).items()
     }
+
+
+def room_to_feed(most: int, *, outstanding: int, left: int) -> int:
+    """Return how many more lines of a batch to feed, of which `most` may run: 0 while there is room for few of them.
+
+    The last lines that are `left` are fed as soon as there is room for all of them.
+    """
+    room = most - outstanding
+    return room if room >= max(1, min(most * _LEAST_FED, left)) else 0

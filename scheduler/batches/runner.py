@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.batches.queries import finalize_batch, fold_tallies, list_active
 from headrace.batches.results import CANCELLED_ERROR
-from headrace.batches.shares import share_window
+from headrace.batches.shares import room_to_feed, share_window
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.events.publisher import Publisher
@@ -228,9 +228,9 @@ class BatchRunner:
                 wanted[batch.account_id][batch.id] = lines
         shares = share_window(self._settings.batch_window, wanted)
         for batch in feedable:
-            room = min(shares.get(batch.id, 0), self._allowances.lines(batch)) - outstanding(batch)
-            if room > 0:
-                await self._alone(batch, self._feed_one(batch, int(room)))
+            most = int(min(shares.get(batch.id, 0), self._allowances.lines(batch)))
+            if room := room_to_feed(most, outstanding=outstanding(batch), left=batch.total - batch.fed):
+                await self._alone(batch, self._feed_one(batch, room))
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)

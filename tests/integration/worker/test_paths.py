@@ -169,6 +169,25 @@ async def test_a_worker_that_was_quiet_tells_of_its_first_call_at_once(redis: Re
         await eventually(lambda: told_of(1), "news of the first call")
 
 
+async def test_a_worker_that_makes_short_calls_tells_its_news_twice_as_often_as_an_idle_one(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    periods: list[float] = []
+
+    def soon(period: float) -> float:
+        periods.append(period)
+        return 0.01
+
+    monkeypatch.setattr("worker.paths.until_tick", soon)
+    circuits = worker(redis)
+    async with going_on(circuits.run):
+        await eventually(lambda: len(periods) > 2, "some news")
+        assert {*periods} == {2.0}
+        await end(circuits)
+        await eventually(lambda: 1.0 in periods, "more frequent news")
+        await eventually(lambda: periods[-1] == 2.0, "rarer news once no calls are made")
+
+
 async def test_a_worker_of_lines_hears_at_once_of_the_first_call(redis: Redis) -> None:
     quiet, heard = worker(redis, poll_seconds=3600), list[Sequence[View]]()
     lines = Circuits(redis, worker=f"host:{next(_numbers)}", poll_seconds=3600, on_views=heard.append)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.batches.shares import share, share_window
+from headrace.batches.shares import room_to_feed, share, share_window
 
 WANTED = st.dictionaries(st.text(max_size=3), st.integers(0, 5000), max_size=8)
 
@@ -45,3 +45,20 @@ def test_a_small_batch_beside_a_huge_one_is_under_way_at_once() -> None:
     assert share_window(2000, {"a": {"huge": 50_000}, "b": {"small": 100}}) == {"huge": 1900, "small": 100}
     assert share_window(2000, {"a": {"huge": 50_000, "small": 100}}) == {"huge": 1900, "small": 100}
     assert share_window(2000, {"a": {"x": 9000, "y": 9000}, "b": {"z": 9000}}) == {"x": 500, "y": 500, "z": 1000}
+
+
+@given(most=st.integers(1, 3000), left=st.integers(1, 3000), outstanding=st.integers(0, 4000))
+def test_lines_are_fed_until_none_is_left_and_never_beyond_the_share(most: int, left: int, outstanding: int) -> None:
+    room = room_to_feed(most, outstanding=outstanding, left=left)
+    assert 0 <= room <= max(0, most - outstanding)
+    assert room or outstanding, "a batch without a running line is fed"
+    if most - outstanding >= left:
+        assert room, "the last lines need not wait for more room"
+
+
+def test_few_lines_are_fed_together_unless_they_are_the_last() -> None:
+    assert room_to_feed(2000, outstanding=1876, left=5000) == 0
+    assert room_to_feed(2000, outstanding=1875, left=5000) == 125
+    assert room_to_feed(2000, outstanding=1998, left=2) == 2
+    assert room_to_feed(8, outstanding=7, left=5000) == 1
+    assert room_to_feed(0, outstanding=0, left=5) == 0

@@ -28,15 +28,19 @@ class Machine:
     def __post_init__(self) -> None:
         self.pace = LinePace(stalled=lambda: self.stalled, spent=lambda: self.spent, now=lambda: self.time)
 
-    def go_on(self, *, waiting: float, requests: int, seconds: float = 1.0, lines: int = _MOST_LINES) -> int:
+    def go_on(
+        self, *, waiting: float, requests: int, seconds: float = 1.0, lines: int = _MOST_LINES, news: float = 0.01
+    ) -> int:
         """Let time pass in steps of 10 ms, and return how many lines started, of up to `lines` a second.
 
-        Tasks wait for a share of the time, and a step begins with some of the `requests` a second.
+        Tasks wait for a share of the time, and a step begins with some of the `requests` a second. The worker hears of
+        them every `news` seconds.
         """
         started = 0
-        for _ in range(round(seconds / 0.01)):
+        for step in range(round(seconds / 0.01)):
             self.requests += requests // 100
-            self.pace.hear(self.requests)
+            if step % round(news / 0.01) == 0:
+                self.pace.hear(self.requests)
             self.time += 0.01
             if self.stalled is not None:
                 self.stalled += waiting * 0.01
@@ -59,7 +63,7 @@ def test_lines_have_no_limit_while_no_task_waits_for_a_core() -> None:
 
 
 def test_lines_that_take_little_have_no_limit() -> None:
-    machine = Machine(cost=_COST / 4)
+    machine = Machine(cost=_COST / 8)
     machine.go_on(waiting=0.9, requests=0, lines=100)
     for _ in range(5):
         machine.go_on(waiting=0.9, requests=100, lines=100)
@@ -73,11 +77,18 @@ def test_lines_have_no_limit_where_nothing_tells_how_long_tasks_wait() -> None:
     assert not machine.pace.is_limited
 
 
-def test_lines_beside_requests_take_a_fiftieth_of_a_core_while_tasks_wait() -> None:
+def test_lines_beside_requests_take_a_hundredth_of_a_core_while_tasks_wait() -> None:
     machine = Machine()
     machine.go_on(waiting=0.9, requests=0)
-    assert 30 <= machine.go_on(waiting=0.9, requests=100) <= 40
-    assert 150 <= machine.go_on(waiting=0.9, requests=100, seconds=5) <= 200
+    assert 15 <= machine.go_on(waiting=0.9, requests=100) <= 20
+    assert 75 <= machine.go_on(waiting=0.9, requests=100, seconds=5) <= 100
+
+
+def test_lines_stay_slow_between_two_news_of_requests() -> None:
+    machine = Machine()
+    machine.go_on(waiting=0.9, requests=0)
+    machine.go_on(waiting=0.9, requests=100)
+    assert machine.go_on(waiting=0.9, requests=100, seconds=10, news=2) <= 200
 
 
 def test_other_work_of_the_worker_does_not_stop_its_lines() -> None:
@@ -85,7 +96,7 @@ def test_other_work_of_the_worker_does_not_stop_its_lines() -> None:
     for _ in range(10):
         machine.spent += 0.9
         machine.go_on(waiting=0.9, requests=100)
-    assert 30 <= machine.go_on(waiting=0.9, requests=100) <= 40
+    assert 15 <= machine.go_on(waiting=0.9, requests=100) <= 20
 
 
 def test_lines_start_evenly() -> None:
