@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.errors import AnswerInterruptedError, HeadraceError, JobCancelledError, JobExpiredError
 from headrace.events.publisher import Publisher
 from headrace.jobs.records import MovedJob
-from headrace.jobs.sql.rescue import expire_jobs, rescue_jobs, resend_jobs
+from headrace.jobs.sql.rescue import expire_jobs, find_overdue, rescue_jobs, resend_jobs
 from headrace.jobs.state import State
 from headrace.queue import TIERS, JobQueue
 from headrace.settings import Settings
@@ -64,10 +64,11 @@ class Sweeper:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
-        rescued = await self._rescue() if rescue else []
+        overdue = await find_overdue(self._database, TIERS, resend_seconds=self._settings.resend_seconds)
+        rescued = await self._rescue() if rescue and overdue.leases else []
         LEASES_LOST.inc(len(rescued))
-        expired = await expire_jobs(self._database, error=JobExpiredError().stored())
-        resent = await self._resend()
+        expired = await expire_jobs(self._database, error=JobExpiredError().stored()) if overdue.deadlines else []
+        resent = await self._resend(overdue.tiers)
         HEALTH.beat()
         if rescued or expired or resent:
             log.info("rescued %d, expired %d, sent again %d", len(rescued), len(expired), len(resent))
@@ -91,16 +92,14 @@ class Sweeper:
             interrupted=AnswerInterruptedError().stored(),
         )
 
-    async def _resend(self) -> list[MovedJob]:
-        """Return the queued jobs whose wake-up is overdue, and mark them as sent. Redis may be unavailable."""
-        overdue = []
-        for tier in TIERS:
+    async def _resend(self, tiers: Sequence[str]) -> list[MovedJob]:
+        """Return the queued jobs whose wake-ups are lost, and mark them as sent. Redis may be unavailable."""
+        lost = []
+        for tier in tiers:
             backlog = await self._queue.backlog(tier)
             if backlog is not None:
-                overdue += await resend_jobs(
-                    self._database, tier, backlog, resend_seconds=self._settings.resend_seconds
-                )
-        return overdue
+                lost += await resend_jobs(self._database, tier, backlog, resend_seconds=self._settings.resend_seconds)
+        return lost
 
     def _wake(self, jobs: Sequence[MovedJob]) -> None:
         tiers: dict[str, list[str]] = defaultdict(list)

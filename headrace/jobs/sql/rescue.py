@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from headrace.jobs.records import Backlog, MovedJob
 from headrace.jobs.sql.fragments import STARTS_OVER, TRANSACTION, append_unfinished, read_moved, tally_and_notify
 from headrace.stores.database import Database, execute
+from headrace.stores.plain import Prepared
 from headrace.webhooks.queries import JOB_FOR_WEBHOOK
+
+# The jobs of a tier whose wake-ups may be lost: the oldest that are queued.
+_OLDEST = "SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = {tier} ORDER BY id LIMIT 20000"
+
+_LOOK = Prepared(f"""
+SELECT EXISTS (SELECT FROM jobs WHERE state = 'running' AND lease_until < now()) AS leases,
+       EXISTS (SELECT FROM jobs WHERE state = 'queued' AND deadline_at <= now()) AS deadlines,
+       ARRAY(SELECT asked.tier FROM unnest(%(tiers)s::text[]) AS asked (tier) WHERE EXISTS (
+           SELECT FROM ({_OLDEST.format(tier="asked.tier")}) AS oldest
+           WHERE scheduled_at <= now() AND sent_at < now() - %(resend)s * interval '1 second'
+       )) AS tiers
+""")
+
+
+class Overdue(NamedTuple):
+    """What a sweep would find."""
+
+    leases: bool
+    """Whether a lease has expired."""
+    deadlines: bool
+    """Whether the deadline of a queued job has passed."""
+    tiers: Sequence[str]
+    """The tiers with jobs whose wake-ups may be lost."""
+
+
+async def find_overdue(database: Database, tiers: Sequence[str], *, resend_seconds: float) -> Overdue:
+    """Return whether there is anything to rescue, to expire or to resend, at less cost than any of the three."""
+    [found] = await execute(database.relaxed, _LOOK, {"tiers": list(tiers), "resend": resend_seconds})
+    return Overdue(*found)
+
 
 _RESCUE = f"""
 WITH dead AS MATERIALIZED (
@@ -78,13 +110,13 @@ async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
 
 # Only the head of a long queue is known. A wake-up is lost if it was sent before the head's last messages and is not in
 # the head. The 2 seconds are a margin, because jobs that are committed together are not sent at the same moment.
-_RESEND = """
+_RESEND = f"""
 WITH edge AS (
     SELECT CASE WHEN %(whole)s THEN 'infinity'
                 ELSE (SELECT min(sent_at) - interval '2 seconds' FROM jobs
                       WHERE id = ANY(%(last)b::text[]) AND sent_at > 'epoch') END AS at
 ), oldest AS MATERIALIZED (
-    SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = %(tier)s ORDER BY id LIMIT 20000
+    {_OLDEST.format(tier="%(tier)s")}
 ), lost AS MATERIALIZED (
     SELECT id FROM oldest, edge
     WHERE scheduled_at <= now()

@@ -1,4 +1,4 @@
-"""A worker's statements look each job up by its id, however many jobs are queued, run, or did so before."""
+"""No statement reads jobs that have nothing to do with it, however many are queued, run, or did so before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace.jobs.sql import run
+from headrace.jobs.sql import rescue, run
 from headrace.jobs.sql.accept import insert_jobs
 from headrace.stores.plain import Prepared
 from tests.integration.databases import Session
@@ -31,22 +31,33 @@ def nodes_on_jobs(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes_on_jobs(part)
 
 
-@pytest.mark.parametrize("analyzed", [False, True])
-@pytest.mark.parametrize("statement", STATEMENTS.values(), ids=list(STATEMENTS))
-async def test_no_statement_reads_all_running_jobs(
-    jobs: Jobs, other_session: Session, statement: Prepared, analyzed: bool
-) -> None:
+async def plan_of(statement: Prepared, session: Session, jobs: Jobs, *, analyzed: bool) -> list[dict[str, Any]]:
+    """Return the parts of a statement's plan that read the table, which is new or analyzed."""
     if analyzed:  # a usual table: of many jobs hardly one is queued or running
         await insert_jobs(jobs.database, [new_job(jobs.owner) for _ in range(500)])
-        await other_session.execute("UPDATE jobs SET state = 'cancelled', finished_at = now(), error = '{}'")
-        await other_session.commit()
+        await session.execute("UPDATE jobs SET state = 'cancelled', finished_at = now(), error = '{}'")
+        await session.commit()
         await jobs.run()
-        await other_session.execute("ANALYZE jobs")
-    await other_session.execute("SET LOCAL enable_seqscan = off")  # as for every prepared statement
-    found = await other_session.execute(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + statement.query)
+        await session.execute("ANALYZE jobs")
+    await session.execute("SET LOCAL enable_seqscan = off")  # as for every prepared statement
+    found = await session.execute(b"EXPLAIN (GENERIC_PLAN, FORMAT JSON) " + statement.query)
     [[[document]]] = await found.fetchall()
     reads = list(nodes_on_jobs(document["Plan"]))
     assert reads
-    for node in reads:
+    return reads
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("statement", STATEMENTS.values(), ids=list(STATEMENTS))
+async def test_a_worker_looks_each_job_up_by_its_id(
+    jobs: Jobs, other_session: Session, statement: Prepared, analyzed: bool
+) -> None:
+    for node in await plan_of(statement, other_session, jobs, analyzed=analyzed):
         assert node["Node Type"] == "Index Scan"
         assert "(id = " in node["Index Cond"]
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_sweep_reads_only_jobs_that_have_not_ended(jobs: Jobs, other_session: Session, analyzed: bool) -> None:
+    reads = await plan_of(rescue._LOOK, other_session, jobs, analyzed=analyzed)
+    assert {node["Index Name"] for node in reads} <= {"ix_jobs_running", "ix_jobs_waiting", "ix_jobs_queued"}

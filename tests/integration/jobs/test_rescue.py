@@ -6,9 +6,10 @@ import pytest
 
 from headrace.jobs.records import Backlog, MovedJob
 from headrace.jobs.sql.accept import mark_unsent
-from headrace.jobs.sql.rescue import keep_in_hand
+from headrace.jobs.sql.rescue import Overdue, find_overdue, keep_in_hand
 from headrace.jobs.sql.run import extend_leases
 from headrace.jobs.state import State
+from headrace.queue import TIERS
 from tests.integration.databases import Session
 from tests.integration.job_rows import Jobs, end_of
 
@@ -112,6 +113,37 @@ async def test_queued_jobs_expire_and_running_ones_are_left_to_their_worker(jobs
     assert await jobs.state(running.id) is State.RUNNING
     assert await jobs.state(in_time) is State.QUEUED
     assert await jobs.expire() == []
+
+
+async def test_a_look_finds_what_is_to_be_rescued_expired_or_sent_again(jobs: Jobs) -> None:
+    async def overdue() -> Overdue:
+        return await find_overdue(jobs.database, TIERS, resend_seconds=60)
+
+    nothing = Overdue(leases=False, deadlines=False, tiers=[])
+    job = await jobs.run()
+    await jobs.complete()
+    waiting, later, unsent = await jobs.submit(tier="flex"), await jobs.submit(tier="batch"), await jobs.submit()
+    assert await overdue() == nothing
+
+    await jobs.lose(job.id)
+    assert await overdue() == nothing._replace(leases=True)
+    assert len(await jobs.rescue()) == 1
+    assert await overdue() == nothing
+
+    await jobs.set(waiting, "sent_at = now() - interval '61 seconds'")
+    await jobs.set(later, "sent_at = now() - interval '61 seconds', scheduled_at = now() + interval '1 hour'")
+    await mark_unsent(jobs.database, [unsent])
+    found = await overdue()
+    assert sorted(found.tiers) == ["default", "flex"]
+    assert (found.leases, found.deadlines) == (False, False)
+    for tier in found.tiers:
+        assert len(await jobs.resend(tier, seconds=60)) == 1
+    assert await overdue() == nothing
+
+    await jobs.set(later, "deadline_at = now() - interval '1 second'")
+    assert await overdue() == nothing._replace(deadlines=True)
+    assert len(await jobs.expire()) == 1
+    assert await overdue() == nothing
 
 
 async def test_what_no_worker_took_is_sent_again_once_in_a_while(jobs: Jobs) -> None:
