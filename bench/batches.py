@@ -194,23 +194,27 @@ def _ended(batch: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _weighing(system: Headrace) -> Iterator[dict[str, int]]:
-    """Yield the highest resident memory of each part meanwhile, summed over its processes."""
+def _weighing(system: Headrace) -> Iterator[tuple[dict[str, int], threading.Lock]]:
+    """Yield the highest resident memory of each part meanwhile, summed over its processes, and a lock.
+
+    Weighing takes a core for a while. It rests while the lock is held, as it would be part of what is measured beside.
+    """
     most: dict[str, int] = {}
-    stop = threading.Event()
+    stop, weighs = threading.Event(), threading.Lock()
     assert system.tree is not None
     tree = system.tree
 
     def weigh() -> None:
         while not stop.wait(_WEIGH_SECONDS):
-            for part, processes in tree.parts(system.part).items():
-                if part in {"api", "worker", "batch-worker", "scheduler", "valkey"}:
-                    most[part] = max(most.get(part, 0), sum(map(_resident, processes)))
+            with weighs:
+                for part, processes in tree.parts(system.part).items():
+                    if part in {"api", "worker", "batch-worker", "scheduler", "valkey"}:
+                        most[part] = max(most.get(part, 0), sum(map(_resident, processes)))
 
     thread = threading.Thread(target=weigh)
     thread.start()
     try:
-        yield most
+        yield most, weighs
     finally:
         stop.set()
         thread.join()
@@ -228,7 +232,7 @@ def _run(
 ) -> Run:
     """Run a batch, and other work beside it once its lines run."""
     data = batch_input(count, model)
-    with _weighing(system) as memory:
+    with _weighing(system) as (memory, weighs):
         before, began = system.cpu(), time.monotonic()
         file_id = client.upload(data)
         uploaded = time.monotonic() - began
@@ -238,7 +242,8 @@ def _run(
         validated = time.monotonic() - created
         if beside is not None:
             client.wait(batch_id, lambda batch: batch["request_counts"]["completed"] > 0)
-            beside()
+            with weighs:
+                beside()
             counts = client.json("GET", f"/batches/{batch_id}")["request_counts"]
             if counts["completed"] >= counts["total"]:
                 raise RuntimeError("the batch had ended before what was to be measured beside it")

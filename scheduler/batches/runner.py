@@ -7,7 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -40,7 +40,7 @@ from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
-# Seconds between two rounds: while there are batches, and while there are none.
+# Seconds between two rounds: while batches move on, and while they wait for their lines or there are none.
 _BUSY_SECONDS = 0.1
 _IDLE_SECONDS = 0.25
 # Seconds between two folds of tallies.
@@ -51,6 +51,16 @@ _PAUSE_SECONDS = 5.0
 # holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
+
+
+class _Place(NamedTuple):
+    """Where a batch is: while it stays there, it waits for its lines."""
+
+    id: str
+    state: str
+    fed: int
+    has_ended: bool
+    """Whether all its lines have ended."""
 
 
 class BatchRunner:
@@ -87,27 +97,29 @@ class BatchRunner:
 
     async def run(self, batches: asyncio.Event) -> None:
         """Move batches on, soon while `batches` is set, as there are batches that have not ended; until cancelled."""
+        before: Sequence[_Place] = ()
         try:
             while True:
-                busy = False
+                places: Sequence[_Place] = ()
                 try:
-                    busy = await self._look()
+                    places = await self._look()
                 except SQLAlchemyError as error:
                     log.warning("batches wait for Postgres: %s", error)
                 except Exception:
                     log.exception("could not move batches on")
                     await asyncio.sleep(_PAUSE_SECONDS)
-                if busy:
-                    await asyncio.sleep(_BUSY_SECONDS)
+                if places:
+                    await asyncio.sleep(_IDLE_SECONDS if places == before else _BUSY_SECONDS)
                 else:
                     await work_or_rest(batches, least=_IDLE_SECONDS, most=_CHORES_SECONDS)
+                before = places
         finally:
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _look(self) -> bool:
-        """Do the next step of each batch. Returns whether there are any batches."""
+    async def _look(self) -> Sequence[_Place]:
+        """Do the next step of each batch, and return where each was."""
         if time.monotonic() > self._chores_at:
             self._chores_at = time.monotonic() + _CHORES_SECONDS
             await fold_tallies(self._database)
@@ -121,7 +133,7 @@ class BatchRunner:
         self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
         self._begin_in_turn(self._outputs, [batch for batch in batches if _is_unwritten(batch)], self._write)
         await self._feed([batch for batch in batches if self._is_feedable(batch)], batches)
-        return bool(batches)
+        return [_Place(batch.id, batch.state, batch.fed, _has_ended(batch)) for batch in batches]
 
     async def _move(self, batch: Row) -> None:
         if batch.state == BatchState.CANCELLING:
