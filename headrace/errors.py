@@ -213,11 +213,10 @@ class UnavailableError(HeadraceError):
 
 
 class OutcomeUnknownError(HeadraceError):
-    """This process ends and cannot reach Postgres: the request may run although its client gets no answer."""
+    """The request may run although its client gets no answer: Postgres did not answer in time, or this process ends."""
 
     default: ClassVar[str] = (
-        "This server is shutting down and cannot tell whether the request still runs. An Idempotency-Key makes it safe "
-        "to send it again."
+        "This server cannot tell whether the request still runs. An Idempotency-Key makes it safe to send it again."
     )
     status = 504
     type = "timeout"

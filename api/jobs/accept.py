@@ -219,7 +219,11 @@ def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Call
     """Return the context in which a job is accepted and its client answered: see `Doubts.answering`."""
     state = request.state
     doubts: Doubts = state.doubts
-    cancel = functools.partial(cancel_job, state.database, state.publisher, job.id, job.account_id)
+
+    async def cancel() -> bool:
+        cancelled = await cancel_job(state.database, state.publisher, job.id, job.account_id)
+        return cancelled is None or cancelled.never_ran
+
     return doubts.answering(request, job.id, cancel)
 
 

@@ -1,8 +1,9 @@
 """Cancelling jobs whose clients got no answer, with retries while Postgres is unavailable.
 
 If the answer to a statement is lost, Postgres may have executed it, or may still get it. The client gets a 503 and
-sends its request again, so the first job must not run as well. A request with an Idempotency-Key is different: its
-repetition finds the first job. The job of a client that left is cancelled the same way.
+sends its request again, so the first job must not run as well: if it may have run, the client learns that its outcome
+is unknown. A request with an Idempotency-Key is different: its repetition finds the first job. The job of a client that
+left is cancelled the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.idempotency import has_key
+from headrace.errors import OutcomeUnknownError
 from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
 from headrace.runtime.flag import Flag
@@ -55,13 +57,16 @@ class Doubts:
 
     @contextlib.asynccontextmanager
     async def answering(
-        self, request: Request, name: str, cancel: Callable[[], Awaitable[object]]
+        self, request: Request, name: str, cancel: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[Callable[[], None]]:
         """Create a job or batch inside the context, and `cancel` it if its client gets an error instead of it.
 
         The error comes from Postgres, or from the shutdown of the process. The context yields a function that the
         caller calls once the job exists: after that, every error leaves a job whose client has no answer. `name` is its
-        id.
+        id, and `cancel` returns whether it certainly never runs.
+
+        Raises:
+            OutcomeUnknownError: Postgres failed, and the job may run or have run.
         """
         is_made = False
 
@@ -74,7 +79,8 @@ class Doubts:
         except SQLAlchemyError as error:
             if not has_key(request) and (is_made or not was_certainly_refused(error)):
                 log.warning("%s may have been accepted although its client gets an error", name)
-                await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS)
+                if not await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS):
+                    raise OutcomeUnknownError from error
             raise
         except asyncio.CancelledError:
             if not has_key(request):

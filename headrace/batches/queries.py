@@ -277,14 +277,25 @@ async def end_batch(
 
 
 _CANCEL = """
-UPDATE batches SET state = 'cancelling', cancelling_at = now()
-WHERE id = %(id)s AND account_id = %(account_id)s AND state IN ('validating', 'in_progress')
+WITH cancelled AS (
+    UPDATE batches SET state = 'cancelling', cancelling_at = now()
+    WHERE id = %(id)s AND account_id = %(account_id)s AND state IN ('validating', 'in_progress')
+    RETURNING in_progress_at
+)
+SELECT in_progress_at IS NOT NULL FROM cancelled
+UNION ALL
+SELECT in_progress_at IS NOT NULL FROM batches
+WHERE id = %(id)s AND account_id = %(account_id)s AND state NOT IN ('validating', 'in_progress')
 """
 
 
-async def cancel_batch(database: Database, batch_id: str, account_id: str) -> None:
-    """Begin to cancel a batch that is being validated or run. Any other stays unchanged."""
-    await execute(database.durable, _CANCEL, {"id": batch_id, "account_id": account_id})
+async def cancel_batch(database: Database, batch_id: str, account_id: str) -> bool:
+    """Begin to cancel a batch that is being validated or run; any other stays unchanged.
+
+    Returns whether none of its lines ever runs, as it had not begun, or the account has no such batch.
+    """
+    rows = await execute(database.durable, _CANCEL, {"id": batch_id, "account_id": account_id})
+    return not any(has_begun for (has_begun,) in rows)
 
 
 _FOLD = f"""

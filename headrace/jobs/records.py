@@ -143,6 +143,11 @@ class MovedJob:
     moved: bool = True
     """False if it had ended before, and so was left as it is."""
 
+    @property
+    def never_ran(self) -> bool:
+        """Whether no worker ever had it, and none will."""
+        return self.state is State.CANCELLED and not self.attempt
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:

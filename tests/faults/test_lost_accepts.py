@@ -1,4 +1,4 @@
-"""Postgres crashes before a foreground job is on disk: its client gets a 503. No job that a client knows is lost."""
+"""Postgres crashes before a job is on disk, or its answer to the insert is lost: a client learns what is certain."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 
 from tests.e2e.jobs import chat, completed, eventually, refused, submit
-from tests.service import BOOTSTRAP_KEY, Stores, connect, embedded_stores, running_service
+from tests.faults.chaos.proxy import Link, Mode, postgres_socket
+from tests.service import (
+    BOOTSTRAP_KEY,
+    Service,
+    Stores,
+    connect,
+    embedded_stores,
+    looking_at_rows,
+    running_service,
+)
 
 # Without a worker nothing commits durably once the last job is accepted. These settings keep Postgres's own processes
 # from writing the log meanwhile; its log writer is stopped.
@@ -69,3 +79,51 @@ async def test_a_crash_of_postgres_loses_only_jobs_that_no_client_knows(
             assert (await ask("whole")).status_code == 200
             assert [(await request).status_code for request in (keyed, streamed)] == [200, 200]
             await completed(client, background)
+
+
+async def test_the_outcome_of_a_job_that_ran_while_its_insert_had_no_answer_is_unknown(
+    tmp_path: Path, stores: Stores, config: str, model: str
+) -> None:
+    """The scheduler finds a job whose wake-up was never sent, and the API learns nothing over its own connections."""
+    own = stores.fresh()
+    link = Link(postgres_socket(own.database_url))
+    behind = f"postgresql://headrace@127.0.0.1:{link.port}{urlsplit(own.database_url).path}"
+    service = Service(tmp_path, own, config)
+    Service.running.append(service)
+    try:
+        service.run("migrate")
+        service.launch("api", DATABASE_URL=behind)
+        service.launch("worker")
+        service.launch("scheduler")
+        service.wait_until_ready()
+        async with (
+            connect(service, BOOTSTRAP_KEY) as client,
+            looking_at_rows(own) as rows,
+            await psycopg.AsyncConnection.connect(own.database_url) as locking,
+            asyncio.TaskGroup() as tasks,
+        ):
+            # The first request prepares the statement, so that the second one's insert is a single message.
+            assert (await client.post("/chat/completions", json=chat(model))).status_code == 200
+            await locking.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            request = tasks.create_task(client.post("/chat/completions", json=chat(model)))
+
+            async def waits() -> bool:
+                cursor = await rows.execute(
+                    "SELECT FROM pg_stat_activity WHERE query LIKE '%INSERT INTO jobs%' AND wait_event_type = 'Lock'"
+                )
+                return cursor.rowcount > 0
+
+            async def has_run() -> bool:
+                states = await (await rows.execute("SELECT state FROM jobs")).fetchall()
+                return [row["state"] for row in states] == ["completed"] * 2
+
+            await eventually(waits, "the insert to wait for the lock")
+            link.be(Mode.STALL)
+            await locking.rollback()
+            await eventually(has_run, "the end of the job")
+            link.be(Mode.REFUSE)
+            refused(await request, 504, code="outcome_unknown")
+            link.be(Mode.PASS)
+    finally:
+        service.stop()
+        link.close()

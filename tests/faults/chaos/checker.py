@@ -44,6 +44,8 @@ _DELAYING = {
 _MENDED_SECONDS = 10.0
 _MOST_LOST = 3
 _TOLD_TO_END = {"terminate", "roll"}
+# Where a fault hides from the API what became of a job.
+_HIDING = {"postgres", "api-postgres"}
 _UPSTREAM_STATUSES = {400, 429, 502, 503, 504}
 _PRICES = Decimal("2.50"), Decimal("10.00")
 _MILLION = 1_000_000
@@ -238,7 +240,8 @@ class Checker:
         if refusal.code == "service_unavailable":
             return refusal.status in {200, 503}  # 200 is a stream that had begun
         if refusal.code == "outcome_unknown":
-            return any(happening.fault.kind in _TOLD_TO_END for happening in self._rig.history)
+            faults = [happening.fault for happening in self._rig.history]
+            return any(fault.kind in _TOLD_TO_END or fault.target in _HIDING for fault in faults)
         if job is None:  # an erased job, whose id its client never got
             return ask.body.get("store") is False and not ask.model.faultless
         if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":

@@ -154,6 +154,16 @@ async def test_a_cancelled_batch_is_not_started(database: Database, owner: Owner
     assert (await get(database, owner, batch_id)).state == BatchState.CANCELLING
 
 
+@pytest.mark.parametrize(("total", "never_runs"), [(0, True), (3, False)], ids=["validating", "in progress"])
+async def test_the_lines_of_a_batch_that_is_cancelled_before_it_begins_never_run(
+    database: Database, owner: Owner, total: int, never_runs: bool
+) -> None:
+    batch_id = await create(database, owner, total=total)
+    for _ in range(2):
+        assert await cancel_batch(database, batch_id, owner.account_id) is never_runs
+    assert await cancel_batch(database, "batch_unknown", owner.account_id)
+
+
 async def test_a_batch_that_is_cancelled_while_it_is_checked_has_no_files(database: Database, owner: Owner) -> None:
     batch_id = await create(database, owner)
     await cancel_batch(database, batch_id, owner.account_id)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 import api.jobs.doubts
 from api.jobs.doubts import Doubts
+from headrace.errors import OutcomeUnknownError
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.sql.accept import insert_jobs
 from headrace.jobs.state import State
@@ -30,11 +31,15 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.jobs.doubts, "_CERTAIN_SECONDS", 0.3)
 
 
-async def fail(doubts: Doubts, jobs: Jobs, job_id: str, request: Any) -> None:
-    """Answer for a job whose insert gets no answer."""
-    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
-    with pytest.raises(NoAnswerError):
-        async with doubts.answering(request, job_id, cancel):
+async def cancelled(jobs: Jobs, job_id: str) -> bool:
+    job = await cancel_job(jobs.database, None, job_id, jobs.owner.account_id)
+    return job is None or job.never_ran
+
+
+async def fail(doubts: Doubts, jobs: Jobs, job_id: str, request: Any, error: type[Exception] = NoAnswerError) -> None:
+    """Answer for a job whose insert gets no answer: its client gets `error`."""
+    with pytest.raises(error):
+        async with doubts.answering(request, job_id, functools.partial(cancelled, jobs, job_id)):
             raise NoAnswerError
 
 
@@ -56,6 +61,25 @@ async def test_a_job_whose_insert_arrives_late_is_cancelled_then(jobs: Jobs, hur
     assert await jobs.state(new.id) is State.CANCELLED
 
 
+async def test_the_outcome_of_a_job_that_has_run_by_then_is_unknown(jobs: Jobs, hurried: None) -> None:
+    """Another way than this process's leads to Postgres, so the scheduler and a worker may have gone on."""
+    running, retried, ended = await jobs.run(), await jobs.run(), await jobs.complete()
+    await jobs.retry(retried)
+    for job in (running, retried, ended):
+        await fail(Doubts(), jobs, job.id, asking(), OutcomeUnknownError)
+
+
+async def test_the_outcome_of_a_job_that_cannot_be_cancelled_in_time_is_unknown(jobs: Jobs, hurried: None) -> None:
+    job_id = await jobs.submit()
+
+    async def cancel() -> bool:
+        raise NoAnswerError
+
+    with pytest.raises(OutcomeUnknownError):
+        async with Doubts().answering(asking(), job_id, cancel):
+            raise NoAnswerError
+
+
 async def test_a_job_that_its_client_will_ask_for_again_runs(jobs: Jobs, hurried: None) -> None:
     job_id = await jobs.submit()
     await fail(Doubts(), jobs, job_id, asking(**{"idempotency-key": "again"}))
@@ -67,10 +91,9 @@ async def test_a_job_that_was_made_and_not_answered_for_is_cancelled(
     jobs: Jobs, hurried: None, is_made: bool, state: State
 ) -> None:
     job_id = await jobs.submit()
-    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
 
     async def answer() -> None:
-        async with Doubts().answering(asking(), job_id, cancel) as made:
+        async with Doubts().answering(asking(), job_id, functools.partial(cancelled, jobs, job_id)) as made:
             if is_made:
                 made()
             raise DBAPIError("SELECT", None, Exception(), connection_invalidated=False)
@@ -103,10 +126,9 @@ async def test_a_job_that_cannot_be_cancelled_for_its_client_that_left_is_cancel
 
 async def test_a_job_whose_insert_is_cut_off_by_the_end_of_the_process_is_cancelled(jobs: Jobs, hurried: None) -> None:
     job_id = await jobs.submit()
-    cancel = functools.partial(cancel_job, jobs.database, None, job_id, jobs.owner.account_id)
     doubts = Doubts()
     with pytest.raises(asyncio.CancelledError):
-        async with doubts.answering(asking(), job_id, cancel):
+        async with doubts.answering(asking(), job_id, functools.partial(cancelled, jobs, job_id)):
             raise asyncio.CancelledError
     running = asyncio.create_task(doubts.run())
     await doubts.finish()
