@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from headrace.providers.faults import ConnectionFailedError, ConnectionLostError, SilenceError
+from headrace.runtime.clock import LATE_SECONDS, is_late
 
 LARGEST_HEAD = 64 * 1024
 """Bytes that an answer may have in a row without a byte of its body: its head, its trailers, chunks' extensions."""
@@ -267,7 +268,10 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """End the exchange or the idle connection if it is time to; else set the timer anew."""
-        self._timer = None
+        timer, self._timer = self._timer, None
+        if timer is not None and is_late(timer):
+            self._timer = self._loop.call_later(LATE_SECONDS, self._look)
+            return
         if self._in_use and self._waiter is None:
             return  # the provider waits for us
         if self._heard_at + self._patience > self._loop.time() + _TIMER_STEP:

@@ -19,6 +19,7 @@ from redis.exceptions import InvalidResponse, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from headrace.runtime.chores import last_tick_within
+from headrace.runtime.clock import LATE_SECONDS, is_late
 
 OnPush = Callable[[Any], None]
 
@@ -41,7 +42,8 @@ class RedisPipe(asyncio.Protocol):
         )
         self._asked: deque[tuple[asyncio.Future[Any] | None, float]] = deque()
         """Commands without an answer, and by when each is due; None for one whose answer does not matter."""
-        self._watching = False
+        # Watches over the commands while some have no answer.
+        self._timer: asyncio.TimerHandle | None = None
         taken = cast("Any", connection)
         self._writer: asyncio.StreamWriter = taken._writer  # noqa: SLF001  (it closes its transport when it is freed)
         self._transport = self._writer.transport
@@ -84,9 +86,8 @@ class RedisPipe(asyncio.Protocol):
         self._asked.extend([(None, due)] * (len(commands) - 1))
         self._asked.append((answer, due))
         self._transport.write(packed)
-        if not self._watching:
-            self._watching = True
-            self._loop.call_later(last_tick_within(self._patience), self._watch)
+        if self._timer is None:
+            self._timer = self._loop.call_later(last_tick_within(self._patience), self._watch)
         return await answer
 
     def tell(self, *command: Any) -> None:
@@ -133,14 +134,16 @@ class RedisPipe(asyncio.Protocol):
 
         The first look is early, with the chores of an idle process: most commands have their answers by then.
         """
-        now = self._loop.time()
-        self._watching = bool(self._asked) and not self.closed
-        if self._watching:
-            _, due = self._asked[0]
-            if due > now:
-                self._loop.call_at(due, self._watch)
-            else:
-                self._end(RedisTimeoutError(f"Redis did not answer within {self._patience:g} s."))
+        timer, self._timer = self._timer, None
+        if timer is None or not self._asked or self.closed:
+            return
+        _, due = self._asked[0]
+        if due > self._loop.time():
+            self._timer = self._loop.call_at(due, self._watch)
+        elif is_late(timer):
+            self._timer = self._loop.call_later(LATE_SECONDS, self._watch)
+        else:
+            self._end(RedisTimeoutError(f"Redis did not answer within {self._patience:g} s."))
 
     def _end(self, error: Exception) -> None:
         if not self.closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.stores.database import Database, execute
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import EventStream, text_of
-from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
+from tests.fakes.provider import DONE, Exchange, Gate, Provider, answer, chunk, settled, stream
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.test_takeover import leader
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, until
@@ -220,6 +221,28 @@ async def test_a_request_that_waits_on_a_dead_live_wire_is_answered(
     behind.api_redis.be(mode)
     gate.release()
     assert (await waiting).json()["choices"][0]["message"]["content"] == "Here."
+
+
+async def test_what_a_provider_says_while_the_worker_is_frozen_counts(
+    behind: Behind, client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    """The worker stands still for longer than it waits for a provider, and finds the answer when it goes on."""
+    model, worker = f"behind-{model}", behind.service.processes["worker"]
+
+    async def freeze(exchange: Exchange) -> None:
+        await asyncio.sleep(0.2)  # the worker waits for the answer by then
+        worker.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(0.2)  # it stands still by then
+            await answer("Here.")(exchange)
+            await asyncio.sleep(3)
+        finally:
+            worker.signal(signal.SIGCONT)
+
+    provider.script(model, freeze)
+    job = await completed(client, await submit(client, model))
+    assert len(provider.calls_for(model)) == 1, job["attempts"]
+    assert job["result"]["choices"][0]["message"]["content"] == "Here."
 
 
 async def test_a_provider_that_falls_silent_in_the_middle_is_given_up_and_asked_again(

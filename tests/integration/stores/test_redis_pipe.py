@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -17,6 +18,7 @@ from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
 from headrace.stores.redis_pipe import RedisPipe
 from headrace.telemetry.metrics import STORE_SECONDS
+from tests.loops import stand_still
 from tests.metrics import Rise
 from tests.waiting import PATIENCE, eventually
 
@@ -148,3 +150,16 @@ async def test_what_comes_unasked_goes_to_its_taker(redis: NamespacedRedis) -> N
     assert await pipe.ask("ECHO", "asked") == b"asked"
     pipe.tell("NO-SUCH-COMMAND")
     assert isinstance(await asyncio.wait_for(pipe.ended, 5), ResponseError)
+
+
+def test_an_answer_that_arrives_while_the_process_stands_still_is_read(valkey: EmbeddedValkey) -> None:
+    async def ask() -> None:
+        redis = connect_redis(valkey.url)
+        pipe = await RedisPipe.open(redis.connection_pool, patience_seconds=0.5)
+        answer = asyncio.create_task(pipe.ask("BLPOP", "nothing", 0.2))
+        await stand_still(1.5)
+        assert await answer is None
+        pipe.close()
+        await redis.aclose()
+
+    uvloop.run(ask())
