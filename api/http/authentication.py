@@ -17,7 +17,8 @@ from api.http.query import check_query
 from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from headrace.ids import is_id
 from headrace.keys.accounts import find_account
-from headrace.keys.queries import KeyScope, Principal, find_principal, hash_key, mark_used, still_valid
+from headrace.keys.principal import KeyScope, Principal
+from headrace.keys.queries import find_principal, hash_key, mark_used, still_valid
 from headrace.runtime.chores import next_tick
 from headrace.runtime.flag import Flag
 from headrace.stores.connections import Row

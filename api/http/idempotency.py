@@ -15,7 +15,7 @@ from fastapi import Request
 from headrace.errors import invalid_parameter
 from headrace.idempotency import queries
 from headrace.ids import new_id
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 LONGEST_KEY = 255

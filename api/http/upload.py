@@ -21,7 +21,7 @@ from api.http.idempotency import has_key, resource_id
 from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.stores.database import Database
 
 LARGEST_FORM = 64 * 1024

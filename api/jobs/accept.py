@@ -28,7 +28,7 @@ from headrace.ids import AGENT_PREFIX, is_id, new_id
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.read import read_progress
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.quotas.cost import check_priced, highest_cost
 from headrace.quotas.gate import Demand, Scope
 from headrace.runtime.offload import offloaded

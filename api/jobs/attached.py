@@ -11,7 +11,7 @@ from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
 from headrace.events.follow import START, Cursor, follow
 from headrace.events.listener import ListenerClosedError
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 
 
 async def attached(

@@ -16,7 +16,7 @@ from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
 from headrace.jobs.records import StoredJob
 from headrace.jobs.sql.read import read_stored
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 

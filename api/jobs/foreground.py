@@ -36,7 +36,7 @@ from headrace.events.listener import Listener, ListenerClosedError
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_positions
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.quotas.queries import Spent
 from headrace.usage.queries import render_cost
 

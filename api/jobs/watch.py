@@ -6,7 +6,7 @@ from fastapi import Request
 
 from api.http.subscribers import Subscribers
 from headrace.events.listener import Listener
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 
 
 class Attendance:

@@ -18,7 +18,7 @@ from headrace.errors import PermissionDeniedError
 from headrace.formats.chat.validation import check_text, parse_body
 from headrace.keys import accounts
 from headrace.keys.key_object import no_such_account
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
 

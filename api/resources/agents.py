@@ -22,7 +22,7 @@ from headrace.catalogue.models import Catalogue
 from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError
 from headrace.formats.chat.validation import parse_body
 from headrace.ids import is_id, new_id
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 router = APIRouter(prefix="/agents", tags=["Agents"])

@@ -29,7 +29,8 @@ from headrace.keys.key_object import (
     no_such_key,
     render_key,
 )
-from headrace.keys.queries import KeyChanges, Principal
+from headrace.keys.principal import Principal
+from headrace.keys.queries import KeyChanges
 from headrace.keys.strength import Strength, inherit
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row

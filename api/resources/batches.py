@@ -43,7 +43,7 @@ from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
 from headrace.formats.chat.validation import check_text
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.stores.connections import Row
 from headrace.webhooks.queries import list_deliveries
 

@@ -14,7 +14,7 @@ from api.jobs.asked import Asked
 from api.jobs.foreground import Foreground
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.jobs.job_object import Job, find_job
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 router = APIRouter(tags=["Chat"], route_class=DirectRoute)

@@ -52,7 +52,7 @@ from headrace.jobs.records import JobFilter
 from headrace.jobs.sql import lists
 from headrace.jobs.sql.read import read_followed, read_lease
 from headrace.jobs.state import State
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 from headrace.stores.database import Database
 from headrace.webhooks.queries import list_deliveries

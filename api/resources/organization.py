@@ -18,7 +18,7 @@ from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import list_of
 from api.resources.usage import narrow, visible
 from headrace.errors import PermissionDeniedError, invalid_parameter
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.stores.database import Database
 from headrace.usage.queries import ask
 from headrace.usage.question import Bucket, Question

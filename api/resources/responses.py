@@ -39,7 +39,7 @@ from headrace.formats.responses.response_object import ResponseObject
 from headrace.ids import response_id as response_id_of
 from headrace.jobs.records import StoredJob
 from headrace.jobs.state import State
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 router = APIRouter(prefix="/responses", tags=["Responses"], route_class=DirectRoute)

@@ -17,7 +17,7 @@ from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
 from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter
 from headrace.formats.chat.validation import check_text
 from headrace.keys.accounts import find_account
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.stores.database import Database
 from headrace.usage.queries import STATEMENT_COLUMNS, ask, known_metadata_keys, render_amounts, statement_of_month
 from headrace.usage.question import GROUPS, Bucket, Question, parse_groups, parse_zone

@@ -15,7 +15,7 @@ from api.http.idempotency import Change, replay_headers, resource_id
 from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
 from headrace.errors import ConflictError, NotFoundError, invalid_parameter
 from headrace.ids import new_id
-from headrace.keys.queries import Principal
+from headrace.keys.principal import Principal
 from headrace.stores.connections import Row
 from headrace.webhooks import acceptance, queries
 from headrace.webhooks.acceptance import require_secret_key

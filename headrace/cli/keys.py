@@ -18,7 +18,8 @@ from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.formats.chat.validation import parse_body
 from headrace.keys import accounts, queries
 from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
-from headrace.keys.queries import KeyChanges, KeyScope
+from headrace.keys.principal import KeyScope
+from headrace.keys.queries import KeyChanges
 from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 from headrace.stores.connections import Row

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from headrace.errors import NotFoundError
 from headrace.formats.chat.validation import InvalidFieldError
-from headrace.keys.queries import KeyChanges, KeyScope
+from headrace.keys.principal import KeyScope
+from headrace.keys.queries import KeyChanges
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
 

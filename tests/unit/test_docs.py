@@ -32,7 +32,7 @@ from headrace.formats.chat import support
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
 from headrace.formats.chat.support import HANDLINGS, Format
 from headrace.formats.responses import support as responses_support
-from headrace.keys.queries import KeyScope
+from headrace.keys.principal import KeyScope
 from headrace.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent

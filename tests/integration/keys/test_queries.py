@@ -11,9 +11,9 @@ import pytest
 from headrace.errors import AuthenticationError, NotFoundError
 from headrace.keys import queries
 from headrace.keys.accounts import find_account, limit_account
+from headrace.keys.principal import Principal
 from headrace.keys.queries import (
     KeyChanges,
-    Principal,
     create_key,
     ensure_bootstrap_key,
     find_key,
