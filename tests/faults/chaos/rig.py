@@ -299,7 +299,9 @@ def _clash(fault: Fault, other: Fault) -> bool:
 
 
 def _parts(fault: Fault) -> set[str]:
-    """Return the parts that a fault befalls, and Postgres if it has to ask it meanwhile."""
+    """Return the parts that a fault befalls, and those that it has to find whole."""
+    if fault.kind == "fail-over":  # it checks that jobs are accepted and end soon
+        return {fault.target, "api-postgres", "worker-postgres"}
     return {*WORKERS, "postgres"} if fault.target == ALL_WORKERS else {fault.target}
 
 
