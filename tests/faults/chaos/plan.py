@@ -80,7 +80,7 @@ FIRST = (
 _LATER = (
     *(Card(("kill",), WORKERS), Card(("kill",), WORKERS)),
     *(Card(("terminate",), parts) for parts in (WORKERS, WORKERS, APIS, SCHEDULERS)),
-    Card(("freeze",), WORKERS, (1, 20)),
+    *(Card(("freeze",), parts, (1, 20)) for parts in (WORKERS, APIS, SCHEDULERS)),
     *(Card((mode,), CLIENT_LINKS, _BRIEFLY) for mode in _MODES),
     Card(("refuse",), STORE_LINKS, _BRIEFLY),
     *(Card(("dead",), links, (5, 25)) for links in (STORE_LINKS, (*CLIENT_LINKS, PROVIDER_LINK))),
