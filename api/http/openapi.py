@@ -83,8 +83,10 @@ _CALLING = ("/api/v1/chat", "/api/v1/responses")
 _UPSTREAM_ERRORS = {
     "499": "The job was cancelled",
     "502": "The model's provider failed",
-    "504": "The model's provider, or the job, took too long",
+    "504": "The model's provider, or the job, took too long; or the server cannot tell whether the request runs",
 }
+# Of requests that change something.
+_OUTCOME_UNKNOWN = {"504": "The server cannot tell whether the request took effect"}
 
 
 class ErrorObject(BaseModel):
@@ -129,7 +131,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             _describe_answers(operation)
             if path.startswith("/api/") or path in _WITH_KEY:
-                _describe_errors(operation, path)
+                _describe_errors(operation, path, method)
             if path.startswith("/api/"):
                 _describe_headers(operation, path, method)
                 if method == "post":
@@ -188,10 +190,12 @@ def _describe_answers(operation: dict[str, Any]) -> None:
                 about.setdefault("schema", {"type": "string"})
 
 
-def _describe_errors(operation: dict[str, Any], path: str) -> None:
+def _describe_errors(operation: dict[str, Any], path: str, method: str) -> None:
     operation["security"] = [{"bearer": []}, {"apiKey": []}]
     error = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorResponse.__name__)}}}
-    errors = _ERRORS | (_UPSTREAM_ERRORS if path.startswith(_CALLING) else {})
+    errors = _ERRORS | ({} if method == "get" else _OUTCOME_UNKNOWN)
+    if path.startswith(_CALLING):
+        errors |= _UPSTREAM_ERRORS
     for status, description in errors.items():
         known = operation["responses"].get(status, {})
         if known.get("content", _ANY_JSON) == _ANY_JSON:

@@ -58,7 +58,7 @@ async def client(pair: Service) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 async def test_the_other_scheduler_acts_when_the_first_is_gone(
     pair: Service, client: httpx.AsyncClient, provider: Provider, model: str, how: signal.Signals
 ) -> None:
@@ -76,6 +76,7 @@ async def test_the_other_scheduler_acts_when_the_first_is_gone(
     assert job["attempt"] == 2
     [second] = set(SCHEDULERS) - {first}
     assert leader(pair) == second
+    pair.processes[first].kill()
 
 
 async def test_a_scheduler_that_comes_back_leaves_the_other_the_lead(
