@@ -78,7 +78,7 @@ class Doubts:
             yield made
         except SQLAlchemyError as error:
             if not has_key(request) and (is_made or not was_certainly_refused(error)):
-                log.warning("%s may have been accepted although its client gets an error", name)
+                log.warning("%s may have been accepted although its client gets an error: %s", name, error)
                 if not await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS):
                     raise OutcomeUnknownError from error
             raise
