@@ -85,7 +85,9 @@ class Connections:
 
     async def _run(self, statement: str, parameters: Mapping[str, Any] | None, patience_seconds: float) -> list[Any]:
         """Run a text on one of the connections for plain SQL. Raises as `execute` does."""
-        plain = self._take(statement) or await self._open()
+        while (plain := self._take(statement)) is not None and plain.has_ended:
+            await plain.close()
+        plain = plain or await self._open()
         patience = Patience(plain.connection, patience_seconds)
         timeout = max(patience_seconds, PATIENCE_SECONDS)
         try:

@@ -10,6 +10,7 @@ import httpx
 import psycopg
 import pytest
 
+from scheduler.leadership import _LOCK
 from tests.e2e.jobs import completed, eventually, submit
 from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
@@ -29,8 +30,8 @@ def leader(service: Service) -> str | None:
     with psycopg.connect(service.stores.database_url) as connection:
         row = connection.execute(
             "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) "
-            "WHERE locktype = 'advisory' AND granted AND application_name = ANY(%s)",
-            [list(SCHEDULERS)],
+            "WHERE locktype = 'advisory' AND objid = %s AND granted AND application_name = ANY(%s)",
+            [_LOCK, list(SCHEDULERS)],
         ).fetchone()
     return None if row is None else str(row[0])
 

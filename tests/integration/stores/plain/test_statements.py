@@ -106,6 +106,15 @@ async def test_a_connection_that_ends_while_nothing_runs_is_replaced(one: Databa
     assert await pid_of(one) != pid
 
 
+async def test_no_statement_is_sent_on_a_connection_that_has_ended(one: Database, other_session: Session) -> None:
+    """So a statement that finds no other connection certainly had no effect."""
+    pid = await pid_of(one)
+    cursor = await other_session.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
+    assert await cursor.fetchone() == (True,)
+    [(other,)] = await one.relaxed.execute("SELECT pg_backend_pid()", {}, patience_seconds=10)
+    assert other != pid
+
+
 async def test_a_session_that_is_lost_is_not_replaced(one: Database, other_session: Session) -> None:
     async with one.relaxed.session() as session:
         [(pid,)] = await session.execute("SELECT pg_backend_pid()", {}, patience_seconds=10)
