@@ -65,6 +65,9 @@ router = APIRouter(prefix="/jobs", tags=["Jobs"])
 # `segment_seconds`, or once it can reach Postgres again.
 _CHECKS = 30
 _CHECK_SECONDS = 0.3
+# Leases that are seen before one can show that the worker reaches Postgres, and seconds by which it is later than they.
+_BEFORE_CERTAIN = 2
+_APART_SECONDS = 1.0
 
 
 class JobList(Page[Job]):
@@ -221,27 +224,31 @@ async def watch_job(
 async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param: str, keeps_log: bool) -> None:
     """Refuse a cursor that is not of an event of the job.
 
-    A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease, it has also
-    written them.
+    A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease twice, it has
+    also written them. A single extension says nothing: a link that stalled may deliver it late.
 
     Raises:
         InvalidRequestError: The job has no such event.
         UnavailableError: The job's worker cannot reach Postgres, so the event may exist.
     """
     database = request.state.database
-    lease, is_certain = None, False
+    leases: list[datetime] = []  # as it was found, and as it was first extended
+    is_certain = False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
         if cursor <= furthest and (cursor.attempt or cursor == START) and (cursor.seq <= furthest.seq or not keeps_log):
             return
         if is_certain or cursor.attempt != furthest.attempt or cursor.attempt == 0:
             raise invalid_parameter(param, f"the job has no event '{cursor}'")
-        if lease is None:
-            lease = await read_lease(database, job_id)
-            is_certain = lease is None
-        else:
+        if leases:
             await asyncio.sleep(_CHECK_SECONDS)
-            is_certain = await read_lease(database, job_id) != lease
+        lease = await read_lease(database, job_id)
+        if lease is None:
+            is_certain = True
+        elif len(leases) == _BEFORE_CERTAIN:
+            is_certain = (lease - leases[-1]).total_seconds() >= _APART_SECONDS
+        elif lease not in leases:
+            leases.append(lease)
     raise UnavailableError("The job's worker is unavailable at the moment.", retry_after=1)
 
 
