@@ -65,8 +65,7 @@ router = APIRouter(prefix="/jobs", tags=["Jobs"])
 # `segment_seconds`, or once it can reach Postgres again.
 _CHECKS = 30
 _CHECK_SECONDS = 0.3
-# Leases that are seen before one can show that the worker reaches Postgres, and seconds by which it is later than they.
-_BEFORE_CERTAIN = 2
+# Seconds between two extensions of a lease that show that its worker reaches Postgres again.
 _APART_SECONDS = 1.0
 
 
@@ -225,14 +224,14 @@ async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param:
     """Refuse a cursor that is not of an event of the job.
 
     A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease twice, it has
-    also written them. A single extension says nothing: a link that stalled may deliver it late.
+    had the time to write them. A single extension says nothing: a link that stalled may deliver it late.
 
     Raises:
         InvalidRequestError: The job has no such event.
         UnavailableError: The job's worker cannot reach Postgres, so the event may exist.
     """
     database = request.state.database
-    leases: list[datetime] = []  # as it was found, and as it was first extended
+    leases: list[datetime] = []  # at each look
     is_certain = False
     for _ in range(_CHECKS):
         furthest = await furthest_cursor(database, job_id)
@@ -245,10 +244,10 @@ async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param:
         lease = await read_lease(database, job_id)
         if lease is None:
             is_certain = True
-        elif len(leases) == _BEFORE_CERTAIN:
-            is_certain = (lease - leases[-1]).total_seconds() >= _APART_SECONDS
-        elif lease not in leases:
+        else:
             leases.append(lease)
+            extended = next((seen for seen in leases if seen != leases[0]), lease)
+            is_certain = (lease - extended).total_seconds() >= _APART_SECONDS
     raise UnavailableError("The job's worker is unavailable at the moment.", retry_after=1)
 
 

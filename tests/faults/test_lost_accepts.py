@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -15,7 +16,6 @@ from tests.e2e.jobs import chat, completed, eventually, refused, submit
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.service import (
     BOOTSTRAP_KEY,
-    Service,
     Stores,
     connect,
     embedded_stores,
@@ -86,15 +86,12 @@ async def test_the_outcome_of_a_job_that_ran_while_its_insert_had_no_answer_is_u
 ) -> None:
     """The scheduler finds a job whose wake-up was never sent, and the API learns nothing over its own connections."""
     own = stores.fresh()
-    link = Link(postgres_socket(own.database_url))
-    behind = f"postgresql://headrace@127.0.0.1:{link.port}{urlsplit(own.database_url).path}"
-    service = Service(tmp_path, own, config)
-    Service.running.append(service)
-    try:
-        service.run("migrate")
-        service.launch("api", DATABASE_URL=behind)
-        service.launch("worker")
-        service.launch("scheduler")
+    with (
+        contextlib.closing(Link(postgres_socket(own.database_url))) as link,
+        running_service(tmp_path, own, config, "worker", "scheduler") as service,
+    ):
+        path = urlsplit(own.database_url).path
+        service.launch("api", DATABASE_URL=f"postgresql://headrace@127.0.0.1:{link.port}{path}")
         service.wait_until_ready()
         async with (
             connect(service, BOOTSTRAP_KEY) as client,
@@ -124,6 +121,3 @@ async def test_the_outcome_of_a_job_that_ran_while_its_insert_had_no_answer_is_u
             link.be(Mode.REFUSE)
             refused(await request, 504, code="outcome_unknown")
             link.be(Mode.PASS)
-    finally:
-        service.stop()
-        link.close()
