@@ -31,7 +31,7 @@ from api.jobs.cancel import cancel_and_wait, erase
 from api.jobs.watch import watching
 from api.resources.chat import start
 from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
-from headrace.errors import AuthenticationError, HeadraceError, UnavailableError, invalid_parameter
+from headrace.errors import AuthenticationError, HeadraceError, invalid_parameter
 from headrace.events.follow import (
     START,
     Cursor,
@@ -50,7 +50,7 @@ from headrace.ids import completion_id, is_id
 from headrace.jobs.job_object import Job, JobFormat, find_job, no_such_job, render_job
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql import lists
-from headrace.jobs.sql.read import read_followed, read_lease
+from headrace.jobs.sql.read import read_followed
 from headrace.jobs.state import State
 from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
@@ -60,13 +60,6 @@ from headrace.webhooks.queries import list_deliveries
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["Jobs"])
-
-# Looks for a delta that a reader has and Postgres lacks, and the seconds between two. The worker writes it after
-# `segment_seconds`, or once it can reach Postgres again.
-_CHECKS = 30
-_CHECK_SECONDS = 0.3
-# Seconds between two extensions of a lease that show that its worker reaches Postgres again.
-_APART_SECONDS = 1.0
 
 
 class JobList(Page[Job]):
@@ -201,11 +194,12 @@ async def watch_job(
     if not event_id:
         param, event_id = "after", after
     cursor = None if event_id is None else Cursor.parse(event_id, param=param)
-    # The attempt runs on, and Postgres has the reader's last event: so it is for nearly every reader that comes back.
-    runs = row.state == State.RUNNING.value and cursor is not None and cursor.attempt == row.attempt
-    if cursor is not None and not (runs and cursor.seq <= row.last_seq):
-        await _check_cursor(request, job_id, cursor, param=param, keeps_log=_keeps_log(row.format))
-        if State(row.state).is_final and cursor == await furthest_cursor(database, job_id):
+    # Readers may have events of the attempt that runs before Postgres has them.
+    if cursor is not None and not (row.state == State.RUNNING.value and cursor.attempt == row.attempt):
+        furthest = await furthest_cursor(database, job_id)
+        if cursor > furthest or (cursor.attempt == 0 and cursor != START):
+            raise invalid_parameter(param, f"the job has no event '{cursor}'")
+        if cursor == furthest and State(row.state).is_final:
             return Response(status_code=204)  # after an empty stream, a browser would reconnect for ever
     subscriber = _Subscriber(
         job_id,
@@ -218,37 +212,6 @@ async def watch_job(
         watching(request, principal, job_id),
     )
     return EventStream(partial(_tell, subscriber, cursor))
-
-
-async def _check_cursor(request: Request, job_id: str, cursor: Cursor, *, param: str, keeps_log: bool) -> None:
-    """Refuse a cursor that is not of an event of the job.
-
-    A reader may have deltas that Postgres does not have yet. Once the worker has extended the job's lease twice, it has
-    had the time to write them. A single extension says nothing: a link that stalled may deliver it late.
-
-    Raises:
-        InvalidRequestError: The job has no such event.
-        UnavailableError: The job's worker cannot reach Postgres, so the event may exist.
-    """
-    database = request.state.database
-    leases: list[datetime] = []  # at each look
-    is_certain = False
-    for _ in range(_CHECKS):
-        furthest = await furthest_cursor(database, job_id)
-        if cursor <= furthest and (cursor.attempt or cursor == START) and (cursor.seq <= furthest.seq or not keeps_log):
-            return
-        if is_certain or cursor.attempt != furthest.attempt or cursor.attempt == 0:
-            raise invalid_parameter(param, f"the job has no event '{cursor}'")
-        if leases:
-            await asyncio.sleep(_CHECK_SECONDS)
-        lease = await read_lease(database, job_id)
-        if lease is None:
-            is_certain = True
-        else:
-            leases.append(lease)
-            extended = next((seen for seen in leases if seen != leases[0]), lease)
-            is_certain = (lease - extended).total_seconds() >= _APART_SECONDS
-    raise UnavailableError("The job's worker is unavailable at the moment.", retry_after=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,7 +279,7 @@ class _LogFollower(_Follower):
     async def replay(self) -> list[Event]:
         """Return the events that Postgres has past the cursor."""
         progress = await _progress_of(self.database, self.job_id)
-        attempt = progress.attempt
+        attempt, place = progress.attempt, self.cursor
         if _is_whole(progress):
             lines = _chunks_of(progress)
             kept, length = [(attempt, 1, lines)], len(lines)
@@ -292,9 +292,11 @@ class _LogFollower(_Follower):
         events += self._move_to(attempt)
         if progress.state is State.QUEUED and attempt:
             events += self._start_over(attempt)
-        if progress.state.is_final and self.cursor.seq > length and not self.ahead:
-            self.over = True  # the reader has the end
-        elif progress.state.is_final:
+        if not progress.state.is_final:
+            self.ahead |= self.cursor.seq > length
+        elif not self.ahead and _has_end(place, _log_end(progress, length)):
+            self.over = True
+        else:
             # A reader may have lines that Postgres never got. For it the end comes after them.
             events += self._end(progress, _log_end(progress, max(length, self.cursor.seq)))
         return events
@@ -332,6 +334,11 @@ def _end_of(progress: Progress, delta_count: int) -> Cursor:
 def _log_end(progress: Progress, length: int) -> Cursor:
     """Return the id of the end of a job whose log has `length` lines."""
     return Cursor(progress.attempt if progress.in_attempt else progress.attempt + 1, length + 1)
+
+
+def _has_end(place: Cursor, end: Cursor) -> bool:
+    """Tell whether a reader at `place` has the end of a log. A place without an attempt is a line's number alone."""
+    return place >= end if place.attempt else place.seq >= end.seq
 
 
 def _is_whole(progress: Progress) -> bool:

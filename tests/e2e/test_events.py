@@ -310,8 +310,10 @@ async def test_a_job_that_was_answered_whole_has_events_as_well(
             assert await read(client, job_id, params={"after": event.id}) == events[position + 1 :]
 
 
-@pytest.mark.parametrize("after", ["1-9999", "7-1", "0-5"])
-@pytest.mark.parametrize("state", ["running", "finished"])
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [("running", "7-1"), ("running", "0-5"), ("finished", "7-1"), ("finished", "0-5"), ("finished", "1-9999")],
+)
 async def test_a_place_that_never_was_is_refused(
     client: httpx.AsyncClient, provider: Provider, model: str, after: str, state: str
 ) -> None:
@@ -330,6 +332,22 @@ async def test_a_place_that_never_was_is_refused(
             assert error["type"] == "invalid_request_error"
     gate.release()
     await completed(client, job_id)
+
+
+async def test_a_place_that_the_attempt_has_yet_to_reach_is_where_the_stream_begins(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    gate = Gate()
+    words = [chunk(f"w{number} ") for number in range(1, 6)]
+    provider.script(model, stream(words[0], gate, *words[1:], chunk(finish="stop"), DONE))
+    job_id = await submit(client, model)
+    await settled(gate.reached)
+    reader = asyncio.create_task(read(client, job_id, params={"after": "1-3"}))
+    gate.release()
+    await completed(client, job_id)
+    rest = [event for event in await reader if event.id is not None]
+    assert rest == (await read(client, job_id))[-len(rest) :]
+    assert rest[0].id == "1-4"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,26 +83,18 @@ async def read_positions(database: Database, job_ids: Sequence[str]) -> Sequence
 
 
 _FOLLOWED = Prepared("""
-SELECT state, format, floor(extract(epoch FROM created_at))::bigint AS created, attempt,
-       coalesce((SELECT max(last_seq) FROM job_deltas AS delta
-                 WHERE delta.job_id = jobs.id AND delta.attempt = jobs.attempt), 0) AS last_seq
+SELECT state, format, floor(extract(epoch FROM created_at))::bigint AS created, attempt
 FROM jobs WHERE id = %(id)s AND account_id = %(account_id)s AND deleted_at IS NULL
 """)
 
 
 async def read_followed(database: Database, job_id: str, account_id: str) -> Row | None:
-    """Return `state`, `format`, `created`, `attempt` and `last_seq` of an account's job, or None if it has no such job.
+    """Return `state`, `format`, `created` and `attempt` of an account's job, or None if it has no such job.
 
-    That is what a subscriber that comes, or comes back, needs to know; `last_seq` is of the current attempt.
+    That is what a subscriber that comes, or comes back, needs to know.
     """
     rows = await execute(database.relaxed, _FOLLOWED, {"id": job_id, "account_id": account_id})
     return rows[0] if rows else None
-
-
-async def read_lease(database: Database, job_id: str) -> datetime | None:
-    """Return when a job's lease expires, or None if no worker holds it."""
-    rows = await execute(database.relaxed, "SELECT lease_until FROM jobs WHERE id = %(id)s", {"id": job_id})
-    return rows[0][0] if rows else None
 
 
 def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

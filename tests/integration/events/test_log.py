@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -51,12 +52,16 @@ def read(events: list[Event]) -> tuple[list[bytes], int | None]:
     return found, end
 
 
+async def _all(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
 async def replay(jobs: Jobs, job_id: str, after: Cursor = START) -> list[Event]:
     """Return what a reader without a live wire gets of a job that has ended."""
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as deaf:
         hub = Hub(deaf, buffer_bytes=2**20, patience_seconds=60)
         async with asyncio.timeout(PATIENCE), hub.listen(job_id, own=False) as listener:
-            return [event async for event in follow(listener, jobs.database, after=after, keeps_log=True)]
+            return await _all(follow(listener, jobs.database, after=after, keeps_log=True))
 
 
 async def lost_once(jobs: Jobs) -> tuple[ClaimedJob, ClaimedJob]:
@@ -136,6 +141,33 @@ async def test_a_job_that_ends_outside_of_an_attempt_has_its_end_after_the_log(j
     assert await jobs.state(job.id) == State(how)
     assert read(await replay(jobs, job.id)) == (lines(job, 1, 3), 4)
     assert read(await replay(jobs, job.id, Cursor(0, 4))) == ([], None)
+
+
+async def test_a_reader_that_comes_back_with_lines_that_postgres_never_got_gets_the_end(jobs: Jobs) -> None:
+    job = await jobs.run(deltas=3, format="responses")
+    await jobs.lose(job.id)
+    await jobs.rescue(max_lost=1)
+    assert read(await replay(jobs, job.id, Cursor(1, 5))) == ([], 6)
+    assert read(await replay(jobs, job.id, Cursor(2, 4))) == ([], None), "it has the end"
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("attempt", [0, 1])
+async def test_a_reader_ahead_of_postgres_gets_the_end_of_its_job(jobs: Jobs, attempt: int) -> None:
+    job = await jobs.run(deltas=3, format="responses")
+    async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as deaf:
+        hub = Hub(deaf, buffer_bytes=2**20, patience_seconds=60)
+        async with (
+            asyncio.timeout(PATIENCE),
+            going_on(functools.partial(comparing.watch, hub, jobs.database)),
+            hub.listen(job.id, own=False) as listener,
+        ):
+            events = follow(listener, jobs.database, after=Cursor(attempt, 5), keeps_log=True)
+            reading = asyncio.create_task(_all(events))
+            await eventually(lambda: listener.position == (1, 5), "the first look at Postgres")
+            await jobs.lose(job.id)
+            await jobs.rescue(max_lost=1)
+            assert read(await reading) == ([], 6)
 
 
 async def test_a_job_that_was_never_started_ends_without_a_start(jobs: Jobs) -> None:
