@@ -42,6 +42,9 @@ class Connections:
     in psycopg's own parameter style goes straight to psycopg, over connections that the engine opened and detached.
     """
 
+    reconnects = True
+    """Whether a statement on a connection that turns out to be dead may run again, on another one."""
+
     def __init__(self, engine: AsyncEngine, *, limit: int) -> None:
         """Keep up to `limit` connections for plain SQL."""
         self.engine = engine
@@ -166,6 +169,8 @@ class Connections:
 class _Session(Connections):
     """One connection, for the texts of a session. No other takes its place: once it is lost, every statement fails."""
 
+    reconnects = False
+
     def __init__(self, engine: AsyncEngine, connection: PlainConnection) -> None:
         super().__init__(engine, limit=1)
         self._idle.append(connection)
@@ -180,6 +185,8 @@ class _Session(Connections):
 
 class _One(Connections):
     """One connection, for the statements of a transaction."""
+
+    reconnects = False
 
     def __init__(self, engine: AsyncEngine, connection: AsyncConnection) -> None:
         super().__init__(engine, limit=1)

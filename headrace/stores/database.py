@@ -83,8 +83,9 @@ async def execute(
     """Run one statement, SQLAlchemy's or a text in psycopg's parameter style, and return its rows if it has any.
 
     A statement whose connection turns out to be dead, as every connection is after a restart of Postgres, runs once
-    more. The first run may have taken effect, so every statement must be safe to repeat. A connection without an answer
-    for `patience_seconds` is closed, and its statement is not repeated.
+    more, unless it is part of a transaction or a session. The first run may have taken effect, so every statement must
+    be safe to repeat. A connection without an answer for `patience_seconds` is closed, and its statement is not
+    repeated.
 
     Raises:
         sqlalchemy.exc.DBAPIError: Postgres refused the statement or is unavailable.
@@ -95,7 +96,7 @@ async def execute(
         try:
             rows = await connections.execute(statement, parameters, patience_seconds=patience_seconds)
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not (error.connection_invalidated and connections.reconnects):
                 raise
             rows = await connections.execute(statement, parameters, patience_seconds=patience_seconds)
     except SQLAlchemyError as error:

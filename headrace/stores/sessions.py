@@ -14,9 +14,11 @@ from headrace.stores.database_url import connection_parameters
 _SESSION_CHECKS = 4
 
 # Settings of every session, sent once it is connected, because poolers refuse options in a connection's start-up. The
-# keepalives make the server detect half-open connections within about ten seconds, and free their locks. Statements are
-# so short that to compile them, or to start processes for parts of them, takes longer than they do.
+# keepalives make the server detect half-open connections within about ten seconds, and free their locks. A process that
+# froze in a transaction answers keepalives, so such a transaction has a limit of its own. Statements are so short that
+# to compile them, or to start processes for parts of them, takes longer than they do.
 SESSION = {
+    "idle_in_transaction_session_timeout": f"{PATIENCE_SECONDS:g}s",
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "statement_timeout": f"{round(PATIENCE_SECONDS * SERVER_SHARE * 1000)}ms",

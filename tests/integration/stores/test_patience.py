@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from headrace.jobs.tables import jobs as table
-from headrace.stores import connections
+from headrace.stores import connections, sessions
 from headrace.stores.database import Database, execute
-from headrace.stores.failures import NoAnswerError, was_certainly_refused
+from headrace.stores.failures import NoAnswerError, is_unavailable, was_certainly_refused
 from headrace.stores.plain import Prepared
 from tests.integration.databases import Session
 from tests.integration.job_rows import Jobs
@@ -77,3 +77,24 @@ def test_what_may_have_been_done_is_known() -> None:
     assert not was_certainly_refused(NoAnswerError())
     refused.__context__ = broke  # it broke at first, and when tried again no connection was to be had
     assert not was_certainly_refused(refused)
+
+
+async def test_a_process_that_freezes_in_a_transaction_keeps_no_lock(
+    jobs: Jobs, database_url: str, other_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await jobs.submit()
+    monkeypatch.setitem(sessions.SESSION, "idle_in_transaction_session_timeout", "200ms")
+    frozen = Database.connect(database_url, connections=1)
+    lock = f"SELECT FROM jobs WHERE id = '{job_id}' FOR UPDATE"
+
+    async def freeze() -> None:
+        async with frozen.durable.transaction("READ COMMITTED") as transaction:
+            await execute(transaction, lock)
+            await other_session.execute(lock)  # it waits until the first transaction has ended
+            await execute(transaction, "SELECT 1")
+
+    with pytest.raises(DBAPIError) as raised:
+        await freeze()
+    assert is_unavailable(raised.value)
+    assert await execute(frozen.durable, "SELECT 1"), "the next statement gets another connection"
+    await frozen.close()
