@@ -1,4 +1,4 @@
-"""Headrace: a durable queue and gateway for chat completions."""
+"""Headrace: a durable queue and gateway for LLM completions."""
 
 from importlib.metadata import version
 from pathlib import Path

@@ -10,8 +10,9 @@
   + AuthenticationError             401 authentication_error
   + PermissionDeniedError           403 permission_error
   + RateLimitError                  429 rate_limit_error
-    - QuotaExceededError            429 insufficient_quota: a budget is used up
+    - QuotaExceededError            429 insufficient_quota: a budget or a quota of stored data is used up
   + UnavailableError                503 service_unavailable
+  + OutcomeUnknownError             504 server_error outcome_unknown
   + JobCancelledError               499 cancelled
   + JobExpiredError                 504 timeout
   + UpstreamError                   502 upstream_error: the provider failed
@@ -23,6 +24,7 @@
       + UpstreamBusyError           429, without a call: the provider's limits are used up, or it is paused
     - UpstreamOverloadedError       the provider has too many calls
     - UpstreamUnavailableError      503, without a call: the provider's circuit is open
+    - AnswerInterruptedError        502 worker_lost: a stream that has begun lost its worker
 
 Each class has its HTTP status, OpenAI's `type` and `code`, whether a retry can help, and a default message for clients.
 Error objects are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
@@ -194,7 +196,7 @@ class RateLimitError(HeadraceError):
 
 
 class QuotaExceededError(RateLimitError):
-    """A budget of the key or its account is spent."""
+    """A budget of the key or its account is spent, or its quota of stored data."""
 
     default: ClassVar[str] = "You exceeded your current quota, please check your plan and billing details."
     type = "insufficient_quota"

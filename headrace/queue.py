@@ -37,7 +37,7 @@ RUN_LINES_TASK = "headrace.run_lines"
 # In the order in which workers look at them. A request's `service_tier` chooses; lines of batches have `batch`.
 TIERS = ("priority", "default", "flex", "batch")
 BACKGROUND_TIERS = frozenset({"flex", "batch"})
-"""The tiers of background jobs: no client waits for them."""
+"""The tiers that start after the others, and that workers for batches serve."""
 # Jobs in one message: enough to make it cheap for each, and few enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
 _LINES_A_MESSAGE = 64

@@ -1,4 +1,4 @@
-"""Keeps the ledger's roll-ups current, makes its partitions ahead of time, and returns what ended jobs reserved."""
+"""Keeps the ledger's roll-ups current, makes its partitions ahead of time, and releases reservations of ended jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to do: one statement looks for all chores, so that a chore without work asks Postgres nothing.
+"""Looks for the work of all chores in one statement, so that a chore without work sends Postgres no query.
 
 A look sees whether there is work of a kind at all. While there is, the chore goes by its own clock. While there is no
 work, looks are rare: the API calls for one when it makes a batch, a worker when it ends a job that has a webhook.

@@ -33,7 +33,7 @@ _AT_ONCE = 128
 _SHARE = 4
 # Seconds that a receiver has to answer.
 _PATIENCE_SECONDS = 15.0
-# Seconds to wait after each failure, a little more than a day in all, and the share by which each varies, so that many
+# Seconds to wait after each failure, almost a day in all, and the share by which each varies, so that many
 # deliveries do not reach a receiver at the same moment.
 _DELAYS = (5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 28_800)
 _JITTER = 0.2

@@ -1,4 +1,4 @@
-"""Whether Postgres answers this worker, and patience while it does not.
+"""Tracks whether Postgres answers this worker, and repeats writes while it is unavailable.
 
 While Postgres is unavailable the worker takes no jobs, its calls go on, and the ends of its attempts wait.
 """

@@ -1,4 +1,4 @@
-"""A provider's stream as exact chunks. Events that differ in their text alone are not parsed again and again.
+"""Reads a provider's stream as exact chunks. If only the text of an event differs, only the text is parsed.
 
 Nearly every event of a stream is the one before it with another text. So the bytes of an event with a text become a
 pattern: what comes before the text, and what comes after it. An event with the same bytes there and one JSON string in

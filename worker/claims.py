@@ -1,4 +1,4 @@
-"""Claims: how a job becomes this worker's. Claims that come together share one statement."""
+"""Claims jobs for this worker. Claims that come together share one statement."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Celery's consumer, whose messages come on the pool's event loop.
 
-Celery connects, reconnects and shuts down in the main thread, as ever. Only its reading is replaced: its own loop would
+Celery still connects, reconnects and shuts down in the main thread. Only its reading is replaced: its own loop would
 wake for each message, read it with kombu, and hand it to the thread of the event loop, which costs each job a tenth of
 its CPU, and idling two wake-ups a second. Here the main thread sleeps until a signal comes or the connection breaks.
 """

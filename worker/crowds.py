@@ -1,4 +1,4 @@
-"""Lines of batches that wait here for their provider's limits, so that few more of them start than soon get a permit.
+"""Holds lines of batches back while earlier lines of their account and model wait for the provider's limits.
 
 A line that waits for a permit holds a slot, and after some seconds it goes back to the queue, to be claimed once more.
 With thousands of lines for a provider that takes a few calls, that costs more than the calls, and the lines of other
@@ -97,7 +97,7 @@ class Crowds:
         return crowd
 
     def room(self, key: Key | None) -> float:
-        """Return how many more lines of an account and a model may start; while some are held back, none of None."""
+        """Return how many more lines of a key may start. Without a key: 0 while any lines are held back."""
         if key is None:
             return 0 if self.hold else math.inf
         crowd = self._crowds.get(key)

@@ -1,6 +1,6 @@
 """How an attempt ends in Postgres: its job ends, goes back to the queue, or was lost to another attempt.
 
-Each end is written first and published then, so that no client learns of an end that may yet be lost. While Postgres
+The worker writes an end to Postgres before it publishes it, so no client sees an end that is lost later. While Postgres
 is unavailable the writes wait.
 """
 

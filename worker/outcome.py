@@ -112,9 +112,7 @@ class Outcomes:
             log.warning("this worker's configuration has no model %.100r: another worker may run the job", job.model)
             await self._hand_over(attempt)
             return
-        message = (
-            f"{error} The configuration of the worker does not have it, or no longer, though the job was accepted."
-        )
+        message = f"{error} The job was accepted, but the worker's configuration does not have this model."
         await self._endings.finish(attempt, State.FAILED, error=ModelNotFoundError(message, param=error.param))
 
     async def _hand_over(self, attempt: Attempt) -> None:

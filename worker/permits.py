@@ -30,7 +30,7 @@ _LATEST_LOOK_SECONDS = 1.0
 
 
 class Permit(Protocol):
-    """Leave for a call, which holds it while it runs."""
+    """The permission to make a call. The call holds it while it runs."""
 
     def used(self, tokens: int) -> None:
         """Note how many tokens the call has used, before it gives its permit back; without this the estimate counts."""

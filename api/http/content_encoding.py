@@ -53,7 +53,7 @@ def content_decoder(encoding: str) -> Decoder | None:
         return None
     if encoding not in ENCODINGS:
         error = InvalidRequestError(
-            f"Unsupported Content-Encoding '{encoding[:100]}': send the body uncompressed, or as gzip or zstd.",
+            f"Unsupported Content-Encoding '{encoding[:100]}': send no compression, or one of gzip, deflate and zstd.",
             param="Content-Encoding",
             code="unsupported_content_encoding",
             status=415,

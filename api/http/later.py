@@ -1,4 +1,4 @@
-"""Answers that are made after the layers that handled the request have returned.
+"""Answers that are made after the web framework's layers have returned, to save memory.
 
 A client may wait for its job for minutes. Meanwhile the frames of FastAPI's and Starlette's layers, and all that they
 keep of the request, would take as much memory as everything else of it.

@@ -20,7 +20,7 @@ from headrace.stores.schema import current_revision, is_fit
 
 router = APIRouter(tags=["Health"])
 
-DatabaseState = Literal["ok", "not migrated", "away"]
+DatabaseState = Literal["ok", "not migrated", "unavailable"]
 
 # Seconds for which a result is reused.
 _FRESH_SECONDS = 1.0
@@ -37,7 +37,7 @@ class Readiness(BaseModel):
 
     status: Literal["ready", "not ready"]
     database: DatabaseState
-    redis: Literal["ok", "refuses writes", "away"]
+    redis: Literal["ok", "refuses writes", "unavailable"]
 
 
 class StoresCheck:
@@ -48,7 +48,7 @@ class StoresCheck:
         self._database = database
         self._redis = redis
         self._turn = asyncio.Lock()
-        self._state: tuple[DatabaseState, bool] = "away", False
+        self._state: tuple[DatabaseState, bool] = "unavailable", False
         self._until = -math.inf
 
     async def state(self) -> tuple[DatabaseState, bool]:
@@ -65,7 +65,7 @@ class StoresCheck:
             async with asyncio.timeout(5):
                 revision = await current_revision(self._database)
         except (SQLAlchemyError, TimeoutError):
-            return "away"
+            return "unavailable"
         return "ok" if is_fit(revision) else "not migrated"
 
 
@@ -89,7 +89,7 @@ async def readyz(request: Request) -> Response:
     Jobs are accepted without Redis, so the answer is 503 only because of Postgres.
     """
     database, takes_writes = await request.state.stores_check.state()
-    redis = "away"
+    redis = "unavailable"
     if request.state.hub.connected:
         redis = "ok" if takes_writes else "refuses writes"
     ready = database == "ok"

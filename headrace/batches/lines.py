@@ -1,7 +1,7 @@
 """The lines of a batch's input, one request each: split from bytes as they come, and checked. Pure.
 
 A line is `{"custom_id": …, "method": "POST", "url": …, "body": {…}}`: `BatchRequestInput` in OpenAI's description. Its
-URL is the endpoint of its batch. Numbers are those of an editor, from 1; blank lines count there and are nothing else.
+URL is the endpoint of its batch. Lines are numbered from 1, blank ones included, as in an editor.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class _Group(click.Group):
 @click.version_option(package_name="headrace", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Run a durable queue and gateway for chat completions. Start with `headrace dev`."""
+    """Run a durable queue and gateway for LLM completions. Start with `headrace dev`."""
     try:
         context.obj = read_settings()
     except SettingError as error:

@@ -85,7 +85,7 @@ class Retrying:
 
     attempt: int
     kept: bool = False
-    """The log goes on behind every line that the reader has: none of them came before Postgres had it."""
+    """Whether the next attempt continues the log for the reader, as Postgres has every line that the reader has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Hub:
     def __init__(self, redis: Redis, *, buffer_bytes: int, patience_seconds: float) -> None:
         """Buffer `buffer_bytes` for each reader before it replays.
 
-        It hears of `Silence` after `patience_seconds`, or up to a second later.
+        A reader gets a `Silence` after `patience_seconds` without an event, or up to a second later.
         """
         self._prefix = prefix_in(redis)
         self.origin = f"{self._prefix}headrace:api:{new_id('api')}"

@@ -18,7 +18,7 @@ FROM files WHERE account_id = %(account_id)s AND (expires_at IS NULL OR expires_
 async def check_room(
     database: Database, account_id: str, settings: Settings, *, files: int = 0, size: int = 0, param: str
 ) -> None:
-    """Check that an account has room for so many files more, of `size` bytes together, that no row tells of yet.
+    """Check that an account has room for `files` more files, or `size` more bytes, that are not stored yet.
 
     Files that batches wrote count as well, but no batch is kept from writing its own.
 

@@ -89,7 +89,7 @@ class Relay(Renderer, Protocol):
     """Passes the answer of one attempt on from a provider of the client's own format. Its lines are the events."""
 
     action: str
-    """What the URL of the request has behind that of the format's requests."""
+    """A suffix that is appended to the URL of the format's requests."""
     begun: bool
     """Whether there is something that readers shall see before the model speaks."""
 

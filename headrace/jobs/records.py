@@ -133,7 +133,7 @@ class FinishedJob:
 
 @dataclass(frozen=True, slots=True)
 class MovedJob:
-    """A job that another than its worker moved: a worker needs its wake-up, or readers the frame of its end."""
+    """A job moved by the scheduler, a client or an operator. It needs a wake-up, or readers need its end."""
 
     id: str
     tier: str

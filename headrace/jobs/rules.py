@@ -1,6 +1,6 @@
-"""What keeps a row of `jobs` from contradicting itself, whichever process writes it: a trigger, in place of CHECKs.
+"""Rules that every row of `jobs` keeps. One trigger checks them in place of CHECK constraints.
 
-Postgres reads the text of every CHECK anew for each statement that writes. For a single job that is a quarter of the
+Postgres parses the text of every CHECK again for each statement that writes. For a single job that is a quarter of the
 CPU of its insert, its claim and its end. A session keeps a trigger's function compiled. The function refuses a row as
 a CHECK would: with the SQLSTATE of a check violation and the name of the rule.
 """

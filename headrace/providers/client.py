@@ -168,7 +168,7 @@ class Call:
 
 
 class Answer:
-    """A provider's answer, yet to be read."""
+    """A provider's answer whose body has not been read."""
 
     __slots__ = ("_allowance", "_connection", "_first", "_lines", "_packed", "_silence", "_take", "_url")
 

@@ -1,9 +1,9 @@
 """The limits of keys and accounts, checked and taken in one round trip to Redis, over all API processes.
 
 Rates are counted in seconds, over the last sixty and the one under way: a window, not a bucket, which lets twice as
-much through in some minutes. Beside them Redis keeps what each open job holds back, and what was spent of a budget;
-both are had from Postgres where Redis does not know them, and put right from there. What a job holds back goes when it
-has ended, however it does: at once where an API process sees the end, else by the scheduler's look at Postgres.
+much through in some minutes. Redis also keeps the reservation of each open job and the spend of each budget. What
+Redis lacks, the gate loads from Postgres. A reservation is released when its job ends: by the API process that sees the
+end, or else by the scheduler.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a job is going to use, as far as that can be told before."""
+    """The estimated use of a job before it runs."""
 
     job_id: str
     background: bool
@@ -82,7 +82,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """That a job may run, and after how many seconds; `headers` are OpenAI's, of the tightest limits."""
+    """An admitted job: the seconds to wait, and OpenAI's rate-limit headers for the tightest limits."""
 
     delay_seconds: float = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Gate:
         )
 
     async def settle_ended(self, scopes: Sequence[Scope], job_id: str, spent: Spent | None = None) -> None:
-        """Settle one job that has ended just now, or never was; whatever is in the way, the scheduler does it later.
+        """Settle a job that has just ended, or that was not accepted. If this fails, the scheduler does it later.
 
         Without `spent`, Postgres is asked what it used.
         """
@@ -362,11 +362,11 @@ def _refusal(word: str, limit: Any, demand: Demand, used: int, wait: int) -> Hea
 
 def _out_of_budget(word: str, budget: Decimal) -> QuotaExceededError:
     now = datetime.now(UTC)
-    anew = (
+    reset = (
         now + timedelta(days=1) if word == "daily_budget" else (now.replace(day=1) + timedelta(days=32)).replace(day=1)
     )
     return QuotaExceededError(
         f"You exceeded your current quota, please check your plan and billing details. The {word.replace('_', ' ')} of "
-        f"{budget.normalize():f} USD does not allow this request; it starts anew on {anew:%Y-%m-%d} at 00:00 UTC.",
-        retry_after=(anew.replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds(),
+        f"{budget.normalize():f} USD does not allow this request; it resets on {reset:%Y-%m-%d} at 00:00 UTC.",
+        retry_after=(reset.replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds(),
     )

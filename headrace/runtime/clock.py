@@ -1,4 +1,4 @@
-"""The clock that leases are measured by within a process, and timers that fire late as their process stood still."""
+"""The clock for leases, and a check for timers that fire late because the process was frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What running processes tell of themselves in Redis: each worker a record, and the scheduler that leads its name.
+"""Presence records in Redis: one for each worker, and the name of the scheduler that leads.
 
 A worker writes its record every second or two (`worker/peers.py`). Other workers read from it where calls to providers
 fail; the API reads how busy the worker is. A record may come from another release: readers ignore fields that they do

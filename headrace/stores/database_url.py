@@ -41,7 +41,7 @@ def connection_parameters(database_url: str, part: str = "cli") -> dict[str, Any
     """
     scheme = re.match(r"\s*([\w+.-]+)://", database_url)
     if scheme and scheme[1] not in _SCHEMES:
-        raise SettingError(f"DATABASE_URL begins with {scheme[1]}://, and is to begin with postgresql://.")
+        raise SettingError(f"DATABASE_URL begins with {scheme[1]}://, and must begin with postgresql://.")
     try:
         found = conninfo_to_dict(database_url)
     except psycopg.ProgrammingError as error:
@@ -63,20 +63,20 @@ def _check_values(parameters: dict[str, Any]) -> None:
         raise SettingError(f"DATABASE_URL: {problem.splitlines()[0]}.")
     for name in ("keepalives", *_DEFAULTS):
         if name in parameters and not re.fullmatch(r"\s*-?\d+\s*", str(parameters[name])):
-            raise SettingError(f"DATABASE_URL: {name} is to be a whole number.")
+            raise SettingError(f"DATABASE_URL: {name} must be a whole number.")
 
 
 def _check_hosts(host: str, address: str) -> None:
     hosts, addresses = host.split(","), address.split(",")
     if any("@" in name[1:] for name in hosts):  # a name that begins with it is an abstract socket's
-        raise SettingError("DATABASE_URL has a host with an '@', which in a password is to be written %40.")
+        raise SettingError("DATABASE_URL has a host with an '@': in a password, write it as %40.")
     if host and address and len(hosts) != len(addresses):
         raise SettingError(f"DATABASE_URL: host has {len(hosts)} entries, and hostaddr {len(addresses)}.")
     for given in filter(None, addresses):
         try:
             ipaddress.ip_address(given)
         except ValueError:
-            raise SettingError("DATABASE_URL: hostaddr is to be an IP address.") from None
+            raise SettingError("DATABASE_URL: hostaddr must be an IP address.") from None
 
 
 def _connect_nowhere(parameters: dict[str, Any], hosts: int) -> str:

@@ -59,14 +59,15 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
     """Return a URL's parts and options. Errors quote no part that may be the password."""
     scheme, found, _ = url.partition("://")
     if not found or scheme not in _FORMS:
-        raise SettingError(f"REDIS_URL is to begin with {', '.join(f'{name}://' for name in _FORMS)}.")
+        raise SettingError(f"REDIS_URL must begin with {', '.join(f'{name}://' for name in _FORMS)}.")
     try:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         _ = scheme.startswith("sentinel") or parts.port
     except ValueError:
         raise SettingError(
-            f"REDIS_URL is no URL like {scheme}://:password@host:6379/0; a password's own signs are percent-encoded."
+            f"REDIS_URL is not a URL such as {scheme}://:password@host:6379/0; percent-encode a password's special "
+            "characters."
         ) from None
     for name in query:
         if name not in _FORMS[scheme]:
@@ -74,13 +75,13 @@ def _split(url: str) -> tuple[SplitResult, dict[str, str]]:
                 f"REDIS_URL has the option {name!r}; those of {scheme}:// are {', '.join(sorted(_FORMS[scheme]))}."
             )
     if parts.fragment:
-        raise SettingError("REDIS_URL has a '#', which in a password is to be written %23.")
+        raise SettingError("REDIS_URL has a '#': in a password, write it as %23.")
     return parts, query
 
 
 def _database(text: str) -> int:
     if not re.fullmatch(r"[0-9]{0,9}", text):
-        raise SettingError("REDIS_URL: the database is to be a number, such as 0.")
+        raise SettingError("REDIS_URL: the database must be a number, such as 0.")
     return int(text or 0)
 
 
@@ -105,7 +106,7 @@ class _Server:
         parts, query = _split(url)
         socket = parts.scheme == "unix"
         if socket and (not parts.path.strip("/") or parts.netloc.rpartition("@")[2]):
-            raise SettingError("REDIS_URL: a socket is to be named as unix:///path/redis.sock.")
+            raise SettingError("REDIS_URL: a socket must be named as unix:///path/redis.sock.")
         return cls(
             address=f"{parts.scheme}://{parts.netloc}{parts.path if socket else ''}",
             path=parts.path if socket else None,
@@ -164,7 +165,7 @@ def _host(text: str) -> tuple[str, int]:
     try:
         port = host.port
     except ValueError:
-        raise SettingError("REDIS_URL: a Sentinel's port is to be a number.") from None
+        raise SettingError("REDIS_URL: a Sentinel's port must be a number.") from None
     if not host.hostname:
         raise SettingError("REDIS_URL: a Sentinel has no host.")
     return host.hostname, port or _SENTINEL_PORT
@@ -175,11 +176,11 @@ def _tls(query: dict[str, str]) -> dict[str, Any]:
     options: dict[str, Any] = {name: value for name, value in query.items() if name in _TLS}
     required = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
     if required not in _REQUIREMENTS:
-        raise SettingError(f"REDIS_URL: ssl_cert_reqs is to be one of {', '.join(_REQUIREMENTS)}.")
+        raise SettingError(f"REDIS_URL: ssl_cert_reqs must be one of {', '.join(_REQUIREMENTS)}.")
     options["ssl_cert_reqs"] = _REQUIREMENTS[required]
     checks = options.get("ssl_check_hostname", str(required == "required")).lower()
     if checks not in _TRUTHS:
-        raise SettingError("REDIS_URL: ssl_check_hostname is to be true or false.")
+        raise SettingError("REDIS_URL: ssl_check_hostname must be true or false.")
     options["ssl_check_hostname"] = _TRUTHS[checks]
     _check_files(options)
     return options

@@ -131,7 +131,7 @@ JOBS_ENDED = _counter(
 )
 QUEUE_JOBS = _gauge(
     "headrace_queue_jobs",
-    "Queued jobs, those included that are not due yet. The scheduler that leads counts them every 5 s, less often "
+    "Queued jobs, those included that are not due yet. The scheduler that leads counts them every 4 s, less often "
     "where there are very many.",
     unit="jobs",
     labels=("tier",),

@@ -1,4 +1,4 @@
-"""What the statements and commands of this process show of its stores: how long they take, and whether they answer."""
+"""Measures of this process's stores: how long statements and commands take, and whether the stores answer."""
 
 from __future__ import annotations
 

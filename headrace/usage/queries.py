@@ -1,4 +1,4 @@
-"""Every question to the ledger. What attempts spent that were thrown away is told apart from what answers cost.
+"""Every question to the ledger. Usage of discarded attempts is reported apart from usage of answers.
 
 An answer is put together, in one statement and so of one moment, of three parts: of roll-ups for whole hours, days and
 months; of the ledger's rows for what is left at both ends; and of the rows that roll-ups have not got yet.
@@ -62,7 +62,7 @@ class _Parts:
     question: Question
     view: str | None
     mark: int
-    """What roll-ups have at least, a moment before: told in so many digits, it lets Postgres know how few are left."""
+    """The mark of the roll-ups, read just before. As a literal, it lets Postgres estimate how few rows are past it."""
     source: _Source
 
     def render(self, parameters: dict[str, Any]) -> str:

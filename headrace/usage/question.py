@@ -49,9 +49,9 @@ class Bucket(StrEnum):
 
 @dataclass(frozen=True)
 class Question:
-    """Whose usage from `start` to just before `end`, in Unix seconds, how told apart, and of what of it.
+    """A question about usage: accounts, time (Unix seconds, `end` excluded), groups and filters.
 
-    `account_ids` of None are everybody's. The values of `only` are those that count, by the names of groups.
+    `account_ids` of None are all accounts. The values of `only` are those that count, by the names of groups.
     """
 
     account_ids: Sequence[str] | None
@@ -104,7 +104,7 @@ class Question:
         return ("hour", "day") if self.bucket is Bucket.DAY and self.is_utc else ("hour",)
 
     def check(self, *, latency: bool = False) -> None:
-        """See to it that the answer, or with `latency` the one with percentiles, is one to wait for.
+        """Check that a client can wait for the answer, with percentiles if `latency` is set.
 
         Raises:
             InvalidRequestError: The end is not after the start, or there are too many buckets or rows in between.

@@ -1,7 +1,7 @@
 """Where webhooks may go: to public addresses, and to no machine of the operator's network.
 
-A name is resolved once, all of its addresses are looked at, and the connection is made to one of those: a name that
-means something else a moment later leads nowhere else.
+A name is resolved once, all of its addresses are checked, and the connection goes to one of those. So a later change of
+its DNS records has no effect.
 """
 
 from __future__ import annotations

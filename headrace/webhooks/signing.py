@@ -1,7 +1,7 @@
 """Signatures of webhooks, as https://www.standardwebhooks.com has them. Pure.
 
-An account's secrets are not stored: each is made of its row's id and the installation's secret key, so that who reads
-the database signs nothing.
+An account's secrets are not stored: each is derived from its row's id and the installation's secret key, so
+a reader of the database cannot sign webhooks.
 """
 
 from __future__ import annotations

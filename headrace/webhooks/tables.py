@@ -1,6 +1,6 @@
-"""Rows of what is to be told to whom, of who wants to hear nothing more, and of the secrets that it is signed with.
+"""Tables of webhook deliveries, of URLs that answered 410, and of the ids of signing secrets.
 
-The secrets themselves are made in `signing`.
+`signing` derives the secrets from these ids.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Feeder:
     async def feed(self, count: int, *, parcel: str | None = None) -> bool:
         """Make jobs of the next `count` lines. Wake workers for them, unless a parcel takes them to a provider.
 
-        Returns False if another scheduler has moved the batch's place: this feeder is of no use any more.
+        Returns False if another scheduler has moved the batch's place: the caller then makes a new feeder.
         """
         while count > 0:
             taken = await self._take(min(count, _MOST_LINES))

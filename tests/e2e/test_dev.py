@@ -215,7 +215,7 @@ def test_what_keeps_it_from_starting_is_one_line(start: Callable[..., Dev], home
             ({"DATABASE_URL": "postgresql://me:hidden@127.0.0.1:1/x", "REDIS_URL": closed}, "Redis at REDIS_URL: "),
             ({"DATABASE_URL": "postgresql://me:hidden@127.0.0.1:1/x"}, "Postgres at DATABASE_URL: .*refused"),
             ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no URL"),
-            ({"REDIS_URL": "nonsense"}, "REDIS_URL is to begin with redis://"),
+            ({"REDIS_URL": "nonsense"}, "REDIS_URL must begin with redis://"),
             ({"HEADRACE_CONFIG": str(config)}, rf"{config}:2: models\.x: 1 is not a table"),
         ):
             dev = start(**environment)

@@ -265,7 +265,7 @@ def unsupported_parameter(param: str, form: Format, *, kind: str | None = None) 
     """Return the error for a parameter that a format has nothing for. `kind` is the type of what is there."""
     named = f"'{param}'" if kind is None else f"'{param}' ({shorten(kind)})"
     return InvalidRequestError(
-        f"{named} cannot be honoured by this model: its provider's format, {form}, has nothing for it.",
+        f"{named} is not supported by this model: its provider's format, {form}, has no counterpart.",
         param=param,
         code="unsupported_parameter",
     )

@@ -175,7 +175,7 @@ _TURNS = append_items(f"""
     WHERE finished.state = 'completed' AND finished.deleted_at IS NULL AND conversation_id IS NOT NULL
 """)
 _ENDED = ("ended", _ATTEMPT, FINISHED_JOB, SEGMENT, SPENT)
-# Most ends that come alone are of requests, which no batch counts and no webhook tells of.
+# Most ends that come alone are of requests without a batch and without a webhook.
 _FINISH_ONE = Prepared(f"{_finish(one_row(*_ENDED), followed=False)} SELECT id FROM finished")
 _FINISH_ALL = Prepared(f"{_finish(unnest(*_ENDED), followed=True)} SELECT id FROM finished")
 _FINISH_WITH_TURNS = Prepared(f"{_finish(unnest(*_ENDED), followed=True)}, {_TURNS} SELECT id FROM finished")

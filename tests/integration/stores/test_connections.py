@@ -144,6 +144,4 @@ def test_every_part_refuses_a_redis_url_in_one_line(database_url: str, command: 
 def test_every_part_refuses_a_url_in_one_line(command: str) -> None:
     environment = {"DATABASE_URL": "mysql://u:hidden@h/db", "REDIS_URL": "redis://127.0.0.1:1/0", "HEADRACE_PORT": "0"}
     ended = CliRunner(env=environment).invoke(main, command.split())
-    assert ended.output.splitlines() == [
-        "Error: DATABASE_URL begins with mysql://, and is to begin with postgresql://."
-    ]
+    assert ended.output.splitlines() == ["Error: DATABASE_URL begins with mysql://, and must begin with postgresql://."]

@@ -70,7 +70,7 @@ def test_what_only_the_clients_format_has_is_refused_by_its_path() -> None:
     with pytest.raises(InvalidRequestError) as raised:
         ways_from_responses(replace(asking("o"), own={"tools[1]": "web_search", "prompt": "a stored prompt"}))
     assert (raised.value.param, raised.value.code) == ("tools[1]", "unsupported_parameter")
-    assert raised.value.message.startswith("'tools[1]' (web_search) cannot be honoured")
+    assert raised.value.message.startswith("'tools[1]' (web_search) is not supported")
 
 
 def test_what_is_dropped_is_named_by_the_clients_paths() -> None:
@@ -95,7 +95,7 @@ def test_a_refusal_names_the_clients_path_in_its_message_too() -> None:
     with pytest.raises(InvalidRequestError) as raised:
         ways_from_responses(asked)
     assert raised.value.param == "input[0].content[0]"
-    assert raised.value.message.startswith("'input[0].content[0]' cannot be honoured")
+    assert raised.value.message.startswith("'input[0].content[0]' is not supported")
 
 
 def test_strictness_refuses_what_the_translation_drops() -> None:
