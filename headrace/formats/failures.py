@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None =
     message = _text(said, "message") or f"The model's provider answered with status {status}."
     code, param = _text(said, "code"), _text(said, "param")
     if retry_after is None:
-        retry_after = said.get("retry_after")
+        retry_after = _seconds(said)
     if status in (401, 403) or code == "invalid_api_key":
         return UpstreamKeyError()
     if status == 429:
@@ -47,8 +48,20 @@ def reported(kind: type[UpstreamError], said: Mapping[str, Any]) -> UpstreamErro
     """Return the error of a `kind` that an answer with status 200 reports; `said` is OpenAI's error object, in part."""
     if kind is UpstreamKeyError:
         return UpstreamKeyError()
-    message = f"The model's provider reported an error: {said.get('message', 'it did not say which')[:500]}"
-    return kind(message, code=said.get("code"), retry_after=said.get("retry_after"))
+    message = f"The model's provider reported an error: {(_text(said, 'message') or 'it did not say which')[:500]}"
+    return kind(message, code=_text(said, "code"), retry_after=_seconds(said))
+
+
+def _seconds(said: Mapping[str, Any]) -> float | None:
+    """Return the seconds that a provider asks to wait. It may have written anything there, such as `"20s"`."""
+    value = said.get("retry_after")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def _text(said: Mapping[str, Any], name: str) -> str | None:

@@ -103,9 +103,8 @@ def _outside_strings(text: bytes, *, most_quotes: int) -> bytes:
 def _depth(outside: bytes) -> int:
     brackets = outside.translate(None, _NOT_BRACKETS)
     opening = brackets.count(b"[") + brackets.count(b"{")
-    if len(brackets) > 2 * opening:
-        return 0  # brackets that do not match, which the parser refuses
-    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
+    # A document has as many closing brackets. A parser refuses what has more, but may count its levels first.
+    return max(accumulate(map(_STEPS.__getitem__, brackets[: 2 * opening])), default=0)
 
 
 def _too_many_values() -> InvalidRequestError:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import UpstreamError
-from headrace.formats.json_document import has_long_number
+from headrace.formats.json_document import has_long_number, is_too_deep
 
 
 def parse_json(data: bytes) -> Any:
@@ -18,19 +18,18 @@ def parse_json(data: bytes) -> Any:
     An integer beyond 64 bits is an `orjson.Fragment`, which is written as it was read.
 
     Raises:
-        ValueError: It is not JSON even so.
+        ValueError: It is not JSON even so, or is nested too deeply.
     """
+    if is_too_deep(data):
+        raise ValueError("It is nested too deeply.")
     try:
         document = orjson.loads(data)
         if not has_long_number(data):  # orjson reads an integer beyond 64 bits as a float
             return document
     except orjson.JSONDecodeError:
         pass
-    try:
-        text = data.decode(json.detect_encoding(data), "surrogatepass" if data.isascii() else "replace")
-        loose = json.loads(text, strict=False, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
-    except RecursionError:
-        raise ValueError("It is nested too deeply.") from None
+    text = data.decode(json.detect_encoding(data), "surrogatepass" if data.isascii() else "replace")
+    loose = json.loads(text, strict=False, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
     return _storable(loose)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import mimetypes
 import re
 from collections.abc import Mapping
@@ -89,7 +88,7 @@ def _from_data_url(url: str, param: str) -> Medium:
 def _checked(data: str, param: str) -> str:
     try:
         base64.b64decode(data, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise invalid_parameter(param, "it is not base64") from None
     if not data:
         raise invalid_parameter(param, "there is nothing in it")

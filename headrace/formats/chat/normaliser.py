@@ -289,6 +289,8 @@ def _exact_logprob(token: Any) -> dict[str, Any]:
     exact = {"token": "", "bytes": None, **(token if isinstance(token, dict) else {})}
     if not isinstance(exact.get("logprob"), (int, float)):
         exact["logprob"] = _NEVER
+    if not isinstance(exact["token"], str):
+        exact["token"] = ""
     return exact
 
 
@@ -327,7 +329,7 @@ def _texts(parts: Sequence[Any], kinds: Collection[str | None]) -> Iterator[str]
         if isinstance(part, str):
             if None in kinds:
                 yield part
-        elif isinstance(part, dict) and part.get("type") in kinds:
+        elif isinstance(part, dict) and isinstance(part.get("type"), str | None) and part.get("type") in kinds:
             inner = part.get("text", part.get(str(part.get("type")), part.get("content")))
             if isinstance(inner, str):
                 yield inner

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from headrace.formats.lenient import parse_json
+
 _PREFIX = "hr1."
 
 
@@ -24,7 +26,7 @@ def open_sealed(text: str) -> dict[str, Any] | None:
     if not text.startswith(_PREFIX):
         return None
     try:
-        fields = orjson.loads(base64.b64decode(text[len(_PREFIX) :], validate=True))
+        fields = parse_json(base64.b64decode(text[len(_PREFIX) :], validate=True))
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None

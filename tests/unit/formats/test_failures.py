@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import UpstreamError, UpstreamOverloadedError, UpstreamRateLimitError
-from headrace.formats.failures import failure
+from headrace.formats.failures import failure, reported
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,16 @@ def test_a_status_tells_whether_the_provider_has_too_many_calls(status: int, kin
     assert type(error) is kind
     assert error.retry_after == 3
     assert error.retryable
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 504])
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("20", 20), (1.5, 1.5), (0, 0), ("20s", None), ([20], None), ({}, None), (True, None), (-1, None), ("nan", None)],
+)
+def test_seconds_to_wait_are_taken_from_a_body_only_if_they_are_a_number(
+    status: int, said: object, seconds: float | None
+) -> None:
+    assert failure({"message": "busy", "retry_after": said}, status).retry_after == seconds
+    error = reported(UpstreamError, {"message": "busy", "code": ["busy"], "retry_after": said})
+    assert (error.retry_after, error.code) == (seconds, UpstreamError.code)

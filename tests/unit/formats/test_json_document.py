@@ -64,6 +64,15 @@ def test_levels_are_counted(levels: int, fits: bool) -> None:
         parse_json(document)
 
 
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b"[[]]]["])
+@pytest.mark.parametrize("more", [0, 1, 3000])
+def test_a_document_of_many_levels_is_refused_whatever_closes_them(opening: bytes, more: int) -> None:
+    closing = b"}" if opening.startswith(b"{") else b"]"
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(opening * 1500 + closing * (1500 + more))
+    assert caught.value.code == "invalid_json"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -429,7 +429,16 @@ def test_a_message_of_other_types_is_made_exact(message: dict[str, Any], exact: 
 
 def test_log_probabilities_have_all_that_is_required() -> None:
     token = {"token": "a", "logprob": None, "top_logprobs": [{"token": "b", "logprob": -1}]}
-    whole = Normaliser().completion({"choices": [{"text": "a", "logprobs": {"content": [token]}}]})
+    for one in (token, token | {"token": None}, token | {"token": 1}):
+        whole = Normaliser().completion({"choices": [{"text": "a", "logprobs": {"content": [one]}}]})
+        check_whole(whole)
+        assert whole["choices"][0]["message"]["content"] == "a"
+
+
+@pytest.mark.parametrize("kind", [[], {}, ["text"], 1])
+def test_a_part_of_an_odd_kind_has_no_text(kind: Any) -> None:
+    parts = [{"type": kind, "text": "no"}, {"type": "text", "text": "a"}]
+    whole = Normaliser().completion({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]})
     check_whole(whole)
     assert whole["choices"][0]["message"]["content"] == "a"
 

@@ -1,0 +1,35 @@
+"""JSON as providers and models write it, however deep."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from headrace.formats.json_document import MAX_NESTING
+from headrace.formats.lenient import parse_json
+from headrace.formats.responses.sealed import open_sealed, seal
+from headrace.formats.tools import parse_arguments
+
+
+def nested(levels: int, inner: str = "1") -> str:
+    return '{"a":' * levels + inner + "}" * levels
+
+
+@pytest.mark.parametrize("levels", [MAX_NESTING + 1, 300, 600, 5000])
+@pytest.mark.parametrize("inner", ["1", "NaN", '"\\ud800"', "1" * 30])
+def test_what_is_nested_too_deeply_is_no_document(levels: int, inner: str) -> None:
+    text = nested(levels, inner)
+    with pytest.raises(ValueError, match="deep"):
+        parse_json(text.encode())
+    assert parse_arguments(text) == {"arguments": text}
+
+
+@pytest.mark.parametrize("inner", ["1", "NaN", '"\\ud800"', "1" * 30])
+def test_what_is_read_can_be_written(inner: str) -> None:
+    assert orjson.dumps({"body": [parse_arguments(nested(MAX_NESTING, inner))]})
+
+
+def test_sealed_fields_that_are_nested_too_deeply_are_not_ours() -> None:
+    fields = orjson.loads(nested(MAX_NESTING + 1))
+    assert open_sealed(seal({"a": 1})) == {"a": 1}
+    assert open_sealed(seal(fields)) is None
