@@ -35,7 +35,6 @@ class _Pattern:
     """The event of a chunk with a text: its name, and its data before and after the text as a JSON string."""
 
     chunk: Chunk
-    index: int
     name: bytes
     before: bytes
     after: bytes
@@ -106,7 +105,7 @@ class ChunkReader:
             pattern = self._pattern
             if pattern is not None and (texts := pattern.texts_of(events[at : at + _MOST_TOGETHER])):
                 self._unfit = 0
-                read.append(Texts(pattern.chunk, pattern.index, texts))
+                read.append(Texts(pattern.chunk, texts))
                 at += len(texts)
                 continue
             name, data = events[at]
@@ -141,8 +140,7 @@ class ChunkReader:
         if _text_alone(probed) != _PROBE:
             return None
         probed[0]["choices"][0]["delta"]["content"] = text
-        index = chunks[0]["choices"][0]["index"]
-        return _Pattern(chunks[0], index, name, before, after) if probed == chunks else None
+        return _Pattern(chunks[0], name, before, after) if probed == chunks else None
 
 
 def _text_alone(chunks: Sequence[Chunk]) -> str | None:

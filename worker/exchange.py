@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 from headrace.catalogue.models import Route
@@ -112,9 +113,11 @@ class Exchange:
     @property
     def usage(self) -> TokenUsage:
         """The usage up to now, as the provider reported it, else as estimated from the text."""
-        whole = self._whole
-        reported = _total([fold.usage for fold in self._folds]) if whole is None else whole.get("usage")
-        return parse_usage(reported) or estimate_usage(self._request, self._text())
+        if self._whole is not None:
+            return parse_usage(self._whole.get("usage")) or estimate_usage(self._request, self._text())
+        begun = [fold for fold in self._folds if fold.started] or self._folds[:1]
+        usages = [parse_usage(fold.usage) or estimate_usage(self._request, fold.text) for fold in begun]
+        return reduce(add, usages)
 
     async def complete(self) -> dict[str, Any]:
         """Return the `chat.completion`, once its chunks have been passed on.
@@ -173,9 +176,14 @@ class Exchange:
             else:
                 whole = (self._relay or form).parse_completion(shallow(await answer.read()))
                 whole = self._normalisers[number].completion(whole)
-                if not self._stream:
+                if self._stream:
+                    self._take(number, chunks_of(whole))
+                elif self.calls == 1:
                     return whole
-                self._take(number, chunks_of(whole))
+                else:  # if another call fails, what this one used is still counted
+                    for chunk in chunks_of(whole):
+                        self._folds[number].add(chunk)
+                    return whole
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     def _read(self, number: int, events: EventReader, chunks: ChunkReader, piece: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from typing import Any
@@ -14,7 +15,7 @@ from psycopg.rows import DictRow
 
 from tests.e2e.jobs import chat, completed, ended, eventually, get, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
-from tests.fakes.provider import RESET, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
+from tests.fakes.provider import RESET, Exchange, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
 from tests.service import PROVIDER_KEY
 
 FORMATS = ["anthropic", "gemini", "responses"]
@@ -216,6 +217,7 @@ async def test_several_choices(
     assert len(provider.calls_for(model)) == calls
     job = await completed(client, job_id)
     assert job["usage"]["total_tokens"] == 13 * calls
+    assert [choice["message"]["content"] for choice in job["result"]["choices"]] == ["One of three."] * 3
 
 
 async def test_a_background_job_can_be_watched_and_polled(
@@ -415,6 +417,31 @@ async def test_one_call_of_several_that_fails_ends_the_others(client: httpx.Asyn
 
     await eventually(over, "the end of the other calls")
     gate.release()
+
+
+async def test_what_calls_used_beside_one_that_failed_is_in_the_ledger(
+    client: httpx.AsyncClient, provider: Provider, database: psycopg.AsyncConnection[DictRow]
+) -> None:
+    model = f"anthropic-x{secrets.token_hex(6)}"
+    gate = Gate()
+
+    async def fail_late(exchange: Exchange) -> None:
+        await gate.pass_through()
+        await status(500)(exchange)
+
+    good = answer("One.", usage=usage_of(10, 3))
+    provider.script(model, good, fail_late, good, good, good, good)
+    answering = asyncio.create_task(client.post("/chat/completions", json=chat(model, n=3)))
+
+    async def answered() -> bool:
+        return sum(call.answered.done() for call in provider.calls_for(model)) == 2
+
+    await eventually(answered, "the answers of two calls")
+    gate.release()
+    job_id = (await answering).json()["id"].replace("chatcmpl-", "job_")
+    query = "SELECT kind, prompt_tokens FROM usage WHERE job_id = %s ORDER BY kind"
+    rows = await (await database.execute(query, (job_id,))).fetchall()
+    assert [(row["kind"], row["prompt_tokens"]) for row in rows] == [("counted", 30), ("discarded", 20)]
 
 
 async def test_a_fallback_may_speak_another_format(client: httpx.AsyncClient, provider: Provider) -> None:

@@ -15,9 +15,13 @@ class Texts:
     """
 
     chunk: Mapping[str, Any]
-    index: int
-    """The choice that the texts are of."""
     texts: Sequence[str]
+
+    @property
+    def index(self) -> int:
+        """The choice that the texts are of. An exchange of several calls numbers the choice of `chunk` itself."""
+        index: int = self.chunk["choices"][0]["index"]
+        return index
 
     def chunks(self) -> list[dict[str, Any]]:
         """Return the chunks one by one."""

@@ -54,6 +54,19 @@ class TokenUsage:
     prompt_audio_tokens: int = 0
     completion_audio_tokens: int = 0
 
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        """Return what both used; estimated if either is."""
+        return TokenUsage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.estimated or other.estimated,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.prompt_audio_tokens + other.prompt_audio_tokens,
+            self.completion_audio_tokens + other.completion_audio_tokens,
+        )
+
     @property
     def total_tokens(self) -> int:
         """All tokens, as OpenAI adds them up: cached and reasoning tokens are counted once."""
