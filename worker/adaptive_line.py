@@ -62,8 +62,10 @@ class AdaptivePermit(PendingPermit):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.line.ended(self, error)
-        self.line.give_back(self, NOTHING)
+        try:
+            self.line.ended(self, error)
+        finally:
+            self.line.give_back(self, NOTHING)
 
 
 class AdaptiveLine(PermitLine):
@@ -121,6 +123,12 @@ class AdaptiveLine(PermitLine):
         """Learn after how many seconds a call's first text came."""
         if self._slowness.add(seconds) and self.limit.slowed(permit.started, permit.level, now=time.monotonic()):
             self._share_cut()
+
+    def leave(self, permit: PendingPermit) -> None:
+        """Forget a call that was cancelled while it waited. It made no call that the provider could take."""
+        if isinstance(permit, AdaptivePermit):
+            permit.known = True
+        super().leave(permit)
 
     def give_back(self, permit: PendingPermit, change: Cost) -> None:
         """End a call, whose permit the first call that waits here gets at once if no worker's call comes before it."""

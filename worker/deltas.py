@@ -25,7 +25,10 @@ _READERS_WAIT_SECONDS = 0.1
 class Deltas:
     """The deltas of one attempt: counted since its start, and held until Postgres has them."""
 
-    __slots__ = ("_attempt", "_before", "_first_at", "_held", "_job_id", "_once", "_saved", "_taken", "on_saved", "seq")
+    __slots__ = (
+        "_attempt", "_before", "_first_at", "_held", "_job_id", "_once", "_saved", "_taken", "on_first", "on_saved",
+        "seq",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class Deltas:
         self.seq = 0
         """The number of the last delta, 0 before the first."""
         self.on_saved = on_saved
+        self.on_first: Callable[[], None] | None = None
+        """Called with the first delta."""
         self._once = once
         self._job_id = job_id
         self._attempt = attempt
@@ -59,6 +64,8 @@ class Deltas:
         """Count deltas, one JSON object a line, and hold them. Returns them with the line ends."""
         if self._first_at is None:
             self._first_at = time.monotonic()
+            if self.on_first is not None:
+                self.on_first()
         body = b"\n".join((*lines, b""))
         self._held += body
         self.seq += len(lines)

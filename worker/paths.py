@@ -200,6 +200,11 @@ class Call:
         self._probed: Sequence[str] = ()
         self._reported = False
 
+    @property
+    def probes(self) -> bool:
+        """Whether an open circuit lets this call through to see whether the provider answers again."""
+        return bool(self._probed)
+
     def answered(self) -> None:
         """Note that the provider answers while the call still goes on: at a stream's first text."""
         if not self._reported:

@@ -156,7 +156,7 @@ class PermitLine:
         """Put a call at the end of the line."""
         self._waiting.append(permit)
         self._soonest_deadline = min(self._soonest_deadline, permit.deadline)
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1 or self._task is None:
             self._wake()
 
     def leave(self, permit: PendingPermit) -> None:

@@ -198,8 +198,9 @@ class Runner:
             crowd=None if job.batch_id is None else self._crowds.of((job.account_id, job.model)),
         )
         asked = time.monotonic()
-        async with permitted as permit, self._circuits.call(name, route.name, account=job.account_id):
+        async with permitted as permit, self._circuits.call(name, route.name, account=job.account_id) as call:
             attempt.exchange = exchange
+            attempt.deltas.on_first = call.answered if call.probes else None
             attempt.called_at = time.monotonic()
             attempt.throttled_seconds = attempt.called_at - asked
             if attempt.spans is not None:

@@ -48,7 +48,9 @@ class WakeUps:
         return self._line_count if tier == LINES else len(self._tiers) - self._line_count
 
     def add(self, job_id: str, tier: str, message: Message) -> None:
-        """Let a job of a message wait."""
+        """Let a job of a message wait, unless it waits already: a message may name it twice."""
+        if job_id in self._tiers:
+            return
         self._tiers[job_id] = tier
         self._messages[job_id] = message
         if tier == LINES:

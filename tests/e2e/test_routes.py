@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, eventually, refused, submit
-from tests.fakes.provider import Exchange, Gate, Provider, answer, status
+from tests.fakes.provider import DONE, Exchange, Gate, Provider, answer, chunk, status, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 CONFIG = """
@@ -154,6 +154,36 @@ async def test_a_provider_that_keeps_failing_is_left_alone(ours: httpx.AsyncClie
         return await tried() == ["broken"]
 
     await eventually(called_again, "the circuit to be probed and closed")
+
+
+async def test_a_stream_that_has_begun_closes_the_circuit(ours: httpx.AsyncClient, provider: Provider) -> None:
+    model = f"circuit-{secrets.token_hex(6)}"
+    well, gate = False, Gate()
+    begun = stream(chunk({"role": "assistant", "content": "a"}), gate, chunk(finish="stop"), DONE)
+
+    async def behave(exchange: Exchange) -> None:
+        broken = exchange.call.path.startswith("/broken")
+        await (answer() if not broken else begun if well else status(503))(exchange)
+
+    provider.always(model, behave)
+
+    async def left_alone() -> bool:
+        job = await completed(ours, await submit(ours, model))
+        return [attempt["provider"] for attempt in job["attempts"]] == ["sound"]
+
+    await eventually(left_alone, "it to be left alone")
+    well, before = True, len(provider.calls_for(model))
+    jobs = []
+
+    async def called_by_all() -> bool:
+        """Whether it gets more calls than one of each worker to see if it answers again."""
+        jobs.append(await submit(ours, model))
+        return sum(call.path.startswith("/broken") for call in provider.calls_for(model)[before:]) >= 5
+
+    await eventually(called_by_all, "calls beside a stream that has begun")
+    gate.release()
+    for job_id in jobs:
+        await completed(ours, job_id)
 
 
 async def test_a_job_without_another_route_waits_for_it(ours: httpx.AsyncClient, provider: Provider) -> None:

@@ -26,8 +26,8 @@ from tests.metrics import values
 from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
 from worker import throttle as module
-from worker.adaptive import INITIAL
-from worker.adaptive_line import AdaptiveLine
+from worker.adaptive import INITIAL, AdaptiveLimit
+from worker.adaptive_line import AdaptiveLine, AdaptivePermit
 from worker.permits import UNLIMITED
 from worker.throttle import Throttle
 
@@ -84,13 +84,13 @@ class Call:
             await self.admitted.wait()
         return self
 
-    async def end(self, error: Exception | None = None) -> None:
+    async def end(self, error: Exception | None = None, *, raises: type[Exception] | None = None) -> None:
         self._error = error
         self._end.set()
         if error is None:
             await self.task
         else:
-            with pytest.raises(type(error)):
+            with pytest.raises(raises or type(error)):
                 await self.task
 
 
@@ -277,3 +277,48 @@ async def test_clients_that_name_many_models_make_no_more_than_so_many_lines(
             pass
         await asyncio.sleep(0)
     assert len(throttle._lines) <= 10
+
+
+async def test_a_call_that_is_cancelled_as_it_gets_its_permit_holds_no_other_up(
+    workers: list[Throttle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throttle = workers[0]
+    running = await Call(throttle, background=True).started()
+    line = line_of(throttle)
+
+    def allow_one() -> None:
+        line.limit.current = line.limit.current._replace(calls=1)
+        line._apply()
+
+    allow_one()
+    cancelled = Call(throttle, background=True)
+    await eventually(lambda: len(line._waiting) == 1, "the second call to wait")
+    begin = AdaptiveLine._begin
+
+    def begin_and_cancel(self: AdaptiveLine, permit: AdaptivePermit, now: float, level: int) -> None:
+        begin(self, permit, now, level)
+        cancelled.task.cancel()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AdaptiveLine, "_begin", begin_and_cancel)
+        await running.end()
+        with contextlib.suppress(asyncio.CancelledError):
+            await cancelled.task
+    allow_one()
+    for permit in line._young:
+        permit.started -= 3600  # a provider would have refused it long ago
+    later = await Call(throttle, background=True).started()
+    await later.end()
+
+
+async def test_a_call_gives_its_permit_back_whatever_the_line_makes_of_its_end(
+    workers: list[Throttle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise ZeroDivisionError
+
+    calls = await fill(workers[0], 2)
+    monkeypatch.setattr(AdaptiveLimit, "overloaded", fail)
+    await calls.pop().end(UpstreamOverloadedError(), raises=ZeroDivisionError)
+    assert line_of(workers[0])._held == 1
+    await end(*calls)

@@ -14,7 +14,7 @@ from worker import intake as intake_module
 from worker.crowds import Crowds, Key
 from worker.intake import Intake
 from worker.slots import Slots
-from worker.wakeups import Message
+from worker.wakeups import Message, WakeUps
 
 
 class BoundedEvent(asyncio.Event):
@@ -26,6 +26,17 @@ class BoundedEvent(asyncio.Event):
         self.waits += 1
         assert self.waits < 100, "the loop never gives way"
         return await super().wait()
+
+
+@pytest.mark.parametrize("tier", ["default", "batch"])
+def test_a_message_that_names_a_job_twice_is_gone_with_the_job(tier: str) -> None:
+    waiting, message = WakeUps(), Message()
+    waiting.add("job_1", tier, message)
+    waiting.add("job_1", tier, message)
+    assert waiting.competing(tier) == 1
+    waiting.drop("job_1")
+    assert message.gone.is_set()
+    assert [waiting.competing(tier) for tier in ("default", "batch")] == [0, 0]
 
 
 async def test_lines_that_are_held_back_do_not_start_with_the_jobs_of_other_tiers(
