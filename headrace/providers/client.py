@@ -167,6 +167,11 @@ class Call:
         return connection
 
 
+def _may_begin_events(body: bytes) -> bool:
+    """Whether more bytes have to come before a body shows if it is a stream of events."""
+    return not body or any(beginning.startswith(body) and beginning != body for beginning in _EVENTS)
+
+
 class Answer:
     """A provider's answer whose body has not been read."""
 
@@ -189,7 +194,7 @@ class Answer:
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.
         """
-        while not self._first.strip():
+        while _may_begin_events(self._first.lstrip()):
             piece = await self._more()
             if not piece:
                 return False

@@ -99,6 +99,26 @@ async def test_an_answer_that_is_compressed_wrongly_is_an_error(client: Provider
         assert len(server.peers) == 1
 
 
+@pytest.mark.parametrize("text", [b"data: {}", b"event: x", b": nothing", b"\xef\xbb\xbfdata: {}", b"\n data: {}"])
+@pytest.mark.parametrize("cut", [1, 2, 4])
+async def test_a_stream_is_known_however_its_first_bytes_are_cut(client: ProviderClient, text: bytes, cut: int) -> None:
+    first, rest = text[:cut], text[cut:]
+    reached = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + first)
+        await reached.wait()
+        await peer.send(rest + b"\n\n")
+
+    async with serving(handle) as server:
+        provider = server.provider
+        async with client.call(provider, url=provider.base_url, headers={}) as answer:
+            reached.set()
+            assert await answer.is_stream()
+            await answer.read()
+
+
 async def test_a_reset_in_the_middle_is_an_error(client: ProviderClient) -> None:
     reached = asyncio.Event()
 
