@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from api.http.sse import PING_AFTER_ID
+from api.http.sse import PING_AFTER_ID, render_event
 from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses import events
@@ -73,10 +73,14 @@ class ResponseEvents:
         return []
 
     def refuse(self, error: HeadraceError) -> bytes:
-        """Return the event of an error that ends the stream, but not the job."""
+        """Return the event of an error that ends the stream, but not the job.
+
+        It is not part of the log: it has no id, and the number of the last event, after which its reader resumes.
+        """
         body = error.body()
-        line = {"type": "error", **{name: body[name] for name in ("code", "message", "param")}}
-        return events.render_line(orjson.dumps(line), self._last + 1)
+        line = {"sequence_number": self._last, "type": "error"}
+        line |= {name: body[name] for name in ("code", "message", "param")}
+        return render_event(orjson.dumps(line), name="error")
 
     def _open(self, end: int) -> list[bytes]:
         """Return the opening events before number `end` that the client does not have."""

@@ -216,6 +216,8 @@ class _Follower:
             if frame.kind in _WITHOUT_LINES:
                 continue
             if frame.first_seq > self.cursor.seq + 1 or not frame.lines:
+                if frame.kind == "delta" and frame.first_seq <= self.cursor.seq:
+                    continue  # too large for a message, and read from Postgres, which has all of its lines or none
                 return events, frames[index:]
             if frame.kind == "delta":
                 self.ahead = True

@@ -18,6 +18,11 @@ class ListenerClosedError(Exception):
     """The reader has to stop: its client left, its key became invalid, or this process ends."""
 
 
+def _size_of(frame: Frame) -> int:
+    """Return the bytes that a frame takes in a buffer."""
+    return sum(map(len, frame.lines)) + 64
+
+
 class Listener:
     """One reader of one job's frames, with a bounded buffer."""
 
@@ -81,7 +86,7 @@ class Listener:
             except Exception as error:  # noqa: BLE001  (it fails the reader, and no other one)
                 waiter.set_exception(error)
                 return
-        self._size += sum(map(len, frame.lines)) + 64
+        self._size += _size_of(frame)
         if self._size > self._limit:
             self.miss()
             return
@@ -108,6 +113,7 @@ class Listener:
     def put_back(self, frames: Sequence[Frame]) -> None:
         """Put frames back into the buffer, before those that came meanwhile."""
         self._frames[:0] = frames
+        self._size += sum(map(_size_of, frames))
 
     def check(self, position: tuple[int, int], *, ended: bool) -> None:
         """Compare with the position in Postgres: a reader that is behind with an empty buffer missed events."""

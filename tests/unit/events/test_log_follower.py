@@ -63,3 +63,30 @@ async def test_a_log_that_is_newer_than_the_job_s_state_voids_no_attempt(monkeyp
     assert [type(event) for event in events] == [Started, Deltas, Retrying, Started, Deltas]
     live, missed = follower.take_all([Frame(JOB, 2, 3, "delta", [b"{}"])])
     assert (live, missed) == ([Deltas(Cursor(2, 3), [b"{}"])], [])
+
+
+async def test_lines_too_large_for_a_message_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their frame comes without them, and the reader goes on live after it has read them from Postgres."""
+    listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
+    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    large, later = Frame(JOB, 1, 1, "delta", []), Frame(JOB, 1, 3, "delta", [b"{}"])
+    events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), large, later])
+    assert (events, missed) == ([Started(Cursor(1, 0))], [large, later])
+
+    async def running(*_: Any) -> Any:
+        return Progress(State.RUNNING, 1, True, 0, 0, None, None, NOTHING, "responses")
+
+    async def log(*_: Any, **__: Any) -> list[tuple[int, int, list[bytes]]]:
+        return [(1, 1, [b"{}", b"{}"])]
+
+    monkeypatch.setattr(follow, "_progress_of", running)
+    monkeypatch.setattr(follow, "read_log", log)
+    assert await follower.replay() == [Deltas(Cursor(1, 1), [b"{}", b"{}"])]
+    assert follower.take_all(missed) == ([Deltas(Cursor(1, 3), [b"{}"])], [])
+
+
+async def test_frames_that_are_put_back_count_as_unread() -> None:
+    listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
+    listener.put_back([Frame(JOB, 1, 2, "delta", [b"x" * 900])])
+    listener.put(Frame(JOB, 1, 3, "delta", [b"x" * 900]))
+    assert await listener.get() is None, "it replays instead"

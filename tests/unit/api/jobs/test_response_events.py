@@ -8,6 +8,7 @@ import httpx2
 import openai
 
 from api.jobs.response_events import ResponseEvents
+from headrace.errors import UnavailableError
 from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses.events import render_line, render_lines
 from headrace.ids import new_id
@@ -71,3 +72,13 @@ def test_a_comment_is_no_event_to_openais_client() -> None:
     with openai.OpenAI(api_key="k", http_client=httpx2.Client(transport=served), max_retries=0) as client:
         read = list(client.responses.create(model="fake", input="Hi", background=True, stream=True))
     assert [event.type for event in read] == ["response.created", "response.queued", "response.in_progress"]
+
+
+def test_an_error_outside_of_the_log_takes_no_event_s_place() -> None:
+    written = ResponseEvents({"model": "fake", "input": []}, new_id("job"), 1, background=True)
+    written.render(Started(Cursor(1, 0)))
+    read = written.render(Deltas(Cursor(1, 1), [LINE]))
+    last = json.loads(read[-1].partition(b"data: ")[2])["sequence_number"]
+    error = written.refuse(UnavailableError("This server is shutting down."))
+    assert b"\nid:" not in error
+    assert json.loads(error.partition(b"data: ")[2])["sequence_number"] == last
