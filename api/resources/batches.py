@@ -43,6 +43,7 @@ from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
 from headrace.formats.chat.validation import check_text
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
+from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
 from headrace.stores.connections import Row
 from headrace.webhooks.queries import list_deliveries
@@ -228,7 +229,8 @@ async def list_results(
 ) -> Response:
     """List the lines that have ended, in the order of their ends, as in the output files.
 
-    A reader that asks again with `after` gets each line that has ended since, once.
+    A reader that asks again with `after` gets each line that has ended since, once. A page with large answers has
+    fewer than `limit`.
     """
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
@@ -237,13 +239,12 @@ async def list_results(
         job_id = job_id_of_line(after)
         if not (is_id(after, "batch_req") and await has_line(database, batch_id, job_id)):
             raise invalid_parameter("after", f"no line of the batch has the id '{after[:100]}'")
-    rows = await list_ended(database, batch_id, after=job_id, limit=limit + 1)
-    page = rows[:limit]
+    page, more = await list_ended(database, batch_id, after=job_id, limit=limit, most_bytes=PAGE_BYTES)
     head = {
         "object": "list",
         "first_id": batch_line_id(page[0].id) if page else None,
         "last_id": batch_line_id(page[-1].id) if page else after,
-        "has_more": len(rows) > limit,
+        "has_more": more,
     }
     body = b'%b,"data":[%b]}' % (orjson.dumps(head)[:-1], b",".join(map(render_line, page)))
     return Response(body, media_type="application/json")

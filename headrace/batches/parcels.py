@@ -17,15 +17,33 @@ class NativeParcel:
     state: Literal["filling", "submitting", "submitted"]
     remote_id: str | None
     failures: int
+    route: str | None
+    """The route whose batch API has it. None if the previous release has let the batch be run by workers."""
+    cancelled: bool
+    """Whether the provider was asked to cancel it."""
     due: bool
 
+    @property
+    def provider(self) -> str:
+        """The provider's name, also of a route that the configuration does not have any more."""
+        return (self.route or "").partition("/")[0]
 
+
+# A parcel that would wait for longer than `seconds` got its time when they were more, as before a cancellation.
+# It is due now. One that has failed keeps its time, or a short outage would use up its failures.
 _PARCELS = """
-SELECT id, state, remote_id, failures, due_at <= now() FROM native_parcels
-WHERE batch_id = %(batch_id)s AND state <> 'done' ORDER BY id
+SELECT parcels.id, parcels.state, remote_id, failures, coalesce(route, native_route), parcels.cancelled,
+       due_at <= now() OR (failures = 0 AND due_at > now() + %(seconds)s * interval '1 second')
+FROM native_parcels AS parcels JOIN batches ON batches.id = batch_id
+WHERE batch_id = %(batch_id)s AND parcels.state <> 'done' ORDER BY parcels.id
 """
 _OPEN_PARCEL = """
-INSERT INTO native_parcels (id, batch_id) VALUES (%(id)s, %(batch_id)s) ON CONFLICT (id) DO NOTHING
+WITH native AS (
+    SELECT id, native_route FROM batches WHERE id = %(batch_id)s AND native_route IS NOT NULL
+), opened AS (
+    INSERT INTO native_parcels (id, batch_id) SELECT %(id)s, id FROM native ON CONFLICT (id) DO NOTHING
+)
+SELECT native_route FROM native
 """
 _MOVE_PARCEL = """
 UPDATE native_parcels SET state = %(state)s, remote_id = coalesce(%(remote_id)s, remote_id),
@@ -35,16 +53,17 @@ WHERE id = %(id)s AND state <> 'done'
 """
 
 
-async def list_parcels(database: Database, batch_id: str) -> list[NativeParcel]:
-    """Return the parcels of a batch that still hold lines, oldest first."""
-    return [NativeParcel(*row) for row in await execute(database.relaxed, _PARCELS, {"batch_id": batch_id})]
+async def list_parcels(database: Database, batch_id: str, *, seconds: float) -> list[NativeParcel]:
+    """Return the parcels of a batch that are not done, oldest first. Unless it failed, none waits over `seconds`."""
+    parameters = {"batch_id": batch_id, "seconds": seconds}
+    return [NativeParcel(*row) for row in await execute(database.relaxed, _PARCELS, parameters)]
 
 
-async def open_parcel(database: Database, batch_id: str) -> str:
-    """Make a parcel for lines of a batch, and return its id."""
+async def open_parcel(database: Database, batch_id: str) -> NativeParcel | None:
+    """Make a parcel for lines of a batch. Returns None if workers run the batch meanwhile."""
     parcel_id = new_id("parcel")
-    await execute(database.durable, _OPEN_PARCEL, {"id": parcel_id, "batch_id": batch_id})
-    return parcel_id
+    rows = await execute(database.durable, _OPEN_PARCEL, {"id": parcel_id, "batch_id": batch_id})
+    return NativeParcel(parcel_id, "filling", None, 0, rows[0].native_route, False, True) if rows else None
 
 
 async def move_parcel(
@@ -69,6 +88,21 @@ async def move_parcel(
     await execute(database.durable, _MOVE_PARCEL, parameters)
 
 
+async def mark_cancelled(database: Database, parcel_id: str) -> None:
+    """Note that a parcel's provider was asked to cancel it."""
+    query = "UPDATE native_parcels SET cancelled = true WHERE id = %(id)s"
+    await execute(database.durable, query, {"id": parcel_id})
+
+
+_RUN_HERE = """
+WITH parted AS (
+    UPDATE native_parcels SET route = native_route FROM batches
+    WHERE batches.id = %(id)s AND batch_id = %(id)s AND native_parcels.state <> 'done' AND native_route IS NOT NULL
+)
+UPDATE batches SET native_route = NULL WHERE id = %(id)s
+"""
+
+
 async def run_here(database: Database, batch_id: str) -> None:
-    """Let the rest of a batch be run by our own workers."""
-    await execute(database.durable, "UPDATE batches SET native_route = NULL WHERE id = %(id)s", {"id": batch_id})
+    """Let our own workers run the rest of a batch. Its open parcels keep its route."""
+    await execute(database.durable, _RUN_HERE, {"id": batch_id})

@@ -145,7 +145,19 @@ async def count_active(database: Database, account_id: str) -> int:
     return int(rows[0][0])
 
 
-_LIST_ACTIVE = _VIEW + f"WHERE state IN {_ACTIVE} ORDER BY batches.id"
+# Lines that a parcel holds are counted only where others run beside them, as they may be many.
+_LIST_ACTIVE = f"""
+SELECT active.*, has_parcels,
+       CASE WHEN has_parcels AND native_route IS NULL
+            THEN (SELECT count(*) FROM jobs
+                  WHERE jobs.batch_id = active.id AND jobs.state = 'running'
+                        AND worker IN (SELECT id FROM native_parcels WHERE batch_id = active.id AND state <> 'done'))
+            ELSE 0 END AS held
+FROM ({_VIEW} WHERE state IN {_ACTIVE}) AS active CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM native_parcels WHERE batch_id = active.id AND state <> 'done') AS has_parcels
+) AS parcels
+ORDER BY active.id
+"""
 
 
 async def get_batch(database: Database, batch_id: str, account_id: str) -> Row | None:
@@ -164,7 +176,11 @@ async def list_batches(
 
 
 async def list_active(database: Database) -> Sequence[Row]:
-    """Return every account's batches that have not ended, oldest first."""
+    """Return every account's batches that have not ended, oldest first.
+
+    `has_parcels` tells whether a batch has parcels that are not done. Of a batch that workers run, `held` is the number
+    of lines that such parcels hold.
+    """
     return await execute(database.relaxed, _LIST_ACTIVE)
 
 
@@ -319,8 +335,8 @@ async def fold_tallies(database: Database) -> None:
 
 
 _RESULTS = """
-SELECT jobs.id, line, custom_id, jobs.state, response, error, deadline_at >= expires_at AS whole_window,
-       cancelling_at IS NOT NULL AS whole_cancelled
+SELECT jobs.id, line, finished_in, custom_id, jobs.state, response, error,
+       deadline_at >= expires_at AS whole_window, cancelling_at IS NOT NULL AS whole_cancelled
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
@@ -338,16 +354,28 @@ WHERE before < %(bytes)s ORDER BY line
 # An open transaction may have a lower number than one that has ended. A reader continues from its last line, so it gets
 # only the lines of transactions before every open one, and misses none. A row with the number of a future transaction
 # comes from the database from which this one was restored.
-_IN_ORDER_OF_ENDS = (
+_ENDS = (
     _RESULTS
     + """
 AND (finished_in, line) > (SELECT coalesce(max(finished_in), -9223372036854775808), coalesce(max(line), 0) FROM jobs
                            WHERE id = %(after)s AND batch_id = %(batch_id)s)
 AND (finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
      OR finished_in >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
-ORDER BY finished_in, line LIMIT %(limit)s
+ORDER BY finished_in, line LIMIT %(limit)s + 1
 """
 )
+# Answers are of any size, so a page also ends by its bytes. `found` tells whether lines are left behind the cut. Their
+# answers are not read, as Postgres keeps the length of a text apart from it.
+_IN_ORDER_OF_ENDS = f"""
+SELECT * FROM (
+    SELECT *, count(*) OVER () AS found,
+           sum(bytes) OVER (ORDER BY finished_in, line ROWS UNBOUNDED PRECEDING) - bytes AS before
+    FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
+          FROM ({_ENDS}) AS ended
+         ) AS sized
+) AS page
+WHERE before < %(bytes)s ORDER BY finished_in, line LIMIT %(limit)s
+"""
 
 
 async def read_lines(database: Database, batch_id: str, *, after: int, last: int, most_bytes: int) -> Sequence[Row]:
@@ -359,9 +387,16 @@ async def read_lines(database: Database, batch_id: str, *, after: int, last: int
     return await execute(database.relaxed, _IN_ORDER_OF_LINES, parameters)
 
 
-async def list_ended(database: Database, batch_id: str, *, after: str | None, limit: int) -> Sequence[Row]:
-    """Return up to `limit` lines that have ended, in order of their ends, past the one whose job is `after`."""
-    return await execute(database.relaxed, _IN_ORDER_OF_ENDS, {"batch_id": batch_id, "after": after, "limit": limit})
+async def list_ended(
+    database: Database, batch_id: str, *, after: str | None, limit: int, most_bytes: int
+) -> tuple[Sequence[Row], bool]:
+    """Return up to `limit` lines that have ended, past the one whose job is `after`, and whether there are more.
+
+    They are in order of their ends. The page ends with the line with which its answers and errors come to `most_bytes`.
+    """
+    parameters = {"batch_id": batch_id, "after": after, "limit": limit, "bytes": most_bytes}
+    rows = await execute(database.relaxed, _IN_ORDER_OF_ENDS, parameters)
+    return rows, bool(rows) and rows[0].found > len(rows)
 
 
 async def has_line(database: Database, batch_id: str, job_id: str) -> bool:

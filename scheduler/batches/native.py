@@ -2,8 +2,10 @@
 
 The lines become jobs as any others do, but a parcel holds their claims from the start, until the batch's deadline. The
 provider's result of a line ends its job. A line without a result, or with a failure that a retry may mend, goes to the
-workers. A parcel's row has its state, so that after the death of a scheduler the next one goes on: before it submits a
-parcel again, it asks the provider whether the parcel has arrived.
+workers. Once a parcel is given up, workers also run what is in no parcel yet; the other parcels go on.
+
+A parcel's row has its state, so that after the death of a scheduler the next one goes on: before it submits a parcel
+again, it asks the provider whether the parcel has arrived.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from typing import Any
 
 import orjson
 
-from headrace.batches.parcels import NativeParcel, list_parcels, move_parcel, open_parcel, run_here
+from headrace.batches.parcels import (
+    NativeParcel,
+    list_parcels,
+    mark_cancelled,
+    move_parcel,
+    open_parcel,
+    run_here,
+)
 from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.state import BatchState
 from headrace.catalogue.models import Catalogue, Route
@@ -46,6 +55,8 @@ log = logging.getLogger(__name__)
 
 # Retryable failures of a parcel in a row after which workers run its lines.
 _MOST_FAILURES = 5
+# Seconds between two questions, at most, while a batch is cancelled: its client waits for what was done.
+_CANCELLING_POLL_SECONDS = 5.0
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
@@ -72,39 +83,52 @@ class NativeBatch:
         self._batch = batch
         self._purse = purse
         self._poll_seconds = poll_seconds
+        self._is_cancelling = batch.state == BatchState.CANCELLING
+        # It ends when a parcel is given up, which the batch's row in this round does not show.
+        self._is_native = batch.native_route is not None
 
     async def go_on(self) -> None:
         """Hand lines to the provider, and look at the parcels that are due."""
-        route = self._route()
-        parcels = await list_parcels(self._database, self._batch.id)
-        if route is None:
-            await self._give_up(parcels, "the route is not in the configuration any more")
-            return
-        cancelling = self._batch.state == BatchState.CANCELLING
-        api = BATCH_APIS[route.provider.kind]
+        parcels = await list_parcels(self._database, self._batch.id, seconds=self._seconds)
         for parcel in parcels:
-            if parcel.state == "submitted":
-                if parcel.due or cancelling:
-                    await self._look(api, route, parcel, cancelling=cancelling)
-            elif cancelling:
-                await self._close(parcel.id)
-            elif parcel.due:
-                await self._hand_over(api, route, parcel)
-        if not cancelling and self._batch.fed < self._batch.total and all(p.state == "submitted" for p in parcels):
-            parcel_id = await open_parcel(self._database, self._batch.id)
-            await self._hand_over(api, route, NativeParcel(parcel_id, "filling", None, 0, True))
+            await self._serve(parcel)
+        if self._has_more and all(parcel.state == "submitted" for parcel in parcels):
+            opened = await open_parcel(self._database, self._batch.id)
+            if opened is not None:
+                await self._serve(opened)
 
     @property
-    def _provider(self) -> str:
-        """The provider's name, also of a route that the configuration does not have any more."""
-        return str(self._batch.native_route).partition("/")[0]
+    def _seconds(self) -> float:
+        """Seconds between two questions about a parcel."""
+        return min(self._poll_seconds, _CANCELLING_POLL_SECONDS) if self._is_cancelling else self._poll_seconds
 
-    def _route(self) -> Route | None:
+    @property
+    def _has_more(self) -> bool:
+        """Whether the batch has more lines for its provider."""
+        return self._is_native and not self._is_cancelling and self._batch.fed < self._batch.total
+
+    async def _serve(self, parcel: NativeParcel) -> None:
+        route = self._route(parcel.route)
+        if route is None:
+            await self._give_up(parcel, "the route is not in the configuration any more")
+        elif self._is_unwanted(parcel):
+            await self._close(parcel.id)
+        elif parcel.due:
+            serve = self._look if parcel.state == "submitted" else self._hand_over
+            await serve(BATCH_APIS[route.provider.kind], route, parcel)
+
+    def _route(self, name: str | None) -> Route | None:
         try:
             routes = self._catalogue.routes(self._batch.model or "")
         except ModelNotFoundError:
             return None
-        return next((route for route in routes if route.name == self._batch.native_route and route.native_batch), None)
+        return next((route for route in routes if route.name == name and route.native_batch), None)
+
+    def _is_unwanted(self, parcel: NativeParcel) -> bool:
+        """Tell whether a parcel is not handed over any more."""
+        if self._is_cancelling:
+            return parcel.state != "submitted"
+        return parcel.state == "filling" and not self._is_native
 
     # -- to the provider -------------------------------------------------------------------------------------------
 
@@ -149,10 +173,10 @@ class NativeBatch:
 
     async def _failed(self, parcel: NativeParcel, error: UpstreamError) -> None:
         if not error.retryable or parcel.failures + 1 >= _MOST_FAILURES:
-            await self._give_up([parcel], error.message, logged=error.summary())
+            await self._give_up(parcel, error.message, logged=error.summary())
             return
         log.warning("a provider's batch API failed, trying again: %s", error.summary())
-        PARCELS.labels(self._provider, "retried").inc()
+        PARCELS.labels(parcel.provider, "retried").inc()
         await move_parcel(
             self._database,
             parcel.id,
@@ -162,24 +186,25 @@ class NativeBatch:
             seconds=self._poll_seconds,
         )
 
-    async def _give_up(self, parcels: list[NativeParcel], why: str, *, logged: str | None = None) -> None:
-        """Let workers run the lines of these parcels, and the rest of the batch.
+    async def _give_up(self, parcel: NativeParcel, why: str, *, logged: str | None = None) -> None:
+        """Let workers run the lines of a parcel, and those that are in no parcel yet. Other parcels go on.
 
-        `why` is stored with the parcels. The log has `logged` instead, where `why` is a provider's own text.
+        `why` is stored with the parcel. The log has `logged` instead, where `why` is a provider's own text.
         """
-        log.warning("workers run this batch, not its provider: %s", logged or why)
+        log.warning("workers run what a provider was to run of this batch: %s", logged or why)
+        # It comes first: if the scheduler dies in between, the parcel is served, and given up, again.
         await run_here(self._database, self._batch.id)
-        for parcel in parcels:
-            PARCELS.labels(self._provider, "given_up").inc()
-            await self._close(parcel.id, error=why)
+        self._is_native = False
+        PARCELS.labels(parcel.provider, "given_up").inc()
+        await self._close(parcel.id, error=why)
 
     # -- and back -----------------------------------------------------------------------------------------------------
 
-    async def _look(self, api: BatchApi, route: Route, parcel: NativeParcel, *, cancelling: bool) -> None:
+    async def _look(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
         assert parcel.remote_id is not None
+        if self._is_cancelling and not parcel.cancelled:
+            await self._cancel(api, route, parcel, parcel.remote_id)
         try:
-            if cancelling:
-                await api.cancel(self._client, route.provider, parcel.remote_id)
             status = await api.poll(self._client, route.provider, parcel.remote_id)
             if status.state == "ended":
                 async with aclosing(api.results(self._client, route.provider, status)) as results:
@@ -188,12 +213,21 @@ class NativeBatch:
             await self._failed(parcel, error)
             return
         if status.state == "running":
-            await move_parcel(self._database, parcel.id, "submitted", seconds=self._poll_seconds)
+            await move_parcel(self._database, parcel.id, "submitted", seconds=self._seconds)
         elif status.error is not None:
-            await self._give_up([parcel], status.error.message, logged=status.error.summary())
+            await self._give_up(parcel, status.error.message, logged=status.error.summary())
         else:
             PARCELS.labels(route.provider_name, "ended").inc()
             await self._close(parcel.id)
+
+    async def _cancel(self, api: BatchApi, route: Route, parcel: NativeParcel, remote_id: str) -> None:
+        """Ask the provider to cancel its batch. If it does not, the next look asks again: a poll tells how it goes."""
+        try:
+            await api.cancel(self._client, route.provider, remote_id)
+        except UpstreamError as error:
+            log.warning("a provider did not cancel its batch: %s", error.summary())
+            return
+        await mark_cancelled(self._database, parcel.id)
 
     async def _take(
         self, route: Route, api: BatchApi, parcel: NativeParcel, results: AsyncIterator[NativeResult]

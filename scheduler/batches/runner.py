@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,7 +31,7 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
 from headrace.telemetry.context import bind
-from scheduler.batches.allowance import Allowances, outstanding
+from scheduler.batches.allowance import Allowances, Purse, outstanding
 from scheduler.batches.feed import Feeder
 from scheduler.batches.native import NativeBatch
 from scheduler.batches.output import Output
@@ -142,7 +144,7 @@ class BatchRunner:
             return
         elif _has_ended(batch):
             await finalize_batch(self._database, batch.id)
-        elif batch.native_route is not None and (outstanding(batch) or self._allowances.lines(batch)):
+        elif batch.has_parcels or (batch.native_route is not None and self._allowances.lines(batch)):
             self._begin(batch, self._go_on(batch))
 
     def _is_feedable(self, batch: Row) -> bool:
@@ -203,7 +205,7 @@ class BatchRunner:
             log.info("the input is valid")
 
     async def _go_on(self, batch: Row) -> None:
-        with self._allowances.purse(batch) as purse:
+        with self._purse(batch) as purse:
             native = NativeBatch(
                 self._database,
                 self._queue,
@@ -215,6 +217,12 @@ class BatchRunner:
             )
             await native.go_on()
 
+    def _purse(self, batch: Row) -> contextlib.AbstractContextManager[Purse]:
+        """Reserve the money for a batch's provider. A batch that workers run keeps its share for them."""
+        if batch.native_route is None:
+            return contextlib.nullcontext(Purse(Decimal()))
+        return self._allowances.purse(batch)
+
     async def _write(self, batch: Row) -> None:
         end = await Output(self._database, batch, room=self._room).write()
         if end is not None:
@@ -225,24 +233,29 @@ class BatchRunner:
             self._tasks[batch.id].cancel()
         while jobs := await cancel_lines(self._database, batch.id, error=CANCELLED_ERROR):
             for job in jobs:
-                if job.state is State.CANCELLED or batch.native_route is None:  # else no worker has it
+                # No worker has the lines in parcels, which may be many. One that has another line learns of it later.
+                if job.state is State.CANCELLED or not batch.has_parcels:
                     await announce_cancellation(self._publisher, job)
-        if outstanding(batch) and batch.native_route is not None:
+        if outstanding(batch) and batch.has_parcels:
             self._begin(batch, self._go_on(batch))
 
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for batch in batches:
-            lines = outstanding(batch) if batch.native_route is None else 0
+            lines = _at_workers(batch)
             if batch in feedable:
-                lines += int(min(batch.total - batch.fed, max(0, self._allowances.lines(batch) - lines)))
+                lines += int(min(batch.total - batch.fed, max(0, self._most_at_workers(batch) - lines)))
             if lines:
                 wanted[batch.account_id][batch.id] = lines
         shares = share_window(self._settings.batch_window, wanted)
         for batch in feedable:
-            most = int(min(shares.get(batch.id, 0), self._allowances.lines(batch)))
-            if room := room_to_feed(most, outstanding=outstanding(batch), left=batch.total - batch.fed):
+            most = int(min(shares.get(batch.id, 0), self._most_at_workers(batch)))
+            if room := room_to_feed(most, outstanding=_at_workers(batch), left=batch.total - batch.fed):
                 await self._alone(batch, self._feed_one(batch, room))
+
+    def _most_at_workers(self, batch: Row) -> float:
+        """Return how many lines of a batch that workers run may be with them at one time."""
+        return self._allowances.lines(batch) - float(batch.held)
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)
@@ -271,6 +284,11 @@ def _is_unchecked(batch: Row) -> bool:
 def _is_unwritten(batch: Row) -> bool:
     cancelled = batch.state == BatchState.CANCELLING and outstanding(batch) == 0
     return bool(batch.state == BatchState.FINALIZING or cancelled)
+
+
+def _at_workers(batch: Row) -> int:
+    """Return how many lines of a batch take room in the window: those with a provider's own batch API do not."""
+    return 0 if batch.native_route is not None else outstanding(batch) - int(batch.held)
 
 
 def _has_ended(batch: Row) -> bool:

@@ -241,6 +241,8 @@ async def test_results_can_be_read_while_the_batch_runs(
     assert sorted(seen) == sorted(f"r{number}" for number in range(1, 11))
     gate.release()
     await reaches(client, batch["id"], "completed")
+    first = (await client.get(f"/batches/{batch['id']}/results", params=_page(None, 3))).json()
+    assert (len(first["data"]), first["has_more"]) == (3, True)
     rest = (await client.get(f"/batches/{batch['id']}/results", params=_page(after, 3))).json()
     assert [result["custom_id"] for result in rest["data"]] == ["slow"]
     assert not rest["has_more"]

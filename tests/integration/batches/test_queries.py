@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,9 +45,10 @@ from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from scheduler.batches.output import Output
 from tests.integration.databases import Session, waiting
-from tests.integration.job_rows import Jobs, Owner, end_of
+from tests.integration.job_rows import RESPONSE, Jobs, Owner, end_of
 
 ERROR = '{"code":"batch_cancelled","message":"stopped"}'
+LARGE_ERROR = '{"code":"server_error","message":"' + "x" * 3 * len(RESPONSE) + '"}'
 
 
 async def store(database: Database, owner: Owner, data: bytes = b"{}\n", **options: Any) -> str:
@@ -102,6 +104,13 @@ async def feed(database: Database, batch_id: str, first: int, count: int) -> lis
         database, batch_id, lines, start=10 * (first - 1), end=10 * (first + count - 1), next_line=first + count
     )
     return [line.id for line in lines] if fed else []
+
+
+async def ended(
+    database: Database, batch_id: str, *, after: str | None = None, limit: int = 10, most_bytes: int = 1000
+) -> tuple[Sequence[Row], bool]:
+    """Return a page of the lines that have ended, and whether there are more."""
+    return await list_ended(database, batch_id, after=after, limit=limit, most_bytes=most_bytes)
 
 
 async def get(database: Database, owner: Owner, batch_id: str) -> Row:
@@ -251,13 +260,39 @@ async def test_a_reader_of_results_misses_no_line_that_ends_beside_another(
         [first],
     )
     await jobs.finish(end_of(held[second]))
-    assert await list_ended(database, batch_id, after=None, limit=10) == []
+    assert await ended(database, batch_id) == ([], False)
     await other_session.commit()
     await jobs.finish(end_of(held[third]))
-    page = await list_ended(database, batch_id, after=None, limit=2)
-    assert [row.id for row in page] == [first, second]
-    rest = await list_ended(database, batch_id, after=page[-1].id, limit=10)
-    assert [row.id for row in rest] == [third]
+    page, more = await ended(database, batch_id, limit=2)
+    assert ([row.id for row in page], more) == ([first, second], True)
+    rest, more = await ended(database, batch_id, after=page[-1].id)
+    assert ([row.id for row in rest], more) == ([third], False)
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "pages"),
+    [
+        (3 * len(RESPONSE), [[1, 2, 3], [4, 5], [6]]),
+        (3 * len(RESPONSE) + 1, [[1, 2, 3, 4], [5], [6]]),
+        (1, [[1], [2], [3], [4], [5], [6]]),
+    ],
+)
+async def test_a_page_of_results_ends_with_the_line_that_makes_it_too_large(
+    database: Database, owner: Owner, jobs: Jobs, most_bytes: int, pages: list[list[int]]
+) -> None:
+    batch_id = await create(database, owner, total=6)
+    job_ids = await feed(database, batch_id, 1, 6)
+    held = {job.id: job for job in await jobs.claim(*job_ids)}
+    for number, job_id in enumerate(job_ids, start=1):
+        job = held[job_id]
+        await jobs.finish(end_of(job, State.FAILED, error=LARGE_ERROR) if number == 5 else end_of(job))
+    read: list[list[int]] = []
+    after, more = None, True
+    while more:
+        page, more = await ended(database, batch_id, after=after, limit=4, most_bytes=most_bytes)
+        read.append([row.line for row in page])
+        after = page[-1].id
+    assert read == pages
 
 
 async def test_lines_are_read_in_order_of_the_input(database: Database, owner: Owner, jobs: Jobs) -> None:
@@ -282,14 +317,15 @@ async def test_results_of_a_restored_database_are_there_and_come_first(
         await jobs.finish(end_of(held[job_id]))
     # The backup was made by a server on which more transactions had been.
     await execute(database.relaxed, "UPDATE jobs SET finished_in = finished_in + 1000000 WHERE finished_in IS NOT NULL")
-    restored = await list_ended(database, batch_id, after=None, limit=10)
+    restored, _ = await ended(database, batch_id)
     assert [row.line for row in restored] == [3, 1]
     assert await settle_restored_ends(database, limit=1) == 1
     assert await settle_restored_ends(database) == 1
     assert await settle_restored_ends(database) == 0
     await jobs.finish(end_of(held[job_ids[1]]))
-    assert [row.line for row in await list_ended(database, batch_id, after=None, limit=10)] == [3, 1, 2]
-    since = await list_ended(database, batch_id, after=restored[0].id, limit=10)
+    whole, _ = await ended(database, batch_id)
+    assert [row.line for row in whole] == [3, 1, 2]
+    since, _ = await ended(database, batch_id, after=restored[0].id)
     assert [row.line for row in since] == [1, 2]
 
 

@@ -1,33 +1,38 @@
-"""A native batch that the scheduler runs in this process, at the fake provider: what it adds to the metrics."""
+"""Native batches that the scheduler runs in this process, at the fake provider. No worker runs any line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headrace.batches.queries import NewBatch, create_batch
+from headrace.batches.parcels import run_here
+from headrace.batches.queries import NewBatch, cancel_batch, create_batch
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.publisher import Publisher
 from headrace.ids import new_id
 from headrace.jobs.sql.accept import mark_unsent
+from headrace.providers.batch_apis import openai as openai_batches
 from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
 from headrace.runtime.chores import going_on
 from headrace.settings import Settings
-from headrace.stores.database import Database
+from headrace.stores.connections import Row
+from headrace.stores.database import Database, execute
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COST, JOBS_ENDED, PARCELS, TOKENS
 from scheduler.batches.runner import BatchRunner
 from scheduler.lookout import Lookout
 from tests.e2e.batches import jsonl, lines
+from tests.fakes.provider import Gate as Barrier
 from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
 from tests.integration.job_rows import Owner
@@ -47,34 +52,69 @@ output_price = 8.00
 """
 
 
+Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
+"""Makes the scheduler's batches; keywords are settings."""
+
+# Seconds after which no test looks: a parcel that waits so long is not due again.
+NEVER = 86_400
+
+
 @pytest.fixture
-async def runner(
-    database: Database, database_url: str, valkey: EmbeddedValkey, provider: Provider, model: str, tmp_path: Path
-) -> AsyncIterator[BatchRunner]:
-    """The scheduler's batches, with a provider that has a batch API."""
+def config(tmp_path: Path, provider: Provider, model: str) -> Path:
+    """The configuration: a provider that has a batch API."""
     path = tmp_path / "headrace.toml"
     path.write_text(CATALOGUE.format(url=provider.url(), model=model))
-    options: dict[str, Any] = {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": valkey.url,
-        "config": path,
-        "native_poll_seconds": 0.05,
-    }
-    settings = Settings(**options)
-    client = ProviderClient(connections=4)
-    async with connect_redis(valkey.url) as redis:
-        queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
-        yield BatchRunner(
-            settings,
-            CatalogueFile(path, demo=False),
-            database,
-            queue=queue,
-            publisher=Publisher(redis, interval_seconds=0.01),
-            client=client,
-            gate=Gate(redis, database, open_when_away=True),
-        )
-        await queue.close()
-    await client.close()
+    return path
+
+
+def take_batch_api(config: Path) -> None:
+    """Have the configuration's route no longer go to a batch API."""
+    config.write_text(config.read_text().replace("native_batch = true", "native_batch = false"))
+
+
+@pytest.fixture
+async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, config: Path) -> Launch:
+    """What makes the scheduler's batches, on a database without those that another test has left."""
+    await execute(database.durable, "DELETE FROM batches")
+
+    @asynccontextmanager
+    async def launched(**changes: Any) -> AsyncIterator[BatchRunner]:
+        options: dict[str, Any] = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": valkey.url,
+            "config": config,
+            "native_poll_seconds": 0.05,
+        }
+        settings = Settings(**options | changes)
+        client = ProviderClient(connections=4)
+        async with connect_redis(valkey.url) as redis:
+            queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
+            yield BatchRunner(
+                settings,
+                CatalogueFile(config, demo=False),
+                database,
+                queue=queue,
+                publisher=Publisher(redis, interval_seconds=0.01),
+                client=client,
+                gate=Gate(redis, database, open_when_away=True),
+            )
+            await queue.close()
+        await client.close()
+
+    return launched
+
+
+@pytest.fixture
+async def runner(launch: Launch) -> AsyncIterator[BatchRunner]:
+    """The scheduler's batches."""
+    async with launch() as runner:
+        yield runner
+
+
+@pytest.fixture
+def small_parcels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch API that takes two lines at a time."""
+    monkeypatch.setattr(openai_batches, "MOST_LINES", 2)
 
 
 async def submit(database: Database, owner: Owner, data: bytes) -> str:
@@ -96,17 +136,45 @@ async def submit(database: Database, owner: Owner, data: bytes) -> str:
     return batch_id
 
 
+@asynccontextmanager
+async def at_work(runner: BatchRunner, database: Database) -> AsyncIterator[None]:
+    """Have the scheduler move batches on meanwhile."""
+    lookout = Lookout(database)
+    async with going_on(lookout.run, partial(runner.run, lookout.batches)):
+        yield
+
+
+async def end(database: Database, owner: Owner, batch_id: str) -> Row:
+    """Wait until a batch has ended, and return it."""
+
+    async def ended() -> Row | None:
+        row = await get(database, owner, batch_id)
+        return row if BatchState(row.state).is_final else None
+
+    return await eventually(ended, "the batch's end")
+
+
 async def run(runner: BatchRunner, database: Database, owner: Owner, data: bytes) -> BatchState:
     """Run a batch to its end, and return its end state."""
     batch_id = await submit(database, owner, data)
+    async with at_work(runner, database):
+        return BatchState((await end(database, owner, batch_id)).state)
 
-    async def ended() -> BatchState | None:
-        state = BatchState((await get(database, owner, batch_id)).state)
-        return state if state.is_final else None
 
-    lookout = Lookout(database)
-    async with going_on(lookout.run, partial(runner.run, lookout.batches)):
-        return await eventually(ended, "the batch's end")
+async def become(database: Database, batch_id: str, **wanted: str) -> None:
+    """Wait until each of these lines is a job in its state."""
+
+    async def are() -> bool:
+        query = "SELECT custom_id, state FROM jobs WHERE batch_id = %(id)s"
+        states = {row.custom_id: row.state for row in await execute(database.relaxed, query, {"id": batch_id})}
+        return wanted.items() <= states.items()
+
+    await eventually(are, f"the lines to be {wanted}")
+
+
+async def has_parcels(provider: Provider, model: str, count: int) -> None:
+    """Wait until the provider has so many parcels."""
+    await eventually(lambda: len(provider.native.batches_for(model)) == count, f"the provider to have {count} parcels")
 
 
 async def test_its_lines_count_as_the_jobs_of_a_worker_do(
@@ -134,9 +202,160 @@ async def test_a_parcel_that_the_provider_refuses_is_given_up(
     provider.native.script(model, "create", 403)
     parcels = Rise(PARCELS)
     await submit(database, owner, jsonl(lines(model, 2)))
-    lookout = Lookout(database)
-    async with going_on(lookout.run, partial(runner.run, lookout.batches)):
+    async with at_work(runner, database):
         await eventually(lambda: parcels() == {("native", "given_up"): 1}, "the parcel to be given up")
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_other_parcels_of_a_batch_come_back_after_one_is_given_up(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=(held := Barrier()))
+    provider.native.script(model, "create", 0, 403)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 5)))
+    # The window has no room for the lines that the provider has beside the others.
+    async with launch(batch_window=3) as runner, at_work(runner, database):
+        await become(database, batch_id, r1="running", r2="running", r3="queued", r4="queued", r5="queued")
+        held.release()
+        await become(database, batch_id, r1="completed", r2="completed", r3="queued", r4="queued", r5="queued")
+        await eventually(lambda: ("native", "ended") in parcels(), "the parcel to be done")
+    assert parcels() == {("native", "submitted"): 1, ("native", "given_up"): 1, ("native", "ended"): 1}
+    assert len(provider.native.requests_for(model, "create")) == 2
+    row = await get(database, owner, batch_id)
+    assert (row.completed, row.failed, row.cancelled, row.fed) == (2, 0, 0, 5)
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_a_batch_with_a_parcel_given_up_has_what_was_done_before_it_was_cancelled(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier(), done=1)
+    provider.native.script(model, "create", 0, 403)
+    batch_id = await submit(database, owner, jsonl(lines(model, 4)))
+    async with at_work(runner, database):
+        await become(database, batch_id, r1="running", r2="running", r3="queued", r4="queued")
+        await cancel_batch(database, batch_id, owner.account_id)
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 1, 3)
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_after_a_parcel_that_fails_no_other_is_opened(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, invalid=[{"code": "no", "message": "No."}])
+    batch_id = await submit(database, owner, jsonl(lines(model, 5)))
+    # A parcel is due at once, so the next round looks at the first one before it opens another.
+    async with launch(native_poll_seconds=1e-6) as runner, at_work(runner, database):
+        await become(database, batch_id, **{f"r{number}": "queued" for number in range(1, 6)})
+    assert len(provider.native.batches_for(model)) == 1
+
+
+async def test_a_parcel_of_a_batch_that_workers_run_comes_back(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    """As after a scheduler that dies while it gives a parcel up."""
+    provider.native.plan(model, hold=(held := Barrier()))
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        await run_here(database, batch_id)
+        await run_here(database, batch_id)
+        held.release()
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed) == (BatchState.COMPLETED, 2)
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_parcels_whose_route_is_gone_are_given_up(
+    launch: Launch, config: Path, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier())
+    batch_id = await submit(database, owner, jsonl(lines(model, 4)))
+    async with launch() as runner, at_work(runner, database):
+        await has_parcels(provider, model, 2)
+        await become(database, batch_id, r3="running", r4="running")
+    take_batch_api(config)
+    parcels = Rise(PARCELS)
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await become(database, batch_id, r1="queued", r2="queued", r3="queued", r4="queued")
+        await eventually(lambda: parcels() == {("native", "given_up"): 2}, "the parcels to be given up")
+
+
+async def test_a_parcel_whose_route_is_not_known_is_given_up(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    """As after the previous release has given up another parcel of its batch."""
+    provider.native.plan(model, hold=Barrier())
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        query = "UPDATE batches SET native_route = NULL WHERE id = %(id)s"
+        await execute(database.durable, query, {"id": batch_id})
+        await become(database, batch_id, r1="queued", r2="queued")
+
+
+async def test_a_cancellation_reaches_the_provider_at_once(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier(), done=1)
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        await cancel_batch(database, batch_id, owner.account_id)
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 1, 1)
+    assert len(provider.native.requests_for(model, "poll")) == 1
+
+
+async def test_a_cancelled_batch_is_asked_for_again_only_when_it_is_due(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier())
+    provider.native.script(model, "poll", *[500] * 10)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        await cancel_batch(database, batch_id, owner.account_id)
+        await eventually(lambda: ("native", "retried") in parcels(), "the first poll to fail")
+        for _ in range(4):  # each takes several rounds
+            other = await submit(database, owner, json.dumps({"custom_id": "r1"}).encode())
+            await end(database, owner, other)
+        assert (await get(database, owner, batch_id)).state == BatchState.CANCELLING
+    assert len(provider.native.requests_for(model, "poll")) == 1
+    assert parcels() == {("native", "submitted"): 1, ("native", "retried"): 1}
+
+
+async def test_a_provider_is_asked_to_cancel_once(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier(), done=2)
+    batch_id = await submit(database, owner, jsonl(lines(model, 3)))
+    async with at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        provider.native.script(model, "poll", 500, 500, 500)
+        await cancel_batch(database, batch_id, owner.account_id)
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 2, 1)
+    assert len(provider.native.requests_for(model, "cancel")) == 1
+
+
+@pytest.mark.parametrize("fault", [400, 403, 500])
+async def test_a_provider_that_does_not_cancel_is_asked_again_and_gives_its_results(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str, fault: int
+) -> None:
+    provider.native.plan(model, hold=Barrier(), done=2)
+    provider.native.script(model, "cancel", *[fault] * 6)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 3)))
+    async with at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        await cancel_batch(database, batch_id, owner.account_id)
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 2, 1)
+    assert parcels() == {("native", "submitted"): 1, ("native", "ended"): 1}
 
 
 async def test_a_batch_that_is_not_valid_counts_as_failed(
