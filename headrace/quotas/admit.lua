@@ -118,10 +118,7 @@ local function hold(id, job, kind, open, held, nano, holds)
     if redis.call('HSETNX', key(id, 'open'), job, holds) == 1 then
         redis.call('HSET', key(id, 'sums'), 'open' .. kind, open + 1, 'held', held + nano)
     end
-    if open == 0 then
-        redis.call('EXPIRE', key(id, 'open'), 3456000)
-        redis.call('EXPIRE', key(id, 'sums'), 3456000)
-    end
+    if open == 0 then prolong(id) end
     redis.call('SADD', KEYS[1] .. 'scopes', id)
 end
 local function admit(day, month, job, kind, tokens, nano, scopes)

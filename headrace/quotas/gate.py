@@ -2,8 +2,8 @@
 
 Rates are counted in seconds, over the last sixty and the one under way: a window, not a bucket, which lets twice as
 much through in some minutes. Redis also keeps the reservation of each open job and the spend of each budget. What
-Redis lacks, the gate loads from Postgres. A reservation is released when its job ends: by the API process that sees the
-end, or else by the scheduler.
+Redis lacks, the gate loads from Postgres. A scope that admits nothing for an hour and has no open job leaves Redis. A
+reservation is released when its job ends: by the API process that sees the end, or else by the scheduler.
 """
 
 from __future__ import annotations
@@ -226,15 +226,16 @@ class Gate:
                 return any_held
 
     async def correct(self) -> None:
-        """Put right, from the ledger, what was spent of budgets. Raises what `reconcile` does."""
+        """Put right, from the ledger, what was spent of budgets; forget scopes that have been idle for an hour.
+
+        Raises what `reconcile` does.
+        """
         await self._for_each_scope(self._correct)
 
     async def _correct(self, scope_id: str) -> None:
-        loaded, version = await self._redis.hmget(f"{self._prefix}{scope_id}:sums", ["loaded", "version"])
-        if loaded is None:  # it has rates alone, or none any more
-            await self._forget(keys=[self._prefix], args=[scope_id])
-        else:
-            await self._reload(scope_id, version=int(version or 0))
+        version = await self._forget(keys=[self._prefix], args=[scope_id])
+        if version is not None:  # else it has rates alone, or none any more
+            await self._reload(scope_id, version=version)
 
     async def _for_each_scope(self, work: Callable[[str], Awaitable[bool | None]]) -> bool:
         """Do some work for every scope; one that fails by itself is logged, and the others go on.

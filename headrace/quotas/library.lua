@@ -10,11 +10,20 @@
 --   `<id>:sums`: a hash of the numbers of open jobs by kind (`open0` …), the cost that they reserve (`held`), what
 --     was spent in each day and month, `version`, which grows with each change, and `loaded`, once Postgres's sums
 --     are in it.
+--   An admission lets `open` and `sums` live for forty more days, and so does a correction while a job is open. What
+--     is left of this life tells how long a scope has been idle.
 -- ARGV: JSON documents, as each script says. Costs are in billionths of a dollar.
 
 local SPAN = 61
+-- Seconds: the life of `open` and `sums`, which processes of the previous release set too, and the time after which an
+-- idle scope is forgotten.
+local LIFE, IDLE = 3456000, 3600
 local now = tonumber(redis.call('TIME')[1])
 local function key(id, part) return KEYS[1] .. id .. ':' .. part end
+local function prolong(id)
+    redis.call('EXPIRE', key(id, 'open'), LIFE)
+    redis.call('EXPIRE', key(id, 'sums'), LIFE)
+end
 local function counts(window, first, last)
     local seconds = {}
     for at = first, last do seconds[#seconds + 1] = at end

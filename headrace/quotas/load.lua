@@ -1,4 +1,5 @@
--- Put what Postgres says of a scope into its sums, unless a job was settled since Postgres was asked.
+-- Put what Postgres says of a scope into its sums, unless a job was settled since Postgres was asked. What was spent in
+-- earlier days and months leaves them.
 --
 -- KEYS[1]: the prefix of names (library.lua)
 -- ARGV[1]: a JSON list of the scope's id, the version of its sums before Postgres was asked, day, spent in it, month,
@@ -10,7 +11,8 @@ local id, version, day, spent_day, month, spent_month, ended, jobs = unpack(cjso
 local open, sums = key(id, 'open'), key(id, 'sums')
 if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
 for _, job in ipairs(ended) do settle(id, job[1], job[2], day, month, 0) end
-if redis.call('HEXISTS', sums, 'loaded') == 0 then
+local is_new = redis.call('HEXISTS', sums, 'loaded') == 0
+if is_new then
     for _, job in ipairs(jobs) do
         if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then
             redis.call('HINCRBY', sums, 'open' .. job[2], 1)
@@ -20,6 +22,12 @@ if redis.call('HEXISTS', sums, 'loaded') == 0 then
 end
 redis.call('HSET', sums, 'loaded', 1, day, spent_day, month, spent_month)
 redis.call('HINCRBY', sums, 'version', 1)
-redis.call('EXPIRE', open, 3456000)
-redis.call('EXPIRE', sums, 3456000)
+for _, name in ipairs(redis.call('HKEYS', sums)) do
+    local kind = name:sub(1, 2)
+    -- Not later ones: by the clock of another process, midnight may have passed.
+    if (kind == 'd:' and name < day) or (kind == 'm:' and name < month) then redis.call('HDEL', sums, name) end
+end
+-- A job that is refused leaves its scope loaded, and this may have open jobs that are still to be settled.
+redis.call('SADD', KEYS[1] .. 'scopes', id)
+if is_new or redis.call('EXISTS', open) == 1 then prolong(id) end
 return 1

@@ -262,6 +262,106 @@ async def test_a_scope_that_holds_nothing_is_not_looked_at_any_more(redis: Redis
     assert await redis.scard("hr:quota:scopes") == 0
 
 
+async def pass_hours(redis: Redis, owner: Owner, hours: float) -> None:
+    """Make what is counted of a key so much older."""
+    key = f"hr:quota:{owner.key_id}:sums"
+    assert await redis.expire(key, await redis.ttl(key) - int(hours * 3600))
+
+
+async def known(redis: Redis) -> set[str]:
+    return {raw.decode() if isinstance(raw, bytes) else raw for raw in await redis.smembers("hr:quota:scopes")}
+
+
+STATEFUL = pytest.mark.parametrize("limits", [{"daily_budget": Decimal(1)}, {"jobs_in_flight": 2}, {"jobs_queued": 2}])
+
+
+@STATEFUL
+async def test_a_scope_that_admits_nothing_for_an_hour_is_not_looked_at_any_more(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner, limits: dict[str, Any]
+) -> None:
+    scopes, asked = [scope(owner, **limits)], demand()
+    for _ in range(2):
+        await gate.admit(scopes, asked)
+        await jobs.finish(end_of(await jobs.run(id=asked.job_id)))
+        await gate.reconcile()
+        for _ in range(2):
+            await pass_hours(redis, owner, 0.45)
+            await gate.correct()
+            assert await known(redis) == {owner.key_id}
+        asked = demand()  # it is let in just before the hour is over, and the next one begins
+    await pass_hours(redis, owner, 0.2)
+    await gate.correct()
+    assert await known(redis) == set()
+    assert not await redis.exists(f"hr:quota:{owner.key_id}:sums", f"hr:quota:{owner.key_id}:open")
+    await gate.admit(scopes, demand())
+    found = await sums(redis, owner.key_id)
+    assert (found["d"], found["open0"]) == (2 * int((SPENT.cost or 0) * 10**9), 1), "Postgres was asked again"
+
+
+@STATEFUL
+async def test_a_scope_with_an_open_job_is_not_forgotten(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner, limits: dict[str, Any]
+) -> None:
+    asked = demand(background=True)
+    await gate.admit([scope(owner, **limits)], asked)
+    running = await jobs.run(id=asked.job_id)
+    await pass_hours(redis, owner, 30)
+    for _ in range(2):
+        await gate.correct()
+    assert (await sums(redis, owner.key_id))["open1"] == 1
+    await jobs.finish(end_of(running))
+    await gate.reconcile()
+    await gate.correct()
+    assert await known(redis) == {owner.key_id}, "it held something back until now"
+    await pass_hours(redis, owner, 1.1)
+    await gate.correct()
+    assert await known(redis) == set()
+
+
+async def test_what_is_forgotten_meanwhile_is_not_put_right(
+    redis: Redis, database: Database, gate: Gate, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes, asked = [scope(owner, daily_budget=Decimal(1))], demand()
+    await gate.admit(scopes, asked)
+    await gate.settle([owner.key_id], [Spent(asked.job_id, 0, Decimal(0))])
+    read = queries.read_spent
+
+    async def beside(database: Database, scope_id: str) -> queries.SpentSums:
+        found = await read(database, scope_id)
+        monkeypatch.undo()
+        await pass_hours(redis, owner, 1.1)
+        await Gate(redis, database, open_when_away=False).correct()
+        return found
+
+    monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", beside)
+    await gate.correct()
+    assert await known(redis) == set()
+    assert await sums(redis, owner.key_id) == {}
+    assert await admitted(gate, scopes, demand()) != []
+
+
+async def test_what_was_spent_in_other_days_and_months_is_dropped(redis: Redis, gate: Gate, owner: Owner) -> None:
+    await gate.admit([scope(owner, daily_budget=Decimal(1))], demand())
+    key = f"hr:quota:{owner.key_id}:sums"
+    present = set(await redis.hkeys(key))
+    await redis.hset(key, mapping={"d:2026-01-31": 1, "m:2026-01": 1})
+    # Another process may be in the next day already.
+    await redis.hset(key, mapping={"d:2999-01-01": 1, "m:2999-01": 1})
+    await gate.correct()
+    assert set(await redis.hkeys(key)) == present | {b"d:2999-01-01", b"m:2999-01"}
+
+
+async def test_a_scope_that_was_loaded_and_admits_nothing_is_looked_at(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner
+) -> None:
+    running = await jobs.run(background=False)
+    scopes = [scope(owner, jobs_in_flight=1)]
+    assert await admitted(gate, scopes, demand()) == []
+    await jobs.finish(end_of(running))
+    await gate.reconcile()
+    assert len(await admitted(gate, scopes, demand())) == 1
+
+
 async def test_however_a_job_ends_it_lets_go(
     redis: Redis, database: Database, gate: Gate, jobs: Jobs, owner: Owner
 ) -> None:
@@ -678,6 +778,7 @@ async def test_a_scope_that_is_not_in_postgres_or_is_spoilt_holds_up_no_other(
     for stranger in ("key_a", "acct_a"):  # as after a restore, in Redis's order before and behind the other
         await redis.sadd("hr:quota:scopes", stranger)
         await redis.hset(f"hr:quota:{stranger}:sums", mapping={"loaded": 1, "version": 1})
+        await redis.expire(f"hr:quota:{stranger}:sums", 3_456_000)  # it was loaded just now
     await redis.sadd("hr:quota:scopes", "key_b")
     await redis.set("hr:quota:key_b:open", "nonsense")
     await redis.set("hr:quota:key_b:sums", "nonsense")
