@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks for deliveries that are due.
 _LOOK_SECONDS = 0.5
-# Deliveries in flight at one time. One account gets half of them, and the next half of what is left.
+# Deliveries in flight at one time. One account gets half of them, and the next half of what is left. As many lookups of
+# hosts may hang: `headrace/webhooks/addresses.py`.
 _AT_ONCE = 128
 # Deliveries in flight to one host for one account, so that a host that hangs does not delay the account's others.
 _SHARE = 4
@@ -147,9 +148,8 @@ class WebhookSender:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 url = httpx.URL(delivery.url)
-                port = url.port or (443 if url.scheme == "https" else 80)
                 host = ascii_host(url)
-                address = await resolve(host, port, allow_private=self._allow_private)
+                address = await resolve(host, allow_private=self._allow_private)
                 request = self._http.build_request(
                     "POST",
                     url.copy_with(host=address),

@@ -2,6 +2,10 @@
 
 A name is resolved once, all of its addresses are checked, and the connection goes to one of those. So a later change of
 its DNS records has no effect.
+
+A host whose name server does not answer delays no other: each host is looked up in a thread of its own, once for all
+deliveries that ask meanwhile. The event loop has few threads for this, and a lookup keeps its thread until it ends,
+even if the delivery has given up.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import asyncio
 import ipaddress
 import re
 import socket
+import threading
+from concurrent.futures import Future
 
 import httpx
 
@@ -47,9 +53,13 @@ _LONGEST_HOST = 253
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LAST_PORT = 65_535
 
+# Lookups at one time: twice as many as the scheduler has deliveries in flight, as some outlast theirs.
+_MOST_LOOKUPS = 256
+_under_way: dict[str, Future[list[Address]]] = {}
+
 
 class ForbiddenAddressError(Exception):
-    """The host is not one that webhooks may go to, or is not there."""
+    """The host is not one that webhooks may go to, or is not found."""
 
 
 def check_url(url: str, *, allow_private: bool, param: str = "webhook") -> None:
@@ -112,19 +122,43 @@ def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
-async def resolve(host: str, port: int, *, allow_private: bool) -> str:
+async def resolve(host: str, *, allow_private: bool) -> str:
     """Return an address of a host to connect to.
 
     Raises:
-        ForbiddenAddressError: It has none, or one that webhooks may not go to.
+        ForbiddenAddressError: It has none, or one that webhooks may not go to, or too many others are looked up.
     """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = await asyncio.wrap_future(_lookup(host))
     except (OSError, UnicodeError):
         raise ForbiddenAddressError("The host is not known.") from None
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses:
         raise ForbiddenAddressError("The host has no address.")
     if not allow_private and not all(map(is_public, addresses)):
         raise ForbiddenAddressError("The host has an address that webhooks may not go to.")
     return str(addresses[0])
+
+
+def _lookup(host: str) -> Future[list[Address]]:
+    """Return the lookup of a host that is under way, or begin one."""
+    lookup = _under_way.get(host)
+    if lookup is None:
+        if len(_under_way) >= _MOST_LOOKUPS:
+            raise ForbiddenAddressError("Too many other hosts are being looked up.")
+        lookup = Future()
+        lookup.set_running_or_notify_cancel()  # so a delivery that gives up does not cancel it for others
+        # The process does not wait for a daemon when it ends, as it does for an executor's threads.
+        threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
+        _under_way[host] = lookup
+        lookup.add_done_callback(lambda _: _under_way.pop(host))
+    return lookup
+
+
+def _look_up(host: str, lookup: Future[list[Address]]) -> None:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    except Exception as error:  # noqa: BLE001  (the deliveries that wait raise it)
+        lookup.set_exception(error)
+    else:
+        lookup.set_result(addresses)
