@@ -302,17 +302,18 @@ class Settings(BaseSettings):
         "each key; a change rebuilds all sums.",
     )
 
+    # Both are at least the 24 hours of an `Idempotency-Key`: were its job deleted before, a repetition would run again.
     retention_days: float | None = Field(
         default=None,
-        gt=0,
+        ge=1,
         description="Days after which ended jobs, and files that no batch has read since, are deleted, a few at a "
-        "time. Usage is kept. Unset: never.",
+        "time. Usage is kept. It is at least the day for which an `Idempotency-Key` finds its job. Unset: never.",
     )
     batch_retention_days: float | None = Field(
         default=None,
-        gt=0,
+        ge=1,
         description="Days after which ended batches are deleted with their webhooks, once their jobs are deleted. "
-        "Usage is kept. Unset: never.",
+        "Usage is kept. It is at least the day for which an `Idempotency-Key` finds its batch. Unset: never.",
     )
     delta_retention_seconds: float = Field(
         default=86_400,

@@ -109,15 +109,18 @@ def cancel(url: str, key: str, batch_id: str, as_json: bool) -> None:
 @click.option("--follow", is_flag=True, help="Go on until the batch has ended.")
 @server_options
 def results(*, url: str, key: str, batch_id: str, output: Path | None, errors: Path | None, follow: bool) -> None:
-    """Fetch the results of a batch. A running batch has those so far, in the order in which its requests ended."""
+    """Fetch the results of a batch. A running batch has those so far, in the order in which its requests ended.
+
+    The results replace an existing file. A file for which an ended batch has no results is removed.
+    """
     check_outputs({option: path for option, path in (("--output", output), ("--errors", errors)) if path is not None})
     try:
         with connected(url, key) as client:
             found = client.get(f"/batches/{batch_id}")
             if found["status"] in FINAL and output is not None:
-                save(client, found["output_file_id"], output)
+                save(client, found, "output_file_id", output)
                 if errors is not None:
-                    save(client, found["error_file_id"], errors)
+                    save(client, found, "error_file_id", errors)
                 say(summary(found))
                 return
             began = time.monotonic()

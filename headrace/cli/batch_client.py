@@ -157,13 +157,17 @@ class BatchClient:
         response = stream.__enter__()
 
         def read() -> Iterator[tuple[str, dict[str, Any]]]:
-            event_id = ""
+            name = event_id = ""
             try:
                 for line in event_lines(response):
                     field, _, value = line.partition(": ")
-                    if field == "id":
+                    if field == "event":
+                        name = value
+                    elif field == "id":
                         event_id = value
                     elif field == "data":
+                        if name == "error":
+                            return  # `watch` reconnects, and the server answers with the reason
                         yield event_id, json.loads(value)
             except (httpx.TransportError, httpx.StreamError):
                 pass  # `watch` reconnects with the last id

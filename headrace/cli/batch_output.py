@@ -1,4 +1,7 @@
-"""The files of results: a file that is replaced once all is written, a device, a pipe, or standard output (`-`)."""
+"""The files of results: a file that is replaced once all is written, a device, a pipe, or standard output (`-`).
+
+A file without results is not there, so one of an earlier batch is removed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -53,13 +56,19 @@ def check_outputs(outputs: Mapping[str, Path], source: Path | None = None) -> No
         taken[option] = path
 
 
-def save(client: BatchClient, file_id: str | None, path: Path) -> str | None:
-    """Download a file of results to a path, and return the path; None if the batch has no such file.
+def save(client: BatchClient, batch: Mapping[str, Any], file: str, path: Path) -> str | None:
+    """Download a `file` of an ended batch to a path, and return the path; None if the batch has no such file.
+
+    A file that an earlier batch left there is then removed, or it would pass for a file of this batch. It stays if this
+    batch failed: none of its requests ran.
 
     Raises:
-        OSError: The file cannot be written; `filename` is the path.
+        OSError: The file cannot be written or removed; `filename` is the path.
     """
+    file_id = batch[file]
     if file_id is None:
+        if batch["status"] != "failed":
+            _remove(path)
         return None
     with written(path) as target:
         client.download(file_id, target)
@@ -119,6 +128,26 @@ def _replacing(path: Path, status: os.stat_result | None) -> Iterator[IO[bytes]]
             shutil.copyfile(temporary, path)  # a file that is a mount of its own cannot be replaced
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove the regular file at a path, if any. A link is followed; a device, a pipe and an open descriptor stay."""
+    try:
+        status = _status(path)
+        if descriptor_of(path) is None and status is not None and stat.S_ISREG(status.st_mode):
+            _unlink(Path(os.path.realpath(path)))
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        os.truncate(path, 0)  # a file that is a mount of its own cannot be removed
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from headrace.cli.batch_client import BatchClient
+from headrace.cli.batch_client import BatchClient, ServerError
 from headrace.cli.batch_input import Prepared, Rows, prepare
 from headrace.cli.batch_output import OUTPUT_PATH, STANDARD_OUTPUT, check_outputs, descriptor_of, save, written
 from headrace.cli.batch_progress import bars, summary, upload, watch
@@ -42,6 +42,7 @@ class _Run:
     metadata: dict[str, str]
     as_json: bool
     batch_id: str | None = None
+    has_ended: bool = False
     prepared: Prepared | None = None
 
     def find(self, client: BatchClient, prepared: Prepared) -> dict[str, Any] | None:
@@ -67,6 +68,17 @@ class _Run:
             },
         )
 
+    def way_back(self) -> str:
+        """Return how to come back to the batch, which runs on without the command and keeps its results."""
+        if self.has_ended:
+            return f"The results are kept: headrace batch results {self.batch_id} -o FILE"
+        return (
+            f"{self.batch_id} keeps running. To come back, run the same command again, or:\n"
+            f"  headrace batch show --follow {self.batch_id}\n"
+            f"  headrace batch results {self.batch_id} -o {self.output}\n"
+            f"  headrace batch cancel {self.batch_id}"
+        )
+
     def outputs(self) -> dict[str, Path]:
         """Return the files of the results by their options. A table has the errors in it."""
         if self.table is not None and is_table(self.output):
@@ -78,8 +90,8 @@ class _Run:
         if self.table is not None and prepared.rows is not None and is_table(self.output):
             return {"output": self._save_table(client, ended, self.table, prepared.rows), "errors": None}
         return {
-            "output": save(client, ended["output_file_id"], self.output),
-            "errors": save(client, ended["error_file_id"], self.errors),
+            "output": save(client, ended, "output_file_id", self.output),
+            "errors": save(client, ended, "error_file_id", self.errors),
         }
 
     def _save_table(self, client: BatchClient, ended: dict[str, Any], table: Table, rows: Rows) -> str:
@@ -138,7 +150,7 @@ def run(
 
     FILE may be a pipe, or - for standard input; --output and --errors then have to name the files of the results. If
     --output is a .csv or .tsv, it gets the table with two more columns, answer and error. The results replace an
-    existing file when all of them are written.
+    existing file when all of them are written. A file for which the batch has no results is removed.
 
     Ctrl-C leaves the batch running. The same command then watches it again, and submits nothing twice.
 
@@ -165,6 +177,8 @@ def run(
         _refuse(file, error)
     except OSError as error:
         _fail(task, error)
+    except ServerError as error:
+        _give_up(task, error)
     except KeyboardInterrupt:
         _leave(task)
     _report(task, ended, paths)
@@ -183,6 +197,7 @@ def _run(
         done = "Going on with" if found else f"Submitted {prepared.lines:,} requests as"
         say(f"{done} {current['id']}.")
     ended = watch(client, current["id"], bars(hidden=task.as_json))
+    task.has_ended = True
     return ended, task.save(client, prepared, ended)
 
 
@@ -235,20 +250,18 @@ def _fail(task: _Run, error: OSError) -> NoReturn:
         raise error  # click ends the command, as the reader of its output has ended
     message = f"{error.filename or task.file}: {error.strerror or error}"
     if task.batch_id is not None:
-        message += f"\nThe results are kept: headrace batch results {task.batch_id} -o FILE"
+        message += f"\n{task.way_back()}"
     raise click.ClickException(message) from error
 
 
-def _leave(task: _Run) -> NoReturn:
+def _give_up(task: _Run, error: ServerError) -> NoReturn:
     if task.batch_id is None:
-        say("\nNothing was submitted.")
-    else:
-        say(
-            f"\n{task.batch_id} keeps running. To come back, run the same command again, or:\n"
-            f"  headrace batch show --follow {task.batch_id}\n"
-            f"  headrace batch results {task.batch_id} -o {task.output}\n"
-            f"  headrace batch cancel {task.batch_id}"
-        )
+        raise error
+    raise ServerError(f"{error.message}\n{task.way_back()}") from error
+
+
+def _leave(task: _Run) -> NoReturn:
+    say("\nNothing was submitted." if task.batch_id is None else f"\n{task.way_back()}")
     sys.exit(_INTERRUPTED)
 
 

@@ -148,6 +148,44 @@ async def test_an_interrupt_leaves_the_batch_running_and_the_next_run_goes_on(
     assert len(provider.calls_for(model)) == 2
 
 
+async def test_a_key_that_is_revoked_meanwhile_is_told_with_the_way_back(
+    service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    gate = Gate()
+    provider.always(model, held(gate))
+    created = (await client.post("/api-keys", json={})).json()
+    (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 2)))
+    command = start(service, tmp_path, "run", "in.jsonl", key=created["key"])
+    await eventually(lambda: len(provider.calls_for(model)) == 2, "the calls")
+    assert (await client.delete(f"/api-keys/{created['id']}")).status_code == 200
+    code, printed, said = command.ended()
+    assert (code, printed) == (1, ""), said
+    [batch_id] = {word.rstrip(".") for word in said.split() if word.startswith("batch_")}
+    assert "Error: The server answered 401: " in said
+    assert f"{batch_id} keeps running." in said
+    assert f"headrace batch results {batch_id} -o in.out.jsonl" in said
+    assert (await get(client, batch_id))["status"] == "in_progress"
+    gate.release()
+    run(service, tmp_path, "run", "in.jsonl")
+    assert len(read(tmp_path / "in.out.jsonl")) == 2
+
+
+async def test_files_of_an_earlier_run_do_not_stay_beside_those_of_a_new_one(
+    service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
+) -> None:
+    provider.always(f"{model}-bad", status(400, {"error": {"message": "No."}}))
+    good, bad = jsonl([line("a", model)]), jsonl([line("a", f"{model}-bad")])
+    source, answers, errors = (tmp_path / name for name in ("in.jsonl", "in.out.jsonl", "in.errors.jsonl"))
+    source.write_bytes(good)
+    clean = json.loads(run(service, tmp_path, "run", "in.jsonl", "--json")[0])
+    assert (answers.exists(), errors.exists()) == (True, False)
+    source.write_bytes(bad)
+    run(service, tmp_path, "run", "in.jsonl", code=1)
+    assert (answers.exists(), errors.exists()) == (False, True)
+    run(service, tmp_path, "results", clean["id"], "-o", "in.out.jsonl", "--errors", "in.errors.jsonl")
+    assert (answers.exists(), errors.exists()) == (True, False)
+
+
 async def test_batches_are_listed_shown_cancelled_and_fetched(
     service: Service, client: httpx.AsyncClient, provider: Provider, tmp_path: Path, model: str
 ) -> None:

@@ -20,7 +20,7 @@ from headrace.cli import main
 from headrace.cli.batch import _write_results
 from headrace.cli.batch_client import BatchClient, ServerError
 from headrace.cli.batch_input import prepare
-from headrace.cli.batch_output import check_outputs, written
+from headrace.cli.batch_output import check_outputs, save, written
 from headrace.cli.batch_progress import progress_text
 from headrace.cli.batch_table import (
     InputError,
@@ -350,6 +350,46 @@ def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None
     assert os.read(reader, 100) == b"answers"
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+WITHOUT_ANSWERS = {"status": "completed", "output_file_id": None}
+
+
+def test_a_file_of_results_that_a_batch_does_not_have_is_removed(tmp_path: Path) -> None:
+    target, link = tmp_path / "out", tmp_path / "link"
+    target.write_text("of an earlier batch")
+    link.symlink_to("out")
+    client = BatchClient("http://127.0.0.1", "hr_key", say=print)
+    for _ in range(2):  # there is nothing to remove the second time
+        assert save(client, WITHOUT_ANSWERS, "output_file_id", link) is None
+        assert (target.exists(), link.is_symlink()) == (False, True)
+
+
+def test_a_file_of_results_stays_if_no_request_of_the_next_batch_ran(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.write_text("of an earlier batch")
+    client = BatchClient("http://127.0.0.1", "hr_key", say=print)
+    assert save(client, WITHOUT_ANSWERS | {"status": "failed"}, "output_file_id", target) is None
+    assert target.exists()
+
+
+def test_what_is_no_regular_file_stays_when_a_batch_has_no_results(tmp_path: Path) -> None:
+    client = BatchClient("http://127.0.0.1", "hr_key", say=print)
+    pipe, target = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    with target.open("wb") as file:
+        for path in (pipe, Path(os.devnull), Path("-"), Path(f"/dev/fd/{file.fileno()}")):
+            assert save(client, WITHOUT_ANSWERS, "output_file_id", path) is None
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert target.exists()
+
+
+def test_a_file_that_cannot_be_removed_is_told_by_its_path(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match="symbolic links") as raised:
+        save(BatchClient("http://127.0.0.1", "hr_key", say=print), WITHOUT_ANSWERS, "output_file_id", loop)
+    assert raised.value.filename == str(loop)
 
 
 def test_an_open_descriptor_is_written_from_where_it_stands(tmp_path: Path) -> None:
