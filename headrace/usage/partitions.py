@@ -115,6 +115,18 @@ FROM pg_current_snapshot() AS now
 """
 _REST = "SELECT count(*) FROM (SELECT FROM usage_other WHERE transaction BETWEEN %(start)s AND %(end)s LIMIT %(limit)s)"
 _KEY = "job_id, attempt, created_at, kind"
+# A scheduler that was frozen may find a partition, with its rows, where no table was before. The lock comes first, as
+# another scheduler may be putting the table in place.
+_DROP_UNFINISHED = f"""
+DO $$
+BEGIN
+    IF to_regclass('{{name}}') IS NOT NULL THEN
+        LOCK TABLE {{name}} IN ACCESS EXCLUSIVE MODE;
+        IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = '{{name}}'::regclass AND conname = '{_FILLING}') THEN
+            DROP TABLE {{name}};
+        END IF;
+    END IF;
+END $$"""
 
 
 class _Filling:
@@ -147,7 +159,7 @@ class _Filling:
         """
         filling = f"CONSTRAINT {_FILLING} CHECK ({self._tables[name]})"
         create = f"CREATE TABLE {name} (LIKE usage INCLUDING ALL, {filling})"
-        for statement in (f"DROP TABLE IF EXISTS {name}", create):
+        for statement in (_DROP_UNFINISHED.format(name=name), create):
             await execute(self._database.durable, statement)
         return int((await execute(self._database.relaxed, f"SELECT '{name}'::regclass::oid::bigint"))[0][0])
 

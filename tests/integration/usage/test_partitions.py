@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.database import Database, execute
 from headrace.usage import partitions
@@ -92,6 +93,20 @@ async def test_rows_are_copied_in_steps_and_anew_after_a_scheduler_died(
     await ensure_partitions(database, now=month)
     assert set(await names(database)) == {"usage_2033_05"}
     await check(database, 100)
+
+
+async def test_a_scheduler_that_was_frozen_drops_no_partition_that_was_made_meanwhile(
+    database: Database, owner: Owner, month: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ensure_partitions(database, now=month)
+    await write(database, [Entry(owner.account_id, month)])
+    with monkeypatch.context() as patched:
+        patched.setattr(partitions, "_MADE", "SELECT '' AS name WHERE false")  # as it was before it froze
+        with pytest.raises(DBAPIError, match="already exists"):
+            await ensure_partitions(database, now=month)
+    await ensure_partitions(database, now=month)
+    assert await names(database) == ["usage_2033_05"]
+    await check(database, 1)
 
 
 async def test_a_month_that_was_taken_out_is_left_alone(database: Database, owner: Owner, month: datetime) -> None:
