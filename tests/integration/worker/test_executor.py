@@ -430,4 +430,4 @@ async def test_a_worker_without_the_model_leaves_the_job_to_another_and_fails_it
             assert await without.ended(job_id) is State.FAILED
         statement = "SELECT error FROM jobs WHERE id = %(id)s"
         rows = await execute(jobs.database.durable, statement, {"id": job_id})
-        assert "The configuration of the worker does not have it" in str(rows[0][0])
+        assert "configuration does not have this model" in str(rows[0][0])
