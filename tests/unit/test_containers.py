@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -48,11 +49,24 @@ def test_no_password_has_a_default_and_every_store_has_one() -> None:
     assert named
     assert all(NO_DEFAULT.fullmatch(one) for one in named)
     assert NO_DEFAULT.fullmatch(SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"])
-    assert re.search(r"^requirepass \$\{VALKEY_PASSWORD:\?", COMPOSE["configs"]["valkey"]["content"], re.M)
+    assert NO_DEFAULT.fullmatch(SERVICES["valkey"]["environment"]["VALKEY_PASSWORD"])
+    assert "configs" not in COMPOSE, "Compose writes none into a read-only container"
     for name in PARTS:
         environment = SERVICES[name]["environment"]
         assert "${POSTGRES_PASSWORD:?" in environment["DATABASE_URL"]
         assert environment["REDIS_URL"].startswith("redis://:${VALKEY_PASSWORD:?")
+
+
+def test_valkey_reads_its_configuration_with_its_password(tmp_path: Path) -> None:
+    shell, option, script = SERVICES["valkey"]["command"]
+    entry = tmp_path / "docker-entrypoint.sh"
+    entry.write_text('#!/bin/sh\necho "$@"\ncat\n')
+    entry.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VALKEY_PASSWORD": "abc123"}
+    command = [shell, option, script.replace("$$", "$")]  # as Compose passes it on
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[:3] == ["valkey-server -", "requirepass abc123", "dir /data"]
+    assert "abc123" not in " ".join(SERVICES["valkey"]["command"])
 
 
 def test_secrets_go_to_the_parts_that_need_them_alone() -> None:
