@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from headrace.catalogue.builtin import builtin
-from headrace.catalogue.models import NATIVE_BATCH_KINDS, Catalogue, Model, RouteOptions
+from headrace.catalogue.models import NATIVE_BATCH_KINDS, Catalogue, Model, RouteOptions, may_be_asked
 from headrace.catalogue.problems import Problem, locate, problems_of
 from headrace.errors import ModelNotFoundError
 from headrace.formats.chat.support import Kind
@@ -80,8 +80,16 @@ def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
                 yield Problem.unknown(
                     ("models", name, "routes", index), f"route '{text}' names provider", provider, catalogue.providers
                 )
-            elif isinstance(route, RouteOptions):
-                for field, message in _misplaced(route, catalogue.providers[provider].kind):
+                continue
+            kind = catalogue.providers[provider].kind
+            if "*" in text and "*" not in name and not may_be_asked(kind, name, text.split("/", 1)[1]):
+                yield Problem(
+                    ("models", name, "routes", index),
+                    f"the route '{text}' asks a provider of kind {kind} for '{name}', which cannot be in its URL: "
+                    "name the provider's model in place of '*'",
+                )
+            if isinstance(route, RouteOptions):
+                for field, message in _misplaced(route, kind):
                     yield Problem(("models", name, "routes", index, field), message)
         for field in ("context_window_fallbacks", "content_filter_fallbacks"):
             for index, fallback in enumerate(getattr(model, field)):

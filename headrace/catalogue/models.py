@@ -38,6 +38,15 @@ _LONGEST_KEPT = 256
 # The kinds whose requests have the model's name in the URL, where a `/` would lead to another resource.
 _NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
 
+
+def may_be_asked(kind: Kind, name: str, pattern: str) -> bool:
+    """Tell whether a provider of this kind can be asked for a model by the name that takes the place of a pattern.
+
+    Where the name becomes part of a URL's path, it needs no quoting, and has as many slashes as the pattern.
+    """
+    return kind not in _NAMES_IN_URLS or (quote(name) == name and name.count("/") == pattern.count("/"))
+
+
 Condition = Literal["context_window", "content_filter"]
 """The failure of an earlier route after which a route is tried."""
 
@@ -279,8 +288,7 @@ class Catalogue(BaseModel):
             provider, model = options.route.split("/", 1)
             known = self.providers[provider]
             if "*" in model:
-                # The name becomes a part of the URL's path: it needs no quoting, and has as many slashes as its route.
-                if known.kind in _NAMES_IN_URLS and (quote(asked) != asked or asked.count("/") != model.count("/")):
+                if not may_be_asked(known.kind, asked, model):
                     raise ModelNotFoundError.of(asked)
                 model = asked
             yield Route(provider, known, model, entry, condition, options.native_batch, options.format)

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -155,9 +156,9 @@ class Service:
 
     def _start_stores(self, stack: contextlib.ExitStack) -> None:
         home = self.settings.data_dir
-        if not self.settings.database_url:
+        keeps_key = not self.settings.database_url
+        if keeps_key:
             self._stores.append(EmbeddedPostgres(home / "postgres"))
-            self.settings = _with_secret_key(self.settings)
         if not self.settings.redis_url:
             self._stores.append(EmbeddedValkey(home / "valkey"))
         for store in self._stores:
@@ -165,6 +166,8 @@ class Service:
             stack.enter_context(store)
             field = store.variable.lower()
             self.settings = self.settings.model_copy(update={field: store.url})
+        if keeps_key:  # the store that runs keeps a second `headrace dev` from the directory
+            self.settings = _with_secret_key(self.settings)
         try:
             asyncio.run(_ping(self.settings.redis_url))
         except RedisError as error:
@@ -274,13 +277,19 @@ def _with_secret_key(settings: Settings) -> Settings:
         return settings
     path = secret_key_file(settings.data_dir)
     with data_dir_errors(settings.data_dir):
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        with (
-            contextlib.suppress(FileExistsError),
-            os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file,
-        ):
-            file.write(secrets.token_urlsafe(32))
+        if not path.exists() or not path.stat().st_size:  # empty: the disk was full when an earlier release wrote it
+            _write_whole(path, secrets.token_urlsafe(32))
         return settings.model_copy(update={"secret_key": SecretStr(path.read_text())})
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; after a crash it has all of the text, or is as it was."""
+    unfinished = path.with_suffix(".new")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -123,15 +124,16 @@ class DataDir:
 
 
 def running_url(path: Path) -> str:
-    """Return the URL of the store that runs over a directory, or an empty string if no store does."""
+    """Return the URL of the store that runs over a directory, or an empty string if none does, or it still starts."""
     try:
         with (path / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return ""
     except BlockingIOError:
-        return (path / "url").read_text()
+        with contextlib.suppress(FileNotFoundError):
+            return (path / "url").read_text()
     except OSError:
-        return ""
+        pass
+    return ""
 
 
 def _private(path: str, flags: int) -> int:

@@ -29,7 +29,9 @@ def locate(settings: Settings, *, redis: bool = True) -> Settings:
     }
     if not found["database_url"] or (redis and not found["redis_url"]):
         needed = "DATABASE_URL and REDIS_URL" if redis else "DATABASE_URL"
-        raise EmbeddedStoreError(f"Set {needed}, or start `headrace dev`: it does not run over {settings.data_dir}.")
+        raise EmbeddedStoreError(
+            f"Set {needed}, or start `headrace dev`: it does not run over {settings.data_dir}, or is still starting."
+        )
     located = settings.model_copy(update=found)
     check_urls(located if redis else located.model_copy(update={"redis_url": ""}))
     return located

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 import redis
 
+from headrace.dev.data_dir import running_url
 from headrace.dev.embedded import locate
 from headrace.dev.errors import EmbeddedStoreError
 from headrace.dev.postgres import EmbeddedPostgres
@@ -218,6 +220,12 @@ def test_other_commands_find_running_stores(home: Path) -> None:
             assert locate(theirs).database_url == "postgresql://theirs"
     with pytest.raises(EmbeddedStoreError):
         locate(settings)
+
+
+def test_other_commands_do_not_find_stores_that_are_still_starting(home: Path) -> None:
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert running_url(home) == ""
 
 
 @as_root

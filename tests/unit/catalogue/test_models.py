@@ -345,6 +345,18 @@ def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert fatal == [(15, 'models."fake*".context_window_fallbacks[0]', "gpt-4o"), (17, "models.m.routes[0]", "one")]
 
 
+@pytest.mark.parametrize("name", ["google/gemini-2.5-pro", "my gemini"])
+def test_a_name_that_cannot_be_in_its_routes_url_is_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "headrace.toml"
+    provider = '[providers.g]\nkind = "gemini"\nbase_url = "http://127.0.0.1/v1"\n'
+    path.write_text(f'{provider}[models."{name}"]\nroutes = ["g/*"]\n')
+    catalogue, problems = read_catalogue(path)
+    assert catalogue is None
+    assert [(problem.line, problem.path) for problem in problems] == [(5, f'models."{name}".routes[0]')]
+    path.write_text(f'{provider}[models."{name}"]\nroutes = ["g/gemini-2.5-pro"]\n[models.gemini]\nroutes = ["g/*"]\n')
+    assert read_catalogue(path)[0] is not None
+
+
 ROUTES = """\
 [providers.a]
 kind = "anthropic"
