@@ -320,7 +320,7 @@ async def test_a_content_type_is_not_needed(client: httpx.AsyncClient, model: st
     response = await client.post(
         "/chat/completions", content=json.dumps(chat(model)).encode(), headers={"content-type": "text/plain"}
     )
-    assert response.status_code in {200, 400, 415}
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example/../../v1/models?", "a b", "x" * 5000], ids=["path", "space", "long"])

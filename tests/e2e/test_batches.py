@@ -123,6 +123,16 @@ async def test_a_line_that_fails_is_in_the_error_file(
     assert failed["response"]["body"]["error"]["message"] == "No."
 
 
+async def test_its_files_expire_when_it_says(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
+    provider.script(model, status(400))
+    expiry = {"anchor": "created_at", "seconds": 3600}
+    batch = await submit(client, lines(model, 2), output_expires_after=expiry)
+    done = await reaches(client, batch["id"], "completed")
+    for name in ("output_file_id", "error_file_id"):
+        file = (await client.get(f"/files/{done[name]}")).json()
+        assert file["expires_at"] == file["created_at"] + 3600, name
+
+
 async def test_errors_that_may_pass_are_retried(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
     provider.script(model, status(500), status(429, retry_after=0), answer("at last"))
     done = await reaches(client, (await submit(client, lines(model, 1)))["id"], "completed")

@@ -13,7 +13,7 @@ from psycopg.rows import DictRow
 from tests.e2e.jobs import chat, ended, get, job_of, leave, refused, submit
 from tests.e2e.streams import EventStream
 from tests.fakes.provider import DONE, Gate, Provider, chunk, hang, settled, status, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, second_api
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,13 @@ async def test_while_it_is_queued_the_job_is_cancelled(
         assert job["status"] == "queued"
         await leave(request)
     assert (await ended(idle_client, job["id"]))["status"] == "cancelled"
+
+
+async def test_a_wait_ends_at_its_limit(idle: Service, idle_client: httpx.AsyncClient, model: str) -> None:
+    job_id = await submit(idle_client, model)
+    async with second_api(idle, BOOTSTRAP_KEY, HEADRACE_WAIT_LIMIT_SECONDS="0.1") as client:
+        waited = await client.get(f"/jobs/{job_id}", params={"wait": 3600})
+    assert (waited.status_code, waited.json()["status"]) == (200, "queued")
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.resources.status import Status
 from headrace.queue import TIERS
 from tests.e2e import batches
 from tests.e2e.jobs import ended, submit
+from tests.e2e.statuses import provider_of, read
 from tests.fakes.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 from tests.waiting import until
@@ -28,24 +28,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: st
         yield service
 
 
-def read(service: Service) -> Json:
-    """Return the status, which has the documented form."""
-    headers = {"authorization": f"Bearer {BOOTSTRAP_KEY}"}
-    told = httpx.get(f"{service.base_url}/api/v1/status", headers=headers, timeout=30).raise_for_status()
-    Status.model_validate_json(told.content, strict=True)
-    body: Json = told.json()
-    assert body.keys() == Status.model_fields.keys()
-    return body
-
-
 def queue_of(told: Json, tier: str) -> Json:
     """Return what a status tells of a queue."""
     return next(each for each in told["queues"] if each["tier"] == tier)
-
-
-def provider_of(told: Json, name: str) -> Json:
-    """Return what a status tells of a provider."""
-    return next(each for each in told["providers"] if each["name"] == name)
 
 
 async def test_it_shows_a_job_while_it_runs_and_counts_it_at_its_end(watched: Service, provider: Provider) -> None:

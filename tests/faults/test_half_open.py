@@ -7,9 +7,11 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +23,7 @@ from tests.fakes.provider import DONE, Exchange, Gate, Provider, answer, chunk, 
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.test_takeover import leader
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, until
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -216,6 +219,10 @@ async def test_a_request_that_waits_on_a_dead_live_wire_is_answered(
     assert (await waiting).json()["choices"][0]["message"]["content"] == "Here."
 
 
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
 async def test_what_a_provider_says_while_the_worker_is_frozen_counts(
     behind: Behind, client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
@@ -223,10 +230,9 @@ async def test_what_a_provider_says_while_the_worker_is_frozen_counts(
     model, worker = f"behind-{model}", behind.service.processes["worker"]
 
     async def freeze(exchange: Exchange) -> None:
-        await asyncio.sleep(0.2)  # the worker waits for the answer by then
         worker.signal(signal.SIGSTOP)
         try:
-            await asyncio.sleep(0.2)  # it stands still by then
+            await eventually(partial(is_stopped, worker.pid), "the worker to stand still")
             await answer("Here.")(exchange)
             await asyncio.sleep(3)
         finally:

@@ -11,8 +11,10 @@ import httpx
 
 from tests.e2e import batches
 from tests.e2e.jobs import chat
+from tests.e2e.statuses import read
 from tests.fakes.provider import Exchange, Provider, answer, status
 from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
+from tests.waiting import until
 
 CAPACITY = 20
 LINES = 1500
@@ -59,6 +61,7 @@ routes = ["small/*"]
 """
     with running_service(tmp_path, stores.fresh(), catalogue) as service:
         service.launch("worker-2")
+        until(lambda: len(read(service)["workers"]) == 2, "both workers")
         async with connect(service, BOOTSTRAP_KEY) as client:
             tries = [await share(client, provider)]
             while tries[-1][0]["refused"] > FEW and len(tries) < TRIES:

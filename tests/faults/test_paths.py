@@ -10,8 +10,10 @@ import httpx
 import pytest
 
 from tests.e2e.jobs import chat, completed, submit
+from tests.e2e.statuses import provider_of, read
 from tests.fakes.provider import Provider, answer
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service
+from tests.waiting import until
 
 REQUESTS = 60
 ATTEMPTS = {"HEADRACE_CIRCUIT_FAILURES": "5"}
@@ -37,6 +39,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, stores: Stores, provider: Pr
     broken.write_text(catalogue(f"http://127.0.0.1:{free_port()}/v1"))
     with running_service(directory, stores.fresh(), catalogue(provider.url()), environment=ATTEMPTS) as service:
         service.launch("worker-2", HEADRACE_CONFIG=str(broken))
+        until(lambda: len(read(service)["workers"]) == 2, "both workers")
         yield service
 
 
@@ -48,7 +51,7 @@ async def split_client(split: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_requests_do_not_fail_for_one_workers_broken_path(
-    split_client: httpx.AsyncClient, provider: Provider, streamed: bool
+    split: Service, split_client: httpx.AsyncClient, provider: Provider, streamed: bool
 ) -> None:
     model = f"far-{streamed}"
     provider.always(model, answer("Here."))
@@ -60,6 +63,7 @@ async def test_requests_do_not_fail_for_one_workers_broken_path(
 
     statuses = Counter(await asyncio.gather(*(ask() for _ in range(REQUESTS))))
     assert statuses == {200: REQUESTS}
+    until(lambda: provider_of(read(split), "far")["errors"], "a failed try of the second worker")
 
 
 async def test_background_jobs_are_run_by_the_worker_whose_path_is_fine(

@@ -201,8 +201,9 @@ async def test_a_foreground_stream_whose_worker_is_killed_ends_with_an_error_rat
         cluster.launch("worker-2")
         rest = [event.data for event in await events.rest() if event.data != "[DONE]"]
     assert [item for item in rest if "error" in item] == rest[-1:]
+    assert rest[-1]["error"]["code"] == "worker_lost"
     job = await ended(cluster_client, first["id"].replace("chatcmpl-", "job_"))
-    assert job["status"] in {"failed", "cancelled"}
+    assert (job["status"], job["error"]["code"]) == ("failed", "worker_lost")
     assert job["result"] is None
 
 
@@ -441,7 +442,7 @@ async def test_a_job_that_kills_every_worker_is_given_up(
         cluster.processes["worker"].kill()
         cluster.launch("worker")
     job = await ended(cluster_client, job_id)
-    assert job["status"] == "failed"
+    assert (job["status"], job["error"]["code"]) == ("failed", "worker_lost")
     assert job["attempt"] == 3
     await completed(cluster_client, await submit(cluster_client, f"{model}-next"))
 

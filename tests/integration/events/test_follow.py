@@ -419,8 +419,11 @@ async def test_who_joins_while_the_wire_is_being_made_is_subscribed_too(
         async with hub.listen(job_id, own=False):
             go.set()
             await connected(hub)
-            await asyncio.sleep(0.3)
-            assert job_channel(job_id).encode() in await redis.pubsub_channels()
+            await eventually(functools.partial(listened, redis, job_channel(job_id).encode()), "the subscription")
+
+
+async def listened(redis: NamespacedRedis, channel: bytes) -> bool:
+    return channel in await redis.pubsub_channels()
 
 
 async def left(redis: NamespacedRedis, channel: bytes) -> bool:

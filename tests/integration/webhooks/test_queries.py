@@ -20,6 +20,7 @@ from headrace.telemetry.metrics import WEBHOOKS
 from headrace.webhooks import queries
 from headrace.webhooks.queries import Outcome
 from headrace.webhooks.signing import derive_secret
+from scheduler import webhooks
 from scheduler.lookout import Lookout
 from scheduler.webhooks import WebhookSender
 from tests.e2e.jobs import eventually
@@ -263,6 +264,20 @@ async def test_a_receiver_that_hangs_delays_nobody_else(
         assert len(connections) == 4
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_receiver_that_never_answers_is_asked_again_later(
+    database: Database, owner: Owner, sender: WebhookSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "_PATIENCE_SECONDS", 0.1)
+    async with hanging_receiver() as (url, connections):
+        batch_id = await tell(database, owner, url)
+        for tries in (1, 2):
+            await sender.send_due()
+            row = await delivery(database, owner, batch_id)
+            assert (row.state, row.attempts, len(connections)) == ("pending", tries, tries)
+            assert row.error.startswith("No answer within")
+            await make_due(database)
 
 
 async def test_each_receiver_gets_its_share_oldest_first(database: Database, owner: Owner, stranger: Owner) -> None:
