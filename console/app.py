@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from console.client import ApiError, ApiUnavailableError, open_http
 from console.pages import (
@@ -32,6 +33,17 @@ from console.security import COOKIE, ForgedError, SecurityHeaders, SignedOutErro
 from console.sessions import Sessions
 
 
+class _Console(FastAPI):
+    """FastAPI's application within `SecurityHeaders`.
+
+    FastAPI answers a fault outside of all middleware that is added to it, and that answer needs the headers too.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what answers requests, from the outermost layer to the routes."""
+        return SecurityHeaders(super().build_middleware_stack())
+
+
 def create_app(api_url: str) -> FastAPI:
     """Return the console of the API at an address."""
 
@@ -41,7 +53,7 @@ def create_app(api_url: str) -> FastAPI:
             app.state.http = http
             yield
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = _Console(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.sessions = Sessions()
     app.state.api_url = api_url
     for room in (
@@ -65,9 +77,9 @@ def create_app(api_url: str) -> FastAPI:
     app.add_exception_handler(ForgedError, _forged)
     app.add_exception_handler(ApiUnavailableError, _unavailable)
     app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(HTTPException, _no_page)
+    app.add_exception_handler(404, _no_page)
+    app.add_exception_handler(HTTPException, _not_taken)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(SecurityHeaders)
     return app
 
 
@@ -117,9 +129,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     )
 
 
-async def _no_page(request: Request, error: Exception) -> Response:
+async def _no_page(request: Request, _: Exception) -> Response:
+    return _problem(request, 404, title="No such page", text="The navigation lists all pages.")
+
+
+async def _not_taken(request: Request, error: Exception) -> Response:
+    """Say what is wrong with a request, such as a form that is too large."""
     assert isinstance(error, HTTPException)
-    return _problem(request, error.status_code, title="No such page", text="The navigation lists all pages.")
+    return _problem(request, error.status_code, title="The console refused this", text=error.detail)
 
 
 async def _failed(request: Request, _: Exception) -> Response:

@@ -84,8 +84,11 @@ def money(value: float | str | None) -> str:
     amount = float(value)
     if abs(amount) >= 1:
         return f"${amount:,.2f}"
-    whole, _, part = f"{amount:.6f}".partition(".")
-    return f"${whole}.{part.rstrip('0'):0<2}" if float(part) or not amount else "< $0.000001"
+    rounded = f"{amount:.6f}"
+    if amount and not float(rounded):
+        return "< $0.000001"
+    whole, _, part = rounded.partition(".")
+    return f"${whole}.{part.rstrip('0'):0<2}"
 
 
 def short_number(value: float) -> str:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from console.client import Api
+from console.forms import read_form
 from console.render import REFRESH_HEADER
 from console.sessions import Session, Sessions
 
@@ -44,7 +45,7 @@ class ForgedError(Exception):
 
 
 class SecurityHeaders:
-    """Middleware that puts the headers on every answer. Only static files are kept by browsers."""
+    """The outermost layer, which puts the headers on every answer. Only static files are kept by browsers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,8 +65,20 @@ class SecurityHeaders:
 
 
 def set_cookie(request: Request, response: Response, token: str) -> None:
-    """Give the browser its session. Scripts cannot read it, and other sites' links and forms do not send it."""
-    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https", path="/")
+    """Give the browser its session. Scripts cannot read it, and other sites' links and forms do not send it.
+
+    A browser that came by TLS sends it by TLS alone.
+    """
+    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=_by_tls(request), path="/")
+
+
+def _by_tls(request: Request) -> bool:
+    """Whether the browser came by TLS, also where a proxy ends it.
+
+    The browser's word decides, as the server believes a proxy's headers only from its own host. `check_origin` has
+    compared the origin's host.
+    """
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https:")
 
 
 def check_origin(request: Request) -> None:
@@ -100,7 +113,7 @@ async def acting(request: Request, session: Annotated[Session, Depends(signed_in
     check_origin(request)
     token = request.headers.get("x-csrf-token")
     if token is None:
-        token = str((await request.form()).get("csrf", ""))
+        token = str((await read_form(request)).get("csrf", ""))
     if not secrets.compare_digest(token.encode(), session.csrf.encode()):
         raise ForgedError
     return session

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
+from console.forms import read_form
 from console.render import page, redirect
 from console.security import Acting, Reading, SignedIn
 
@@ -22,7 +23,7 @@ async def show_accounts(request: Request, session: SignedIn, api: Reading) -> Re
 @router.post("")
 async def read_account(request: Request, session: Acting) -> Response:
     """Read the rows of another account, or of the session's own again."""
-    chosen = str((await request.form()).get("account", ""))
+    chosen = str((await read_form(request)).get("account", ""))
     session.reading = None
     if chosen and chosen != session.account["id"]:
         try:

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import ApiError
-from console.forms import FieldError
+from console.forms import FieldError, read_form
 from console.render import Given, page, pretty, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
@@ -38,7 +38,7 @@ async def show_form(request: Request, session: SignedIn, api: Reading) -> Respon
 @router.post("")
 async def create_agent(request: Request, session: Acting, api: Writing) -> Response:
     """Create an agent."""
-    form = await request.form()
+    form = await read_form(request)
     try:
         agent = await api.post("/agents", {name: value for name, value in _read(form).items() if value is not None})
     except (ApiError, FieldError) as error:
@@ -70,7 +70,7 @@ async def show_edit(request: Request, session: SignedIn, api: Reading, agent_id:
 @router.post("/{agent_id}")
 async def update_agent(request: Request, session: Acting, api: Writing, agent_id: str) -> Response:
     """Change an agent, which makes a new version."""
-    form = await request.form()
+    form = await read_form(request)
     try:
         await api.post(f"/agents/{agent_id}", _read(form))
     except (ApiError, FieldError) as error:

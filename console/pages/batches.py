@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from console.client import Api, ApiError, ApiUnavailableError
+from console.forms import read_form
 from console.render import page, redirect
 from console.security import Reading, SignedIn, Writing
 
@@ -117,7 +118,7 @@ async def upload(request: Request, api: Writing) -> Response:
 @router.post("/batches")
 async def create(request: Request, api: Writing) -> Response:
     """Create a batch of an uploaded file, and show it. What is wrong is said in the form, which keeps its values."""
-    draft = Draft.of(dict(await request.form()))
+    draft = Draft.of(dict(await read_form(request)))
     if not draft.input_file_id:
         return await _form(request, api, draft, "Choose a file to upload, or one that is uploaded already.", 422)
     try:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from console.client import Api, ApiError
 from console.events import pass_events
+from console.forms import read_form
 from console.render import local_path, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 from console.transcript import Turn, turns_of_answer, turns_of_items, turns_of_messages
@@ -69,7 +70,7 @@ async def cancel(request: Request, session: Acting, api: Writing, job_id: str) -
         session.say("The job is cancelled.")
     else:
         session.say(f"The job is {job['status']}: it ended before it could be cancelled.", "error")
-    return redirect(local_path(str((await request.form()).get("back", "")), f"/jobs/{job_id}"))
+    return redirect(local_path(str((await read_form(request)).get("back", "")), f"/jobs/{job_id}"))
 
 
 @router.post("/jobs/{job_id}/erase")

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import Api, ApiError
-from console.forms import FieldError
+from console.forms import FieldError, read_form
 from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
@@ -57,7 +57,7 @@ async def show_form(request: Request, session: SignedIn) -> Response:  # noqa: A
 @router.post("")
 async def create_key(request: Request, session: Acting, api: Writing) -> Response:
     """Create a key and show it, once."""
-    form = await request.form()
+    form = await read_form(request)
     try:
         made = await api.post("/api-keys", _read(form, new=True, admin=session.is_admin))
     except (ApiError, FieldError) as error:
@@ -75,7 +75,7 @@ async def show_account(request: Request, session: SignedIn, api: Reading) -> Res
 @router.post("/account")
 async def limit_account(request: Request, session: Acting, api: Writing) -> Response:
     """Change the limits that hold for all keys of an account together."""
-    form = await request.form()
+    form = await read_form(request)
     name = str(form.get("account", ""))
     try:
         account = await api.get("/account", account=name)
@@ -111,7 +111,7 @@ async def show_edit(request: Request, session: SignedIn, api: Reading, key_id: s
 @router.post("/{key_id}")
 async def update_key(request: Request, session: Acting, api: Writing, key_id: str) -> Response:
     """Change a key's name, scopes and limits. Its expiry stays unless the form names a new one."""
-    form = await request.form()
+    form = await read_form(request)
     try:
         key = await api.get(f"/api-keys/{key_id}")
         body = _read(form, new=False, admin=session.is_admin)

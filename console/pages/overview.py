@@ -22,7 +22,10 @@ _ENDS = ("completed", "failed", "expired", "cancelled")
 
 @router.get("/")
 async def show_overview(request: Request, session: SignedIn, api: Reading) -> Response:
-    """Show the service's state to a key that may read it, and the account's own jobs to any key."""
+    """Show the service's state to a key that may read it, and the account's own jobs to any key.
+
+    What an unavailable store holds is null in that state.
+    """
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     usage, jobs, failed, batches, service = await asyncio.gather(
         api.get("/usage", start=int(today.timestamp())),
@@ -35,7 +38,7 @@ async def show_overview(request: Request, session: SignedIn, api: Reading) -> Re
         request,
         "overview.html",
         service=service,
-        ended=None if service is None else _ended(service["rates"]["slots"]),
+        ended=_ended(service["rates"]["slots"]) if service and service["rates"] else None,
         today=_summed(usage["data"]),
         jobs=jobs["data"],
         failed=failed["data"],

@@ -17,7 +17,7 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
-from console.forms import FieldError
+from console.forms import FieldError, read_form
 from console.pages.job import FINAL, input_path, read_input, times_of
 from console.render import Given, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
@@ -44,7 +44,7 @@ async def show_playground(request: Request, session: SignedIn, api: Reading) -> 
 @router.post("")
 async def send(request: Request, session: Acting, api: Writing) -> Response:  # noqa: ARG001
     """Submit a message as a background job and show the page that streams its answer."""
-    form = await request.form()
+    form = await read_form(request)
     values = Given({name: str(value) for name, value in form.items()})
     try:
         job_id = await _submit(api, form, values)

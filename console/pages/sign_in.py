@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.client import Api, ApiError, ApiUnavailableError
+from console.forms import ANYONE, read_form
 from console.render import local_path, page, redirect
 from console.security import COOKIE, Acting, check_origin, set_cookie
 from console.sessions import Session
@@ -29,7 +30,7 @@ async def show_sign_in(request: Request) -> Response:
 async def sign_in(request: Request) -> Response:
     """Start a session with a key that the API knows."""
     check_origin(request)
-    form = await request.form()
+    form = await read_form(request, ANYONE)
     key, target = str(form.get("key", "")).strip(), str(form.get("next", ""))
     if not key.isascii() or not key.isprintable() or not key:
         return _ask(request, target, error="Enter an API key. It begins with hr_.", status=422)

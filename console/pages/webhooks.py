@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.client import ApiError
+from console.forms import read_form
 from console.render import local_path, page, redirect
 from console.security import Acting, Reading, SignedIn, Writing
 
@@ -25,7 +26,7 @@ async def show_webhooks(request: Request, session: SignedIn, api: Reading) -> Re
 @router.post("/resend")
 async def resend(request: Request, session: Acting, api: Writing) -> Response:
     """Send a webhook again and return to the page that asked."""
-    form = await request.form()
+    form = await read_form(request)
     kind, _, subject_id = str(form.get("subject", "")).partition("/")
     if kind in {"jobs", "batches"}:
         try:

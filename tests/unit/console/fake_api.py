@@ -42,10 +42,15 @@ def console(api: Callable[[httpx.Request], httpx.Response] = answers) -> FastAPI
     return app
 
 
-def browser(app: FastAPI) -> httpx.AsyncClient:
-    """Return a client with cookies of its own that follows redirects."""
+def browser(app: FastAPI, *, scheme: str = "http", raises: bool = True) -> httpx.AsyncClient:
+    """Return a client with cookies of its own that follows redirects.
+
+    A fault of the console is raised in the test, or without `raises` answered as a server answers it.
+    """
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://console.invalid", follow_redirects=True
+        transport=httpx.ASGITransport(app, raise_app_exceptions=raises),
+        base_url=f"{scheme}://console.invalid",
+        follow_redirects=True,
     )
 
 

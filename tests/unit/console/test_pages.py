@@ -41,6 +41,7 @@ def test_numbers_sums_and_sizes() -> None:
     assert (number(12345), number(None)) == ("12,345", "\N{EN DASH}")
     assert (money("1234.5"), money(0), money("0.0000213")) == ("$1,234.50", "$0.00", "$0.000021")
     assert (money(0.5), money("0.0000001")) == ("$0.50", "< $0.000001")
+    assert (money(0.9999999), money(0.9999994), money("0.0000005001")) == ("$1.00", "$0.999999", "$0.000001")
     assert (short_money(0.025), short_money(12), short_money(1200)) == ("$0.025", "$12", "$1.2 K")
     assert (short_number(0.25), short_number(950), short_number(4.5e9)) == ("0.25", "950", "4.5 B")
     assert (size(12), size(3 * 1024**2)) == ("12 B", "3.0 MiB")

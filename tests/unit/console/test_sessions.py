@@ -26,6 +26,24 @@ async def test_the_browser_gets_a_cookie_and_never_the_key() -> None:
         assert KEY not in cookie + page.text + str(answer.headers) + str(page.headers)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "headers", "secure"),
+    [
+        ("http", {}, False),
+        ("http", {"origin": "http://console.invalid"}, False),
+        ("http", {"origin": "https://console.invalid"}, True),  # a proxy with TLS stands between
+        ("https", {}, True),
+        ("https", {"origin": "https://console.invalid"}, True),
+    ],
+)
+async def test_the_cookie_stays_with_tls_where_the_browser_uses_it(
+    scheme: str, headers: dict[str, str], secure: bool
+) -> None:
+    async with browser(console(), scheme=scheme) as client:
+        answer = await client.post("/sign-in", data={"key": KEY}, headers=headers, follow_redirects=False)
+        assert ("Secure" in answer.headers["set-cookie"]) is secure
+
+
 @pytest.mark.parametrize(("key", "status"), [("hr_wrong", 401), ("", 422), ("hr_\N{SNOWMAN}", 422)])
 async def test_any_other_key_is_refused(key: str, status: int) -> None:
     async with browser(console()) as client:
@@ -103,13 +121,26 @@ async def test_a_revoked_key_ends_the_session() -> None:
 
 
 async def test_every_answer_has_the_headers_that_protect_it() -> None:
-    async with browser(console()) as client:
-        for path in ("/sign-in", "/static/console.css", "/nothing", "/"):
-            headers = (await client.get(path)).headers
-            policy = headers["content-security-policy"]
+    def api(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={}) if request.url.path.endswith("/agents") else answers(request)
+
+    async with browser(console(api), raises=False) as client:
+        await sign_in(client)
+        for path, status in (
+            ("/sign-in", 200),
+            ("/static/console.css", 200),
+            ("/nothing", 404),
+            ("/sign-out", 405),
+            ("/", 200),
+            ("/agents", 500),  # the fault: an answer of the API without its list
+        ):
+            answer = await client.get(path)
+            assert answer.status_code == status
+            policy = answer.headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
-            assert headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "static" in path or answer.headers["cache-control"] == "no-store"
 
 
 async def test_the_api_that_is_unavailable_is_one_page_that_retries() -> None:
