@@ -15,9 +15,21 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from headrace.errors import InvalidRequestError
-from headrace.formats.chat.generations import Thinking, claude_samples, claude_thinking, gemini_version
+from headrace.formats.chat.generations import (
+    DEFAULTS,
+    claude_always_thinks,
+    claude_forces_tools,
+    claude_sampling,
+    claude_thinking,
+    forces_tool,
+    gemini_budget_range,
+    gemini_mixes,
+    gemini_penalises,
+    gemini_version,
+)
 from headrace.formats.chat.request import EXTENSIONS, ChatRequest
 from headrace.formats.json_document import shorten
+from headrace.formats.tools import offered_tools
 
 Kind = Literal["openai", "anthropic", "gemini"]
 """The kind of a provider, which is also the name of its format for operators."""
@@ -31,6 +43,9 @@ FORMAT_OF: Mapping[Kind, Format] = {"openai": "chat", "anthropic": "messages", "
 
 LEAST_OUTPUT = 16
 """Tokens that the Responses API takes as a limit at least."""
+
+# Strict tools that Anthropic takes in a request.
+_MOST_STRICT = 20
 
 
 class Treatment(StrEnum):
@@ -122,8 +137,12 @@ _RESPONSES = _OURS | {
 
 _MESSAGES = _OURS | {
     "messages": _translated("system and developer messages to `system`; names dropped; no audio, no file ids"),
-    "temperature": _translated("above 1 it is 1, and named as dropped; dropped where the model thinks, or since 4.7"),
-    "top_p": _passed("dropped where the model thinks, or since 4.7"),
+    "temperature": _translated(
+        "above 1 it is 1, and named as dropped; dropped where the model thinks, or since 4.7; 1 counts as not given"
+    ),
+    "top_p": _passed(
+        "dropped beside a `temperature` since 4.0, where the model thinks, or since 4.7; 1 counts as not given"
+    ),
     "n": _translated("as many calls, merged; their usage added up"),
     "stop": _translated("`stop_sequences`; white space alone is dropped"),
     "max_tokens": _translated("`max_tokens`; without it the model's output limit"),
@@ -134,8 +153,14 @@ _MESSAGES = _OURS | {
     "logprobs": _refused(_NO_SUCH),
     "top_logprobs": _refused(_NO_SUCH),
     "seed": _dropped("has none, and OpenAI promises no more than its best effort"),
-    "tools": _translated("functions to `tools`, schemas as they are; custom tools refused"),
-    "tool_choice": _translated("`tool_choice`; `required` is `any`; of `allowed_tools` only those are sent"),
+    "tools": _translated(
+        "functions to `tools`, schemas as they are; `strict` ones closed and without bounds, and `strict` dropped after"
+        " 20 of them; custom tools refused"
+    ),
+    "tool_choice": _translated(
+        "`tool_choice`; `required` is `any`; of `allowed_tools` only those are sent; a tool that has to be called is"
+        " refused since Opus 5.5, Sonnet 5.5 and Fable 5.1"
+    ),
     "parallel_tool_calls": _translated("`disable_parallel_tool_use`"),
     "functions": _refused("use `tools`"),
     "function_call": _refused("use `tool_choice`"),
@@ -144,7 +169,8 @@ _MESSAGES = _OURS | {
     ),
     "reasoning_effort": _translated(
         "adaptive thinking and `output_config.effort` since 4.6, a budget before; dropped before 4.6 where a tool is"
-        " forced, where the call before has no `thinking_blocks`, or with no more than 1,024 tokens"
+        " forced, where the call before has no `thinking_blocks`, or with no more than 1,024 tokens; `none` is the"
+        " least effort, and named as dropped, where a model always thinks, as Fable and Opus 5.5 do"
     ),
     "verbosity": _dropped(_NO_SUCH),
     "modalities": _refused("answers in text"),
@@ -171,8 +197,8 @@ _GEMINI = _OURS | {
     "stop": _passed("`stopSequences`"),
     "max_tokens": _passed("`maxOutputTokens`"),
     "max_completion_tokens": _passed("`maxOutputTokens`, before the older name"),
-    "presence_penalty": _passed("`presencePenalty`"),
-    "frequency_penalty": _passed("`frequencyPenalty`"),
+    "presence_penalty": _passed("`presencePenalty`; dropped since 2.5"),
+    "frequency_penalty": _passed("`frequencyPenalty`; dropped since 2.5"),
     "logit_bias": _refused(_NO_SUCH),
     "logprobs": _passed("`responseLogprobs`"),
     "top_logprobs": _passed("`logprobs`"),
@@ -182,8 +208,13 @@ _GEMINI = _OURS | {
     "parallel_tool_calls": _dropped("the model calls as many as it likes"),
     "functions": _refused("use `tools`"),
     "function_call": _refused("use `tool_choice`"),
-    "response_format": _translated("`responseMimeType` and `responseJsonSchema`"),
-    "reasoning_effort": _translated("`thinkingLevel` since Gemini 3, `thinkingBudget` in 2.5; dropped before"),
+    "response_format": _translated(
+        "`responseMimeType` and `responseJsonSchema`; before Gemini 3 JSON is refused beside tools"
+    ),
+    "reasoning_effort": _translated(
+        "`thinkingLevel` since Gemini 3, `thinkingBudget` in 2.5; dropped before; `none` is 128 tokens, and named as"
+        " dropped, in 2.5 Pro"
+    ),
     "verbosity": _dropped(_NO_SUCH),
     "modalities": _refused("answers in text"),
     "audio": _refused("answers in text"),
@@ -245,7 +276,6 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
             raise unsupported_parameter(name, form)
         if treatment is Treatment.DROPPED:
             dropped.append(name)
-    dropped += _DROPPED_BY[form](model, request)
     if form not in _CUSTOM_TOOLS:
         for index, tool in enumerate(request.get("tools") or ()):
             if tool["type"] != "function":
@@ -253,6 +283,9 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
         choice = request.get("tool_choice")
         if isinstance(choice, Mapping) and choice["type"] == "custom":
             raise unsupported_parameter("tool_choice", form)
+    if (refused := _REFUSED_BY.get(form)) is not None:
+        refused(model, request)
+    dropped += _DROPPED_BY[form](model, request)
     for index, message in enumerate(request["messages"]):
         for name in _unsupported_content(form, message):
             raise unsupported_parameter(f"messages[{index}].{name}", form)
@@ -261,14 +294,31 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
     return dropped
 
 
-def unsupported_parameter(param: str, form: Format, *, kind: str | None = None) -> InvalidRequestError:
-    """Return the error for a parameter that a format has nothing for. `kind` is the type of what is there."""
+def unsupported_parameter(
+    param: str, form: Format, *, kind: str | None = None, reason: str | None = None
+) -> InvalidRequestError:
+    """Return the error for a parameter that a format has nothing for, or that a model cannot honour.
+
+    `kind` is the type of what is there, `reason` why the model cannot.
+    """
     named = f"'{param}'" if kind is None else f"'{param}' ({shorten(kind)})"
+    reason = reason or f"its provider's format, {form}, has no counterpart"
     return InvalidRequestError(
-        f"{named} is not supported by this model: its provider's format, {form}, has no counterpart.",
+        f"{named} is not supported by this model: {reason}.",
         param=param,
         code="unsupported_parameter",
     )
+
+
+def asks_for_json(request: Mapping[str, Any]) -> bool:
+    """Tell whether a request asks for JSON in place of text."""
+    return (request.get("response_format") or {}).get("type") in ("json_object", "json_schema")
+
+
+def loose_tools(request: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the strict tools beyond those that Anthropic takes."""
+    tools, _ = offered_tools(request)
+    return [tool["function"]["name"] for tool in tools if tool["function"].get("strict")][_MOST_STRICT:]
 
 
 def _unsupported_content(form: Format, message: Mapping[str, Any]) -> Iterator[str]:
@@ -290,23 +340,37 @@ def _unsupported_content(form: Format, message: Mapping[str, Any]) -> Iterator[s
 
 
 def _dropped_by_messages(model: str, request: Mapping[str, Any]) -> Iterator[str]:
-    thinking = claude_thinking(model, request)
-    samples = claude_samples(model) and thinking in (None, Thinking.EFFORT)
+    sampling = claude_sampling(model, request)
     for name in ("temperature", "top_p", "top_k"):
-        value = request.get(name)
-        if value is not None and (not samples or (name == "temperature" and value > 1)):
+        if request.get(name) not in (None, sampling.get(name, DEFAULTS.get(name))):
             yield name
-    effort = request.get("reasoning_effort")
-    if effort not in (None, "none") and (thinking is None or request.get("thinking") is not None):
+    if _loses_its_effort(model, request):
         yield "reasoning_effort"
+    loose = loose_tools(request)
+    for index, tool in enumerate(request.get("tools") or ()):
+        if tool["function"]["name"] in loose:
+            yield f"tools[{index}].function.strict"
     stop = request.get("stop") or []
     if any(not text.strip() for text in ([stop] if isinstance(stop, str) else stop)):
         yield "stop"
 
 
+def _loses_its_effort(model: str, request: Mapping[str, Any]) -> bool:
+    """Tell whether a model of Anthropic's thinks otherwise than the request's effort says."""
+    effort, own = request.get("reasoning_effort"), request.get("thinking") is not None
+    if effort == "none":
+        return claude_always_thinks(model) and not own
+    return effort is not None and (own or claude_thinking(model, request) is None)
+
+
 def _dropped_by_gemini(model: str, request: Mapping[str, Any]) -> Iterator[str]:
-    if request.get("reasoning_effort") not in (None, "none") and gemini_version(model) < (2, 5):
+    effort, version = request.get("reasoning_effort"), gemini_version(model)
+    too_old = effort not in (None, "none") and version < (2, 5)
+    if too_old or (effort == "none" and (2, 5) <= version < (3, 0) and gemini_budget_range(model)[0]):
         yield "reasoning_effort"
+    for name in () if gemini_penalises(model) else ("presence_penalty", "frequency_penalty"):
+        if request.get(name):
+            yield name
 
 
 def _dropped_by_responses(_: str, request: Mapping[str, Any]) -> Iterator[str]:
@@ -320,6 +384,23 @@ _DROPPED_BY: Mapping[Format, Callable[[str, Mapping[str, Any]], Iterator[str]]] 
     "responses": _dropped_by_responses,
     "messages": _dropped_by_messages,
     "gemini": _dropped_by_gemini,
+}
+
+
+def _refused_by_messages(model: str, request: Mapping[str, Any]) -> None:
+    if forces_tool(request) and not claude_forces_tools(model):
+        raise unsupported_parameter("tool_choice", "messages", reason="it cannot be made to call a tool")
+
+
+def _refused_by_gemini(model: str, request: Mapping[str, Any]) -> None:
+    tools, choice = offered_tools(request)
+    if tools and choice != "none" and asks_for_json(request) and not gemini_mixes(model):
+        raise unsupported_parameter("response_format", "gemini", reason="it answers in JSON only without tools")
+
+
+_REFUSED_BY: Mapping[Format, Callable[[str, Mapping[str, Any]], None]] = {
+    "messages": _refused_by_messages,
+    "gemini": _refused_by_gemini,
 }
 
 # ---------------------------------------------------------------------------------------------------------------------

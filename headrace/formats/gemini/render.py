@@ -14,7 +14,8 @@ from urllib.parse import quote
 import orjson
 
 from headrace.errors import invalid_parameter
-from headrace.formats.chat.generations import gemini_version
+from headrace.formats.chat.generations import gemini_budget_range, gemini_mixes, gemini_penalises, gemini_version
+from headrace.formats.chat.support import asks_for_json
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
 from headrace.formats.media import audio_of, file_of, image_of
@@ -40,6 +41,7 @@ _PASSED = {
     "logprobs": "responseLogprobs",
     "top_logprobs": "logprobs",
 }
+_PENALTIES = ("presence_penalty", "frequency_penalty")
 
 
 def render_url(base_url: str, *, model: str, stream: bool) -> str:
@@ -80,7 +82,7 @@ def render_request(
     body: Json = {"contents": contents}
     if system:
         body["systemInstruction"] = {"parts": system}
-    body |= _render_tools(given)
+    body |= _render_tools(given, model)
     if config := _render_config(given, model):
         body["generationConfig"] = config
     if "safety_settings" in given:
@@ -89,13 +91,14 @@ def render_request(
 
 
 def _render_config(given: Json, model: str) -> Json:
-    config: Json = {theirs: given[ours] for ours, theirs in _PASSED.items() if ours in given}
+    left_out = () if gemini_penalises(model) else _PENALTIES
+    config: Json = {theirs: given[ours] for ours, theirs in _PASSED.items() if ours in given and ours not in left_out}
     if limit := given.get("max_completion_tokens") or given.get("max_tokens"):
         config["maxOutputTokens"] = limit
     if stop := given.get("stop"):
         config["stopSequences"] = [stop] if isinstance(stop, str) else stop
     form = given.get("response_format", {})
-    if form.get("type") in ("json_object", "json_schema"):
+    if asks_for_json(given):
         config["responseMimeType"] = "application/json"
     if form.get("type") == "json_schema" and form["json_schema"].get("schema"):
         config["responseJsonSchema"] = form["json_schema"]["schema"]
@@ -103,13 +106,16 @@ def _render_config(given: Json, model: str) -> Json:
     if effort is not None and version >= _LEVELS_SINCE:
         config["thinkingConfig"] = {"thinkingLevel": _LEVELS.get(effort, "high"), "includeThoughts": True}
     elif effort is not None and version >= _THINKS_SINCE:
-        config["thinkingConfig"] = {"thinkingBudget": _BUDGETS[effort], "includeThoughts": effort != "none"}
+        least, most = gemini_budget_range(model)
+        budget = max(least, min(_BUDGETS[effort], most))
+        config["thinkingConfig"] = {"thinkingBudget": budget, "includeThoughts": effort != "none"}
     return config
 
 
-def _render_tools(given: Json) -> Json:
+def _render_tools(given: Json, model: str) -> Json:
     tools, choice = offered_tools(given)
-    if not tools:
+    # Tools that are not to be called would make the provider refuse a JSON format.
+    if not tools or (choice == "none" and asks_for_json(given) and not gemini_mixes(model)):
         return {}
     body: Json = {"tools": [{"functionDeclarations": [_render_function(tool["function"]) for tool in tools]}]}
     if isinstance(choice, str):

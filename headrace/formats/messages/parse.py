@@ -1,7 +1,8 @@
 """Anthropic's answers, streams and errors as OpenAI's: https://platform.claude.com/docs/en/api/messages.
 
 Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. Thinking becomes
-`reasoning_content`, and with its signature `thinking_blocks`, which the next request sends back unchanged.
+`reasoning_content`, and with its signature `thinking_blocks`, which the next request sends back unchanged. A thought
+between calls has `calls_before`, the number of calls before it, as it has to go back to its place.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
                 text.append(block["text"])
             case "thinking":
                 thoughts.append(block["thinking"])
-                signed.append(block)
+                signed.append(_placed(block, len(calls)))
             case "redacted_thinking":
-                signed.append(block)
+                signed.append(_placed(block, len(calls)))
             case "tool_use":
                 arguments = render_arguments(block["input"])
                 function = {"name": block["name"], "arguments": arguments}
@@ -87,13 +88,19 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
             case unknown:
                 skip("anthropic", f"content block {unknown}")
     message: Json = {"role": "assistant", "content": "".join(text) if text else None, "refusal": None}
-    if thoughts:
-        message["reasoning_content"] = "".join(thoughts)
+    # A thought may come without its text, as a signature alone.
+    if thought := "".join(thoughts):
+        message["reasoning_content"] = thought
     if signed:
         message["thinking_blocks"] = signed
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _placed(thought: Json, calls: int) -> Json:
+    """Return a thought with the number of calls that the model has made before it."""
+    return thought | ({"calls_before": calls} if calls else {})
 
 
 def _finish(reason: str) -> dict[str, str]:
@@ -211,7 +218,7 @@ class StreamParser:
                 return self._more_arguments(delta["partial_json"])
             case "thinking_delta":
                 self._block["thinking"] += delta["thinking"]
-                return self._chunk({"reasoning_content": delta["thinking"]})
+                return self._chunk({"reasoning_content": delta["thinking"]}) if delta["thinking"] else ()
             case "signature_delta":
                 self._block["signature"] = delta["signature"]
             case unknown:
@@ -225,7 +232,7 @@ class StreamParser:
         block, self._block = self._block, {}
         kind = block.get("type")
         if kind in ("thinking", "redacted_thinking"):
-            return self._chunk({"thinking_blocks": [block]})
+            return self._chunk({"thinking_blocks": [_placed(block, self._calls)]})
         if kind == "tool_use" and not self._fragments:
             return self._more_arguments(render_arguments(block["input"]))
         return ()

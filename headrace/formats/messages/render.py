@@ -15,7 +15,14 @@ from typing import Any
 import orjson
 
 from headrace.errors import InvalidRequestError, invalid_parameter
-from headrace.formats.chat.generations import Thinking, claude_samples, claude_thinking
+from headrace.formats.chat.generations import (
+    Thinking,
+    claude_effort,
+    claude_sampling,
+    claude_thinking,
+    claude_unthinking,
+)
+from headrace.formats.chat.support import loose_tools
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import Json
 from headrace.formats.tools import offered_tools, parse_arguments
@@ -32,7 +39,6 @@ _OUTPUT_LIMIT = 8192
 _LEAST_BUDGET = 1024
 # Tokens of thought for models that are given a budget and not an effort.
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
-_EFFORTS = {"minimal": "low"}
 
 _IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -70,9 +76,9 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
         body["system"] = system
     if stream:
         body["stream"] = True
-    thinking = claude_thinking(model, given | {"max_tokens": most})
-    body |= _render_sampling(given, model, thinking) | _render_tools(given)
-    body |= _render_effort(given, thinking, most)
+    limited = given | {"max_tokens": most}
+    body |= _render_stop(given) | claude_sampling(model, limited) | _render_tools(given)
+    body |= _render_effort(given, model, claude_thinking(model, limited), most)
     if form.get("type") == "json_schema":
         schema = _closed(form["json_schema"].get("schema") or {"type": "object"})
         body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
@@ -84,30 +90,29 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
     return orjson.dumps(body)
 
 
-def _render_sampling(given: Json, model: str, thinking: Thinking | None) -> Json:
+def _render_stop(given: Json) -> Json:
     stop = given.get("stop", [])
     sequences = [text for text in ([stop] if isinstance(stop, str) else stop) if text.strip()]
-    sampling: Json = {"stop_sequences": sequences} if sequences else {}
-    if thinking in (None, Thinking.EFFORT) and claude_samples(model):
-        if "temperature" in given:
-            sampling["temperature"] = min(given["temperature"], 1)
-        sampling |= {name: given[name] for name in ("top_p", "top_k") if name in given}
-    return sampling
+    return {"stop_sequences": sequences} if sequences else {}
 
 
-def _render_effort(given: Json, thinking: Thinking | None, most: int) -> Json:
+def _render_effort(given: Json, model: str, thinking: Thinking | None, most: int) -> Json:
     if "thinking" in given:
         return {"thinking": given["thinking"]}
     effort = given.get("reasoning_effort")
-    if effort in (None, "none"):
+    if effort is None:
         return {}
+    if effort == "none":
+        return claude_unthinking(model)
     if thinking is Thinking.BUDGET:
         budget = max(_LEAST_BUDGET, min(_BUDGETS[effort], most - _LEAST_BUDGET))
         return {"thinking": {"type": "enabled", "budget_tokens": budget}}
     if thinking is None:
         return {}
-    rendered: Json = {"output_config": {"effort": _EFFORTS.get(effort, effort)}}
-    return rendered | ({"thinking": {"type": "adaptive"}} if thinking is Thinking.ADAPTIVE else {})
+    rendered: Json = {"output_config": {"effort": claude_effort(model, effort)}}
+    # Models since 4.7 send the signature of a thought alone, unless a request asks for its summary.
+    adaptive = {"thinking": {"type": "adaptive", "display": "summarized"}}
+    return rendered | (adaptive if thinking is Thinking.ADAPTIVE else {})
 
 
 def _render_tools(given: Json) -> Json:
@@ -123,17 +128,21 @@ def _render_tools(given: Json) -> Json:
         rendered = {"type": "tool", "name": choice["function"]["name"]}
     if given.get("parallel_tool_calls") is False and rendered["type"] != "none":
         rendered = {**rendered, "disable_parallel_tool_use": True}
-    body: Json = {"tools": [_render_tool(tool) for tool in tools]}
+    loose = loose_tools(given)
+    body: Json = {"tools": [_render_tool(tool, loose) for tool in tools]}
     # `auto` is Anthropic's default.
     return body if rendered == {"type": "auto"} else {**body, "tool_choice": rendered}
 
 
-def _render_tool(tool: Mapping[str, Any]) -> Json:
+def _render_tool(tool: Mapping[str, Any], loose: Sequence[str]) -> Json:
+    """Return a tool, strict unless it is one of the `loose` ones."""
     function = tool["function"]
-    rendered = {"name": function["name"], "input_schema": {"type": "object", **(function.get("parameters") or {})}}
+    strict = function.get("strict") and function["name"] not in loose
+    schema = {"type": "object", **(function.get("parameters") or {})}
+    rendered = {"name": function["name"], "input_schema": _closed(schema) if strict else schema}
     if function.get("description"):
         rendered["description"] = function["description"]
-    if function.get("strict"):
+    if strict:
         rendered["strict"] = True
     return rendered | _cache_control(tool) | _cache_control(function)
 
@@ -232,21 +241,28 @@ def _unsupported(medium: Medium, param: str) -> InvalidRequestError:
 
 
 def _render_assistant(message: Json, param: str) -> list[Json]:
-    blocks: list[Json] = list(message.get("thinking_blocks") or ())
+    """Return the blocks of an answer: each thought in its place among the calls, as the provider compares them."""
+    thoughts: dict[int, list[Json]] = {}
+    for block in message.get("thinking_blocks") or ():
+        thought = {name: value for name, value in block.items() if name != "calls_before"}
+        place = block.get("calls_before")
+        thoughts.setdefault(place if type(place) is int else 0, []).append(thought)
+    blocks = thoughts.pop(0, [])
     blocks += _render_content(message, param)
     if message.get("refusal"):
         blocks.append({"type": "text", "text": message["refusal"]})
-    for call in message.get("tool_calls") or ():
-        function = call["function"]
-        blocks.append(
-            {
-                "type": "tool_use",
-                "id": _call_id(call["id"]),
-                "name": function["name"],
-                "input": parse_arguments(function["arguments"]),
-            }
-        )
+    for number, call in enumerate(message.get("tool_calls") or (), start=1):
+        blocks.append(_render_call(call))
+        blocks += thoughts.pop(number, ())
+    for rest in thoughts.values():
+        blocks += rest
     return blocks
+
+
+def _render_call(call: Json) -> Json:
+    function = call["function"]
+    arguments = parse_arguments(function["arguments"])
+    return {"type": "tool_use", "id": _call_id(call["id"]), "name": function["name"], "input": arguments}
 
 
 def _render_result(message: Json, param: str) -> list[Json]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.generations import (
     Thinking,
-    claude_samples,
+    claude_sampling,
     claude_thinking,
     gemini_version,
     responses_reason,
 )
 from headrace.formats.chat.support import Format, dropped_parameters
+from headrace.formats.registry import FORMATS
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -24,9 +26,9 @@ def dropped(form: Format, model: str = "m", **fields: Any) -> list[str]:
     return dropped_parameters(form, model, {"model": "asked", "messages": MESSAGES, **fields})
 
 
-def refused(form: Format, **fields: Any) -> str | None:
+def refused(form: Format, model: str = "m", **fields: Any) -> str | None:
     with pytest.raises(InvalidRequestError) as raised:
-        dropped(form, **fields)
+        dropped(form, model, **fields)
     assert raised.value.code == "unsupported_parameter"
     assert f"'{raised.value.param}'" in raised.value.message
     return raised.value.param
@@ -85,7 +87,7 @@ def test_the_responses_api_takes_what_chat_completions_take_but_for_some_paramet
     ]
     assert dropped("responses", max_tokens=1, max_completion_tokens=16) == []
     for name, value in {"stop": "x", "logit_bias": {"1": 2}, "audio": {"voice": "v", "format": "wav"}}.items():
-        assert refused("responses", **{name: value}) == name
+        assert refused("responses", "m", **{name: value}) == name
     spoken = {"role": "assistant", "audio": {"id": "audio_1"}}
     assert refused("responses", messages=[*MESSAGES, spoken]) == "messages[1].audio"
 
@@ -114,26 +116,91 @@ def test_names_are_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "samples"),
+    ("model", "taken"),
     [
-        ("claude-3-7-sonnet-20250219", True),
-        ("claude-sonnet-4-20250514", True),
-        ("claude-haiku-4-5-20251001", True),
-        ("claude-sonnet-4-6", True),
-        ("claude-opus-4-7", False),
-        ("claude-sonnet-5", False),
-        ("anthropic.claude-opus-5-1", False),
-        ("fake", True),
+        ("claude-3-7-sonnet-20250219", ["temperature", "top_p"]),
+        ("claude-sonnet-4-20250514", ["temperature"]),
+        ("claude-haiku-4-5-20251001", ["temperature"]),
+        ("claude-sonnet-4-6", ["temperature"]),
+        ("claude-opus-4-7", []),
+        ("claude-sonnet-5", []),
+        ("anthropic.claude-opus-5-1", []),
+        ("fake", ["temperature"]),
     ],
 )
-def test_which_claudes_take_a_temperature(model: str, samples: bool) -> None:
-    assert claude_samples(model) is samples
-    assert dropped("messages", model, temperature=0.5, top_p=0.5) == ([] if samples else ["temperature", "top_p"])
+def test_which_claudes_take_a_temperature(model: str, taken: list[str]) -> None:
+    asked = {"temperature": 0.5, "top_p": 0.5}
+    assert list(claude_sampling(model, {"messages": MESSAGES, **asked})) == taken
+    assert dropped("messages", model, **asked) == [name for name in asked if name not in taken]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "taken", "named"),
+    [
+        (0.5, 1, {"temperature": 0.5}, []),
+        (1, 0.5, {"top_p": 0.5}, []),
+        (1.5, 0.5, {"top_p": 0.5}, ["temperature"]),
+        (1, 1, {"temperature": 1}, []),
+        (0, 0.5, {"temperature": 0}, ["top_p"]),
+        (None, 0.5, {"top_p": 0.5}, []),
+    ],
+)
+def test_a_default_counts_as_not_given_beside_the_other(
+    temperature: float | None, top_p: float, taken: dict[str, float], named: list[str]
+) -> None:
+    asked = {"temperature": temperature, "top_p": top_p}
+    assert claude_sampling("claude-opus-4-5", {"messages": MESSAGES, **asked}) == taken
+    assert dropped("messages", "claude-opus-4-5", **asked) == named
 
 
 def test_a_temperature_that_is_cut_is_named() -> None:
     assert dropped("messages", temperature=1.5) == ["temperature"]
     assert dropped("messages", temperature=1.0) == []
+    assert dropped("messages", "claude-opus-4-7", temperature=1.0) == []
+
+
+def test_strict_tools_beyond_those_that_anthropic_takes_are_named() -> None:
+    tools = [{"type": "function", "function": {"name": f"f{index}", "strict": index != 3}} for index in range(23)]
+    assert dropped("messages", tools=tools[:21]) == []
+    assert dropped("messages", tools=tools) == ["tools[21].function.strict", "tools[22].function.strict"]
+    request = {"messages": MESSAGES, "tools": tools}
+    body = orjson.loads(FORMATS["messages"].render_request(request, model="m", stream=False, output_limit=None))
+    assert [tool["name"] for tool in body["tools"] if "strict" not in tool] == ["f3", "f21", "f22"]
+    # A tool that is not offered does not count.
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools[2:]}}
+    assert dropped("messages", tools=tools, tool_choice=choice) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "quiet"),
+    [
+        ("claude-opus-4-7", True),
+        ("claude-sonnet-5", True),
+        ("claude-opus-5", True),
+        ("claude-haiku-5-5", True),
+        ("claude-sonnet-5-5", True),
+        ("claude-opus-5-5", False),
+        ("claude-fable-5", False),
+        ("claude-mythos-preview", False),
+    ],
+)
+def test_which_claudes_always_think(model: str, quiet: bool) -> None:
+    assert dropped("messages", model, reasoning_effort="none") == ([] if quiet else ["reasoning_effort"])
+    assert dropped("messages", model, reasoning_effort="none", thinking={"type": "adaptive"}) == []
+
+
+@pytest.mark.parametrize("model", ["claude-opus-5-5", "anthropic.claude-sonnet-5-5", "claude-fable-5-1"])
+def test_the_newest_claudes_cannot_be_made_to_call_a_tool(model: str) -> None:
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice in (
+        "required",
+        named,
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}},
+    ):
+        assert refused("messages", model, tools=TOOLS, tool_choice=choice) == "tool_choice"
+    for other in ("claude-haiku-5-5", "claude-opus-5", "claude-fable-5", "fake"):
+        assert dropped("messages", other, tools=TOOLS, tool_choice="required") == []
+    assert dropped("messages", model, tools=TOOLS, tool_choice="auto") == []
 
 
 def test_how_claudes_think() -> None:
@@ -165,3 +232,28 @@ def test_generations_of_gemini() -> None:
     assert gemini_version("models/gemini-3-pro-preview") == (3, 0)
     assert gemini_version("fake") == (2, 5)
     assert dropped("gemini", "gemini-2.0-flash", reasoning_effort="low") == ["reasoning_effort"]
+
+
+def test_gemini_has_no_penalties_since_2_5() -> None:
+    asked = {"presence_penalty": 1, "frequency_penalty": -0.5}
+    assert dropped("gemini", "gemini-2.0-flash", **asked) == []
+    for model in ("gemini-2.5-flash", "gemini-3-pro-preview"):
+        assert dropped("gemini", model, **asked) == list(asked)
+        assert dropped("gemini", model, presence_penalty=0, frequency_penalty=0) == []
+
+
+def test_gemini_2_5_pro_always_thinks() -> None:
+    assert dropped("gemini", "gemini-2.5-pro", reasoning_effort="none") == ["reasoning_effort"]
+    assert dropped("gemini", "gemini-2.5-pro", reasoning_effort="low") == []
+    assert dropped("gemini", "gemini-2.5-flash", reasoning_effort="none") == []
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_gemini_before_3_answers_in_json_only_without_tools(kind: str) -> None:
+    asked: dict[str, Any] = {"response_format": {"type": kind, "json_schema": {"name": "n"}}}
+    for choice in (None, "auto", "required"):
+        assert refused("gemini", "gemini-2.5-flash", tools=TOOLS, tool_choice=choice, **asked) == "response_format"
+    assert dropped("gemini", "gemini-2.5-flash", tools=TOOLS, tool_choice="none", **asked) == []
+    assert dropped("gemini", "gemini-2.5-flash", tools=TOOLS, response_format={"type": "text"}) == []
+    assert dropped("gemini", "gemini-2.5-flash", **asked) == []
+    assert dropped("gemini", "gemini-3-flash-preview", tools=TOOLS, **asked) == []
