@@ -33,7 +33,8 @@ from headrace.batches.batch_object import (
     render_batch,
     render_progress,
 )
-from headrace.batches.queries import NewBatch, count_active, has_line, list_ended
+from headrace.batches.ended import has_line, list_ended
+from headrace.batches.queries import NewBatch, count_active
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from headrace.catalogue.models import Catalogue, Condition, Route
 from headrace.errors import InvalidRequestError
-from headrace.formats.chat.support import Format, dropped_parameters, unsupported_parameter
+from headrace.formats.chat.dropped import dropped_parameters, unsupported_parameter
+from headrace.formats.chat.support import Format
 from headrace.formats.chat.validation import check_text
 from headrace.formats.translation import Translation
 

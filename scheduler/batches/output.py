@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import orjson
 
-from headrace.batches.queries import WrittenFile, end_batch, read_lines
+from headrace.batches.ended import read_lines
+from headrace.batches.queries import WrittenFile, end_batch
 from headrace.batches.results import is_answer, render_line, render_unrun
 from headrace.batches.state import BatchState
 from headrace.files.queries import FileWriter

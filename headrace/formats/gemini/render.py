@@ -14,8 +14,8 @@ from urllib.parse import quote
 import orjson
 
 from headrace.errors import invalid_parameter
+from headrace.formats.chat.dropped import asks_for_json
 from headrace.formats.chat.generations import gemini_budget_range, gemini_mixes, gemini_penalises, gemini_version
-from headrace.formats.chat.support import asks_for_json
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
 from headrace.formats.media import audio_of, file_of, image_of

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import InvalidRequestError, invalid_parameter
+from headrace.formats.chat.dropped import loose_tools
 from headrace.formats.chat.generations import (
     Thinking,
     claude_effort,
@@ -22,7 +23,6 @@ from headrace.formats.chat.generations import (
     claude_thinking,
     claude_unthinking,
 )
-from headrace.formats.chat.support import loose_tools
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import Json
 from headrace.formats.tools import offered_tools, parse_arguments

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from headrace.batches.ended import list_ended, read_lines
 from headrace.batches.lines import LineProblem
 from headrace.batches.queries import (
     NewBatch,
@@ -19,8 +20,6 @@ from headrace.batches.queries import (
     fail_batch,
     fold_tallies,
     get_batch,
-    list_ended,
-    read_lines,
     start_batch,
 )
 from headrace.batches.state import BatchState

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from headrace import errors
 from headrace.errors import InvalidRequestError, UpstreamError
 from headrace.formats.chat.completion import ChatCompletion, ChatCompletionChunk
+from headrace.formats.chat.dropped import dropped_parameters
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.request import parse_chat_request
-from headrace.formats.chat.support import dropped_parameters
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.providers.sse import Event, EventReader
 

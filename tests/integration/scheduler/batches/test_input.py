@@ -10,7 +10,7 @@ from typing import Literal
 
 import orjson
 
-from headrace.batches.queries import read_lines
+from headrace.batches.ended import read_lines
 from headrace.catalogue.models import Catalogue
 from headrace.files.tables import CHUNK_BYTES
 from headrace.jobs.sql.lines import feed_lines, read_held

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from headrace.errors import InvalidRequestError
+from headrace.formats.chat.dropped import dropped_parameters
 from headrace.formats.chat.generations import (
     Thinking,
     claude_sampling,
@@ -15,7 +16,7 @@ from headrace.formats.chat.generations import (
     gemini_version,
     responses_reason,
 )
-from headrace.formats.chat.support import Format, dropped_parameters
+from headrace.formats.chat.support import Format
 from headrace.formats.registry import FORMATS
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
