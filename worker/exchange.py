@@ -115,7 +115,7 @@ class Exchange:
         """The usage up to now, as the provider reported it, else as estimated from the text."""
         if self._whole is not None:
             return parse_usage(self._whole.get("usage")) or estimate_usage(self._request, self._text())
-        begun = [fold for fold in self._folds if fold.started] or self._folds[:1]
+        begun = [fold for fold in self._folds if fold.started or fold.usage is not None] or self._folds[:1]
         usages = [parse_usage(fold.usage) or estimate_usage(self._request, fold.text) for fold in begun]
         return reduce(add, usages)
 
@@ -236,10 +236,10 @@ class Exchange:
                 raise UpstreamTooLargeError("The model's provider sent too many events without any text.")
 
     def _text(self) -> str:
-        if self._whole is None or any(fold.started for fold in self._folds):
+        if any(fold.started for fold in self._folds):
             return "".join(fold.text for fold in self._folds)
         fold = Fold()
-        for chunk in chunks_of(self._whole):
+        for chunk in chunks_of(self.completion):
             fold.add(chunk)
         return fold.text
 

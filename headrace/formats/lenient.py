@@ -20,8 +20,7 @@ def parse_json(data: bytes) -> Any:
     Raises:
         ValueError: It is not JSON even so, or is nested too deeply.
     """
-    if is_too_deep(data):
-        raise ValueError("It is nested too deeply.")
+    _check_depth(data)
     try:
         document = orjson.loads(data)
         if not has_long_number(data):  # orjson reads an integer beyond 64 bits as a float
@@ -29,8 +28,14 @@ def parse_json(data: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     text = data.decode(json.detect_encoding(data), "surrogatepass" if data.isascii() else "replace")
+    _check_depth(text.encode("utf-8", "replace"))  # `data` may be in UTF-16 or UTF-32
     loose = json.loads(text, strict=False, parse_constant=lambda _: None, parse_float=_finite, parse_int=_integer)
     return _storable(loose)
+
+
+def _check_depth(text: bytes) -> None:
+    if is_too_deep(text):
+        raise ValueError("It is nested too deeply.")
 
 
 def parse_object(data: bytes, nonsense: str) -> dict[str, Any]:

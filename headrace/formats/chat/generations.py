@@ -58,8 +58,9 @@ def claude_sampling(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
     Claude 4 takes a temperature or a `top_p`, not both. Many clients send both, one of them at its default.
     """
-    version = _claude_version(model)
-    if version >= _NO_SAMPLING_SINCE or claude_thinking(model, request) not in (None, Thinking.EFFORT):
+    version, thinking = _claude_version(model), claude_thinking(model, request)
+    thinks = claude_always_thinks(model) or thinking not in (None, Thinking.EFFORT)
+    if thinks or version >= _NO_SAMPLING_SINCE:
         return {}
     sampling = {name: request[name] for name in ("temperature", "top_p", "top_k") if request.get(name) is not None}
     if "temperature" in sampling:
@@ -135,8 +136,8 @@ def gemini_version(model: str) -> tuple[int, int]:
 
 
 def gemini_penalises(model: str) -> bool:
-    """Tell whether a model of Google's takes `presence_penalty` and `frequency_penalty`."""
-    return gemini_version(model) < (2, 5)
+    """Tell whether a model of Google's takes `presence_penalty` and `frequency_penalty`, or has no version."""
+    return _version(_GEMINI_VERSION, model, (0, 0)) < (2, 5)
 
 
 def gemini_budget_range(model: str) -> tuple[int, int]:
@@ -145,8 +146,8 @@ def gemini_budget_range(model: str) -> tuple[int, int]:
 
 
 def gemini_mixes(model: str) -> bool:
-    """Tell whether a model of Google's takes tools and a JSON format in one request."""
-    return gemini_version(model) >= (3, 0)
+    """Tell whether a model of Google's takes tools and a JSON format in one request, or has no version."""
+    return _version(_GEMINI_VERSION, model, (3, 0)) >= (3, 0)
 
 
 def responses_reason(model: str, request: Mapping[str, Any]) -> bool:

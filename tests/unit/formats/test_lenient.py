@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import orjson
 import pytest
 
@@ -22,6 +24,17 @@ def test_what_is_nested_too_deeply_is_no_document(levels: int, inner: str) -> No
     with pytest.raises(ValueError, match="deep"):
         parse_json(text.encode())
     assert parse_arguments(text) == {"arguments": text}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("levels", [MAX_NESTING + 1, 3000])
+@pytest.mark.parametrize("closed", [False, True])
+def test_levels_are_counted_in_any_encoding(encoding: str, levels: int, closed: bool) -> None:
+    text = '["\\"",' + "[" * levels + ("]" * levels + "]" if closed else "")
+    with pytest.raises(ValueError, match="deep"):
+        parse_json(text.encode(encoding))
+    sealed = "hr1." + base64.b64encode(text.encode(encoding)).decode()
+    assert open_sealed(sealed) is None
 
 
 @pytest.mark.parametrize("inner", ["1", "NaN", '"\\ud800"', "1" * 30])
