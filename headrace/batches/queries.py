@@ -145,18 +145,9 @@ async def count_active(database: Database, account_id: str) -> int:
     return int(rows[0][0])
 
 
-# Lines that a parcel holds are counted only where others run beside them, as they may be many.
 _LIST_ACTIVE = f"""
-SELECT active.*, has_parcels,
-       CASE WHEN has_parcels AND native_route IS NULL
-            THEN (SELECT count(*) FROM jobs
-                  WHERE jobs.batch_id = active.id AND jobs.state = 'running'
-                        AND worker IN (SELECT id FROM native_parcels WHERE batch_id = active.id AND state <> 'done'))
-            ELSE 0 END AS held
-FROM ({_VIEW} WHERE state IN {_ACTIVE}) AS active CROSS JOIN LATERAL (
-    SELECT EXISTS (SELECT FROM native_parcels WHERE batch_id = active.id AND state <> 'done') AS has_parcels
-) AS parcels
-ORDER BY active.id
+SELECT active.*, EXISTS (SELECT FROM native_parcels WHERE batch_id = active.id AND state <> 'done') AS has_parcels
+FROM ({_VIEW} WHERE state IN {_ACTIVE}) AS active ORDER BY active.id
 """
 
 
@@ -178,8 +169,7 @@ async def list_batches(
 async def list_active(database: Database) -> Sequence[Row]:
     """Return every account's batches that have not ended, oldest first.
 
-    `has_parcels` tells whether a batch has parcels that are not done. Of a batch that workers run, `held` is the number
-    of lines that such parcels hold.
+    `has_parcels` tells whether a batch has parcels that are not done.
     """
     return await execute(database.relaxed, _LIST_ACTIVE)
 

@@ -110,7 +110,8 @@ class NativeBatch:
     async def _serve(self, parcel: NativeParcel) -> None:
         route = self._route(parcel.route)
         if route is None:
-            await self._give_up(parcel, "the route is not in the configuration any more")
+            known = "the route is not in the configuration any more"
+            await self._give_up(parcel, known if parcel.route else "the parcel's route is not known")
         elif self._is_unwanted(parcel):
             await self._close(parcel.id)
         elif parcel.due:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.batches.parcels import count_held
 from headrace.batches.queries import finalize_batch, fold_tallies, list_active
 from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.shares import room_to_feed, share_window
@@ -47,6 +48,8 @@ _BUSY_SECONDS = 0.1
 _IDLE_SECONDS = 0.25
 # Seconds between two folds of tallies.
 _CHORES_SECONDS = 10.0
+# Seconds between two counts of the lines that parcels hold.
+_HELD_SECONDS = 5.0
 # Seconds that a batch pauses after a failure.
 _PAUSE_SECONDS = 5.0
 # Batches whose input is validated at one time, and as many whose output is written: of all accounts, and of one. Each
@@ -89,6 +92,9 @@ class BatchRunner:
         self._feeders: dict[str, Feeder] = {}
         self._paused: dict[str, float] = {}
         self._chores_at = 0.0
+        self._held: dict[str, int] = {}
+        """Lines that parcels hold, of each batch that workers run beside them."""
+        self._held_until = 0.0
         self._restored_is_settled = False
         self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
         self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
@@ -130,6 +136,7 @@ class BatchRunner:
         batches = await list_active(self._database)
         await self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)
+        await self._look_at_held(batches)
         for batch in batches:
             await self._alone(batch, self._move(batch))
         self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
@@ -144,7 +151,7 @@ class BatchRunner:
             return
         elif _has_ended(batch):
             await finalize_batch(self._database, batch.id)
-        elif batch.has_parcels or (batch.native_route is not None and self._allowances.lines(batch)):
+        elif _is_served(batch) and (outstanding(batch) or self._allowances.lines(batch)):
             self._begin(batch, self._go_on(batch))
 
     def _is_feedable(self, batch: Row) -> bool:
@@ -242,7 +249,7 @@ class BatchRunner:
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for batch in batches:
-            lines = _at_workers(batch)
+            lines = self._at_workers(batch)
             if batch in feedable:
                 lines += int(min(batch.total - batch.fed, max(0, self._most_at_workers(batch) - lines)))
             if lines:
@@ -250,12 +257,27 @@ class BatchRunner:
         shares = share_window(self._settings.batch_window, wanted)
         for batch in feedable:
             most = int(min(shares.get(batch.id, 0), self._most_at_workers(batch)))
-            if room := room_to_feed(most, outstanding=_at_workers(batch), left=batch.total - batch.fed):
+            if room := room_to_feed(most, outstanding=self._at_workers(batch), left=batch.total - batch.fed):
                 await self._alone(batch, self._feed_one(batch, room))
 
     def _most_at_workers(self, batch: Row) -> float:
         """Return how many lines of a batch that workers run may be with them at one time."""
-        return self._allowances.lines(batch) - float(batch.held)
+        return self._allowances.lines(batch) - self._held.get(batch.id, 0)
+
+    def _at_workers(self, batch: Row) -> int:
+        """Return how many lines of a batch take room in the window: those with a provider's own batch API do not."""
+        return 0 if batch.native_route is not None else outstanding(batch) - self._held.get(batch.id, 0)
+
+    async def _look_at_held(self, batches: Sequence[Row]) -> None:
+        """Count the lines that parcels hold of the batches that workers run beside them. They may be very many."""
+        mixed = {
+            batch.id
+            for batch in batches
+            if batch.has_parcels and batch.native_route is None and batch.state == BatchState.IN_PROGRESS
+        }
+        if mixed != self._held.keys() or (mixed and time.monotonic() > self._held_until):
+            self._held = {batch_id: await count_held(self._database, batch_id) for batch_id in mixed}
+            self._held_until = time.monotonic() + _HELD_SECONDS
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)
@@ -286,9 +308,9 @@ def _is_unwritten(batch: Row) -> bool:
     return bool(batch.state == BatchState.FINALIZING or cancelled)
 
 
-def _at_workers(batch: Row) -> int:
-    """Return how many lines of a batch take room in the window: those with a provider's own batch API do not."""
-    return 0 if batch.native_route is not None else outstanding(batch) - int(batch.held)
+def _is_served(batch: Row) -> bool:
+    """Tell whether a provider's own batch API has lines of a batch, or may get some."""
+    return bool(batch.has_parcels or batch.native_route is not None)
 
 
 def _has_ended(batch: Row) -> bool:
