@@ -111,7 +111,7 @@ def cancel(url: str, key: str, batch_id: str, as_json: bool) -> None:
 def results(*, url: str, key: str, batch_id: str, output: Path | None, errors: Path | None, follow: bool) -> None:
     """Fetch the results of a batch. A running batch has those so far, in the order in which its requests ended.
 
-    The results replace an existing file. A file for which an ended batch has no results is removed.
+    The results replace an existing file. If the batch has ended already, a file for which it has no results is removed.
     """
     check_outputs({option: path for option, path in (("--output", output), ("--errors", errors)) if path is not None})
     try:

@@ -48,6 +48,7 @@ class DataDir:
         if self._lock is None:
             self._make()
             self._lock = self._take_lock()
+            (self.path / "url").unlink(missing_ok=True)  # of a run that was killed
 
     def release(self) -> None:
         """Remove the URL and release the lock, if this process has it."""

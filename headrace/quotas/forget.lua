@@ -9,8 +9,8 @@ local id = ARGV[1]
 local sums = key(id, 'sums')
 local loaded, version = unpack(redis.call('HMGET', sums, 'loaded', 'version'))
 if redis.call('EXISTS', key(id, 'open')) == 0 then
-    -- With the sums goes their version, and the next ones begin at 0 as these did. A load that was asked for before
-    -- these were there would count then, if it took an hour.
+    -- The version of the next sums starts at 0 again. A load that was asked for at version 0, before these sums existed,
+    -- would be taken then, but no load takes an hour.
     if redis.call('TTL', sums) < LIFE - IDLE then
         redis.call('DEL', sums)
         loaded = false

@@ -53,8 +53,9 @@ _LONGEST_HOST = 253
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LAST_PORT = 65_535
 
-# Lookups at one time: twice as many as the scheduler has deliveries in flight, as some outlast theirs.
-_MOST_LOOKUPS = 256
+# Lookups at one time, each with a thread: half as many again as the scheduler has deliveries in flight, as some outlast
+# theirs. A container may limit the threads of its processes.
+_MOST_LOOKUPS = 192
 _under_way: dict[str, Future[list[Address]]] = {}
 
 
@@ -148,7 +149,10 @@ def _lookup(host: str) -> Future[list[Address]]:
         lookup = Future()
         lookup.set_running_or_notify_cancel()  # so a delivery that gives up does not cancel it for others
         # The process does not wait for a daemon when it ends, as it does for an executor's threads.
-        threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
+        try:
+            threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
+        except RuntimeError:
+            raise ForbiddenAddressError("Too many other hosts are being looked up.") from None
         _under_way[host] = lookup
         lookup.add_done_callback(lambda _: _under_way.pop(host))
     return lookup
