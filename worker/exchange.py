@@ -176,14 +176,12 @@ class Exchange:
             else:
                 whole = (self._relay or form).parse_completion(shallow(await answer.read()))
                 whole = self._normalisers[number].completion(whole)
-                if self._stream:
-                    self._take(number, chunks_of(whole))
-                elif self.calls == 1:
-                    return whole
-                else:  # if another call fails, what this one used is still counted
-                    for chunk in chunks_of(whole):
+                if not self._stream:
+                    # If another call fails, what this one used is still counted.
+                    for chunk in chunks_of(whole) if self.calls > 1 else ():
                         self._folds[number].add(chunk)
                     return whole
+                self._take(number, chunks_of(whole))
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     def _read(self, number: int, events: EventReader, chunks: ChunkReader, piece: bytes) -> bool:
@@ -251,8 +249,6 @@ class Exchange:
 
 def _total(usages: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Return the sum of usage objects, or None where one is missing."""
-    if len(usages) == 1:
-        return usages[0]
     total: dict[str, Any] = {}
     for usage in usages:
         if usage is None:

@@ -13,12 +13,15 @@ SELECT jobs.id, line, finished_in, custom_id, jobs.state, response, error,
 FROM jobs JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s
 """
-# Answers are of any size, so a page also ends by its bytes. It names its last line instead of a limit, as
-# Postgres may take a new batch for a small one: it would read and sort all lines that are left for each page.
+# Answers are of any size, so a page also ends by its bytes. Postgres keeps the length of a text apart from it, and does
+# not read the answers behind the cut.
+_SIZED = "SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes"
+# A page names its last line instead of a limit, as Postgres may take a new batch for a small one: it would read and
+# sort all lines that are left for each page.
 _IN_ORDER_OF_LINES = f"""
 SELECT * FROM (
     SELECT *, sum(bytes) OVER (ORDER BY line ROWS UNBOUNDED PRECEDING) - bytes AS before
-    FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
+    FROM ({_SIZED}
           FROM ({_RESULTS} AND line > %(after)s AND line <= %(last)s AND finished_in IS NOT NULL) AS ended
          ) AS sized
 ) AS page
@@ -37,13 +40,12 @@ AND (finished_in < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
 ORDER BY finished_in, line LIMIT %(limit)s + 1
 """
 )
-# Answers are of any size, so a page also ends by its bytes. `found` tells whether lines are left behind the cut. Their
-# answers are not read, as Postgres keeps the length of a text apart from it.
+# `found` tells whether lines are left behind the cut.
 _IN_ORDER_OF_ENDS = f"""
 SELECT * FROM (
     SELECT *, count(*) OVER () AS found,
            sum(bytes) OVER (ORDER BY finished_in, line ROWS UNBOUNDED PRECEDING) - bytes AS before
-    FROM (SELECT *, coalesce(octet_length(response), 0) + coalesce(octet_length(error), 0) AS bytes
+    FROM ({_SIZED}
           FROM ({_ENDS}) AS ended
          ) AS sized
 ) AS page

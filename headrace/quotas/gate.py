@@ -2,8 +2,8 @@
 
 Rates are counted in seconds, over the last sixty and the one under way: a window, not a bucket, which lets twice as
 much through in some minutes. Redis also keeps the reservation of each open job and the spend of each budget. What
-Redis lacks, the gate loads from Postgres. A scope that admits nothing for an hour and has no open job leaves Redis. A
-reservation is released when its job ends: by the API process that sees the end, or else by the scheduler.
+Redis lacks, the gate loads from Postgres. The scheduler forgets a scope that admits nothing for an hour and has no open
+job. A reservation is released when its job ends: by the API process that sees the end, or else by the scheduler.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ _LAST_PORT = 65_535
 # Lookups at one time, each with a thread: half as many again as the scheduler has deliveries in flight, as some outlast
 # theirs. A container may limit the threads of its processes.
 _MOST_LOOKUPS = 192
+_TOO_MANY = "Too many other hosts are being looked up."
 _under_way: dict[str, Future[list[Address]]] = {}
 
 
@@ -145,14 +146,14 @@ def _lookup(host: str) -> Future[list[Address]]:
     lookup = _under_way.get(host)
     if lookup is None:
         if len(_under_way) >= _MOST_LOOKUPS:
-            raise ForbiddenAddressError("Too many other hosts are being looked up.")
+            raise ForbiddenAddressError(_TOO_MANY)
         lookup = Future()
         lookup.set_running_or_notify_cancel()  # so a delivery that gives up does not cancel it for others
         # The process does not wait for a daemon when it ends, as it does for an executor's threads.
         try:
             threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
         except RuntimeError:
-            raise ForbiddenAddressError("Too many other hosts are being looked up.") from None
+            raise ForbiddenAddressError(_TOO_MANY) from None
         _under_way[host] = lookup
         lookup.add_done_callback(lambda _: _under_way.pop(host))
     return lookup

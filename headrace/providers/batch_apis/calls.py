@@ -13,7 +13,6 @@ from headrace.batches.lines import LineReader, RawLine
 from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.support import FORMAT_OF
-from headrace.formats.json_document import is_too_deep
 from headrace.formats.lenient import parse_json
 from headrace.formats.registry import FORMATS
 from headrace.formats.skipped import skip
@@ -122,9 +121,8 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
 
 def _document(line: RawLine) -> dict[str, Any] | None:
     """Return the document of a line with a `custom_id`, or None."""
-    text = line.text or b""
     try:
-        document = None if is_too_deep(text) else parse_json(text)
+        document = parse_json(line.text or b"")
     except ValueError:
         return None
     return document if isinstance(document, dict) and isinstance(document.get("custom_id"), str) else None
