@@ -24,11 +24,15 @@ function replace(region, fresh) {
   region.dispatchEvent(new CustomEvent("refreshed", { bubbles: true }));
 }
 
+// A button is pressed, or its question is open: in new content it would be another button, and the click would be lost.
+const isPressed = () => document.querySelector("dialog[open], button:active, a:active, summary:active");
+
 export async function refresh() {
-  if (!regions().length) return;
+  if (!regions().length || isPressed()) return;
   const answer = await ask(location.href, { headers: { "console-refresh": "1" } });
   if (!answer?.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (isPressed()) return;
   for (const region of regions()) {
     const next = fresh.getElementById(region.id);
     if (next && next.innerHTML !== region.dataset.shown) {
@@ -44,7 +48,7 @@ const seconds = () => Math.min(...regions().map((region) => Number(region.datase
 async function loop() {
   while (regions().length) {
     await new Promise((resolve) => setTimeout(resolve, seconds() * 1000));
-    if (document.visibilityState === "visible" && !document.querySelector("dialog[open]")) await refresh();
+    if (document.visibilityState === "visible") await refresh();
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import re
 from collections.abc import AsyncIterator
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import httpx
 import psutil
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.e2e.batches import jsonl, line, lines
 from tests.e2e.jobs import chat
 from tests.fakes.provider import Gate, Provider, answer, status
 from tests.service import BOOTSTRAP_KEY, Service
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 _PATIENT = PATIENCE * 1000
 # Bytes of a file that a slow connection takes a while for, and bytes a second of that connection.
@@ -85,6 +86,46 @@ async def test_a_dropped_file_is_cancelled_after_one_question(page: Page, provid
     await page.click("#confirm >> text=Keep it")
     await cancel.click()
     await page.click("#confirm >> text=Cancel the batch")
+    await expect(page.locator("#head .badge")).to_have_text("cancelled", timeout=_PATIENT)
+    gate.release()
+
+
+async def test_a_refresh_keeps_a_pressed_button_and_its_question(page: Page, provider: Provider, model: str) -> None:
+    gate = Gate()
+    provider.always(model, answer("at last", hold=gate))
+    arrived, held = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if "console-refresh" in route.request.headers:
+            arrived.set()
+            await held.wait()
+        await route.continue_()
+
+    async def refreshed() -> None:
+        async with page.expect_response(lambda response: "console-refresh" in response.request.headers):
+            await eventually(arrived.is_set, "a refresh")
+            held.set()
+        await page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 100))")
+        arrived.clear()
+        held.clear()
+
+    await page.goto("/batches/new")
+    dropped = await page.evaluate_handle(_FILE, jsonl(lines(model, 3)).decode())
+    await page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    await page.route("**/batches/batch_*", hold)
+    await page.click("#create")
+    cancel = page.locator("#head button", has_text="Cancel the batch")
+    await cancel.hover()
+    await eventually(arrived.is_set, "a refresh")
+    await page.mouse.down()
+    await refreshed()
+    await page.mouse.up()
+    await page.click("#confirm >> text=Keep it")
+    await eventually(arrived.is_set, "a refresh")
+    await cancel.click()
+    await refreshed()
+    await page.click("#confirm >> text=Cancel the batch")
+    held.set()
     await expect(page.locator("#head .badge")).to_have_text("cancelled", timeout=_PATIENT)
     gate.release()
 
