@@ -23,6 +23,17 @@ from tests.service import (
     running_service,
 )
 
+# Makes each insert of a job wait for a lock once Postgres has its whole message: to parse it, Postgres only needs the
+# table. Readers of jobs do not wait.
+HOLDS_INSERTS = """
+CREATE FUNCTION wait_for_lock() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER wait_for_lock BEFORE INSERT ON jobs EXECUTE FUNCTION wait_for_lock();
+"""
+
 # Without a worker nothing commits durably once the last job is accepted. These settings keep Postgres's own processes
 # from writing the log meanwhile; its log writer is stopped.
 QUIET = {"autovacuum": "off", "bgwriter_lru_maxpages": "0", "checkpoint_timeout": "1d"}
@@ -99,9 +110,9 @@ async def test_the_outcome_of_a_job_that_ran_while_its_insert_had_no_answer_is_u
             await psycopg.AsyncConnection.connect(own.database_url) as locking,
             asyncio.TaskGroup() as tasks,
         ):
-            # The first request prepares the statement, so that the second one's insert is a single message.
             assert (await client.post("/chat/completions", json=chat(model))).status_code == 200
-            await locking.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            await rows.execute(HOLDS_INSERTS)
+            await locking.execute("SELECT pg_advisory_xact_lock(1)")
             request = tasks.create_task(client.post("/chat/completions", json=chat(model)))
 
             async def waits() -> bool:
