@@ -4,10 +4,10 @@
 -- ARGV: for each job a JSON list of day, month, id, kind (0: a client waits, 1: background, 2: a batch's line),
 --   tokens, cost, and scopes. A scope is a list of id, requests and tokens per minute, jobs in flight and queued,
 --   daily and monthly budget (-1: no limit), and whether its jobs wait for a rate instead of being refused.
--- Returns for each job a list of a word (`ok`, `load`, or the limit that refuses it), the number of the scope that
---   the word is about, what is used of that limit (or, with `load`, the version of its sums), the seconds until it
---   has room (-1: never; with `ok`: the seconds for which the job waits), and the rates of each window: name, limit,
---   rest, seconds until it is empty.
+-- Returns for each job a list of a word (`ok`, `load`, or the limit that refuses it), the number of the scope that the
+--   word is about, what is used of that limit (or, with `load`, the version of its sums, as `version_of` says), the
+--   seconds until it has room (-1: never; with `ok`: the seconds for which the job waits), and the rates of each
+--   window: name, limit, rest, seconds until it is empty.
 
 local function window(scope, id, part, limit, more, waits)
     local key = key(id, part)
@@ -128,9 +128,14 @@ local function admit(day, month, job, kind, tokens, nano, scopes)
         local sums = redis.call(
             'HMGET', key(id, 'sums'), 'loaded', 'version', 'open0', 'open1', 'open2', 'held', day, month)
         local stateful = flight >= 0 or queued >= 0 or daily >= 0 or monthly >= 0
-        if stateful and not (sums[1] and sums[7] and sums[8]) then return {'load', i, tonumber(sums[2] or 0)} end
+        local spent_day, spent_month = 0, 0
+        if stateful then
+            spent_day = sums[1] and spent(key(id, 'sums'), day, sums[7])
+            spent_month = sums[1] and spent(key(id, 'sums'), month, sums[8])
+            if not (spent_day and spent_month) then return {'load', i, version_of(sums[1], sums[2])} end
+        end
         local open, held = tonumber(sums[3 + kind] or 0), tonumber(sums[6] or 0)
-        local word = refusal(scope, kind, nano, open, held, tonumber(sums[7] or 0), tonumber(sums[8] or 0))
+        local word = refusal(scope, kind, nano, open, held, spent_day, spent_month)
         if word and not refused then refused = {word, i, open, 0} end
         states[i] = {id, open, held}
         waits = waits and kind == 1

@@ -9,8 +9,6 @@ local id = ARGV[1]
 local sums = key(id, 'sums')
 local loaded, version = unpack(redis.call('HMGET', sums, 'loaded', 'version'))
 if redis.call('EXISTS', key(id, 'open')) == 0 then
-    -- The version of the next sums starts at 0 again. A load that was asked for at version 0, before these sums existed,
-    -- would be taken then, but no load takes an hour.
     if redis.call('TTL', sums) < LIFE - IDLE then
         redis.call('DEL', sums)
         loaded = false

@@ -24,6 +24,24 @@ local function prolong(id)
     redis.call('EXPIRE', key(id, 'open'), LIFE)
     redis.call('EXPIRE', key(id, 'sums'), LIFE)
 end
+-- Return the version of a scope's sums for a load: -1 if Postgres's are not in them yet.
+local function version_of(loaded, version) return loaded and tonumber(version) or -1 end
+-- Return what was spent in a day or month by a scope's loaded sums, of which `kept` is that field. A day that follows
+-- one of theirs begins here with nothing: to load it would fail for as long as jobs end meanwhile. Nothing is returned
+-- for a day before theirs, which has to be loaded.
+local function spent(sums, period, kept)
+    if kept then return tonumber(kept) end
+    local follows = false
+    for _, name in ipairs(redis.call('HKEYS', sums)) do
+        if name:sub(1, 2) == period:sub(1, 2) then
+            if name > period then return nil end
+            follows = true
+        end
+    end
+    if not follows then return nil end
+    redis.call('HSET', sums, period, 0)
+    return 0
+end
 local function counts(window, first, last)
     local seconds = {}
     for at = first, last do seconds[#seconds + 1] = at end
@@ -56,12 +74,13 @@ local function settle(id, job, tokens, day, month, nano)
     if not held then return end
     redis.call('HDEL', key(id, 'open'), job)
     local kind, reserved, cost, at = held:match('^(%d):(%d+):(%d+):(%d+)')
-    local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', day, month)
+    local is = redis.call('HMGET', sums, 'open' .. kind, 'held', 'version', 'loaded', day, month)
     local to = {'open' .. kind, (is[1] or 0) - 1, 'held', (is[2] or 0) - cost, 'version', (is[3] or 0) + 1}
     for i, period in ipairs({day, month}) do
-        if is[3 + i] then
+        local before = is[4] and spent(sums, period, is[4 + i])
+        if before then
             to[#to + 1] = period
-            to[#to + 1] = is[3 + i] + nano
+            to[#to + 1] = before + nano
         end
     end
     redis.call('HSET', sums, unpack(to))

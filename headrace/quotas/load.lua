@@ -1,17 +1,20 @@
--- Put what Postgres says of a scope into its sums, unless a job was settled since Postgres was asked. What was spent in
--- earlier days and months leaves them.
+-- Put what Postgres says of a scope into its sums, unless they were loaded already and a job was settled since Postgres
+-- was asked. What was spent in earlier days and months leaves them.
+--
+-- The first load is taken although jobs were settled meanwhile, as a busy scope would never be loaded. Those are open
+-- by what Postgres said, and are settled once more: then what they used is in its sums.
 --
 -- KEYS[1]: the prefix of names (library.lua)
--- ARGV[1]: a JSON list of the scope's id, the version of its sums before Postgres was asked, day, spent in it, month,
---   spent in it, jobs that have ended (id and tokens of each), and open jobs (id, kind and cost of each), which count
---   only if the scope was not loaded before
+-- ARGV[1]: a JSON list of the scope's id, the version of its sums before Postgres was asked (-1 if they were not
+--   loaded), day, spent in it, month, spent in it, jobs that have ended (id and tokens of each), and open jobs (id,
+--   kind and cost of each), which count only if the scope was not loaded before
 -- Returns 1, or 0 if the version is another by now.
 
 local id, version, day, spent_day, month, spent_month, ended, jobs = unpack(cjson.decode(ARGV[1]))
 local open, sums = key(id, 'open'), key(id, 'sums')
-if tonumber(redis.call('HGET', sums, 'version') or 0) ~= version then return 0 end
+if version_of(unpack(redis.call('HMGET', sums, 'loaded', 'version'))) ~= version then return 0 end
 for _, job in ipairs(ended) do settle(id, job[1], job[2], day, month, 0) end
-local is_new = redis.call('HEXISTS', sums, 'loaded') == 0
+local is_new = version == -1
 if is_new then
     for _, job in ipairs(jobs) do
         if redis.call('HSETNX', open, job[1], string.format('%d:0:%.0f:0', job[2], job[3])) == 1 then

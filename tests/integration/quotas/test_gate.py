@@ -102,10 +102,15 @@ async def admitted(gate: Gate, scopes: list[Scope], *demands: Demand) -> list[De
     return [found for found in await asyncio.gather(*map(ask, demands)) if found is not None]
 
 
-async def sums(redis: Redis, scope_id: str) -> dict[str, int]:
+async def fields(redis: Redis, scope_id: str) -> dict[str, int]:
     raw = await redis.hgetall(f"hr:quota:{scope_id}:sums")
     names = [name if isinstance(name, str) else name.decode() for name in raw]
-    return {name.split(":")[0]: int(value) for name, value in zip(names, raw.values(), strict=True)}
+    return dict(zip(names, map(int, raw.values()), strict=True))
+
+
+async def sums(redis: Redis, scope_id: str) -> dict[str, int]:
+    """Return the sums of a scope that has those of one day and one month, which are `d` and `m`."""
+    return {name.split(":")[0]: value for name, value in (await fields(redis, scope_id)).items()}
 
 
 async def test_without_limits_nobody_is_asked(database: Database, owner: Owner) -> None:
@@ -349,6 +354,98 @@ async def test_what_was_spent_in_other_days_and_months_is_dropped(redis: Redis, 
     await redis.hset(key, mapping={"d:2999-01-01": 1, "m:2999-01": 1})
     await gate.correct()
     assert set(await redis.hkeys(key)) == present | {b"d:2999-01-01", b"m:2999-01"}
+
+
+@dataclass
+class Calendar:
+    """Gives all gates the day that a test says it is."""
+
+    day: str = "2026-01-30"
+
+    def periods(self) -> tuple[str, str]:
+        return f"d:{self.day}", f"m:{self.day[:7]}"
+
+
+@pytest.fixture
+def calendar(monkeypatch: pytest.MonkeyPatch) -> Calendar:
+    calendar = Calendar()
+    monkeypatch.setattr("headrace.quotas.gate._periods", calendar.periods)
+    return calendar
+
+
+async def test_a_busy_scope_begins_a_day_without_a_load(
+    redis: Redis, gate: Gate, owner: Owner, calendar: Calendar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that end while Postgres is asked would void each load of the new day, and all requests would get a 503."""
+    scopes = [scope(owner, daily_budget=2 * CENT, monthly_budget=4 * CENT)]
+
+    async def spend() -> None:
+        asked = demand()
+        assert await admitted(gate, scopes, asked) == [asked]
+        await gate.settle([owner.key_id], [Spent(asked.job_id, 10, CENT)])
+
+    over_midnight = demand(cost=Decimal(0))
+    await gate.admit(scopes, over_midnight)
+    await spend()
+    await spend()
+    with pytest.raises(QuotaExceededError, match="daily budget"):
+        await gate.admit(scopes, demand())
+    monkeypatch.delattr("headrace.quotas.queries.read_spent")
+    calendar.day = "2026-01-31"
+    await gate.settle([owner.key_id], [Spent(over_midnight.job_id, 10, CENT)])
+    await spend()
+    with pytest.raises(QuotaExceededError, match="daily budget"):
+        await gate.admit(scopes, demand())
+    calendar.day = "2026-02-01"
+    await spend()
+    calendar.day = "2026-01-31"  # the clock of another process is late
+    with pytest.raises(QuotaExceededError, match="daily budget"):
+        await gate.admit(scopes, demand())
+    kept = await fields(redis, owner.key_id)
+    assert {name: nano // 10**7 for name, nano in kept.items() if ":" in name} == {
+        "d:2026-01-30": 2,
+        "d:2026-01-31": 2,
+        "d:2026-02-01": 1,
+        "m:2026-01": 4,
+        "m:2026-02": 1,
+    }
+
+
+async def test_a_scope_whose_jobs_end_meanwhile_is_loaded(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key under a rate gets a budget while it is busy."""
+    rate = [scope(owner, requests_per_minute=100)]
+    running = []
+    for _ in range(10):
+        await gate.admit(rate, asked := demand(background=True))
+        running.append(await jobs.run(id=asked.job_id, background=True))
+    read = queries.read_spent
+
+    async def end_one_meanwhile(database: Database, scope_id: str) -> queries.SpentSums:
+        found = await read(database, scope_id)
+        ended = running.pop()
+        await jobs.finish(end_of(ended))
+        await gate.settle_ended(rate, ended.id)
+        return found
+
+    monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", end_one_meanwhile)
+    await gate.admit([scope(owner, daily_budget=Decimal(1))], demand())
+    monkeypatch.undo()
+    await gate.reconcile()
+    found = await sums(redis, owner.key_id)
+    assert found["d"] == (10 - len(running)) * int((SPENT.cost or 0) * 10**9)
+    assert (found["open0"], found["open1"]) == (1, len(running))
+
+
+async def test_a_day_before_those_that_are_loaded_is_loaded(redis: Redis, gate: Gate, owner: Owner) -> None:
+    await gate.admit([scope(owner, daily_budget=Decimal(1))], demand())
+    key = f"hr:quota:{owner.key_id}:sums"
+    [today] = [name for name in await fields(redis, owner.key_id) if name.startswith("d:")]
+    await redis.hdel(key, today)
+    await redis.hset(key, "d:2999-01-01", 1)
+    await gate.admit([scope(owner, daily_budget=Decimal(1))], demand())
+    assert await redis.hexists(key, today)
 
 
 async def test_a_scope_that_was_loaded_and_admits_nothing_is_looked_at(
