@@ -2,7 +2,8 @@
 
 The lines become jobs as any others do, but a parcel holds their claims from the start, until the batch's deadline. The
 provider's result of a line ends its job. A line without a result, or with a failure that a retry may mend, goes to the
-workers. Once a parcel is given up, workers also run what is in no parcel yet; the other parcels go on.
+workers. Once a parcel is given up, workers also run what is in no parcel yet; the other parcels go on. Shortly before
+the deadline, and when the batch is cancelled, the provider is asked to cancel its parcels and return what it has run.
 
 A parcel's row has its state, so that after the death of a scheduler the next one goes on: before it submits a parcel
 again, it asks the provider whether the parcel has arrived.
@@ -11,6 +12,7 @@ again, it asks the provider whether the parcel has arrived.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -55,8 +57,11 @@ log = logging.getLogger(__name__)
 
 # Retryable failures of a parcel in a row after which workers run its lines.
 _MOST_FAILURES = 5
-# Seconds between two questions, at most, while a batch is cancelled: its client waits for what was done.
-_CANCELLING_POLL_SECONDS = 5.0
+# Seconds between two questions, at most, while parcels are cancelled: a client or the workers wait for what is left.
+_STOPPING_POLL_SECONDS = 5.0
+# Seconds before a batch's deadline at which the workers get what its provider has not run. OpenAI may take 600 of them
+# to cancel.
+_LAST_SECONDS = 1800
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
@@ -83,12 +88,16 @@ class NativeBatch:
         self._batch = batch
         self._purse = purse
         self._poll_seconds = poll_seconds
-        self._is_cancelling = batch.state == BatchState.CANCELLING
+        self._ends_soon = batch.expires_at - time.time() < _LAST_SECONDS
+        self._is_stopping = self._ends_soon or batch.state == BatchState.CANCELLING
         # It ends when a parcel is given up, which the batch's row in this round does not show.
         self._is_native = batch.native_route is not None
 
     async def go_on(self) -> None:
         """Hand lines to the provider, and look at the parcels that are due."""
+        if self._ends_soon and self._is_native:
+            log.info("workers run what a provider has not run of this batch, which ends soon")
+            await self._run_here()
         parcels = await list_parcels(self._database, self._batch.id, seconds=self._seconds)
         for parcel in parcels:
             await self._serve(parcel)
@@ -100,19 +109,19 @@ class NativeBatch:
     @property
     def _seconds(self) -> float:
         """Seconds between two questions about a parcel."""
-        return min(self._poll_seconds, _CANCELLING_POLL_SECONDS) if self._is_cancelling else self._poll_seconds
+        return min(self._poll_seconds, _STOPPING_POLL_SECONDS) if self._is_stopping else self._poll_seconds
 
     @property
     def _has_more(self) -> bool:
         """Whether the batch has more lines for its provider."""
-        return self._is_native and not self._is_cancelling and self._batch.fed < self._batch.total
+        return self._is_native and not self._is_stopping and self._batch.fed < self._batch.total
 
     async def _serve(self, parcel: NativeParcel) -> None:
         route = self._route(parcel.route)
         if route is None:
             known = "the route is not in the configuration any more"
             await self._give_up(parcel, known if parcel.route else "the parcel's route is not known")
-        elif self._is_unwanted(parcel):
+        elif parcel.state == "filling" and (self._is_stopping or not self._is_native):
             await self._close(parcel.id)
         elif parcel.due:
             serve = self._look if parcel.state == "submitted" else self._hand_over
@@ -125,12 +134,6 @@ class NativeBatch:
             return None
         return next((route for route in routes if route.name == name and route.native_batch), None)
 
-    def _is_unwanted(self, parcel: NativeParcel) -> bool:
-        """Tell whether a parcel is not handed over any more."""
-        if self._is_cancelling:
-            return parcel.state != "submitted"
-        return parcel.state == "filling" and not self._is_native
-
     # -- to the provider -------------------------------------------------------------------------------------------
 
     async def _hand_over(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
@@ -140,6 +143,9 @@ class NativeBatch:
             remote_id = None
             if parcel.state == "submitting":  # an earlier try may have reached the provider
                 remote_id = await api.find(self._client, route.provider, parcel.id)
+            if remote_id is None and self._is_stopping:
+                await self._close(parcel.id)
+                return
             if remote_id is None:
                 await move_parcel(self._database, parcel.id, "submitting", failures=parcel.failures)
                 async with aclosing(self._lines(parcel.id)) as lines:
@@ -194,16 +200,19 @@ class NativeBatch:
         """
         log.warning("workers run what a provider was to run of this batch: %s", logged or why)
         # It comes first: if the scheduler dies in between, the parcel is served, and given up, again.
-        await run_here(self._database, self._batch.id)
-        self._is_native = False
+        await self._run_here()
         PARCELS.labels(parcel.provider, "given_up").inc()
         await self._close(parcel.id, error=why)
+
+    async def _run_here(self) -> None:
+        await run_here(self._database, self._batch.id)
+        self._is_native = False
 
     # -- and back -----------------------------------------------------------------------------------------------------
 
     async def _look(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
         assert parcel.remote_id is not None
-        if self._is_cancelling and not parcel.cancelled:
+        if self._is_stopping and not parcel.cancelled:
             await self._cancel(api, route, parcel, parcel.remote_id)
         try:
             status = await api.poll(self._client, route.provider, parcel.remote_id)

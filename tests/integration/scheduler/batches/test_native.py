@@ -32,6 +32,7 @@ from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COS
 from scheduler.batches.runner import BatchRunner
 from scheduler.lookout import Lookout
 from tests.e2e.batches import jsonl, lines
+from tests.fakes.native_provider import LOSE
 from tests.fakes.provider import Gate as Barrier
 from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
@@ -356,6 +357,44 @@ async def test_a_provider_that_does_not_cancel_is_asked_again_and_gives_its_resu
         row = await end(database, owner, batch_id)
     assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 2, 1)
     assert parcels() == {("native", "submitted"): 1, ("native", "ended"): 1}
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_parcel_on_its_way_to_the_provider_is_cancelled_there(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str, arrived: bool
+) -> None:
+    """As after a scheduler that dies while it submits the parcel."""
+    provider.native.plan(model, hold=Barrier(), done=1)
+    provider.native.script(model, "create", LOSE if arrived else 500)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await eventually(lambda: parcels() == {("native", "retried"): 1}, "the answer to be lost")
+    await cancel_batch(database, batch_id, owner.account_id)
+    await execute(database.durable, "UPDATE native_parcels SET due_at = now()")
+    async with launch() as runner, at_work(runner, database):
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, int(arrived), 2 - int(arrived))
+    assert [batch.cancelled for batch in provider.native.batches_for(model)] == [True] * arrived
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_workers_get_what_the_provider_has_not_run_shortly_before_the_deadline(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier(), done=1)
+    provider.native.script(model, "create", 0, 500)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 6)))
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await eventually(lambda: ("native", "retried") in parcels(), "the second parcel to fail")
+        await become(database, batch_id, r1="running", r2="running", r3="running", r4="running")
+        query = "UPDATE batches SET expires_at = now() + interval '20 minutes' WHERE id = %(id)s"
+        await execute(database.durable, query, {"id": batch_id})
+        await become(database, batch_id, r1="completed", r2="queued", r5="queued", r6="queued")
+        await execute(database.durable, "UPDATE native_parcels SET due_at = now()")
+        await become(database, batch_id, r3="queued", r4="queued")
+    assert len(provider.native.batches_for(model)) == len(provider.native.requests_for(model, "cancel")) == 1
 
 
 async def test_a_batch_that_is_not_valid_counts_as_failed(
