@@ -42,8 +42,6 @@ import orjson
 # A code such as `context_length_exceeded`: words, unlike a prompt of one word or a key.
 _CODE = re.compile(r"(?=.{1,64}$)[a-z]+(?:_[a-z]+)+")
 
-INTERRUPTED = "The answer was interrupted and would have to start over."
-
 
 class HeadraceError(Exception):
     """An error that may reach a client."""
@@ -306,7 +304,7 @@ class UpstreamBusyError(UpstreamRateLimitError):
 class AnswerInterruptedError(UpstreamError):
     """The worker of a stream is gone, and the stream's client has read a part of it."""
 
-    default: ClassVar[str] = INTERRUPTED
+    default: ClassVar[str] = "The answer was interrupted and would have to start over."
     code = "worker_lost"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from api.http.sse import PING, render_event
-from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError, restore_error
+from headrace.errors import AnswerInterruptedError, HeadraceError, restore_error
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence
 from headrace.ids import completion_id
 
@@ -49,7 +49,7 @@ class Chunks:
         if isinstance(event, Retrying) and self._begun:
             # The next attempt would repeat what the client has read.
             self.over = self.broken = True
-            return [self.refuse(UpstreamError(INTERRUPTED))]
+            return [self.refuse(AnswerInterruptedError())]
         return []
 
     def refuse(self, error: HeadraceError) -> bytes:

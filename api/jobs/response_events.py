@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from api.http.sse import PING_AFTER_ID, render_event
-from headrace.errors import INTERRUPTED, HeadraceError, UpstreamError
+from headrace.errors import AnswerInterruptedError, HeadraceError
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses import events
 from headrace.formats.responses.response import render_stored
@@ -68,7 +68,7 @@ class ResponseEvents:
         if self._begun and not self._background and not event.kept:
             # The client may have read lines that are lost, so the next attempt cannot go on from them.
             self.over = self.broken = True
-            error = UpstreamError(INTERRUPTED)
+            error = AnswerInterruptedError()
             return [self._terminal(State.FAILED, None, orjson.dumps(error.document()), self._last + 1)]
         return []
 

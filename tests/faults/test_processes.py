@@ -189,22 +189,58 @@ async def test_many_jobs_of_a_worker_that_is_killed_all_end_once(
     assert sorted(row["job_id"] for row in await cursor.fetchall()) == sorted(ids)
 
 
+async def kill_before_first_delta(cluster: Service, rows: psycopg.AsyncConnection[DictRow]) -> None:
+    """Kill the worker while it waits for the lock of `job_deltas`, and take its statement from Postgres."""
+    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO job_deltas%'"
+
+    async def waits() -> bool:
+        return (await rows.execute(f"SELECT {waiting}")).rowcount > 0
+
+    await eventually(waits, "the worker to write the first delta")
+    cluster.processes["worker"].kill()
+    await rows.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
+
+
 async def test_a_foreground_stream_whose_worker_is_killed_ends_with_an_error_rather_than_repeat_itself(
-    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
-) -> None:
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    async def is_written() -> bool:
+        return (await rows.execute("SELECT FROM job_deltas WHERE job_id = %s", [job_id])).rowcount > 0
+
     gate = Gate()
     provider.script(model, stream(chunk({"role": "assistant", "content": "half "}), gate))
     async with cluster_client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
         events = EventStream(response)
-        first = (await anext(events)).data
+        job_id = (await anext(events)).data["id"].replace("chatcmpl-", "job_")
+        await eventually(is_written, "Postgres to have the delta")
         cluster.processes["worker"].kill()
         cluster.launch("worker-2")
         rest = [event.data for event in await events.rest() if event.data != "[DONE]"]
     assert [item for item in rest if "error" in item] == rest[-1:]
     assert rest[-1]["error"]["code"] == "worker_lost"
-    job = await ended(cluster_client, first["id"].replace("chatcmpl-", "job_"))
+    job = await ended(cluster_client, job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "worker_lost")
     assert job["result"] is None
+
+
+async def test_a_foreground_stream_whose_first_delta_is_lost_ends_with_the_same_error(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
+    rows: psycopg.AsyncConnection[DictRow],
+) -> None:  # fmt: skip
+    """The client of a chat stream has read a delta that Postgres never gets, so its job would start over."""
+    provider.script(model, stream(chunk({"role": "assistant", "content": "half "}), Gate()))
+    async with looking_at_rows(cluster.stores) as second:
+        await second.execute("BEGIN; LOCK TABLE job_deltas IN EXCLUSIVE MODE")
+        async with cluster_client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
+            events = EventStream(response)
+            job_id = (await anext(events)).data["id"].replace("chatcmpl-", "job_")
+            await kill_before_first_delta(cluster, rows)
+            await second.execute("ROLLBACK")
+            cluster.launch("worker-2")
+            rest = [event.data for event in await events.rest()]
+    assert [error["error"]["code"] for error in rest] == ["worker_lost"]
+    assert (await ended(cluster_client, job_id))["status"] == "cancelled"
 
 
 async def test_a_response_whose_client_has_read_nothing_starts_over(
@@ -216,10 +252,6 @@ async def test_a_response_whose_client_has_read_nothing_starts_over(
     gate = Gate()
     provider.script(model, stream(chunk("lost"), gate), found)
     body = {"model": model, "input": "hello there", "stream": True}
-    waiting = "FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO job_deltas%'"
-
-    async def waits() -> bool:
-        return (await rows.execute(f"SELECT {waiting}")).rowcount > 0
 
     async def read() -> list[Event]:
         headers = {"Idempotency-Key": model}
@@ -231,9 +263,7 @@ async def test_a_response_whose_client_has_read_nothing_starts_over(
             await second.execute("LOCK TABLE job_deltas IN EXCLUSIVE MODE")
             reading = asyncio.create_task(read())
             await settled(gate.reached)
-            await eventually(waits, "the worker to write the first delta")
-            cluster.processes["worker"].kill()
-            await rows.execute(f"SELECT pg_terminate_backend(pid) {waiting}")
+            await kill_before_first_delta(cluster, rows)
         cluster.launch("worker-2")
         events = await reading
     assert [event.data["sequence_number"] for event in events] == list(range(len(events)))

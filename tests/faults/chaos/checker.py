@@ -18,7 +18,6 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from standardwebhooks import Webhook
 
-from headrace.errors import INTERRUPTED
 from headrace.ids import response_id as response_id_of
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -244,11 +243,14 @@ class Checker:
             return any(fault.kind in _TOLD_TO_END or fault.target in _HIDING for fault in faults)
         if job is None:  # an erased job, whose id its client never got
             return ask.body.get("store") is False and not ask.model.faultless
-        if refusal.message == INTERRUPTED and refusal.status == 200 and refusal.code != "worker_lost":
-            returned = any(found["status"] == "returned" for found in job["tried"])
-            return job["attempt"] > 1 or job["lost"] > 0 or returned or self._was_drained(job)
         error = json.loads(job["error"] or "{}")
-        return refusal.code == error.get("code") and refusal.status in {200, error.get("status")}
+        if refusal.code == error.get("code"):
+            return refusal.status in {200, error.get("status")}
+        if refusal.code == "worker_lost":  # a stream had begun, and Postgres did not know
+            returned = any(found["status"] == "returned" for found in job["tried"])
+            moved = job["attempt"] > 1 or job["lost"] > 0 or returned or self._was_drained(job)
+            return bool(refusal.status == 200 and moved)
+        return False
 
     def _check_ghosts(self) -> None:
         """A request is one job, however often its key was sent; without a key, a request answered 503 makes no job."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.errors import INTERRUPTED
+from headrace.errors import AnswerInterruptedError
 from tests.e2e.jobs import FINAL
 from tests.faults.chaos.turns import Piece
 from tests.faults.chaos.upstreams import MODELS, Model
@@ -181,7 +181,9 @@ class ResponseReading:
         self.late += self.final is not None or self.error is not None
         data = json.loads(event[event.index("data: ") + 6 :])
         error = data if data["type"] == "error" else (data.get("response") or {}).get("error")
-        if data["type"] == "error" or (self.foreground and error is not None and error["message"] == INTERRUPTED):
+        if data["type"] == "error" or (
+            self.foreground and error is not None and error["message"] == AnswerInterruptedError.default
+        ):
             self.error = error
             return
         self.events.append((data["sequence_number"], event))
