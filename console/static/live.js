@@ -3,6 +3,7 @@
 import { ask } from "./connection.js";
 import { showTimes } from "./times.js";
 
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 const regions = () => [...document.querySelectorAll("[data-live]")];
 
 function pathTo(element) {
@@ -28,11 +29,12 @@ function replace(region, fresh) {
 const isPressed = () => document.querySelector("dialog[open], button:active, a:active, summary:active");
 
 export async function refresh() {
-  if (!regions().length || isPressed()) return;
+  while (isPressed()) await pause(0.2);
+  if (!regions().length) return;
   const answer = await ask(location.href, { headers: { "console-refresh": "1" } });
   if (!answer?.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  if (isPressed()) return;
+  if (isPressed()) return refresh();
   for (const region of regions()) {
     const next = fresh.getElementById(region.id);
     if (next && next.innerHTML !== region.dataset.shown) {
@@ -43,11 +45,10 @@ export async function refresh() {
   }
 }
 
-const seconds = () => Math.min(...regions().map((region) => Number(region.dataset.live)));
 
 async function loop() {
   while (regions().length) {
-    await new Promise((resolve) => setTimeout(resolve, seconds() * 1000));
+    await pause(Math.min(...regions().map((region) => Number(region.dataset.live))));
     if (document.visibilityState === "visible") await refresh();
   }
 }
