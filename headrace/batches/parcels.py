@@ -31,10 +31,11 @@ class NativeParcel:
 
 
 # A parcel that would wait for longer than `seconds` got its time when they were more, as before a cancellation.
-# It is due now. One that has failed keeps its time, or a short outage would use up its failures.
+# It is due now. One that has failed waits for `retry_seconds`, or a short outage would use up its failures.
 _PARCELS = """
 SELECT parcels.id, parcels.state, remote_id, failures, coalesce(route, native_route), parcels.cancelled,
-       due_at <= now() OR (failures = 0 AND due_at > now() + %(seconds)s * interval '1 second')
+       due_at <= now() OR due_at > now() + interval '1 second'
+                                           * CASE WHEN failures = 0 THEN %(seconds)s ELSE %(retry_seconds)s END
 FROM native_parcels AS parcels JOIN batches ON batches.id = batch_id
 WHERE batch_id = %(batch_id)s AND parcels.state <> 'done' ORDER BY parcels.id
 """
@@ -54,9 +55,14 @@ WHERE id = %(id)s AND state <> 'done'
 """
 
 
-async def list_parcels(database: Database, batch_id: str, *, seconds: float) -> list[NativeParcel]:
-    """Return the parcels of a batch that are not done, oldest first. Unless it failed, none waits over `seconds`."""
-    parameters = {"batch_id": batch_id, "seconds": seconds}
+async def list_parcels(
+    database: Database, batch_id: str, *, seconds: float, retry_seconds: float
+) -> list[NativeParcel]:
+    """Return the parcels of a batch that are not done, oldest first.
+
+    None of them waits for longer than `seconds`, or than `retry_seconds` after a failure.
+    """
+    parameters = {"batch_id": batch_id, "seconds": seconds, "retry_seconds": retry_seconds}
     return [NativeParcel(*row) for row in await execute(database.relaxed, _PARCELS, parameters)]
 
 

@@ -110,11 +110,14 @@ TIMES = (
 _EPOCHS = ", ".join(f"floor(extract(epoch FROM batches.{name}))::bigint AS {name}" for name in TIMES)
 _SUMS = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in _AMOUNTS)
 _TOTALS = ", ".join(f"(batches.{name} + tally.{name}) AS {name}" for name in _AMOUNTS)
+# The time before a batch's deadline in which workers run what its provider has not run. OpenAI may take ten minutes of
+# it to cancel.
+_LAST_TIME = "interval '30 minutes'"
 _VIEW = f"""
 SELECT batches.id, account_id, key_id, state, endpoint, completion_window, input_file_id, output_file_id, error_file_id,
        output_seconds, batches.metadata, webhook, errors, model, native_route, agents, total, fed, next_offset,
        next_line,
-       expires_at <= now() AS overdue,
+       expires_at <= now() AS overdue, expires_at <= now() + {_LAST_TIME} AS ends_soon,
        expires_at - batches.created_at >= interval '1 day' AS has_a_day, {_EPOCHS},
        extract(epoch FROM now() - in_progress_at)::float8 AS seconds_running,
        {_TOTALS}, coalesce(batches.cost + tally.cost, batches.cost, tally.cost) AS cost,

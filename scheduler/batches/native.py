@@ -12,8 +12,7 @@ again, it asks the provider whether the parcel has arrived.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -59,9 +58,8 @@ log = logging.getLogger(__name__)
 _MOST_FAILURES = 5
 # Seconds between two questions, at most, while parcels are cancelled: a client or the workers wait for what is left.
 _STOPPING_POLL_SECONDS = 5.0
-# Seconds before a batch's deadline at which the workers get what its provider has not run. OpenAI may take 600 of them
-# to cancel.
-_LAST_SECONDS = 1800
+# Seconds after a failed question until the next one, at most, while parcels are cancelled: an outage may last minutes.
+_STOPPING_RETRY_SECONDS = 60.0
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
@@ -80,7 +78,9 @@ class NativeBatch:
         *,
         purse: Purse,
         poll_seconds: float,
+        returned: Callable[[int], None],
     ) -> None:
+        """Call `returned` with the number of lines that are going to leave their parcel, or have left it."""
         self._database = database
         self._queue = queue
         self._client = client
@@ -88,17 +88,19 @@ class NativeBatch:
         self._batch = batch
         self._purse = purse
         self._poll_seconds = poll_seconds
-        self._ends_soon = batch.expires_at - time.time() < _LAST_SECONDS
-        self._is_stopping = self._ends_soon or batch.state == BatchState.CANCELLING
+        self._returned = returned
+        self._is_stopping = batch.ends_soon or batch.state == BatchState.CANCELLING
         # It ends when a parcel is given up, which the batch's row in this round does not show.
         self._is_native = batch.native_route is not None
 
     async def go_on(self) -> None:
         """Hand lines to the provider, and look at the parcels that are due."""
-        if self._ends_soon and self._is_native:
+        if self._batch.ends_soon and self._is_native:
             log.info("workers run what a provider has not run of this batch, which ends soon")
             await self._run_here()
-        parcels = await list_parcels(self._database, self._batch.id, seconds=self._seconds)
+        parcels = await list_parcels(
+            self._database, self._batch.id, seconds=self._seconds, retry_seconds=self._retry_seconds
+        )
         for parcel in parcels:
             await self._serve(parcel)
         if self._has_more and all(parcel.state == "submitted" for parcel in parcels):
@@ -110,6 +112,11 @@ class NativeBatch:
     def _seconds(self) -> float:
         """Seconds between two questions about a parcel."""
         return min(self._poll_seconds, _STOPPING_POLL_SECONDS) if self._is_stopping else self._poll_seconds
+
+    @property
+    def _retry_seconds(self) -> float:
+        """Seconds between a failed question and the next one."""
+        return min(self._poll_seconds, _STOPPING_RETRY_SECONDS) if self._is_stopping else self._poll_seconds
 
     @property
     def _has_more(self) -> bool:
@@ -190,7 +197,7 @@ class NativeBatch:
             "submitted" if parcel.remote_id else "submitting",
             failures=parcel.failures + 1,
             error=error.message,
-            seconds=self._poll_seconds,
+            seconds=self._retry_seconds,
         )
 
     async def _give_up(self, parcel: NativeParcel, why: str, *, logged: str | None = None) -> None:
@@ -259,6 +266,7 @@ class NativeBatch:
             held := await read_held(self._database, self._batch.id, parcel.id, after=after, job_ids=job_ids)
         ):
             jobs = [_ended(route, api, line, taken[line.id]) for line in held]
+            self._returned(len(jobs))
             for job, ours in zip(jobs, await finish_jobs(self._database, jobs), strict=True):
                 if ours:
                     self._count(route, job)
@@ -284,6 +292,7 @@ class NativeBatch:
         while moved := await release_lines(
             self._database, self._batch.id, parcel_id, job_ids=job_ids, error=CANCELLED_ERROR
         ):
+            self._returned(len(moved))
             queued = [job.id for job in moved if job.state is State.QUEUED]
             if queued and not waked:
                 # The first lines get a wake-up here. The scheduler resends those of the others, a part at a time.

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -93,7 +94,7 @@ class BatchRunner:
         self._paused: dict[str, float] = {}
         self._chores_at = 0.0
         self._held: dict[str, int] = {}
-        """Lines that parcels hold, of each batch that workers run beside them."""
+        """Lines that parcels hold, of each batch of which workers run others."""
         self._held_until = 0.0
         self._restored_is_settled = False
         self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
@@ -221,6 +222,7 @@ class BatchRunner:
                 batch,
                 purse=purse,
                 poll_seconds=self._settings.native_poll_seconds,
+                returned=partial(self._count_returned, batch.id),
             )
             await native.go_on()
 
@@ -266,18 +268,20 @@ class BatchRunner:
 
     def _at_workers(self, batch: Row) -> int:
         """Return how many lines of a batch take room in the window: those with a provider's own batch API do not."""
-        return 0 if batch.native_route is not None else outstanding(batch) - self._held.get(batch.id, 0)
+        # Some held lines may have ended since they were counted.
+        return 0 if batch.native_route is not None else max(0, outstanding(batch) - self._held.get(batch.id, 0))
 
     async def _look_at_held(self, batches: Sequence[Row]) -> None:
-        """Count the lines that parcels hold of the batches that workers run beside them. They may be very many."""
-        mixed = {
-            batch.id
-            for batch in batches
-            if batch.has_parcels and batch.native_route is None and batch.state == BatchState.IN_PROGRESS
-        }
+        """Count the lines that parcels hold, of the batches of which workers run others. They may be very many."""
+        mixed = {batch.id for batch in batches if batch.has_parcels and batch.native_route is None}
         if mixed != self._held.keys() or (mixed and time.monotonic() > self._held_until):
             self._held = {batch_id: await count_held(self._database, batch_id) for batch_id in mixed}
             self._held_until = time.monotonic() + _HELD_SECONDS
+
+    def _count_returned(self, batch_id: str, lines: int) -> None:
+        """Subtract lines that leave their parcels from the last count."""
+        if batch_id in self._held:
+            self._held[batch_id] -= lines
 
     async def _feed_one(self, batch: Row, room: int) -> None:
         feeder = self._feeders.get(batch.id)

@@ -32,7 +32,7 @@ from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COS
 from scheduler.batches.runner import BatchRunner
 from scheduler.lookout import Lookout
 from tests.e2e.batches import jsonl, lines
-from tests.fakes.native_provider import LOSE
+from tests.fakes.native_provider import LOSE, Plan
 from tests.fakes.provider import Gate as Barrier
 from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
@@ -162,6 +162,12 @@ async def run(runner: BatchRunner, database: Database, owner: Owner, data: bytes
         return BatchState((await end(database, owner, batch_id)).state)
 
 
+async def pass_rounds(database: Database, owner: Owner) -> None:
+    """Wait until the scheduler has looked at all batches some times more."""
+    for _ in range(4):
+        await end(database, owner, await submit(database, owner, json.dumps({"custom_id": "r1"}).encode()))
+
+
 async def become(database: Database, batch_id: str, **wanted: str) -> None:
     """Wait until each of these lines is a job in its state."""
 
@@ -225,6 +231,21 @@ async def test_other_parcels_of_a_batch_come_back_after_one_is_given_up(
     assert len(provider.native.requests_for(model, "create")) == 2
     row = await get(database, owner, batch_id)
     assert (row.completed, row.failed, row.cancelled, row.fed) == (2, 0, 0, 5)
+
+
+@pytest.mark.usefixtures("small_parcels")
+async def test_lines_that_come_back_make_no_room_for_others(
+    launch: Launch, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier())
+    provider.native.script(model, "create", 0, 0, 403)
+    batch_id = await submit(database, owner, jsonl(lines(model, 12)))
+    async with launch(batch_window=3) as runner, at_work(runner, database):
+        await become(database, batch_id, r3="running", r5="queued", r6="queued", r7="queued")
+        provider.native.batches_for(model)[0].plan = Plan()
+        await become(database, batch_id, r1="completed", r2="completed", r3="running")
+        await pass_rounds(database, owner)
+    assert (await get(database, owner, batch_id)).fed == 7
 
 
 @pytest.mark.usefixtures("small_parcels")
@@ -321,9 +342,7 @@ async def test_a_cancelled_batch_is_asked_for_again_only_when_it_is_due(
         await has_parcels(provider, model, 1)
         await cancel_batch(database, batch_id, owner.account_id)
         await eventually(lambda: ("native", "retried") in parcels(), "the first poll to fail")
-        for _ in range(4):  # each takes several rounds
-            other = await submit(database, owner, json.dumps({"custom_id": "r1"}).encode())
-            await end(database, owner, other)
+        await pass_rounds(database, owner)
         assert (await get(database, owner, batch_id)).state == BatchState.CANCELLING
     assert len(provider.native.requests_for(model, "poll")) == 1
     assert parcels() == {("native", "submitted"): 1, ("native", "retried"): 1}
