@@ -20,8 +20,8 @@ from headrace.telemetry.health import HEALTH
 log = logging.getLogger(__name__)
 
 # Seconds before the end of `drain_seconds` at which waiting clients get an error, and at which the server cancels the
-# requests that still have no answer.
-_LAST_SECONDS = 1.0
+# requests that still have no answer. Between the two, workers end the jobs of these clients.
+_LAST_SECONDS = 3.0
 _CUT_SECONDS = 0.5
 
 

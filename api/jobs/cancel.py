@@ -18,9 +18,8 @@ from headrace.jobs.state import State
 
 # Seconds to wait for a worker to stop. It stops within a second, or at its next heartbeat if it missed the message.
 _PATIENCE_SECONDS = 4.0
-# Looks at a cancelled job while the API process shuts down, and the seconds between two: all within its last second.
-_LOOKS = 4
-_LOOK_SECONDS = 0.1
+# Seconds before each further look at a cancelled job while the API process shuts down: all within its last seconds.
+_LOOK_SECONDS = (0.1, 0.2, 0.4, 0.8)
 
 
 async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
@@ -58,14 +57,14 @@ async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | 
 
 
 async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:
-    """Cancel a job, and tell within half a second whether it ended without an answer.
+    """Cancel a job, and tell within two seconds whether it ended without an answer.
 
     The worker of a running job may still complete it, so this looks until the job has ended.
     """
     job = await abandon(request, job_id, account_id)
-    for _ in range(_LOOKS):
+    for seconds in _LOOK_SECONDS:
         if job is None or job.state is not State.RUNNING:
             break
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(seconds)
         job = await abandon(request, job_id, account_id)
     return job is not None and job.state is State.CANCELLED

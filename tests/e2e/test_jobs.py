@@ -439,7 +439,7 @@ async def test_a_background_job_runs_on_when_its_client_is_gone(
 
 async def test_a_job_past_its_deadline_expires(client: httpx.AsyncClient, provider: Provider, model: str) -> None:
     provider.script(model, hang)
-    job_id = await submit(client, model, timeout=1)
+    job_id = await submit(client, model, timeout=4)
     job = await ended(client, job_id)
     assert job["status"] == "expired"
     assert job["error"]["code"] == "job_expired"

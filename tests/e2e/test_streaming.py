@@ -239,7 +239,7 @@ async def test_a_deadline_in_the_middle_of_a_stream_ends_it_with_an_error(
     client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     provider.script(model, stream(chunk({"role": "assistant", "content": "a"}), Gate()))
-    async with client.stream("POST", "/chat/completions", json=chat(model, stream=True, timeout=1)) as response:
+    async with client.stream("POST", "/chat/completions", json=chat(model, stream=True, timeout=4)) as response:
         events = await EventStream(response).rest()
     assert "error" in events[-1].data or "error" in events[-2].data
     call = await provider.call(model)
@@ -252,7 +252,7 @@ async def test_a_stream_that_never_starts_ends_at_its_deadline(
     client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     provider.script(model, hang)
-    async with client.stream("POST", "/chat/completions", json=chat(model, stream=True, timeout=2)) as response:
+    async with client.stream("POST", "/chat/completions", json=chat(model, stream=True, timeout=4)) as response:
         assert response.status_code in {200, 504}
         body = (await response.aread()).decode()
     assert '"error"' in body

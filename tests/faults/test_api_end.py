@@ -43,7 +43,8 @@ async def test_while_postgres_stalls_the_outcome_is_unknown_and_the_job_is_cance
 async def test_a_job_that_no_worker_claimed_is_cancelled_and_its_client_told_to_come_back(
     tmp_path: Path, stores: Stores, config: str, model: str
 ) -> None:
-    with running_service(tmp_path, stores.fresh(), config, "api") as service:
+    patient = {"HEADRACE_DRAIN_SECONDS": "4"}
+    with running_service(tmp_path, stores.fresh(), config, "api", environment=patient) as service:
         async with connect(service, BOOTSTRAP_KEY) as client, looking_at_rows(service.stores) as rows:
             asking = asyncio.create_task(client.post("/chat/completions", json=chat(model)))
 

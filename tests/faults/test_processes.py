@@ -32,7 +32,7 @@ from tests.service import (
     until,
 )
 
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
+SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 
 
 @pytest.fixture(scope="module")
@@ -534,21 +534,20 @@ async def test_an_api_that_is_asked_to_stop_sends_those_who_still_wait_elsewhere
     gate = Gate()
     provider.always(model, answer("Here.", hold=gate))
     body = chat(model, stream=streamed)
-    waiting = asyncio.create_task(cluster_client.post("/chat/completions", json=body))
     key = {"idempotency-key": model}
-    returning = asyncio.create_task(cluster_client.post("/chat/completions", json=body, headers=key))
-    await provider.call(model, 2)
-    assert await asyncio.to_thread(cluster.processes["api"].terminate) in {0, -signal.SIGTERM}
-    for request in (waiting, returning):
-        response = await request
+    async with second_api(cluster, BOOTSTRAP_KEY, HEADRACE_DRAIN_SECONDS="4") as leaving:
+        waiting = asyncio.create_task(leaving.post("/chat/completions", json=body))
+        returning = asyncio.create_task(leaving.post("/chat/completions", json=body, headers=key))
+        await provider.call(model, 2)
+        assert await asyncio.to_thread(cluster.processes["api-2"].terminate) in {0, -signal.SIGTERM}
+        answers = await asyncio.gather(waiting, returning)
+    for response in answers:
         if response.status_code == 200:  # its headers were sent before, so the stream has the error
             assert streamed
             assert "shutting down" in response.text
         else:
             refused(response, 503)
             assert response.headers["retry-after"] == "1"
-    cluster.launch("api")
-    cluster.wait_until_ready()
     gate.release()
     again = await cluster_client.post("/chat/completions", json=body, headers=key)
     assert again.headers["idempotent-replayed"] == "true"
@@ -567,8 +566,11 @@ async def leaving(cluster: Service) -> AsyncIterator[httpx.AsyncClient]:
 async def told_to_stop(cluster: Service) -> None:
     """Tell the second API to end, and return once it knows."""
     process = cluster.processes["api-2"]
+    count = process.log.read_text().count("Shutting down")
     process.signal(signal.SIGTERM)
-    await asyncio.to_thread(until, lambda: "Shutting down" in process.log.read_text(), "the API to be shutting down")
+    await asyncio.to_thread(
+        until, lambda: process.log.read_text().count("Shutting down") > count, "the API to be shutting down"
+    )
 
 
 # At the end of a stream: the milliseconds before the next try, a few more with many subscribers.
