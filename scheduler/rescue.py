@@ -12,7 +12,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.errors import AnswerInterruptedError, HeadraceError, JobCancelledError, JobExpiredError
 from headrace.events.publisher import Publisher
 from headrace.jobs.records import MovedJob
-from headrace.jobs.sql.rescue import expire_jobs, find_overdue, rescue_jobs, resend_jobs
+from headrace.jobs.sql.rescue import (
+    EXPIRED_AT_ONCE,
+    RESCUED_AT_ONCE,
+    expire_jobs,
+    find_overdue,
+    rescue_jobs,
+    resend_jobs,
+)
 from headrace.jobs.state import State
 from headrace.queue import TIERS, JobQueue
 from headrace.settings import Settings
@@ -51,15 +58,17 @@ class Sweeper:
             if not jobs.is_set():
                 await jobs.wait()
                 rescue_from = loop.time() + grace
+            has_more = False
             try:
-                await self.sweep(rescue=loop.time() >= rescue_from)
+                has_more = await self.sweep(rescue=loop.time() >= rescue_from)
             except SQLAlchemyError as error:
                 log.warning("lost jobs wait until Postgres is available: %s", error)
                 rescue_from = loop.time() + grace
-            await asyncio.sleep(self._settings.sweep_seconds)
+            if not has_more:
+                await asyncio.sleep(self._settings.sweep_seconds)
 
-    async def sweep(self, *, rescue: bool = True) -> None:
-        """Rescue, expire and resend once.
+    async def sweep(self, *, rescue: bool = True) -> bool:
+        """Rescue, expire and resend once. Returns whether more jobs may be to rescue or to expire.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
@@ -76,6 +85,7 @@ class Sweeper:
         self._wake(resent)
         for job in (*rescued, *expired):
             self._publisher.announce(job)
+        return len(rescued) == RESCUED_AT_ONCE or len(expired) == EXPIRED_AT_ONCE
 
     async def _rescue(self) -> list[MovedJob]:
         max_lost = self._settings.max_lost_attempts

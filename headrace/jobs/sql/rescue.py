@@ -11,15 +11,22 @@ from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 from headrace.webhooks.queries import JOB_FOR_WEBHOOK
 
-# The jobs of a tier whose wake-ups may be lost: the oldest that are queued.
-_OLDEST = "SELECT id, sent_at, scheduled_at FROM jobs WHERE state = 'queued' AND tier = {tier} ORDER BY id LIMIT 20000"
+# Jobs that one statement rescues, and that one expires; more wait for the next one.
+RESCUED_AT_ONCE = 1000
+EXPIRED_AT_ONCE = 10_000
+
+# The jobs of a tier whose wake-ups may be lost: the oldest that are due.
+_OLDEST = (
+    "SELECT id, sent_at FROM jobs WHERE state = 'queued' AND tier = {tier} AND scheduled_at <= now() "
+    "ORDER BY id LIMIT 20000"
+)
 
 _LOOK = Prepared(f"""
 SELECT EXISTS (SELECT FROM jobs WHERE state = 'running' AND lease_until < now()) AS leases,
        EXISTS (SELECT FROM jobs WHERE state = 'queued' AND deadline_at <= now()) AS deadlines,
        ARRAY(SELECT asked.tier FROM unnest(%(tiers)s::text[]) AS asked (tier) WHERE EXISTS (
            SELECT FROM ({_OLDEST.format(tier="asked.tier")}) AS oldest
-           WHERE scheduled_at <= now() AND sent_at < now() - %(resend)s * interval '1 second'
+           WHERE sent_at < now() - %(resend)s * interval '1 second'
        )) AS tiers
 """)
 
@@ -49,7 +56,7 @@ WITH dead AS MATERIALIZED (
                          THEN 'interrupted'
                     ELSE 'queued' END AS fate
     FROM jobs WHERE state = 'running' AND lease_until < now()
-    ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ORDER BY id LIMIT {RESCUED_AT_ONCE} FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE jobs SET state = CASE fate WHEN 'interrupted' THEN 'failed' ELSE fate END,
                     lost = lost + 1, lease_until = NULL, worker = NULL,
@@ -74,7 +81,7 @@ SELECT id, tier, state, attempt, origin FROM moved
 async def rescue_jobs(
     database: Database, *, max_lost: int, delay_seconds: float, cancelled: str, poisonous: str, interrupted: str
 ) -> list[MovedJob]:
-    """Put running jobs whose lease has expired back in the queue, or end them.
+    """Put running jobs whose lease has expired back in the queue, or end them: 1,000 of them at most.
 
     A job that lost `max_lost` workers is presumed to crash them, and fails. A job whose foreground client has read some
     of its stream fails too, because a new attempt would repeat it. The others are due in `delay_seconds`. `cancelled`,
@@ -92,7 +99,8 @@ async def rescue_jobs(
 
 _EXPIRE = f"""
 WITH late AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now() ORDER BY id LIMIT 10000 FOR UPDATE SKIP LOCKED
+    SELECT id FROM jobs WHERE state = 'queued' AND deadline_at <= now()
+    ORDER BY id LIMIT {EXPIRED_AT_ONCE} FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE jobs SET state = 'expired', finished_at = now(), finished_in = {TRANSACTION}, error = %(error)s,
                     request = CASE WHEN deleted_at IS NULL THEN request END
@@ -104,7 +112,10 @@ SELECT id, tier, state, attempt, origin FROM moved
 
 
 async def expire_jobs(database: Database, *, error: str) -> list[MovedJob]:
-    """End queued jobs whose deadline has passed. The worker of a running job ends it at its deadline."""
+    """End queued jobs whose deadline has passed: 10,000 of them at most.
+
+    The worker of a running job ends it at its deadline.
+    """
     return read_moved(await execute(database.durable, _EXPIRE, {"error": error}))
 
 
@@ -119,8 +130,7 @@ WITH edge AS (
     {_OLDEST.format(tier="%(tier)s")}
 ), lost AS MATERIALIZED (
     SELECT id FROM oldest, edge
-    WHERE scheduled_at <= now()
-          AND (sent_at = 'epoch' OR sent_at < least(now() - %(resend)s * interval '1 second', edge.at))
+    WHERE (sent_at = 'epoch' OR sent_at < least(now() - %(resend)s * interval '1 second', edge.at))
           AND NOT EXISTS (SELECT FROM unnest(%(waiting)b::text[]) AS waiting (id) WHERE waiting.id = oldest.id)
 ), free AS MATERIALIZED (
     SELECT jobs.id FROM jobs JOIN lost USING (id) WHERE state = 'queued' ORDER BY jobs.id FOR UPDATE OF jobs SKIP LOCKED

@@ -10,6 +10,7 @@ from headrace.jobs.sql.rescue import Overdue, find_overdue, keep_in_hand
 from headrace.jobs.sql.run import extend_leases
 from headrace.jobs.state import State
 from headrace.queue import TIERS
+from headrace.stores.database import execute
 from tests.integration.databases import Session
 from tests.integration.job_rows import Jobs, end_of
 
@@ -167,6 +168,23 @@ async def test_what_no_worker_took_is_sent_again_once_in_a_while(jobs: Jobs) -> 
     assert await resend("priority", "default", "flex") == set()
     assert await jobs.row(recent) == before
     assert {job.id for job in await jobs.claim(*forgotten.values())} == set(forgotten.values())
+
+
+MANY_LATER = """
+INSERT INTO jobs (id, account_id, key_id, model, request, tier, background, streamed, deadline_at, scheduled_at,
+                  sent_at)
+SELECT 'job_' || lpad(to_hex(number), 32, '0'), account_id, key_id, model, request, tier, true, false, deadline_at,
+       now() + interval '1 hour', now() + interval '1 hour'
+FROM jobs, generate_series(1, 20000) AS number WHERE id = %(id)s
+"""
+
+
+async def test_jobs_that_are_not_due_yet_hide_no_lost_wake_up(jobs: Jobs) -> None:
+    lost = await jobs.submit()
+    await execute(jobs.database.durable, MANY_LATER, {"id": lost})
+    await mark_unsent(jobs.database, [lost])
+    assert (await find_overdue(jobs.database, TIERS, resend_seconds=60)).tiers == ["default"]
+    assert [moved.id for moved in await jobs.resend(seconds=60)] == [lost]
 
 
 async def test_what_waits_in_a_queue_or_in_a_workers_hands_is_not_sent_again(jobs: Jobs) -> None:
