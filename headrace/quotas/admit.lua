@@ -88,7 +88,11 @@ local function take(win, at)
         redis.call('EXPIRE', win.key, math.max(at, win.last) - now + 120)
     end
     redis.call('HINCRBY', win.key, 'sum', win.more)
-    if at > win.last then redis.call('HSET', win.key, 'last', at, 'from', win.from) end
+    if at > win.last then
+        redis.call('HSET', win.key, 'last', at, 'from', win.from)
+    elseif at < win.from then  -- the clock was set back
+        redis.call('HSET', win.key, 'from', at)
+    end
 end
 -- Of the last minute: each window's name, limit, what is left of it, and after how many seconds all of it is.
 local function rates(windows, at)

@@ -162,7 +162,7 @@ class Gate:
                 ]
             )
         about = [
-            *_periods(),
+            *_periods(datetime.now(UTC)),
             demand.job_id,
             2 if demand.line else int(demand.background),
             demand.tokens,
@@ -177,7 +177,7 @@ class Gate:
         Raises:
             headrace.stores.redis_url.AWAY: Redis is unavailable. The scheduler settles the jobs later, from Postgres.
         """
-        periods = _periods()
+        periods = _periods(datetime.now(UTC))
         await asyncio.gather(
             *(
                 self._settlements.submit(
@@ -277,9 +277,10 @@ class Gate:
         await asyncio.shield(loading)  # it may be one client's going that stops us
 
     async def _reload(self, scope_id: str, *, version: int) -> None:
-        day, month = _periods()
+        now = datetime.now(UTC)
+        day, month = _periods(now)
         async with queries.snapshot(self._database) as then:
-            spent = await queries.read_spent(then, scope_id)
+            spent = await queries.read_spent(then, scope_id, now)
             # Of what that has counted, something may hold back still. It was let in before, and so is there now.
             held = await self._redis.hkeys(f"{self._prefix}{scope_id}:open")
             ended = await queries.find_ended(then, [_text(job_id) for job_id in held])
@@ -301,9 +302,8 @@ def _nano(cost: Decimal) -> int:
     return int((cost * _NANO).to_integral_value(ROUND_CEILING))
 
 
-def _periods() -> tuple[str, str]:
-    """Return the names of this day and this month in a scope's sums."""
-    now = datetime.now(UTC)
+def _periods(now: datetime) -> tuple[str, str]:
+    """Return the names of a moment's day and month in a scope's sums."""
     return f"d:{now:%Y-%m-%d}", f"m:{now:%Y-%m}"
 
 

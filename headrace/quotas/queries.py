@@ -57,7 +57,7 @@ class OpenJob:
 
 @dataclass(frozen=True, slots=True)
 class SpentSums:
-    """What a key or an account has spent in this day and month of UTC, in USD, and its open jobs."""
+    """What a key or an account has spent in a day and a month of UTC, in USD, and its open jobs."""
 
     day: Decimal
     month: Decimal
@@ -76,14 +76,16 @@ _OF_KEY = "SELECT account_id FROM api_keys WHERE id = %(id)s"
 _OF_ACCOUNT = "SELECT id AS account_id FROM accounts WHERE id = %(id)s"
 
 
-async def read_spent(database: Database, scope_id: str) -> SpentSums:
+async def read_spent(database: Database, scope_id: str, now: datetime) -> SpentSums:
     """Return what a key or an account has spent by the ledger, and its open jobs.
+
+    `now` tells the day and the month.
 
     Raises:
         UnknownScopeError: No such key or account exists.
     """
     rows = await execute(database.relaxed, _OPEN.format(column=_column(scope_id)), {"id": scope_id})
-    day, month = await _read_sums(database, scope_id)
+    day, month = await _read_sums(database, scope_id, now)
     return SpentSums(day, month, [OpenJob(*row) for row in rows])
 
 
@@ -91,14 +93,13 @@ def _column(scope_id: str) -> str:
     return "key_id" if scope_id.startswith("key_") else "account_id"
 
 
-async def _read_sums(database: Database, scope_id: str) -> tuple[Decimal, Decimal]:
-    """Return what was spent this day and this month, discarded attempts included."""
+async def _read_sums(database: Database, scope_id: str, now: datetime) -> tuple[Decimal, Decimal]:
+    """Return what was spent in the day and the month of UTC that have this moment, discarded attempts included."""
     is_key = scope_id.startswith("key_")
     owners = await execute(database.relaxed, _OF_KEY if is_key else _OF_ACCOUNT, {"id": scope_id})
     if not owners:
         raise UnknownScopeError(scope_id)
     account_id = owners[0].account_id
-    now = datetime.now(UTC)
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     sums = []
     for start in (today, today.replace(day=1)):
@@ -145,7 +146,7 @@ async def find_left(database: Database, key_ids: Iterable[str]) -> dict[str, Dec
             continue
         # Reservations are read first: a job that ends in between is subtracted twice, rather than not at all.
         held = (await execute(database.relaxed, _HELD.format(column=_column(scope_id)), {"id": scope_id}))[0][0]
-        day, month = await _read_sums(database, scope_id)
+        day, month = await _read_sums(database, scope_id, datetime.now(UTC))
         budgets = ((limits.daily_budget, day), (limits.monthly_budget, month))
         left[scope_id] = min(budget - spent for budget, spent in budgets if budget is not None) - held
     return left
@@ -198,8 +199,8 @@ async def _alert_of(database: Database, row: Row) -> None:
     budgets = {"daily_budget": limits.daily_budget, "monthly_budget": limits.monthly_budget}
     if not any(budgets.values()):
         return
-    day, month = await _read_sums(database, row.id)
     now = datetime.now(UTC)
+    day, month = await _read_sums(database, row.id, now)
     periods = {"daily_budget": (day, f"{now:%Y-%m-%d}"), "monthly_budget": (month, f"{now:%Y-%m}")}
     for name, budget in budgets.items():
         total, period = periods[name]

@@ -5,8 +5,9 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -170,9 +171,9 @@ async def test_whoever_asks_first_the_ledger_is_asked_once(
 ) -> None:
     read, asked = queries.read_spent, []
 
-    async def counted(database: Database, scope_id: str) -> queries.SpentSums:
+    async def counted(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
         asked.append(scope_id)
-        return await read(database, scope_id)
+        return await read(database, scope_id, now)
 
     monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", counted)
     assert len(await admitted(gate, [scope(owner, daily_budget=Decimal(1))], *(demand() for _ in range(50)))) == 50
@@ -196,8 +197,8 @@ async def test_a_sum_that_is_settled_meanwhile_is_not_overwritten(
     [job] = await admitted(gate, scopes, demand())
     read = queries.read_spent
 
-    async def slowly(database: Database, scope_id: str) -> queries.SpentSums:
-        found = await read(database, scope_id)
+    async def slowly(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
+        found = await read(database, scope_id, now)
         await gate.settle([owner.key_id], [Spent(job.job_id, 1, CENT)])
         return found
 
@@ -207,6 +208,26 @@ async def test_a_sum_that_is_settled_meanwhile_is_not_overwritten(
     monkeypatch.undo()
     await gate.correct()  # the ledger knows no such job
     assert (await sums(redis, owner.key_id))["d"] == 0
+
+
+async def test_a_budget_of_a_busy_scope_is_corrected(
+    redis: Redis, gate: Gate, jobs: Jobs, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the ledger knows what lines of batches cost, and some job always ends while it is asked."""
+    scopes = [scope(owner, daily_budget=Decimal(1))]
+    [job] = await admitted(gate, scopes, demand())
+    await jobs.complete()
+    read = queries.read_spent
+
+    async def slowly(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
+        found = await read(database, scope_id, now)
+        await gate.settle([owner.key_id], [Spent(job.job_id, 1, Decimal(0))])
+        return found
+
+    monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", slowly)
+    await gate.correct()
+    found = await sums(redis, owner.key_id)
+    assert found["d"] == found["m"] == int((SPENT.cost or 0) * 10**9)
 
 
 @pytest.mark.parametrize("admitted_first", [True, False], ids=["let in before", "let in meanwhile"])
@@ -224,10 +245,10 @@ async def test_what_a_job_spent_counts_once_whenever_the_ledger_is_asked(
             await gate.admit(scopes, asked)
         await jobs.finish(end_of(await jobs.run(id=asked.job_id)))
 
-    async def beside(database: Database, scope_id: str) -> queries.SpentSums:
+    async def beside(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
         if ends == "before":
             await run()
-        found = await read(database, scope_id)
+        found = await read(database, scope_id, now)
         if ends == "after":
             await run()
         return found
@@ -331,8 +352,8 @@ async def test_what_is_forgotten_meanwhile_is_not_put_right(
     await gate.settle([owner.key_id], [Spent(asked.job_id, 0, Decimal(0))])
     read = queries.read_spent
 
-    async def beside(database: Database, scope_id: str) -> queries.SpentSums:
-        found = await read(database, scope_id)
+    async def beside(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
+        found = await read(database, scope_id, now)
         monkeypatch.undo()
         await pass_hours(redis, owner, 1.1)
         await Gate(redis, database, open_when_away=False).correct()
@@ -362,7 +383,7 @@ class Calendar:
 
     day: str = "2026-01-30"
 
-    def periods(self) -> tuple[str, str]:
+    def periods(self, now: datetime) -> tuple[str, str]:
         return f"d:{self.day}", f"m:{self.day[:7]}"
 
 
@@ -422,8 +443,8 @@ async def test_a_scope_whose_jobs_end_meanwhile_is_loaded(
         running.append(await jobs.run(id=asked.job_id, background=True))
     read = queries.read_spent
 
-    async def end_one_meanwhile(database: Database, scope_id: str) -> queries.SpentSums:
-        found = await read(database, scope_id)
+    async def end_one_meanwhile(database: Database, scope_id: str, now: datetime) -> queries.SpentSums:
+        found = await read(database, scope_id, now)
         ended = running.pop()
         await jobs.finish(end_of(ended))
         await gate.settle_ended(rate, ended.id)
@@ -497,6 +518,22 @@ async def test_requests_a_minute(gate: Gate, owner: Owner) -> None:
     assert refused.value.headers["x-ratelimit-remaining-requests"] == "0"
     # The account's limit was not touched by what the key's refused.
     assert len(await admitted(gate, scopes[1:], *(demand() for _ in range(4)))) == 2
+
+
+async def test_a_clock_that_is_set_back_uses_up_no_rate(clock: Clock, gate: Gate, owner: Owner) -> None:
+    scopes = [scope(owner, requests_per_minute=60)]
+
+    async def ask_every_two_seconds(count: int) -> int:
+        let_in = 0
+        for _ in range(count):
+            let_in += len(await admitted(gate, scopes, demand()))
+            await clock.pass_by(2)
+        return let_in
+
+    assert await ask_every_two_seconds(100) == 100
+    await clock.pass_by(-600)
+    assert await ask_every_two_seconds(300) > 290
+    assert await ask_every_two_seconds(100) == 100, "also past the time at which the clock was set back"
 
 
 async def test_what_a_minute_ago_was_taken_is_free_again(redis: Redis, gate: Gate, owner: Owner) -> None:
@@ -863,6 +900,27 @@ async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
     )
     assert len(rows) == 4, "of the new budget a half is spent"
     assert (rows[0].data["percent"], rows[0].data["limit"], rows[0].data["spent"]) == (50, "0.02", "0.0126")
+    await limit_account(database, owner.account_id, Limits())
+
+
+async def test_an_alert_at_midnight_is_of_the_day_whose_spending_it_tells(
+    database: Database, jobs: Jobs, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = datetime.now(UTC).replace(hour=23, minute=59, second=59)
+    moments = iter([today, *[today + timedelta(seconds=1)] * 9])
+
+    class Midnight(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(next(moments).timestamp(), tz)
+
+    limits = Limits(daily_budget=Decimal("0.0042"), alert_webhook="https://example.com/hook")
+    await limit_account(database, owner.account_id, limits)
+    await jobs.complete()
+    monkeypatch.setattr("headrace.quotas.queries.datetime", Midnight)
+    await queries.alert(database)
+    query = "SELECT payload::json -> 'data' ->> 'period' AS period FROM webhook_deliveries"
+    assert {row.period for row in await execute(database.relaxed, query)} == {f"{today:%Y-%m-%d}"}
     await limit_account(database, owner.account_id, Limits())
 
 
