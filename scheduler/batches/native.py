@@ -11,6 +11,7 @@ again, it asks the provider whether the parcel has arrived.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -30,7 +31,7 @@ from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.state import BatchState
 from headrace.catalogue.models import Catalogue, Route
 from headrace.catalogue.routing import CONDITIONS
-from headrace.errors import ModelNotFoundError, UpstreamError
+from headrace.errors import ModelNotFoundError, UpstreamError, UpstreamKeyError
 from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.chat.tool_calls import call_ids
 from headrace.formats.chat.usage import estimate_usage, parse_usage
@@ -54,12 +55,14 @@ from scheduler.batches.feed import Feeder
 
 log = logging.getLogger(__name__)
 
-# Retryable failures of a parcel in a row after which workers run its lines.
+# Retryable failures in a row after which workers run the lines of a parcel that its provider may not have.
 _MOST_FAILURES = 5
 # Seconds between two questions, at most, while parcels are cancelled: a client or the workers wait for what is left.
 _STOPPING_POLL_SECONDS = 5.0
 # Seconds after a failed question until the next one, at most, while parcels are cancelled: an outage may last minutes.
 _STOPPING_RETRY_SECONDS = 60.0
+# Seconds until the next try to release lines that another statement has locked.
+_LOCKED_SECONDS = 0.1
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
 _RESULTS_AT_ONCE = 100
 _RESULT_BYTES_AT_ONCE = 16 * 1024 * 1024
@@ -185,8 +188,18 @@ class NativeBatch:
                 yield line.id, _chat(line)[1]
             after = held[-1].line
 
+    def _is_hopeless(self, parcel: NativeParcel, error: UpstreamError) -> bool:
+        """Tell whether a parcel is given up after a failed call.
+
+        To run again what a provider has costs twice as much, so the scheduler waits for it until the batch ends soon:
+        for a provider that is unavailable, and for a key that is not valid at the moment.
+        """
+        if parcel.remote_id is None or self._is_stopping:
+            return not error.retryable or parcel.failures + 1 >= _MOST_FAILURES
+        return not error.retryable and not isinstance(error, UpstreamKeyError)
+
     async def _failed(self, parcel: NativeParcel, error: UpstreamError) -> None:
-        if not error.retryable or parcel.failures + 1 >= _MOST_FAILURES:
+        if self._is_hopeless(parcel, error):
             await self._give_up(parcel, error.message, logged=error.summary())
             return
         log.warning("a provider's batch API failed, trying again: %s", error.summary())
@@ -227,6 +240,8 @@ class NativeBatch:
                 async with aclosing(api.results(self._client, route.provider, status)) as results:
                     await self._take(route, api, parcel, results)
         except UpstreamError as error:
+            if self._is_hopeless(parcel, error) and not self._is_stopping:
+                await self._cancel(api, route, parcel, parcel.remote_id)
             await self._failed(parcel, error)
             return
         if status.state == "running":
@@ -289,9 +304,14 @@ class NativeBatch:
 
     async def _release(self, parcel_id: str, job_ids: list[str] | None = None) -> None:
         waked = False
-        while moved := await release_lines(
-            self._database, self._batch.id, parcel_id, job_ids=job_ids, error=CANCELLED_ERROR
-        ):
+        while True:
+            moved = await release_lines(
+                self._database, self._batch.id, parcel_id, job_ids=job_ids, error=CANCELLED_ERROR
+            )
+            if not moved:
+                if not await read_held(self._database, self._batch.id, parcel_id, job_ids=job_ids, limit=1):
+                    return
+                await asyncio.sleep(_LOCKED_SECONDS)
             self._returned(len(moved))
             queued = [job.id for job in moved if job.state is State.QUEUED]
             if queued and not waked:

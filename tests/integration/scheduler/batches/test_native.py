@@ -36,6 +36,7 @@ from tests.fakes.native_provider import LOSE, Plan
 from tests.fakes.provider import Gate as Barrier
 from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
+from tests.integration.databases import Session
 from tests.integration.job_rows import Owner
 from tests.metrics import Rise
 from tests.waiting import eventually
@@ -211,6 +212,46 @@ async def test_a_parcel_that_the_provider_refuses_is_given_up(
     await submit(database, owner, jsonl(lines(model, 2)))
     async with at_work(runner, database):
         await eventually(lambda: parcels() == {("native", "given_up"): 1}, "the parcel to be given up")
+
+
+@pytest.mark.parametrize("fault", [401, 500])
+async def test_a_parcel_that_the_provider_has_waits_for_calls_to_succeed(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str, fault: int
+) -> None:
+    """Its lines are paid for, and to run them again would cost twice as much."""
+    provider.native.script(model, "poll", *[fault] * 8)
+    parcels = Rise(PARCELS)
+    assert await run(runner, database, owner, jsonl(lines(model, 2))) is BatchState.COMPLETED
+    assert parcels() == {("native", "submitted"): 1, ("native", "retried"): 8, ("native", "ended"): 1}
+
+
+async def test_a_parcel_that_the_provider_does_not_know_any_more_is_cancelled_and_given_up(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    provider.native.plan(model, hold=Barrier())
+    provider.native.script(model, "poll", 404)
+    parcels = Rise(PARCELS)
+    await submit(database, owner, jsonl(lines(model, 2)))
+    async with at_work(runner, database):
+        await eventually(lambda: ("native", "given_up") in parcels(), "the parcel to be given up")
+    assert [batch.cancelled for batch in provider.native.batches_for(model)] == [True]
+
+
+async def test_a_parcel_is_done_only_when_it_holds_no_line(
+    runner: BatchRunner, database: Database, owner: Owner, provider: Provider, model: str, other_session: Session
+) -> None:
+    provider.native.plan(model, hold=Barrier())
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with at_work(runner, database):
+        await has_parcels(provider, model, 1)
+        await become(database, batch_id, r1="running", r2="running")
+        await other_session.execute("SELECT FROM jobs WHERE custom_id = 'r2' FOR UPDATE")
+        await cancel_batch(database, batch_id, owner.account_id)
+        await become(database, batch_id, r1="cancelled", r2="running")
+        await pass_rounds(database, owner)
+        await other_session.rollback()
+        row = await end(database, owner, batch_id)
+    assert (row.state, row.cancelled) == (BatchState.CANCELLED, 2)
 
 
 @pytest.mark.usefixtures("small_parcels")
