@@ -18,8 +18,8 @@ from tests.fakes.provider import Provider
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
 
 QUICK = {
-    "HEADRACE_HEARTBEAT_SECONDS": "0.5",
-    "HEADRACE_LEASE_SECONDS": "3",
+    "HEADRACE_HEARTBEAT_SECONDS": "1",
+    "HEADRACE_LEASE_SECONDS": "4",
     "HEADRACE_BATCH_WINDOW": "100",
 }
 

@@ -42,7 +42,7 @@ CLOCKS = {
     "scheduler-ahead": 3 * HOUR,
     "scheduler-behind": -11 * HOUR,
 }
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
+SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ async def test_a_lease_holds_that_is_extended_and_a_deadline_that_is_far(
     async def held() -> bool:
         """Whether each has outlived its first lease twice, whatever clock its worker has."""
         found = await rows.execute(
-            "SELECT attempt, lease_until > started_at + interval '9 seconds' AS extended, state FROM jobs "
+            "SELECT attempt, lease_until > started_at + interval '12 seconds' AS extended, state FROM jobs "
             "WHERE id = ANY(%s)",
             [ids],
         )

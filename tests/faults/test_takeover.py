@@ -16,7 +16,7 @@ from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
 
 SCHEDULERS = ("scheduler-1", "scheduler-2")
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "0.5", "HEADRACE_LEASE_SECONDS": "3"}
+SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 
 
 def launch_scheduler(service: Service, name: str) -> None:
