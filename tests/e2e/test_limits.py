@@ -318,7 +318,7 @@ async def looked_at(new: New, model: str) -> None:
 
 
 async def test_under_a_budget_a_model_has_a_price(new: New, provider: Provider, model: str) -> None:
-    user, free, unpriced = new("--daily-budget", "1"), new(), f"impatient-{model}"
+    user, free, unpriced = new("--daily-budget", "1"), new(), f"either-{model}"
     provider.always(unpriced, answer("ok"))
     assert (await ask(free.client, unpriced)).status_code == 200
     refused(await ask(user.client, unpriced), 400, code="model_not_priced", param="model")

@@ -173,7 +173,7 @@ async def test_an_upstream_whose_chunked_body_is_broken_is_given_up_in_its_time(
 
 async def test_a_stream_that_falls_silent_after_text_is_given_up(client: httpx.AsyncClient, provider: Provider) -> None:
     model = f"impatient-{secrets.token_hex(6)}"
-    provider.script(model, stream(chunk({"role": "assistant", "content": "half"}), Gate()))
+    provider.always(model, stream(chunk({"role": "assistant", "content": "half"}), Gate()))
     async with client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
         events = await EventStream(response).rest()
     assert "error" in [event.data for event in events if event.data != "[DONE]"][-1]
