@@ -97,7 +97,7 @@ async def test_in_session_mode_the_service_works(
         [first] = [name for name in service.processes if name.startswith("scheduler") and name != "scheduler-2"]
         until(lambda: leads(service, first), "the first scheduler to lead")
         service.processes[first].kill()
-        until(lambda: leads(service, "scheduler-2"), "the second scheduler to lead", 30)
+        until(lambda: leads(service, "scheduler-2"), "the second scheduler to lead")
 
 
 async def test_in_session_mode_a_session_keeps_its_settings(pooled: Pooled) -> None:
