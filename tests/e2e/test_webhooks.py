@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from tests.e2e.batches import lines, reaches, submit
 from tests.e2e.jobs import chat, ended, eventually, refused
 from tests.e2e.jobs import submit as submit_job
 from tests.fakes.provider import Json, Provider, answer, hang, status
-from tests.fakes.receiver import Receiver, running_receiver
+from tests.fakes.receiver import Message, Receiver, listening, running_receiver
 from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -151,10 +154,29 @@ async def test_the_end_of_a_job_is_told_once_however_it_ends(
     assert message.id == event["id"] == delivery["id"]
 
 
+@dataclass
+class Holding(Receiver):
+    """It answers the first message at once, and the others when it may."""
+
+    may_answer: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, message: Message) -> int:
+        if self.messages:
+            self.may_answer.wait(PATIENCE)
+        return super().take(message)
+
+
+@pytest.fixture
+def holding() -> Iterator[Holding]:
+    with listening(Holding) as receiver:
+        yield receiver
+        receiver.may_answer.set()
+
+
 async def test_a_webhook_may_be_sent_again(
-    client: httpx.AsyncClient, other: httpx.AsyncClient, receiver: Receiver, model: str
+    client: httpx.AsyncClient, other: httpx.AsyncClient, holding: Holding, model: str
 ) -> None:
-    response = await client.post("/jobs", json={"request": chat(model), "webhook": receiver.url})
+    response = await client.post("/jobs", json={"request": chat(model), "webhook": holding.url})
     job_id = response.json()["id"]
     delivery = await told_of_job(client, job_id)
     path = f"/jobs/{job_id}/webhook-deliveries/{delivery['id']}/resend"
@@ -162,8 +184,9 @@ async def test_a_webhook_may_be_sent_again(
     refused(await client.post(path.replace(delivery["id"], "evt_" + "0" * 32)), 404)
     resent = await client.post(path)
     assert [found["status"] for found in resent.json()["data"]] == ["pending"]
+    holding.may_answer.set()
     await told_of_job(client, job_id)
-    assert [message.id for message in receiver.messages] == [delivery["id"]] * 2
+    assert [message.id for message in holding.messages] == [delivery["id"]] * 2
 
 
 async def test_a_url_that_is_gone_is_left_alone_until_a_webhook_is_sent_again(
