@@ -190,11 +190,16 @@ class Command:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self._kept = tempfile.TemporaryDirectory()
         self._output, self._errors = Path(self._kept.name, "output"), Path(self._kept.name, "errors")
+        self._errors.touch()
         self._process = run_command(arguments, environment, directory, self._output, self._errors)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+
+    def said(self) -> str:
+        """Return what it has printed to its standard error so far."""
+        return self._errors.read_text()
 
     def ended(self) -> Ended:
         """Return how it ended, once it has."""

@@ -135,6 +135,7 @@ async def test_an_interrupt_leaves_the_batch_running_and_the_next_run_goes_on(
     (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 2)))
     command = start(service, tmp_path, "run", "in.jsonl")
     await eventually(lambda: len(provider.calls_for(model)) == 2, "the calls")
+    await eventually(lambda: "as batch_" in command.said(), "the command to know its batch")
     command.signal(signal.SIGINT)
     code, _, said = command.ended()
     assert code == 130, said
@@ -157,6 +158,7 @@ async def test_a_key_that_is_revoked_meanwhile_is_told_with_the_way_back(
     (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 2)))
     command = start(service, tmp_path, "run", "in.jsonl", key=created["key"])
     await eventually(lambda: len(provider.calls_for(model)) == 2, "the calls")
+    await eventually(lambda: "as batch_" in command.said(), "the command to know its batch")
     assert (await client.delete(f"/api-keys/{created['id']}")).status_code == 200
     code, printed, said = command.ended()
     assert (code, printed) == (1, ""), said

@@ -77,8 +77,8 @@ async def test_without_tracing_the_context_of_a_request_is_sent_on_unchanged(
     message = message_of(receiver)
     [call] = provider.calls_for(model)
     assert context_of(message.headers) == context_of(call.headers) == CONTEXT
-    log = (service.directory / "worker.log").read_text()
-    assert any(TRACE in line and model in line for line in log.splitlines())
+    log = service.directory / "worker.log"
+    until(lambda: any(TRACE in line and model in line for line in log.read_text().splitlines()), "the worker's line")
 
 
 async def test_a_request_without_a_context_sends_none(
