@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from headrace.events.wire import WORK_CHANNEL, Frame, job_channel, unpack
 from headrace.runtime.chores import going_on
 from headrace.stores.namespace import NamespacedRedis, prefix_in
 from headrace.stores.redis import connect_redis
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 JOB = "job_watched"
 
@@ -72,14 +73,26 @@ async def test_frames_that_come_together_leave_in_one_message(redis: NamespacedR
 async def test_frames_that_follow_many_leave_together_after_the_interval(
     redis: NamespacedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits, is_over = list[float](), asyncio.Event()
+
+    async def wait(seconds: float) -> None:
+        """Wait as long as the test says, in place of some seconds."""
+        waits.append(seconds)
+        await is_over.wait()
+
+    monkeypatch.setattr(publishing, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": wait}))
     monkeypatch.setattr(publishing, "_SECONDS_A_FRAME", PATIENCE)  # each counts as many
-    publisher = Publisher(redis, interval_seconds=0.5)
+    publisher = Publisher(redis, interval_seconds=PATIENCE)
     async with hearing(redis) as messages:
         publish(publisher, 1)
         await messages.get()
         for seq in (2, 3):
             publish(publisher, seq)
             await asyncio.sleep(0)
+        [seconds] = await eventually(lambda: waits, "the interval to begin")
+        assert 0 < seconds <= PATIENCE
+        assert messages.empty()
+        is_over.set()
         assert [frame.first_seq for frame in await messages.get()] == [2, 3]
 
 
