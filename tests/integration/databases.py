@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
+from headrace.stores.database import Database, execute
 from tests.waiting import eventually
 
 Session = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -30,6 +31,21 @@ def fetch(url: str, query: str) -> Sequence[tuple[Any, ...]]:
     """Return the rows of one query."""
     with psycopg.connect(url, autocommit=True) as connection:
         return connection.execute(query.encode()).fetchall()
+
+
+async def seen_by_all(database: Database) -> None:
+    """Return once no transaction is older than what has been written.
+
+    Some rows are read only then, and transactions of other databases on the server are among those that count.
+    """
+    [(last,)] = await execute(database.relaxed, "SELECT pg_current_xact_id()::text::bigint")
+    query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint > %(last)s"
+
+    async def is_past() -> bool:
+        [(past,)] = await execute(database.relaxed, query, {"last": last})
+        return bool(past)
+
+    await eventually(is_past, "older transactions to end")
 
 
 async def waiting(session: Session) -> None:

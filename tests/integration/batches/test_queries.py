@@ -43,7 +43,7 @@ from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from scheduler.batches.output import Output
-from tests.integration.databases import Session, waiting
+from tests.integration.databases import Session, seen_by_all, waiting
 from tests.integration.job_rows import RESPONSE, Jobs, Owner, end_of
 
 ERROR = '{"code":"batch_cancelled","message":"stopped"}'
@@ -262,6 +262,7 @@ async def test_a_reader_of_results_misses_no_line_that_ends_beside_another(
     assert await ended(database, batch_id) == ([], False)
     await other_session.commit()
     await jobs.finish(end_of(held[third]))
+    await seen_by_all(database)
     page, more = await ended(database, batch_id, limit=2)
     assert ([row.id for row in page], more) == ([first, second], True)
     rest, more = await ended(database, batch_id, after=page[-1].id)
@@ -285,6 +286,7 @@ async def test_a_page_of_results_ends_with_the_line_that_makes_it_too_large(
     for number, job_id in enumerate(job_ids, start=1):
         job = held[job_id]
         await jobs.finish(end_of(job, State.FAILED, error=LARGE_ERROR) if number == 5 else end_of(job))
+    await seen_by_all(database)
     read: list[list[int]] = []
     after, more = None, True
     while more:
@@ -322,6 +324,7 @@ async def test_results_of_a_restored_database_are_there_and_come_first(
     assert await settle_restored_ends(database) == 1
     assert await settle_restored_ends(database) == 0
     await jobs.finish(end_of(held[job_ids[1]]))
+    await seen_by_all(database)
     whole, _ = await ended(database, batch_id)
     assert [row.line for row in whole] == [3, 1, 2]
     since, _ = await ended(database, batch_id, after=restored[0].id)

@@ -24,6 +24,7 @@ from scheduler import lookout as looking
 from scheduler.lookout import Lookout
 from scheduler.rescue import Sweeper
 from tests.integration.batches.test_queries import create
+from tests.integration.databases import seen_by_all
 from tests.integration.job_rows import Jobs, end_of
 from tests.metrics import Rise
 from tests.waiting import PATIENCE, eventually
@@ -46,6 +47,7 @@ async def test_a_job_is_work_until_it_has_ended_and_its_usage_until_it_is_folded
     assert await work(database) == {"jobs"}
     await jobs.finish(end_of(job))
     assert await work(database) == {"usage"}
+    await seen_by_all(database)
     await fold_usage(database, metadata_keys=[])
     assert await work(database) == set()
 

@@ -17,7 +17,7 @@ from headrace.usage.partitions import ensure_partitions
 from headrace.usage.queries import ask, correct_usage, statement_of_month
 from headrace.usage.question import Bucket, Question
 from headrace.usage.rollups import fold_usage, rebuild_rollups, verify_rollups
-from tests.integration.databases import Session
+from tests.integration.databases import Session, seen_by_all
 from tests.integration.job_rows import Jobs, Owner
 from tests.integration.ledger import ZONES, Entry, draw, expected, write
 
@@ -135,6 +135,7 @@ async def test_what_commits_late_is_added_when_it_does(
         await fold_usage(database, metadata_keys=KEYS)
         await same(database, [early], question)
     await other_session.commit()
+    await seen_by_all(database)
     await same(database, [early, late], question)
     await fold_usage(database, metadata_keys=KEYS)
     await same(database, [early, late], question)
@@ -176,6 +177,7 @@ async def test_a_fold_takes_a_part_of_what_is_too_much(
         {"id": owner.account_id, "at": START},
     )
     await write(database, [Entry(owner.account_id, START) for _ in range(5)])
+    await seen_by_all(database)
     folded = [await fold_usage(database, metadata_keys=KEYS) for _ in range(4)]
     assert folded == [5, 20_100, 5, 0]
     await check(database)
@@ -188,6 +190,7 @@ async def test_roll_ups_of_a_restored_database_are_made_anew(database: Database,
     await execute(database.durable, "UPDATE usage_mark SET transaction = transaction + 1000000000")
     await execute(database.durable, "UPDATE usage SET transaction = transaction + 1000000000")
     await write(database, more := [Entry(owner.account_id, START)])
+    await seen_by_all(database)
     await fold_usage(database, metadata_keys=KEYS)
     # None is left to be read from the ledger at each question until this server has reached those transactions.
     assert not await execute(
@@ -210,6 +213,7 @@ async def test_other_metadata_keys_make_them_anew(database: Database, owner: Own
 
 async def test_a_difference_is_found_and_repaired(database: Database, owner: Owner) -> None:
     await write(database, [Entry(owner.account_id, START)])
+    await seen_by_all(database)
     await fold_usage(database, metadata_keys=KEYS)
     await execute(database.durable, "UPDATE usage_rollups SET cost = cost + 0.0000000001 WHERE view = 'total'")
     assert (await verify_rollups(database)).differences == 6  # each of three cells, with its stored and its right value
