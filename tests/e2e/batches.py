@@ -81,6 +81,13 @@ async def reaches(client: httpx.AsyncClient, batch_id: str, *states: str) -> Jso
     return batch
 
 
+async def cancel(client: httpx.AsyncClient, batch_id: str) -> Json:
+    """Cancel a batch, and return it once nothing more of it runs."""
+    response = await client.post(f"/batches/{batch_id}/cancel")
+    assert response.status_code == 200, response.text
+    return await reaches(client, batch_id, "cancelled")
+
+
 async def output(client: httpx.AsyncClient, file_id: str | None) -> list[Json]:
     """Return the lines of an output file; none if there is no file."""
     if file_id is None:

@@ -52,7 +52,7 @@ async def test_the_list_has_every_accounts_jobs_newest_first(
     assert theirs not in {job["id"] for job in listed(service, "--account", "default")}
     assert {job["account"] for job in listed(service, "--account", "other")} == {"other"}
     assert listed(service, "--account", f"empty-{secrets.token_hex(4)}") == []
-    assert [job["id"] for job in listed(service, "--limit", "1")] == [theirs]
+    assert [job["id"] for job in listed(service, "--account", "other", "--limit", "1")] == [theirs]
     printed = service.run("jobs", "list", "--account", "other", "--limit", "1")
     assert theirs in printed
     assert model in printed

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
+from tests.e2e.batches import cancel
 from tests.e2e.jobs import chat, completed, ended, refused, submit
 from tests.e2e.streams import FINAL, Event, EventStream, outline, text_of
 from tests.fakes.provider import (
@@ -414,4 +415,7 @@ async def test_a_key_has_so_many_subscribers_and_no_more(
     async with asyncio.timeout(PATIENCE):
         while not await is_let_in():  # noqa: ASYNC110  (once the server has noticed that they are gone)
             await asyncio.sleep(0.05)
-    await client.post(f"{job}/cancel", headers=headers)
+    client.headers.update(headers)
+    await client.post(f"{job}/cancel")
+    await ended(client, created.json()["id"])
+    await cancel(client, batch.json()["id"])
