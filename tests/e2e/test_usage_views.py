@@ -209,11 +209,17 @@ async def test_a_statement_sums_up_to_the_ledger(
 
 async def test_openais_client_asks_for_usage_and_costs(used: Keys, service: Service, model: str) -> None:
     start = int(time.time()) // DAY * DAY - DAY
+    end = start + 2 * DAY
     async with openai.AsyncOpenAI(
         base_url=f"{service.base_url}/v1", api_key=BOOTSTRAP_KEY, admin_api_key=BOOTSTRAP_KEY, max_retries=0
     ) as client:
         page = await client.admin.organization.usage.completions(
-            start_time=start, bucket_width="1d", models=[model], group_by=["model", "api_key_id", "batch"], limit=3
+            start_time=start,
+            end_time=end,
+            bucket_width="1d",
+            models=[model],
+            group_by=["model", "api_key_id", "batch"],
+            limit=3,
         )
         results = [result for bucket in page.data for result in bucket.results]
         assert {(result.api_key_id, result.num_model_requests, result.input_tokens) for result in results} == {  # type: ignore[union-attr]
@@ -223,19 +229,13 @@ async def test_openais_client_asks_for_usage_and_costs(used: Keys, service: Serv
         assert {(result.model, result.batch) for result in results} == {(model, False)}  # type: ignore[union-attr]
         assert len(page.data) == 2
         assert page.has_more is False
-        project = (
-            (
-                await client.admin.organization.usage.completions(
-                    start_time=start, models=[model], group_by=["project_id"], limit=3
-                )
-            )
-            .data[-1]
-            .results[0]
-            .project_id
+        page = await client.admin.organization.usage.completions(
+            start_time=start, end_time=end, models=[model], group_by=["project_id"], limit=3
         )
+        [project] = {result.project_id for bucket in page.data for result in bucket.results}
         assert isinstance(project, str)
         costs = await client.admin.organization.usage.costs(
-            start_time=start, group_by=["line_item"], project_ids=[project], limit=5
+            start_time=start, end_time=end, group_by=["line_item"], project_ids=[project], limit=5
         )
         [cost] = [result for bucket in costs.data for result in bucket.results]
         assert cost.line_item == model  # type: ignore[union-attr]
@@ -278,7 +278,8 @@ async def test_a_user_may_have_a_comma(keys: Keys, model: str) -> None:
 
 async def test_openais_pages_follow_one_another(used: Keys) -> None:
     start = int(time.time()) // 3600 * 3600 - 5 * 3600
-    asked: dict[str, Any] = {"start_time": start + 600, "bucket_width": "1h", "limit": 2, "group_by": "batch"}
+    asked: dict[str, Any] = {"start_time": start + 600, "end_time": start + 6 * 3600, "group_by": "batch"}
+    asked |= {"bucket_width": "1h", "limit": 2}
     pages: list[dict[str, Any]] = []
     while not pages or pages[-1]["has_more"]:
         more = {"page": pages[-1]["next_page"]} if pages else {}
