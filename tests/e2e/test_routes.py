@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -29,6 +31,10 @@ requests_per_minute = 2
 kind = "openai"
 base_url = "{broken}"
 
+[providers.only]
+kind = "openai"
+base_url = "{only}"
+
 [providers.sound]
 kind = "openai"
 base_url = "{sound}"
@@ -47,7 +53,7 @@ routes = ["slow/*"]
 routes = ["broken/*", "sound/*"]
 
 [models."alone-*"]
-routes = ["broken/*"]
+routes = ["only/*"]
 
 [models."small-*"]
 routes = ["sound/*"]
@@ -65,7 +71,9 @@ routes = ["other/frank"]
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, stores: Stores, provider: Provider) -> Iterator[Service]:
     """Two workers, whose circuits open after three failures."""
-    config = CONFIG.format(**{name: provider.url(f"/{name}") for name in ("limited", "slow", "broken", "sound")})
+    config = CONFIG.format(
+        **{name: provider.url(f"/{name}") for name in ("limited", "slow", "broken", "only", "sound")}
+    )
     with running_service(
         tmp_path_factory.mktemp("routes"),
         stores.fresh(),
@@ -186,13 +194,35 @@ async def test_a_stream_that_has_begun_closes_the_circuit(ours: httpx.AsyncClien
         await completed(ours, job_id)
 
 
-async def test_a_job_without_another_route_waits_for_it(ours: httpx.AsyncClient, provider: Provider) -> None:
-    model = f"alone-{secrets.token_hex(6)}"
-    other = f"alone-{secrets.token_hex(6)}"
-    provider.script(other, *[status(503)] * 3)
-    assert (await ours.post("/chat/completions", json=chat(other))).status_code in {502, 503}
+async def test_a_job_without_another_route_waits_for_it(
+    own: Service, ours: httpx.AsyncClient, provider: Provider
+) -> None:
+    model, failing = (f"alone-{secrets.token_hex(6)}" for _ in range(2))
+    begun, well, others = time.monotonic(), False, list[str]()
+
+    async def behave(exchange: Exchange) -> None:
+        await (answer() if well else status(503))(exchange)
+
+    provider.always(failing, behave)
+
+    def opened(worker: str) -> list[float]:
+        """Return for how many seconds a worker has made no call of it, each time that it began to."""
+        log = own.processes[worker].log.read_text()
+        return [float(found) for found in re.findall(r"the circuit of only opened.*? for ([0-9.]+) s", log)]
+
+    async def left_alone() -> bool:
+        """Submit what fails until neither worker makes another call."""
+        others.append(await submit(ours, failing))
+        return bool(opened("worker") and opened("worker-2"))
+
+    await eventually(left_alone, "it to be left alone by both workers")
+    well = True
     job = await completed(ours, await submit(ours, model))
-    assert [attempt["status"] for attempt in job["attempts"]] == ["completed"]
+    assert [attempt["status"] for attempt in job["attempts"]] == ["completed"], "waiting is no attempt"
+    [call] = provider.calls_for(model)
+    shortest = min(opened("worker")[0], opened("worker-2")[0])
+    assert call.arrived_at >= begun + shortest - 0.1, "it came while neither worker made a call"
+    await asyncio.gather(*(ours.post(f"/jobs/{job_id}/cancel") for job_id in others))
 
 
 def too_long() -> Any:
