@@ -142,11 +142,22 @@ routes = ["absent/absent"]
 """
 
 
+_PORTS = range(20_000, 32_000)
+"""Below the ports that systems choose by themselves, such as for a connection, which might take one before a test."""
+
+_given_ports = set[int]()
+
+
 def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, and that was not returned before."""
+    while True:
+        port = secrets.choice(_PORTS)
+        if port in _given_ports:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
+            return port
 
 
 def run_command(
