@@ -109,13 +109,12 @@ async def _find(request: Request, account_id: str, agent_id: str, version: int |
     if is_id(agent_id, "agent"):
         agent = await queries.find_agent(request.state.database, agent_id, account_id, version=version)
     if agent is None:
-        raise no_such_agent(agent_id)
+        raise _no_such_agent(agent_id)
     return agent
 
 
-def no_such_agent(agent_id: str, *, param: str = "agent_id") -> NotFoundError:
-    """Return the error for an id without an agent of the account."""
-    return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param=param)
+def _no_such_agent(agent_id: str) -> NotFoundError:
+    return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param="agent_id")
 
 
 @router.post("", summary="Create an agent", responses={200: {"model": Agent}})
@@ -203,5 +202,5 @@ async def delete_agent(request: Request, principal: Authenticated, agent_id: str
     if not is_id(agent_id, "agent") or not await queries.delete_agent(
         request.state.database, agent_id, principal.account_id
     ):
-        raise no_such_agent(agent_id)
+        raise _no_such_agent(agent_id)
     return render_json({"id": agent_id, "object": "agent.deleted", "deleted": True})

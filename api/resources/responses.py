@@ -120,9 +120,7 @@ async def _start(request: Request, principal: Principal, submission: Submission)
         created = await accept(request, submission)
         made()
         if not streamed:
-            job = await find_response(request, response_id_of(job_id), principal.account_id)
-            if job is None:
-                raise no_such_response(job_id)
+            job = await _find(request, response_id_of(job_id), principal.account_id)
             return Response(
                 await offloaded(len(job.request), _render, job), 200, submission.headers, "application/json"
             )
@@ -221,7 +219,7 @@ async def delete_response(request: Request, principal: Authenticated, response_i
     """Erase a response with all content of its job, and stop a job that has not ended. Its usage stays."""
     job = await _find(request, response_id, principal.account_id)
     if not await erase(request, job.id, principal.account_id):
-        raise no_such_response(response_id)
+        raise _no_such_response(response_id)
     return render_json({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -266,12 +264,11 @@ async def list_input_items(
 async def _find(request: Request, response_id: str, account_id: str) -> StoredJob:
     job = await find_response(request, response_id, account_id)
     if job is None:
-        raise no_such_response(response_id)
+        raise _no_such_response(response_id)
     return job
 
 
-def no_such_response(response_id: str) -> NotFoundError:
-    """Return the error for an id without a response of the account."""
+def _no_such_response(response_id: str) -> NotFoundError:
     return NotFoundError(f"Response with id '{response_id[:100]}' not found.", param="response_id")
 
 
