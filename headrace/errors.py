@@ -12,7 +12,7 @@
   + RateLimitError                  429 rate_limit_error
     - QuotaExceededError            429 insufficient_quota: a budget or a quota of stored data is used up
   + UnavailableError                503 service_unavailable
-  + OutcomeUnknownError             504 server_error outcome_unknown
+  + OutcomeUnknownError             504 timeout outcome_unknown
   + JobCancelledError               499 cancelled
   + JobExpiredError                 504 timeout
   + UpstreamError                   502 upstream_error: the provider failed
