@@ -78,7 +78,7 @@ async def _again_and_again(
     needed: asyncio.Event | None = None,
     idle_seconds: float = 0.0,
 ) -> None:
-    """Do some work every `seconds`, and a second after a failure.
+    """Do some work every `seconds`, or a second after Postgres or Redis failed. Any other error is logged.
 
     With `needed`, work that does not return true rests until that is set, or for `idle_seconds`.
     """
