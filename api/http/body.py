@@ -10,6 +10,8 @@ from headrace.runtime.offload import LARGE_BYTES
 
 SMALL_BODY = 64 * 1024
 """The most bytes of a body that describes a key or an account."""
+METADATA_BODY = 128 * 1024
+"""The most bytes of a body that replaces metadata: the longest metadata, with each character escaped."""
 
 
 async def read_body(request: Request, *, limit: int | None = None) -> bytes:

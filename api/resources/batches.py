@@ -42,7 +42,7 @@ from headrace.errors import ConflictError, HeadraceError, RateLimitError, invali
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
-from headrace.formats.chat.validation import check_text
+from headrace.formats.chat.validation import check_metadata
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
@@ -141,8 +141,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
         raise RateLimitError(
             f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
         )
-    for key, value in (asked.metadata or {}).items():
-        check_text(key + value, f"metadata.{key}")
+    check_metadata(asked.metadata)
     if asked.input_file_id is not None:
         file = await get_file(request.state.database, asked.input_file_id, principal.account_id, param="input_file_id")
         if file.purpose != "batch":

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from api.http.authentication import Authenticated
-from api.http.body import read_body
+from api.http.body import METADATA_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, resource_id
 from api.http.include import Include, check_include
@@ -23,14 +23,11 @@ from headrace.conversations.items import drawn, parse_conversation, parse_items
 from headrace.conversations.queries import Conversation
 from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter
 from headrace.formats.chat.request import Metadata
-from headrace.formats.chat.validation import check_text, parse_body
+from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.ids import is_id, new_id
 from headrace.runtime.offload import offloaded
 
 router = APIRouter(prefix="/conversations", tags=["Conversations"])
-
-# The most bytes of an update: the longest metadata, with each character escaped.
-_LARGEST_UPDATE = 128 * 1024
 
 
 class ConversationUpdate(BaseModel):
@@ -78,7 +75,7 @@ async def create_conversation(request: Request, principal: Authenticated) -> Res
     """Create a conversation, with up to 20 items."""
     body = await read_body(request)
     metadata, given = await offloaded(len(body), parse_conversation, body)
-    _check_metadata(metadata)
+    check_metadata(metadata)
     database, account_id = request.state.database, principal.account_id
     change = await Change.of(request, principal, body)
     conversation_id, _ = await resource_id(request, principal, new_id("conv"), body)
@@ -108,9 +105,9 @@ async def get_conversation(request: Request, principal: Authenticated, conversat
 )
 async def update_conversation(request: Request, principal: Authenticated, conversation_id: str) -> Response:
     """Replace the metadata of a conversation."""
-    body = await read_body(request, limit=_LARGEST_UPDATE)
+    body = await read_body(request, limit=METADATA_BODY)
     metadata = parse_body(ConversationUpdate, body).metadata
-    _check_metadata(metadata)
+    check_metadata(metadata)
     conversation = await _find(request, conversation_id, principal.account_id)
     change = await Change.of(request, principal, body)
     if not change.done:
@@ -228,11 +225,6 @@ def _may_be_item(item_id: str) -> bool:
 
 def _no_such_item(item_id: str) -> NotFoundError:
     return NotFoundError(f"Item with id '{item_id[:100]}' not found.", param="item_id")
-
-
-def _check_metadata(metadata: Mapping[str, str] | None) -> None:
-    for key, value in (metadata or {}).items():
-        check_text(key + value, f"metadata.{key}")
 
 
 def _render(conversation: Conversation) -> dict[str, Any]:

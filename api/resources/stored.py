@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from api.http.authentication import Authenticated
-from api.http.body import read_body
+from api.http.body import METADATA_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page, render_page_after
@@ -24,7 +24,7 @@ from api.jobs.chunks import Chunks
 from headrace.errors import NotFoundError, invalid_parameter, restore_error
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.formats.chat.request import Metadata
-from headrace.formats.chat.validation import check_text, parse_body
+from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.ids import is_id, job_id_of
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql.label import label_job
@@ -60,10 +60,6 @@ class DeletedCompletion(BaseModel):
     id: str
     object: Literal["chat.completion.deleted"]
     deleted: Literal[True]
-
-
-# The most bytes of an update: the longest metadata, with each character escaped.
-_LARGEST_UPDATE = 128 * 1024
 
 
 @router.get(
@@ -128,10 +124,9 @@ async def get_completion(
 @router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
 async def update_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
     """Replace the metadata of a stored completion and its job. Usage keeps the metadata of the request."""
-    body = await read_body(request, limit=_LARGEST_UPDATE)
+    body = await read_body(request, limit=METADATA_BODY)
     metadata = parse_body(CompletionUpdate, body).metadata
-    for key, value in (metadata or {}).items():
-        check_text(key + value, f"metadata.{key}")
+    check_metadata(metadata)
     account_id = principal.account_id
     row = await _find(request, completion_id, account_id)
     change = await Change.of(request, principal, body)

@@ -13,7 +13,7 @@ from headrace.catalogue.models import Catalogue, Condition, Route
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.dropped import dropped_parameters, unsupported_parameter
 from headrace.formats.chat.support import Format
-from headrace.formats.chat.validation import check_text
+from headrace.formats.chat.validation import check_metadata, check_text
 from headrace.formats.translation import Translation
 
 # Errors that come from the request's own content, by code, with the condition of the routes that may still serve it.
@@ -59,8 +59,7 @@ def check_servable(
         InvalidRequestError: No route to the model can honour the request, or Postgres cannot store a text of it.
     """
     check_text(terms.model, "model")
-    for key, value in (metadata or {}).items():
-        check_text(key + value, f"metadata.{key}")
+    check_metadata(metadata)
     for index, fallback in enumerate(terms.fallbacks or ()):
         catalogue.find(fallback, param=f"fallbacks[{index}]")
     return usable_routes(catalogue, translation, format=format, seed=seed)

@@ -6,7 +6,7 @@ alternatives. A client wants one sentence and one path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from headrace.errors import InvalidRequestError, invalid_parameter
 from headrace.formats.json_document import parse_json, render_path, shorten
 
-__all__ = ["InvalidFieldError", "check_text", "invalid_request", "parse_body", "validate"]
+__all__ = ["InvalidFieldError", "check_metadata", "check_text", "invalid_request", "parse_body", "validate"]
 
 _LONGEST_MESSAGE = 300
 _MOST_ERRORS = 1000
@@ -54,6 +54,16 @@ def check_text(text: str, param: str) -> None:
     """
     if "\0" in text:
         raise invalid_parameter(param, "it has the character U+0000")
+
+
+def check_metadata(metadata: Mapping[str, str] | None) -> None:
+    """Check that Postgres can keep all keys and values of metadata.
+
+    Raises:
+        InvalidRequestError: It cannot; the error names the key.
+    """
+    for key, value in (metadata or {}).items():
+        check_text(key + value, f"metadata.{key}")
 
 
 def invalid_request(exc: ValidationError, data: object | None = None) -> InvalidRequestError:
