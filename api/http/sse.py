@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.connection import Client
+from headrace.errors import HeadraceError
 from headrace.events.follow import Deltas
 
 _LARGEST_WRITE = 16 * 1024
@@ -40,6 +42,11 @@ def render_event(data: bytes, *, name: str | None = None, event_id: str | None =
     if event_id is not None:
         head += b"id: " + event_id.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
+
+
+def render_error_event(error: HeadraceError, *, name: str | None = None) -> bytes:
+    """Return an error as an event, in OpenAI's shape."""
+    return render_event(orjson.dumps({"error": error.body()}), name=name)
 
 
 Write = Callable[[list[bytes]], Awaitable[None]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from api.http.sse import PING, render_event
+from api.http.sse import PING, render_error_event
 from headrace.errors import AnswerInterruptedError, HeadraceError, restore_error
 from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence
 from headrace.ids import completion_id
@@ -54,7 +54,7 @@ class Chunks:
 
     def refuse(self, error: HeadraceError) -> bytes:
         """Return an error as an event of the stream, in OpenAI's shape."""
-        return render_event(orjson.dumps({"error": error.body()}))
+        return render_error_event(error)
 
     def _usage(self, response: bytes) -> list[bytes]:
         if not self._include_usage:

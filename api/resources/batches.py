@@ -21,7 +21,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, EventStream, Write, render_event
+from api.http.sse import PING, EventStream, Write, render_error_event, render_event
 from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
 from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
@@ -303,7 +303,7 @@ async def _watch(request: Request, account_id: str, row: Row, known: str | None,
             await authenticate(request)  # the key may be revoked by now
             row = await find_batch(request.state.database, row.id, account_id)
         except HeadraceError as error:
-            await write([render_event(orjson.dumps({"error": error.body()}), name="error")])
+            await write([render_error_event(error, name="error")])
             return
         except SQLAlchemyError as error:
             log.warning("a subscriber of a batch waits, as Postgres is unavailable: %s", error)

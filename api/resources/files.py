@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
@@ -101,15 +100,9 @@ async def get_content(request: Request, principal: Authenticated, file_id: str) 
         return _content(request, file_id, 0, row.bytes, 200, headers)
     start, end = span
     if start >= end:
-        problem = InvalidRequestError(
-            f"The file has {row.bytes} bytes.", param="Range", code="invalid_range", status=416
-        )
-        return Response(
-            orjson.dumps({"error": problem.body()}),
-            416,
-            {"content-range": f"bytes */{row.bytes}"},
-            "application/json",
-        )
+        error = InvalidRequestError(f"The file has {row.bytes} bytes.", param="Range", code="invalid_range", status=416)
+        error.headers = {"content-range": f"bytes */{row.bytes}"}
+        raise error
     headers["content-range"] = f"bytes {start}-{end - 1}/{row.bytes}"
     return _content(request, file_id, start, end, 206, headers)
 

@@ -23,7 +23,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
-from api.http.sse import PING, EventStream, LiveEvents, Write, render_event
+from api.http.sse import PING, EventStream, LiveEvents, Write, render_error_event, render_event
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
 from api.jobs.asked import Asked
@@ -248,13 +248,15 @@ async def _tell(subscriber: _Subscriber, cursor: Cursor | None, write: Write) ->
                     await write(_render(job_id, head, event))
                 del event
         except ListenerClosedError:
-            refusal = _render_error(AuthenticationError()) if listener.refused else subscribers.retry(RETRY_AT_ONCE)
-            await write([refusal])
+            if listener.refused:
+                await write([render_error_event(AuthenticationError(), name="error")])
+            else:
+                await write([subscribers.retry(RETRY_AT_ONCE)])
         except SQLAlchemyError as error:
             log.warning("a subscriber must reconnect, as Postgres is unavailable: %s", error)
             await write([subscribers.retry(RETRY)])
         except HeadraceError as error:
-            await write([_render_error(error)])
+            await write([render_error_event(error, name="error")])
 
 
 def _head(job_id: str, form: JobFormat, created: int) -> bytes:
@@ -263,10 +265,6 @@ def _head(job_id: str, form: JobFormat, created: int) -> bytes:
         return b"{"
     about = {"id": completion_id(job_id), "object": "chat.completion.chunk", "created": created}
     return orjson.dumps(about)[:-1] + b","
-
-
-def _render_error(error: HeadraceError) -> bytes:
-    return render_event(orjson.dumps({"error": error.body()}), name="error")
 
 
 def _render(job_id: str, head: bytes, event: Event) -> list[bytes]:

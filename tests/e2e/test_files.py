@@ -81,6 +81,12 @@ async def test_a_range_behind_the_end_is_told_the_size(client: httpx.AsyncClient
     part = await client.get(f"/files/{file['id']}/content", headers={"range": "bytes=3-"})
     assert part.status_code == 416
     assert part.headers["content-range"] == "bytes */3"
+    assert part.json()["error"] == {
+        "message": "The file has 3 bytes.",
+        "type": "invalid_request_error",
+        "param": "Range",
+        "code": "invalid_range",
+    }
 
 
 @pytest.mark.parametrize("asked", ["bytes=2-1", "bytes=-", "lines=0-1", "bytes=0-1,2-3"])
