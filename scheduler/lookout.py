@@ -7,12 +7,11 @@ work, looks are rare: the API calls for one when it makes a batch, a worker when
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.runtime.chores import until_tick
+from headrace.runtime.chores import until_tick, wait_for
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 from headrace.telemetry.health import HEALTH
@@ -63,9 +62,7 @@ class Lookout:
         while True:
             self._called.clear()
             await self.look()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(until_tick(_LOOK_SECONDS if self._is_busy else _IDLE_LOOK_SECONDS)):
-                    await self._called.wait()
+            await wait_for(self._called, until_tick(_LOOK_SECONDS if self._is_busy else _IDLE_LOOK_SECONDS))
 
     async def look(self) -> None:
         """Look once. If Postgres is unavailable, each chore has to find out by itself."""
@@ -88,6 +85,4 @@ class Lookout:
 async def work_or_rest(work: asyncio.Event, *, least: float, most: float | None = None) -> None:
     """Rest `least` seconds, and then until there is work, or for `most` seconds in all."""
     await asyncio.sleep(least)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(None if most is None else most - least):
-            await work.wait()
+    await wait_for(work, None if most is None else most - least)

@@ -18,6 +18,7 @@ from typing import Any
 from celery.worker import consumer, state
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from headrace.runtime.chores import wait_for
 from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
 from headrace.stores.redis_pipe import RedisPipe
@@ -134,8 +135,7 @@ class _Reader:
                 while not self._ended.is_set():
                     with contextlib.suppress(*AWAY):
                         await self._redis.client_unblock(self._client)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ended.wait(), _AGAIN_SECONDS)
+                    await wait_for(self._ended, _AGAIN_SECONDS)
         if self._pipe is not None:
             self._pipe.close()
         await self._redis.aclose()

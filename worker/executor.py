@@ -20,7 +20,7 @@ from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.providers.demo.server import DemoUpstream
 from headrace.queue import BACKGROUND_TIERS, TIERS, JobQueue
-from headrace.runtime.chores import Chore, going_on, until_tick
+from headrace.runtime.chores import Chore, going_on, until_tick, wait_for
 from headrace.runtime.fingerprints import Fingerprint
 from headrace.runtime.machine import machine_id
 from headrace.runtime.presence import About, View
@@ -256,9 +256,7 @@ class Executor:
         if self._leases.deaf or self._claims.in_doubt or not self.reachable.is_set():
             await asyncio.sleep(_LOOK_SECONDS)
         else:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(until_tick(_RARE_LOOK_SECONDS)):
-                    await self._store_lost.wait()
+            await wait_for(self._store_lost, until_tick(_RARE_LOOK_SECONDS))
         self._store_lost.clear()
 
     async def _drain(self) -> None:

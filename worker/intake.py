@@ -11,7 +11,6 @@ would wait as well.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import WaitingJob
 from headrace.jobs.sql.find import find_fair, find_lines, find_taken
+from headrace.runtime.chores import wait_for
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from worker.availability import Availability
@@ -156,18 +156,13 @@ class Intake:
                 elif self._slots.line_waits and self._wakeups.competing(LINES):
                     await asyncio.sleep(max(BURST_SECONDS, took))
                 else:
-                    await self._pause(max(_RESERVE_SECONDS, _REST * took))
+                    # Until a slot comes free, or a job comes that may have a reserved slot.
+                    await wait_for(self._moved, max(_RESERVE_SECONDS, _REST * took))
 
     def _open_tiers(self) -> list[str]:
         """Return the tiers, without that of lines, that have free slots, if jobs wait here for them."""
         tiers = [tier for tier in self._tiers if tier != LINES and self._slots.room(tier)]
         return tiers if tiers and self._wakeups.competing(tiers[0]) else []
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait until a slot comes free, or for so many seconds: a job may come that may have a reserved slot."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._moved.wait()
 
     async def _share_once(self) -> None:
         """Start the jobs that come first in the slots that are free."""

@@ -46,6 +46,7 @@ from headrace.formats.chat.validation import check_metadata
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
+from headrace.runtime.chores import wait_for
 from headrace.stores.connections import Row
 from headrace.webhooks.queries import list_deliveries
 
@@ -294,7 +295,9 @@ async def _watch(request: Request, account_id: str, row: Row, known: str | None,
         elif loop.time() - spoke > request.state.settings.ping_seconds:
             spoke = loop.time()
             await write([PING])
-        if await _is_ending(request.state.hub.ending):
+        ending: asyncio.Event = request.state.hub.ending
+        await wait_for(ending, _LOOK_SECONDS)
+        if ending.is_set():
             await write([request.state.subscribers.retry(RETRY_AT_ONCE)])
             return
         if await request.is_disconnected():
@@ -319,14 +322,6 @@ async def list_webhook_deliveries(request: Request, principal: Authenticated, ba
     database = request.state.database
     await find_batch(database, batch_id, principal.account_id)
     return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))
-
-
-async def _is_ending(ending: asyncio.Event) -> bool:
-    """Wait half a second for the shutdown of this process. Returns whether it shuts down; readers then reconnect."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_SECONDS):
-            await ending.wait()
-    return ending.is_set()
 
 
 @router.post(

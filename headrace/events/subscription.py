@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Collection
@@ -12,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from headrace.events.wire import CALLS_BEGIN, CANCEL_CHANNEL, WORK_CHANNEL, calls_channel
-from headrace.runtime.chores import until_tick
+from headrace.runtime.chores import until_tick, wait_for
 from headrace.runtime.machine import machine_id
 from headrace.stores.namespace import prefix_in
 from headrace.stores.redis_pipe import RedisPipe
@@ -48,9 +47,7 @@ class Subscription:
         confirmed = self._channels.setdefault(channel, asyncio.Event())
         if self._pipe is not None and not self._pipe.closed and not confirmed.is_set():
             self._pipe.tell("SUBSCRIBE", channel)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    await confirmed.wait()
+            await wait_for(confirmed, _ANSWER_SECONDS)
 
     def unsubscribe(self, channel: str) -> None:
         """Unsubscribe from a channel."""

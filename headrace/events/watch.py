@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,7 +11,7 @@ from headrace.events.hub import Hub
 from headrace.events.wire import PAST_ALL
 from headrace.jobs.sql.read import read_positions
 from headrace.jobs.state import State
-from headrace.runtime.chores import until_tick
+from headrace.runtime.chores import until_tick, wait_for
 from headrace.stores.database import Database
 
 log = logging.getLogger(__name__)
@@ -34,10 +33,8 @@ async def watch(hub: Hub, database: Database) -> None:
     loop, took = asyncio.get_running_loop(), 0.0
     while True:
         await hub.has_readers.wait()
-        with contextlib.suppress(TimeoutError):
-            usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
-            async with asyncio.timeout(max(until_tick(usual), _REST * took)):
-                await hub.doubt.wait()
+        usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
+        await wait_for(hub.doubt, max(until_tick(usual), _REST * took))
         hub.doubt.clear()
         began, followed = loop.time(), hub.followed
         try:

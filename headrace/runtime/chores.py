@@ -57,6 +57,13 @@ async def next_tick(seconds: float) -> None:
     await asyncio.sleep(until_tick(seconds))
 
 
+async def wait_for(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until an event is set, or for `seconds`; None sets no limit."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
 async def _keep(chore: Chore) -> None:
     task = asyncio.current_task()
     while task is not None and not task.cancelling():

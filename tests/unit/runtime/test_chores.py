@@ -23,6 +23,14 @@ def test_the_last_tick_within_some_seconds_is_one_at_which_most_chores_wake(now:
             assert rest + chores._COMMON_SECONDS > seconds - chores._SHORTEST_SECONDS
 
 
+async def test_a_wait_for_an_event_ends_with_the_event_or_with_its_seconds() -> None:
+    event = asyncio.Event()
+    await chores.wait_for(event, 0.01)
+    asyncio.get_running_loop().call_later(0.01, event.set)
+    await chores.wait_for(event, None)
+    assert event.is_set()
+
+
 class _Clock:
     def __init__(self, now: float) -> None:
         self._now = now
