@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import Request
+from starlette.types import Message
 
 from api.http.content_encoding import content_decoder
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
@@ -27,17 +28,14 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
     """
     most: int = request.state.settings.max_body_bytes
     limit = most if limit is None else min(limit, most)
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    if declared_size(request) > limit:
         raise _too_large(limit)
     encoding = request.headers.get("content-encoding")
     decoder = None if encoding is None else content_decoder(encoding)
     pieces: list[bytes] = []
     size = received = 0
     while True:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            raise InvalidRequestError("The request body ended early.")
+        message = await next_message(request)
         piece = message.get("body", b"")
         received += len(piece)
         if decoder is not None:
@@ -52,6 +50,24 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
             if decoder is not None:
                 decoder.finish()
             return b"".join(pieces)
+
+
+def declared_size(request: Request) -> int:
+    """Return the size of the body as its `Content-Length` gives it, 0 without one."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else 0
+
+
+async def next_message(request: Request) -> Message:
+    """Return the next message of ASGI with a piece of the body.
+
+    Raises:
+        InvalidRequestError: The client disconnected before the end of the body.
+    """
+    message = await request.receive()
+    if message["type"] != "http.request":
+        raise InvalidRequestError("The request body ended early.")
+    return message
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:

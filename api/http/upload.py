@@ -17,6 +17,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
 from api.http.authentication import authenticate
+from api.http.body import declared_size, next_message
 from api.http.idempotency import has_key, resource_id
 from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter
 from headrace.files.queries import FileWriter
@@ -124,39 +125,23 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
     database: Database = request.state.database
     limit: int = request.state.settings.max_file_bytes
     too_large = PayloadTooLargeError(f"The file is larger than {limit} bytes.", param="file")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit + LARGEST_FORM:
+    declared = declared_size(request)
+    if declared > limit + LARGEST_FORM:
         raise too_large
     form = _Form()
     parser = _parser(request, form)
     room = partial(check_room, database, principal.account_id, request.state.settings, param="file")
-    await room(files=1, size=max(0, int(declared) - LARGEST_FORM) if declared.isdecimal() else 0)
+    await room(files=1, size=max(0, declared - LARGEST_FORM))
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
     claimed = False
-    received = 0
     try:
-        async for piece in _pieces(request):
-            received += len(piece)
-            try:
-                parser.write(piece)
-            except MultipartParseError as error:
-                raise InvalidRequestError(
-                    f"The form is not valid multipart/form-data: {error}", code="invalid_form"
-                ) from None
-            if received - form.file_bytes > LARGEST_FORM:
-                raise InvalidRequestError(
-                    f"The form has more than {LARGEST_FORM} bytes beside its file.", code="invalid_form"
-                )
-            for part in form.pieces:
-                await writer.write(part)
-                if keyed:
-                    digest.update(part)
-            form.pieces.clear()
+        async for piece in _pieces(request, parser, form):
+            await writer.write(piece)
+            if keyed:
+                digest.update(piece)
             if writer.size > limit:
                 raise too_large
-        if not form.ended:
-            raise InvalidRequestError("The form ended early: its last boundary is missing.")
         _check(form)
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
         seconds = _seconds(form.fields)
@@ -174,15 +159,33 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
     return file_id, repeated
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """Yield the pieces of the body as they arrive."""
-    more = True
+async def _pieces(request: Request, parser: python_multipart.MultipartParser, form: _Form) -> AsyncIterator[bytes]:
+    """Yield the pieces of the form's file as they arrive. At the end `form` has the fields.
+
+    Raises:
+        InvalidRequestError: The body is not such a form, or ended early.
+    """
+    received, more = 0, True
     while more:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            raise InvalidRequestError("The request body ended early.")
-        yield message.get("body", b"")
+        message = await next_message(request)
+        arrived: bytes = message.get("body", b"")
+        received += len(arrived)
+        try:
+            parser.write(arrived)
+        except MultipartParseError as error:
+            raise InvalidRequestError(
+                f"The form is not valid multipart/form-data: {error}", code="invalid_form"
+            ) from None
+        if received - form.file_bytes > LARGEST_FORM:
+            raise InvalidRequestError(
+                f"The form has more than {LARGEST_FORM} bytes beside its file.", code="invalid_form"
+            )
+        for piece in form.pieces:
+            yield piece
+        form.pieces.clear()
         more = message.get("more_body", False)
+    if not form.ended:
+        raise InvalidRequestError("The form ended early: its last boundary is missing.")
 
 
 def _extended_filename(disposition: str) -> str | None:
