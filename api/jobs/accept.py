@@ -18,7 +18,6 @@ from api.jobs.asked import Asked
 from api.jobs.client_events import Begin, events_for
 from api.jobs.doubts import Doubts
 from api.jobs.tracing import trace_submission
-from api.resources.webhooks import accept_webhook
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
 from headrace.catalogue.routing import check_servable
@@ -35,6 +34,7 @@ from headrace.runtime.offload import offloaded
 from headrace.telemetry import rates
 from headrace.telemetry.context import note
 from headrace.telemetry.metrics import JOBS_SUBMITTED, bound
+from headrace.webhooks.acceptance import accept_webhook
 
 # OpenAI's `auto` and `scale` have no meaning here. `fast` is its newer name for `priority`.
 _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
@@ -90,7 +90,7 @@ async def new_job(
     state = request.state
     webhook = webhook or asked.terms.webhook
     if webhook is not None:
-        await accept_webhook(request, principal.account_id, webhook)
+        await accept_webhook(state.settings, state.database, principal.account_id, webhook)
     principal.check_may_ask(asked.terms.model, asked.terms.fallbacks or ())
     labels = metadata if metadata is not None else asked.terms.metadata
     agent = None

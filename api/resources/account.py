@@ -13,7 +13,6 @@ from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
-from api.resources.webhooks import accept_webhook
 from headrace.errors import PermissionDeniedError
 from headrace.formats.chat.validation import check_text, parse_body
 from headrace.keys import accounts
@@ -21,6 +20,7 @@ from headrace.keys.key_object import no_such_account
 from headrace.keys.principal import Principal
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
+from headrace.webhooks.acceptance import accept_webhook
 
 router = APIRouter(tags=["API keys"])
 
@@ -104,7 +104,7 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
         return
     param = "limits.alert_webhook"
     check_text(url, param)
-    await accept_webhook(request, account_id, url, param=param)
+    await accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
 
 
 def _render(row: Row, limits: Limits) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import PING, EventStream, Write, render_error_event, render_event
 from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
-from api.resources.webhooks import WebhookDeliveryList, accept_webhook, render_deliveries, resend
+from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.batches import queries as queries_module
 from headrace.batches.batch_object import (
     Batch,
@@ -48,6 +48,7 @@ from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
 from headrace.runtime.chores import wait_for
 from headrace.stores.connections import Row
+from headrace.webhooks.acceptance import accept_webhook
 from headrace.webhooks.queries import list_deliveries
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,9 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file or of the body within a window. All requests are checked before the first runs."""
     body = await read_body(request)
     asked = parse_batch_request(body)
-    if asked.webhook is not None:
-        await accept_webhook(request, principal.account_id, asked.webhook)
     database, account_id = request.state.database, principal.account_id
+    if asked.webhook is not None:
+        await accept_webhook(request.state.settings, database, account_id, asked.webhook)
     earlier = await earlier_id(request, principal, body)
     if earlier is not None and (batch := await queries_module.get_batch(database, earlier, account_id)) is not None:
         return render_json(render_batch(batch), replay_headers(repeated=True))

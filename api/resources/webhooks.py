@@ -17,7 +17,7 @@ from headrace.errors import ConflictError, NotFoundError, invalid_parameter
 from headrace.ids import new_id
 from headrace.keys.principal import Principal
 from headrace.stores.connections import Row
-from headrace.webhooks import acceptance, queries
+from headrace.webhooks import queries
 from headrace.webhooks.acceptance import require_secret_key
 from headrace.webhooks.queries import DeliveryState
 from headrace.webhooks.signing import derive_secret
@@ -87,15 +87,6 @@ class WebhookDeliveryList(BaseModel):
 
     object: Literal["list"]
     data: list[WebhookDelivery]
-
-
-async def accept_webhook(request: Request, account_id: str, url: str, *, param: str = "webhook") -> None:
-    """Check that the webhook in `param` can be sent and signed.
-
-    Raises:
-        InvalidRequestError: The address is not allowed, or this server sends no webhooks.
-    """
-    await acceptance.accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
 
 
 def _render_delivery(row: Row) -> dict[str, Any]:
