@@ -20,7 +20,7 @@ from api.jobs.doubts import Doubts
 from api.jobs.tracing import trace_submission
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
-from headrace.catalogue.routing import check_servable
+from headrace.catalogue.routing import UsableRoute, check_servable
 from headrace.errors import ModelNotFoundError
 from headrace.formats.chat.usage import estimate_demand
 from headrace.ids import AGENT_PREFIX, is_id, new_id
@@ -95,31 +95,16 @@ async def new_job(
     labels = metadata if metadata is not None else asked.terms.metadata
     agent = None
     if asked.terms.model.startswith(AGENT_PREFIX):
-        agent = await _agent(request, principal, asked.terms.model)
-        size = len(agent.definition) + len(asked.body)
-        asked = await offloaded(size, asked.to_model_of, agent)
-    terms, size = asked.terms, len(asked.body)
-    check = functools.partial(
-        check_servable,
-        state.catalogue.current,
-        terms,
-        asked.translation,
-        format=asked.format,
-        metadata=labels,
-    )
-    fresh = new_id("job")
-    usable = await offloaded(size, check, seed=fresh)
-    job_id, repeated = await resource_id(request, principal, fresh, sent)
-    note(job=job_id)
-    if repeated:
-        usable = await offloaded(size, check, seed=job_id)
+        asked, agent = await _resolve_agent(request, principal, asked)
+    usable, job_id, repeated = await _usable_routes(request, principal, asked, sent=sent, metadata=labels)
+    terms = asked.terms
     job = NewJob(
         id=job_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
         model=terms.model,
         format=asked.format,
-        request=await offloaded(size, asked.stored, job_id),
+        request=await offloaded(len(asked.body), asked.stored, job_id),
         agent_id=None if agent is None else agent.id,
         agent_version=None if agent is None else agent.version,
         metadata=orjson.dumps(labels).decode() if labels else None,
@@ -146,13 +131,38 @@ async def new_job(
     )
 
 
-async def _agent(request: Request, principal: Principal, agent_id: str) -> AgentVersion:
-    agent = None
+async def _resolve_agent(request: Request, principal: Principal, asked: Asked) -> tuple[Asked, AgentVersion]:
+    """Return a request to an agent as the request to the agent's model, and the agent."""
+    agent_id, agent = asked.terms.model, None
     if is_id(agent_id, "agent"):
         agent = await find_agent(request.state.database, agent_id, principal.account_id)
     if agent is None:
-        raise ModelNotFoundError.of(agent_id, param="model")
-    return agent
+        raise ModelNotFoundError.of(agent_id)
+    return await offloaded(len(agent.definition) + len(asked.body), asked.to_model_of, agent), agent
+
+
+async def _usable_routes(
+    request: Request, principal: Principal, asked: Asked, *, sent: bytes, metadata: dict[str, str] | None
+) -> tuple[list[UsableRoute], str, bool]:
+    """Return the routes for a job, the job's id, and whether an earlier request may have created the job.
+
+    The request is checked before its Idempotency-Key is claimed. The order of the routes depends on the id.
+    """
+    check = functools.partial(
+        check_servable,
+        request.state.catalogue.current,
+        asked.terms,
+        asked.translation,
+        format=asked.format,
+        metadata=metadata,
+    )
+    size, fresh = len(asked.body), new_id("job")
+    usable = await offloaded(size, check, seed=fresh)
+    job_id, repeated = await resource_id(request, principal, fresh, sent)
+    note(job=job_id)
+    if repeated:
+        usable = await offloaded(size, check, seed=job_id)
+    return usable, job_id, repeated
 
 
 def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
