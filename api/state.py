@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import NotRequired, TypedDict
 
@@ -74,10 +74,6 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         queue = JobQueue(redis, partial(mark_unsent, database))
         stack.push_async_callback(queue.close)
         hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
-
-        async def insert(jobs: Sequence[NewJob]) -> Sequence[int]:
-            return await insert_jobs(database, jobs)
-
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         authenticator = Authenticator(database)
         doubts = Doubts()
@@ -102,7 +98,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
-                inserts=GroupCommit(insert, statement="accept"),
+                inserts=GroupCommit(partial(insert_jobs, database), statement="accept"),
                 doubts=doubts,
                 waiting=waiting,
                 room=Room(settings.body_memory_bytes),

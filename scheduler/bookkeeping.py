@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -51,7 +52,7 @@ class Bookkeeper:
             _again_and_again(self._fold, _FOLD_SECONDS, needed=usage, idle_seconds=_IDLE_FOLD_SECONDS),
             _again_and_again(self._gate.reconcile, _OFTEN_SECONDS, needed=jobs, idle_seconds=_IDLE_RECONCILE_SECONDS),
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
-            _again_and_again(self._alert, _CORRECTION_SECONDS),
+            _again_and_again(partial(alert, self._database), _CORRECTION_SECONDS),
             _again_and_again(self._make_partitions, _PARTITION_SECONDS),
             _again_and_again(self._check, _CHECK_SECONDS),
         )
@@ -59,9 +60,6 @@ class Bookkeeper:
     async def _fold(self) -> None:
         while await fold_usage(self._database, metadata_keys=self._metadata_keys) >= _LONG_FOLD:
             pass
-
-    async def _alert(self) -> None:
-        await alert(self._database)
 
     async def _make_partitions(self) -> None:
         await ensure_partitions(self._database, now=datetime.now(UTC))

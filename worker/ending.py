@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -54,7 +54,7 @@ class Endings:
         self._publisher = publisher
         self._deltas = deltas
         self._measures = measures
-        self._group = GroupCommit(self._finish_all, statement="finish")
+        self._group = GroupCommit(partial(finish_jobs, database), statement="finish")
 
     async def finish(
         self,
@@ -139,9 +139,6 @@ class Endings:
         if spent is not None:
             await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
             self._measures.spent(job, spent)
-
-    async def _finish_all(self, finished: Sequence[FinishedJob]) -> list[bool]:
-        return await finish_jobs(self._database, finished)
 
 
 def _conclude(attempt: Attempt, outcome: str, *, spent: SpentUsage | None, error: HeadraceError | None = None) -> None:
