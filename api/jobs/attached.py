@@ -11,6 +11,7 @@ from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
 from headrace.events.follow import START, Cursor, follow
 from headrace.events.listener import ListenerClosedError
+from headrace.formats.chat.support import Format
 from headrace.keys.principal import Principal
 
 
@@ -22,15 +23,15 @@ async def attached(
     write: Write,
     *,
     after: Cursor = START,
-    keeps_log: bool = False,
+    format: Format,  # noqa: A002  (the word for it everywhere)
 ) -> None:
-    """Write what a reader gets of a job, past `after` to its end. `keeps_log` is that of the job's format."""
+    """Write what a reader gets of a job, past `after` to its end. `format` is the job's."""
     async with watching(request, principal, job_id) as listener:
         database, live = request.state.database, LiveEvents(request.state.client, written.render)
         del request, principal  # a reader may wait for hours
         await write(written.begin())
         try:
-            async for event in follow(listener, database, after=after, keeps_log=keeps_log, write=live):
+            async for event in follow(listener, database, after=after, format=format, write=live):
                 await write(written.render(event))
                 del event
                 if written.over:

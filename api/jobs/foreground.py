@@ -33,7 +33,6 @@ from headrace.errors import (
 )
 from headrace.events.follow import Deltas, Ended, Event, Silence, follow
 from headrace.events.listener import Listener, ListenerClosedError
-from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_positions
 from headrace.keys.principal import Principal
@@ -55,7 +54,7 @@ class Foreground:
     """
 
     __slots__ = (
-        "_account_id", "_attendance", "_keeps_log", "_listener", "_scopes", "_stored", "_streamed", "_submission",
+        "_account_id", "_attendance", "_format", "_listener", "_scopes", "_stored", "_streamed", "_submission",
         "headers", "job_id", "keyed", "request",
     )  # fmt: skip
 
@@ -64,8 +63,7 @@ class Foreground:
         self._submission: Submission | None = submission
         """The job, until it is accepted."""
         job, self._scopes, self._account_id = submission.job, submission.scopes, principal.account_id
-        self.job_id, self._streamed, self._stored = job.id, job.streamed, job.stored
-        self._keeps_log = CLIENT_FORMATS[job.format].KEEPS_LOG
+        self.job_id, self._format, self._streamed, self._stored = job.id, job.format, job.streamed, job.stored
         self.headers = submission.headers
         self.keyed = has_key(request)
         self._listener: Listener = request.state.hub.listener(self.job_id, own=not self.keyed, waits=True)
@@ -223,7 +221,7 @@ class Foreground:
     def _follow(self, write: LiveEvents | None = None) -> AsyncIterator[Event]:
         """Return the events of the job, from its beginning."""
         database = self.request.state.database
-        return follow(self._listener, database, replay=self.keyed, keeps_log=self._keeps_log, write=write)
+        return follow(self._listener, database, replay=self.keyed, format=self._format, write=write)
 
     async def _settle(self, end: Ended | None = None) -> None:
         """Replace the job's reservation by what it used, before its client sends the next request."""

@@ -45,7 +45,6 @@ from headrace.events.follow import (
     furthest_cursor,
 )
 from headrace.events.listener import Listener, ListenerClosedError
-from headrace.formats.registry import CLIENT_FORMATS
 from headrace.ids import completion_id, is_id
 from headrace.jobs.job_object import Job, JobFormat, find_job, no_such_job, render_job
 from headrace.jobs.records import JobFilter
@@ -157,15 +156,11 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
         async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
                 database = request.state.database
-                async for event in follow(listener, database, keeps_log=_keeps_log(job["format"])):
+                async for event in follow(listener, database, format=job["format"]):
                     if isinstance(event, Ended):
                         return
             if listener.refused:
                 raise AuthenticationError
-
-
-def _keeps_log(form: JobFormat) -> bool:
-    return CLIENT_FORMATS[form].KEEPS_LOG
 
 
 @router.get(
@@ -231,7 +226,8 @@ class _Subscriber:
 async def _tell(subscriber: _Subscriber, cursor: Cursor | None, write: Write) -> None:
     """Write the events of a job past the cursor, and those that tell its reader why they end earlier."""
     job_id, database, subscribers = subscriber.job_id, subscriber.database, subscriber.subscribers
-    head, keeps_log = _head(job_id, subscriber.format, subscriber.created), _keeps_log(subscriber.format)
+    form = subscriber.format
+    head = _head(job_id, form, subscriber.created)
     live = LiveEvents(subscriber.client, partial(_render, job_id, head))
     async with subscriber.watched as listener:
         opening = [subscribers.retry(RETRY)]
@@ -239,7 +235,7 @@ async def _tell(subscriber: _Subscriber, cursor: Cursor | None, write: Write) ->
             opening.append(_transition(job_id, State.QUEUED, attempt=0, name="job.queued", event_id=str(START)))
         await write(opening)
         try:
-            async for event in follow(listener, database, after=cursor or START, keeps_log=keeps_log, write=live):
+            async for event in follow(listener, database, after=cursor or START, format=form, write=live):
                 if isinstance(event, Ended):
                     ended = await find_job(database, job_id, subscriber.account_id)
                     name = f"job.{event.state.value}"

@@ -30,7 +30,6 @@ from headrace.errors import InvalidRequestError, NotFoundError, invalid_paramete
 from headrace.events.follow import Cursor
 from headrace.formats.chat.usage import estimate_usage
 from headrace.formats.json_document import parse_json
-from headrace.formats.responses import client as responses
 from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.events import base
 from headrace.formats.responses.request import ResponseRequest, check_response_request
@@ -125,7 +124,7 @@ async def _start(request: Request, principal: Principal, submission: Submission)
                 await offloaded(len(job.request), _render, job), 200, submission.headers, "application/json"
             )
     written = submission.events(created)
-    tell = partial(attached, request, principal, job_id, written, keeps_log=responses.KEEPS_LOG)
+    tell = partial(attached, request, principal, job_id, written, format="responses")
     return EventStream(tell, submission.headers)
 
 
@@ -197,7 +196,7 @@ async def get_response(
     del document["input"]
     written = ResponseEvents(document, job.id, job.created, background=job.background, after=after, model=job.model)
     seq = max(0, after - base(job.background) + 1)
-    told = partial(attached, after=Cursor(0, seq), keeps_log=responses.KEEPS_LOG)
+    told = partial(attached, after=Cursor(0, seq), format="responses")
     return EventStream(partial(told, request, principal, job.id, written))
 
 

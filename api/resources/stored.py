@@ -114,7 +114,7 @@ async def get_completion(
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         request.state.subscribers.check(principal.key_id)
         chunks = Chunks(row.id, row.created_at, include_usage=include_usage)
-        return EventStream(partial(attached, request, principal, row.id, chunks))
+        return EventStream(partial(attached, request, principal, row.id, chunks, format="chat"))
     if row.error is not None:
         raise restore_error(row.error)
     _check_completed(row, completion_id)

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.errors import NotFoundError, invalid_parameter
 from headrace.events.listener import Listener
 from headrace.events.wire import PAST_ALL, Frame
+from headrace.formats.chat.support import Format
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
 from headrace.jobs.sql.read import read_deltas, read_log, read_log_length, read_positions, read_progress
@@ -380,19 +381,20 @@ def follow(
     *,
     after: Cursor = START,
     replay: bool = True,
-    keeps_log: bool = False,
+    format: Format = "chat",  # noqa: A002  (the word for it everywhere)
     write: Write | None = None,
 ) -> AsyncIterator[Event]:
     """Return the events of the listener's job past `after`, in order and each once, up to its end.
 
     Deltas that `write` takes while their reader waits for the next event are left out: no task wakes up for them.
-    Without `replay` it goes live at once: for a job that is being submitted. `keeps_log` is that of the job's format;
-    the attempt of `after` does not matter then. While Postgres is unavailable the reader waits. The next event may
-    raise NotFoundError: the job was deleted meanwhile; or ListenerClosedError: the listener was closed.
+    Without `replay` it goes live at once: for a job that is being submitted. `format` is the job's; if it keeps a log,
+    the attempt of `after` does not matter. While Postgres is unavailable the reader waits. The next event may raise
+    NotFoundError: the job was deleted meanwhile; or ListenerClosedError: the listener was closed.
     """
     if replay:
         listener.position = PAST_ALL, PAST_ALL  # unknown until it has replayed, so `watch` need not compare it
-    return (_LogFollower if keeps_log else _Follower)(database, listener, after, replay=replay, write=write)
+    follower = _LogFollower if CLIENT_FORMATS[format].KEEPS_LOG else _Follower
+    return follower(database, listener, after, replay=replay, write=write)
 
 
 async def _replay(listener: Listener, follower: _Follower) -> list[Event]:

@@ -61,7 +61,7 @@ async def replay(jobs: Jobs, job_id: str, after: Cursor = START) -> list[Event]:
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as deaf:
         hub = Hub(deaf, buffer_bytes=2**20, patience_seconds=60)
         async with asyncio.timeout(PATIENCE), hub.listen(job_id, own=False) as listener:
-            return await _all(follow(listener, jobs.database, after=after, keeps_log=True))
+            return await _all(follow(listener, jobs.database, after=after, format="responses"))
 
 
 async def lost_once(jobs: Jobs) -> tuple[ClaimedJob, ClaimedJob]:
@@ -104,7 +104,7 @@ async def test_a_live_reader_may_have_lines_of_a_lost_attempt_that_postgres_lack
             await eventually(lambda: hub.connected, "the wire")
             job = await jobs.run(format="responses")
             async with asyncio.timeout(PATIENCE), hub.listen(job.id, own=False) as listener:
-                events = follow(listener, jobs.database, keeps_log=True)
+                events = follow(listener, jobs.database, format="responses")
                 assert await anext(events) == Started(Cursor(1, 0))
                 publisher.publish(Frame(job.id, 1, 1, "delta", lines(job, 1, 3)), origin=None)
                 assert isinstance(await anext(events), Deltas)
@@ -162,7 +162,7 @@ async def test_a_reader_ahead_of_postgres_gets_the_end_of_its_job(jobs: Jobs, at
             going_on(functools.partial(comparing.watch, hub, jobs.database)),
             hub.listen(job.id, own=False) as listener,
         ):
-            events = follow(listener, jobs.database, after=Cursor(attempt, 5), keeps_log=True)
+            events = follow(listener, jobs.database, after=Cursor(attempt, 5), format="responses")
             reading = asyncio.create_task(_all(events))
             await eventually(lambda: listener.position == (1, 5), "the first look at Postgres")
             await jobs.lose(job.id)
@@ -253,6 +253,6 @@ async def _read_live(hub: Hub, jobs: Jobs, job_id: str) -> list[Any]:
         return True
 
     async with hub.listen(job_id, own=False) as listener:
-        async for event in follow(listener, jobs.database, keeps_log=True, write=write):
+        async for event in follow(listener, jobs.database, format="responses", write=write):
             found.append(event)  # noqa: PERF401  (`write` adds to it meanwhile)
     return found
