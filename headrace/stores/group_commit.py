@@ -18,6 +18,8 @@ from headrace.telemetry.metrics import GROUP_COMMIT
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Seconds that a batch lingers under load, and until a statement is tried again after a deadlock.
+_LINGER_SECONDS = 0.002
 # SQLSTATEs of serialization failures and deadlocks, after which the same statement may succeed.
 _TRY_AGAIN = frozenset({"40001", "40P01"})
 
@@ -30,7 +32,6 @@ class GroupCommit(Generic[Item, Result]):
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         statement: str,
-        linger_seconds: float = 0.002,
         max_batch: int = 500,
     ) -> None:
         """`flush` writes the items and returns one result for each, in their order.
@@ -39,7 +40,6 @@ class GroupCommit(Generic[Item, Result]):
         """
         self._flush = flush
         self._sizes = GROUP_COMMIT.labels(statement)
-        self._linger = linger_seconds
         self._max_batch = max_batch
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -57,7 +57,7 @@ class GroupCommit(Generic[Item, Result]):
             crowded = False
             while self._pending:
                 if crowded and len(self._pending) < self._max_batch:
-                    await asyncio.sleep(self._linger)
+                    await asyncio.sleep(_LINGER_SECONDS)
                 batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
                 crowded = len(batch) > 1
                 self._sizes.observe(len(batch))
@@ -70,7 +70,7 @@ class GroupCommit(Generic[Item, Result]):
             results = await self._flush([item for item, _ in batch])
         except sa.exc.DBAPIError as error:
             if len(batch) == 1 and _state(error) in _TRY_AGAIN:
-                await asyncio.sleep(self._linger)
+                await asyncio.sleep(_LINGER_SECONDS)
                 await self._write(batch)
             elif len(batch) > 1 and (_state(error) in _TRY_AGAIN or not is_unavailable(error)):
                 for entry in batch:
