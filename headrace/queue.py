@@ -34,9 +34,11 @@ log = logging.getLogger(__name__)
 
 RUN_TASK = "headrace.run"
 RUN_LINES_TASK = "headrace.run_lines"
-# In the order in which workers look at them. A request's `service_tier` chooses; lines of batches have `batch`.
-TIERS = ("priority", "default", "flex", "batch")
-BACKGROUND_TIERS = frozenset({"flex", "batch"})
+LINES = "batch"
+"""The tier of lines of batches."""
+# In the order in which workers look at them. A request's `service_tier` chooses any but LINES.
+TIERS = ("priority", "default", "flex", LINES)
+BACKGROUND_TIERS = frozenset({"flex", LINES})
 """The tiers that start after the others, and that workers for batches serve."""
 # Jobs in one message: enough to make it cheap for each, and few enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
@@ -118,8 +120,8 @@ class _Message:
 
     def __init__(self, app: Celery, tier: str) -> None:
         self.key = queue_name(tier)
-        self.jobs = _LINES_A_MESSAGE if tier == "batch" else _JOBS_A_MESSAGE
-        task = RUN_LINES_TASK if tier == "batch" else RUN_TASK
+        self.jobs = _LINES_A_MESSAGE if tier == LINES else _JOBS_A_MESSAGE
+        task = RUN_LINES_TASK if tier == LINES else RUN_TASK
         with Connection("memory://") as connection:  # type: ignore[no-untyped-call]
             blank = app.send_task(task, args=[[]], queue=self.key, connection=connection, argsrepr="", kwargsrepr="")
             message = connection.default_channel._get(self.key)  # noqa: SLF001  (what kombu would put into Redis)
@@ -157,7 +159,7 @@ def _read(message: bytes | str) -> list[str]:
 class JobQueue:
     """Wakes workers. Wake-ups that come while a send is under way go together into the next."""
 
-    def __init__(self, redis: Redis, unsent: Callable[[Sequence[str]], Awaitable[None]] | None = None) -> None:
+    def __init__(self, redis: Redis, unsent: Callable[[Sequence[str]], Awaitable[None]]) -> None:
         """Use a client that gives up soon when Redis is unavailable; `unsent` notes jobs whose wake-up may be lost."""
         app = create_celery("redis://")  # it never connects: `_Message` uses a connection in memory
         self._messages = {tier: _Message(app, tier) for tier in TIERS}
@@ -205,13 +207,11 @@ class JobQueue:
 
     def _note_unsent(self, batch: dict[str, list[str]]) -> None:
         """Have the scheduler send these at its next sweep. A second wake-up does no harm."""
-        if self._unsent is not None:
-            task = asyncio.create_task(self._write_unsent([job_id for ids in batch.values() for job_id in ids]))
-            self._notes.add(task)
-            task.add_done_callback(self._notes.discard)
+        task = asyncio.create_task(self._write_unsent([job_id for ids in batch.values() for job_id in ids]))
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
 
     async def _write_unsent(self, job_ids: Sequence[str]) -> None:
-        assert self._unsent is not None  # `_note_unsent` checks it
         try:
             await self._unsent(job_ids)
         except SQLAlchemyError as error:

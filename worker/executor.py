@@ -19,7 +19,7 @@ from headrace.ids import new_id
 from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.providers.demo.server import DemoUpstream
-from headrace.queue import BACKGROUND_TIERS, TIERS, JobQueue
+from headrace.queue import BACKGROUND_TIERS, LINES, TIERS, JobQueue
 from headrace.runtime.chores import Chore, going_on, until_tick, wait_for
 from headrace.runtime.fingerprints import Fingerprint
 from headrace.runtime.machine import machine_id
@@ -45,7 +45,7 @@ from worker.measures import Measures
 from worker.outcome import Outcomes
 from worker.paths import Circuits
 from worker.run import Runner
-from worker.slots import LINES, Slots, reserve_of
+from worker.slots import Slots, reserve_of
 from worker.throttle import Throttle
 
 log = logging.getLogger(__name__)

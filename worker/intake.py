@@ -20,13 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import WaitingJob
 from headrace.jobs.sql.find import find_fair, find_lines, find_taken
+from headrace.queue import LINES
 from headrace.runtime.chores import wait_for
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from worker.availability import Availability
 from worker.crowds import Crowds
 from worker.line_pace import BURST_SECONDS
-from worker.slots import LINES, Slot, Slots
+from worker.slots import Slot, Slots
 from worker.wakeups import Message, WakeUps
 
 log = logging.getLogger(__name__)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from headrace.jobs.records import WaitingJob
+from headrace.queue import LINES
 from worker.line_pace import LinePace
-
-LINES = "batch"
-"""The tier of lines of batches."""
 
 
 class Slot:

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
+from headrace.queue import LINES
 from headrace.runtime.flag import Flag
 from worker.crowds import Key
-from worker.slots import LINES
 
 
 class Message:

@@ -46,6 +46,7 @@ from headrace.formats.chat.validation import check_metadata
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
+from headrace.queue import LINES
 from headrace.runtime.chores import wait_for
 from headrace.stores.connections import Row
 from headrace.webhooks.acceptance import accept_webhook
@@ -114,7 +115,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
         span = trace_submission(
             batch_id,
-            "batch",
+            LINES,
             account_id=account_id,
             parent=new.trace_context,
             details={"headrace.endpoint": new.endpoint},

@@ -15,7 +15,7 @@ from headrace.batches.lines import RawLine
 from headrace.ids import AGENT_PREFIX, new_id
 from headrace.jobs.records import NewLine
 from headrace.jobs.sql.lines import feed_lines
-from headrace.queue import JobQueue
+from headrace.queue import LINES, JobQueue
 from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -83,7 +83,7 @@ class Feeder:
             rates.count("submitted", len(lines))
             self._offset = end
             if parcel is None:
-                self._queue.wake([line.id for line in lines], tier="batch")
+                self._queue.wake([line.id for line in lines], tier=LINES)
             count -= len(lines)
         return True
 

@@ -43,7 +43,7 @@ from headrace.jobs.state import State
 from headrace.providers.batch_apis.apis import BATCH_APIS, BatchApi
 from headrace.providers.batch_apis.parcel import NativeResult
 from headrace.providers.client import ProviderClient
-from headrace.queue import JobQueue
+from headrace.queue import LINES, JobQueue
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
 from headrace.telemetry import rates
@@ -292,7 +292,7 @@ class NativeBatch:
         model = known_model(self._batch.model, self._catalogue.models)
         called = known_route(route.name, self._catalogue.written_routes)
         ATTEMPTS.labels(route.provider_name, model, job.state.value, called).inc()
-        JOBS_ENDED.labels(job.state.value, "batch", model).inc()
+        JOBS_ENDED.labels(job.state.value, LINES, model).inc()
         rates.count(job.state.value)
         if job.spent is not None:
             count_spent(model, job.spent)
@@ -316,7 +316,7 @@ class NativeBatch:
             queued = [job.id for job in moved if job.state is State.QUEUED]
             if queued and not waked:
                 # The first lines get a wake-up here. The scheduler resends those of the others, a part at a time.
-                self._queue.wake(queued, tier="batch")
+                self._queue.wake(queued, tier=LINES)
                 waked = True
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Self
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -861,7 +862,7 @@ async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
 ) -> None:
     redis = connect_redis(valkey.url)
     scopes = [scope(owner, requests_per_minute=1)]
-    queue = JobQueue(redis)
+    queue = JobQueue(redis, AsyncMock())
     try:
         assert await redis_takes_writes(redis)
         await redis.execute_command(*refuse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -120,7 +121,7 @@ async def test_a_sweeper_asks_nothing_while_there_are_no_jobs_and_rescues_the_fi
 ) -> None:
     redis = connect_redis(valkey.url)
     settings = Settings(sweep_seconds=0.02, heartbeat_seconds=0.05)
-    sweeper = Sweeper(settings, database, JobQueue(redis), Publisher(redis, interval_seconds=0))
+    sweeper = Sweeper(settings, database, JobQueue(redis, AsyncMock()), Publisher(redis, interval_seconds=0))
     there_are = asyncio.Event()
     asked = Rise(STORE_SECONDS)
     async with going_on(partial(sweeper.run, there_are)):

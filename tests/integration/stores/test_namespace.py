@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
@@ -116,7 +117,7 @@ async def test_the_setting_goes_before_the_database(database: Database, database
 async def test_a_wake_up_is_in_one_deployments_queue_alone(
     keys: BlockingRedis, valkey: EmbeddedValkey, ours: NamespacedRedis, theirs: NamespacedRedis
 ) -> None:
-    queue, other = JobQueue(ours), JobQueue(theirs)
+    queue, other = JobQueue(ours, AsyncMock()), JobQueue(theirs, AsyncMock())
     for number in range(20):
         queue.wake([f"job_{number}"], tier="default")
         await asyncio.sleep(0)

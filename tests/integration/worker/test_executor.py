@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
@@ -393,7 +394,7 @@ async def _held(rig: Rig, job_id: str) -> bool:
 
 
 async def _waiting(redis: Redis, tier: str, job_ids: list[str]) -> bool:
-    backlog = await JobQueue(redis).backlog(tier)
+    backlog = await JobQueue(redis, AsyncMock()).backlog(tier)
     assert backlog is not None
     return set(job_ids) <= set(backlog.job_ids)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headrace.queue import LINES
 from headrace.runtime.machine import machine_id, stalled_seconds
 from worker.line_pace import LinePace
-from worker.slots import LINES, Slots
+from worker.slots import Slots
 
 # CPU seconds of one line.
 _COST = 0.0005
