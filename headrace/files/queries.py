@@ -14,14 +14,15 @@ from headrace.files.tables import CHUNK_BYTES, files
 from headrace.ids import id_before, new_id
 from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
 from headrace.stores.database import Database, execute
+from headrace.stores.tables import unix_seconds
 
 _VIEW = sa.select(
     files.c.id,
     files.c.purpose,
     files.c.filename,
     files.c.bytes,
-    sa.cast(sa.func.floor(sa.extract("epoch", files.c.created_at)), sa.BigInteger).label("created_at"),
-    sa.cast(sa.func.floor(sa.extract("epoch", files.c.expires_at)), sa.BigInteger).label("expires_at"),
+    unix_seconds(files.c.created_at),
+    unix_seconds(files.c.expires_at),
 ).where(files.c.bytes.is_not(None), sa.or_(files.c.expires_at.is_(None), files.c.expires_at > sa.func.now()))
 
 _CREATE = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -13,14 +12,9 @@ from headrace.keys.tables import accounts
 from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
+from headrace.stores.tables import unix_seconds
 
 DEFAULT_ACCOUNT = "default"
-
-
-def unix_seconds(column: sa.Column[Any]) -> sa.Label[int]:
-    """Return a column of times in whole Unix seconds, under its own name."""
-    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger).label(column.name)
-
 
 _ACCOUNTS = sa.select(accounts.c.id, accounts.c.name, accounts.c.limits, unix_seconds(accounts.c.created_at))
 

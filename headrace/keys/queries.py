@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from headrace.errors import AuthenticationError, ConflictError, NotFoundError
 from headrace.ids import new_id
-from headrace.keys.accounts import DEFAULT_ACCOUNT, ensure_account, unix_seconds
+from headrace.keys.accounts import DEFAULT_ACCOUNT, ensure_account
 from headrace.keys.principal import Principal
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
@@ -22,6 +22,7 @@ from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
+from headrace.stores.tables import unix_seconds
 
 
 class KeyChanges(TypedDict, total=False):

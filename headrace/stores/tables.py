@@ -1,6 +1,8 @@
-"""The metadata of all tables, with the naming of constraints, and the column type of times."""
+"""The metadata of all tables, with the naming of constraints, and columns of times."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -20,3 +22,8 @@ def instant(name: str, *, default: bool = False, nullable: bool = True) -> sa.Co
     if default:
         return sa.Column(name, sa.TIMESTAMP(timezone=True), server_default=sa.func.now(), nullable=False)
     return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable)
+
+
+def unix_seconds(column: sa.Column[Any]) -> sa.Label[int]:
+    """Return a column of times in whole Unix seconds, under its own name."""
+    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger).label(column.name)

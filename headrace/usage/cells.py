@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, has_metric, total
+from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, SUMS, has_metric
 from headrace.usage.tables import DIMENSIONS
 from headrace.usage.views import LATENCY_VIEWS, VIEWS, Grain
 
@@ -50,7 +50,6 @@ def _view(views: Sequence[str]) -> str:
     return f"CASE grouping({', '.join(names)}) {cases} END AS view, {columns}"
 
 
-_SUMS = ", ".join(total(name, name) for name in AMOUNTS_OF_ROW)
 HOURS = f"""
 facts AS MATERIALIZED (
     SELECT account_id, {start_of("hour", "created_at")} AS hour, {", ".join(_COLUMNS)}, metadata,
@@ -58,13 +57,13 @@ facts AS MATERIALIZED (
            {", ".join(f"CASE WHEN {has_metric(name)} THEN {step} END AS {name}" for name, step in STEPS_OF_ROW.items())}
     FROM fresh
 ), wide AS MATERIALIZED (
-    SELECT {_view(_WIDE)}, account_id, hour, {_SUMS} FROM facts {_grouping(_WIDE)}
+    SELECT {_view(_WIDE)}, account_id, hour, {SUMS} FROM facts {_grouping(_WIDE)}
 ), hours AS MATERIALIZED (
     SELECT * FROM wide
     UNION ALL
-    SELECT {_view(_NARROW)}, account_id, hour, {_SUMS} FROM wide WHERE view = '{_WIDEST}' {_grouping(_NARROW)}
+    SELECT {_view(_NARROW)}, account_id, hour, {SUMS} FROM wide WHERE view = '{_WIDEST}' {_grouping(_NARROW)}
     UNION ALL
-    SELECT 'metadata', {", ".join("NULL" for _ in _COLUMNS)}, key, metadata ->> key, account_id, hour, {_SUMS}
+    SELECT 'metadata', {", ".join("NULL" for _ in _COLUMNS)}, key, metadata ->> key, account_id, hour, {SUMS}
     FROM facts CROSS JOIN unnest(%(metadata_keys)s::text[]) AS key GROUP BY account_id, hour, key, metadata ->> key
 ), times AS MATERIALIZED (
     SELECT {_view(LATENCY_VIEWS)}, account_id, hour, metric, step, count(*) AS requests
@@ -89,7 +88,7 @@ def _grains(source: str, keys: str, sums: str, kept: str, longer: Sequence[Grain
 
 def amounts(longer: Sequence[Grain] = LONGER_GRAINS) -> str:
     """Return a query for cells of `usage_rollups`, of an hour and of longer grains, in the order of `CELL`."""
-    cells = _grains("hours", "", _SUMS, _AMOUNTS, longer)
+    cells = _grains("hours", "", SUMS, _AMOUNTS, longer)
     return f"SELECT view, grain, account_id, start, {_DIGEST}, {_DIMENSIONS}, {_AMOUNTS} FROM ({cells}) AS cells"
 
 
@@ -108,7 +107,7 @@ TIMED_CELL = f"view, grain, account_id, start, digest, metric, step, {_DIMENSION
 
 def months(table: str) -> str:
     """Return a query for cells of a month of `usage_rollups`, from cells of a day in a table."""
-    return _months(table, "digest", _SUMS)
+    return _months(table, "digest", SUMS)
 
 
 def timed_months(table: str) -> str:

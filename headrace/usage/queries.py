@@ -18,7 +18,7 @@ from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
 from headrace.stores.database import Database, execute
 from headrace.usage.latency import percentiles
 from headrace.usage.question import GROUPS, Question, is_metadata, metadata_key, unknown_zone
-from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, TOKENS, has_metric, total
+from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, SUMS, TOKENS, has_metric
 from headrace.usage.views import Grain, Segment
 
 # Postgres's state for a value that it does not know; of ours, only a zone's name may be one.
@@ -171,7 +171,6 @@ def _interval(question: Question, parameters: dict[str, Any]) -> list[str]:
     ]
 
 
-_SUMS = ", ".join(total(name, name) for name in AMOUNTS_OF_ROW)
 _COUNTS = {
     f"{metric}_{column}": f"array_agg({column}) FILTER (WHERE metric = '{metric}')"
     for metric in STEPS_OF_ROW
@@ -191,7 +190,7 @@ def _select(question: Question, mark: int, *, limit: int, offset: int, latency: 
     by = f"GROUP BY {', '.join(places)}" if places else ""
     order = f"ORDER BY {', '.join(f'{place} NULLS FIRST' for place in places)}" if places else ""
     parts = _Parts(question, question.view(), mark, _AMOUNTS).render(parameters)
-    sums = [*places, _SUMS]
+    sums = [*places, SUMS]
     if latency:
         timed = _Parts(question, question.view(latency=True), mark, _TIMES).render(parameters)
         parts = f"SELECT *, {_NO_TIMES} FROM ({parts}) AS amounts UNION ALL {_count_times(timed, places)}"

@@ -116,16 +116,16 @@ FROM usage, {_MARK} AS mark WHERE usage.transaction < mark.transaction
 async def _begin(database: Database, keys: Sequence[str]) -> None:
     """Make the new tables, unless there are some to go on with."""
     async with database.durable.transaction("READ COMMITTED") as transaction:
-        [(exists,)] = await _run(transaction, f"SELECT to_regclass('{_MARK}') IS NOT NULL")
-        if exists and (await _run(transaction, _CAN_RESUME, {"keys": keys}))[0][0]:
+        [(exists,)] = await run(transaction, f"SELECT to_regclass('{_MARK}') IS NOT NULL")
+        if exists and (await run(transaction, _CAN_RESUME, {"keys": keys}))[0][0]:
             return
-        await _run(transaction, f"DROP TABLE IF EXISTS {', '.join(_TABLES)}")
-        await _run(transaction, _SETTLE_RESTORED)
+        await run(transaction, f"DROP TABLE IF EXISTS {', '.join(_TABLES)}")
+        await run(transaction, _SETTLE_RESTORED)
         for table in (_ROLLUPS, _LATENCIES, _MARK):
             create = f"CREATE TABLE {table} (LIKE {_present(table)} INCLUDING ALL EXCLUDING INDEXES)"
-            await _run(transaction, create)
-        await _run(transaction, _FIRST_MARK, {"keys": keys})
-        await _run(transaction, _FIND_DAYS)
+            await run(transaction, create)
+        await run(transaction, _FIRST_MARK, {"keys": keys})
+        await run(transaction, _FIND_DAYS)
 
 
 # The accounts let Postgres find a day by its index.
@@ -164,10 +164,10 @@ async def _add_days(database: Database, keys: Sequence[str]) -> None:
 async def _add_day(database: Database, keys: Sequence[str]) -> bool:
     """Add a day to the new tables, or return False if no day is left to take."""
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
-        taken = await _run(transaction, _NEXT_DAY)
+        taken = await run(transaction, _NEXT_DAY)
         if taken:
-            await _run(transaction, _SET)
-            await _run(transaction, _ADD_DAY, {**taken[0]._asdict(), "metadata_keys": keys})
+            await run(transaction, _SET)
+            await run(transaction, _ADD_DAY, {**taken[0]._asdict(), "metadata_keys": keys})
         return bool(taken)
 
 
@@ -190,10 +190,10 @@ _FINISH = (
 async def _finish(database: Database) -> None:
     """Add the cells of months, and give the new tables the keys of the present ones."""
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
-        if not await _run(transaction, _HAS_KEY):
-            await _run(transaction, _SET)
+        if not await run(transaction, _HAS_KEY):
+            await run(transaction, _SET)
             for statement in _FINISH:
-                await _run(transaction, statement)
+                await run(transaction, statement)
     for table in (_ROLLUPS, _LATENCIES):
         validate = f"ALTER TABLE {table} VALIDATE CONSTRAINT {_foreign_key(table)}"
         for statement in (validate, f"ANALYZE {table}"):
@@ -248,12 +248,13 @@ async def _swap(database: Database, keys: Sequence[str]) -> None:
 async def _put_in_place(transaction: Connections, parameters: dict[str, Any]) -> None:
     """Swap the tables. The new ones then have all rows that the present ones have."""
     for statement in _LOCKS:
-        await _run(transaction, statement)
-    await _run(transaction, _FOLD_REST, parameters)
-    grants = [grant for (grant,) in await _run(transaction, _GRANTS)]
+        await run(transaction, statement)
+    await run(transaction, _FOLD_REST, parameters)
+    grants = [grant for (grant,) in await run(transaction, _GRANTS)]
     for statement in (*grants, _MOVE_MARK, *_RENAME):
-        await _run(transaction, statement)
+        await run(transaction, statement)
 
 
-async def _run(transaction: Connections, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Row]:
+async def run(transaction: Connections, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Row]:
+    """Run a statement of a transaction, however long it takes."""
     return await transaction.execute(statement, parameters, patience_seconds=ENDLESS_PATIENCE_SECONDS)

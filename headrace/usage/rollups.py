@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from headrace.stores.connections import ENDLESS_PATIENCE_SECONDS, LONG_PATIENCE_SECONDS, Connections, Row
+from headrace.stores.connections import LONG_PATIENCE_SECONDS, Row
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 from headrace.usage import cells
-from headrace.usage.rebuild import RESTORED, rebuild_rollups
+from headrace.usage.rebuild import RESTORED, rebuild_rollups, run
 
 # Rows that one fold adds at most, so that it stays short after a long pause.
 _MOST_AT_ONCE = 20_000
@@ -77,7 +76,7 @@ async def repair_short_months(database: Database) -> Sequence[datetime]:
     rebuilt month.
     """
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
-        months = [row.month for row in await _run(transaction, _SHORT)]
+        months = [row.month for row in await run(transaction, _SHORT)]
     for month in months:
         await _rebuild_month(database, month)
     return months
@@ -85,16 +84,12 @@ async def repair_short_months(database: Database) -> Sequence[datetime]:
 
 async def _rebuild_month(database: Database, month: datetime) -> None:
     async with database.durable.transaction("READ COMMITTED") as transaction:
-        await _run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
-        [(edge, keys)] = await _run(transaction, "SELECT transaction, metadata_keys FROM usage_mark")
+        await run(transaction, "LOCK TABLE usage_mark IN EXCLUSIVE MODE")
+        [(edge, keys)] = await run(transaction, "SELECT transaction, metadata_keys FROM usage_mark")
         parameters = {"month": month, "edge": edge, "metadata_keys": keys}
         for table in ("usage_rollups", "usage_latencies"):
-            await _run(transaction, f"DELETE FROM {table} WHERE {_IN_MONTH.format(column='start')}", parameters)
-        await _run(transaction, _ADD_MONTH, parameters)
-
-
-async def _run(transaction: Connections, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Row]:
-    return await transaction.execute(statement, parameters, patience_seconds=ENDLESS_PATIENCE_SECONDS)
+            await run(transaction, f"DELETE FROM {table} WHERE {_IN_MONTH.format(column='start')}", parameters)
+        await run(transaction, _ADD_MONTH, parameters)
 
 
 def _differences(kept: str, made: str) -> str:
@@ -124,10 +119,10 @@ async def verify_rollups(database: Database) -> Row:
     """
     async with database.relaxed.transaction("REPEATABLE READ") as transaction:
         # The lock comes before the snapshot, which would see no rows in tables that a rebuild swaps in later.
-        await _run(transaction, "LOCK TABLE usage_rollups, usage_latencies IN ACCESS SHARE MODE")
-        state = await _run(transaction, "SELECT metadata_keys FROM usage_mark")
+        await run(transaction, "LOCK TABLE usage_rollups, usage_latencies IN ACCESS SHARE MODE")
+        state = await run(transaction, "SELECT metadata_keys FROM usage_mark")
         keys = state[0][0] if state else []
-        return (await _run(transaction, _VERIFY, {"metadata_keys": keys}))[0]
+        return (await run(transaction, _VERIFY, {"metadata_keys": keys}))[0]
 
 
 __all__ = ["fold_usage", "rebuild_rollups", "repair_short_months", "verify_rollups"]

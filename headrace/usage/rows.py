@@ -50,3 +50,7 @@ def total(expression: str, name: str) -> str:
     """Return the sum of an expression: money as a numeric, counts as a bigint, which JSON has as an integer."""
     total = f"coalesce(sum({expression}), 0)" if name.endswith("cost") else f"bigint_sum({expression})"
     return f"{total} AS {name}"
+
+
+SUMS = ", ".join(total(name, name) for name in AMOUNTS_OF_ROW)
+"""The sum of each amount."""

@@ -15,6 +15,7 @@ from headrace.keys.tables import accounts
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
+from headrace.stores.tables import unix_seconds
 from headrace.usage.spent import Charge
 from headrace.usage.tables import usage
 
@@ -97,10 +98,6 @@ async def read_followed(database: Database, job_id: str, account_id: str) -> Row
     return rows[0] if rows else None
 
 
-def _epoch(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    return sa.cast(sa.func.floor(sa.extract("epoch", column)), sa.BigInteger)
-
-
 # Literals and not parameters, so that a prepared statement matches the partial index of queued jobs.
 _QUEUED: sa.ColumnElement[str] = sa.literal_column("'queued'")
 _COUNTED: sa.ColumnElement[str] = sa.literal_column("'counted'")
@@ -134,7 +131,7 @@ VIEW = sa.select(
     jobs.c.tier,
     jobs.c.attempt,
     *(
-        _epoch(jobs.c[name]).label(name)
+        unix_seconds(jobs.c[name])
         for name in ("created_at", "started_at", "first_token_at", "finished_at", "deadline_at")
     ),
     _queue_position().label("queue_position"),
