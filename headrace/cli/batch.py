@@ -7,7 +7,6 @@ import errno
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from headrace.cli.batch_client import FINAL
 from headrace.cli.batch_output import OUTPUT_PATH, check_outputs, save, written
 from headrace.cli.batch_progress import bars, duration, summary, watch
 from headrace.cli.batch_run import run
-from headrace.cli.operators import cell, json_option, show
+from headrace.cli.printing import cell, json_option, moment, show, show_fields
 from headrace.cli.server import connected, say, server_options
 
 
@@ -62,7 +61,7 @@ def list_(url: str, key: str, limit: int, as_json: bool) -> None:
             f"{counts['completed']:,}",
             f"{counts['failed']:,}",
             f"{counts['total']:,}",
-            f"{datetime.fromtimestamp(one['created_at'], UTC):%Y-%m-%d %H:%M:%S}",
+            moment(one["created_at"]),
             cell(one["cost"] or ""),
         )
     show(table)
@@ -82,13 +81,7 @@ def show_(url: str, key: str, batch_id: str, follow: bool, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(found))
         return
-    table = Table("", "", box=None, show_header=False)
-    for name, value in found.items():
-        if value is None or name == "object":
-            continue
-        shown = f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S}" if name.endswith("_at") else value
-        table.add_row(name, cell(json.dumps(shown, ensure_ascii=False) if isinstance(shown, dict) else shown))
-    show(table)
+    show_fields(found)
 
 
 @batch.command()

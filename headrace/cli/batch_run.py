@@ -19,7 +19,7 @@ from headrace.cli.batch_input import Prepared, Rows, prepare
 from headrace.cli.batch_output import OUTPUT_PATH, STANDARD_OUTPUT, check_outputs, descriptor_of, save, written
 from headrace.cli.batch_progress import bars, summary, upload, watch
 from headrace.cli.batch_table import InputError, Table, is_table, output_delimiter, write_answers
-from headrace.cli.operators import cell, json_option
+from headrace.cli.printing import cell, json_option
 from headrace.cli.server import connected, say, server_options
 
 _DELIMITER_NAMES = {"\\t": "\t", "tab": "\t"}

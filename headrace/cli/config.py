@@ -10,7 +10,8 @@ import click
 from rich.table import Table
 
 from headrace.catalogue.load import ConfigurationError, read_catalogue
-from headrace.cli.operators import cell, json_option, show, with_database
+from headrace.cli.operators import with_database
+from headrace.cli.printing import cell, json_option, show
 from headrace.settings import Settings
 
 

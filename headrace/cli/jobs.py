@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 from rich.table import Column, Table
 
-from headrace.cli.operators import Result, cell, json_option, show, with_database
+from headrace.cli.operators import Result, with_database
+from headrace.cli.printing import cell, json_option, moment, show, show_fields
 from headrace.dev.embedded import locate
 from headrace.errors import NotFoundError
 from headrace.ids import is_id
@@ -68,7 +68,7 @@ def list_(settings: Settings, account: str | None, state: State | None, limit: i
             cell(row.model),
             row.state,
             str(row.attempt),
-            _time(row.created_at),
+            moment(row.created_at),
             "" if row.finished_at is None else str(row.finished_at - row.created_at),
             "" if row.prompt_tokens is None else f"{row.prompt_tokens + row.completion_tokens:,}",
             "" if row.cost is None else render_cost(row.cost),
@@ -86,17 +86,9 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document))
         return
-    table = Table("", "", box=None, show_header=False)
-    for name, value in document.items():
-        if value is None or name == "object":
-            continue
-        shown = _time(value) if name.endswith("_at") else value
-        if name == "result":
-            shown = _texts(value)
-        elif isinstance(value, dict):
-            shown = json.dumps(value, ensure_ascii=False)
-        table.add_row(name, cell(shown))
-    show(table)
+    if document["result"] is not None:
+        document["result"] = _texts(document["result"])
+    show_fields(document)
 
 
 @jobs.command()
@@ -161,10 +153,6 @@ async def _publisher(redis_url: str, namespace: str) -> AsyncIterator[Publisher 
         publisher = Publisher(redis, interval_seconds=0)
         yield publisher
         await publisher.flush()
-
-
-def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _texts(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
-from headrace.cli.operators import cell, show
+from headrace.cli.printing import cell, show
 from headrace.keys.key_object import render_key
 from headrace.stores.connections import Row
 

@@ -12,7 +12,8 @@ import orjson
 from pydantic import SecretStr
 
 from headrace.cli.key_table import short, show_key, show_keys, show_once
-from headrace.cli.operators import Result, json_option, with_database
+from headrace.cli.operators import Result, with_database
+from headrace.cli.printing import json_option
 from headrace.dev.embedded import secret_key_file
 from headrace.errors import InvalidRequestError, NotFoundError
 from headrace.formats.chat.validation import parse_body

@@ -1,16 +1,10 @@
-"""What operators' commands share: the database connection, and printing."""
+"""What operators' commands share: the database connection."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-
-import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from headrace.cli.parts import plain_errors
 from headrace.dev.embedded import locate
@@ -18,11 +12,6 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 
 Result = TypeVar("Result")
-
-# Columns of a table that does not go to a terminal, so that no cell is cut.
-_WIDE = 200
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 def with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
@@ -37,15 +26,3 @@ def with_database(settings: Settings, work: Callable[[Database], Awaitable[Resul
 
     with plain_errors():
         return asyncio.run(connected())
-
-
-def cell(text: object) -> Text:
-    """Return foreign text in a form that a table can show: without effect of rich's markup or a terminal's codes."""
-    return Text(
-        "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in str(text))
-    )
-
-
-def show(shown: Table | Text) -> None:
-    """Print a table or a line. In a terminal it is as wide as the terminal."""
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(shown)

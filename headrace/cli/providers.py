@@ -12,8 +12,8 @@ from rich.table import Column, Table
 
 from headrace.catalogue.demo import DEMO, with_demo
 from headrace.catalogue.load import load_catalogue
-from headrace.cli.operators import cell, json_option, show
 from headrace.cli.parts import plain_errors
+from headrace.cli.printing import cell, json_option, show
 from headrace.settings import Settings
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from headrace.cli.batch_client import BatchClient, ServerError, UnavailableError
-from headrace.cli.operators import json_option
+from headrace.cli.printing import json_option
 from headrace.cli.server import connected, server_options
 from headrace.cli.top_screen import render
 

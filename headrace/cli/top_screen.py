@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.batch_progress import duration
-from headrace.cli.operators import cell
+from headrace.cli.printing import cell
 
 Json = Mapping[str, Any]
 

@@ -15,7 +15,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from headrace.cli.operators import cell, json_option, show, with_database
+from headrace.cli.operators import with_database
+from headrace.cli.printing import cell, json_option, show
 from headrace.errors import HeadraceError
 from headrace.keys.accounts import find_account
 from headrace.settings import Settings

@@ -33,7 +33,7 @@ from headrace.cli.batch_table import (
     read_rows,
     write_answers,
 )
-from headrace.cli.operators import show
+from headrace.cli.printing import show
 
 LINE = {
     "custom_id": "a",
