@@ -89,7 +89,7 @@ class Overview:
                 list_latest_active(self._database, limit=_BATCHES),
             )
         except SQLAlchemyError as error:
-            log.warning("the status has nothing of Postgres, which is unavailable: %s", error)
+            log.warning("the status leaves out Postgres, which is unavailable: %s", error)
             return None
         queues = [
             {
@@ -108,13 +108,13 @@ class Overview:
         try:
             presence, (slots, seconds) = await asyncio.gather(read_presence(self._redis), read_slots(self._redis))
         except AWAY as error:
-            log.warning("the status has nothing of Redis, which is unavailable: %s", error)
+            log.warning("the status leaves out Redis, which is unavailable: %s", error)
             return None
         return {"presence": presence, "rates": _rates(slots, seconds)}
 
 
 class LongQueues:
-    """Counts queues: at once up to `most` jobs of a tier, and longer ones now and then, while no answer waits."""
+    """Counts queues: at once up to `most` jobs of a tier, and longer ones in a task that no answer waits for."""
 
     def __init__(self, database: Database, *, most: int = _MOST_COUNTED) -> None:
         """Count nothing yet."""

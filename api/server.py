@@ -83,7 +83,7 @@ class Server(QuietServer):
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve the application on a listening socket until the process gets a signal to end."""
     raise_descriptor_limit(settings.max_connections + RESERVED_DESCRIPTORS)
-    # uvicorn warns of what a client sends. That is no trouble of ours: `Connection` and `RequestScope` log it at INFO.
+    # uvicorn logs a client's mistakes as warnings. `Connection` and `RequestScope` already log them, at INFO.
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
         Server(app, settings).run(sockets=[listener])

@@ -49,7 +49,7 @@ def _check_origin(text: str) -> str:
 
 
 class SettingError(ValueError):
-    """A variable's value makes no sense. The message is one line, which names the variable and quotes no secret."""
+    """A variable's value is not valid. The message is one line, which names the variable and quotes no secret."""
 
 
 class Settings(BaseSettings):
@@ -405,7 +405,7 @@ def read_settings() -> Settings:
     """Return the settings of the environment.
 
     Raises:
-        SettingError: A variable's value makes no sense.
+        SettingError: A variable's value is not valid.
     """
     try:
         return Settings()

@@ -44,7 +44,7 @@ _RECHECK_SECONDS = 2.0
 _MARK_SECONDS = 60.0
 _GATHER_SECONDS = 0.5
 
-# What to call when a key becomes invalid, by the key's hash, and whether it is also to be an administrator's.
+# By a key's hash: what to call when the key becomes invalid, and whether also when it is no administrator's any more.
 _Held = dict[bytes, set[tuple[Callable[[], None], bool]]]
 
 

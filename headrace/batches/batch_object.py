@@ -199,7 +199,7 @@ async def find_batch(database: Database, batch_id: str, account_id: str) -> Row:
     """Return an account's batch.
 
     Raises:
-        NotFoundError: The account has no such batch; whether another has is not told.
+        NotFoundError: The account has no such batch. The error is the same where another account has it.
     """
     row = await get_batch(database, batch_id, account_id) if is_id(batch_id, "batch") else None
     if row is None:

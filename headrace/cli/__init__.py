@@ -35,7 +35,7 @@ _MODULES = {
 
 
 class SettingProblem(click.ClickException):
-    """A setting makes no sense: one line of text, and the exit code of wrong usage."""
+    """A setting is not valid: one line of text, and the exit code of wrong usage."""
 
     exit_code = 2
 

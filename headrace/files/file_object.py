@@ -62,7 +62,7 @@ async def get_file(database: Database, file_id: str, account_id: str, *, param: 
     """Return an account's file.
 
     Raises:
-        NotFoundError: The account has no such file; whether another has is not told.
+        NotFoundError: The account has no such file. The error is the same where another account has it.
     """
     row = await find_file(database, file_id, account_id) if is_id(file_id, "file") else None
     if row is None:
@@ -71,5 +71,5 @@ async def get_file(database: Database, file_id: str, account_id: str, *, param: 
 
 
 def no_such_file(file_id: str, *, param: str = "file_id") -> NotFoundError:
-    """Return the answer for an id that the account has no file by."""
+    """Return the error for an id without a file of the account."""
     return NotFoundError(f"No such File object: {file_id[:100]}", param=param)

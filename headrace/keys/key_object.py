@@ -62,7 +62,7 @@ class ApiKey(BaseModel):
 
 
 class NewApiKey(ApiKey):
-    """An API key that was just created or rotated, with the key, which is not to be had again."""
+    """An API key that was just created or rotated, with the key, which is shown once."""
 
     model_config = ConfigDict(json_schema_extra={"example": {**_EXAMPLE, "key": "hr_a1b2…"}})
 
@@ -70,7 +70,7 @@ class NewApiKey(ApiKey):
 
 
 class DeletedApiKey(BaseModel):
-    """That an API key is revoked."""
+    """The answer to a revocation."""
 
     id: str
     object: Literal["api_key.deleted"]
@@ -99,12 +99,12 @@ def render_key(row: Row) -> dict[str, Any]:
 
 
 def no_such_key(key_id: str) -> NotFoundError:
-    """Return the answer for an id that there is no key by, or none that the asker may see."""
+    """Return the error for an id without a key that the request may see."""
     return NotFoundError(f"No API key found with id '{key_id[:100]}'.", param="key_id")
 
 
 def no_such_account(name: str) -> NotFoundError:
-    """Return the answer for a name that there is no account by."""
+    """Return the error for a name without an account."""
     return NotFoundError(f"No account found with name '{name[:100]}'.", param="account")
 
 
@@ -119,7 +119,7 @@ _AccountName = Annotated[str, Field(min_length=1, max_length=256), AfterValidato
 
 
 class KeyUpdate(BaseModel):
-    """What is to be changed of a key; what is left out stays, and `null` takes it away."""
+    """The changes to a key. A field that is left out stays unchanged, and `null` removes it."""
 
     model_config = ConfigDict(
         strict=True,

@@ -37,7 +37,7 @@ _NANO = 1_000_000_000
 # Loads that the gate makes for one request, as another job may end meanwhile and void what was loaded.
 _MOST_LOADS = 5
 _PREFIX = "hr:quota:"
-# So many at a time keep Redis from all others for about five milliseconds.
+# Jobs in one call of a script at most: so many block Redis for about five milliseconds.
 _MOST_JOBS = 64
 
 _LIBRARY = read_script(__package__, "library.lua")
@@ -201,7 +201,7 @@ class Gate:
         except AWAY as error:
             self._complain(error)
         except SQLAlchemyError as error:
-            log.warning("what a job held back stays so until Postgres is back: %s", error)
+            log.warning("a job's reservation stays until Postgres is available: %s", error)
 
     async def reconcile(self) -> bool:
         """Settle what has ended or never was, in every scope that holds something back.
@@ -248,19 +248,19 @@ class Gate:
             try:
                 found |= bool(await work(scope_id))
             except UnknownScopeError:
-                log.warning("forgot what was counted of %s, which is not in Postgres", scope_id)
+                log.warning("deleted the counts of %s in Redis, as it is not in Postgres", scope_id)
                 await self._delete(scope_id)
             except AWAY as error:
                 if not is_spoilt(error):
                     raise
-                log.exception("forgot what was counted of %s", scope_id)
+                log.exception("deleted the counts of %s in Redis", scope_id)
                 await self._delete(scope_id)
             except SQLAlchemyError as error:
                 if is_unavailable(error):
                     raise
-                log.exception("could not put right what was counted of %s", scope_id)
+                log.exception("could not correct the counts of %s", scope_id)
             except Exception:
-                log.exception("could not put right what was counted of %s", scope_id)
+                log.exception("could not correct the counts of %s", scope_id)
         return found
 
     async def _delete(self, scope_id: str) -> None:
@@ -274,14 +274,15 @@ class Gate:
         if loading is None:
             loading = self._loading[scope_id] = asyncio.create_task(self._reload(scope_id, version=version))
             loading.add_done_callback(lambda _: self._loading.pop(scope_id))
-        await asyncio.shield(loading)  # it may be one client's going that stops us
+        await asyncio.shield(loading)  # a client that disconnects cancels its own wait alone
 
     async def _reload(self, scope_id: str, *, version: int) -> None:
         now = datetime.now(UTC)
         day, month = _periods(now)
         async with queries.snapshot(self._database) as then:
             spent = await queries.read_spent(then, scope_id, now)
-            # Of what that has counted, something may hold back still. It was let in before, and so is there now.
+            # A job that `spent` counts may still have its reservation in Redis, which this finds, because the job was
+            # admitted before the snapshot.
             held = await self._redis.hkeys(f"{self._prefix}{scope_id}:open")
             ended = await queries.find_ended(then, [_text(job_id) for job_id in held])
         jobs = [[job.id, int(job.background), _nano(job.cost)] for job in spent.open_jobs]

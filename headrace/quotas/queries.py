@@ -189,9 +189,9 @@ async def alert(database: Database) -> None:
         except SQLAlchemyError as error:
             if is_unavailable(error):
                 raise
-            log.exception("could not alert of the budgets of %s", row.id)
+            log.exception("could not send the budget alerts of %s", row.id)
         except Exception:
-            log.exception("could not alert of the budgets of %s", row.id)
+            log.exception("could not send the budget alerts of %s", row.id)
 
 
 async def _alert_of(database: Database, row: Row) -> None:

@@ -57,7 +57,7 @@ class Limits(BaseModel):
         default=None, description="Background jobs beyond a rate wait in the queue instead of being refused"
     )
     alert_webhook: Webhook | None = Field(
-        default=None, description="An http or https URL that is told when 50, 80 and 100 % of a budget are spent"
+        default=None, description="An http or https URL that gets a webhook when 50, 80 and 100 % of a budget are spent"
     )
 
     @classmethod

@@ -101,7 +101,7 @@ class _Server:
         """Read a URL.
 
         Raises:
-            SettingError: Something in it makes no sense.
+            SettingError: A part of it is not valid.
         """
         parts, query = _split(url)
         socket = parts.scheme == "unix"
@@ -139,7 +139,7 @@ class _Sentinels:
         """Read a URL.
 
         Raises:
-            SettingError: It has no `master`, or something in it makes no sense.
+            SettingError: It has no `master`, or a part of it is not valid.
         """
         parts, query = _split(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
@@ -204,7 +204,9 @@ def _check_files(options: dict[str, Any]) -> None:
             # A password that is there, if empty, keeps OpenSSL from asking for one at the terminal.
             context.load_cert_chain(certificate, key, options.get("ssl_password", ""))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not what it is to be"
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid certificate or key"
+        )
         raise SettingError(f"REDIS_URL: {names} cannot be loaded: {reason}.") from None
 
 

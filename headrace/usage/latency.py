@@ -19,8 +19,8 @@ PERCENTILES = (50, 90, 95, 99)
 
 def step_of(milliseconds: str) -> str:
     """Return the SQL of the step of a column's milliseconds."""
-    # Of doubles: Postgres takes a hundred times as long for the logarithm of a numeric. No whole number of milliseconds
-    # is as near to the middle between two steps as doubles are wrong.
+    # In doubles, because Postgres takes a hundred times as long for the logarithm of a numeric. Their error is smaller
+    # than the distance of any whole number of milliseconds from the middle between two steps.
     octaves = f"ln(greatest({milliseconds}, 1)::float8) / ln(2::float8)"
     return f"least({LAST_STEP}, round({_STEPS_AN_OCTAVE} * {octaves}))::smallint"
 

@@ -202,7 +202,7 @@ ORDER BY job_id DESC, attempt DESC, created_at DESC, kind DESC LIMIT 1
             f"ALTER TABLE usage ATTACH PARTITION {month.name} FOR VALUES FROM ({month.start}) TO ({month.end});"
             for month in self._months
         )
-        # Whichever scheduler made a table anew since, it copies to it as well.
+        # A table with another oid was made anew by another scheduler, which copies to it as well.
         same = " AND ".join(f"'{name}'::regclass::oid = {oid}" for name, oid in oids.items())
         checked = "".join(f"ALTER TABLE {name} DROP CONSTRAINT {_FILLING};" for name in self._tables)
         statement = f"""

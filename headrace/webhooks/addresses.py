@@ -24,14 +24,14 @@ from headrace.errors import invalid_parameter
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# All that the internet has of IPv6; what is beside it is of one machine, one network or one protocol.
+# The public addresses of IPv6. The others belong to one machine, one network or one protocol.
 _UNICAST = ipaddress.ip_network("2000::/3")
 # The last 64 bits of ISATAP's addresses begin so, and end with an IPv4 address: RFC 5214, section 6.1.
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-# Of the internet by its number, and yet it is Azure's machine beside each of its virtual ones.
+# Public by its number, but every virtual machine in Azure reaches a service of Azure's platform at it.
 _WIRE_SERVER = ipaddress.ip_address("168.63.129.16")
-# Set aside in IANA's registries: https://www.iana.org/assignments/iana-ipv4-special-registry. Python takes them for
-# global, as some are reached from everywhere, or does not know them yet.
+# Networks that IANA reserves: https://www.iana.org/assignments/iana-ipv4-special-registry. Python takes them for
+# global: some can be reached from everywhere, and others it does not know yet.
 _SPECIAL = tuple(
     map(
         ipaddress.ip_network,

@@ -47,7 +47,7 @@ Metadata = Annotated[
 """OpenAI's metadata: at most 16 pairs, keys of at most 64 characters, values of at most 512."""
 
 Webhook = Annotated[str, Field(max_length=2048, pattern=r"^(?i:https?)://[^\s\x00/?#]+[^\s\x00]*$")]
-"""The URL that is told when a job ends."""
+"""The URL that gets a webhook when a job ends."""
 
 _Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 

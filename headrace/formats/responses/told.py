@@ -28,10 +28,10 @@ _KNOWN = frozenset({"message", *CALL_KINDS})
 
 
 class Told:
-    """The events of one stream, as far as it has come."""
+    """The events that one stream has had so far."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Begin a stream, which has had no events."""
         self._keys: set[Key] = set()
         self.items = 0
         """Items that have ended."""
@@ -110,6 +110,6 @@ class Told:
 
 
 def key_of(kind: str, event: Mapping[str, Any]) -> Key:
-    """Return what tells an event of the output from the others, but for the deltas of one text."""
+    """Return what identifies an event of the output. All deltas of one text have the same key."""
     place = event.get("content_index", event.get("summary_index"))
     return event.get("output_index"), kind, place, event.get("annotation_index")

@@ -72,7 +72,7 @@ async def poll(client: ProviderClient, provider: Provider, remote_id: str) -> St
     )
     match batch.get("processing_status"):
         case "ended" if batch.get("archived_at") is not None:
-            return status.failed_with(UpstreamError("The provider has put the results of its batch away."))
+            return status.failed_with(UpstreamError("The provider has archived the results of its batch."))
         case "ended":
             return status.ended_with(_results_url(provider, remote_id, batch.get("results_url")))
         case "in_progress" | "canceling":
@@ -122,7 +122,7 @@ def _read(line: Mapping[str, Any]) -> dict[str, Any]:
             raise UpstreamError("The provider's batch ended before this line was run.", code=code)
         case unknown:
             skip("anthropic", f"result {unknown} of a batch")
-            raise UpstreamError("The provider's batch has a result that makes no sense.")
+            raise UpstreamError("The provider's batch has a result of an unknown form.")
 
 
 async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> None:

@@ -58,7 +58,7 @@ async def ask(
     except orjson.JSONDecodeError:
         raise UpstreamError("The provider's batch API answered with something that is not JSON.") from None
     if not isinstance(document, dict):
-        raise UpstreamError("The provider's batch API answered with something that makes no sense.")
+        raise UpstreamError("The provider's batch API answered with JSON that is not an object.")
     return document
 
 
@@ -70,7 +70,7 @@ def id_in(document: Mapping[str, Any]) -> str:
     """
     made = document.get("id")
     if not isinstance(made, str) or not made:
-        raise UpstreamError("The provider's batch API did not say the id of what it made.")
+        raise UpstreamError("The provider's batch API answered without the id of the file or batch that it created.")
     return made
 
 
@@ -116,7 +116,7 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
         except UpstreamError as error:
             yield NativeResult(job_id, error=without_secret(error, secret))
         except (LookupError, TypeError, ValueError, AttributeError):
-            yield NativeResult(job_id, error=UpstreamError("The provider's batch has a result that makes no sense."))
+            yield NativeResult(job_id, error=UpstreamError("The provider's batch has a result of an unknown form."))
 
 
 def _document(line: RawLine) -> dict[str, Any] | None:
