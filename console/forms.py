@@ -1,4 +1,4 @@
-"""How forms are read, and what a page needs to know of one that cannot be read."""
+"""Reading forms within bounds, and the error for a field that cannot be read."""
 
 from __future__ import annotations
 

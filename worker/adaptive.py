@@ -24,16 +24,16 @@ INITIAL = 32
 MOST = 10_000
 """Calls at once that no limit exceeds."""
 HOLD = 120
-"""Calls that are accepted at the ceiling before one more is tried: one refusal in as many is less than 1 %."""
-# Times the limit's calls that are accepted at the ceiling: at most where the limit is small, and at least where it is
-# large, as there so many calls take no longer.
+"""Calls that are accepted at the ceiling before the limit tries one more: so less than 1 % of calls are refused."""
+# The same number in times the limit: a small limit needs no more than the first, and a large one no less than the
+# second.
 _MOST_ROUNDS = 8
 _LEAST_ROUNDS = 3
-# How many such numbers of calls the refusals below the ceiling add at most.
+# Refusals below the ceiling add at most so many times that number.
 _MOST_DEBT = 3
-# Seconds after which one more is tried in any case.
+# Seconds at the ceiling after which the limit tries one more although fewer calls were accepted.
 _HOLD_SECONDS = 60.0
-# How many times as long as the pause that the provider asks for the limit stays at its ceiling, and seconds at most.
+# Seconds at the ceiling for each second of the pause that a refusing provider asks for, and at most.
 _HOLD_PAUSES = 50
 _LONGEST_HOLD_SECONDS = 600
 # The part of a refused level by which the ceiling is lower: where calls are many, some are always on their way.

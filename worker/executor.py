@@ -195,7 +195,7 @@ class Executor:
         ]
 
     def _describe(self) -> About:
-        """Return what this worker tells of its process and its slots."""
+        """Return what this worker reports about its process and its slots."""
         return About(
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -43,7 +43,7 @@ _FAILED_SECONDS = 0.5
 # Jobs that one look finds at most, and wake-ups that it checks.
 _MOST_FOUND = 32
 _MOST_HINTS = 256
-# Lines of which one look asks at most whose they are.
+# Lines that one look reads from Postgres at most, to find whose they are.
 _MOST_LOOKED_UP = 1000
 
 

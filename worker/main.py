@@ -124,7 +124,7 @@ def _worker_class(app: Celery, tiers: Sequence[str]) -> Any:
 
 
 def main(settings: Settings, tiers: Sequence[str]) -> None:
-    """Run a worker that serves these tiers until it is told to stop."""
+    """Run a worker that serves these tiers, until a signal stops it."""
     slots = settings.worker_slots
     raise_descriptor_limit(slots * _SLOT_DESCRIPTORS + _OTHER_DESCRIPTORS)
     if set(tiers) <= BACKGROUND_TIERS:

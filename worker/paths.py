@@ -34,7 +34,7 @@ from worker.troubled import TroubledPaths
 
 log = logging.getLogger(__name__)
 
-# Polls of a busy worker in the time of one poll of an idle worker, which others still count as present.
+# An idle worker polls once in the time of so many polls of a busy one: often enough to count as present.
 _IDLE_POLLS = 2
 
 

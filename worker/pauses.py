@@ -23,7 +23,7 @@ class Pauses:
         return max(0.0, self._ends[name] - time.monotonic()) if name in self._ends else 0.0
 
     def pause(self, name: str, seconds: float) -> None:
-        """Make no call of a route, or a provider, for so many seconds, in all workers: it asked for that."""
+        """Pause a route, or a provider, in all workers, for the seconds that the provider asked for."""
         ends = time.monotonic() + min(seconds, self._longest)
         if seconds > 0 and ends > self._ends.get(name, 0):
             self._ends[name] = ends
@@ -36,7 +36,7 @@ class Pauses:
         return [(name, self.seconds(name)) for name in unsaved]
 
     def keep_unsaved(self, names: Iterable[str]) -> None:
-        """Have pauses that could not be told to the other workers told next time."""
+        """Keep pauses for the next `take_unsaved`, because they did not reach the other workers."""
         self._unsaved.update(names)
 
     def learn(self, shared: Mapping[str, float]) -> None:

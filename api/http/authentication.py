@@ -36,7 +36,7 @@ _READING_POSTS = frozenset({"/responses/input_tokens"})
 # Seconds for which a process uses a key without looking it up again: a revoked key stops working within them.
 _CACHE_SECONDS = 1.0
 _CACHE_SIZE = 10_000
-# Keys up to which the cache is not searched for old ones.
+# A cache of at most so many keys is not searched for old ones.
 _CACHE_WORTH_A_LOOK = 100
 # Seconds between two checks of the keys of open streams.
 _RECHECK_SECONDS = 2.0
@@ -144,7 +144,7 @@ class Authenticator:
         return max(len(self._cache), len(self._accounts)) > _CACHE_WORTH_A_LOOK
 
     def _forget(self, now: float) -> None:
-        """Free what is known of keys that are no longer used, and of accounts: many keys are used once."""
+        """Drop old entries of large caches: many keys are used once."""
         if len(self._cache) > _CACHE_WORTH_A_LOOK:
             self._cache = {
                 key_hash: known

@@ -85,7 +85,7 @@ _UPSTREAM_ERRORS = {
     "502": "The model's provider failed",
     "504": "The model's provider, or the job, took too long; or the server cannot tell whether the request runs",
 }
-# Of requests that change something.
+# The errors that only requests that change something have.
 _OUTCOME_UNKNOWN = {"504": "The server cannot tell whether the request took effect"}
 
 

@@ -90,7 +90,7 @@ async def cancel(session: Acting, api: Writing, batch_id: str) -> Response:
 
 
 async def _pace(api: Api, batch: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the pace of a batch that runs: the first of its events has it. None where none arrives in time."""
+    """Return the pace of a running batch, from the first of its events, or None if no event arrives in time."""
     if batch["status"] in FINAL:
         return None
     try:

@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 _STANDARD_ERROR = 2  # the descriptor, as `sys.stderr` may be something else
 
-# Seconds between two looks at a process whose end the system does not tell.
+# Seconds between two looks at a process whose end the system does not report.
 _LOOK_SECONDS = 0.5
 # Seconds before the first restart; each further delay is twice as long, up to the longest.
 _FIRST_DELAY_SECONDS = 0.5

@@ -20,10 +20,10 @@ async def check_room(
 ) -> None:
     """Check that an account has room for `files` more files, or `size` more bytes, that are not stored yet.
 
-    Files that batches wrote count as well, but no batch is kept from writing its own.
+    Files that batches wrote count as well, but a batch may always write its own.
 
     Raises:
-        QuotaExceededError: It has not; the error names `param`.
+        QuotaExceededError: The account has no such room; the error names `param`.
     """
     [used] = await execute(database.relaxed, _USED, {"account_id": account_id})
     for name, taken, limit in (

@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        """Wait until something has come, or room to send has."""
+        """Wait until bytes have arrived, or more can be sent."""
         if self._error is None:
             if self.closed:
                 raise ConnectionLostError("the connection is closed")

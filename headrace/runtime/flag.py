@@ -1,4 +1,4 @@
-"""An event for what thousands wait for, each for its own."""
+"""An event that takes little memory, because thousands of tasks each wait for one of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Flag:
-    """An `asyncio.Event` of a tenth of the memory: that one has a queue, which takes 600 bytes while it is empty."""
+    """An event in a tenth of the memory of `asyncio.Event`, whose queue takes 600 bytes while it is empty."""
 
     __slots__ = ("_is_set", "_waiters")
 

@@ -17,7 +17,7 @@ def machine_id() -> str:
 
 
 def stalled_seconds() -> float | None:
-    """Return for how long, since the machine started, some task has waited for a core; None if nothing tells.
+    """Return for how long, since the machine started, some task has waited for a core; None if the system does not say.
 
     Linux calls this the pressure on the CPU, and has it in microseconds: `some avg10=… avg60=… avg300=… total=…`.
     """

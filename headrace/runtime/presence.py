@@ -93,7 +93,7 @@ class View:
 
     @classmethod
     def unpack(cls, text: bytes) -> View:
-        """Return what `pack` packed, in this release or another; the view of an unknown form serves no tier."""
+        """Return what `pack` packed, in this release or another; a text of an unknown form serves no tier."""
         try:
             told = orjson.loads(text)
             return cls(

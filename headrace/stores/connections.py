@@ -176,7 +176,7 @@ class _Session(Connections):
         self._idle.append(connection)
 
     async def close(self) -> None:
-        """Close the connection. The engine is others' too."""
+        """Close the connection. The engine stays open, because others use it."""
         await self._close_idle()
 
     async def _open(self) -> PlainConnection:

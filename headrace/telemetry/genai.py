@@ -91,7 +91,7 @@ def describe_output(completion: Mapping[str, Any]) -> Attributes:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a chat message in the convention's form. Of media, only the type is told."""
+    """Return a chat message in the convention's form. Images and other media have their type alone."""
     role, content = message.get("role"), message.get("content")
     parts: list[dict[str, Any]] = [{"type": "text", "content": content}] if isinstance(content, str) else []
     if isinstance(content, list):

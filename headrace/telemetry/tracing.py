@@ -1,7 +1,8 @@
 """Traces: spans of a job's way, sent to an OpenTelemetry collector. Off unless the standard `OTEL_*` variables ask.
 
-Spans are made at five places: a job is submitted, claimed, asked of a provider, ended, and told to its webhook. Where
-tracing is off, no tracer is imported, and each of these places costs one call that returns None.
+Spans are made at five places: where a job is submitted, where it is claimed, where its provider is called, where it
+ends, and where its webhook is sent. Without tracing, no tracer is imported, and each place costs one call that returns
+None.
 
 A job keeps the trace context of its submission, if it has one: its client sent it, or its submission is sampled. So a
 job without a context has no spans, and sampling is decided once.

@@ -1,4 +1,4 @@
-"""How long answers took, counted in steps of a fourth of an octave, so that percentiles of any sum can be told.
+"""How long answers took, counted in steps of a fourth of an octave: any sum of counts has percentiles.
 
 Step `n` is for times of about 2^(n/4) ms. A percentile is the middle of its step, so it is right to 9 %.
 """

@@ -1,7 +1,7 @@
 """Every question to the ledger. Usage of discarded attempts is reported apart from usage of answers.
 
-An answer is put together, in one statement and so of one moment, of three parts: of roll-ups for whole hours, days and
-months; of the ledger's rows for what is left at both ends; and of the rows that roll-ups have not got yet.
+An answer is of one moment, as one statement adds up its three parts: roll-ups of whole hours, days and months; the
+ledger's rows for the rest at both ends; and the rows that the roll-ups do not have yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headrace.usage.question import GROUPS, Question, is_metadata, metadata_key,
 from headrace.usage.rows import AMOUNTS_OF_ROW, STEPS_OF_ROW, SUMS, TOKENS, has_metric
 from headrace.usage.views import Grain, Segment
 
-# Postgres's state for a value that it does not know; of ours, only a zone's name may be one.
+# Postgres's code for a parameter with an unknown value: here that can only be the name of a time zone.
 _UNKNOWN_VALUE = "22023"
 
 _MARK = "SELECT transaction FROM usage_mark"
@@ -139,10 +139,10 @@ class _Parts:
 
 
 def _begin(midnight: str) -> str:
-    """Return the SQL of when a day begins, of its midnight as Postgres has it.
+    """Return the SQL of a day's beginning, from the midnight that Postgres finds.
 
-    Where clocks are set back to midnight there are two, and Postgres takes the second: until then, clocks have shown by
-    how much they are set back.
+    Where clocks are set back to midnight, a day has two midnights, and Postgres finds the second. The first one is
+    earlier by as much as the clocks are set back.
     """
     before = f"timezone(%(zone)s, {midnight} - interval '1 microsecond') + interval '1 microsecond'"
     return f"({midnight} - greatest({before} - timezone(%(zone)s, {midnight}), interval '0'))"
@@ -217,10 +217,10 @@ async def ask(
 ) -> list[dict[str, Any]]:
     """Return `limit` rows of an answer at most, past the first `offset`.
 
-    There is a row for each bucket and group in which anything was used, in order of time, then of the groups; without
-    either there is one, be it of zeros. It has `start_time`, `end_time`, the groups by their names, and the amounts;
-    accounts by their names, or without `names` by their ids;
-    with `latency` also `first_token_seconds` and `duration_seconds`, each the percentiles p50, p90, p95 and p99.
+    There is a row for each bucket and group with usage, in order of time, then of the groups. A question without
+    buckets and groups has one row, of zeros if nothing was used. A row has `start_time`, `end_time`, the groups by
+    their names, and the amounts. With `latency` it also has `first_token_seconds` and `duration_seconds`, each with the
+    percentiles p50, p90, p95 and p99. Accounts are named, or without `names` have their ids.
 
     Raises:
         InvalidRequestError: Postgres does not know the time zone.

@@ -30,7 +30,7 @@ GROUPS = {
     "tier": "tier",
     "user": "end_user",
 }
-"""What usage may be told apart by, besides `metadata.<key>`, and the column of each."""
+"""The groups that usage can be split into, besides `metadata.<key>`, and the column of each."""
 
 
 class Bucket(StrEnum):

@@ -15,10 +15,10 @@ _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def render_rows(rows: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> str:
-    """Return rows, which all have the same names, as CSV below a line of these; without any, below one of `names`.
+    """Return rows as CSV, below a line of their names; without rows, the line has `names`.
 
-    Money keeps every digit, and a mapping is told by a column for each of its own names. A client's text that a
-    spreadsheet would take for a formula has a `'` before it.
+    All rows have the same names. Money keeps every digit. A mapping becomes a column for each of its own names. A
+    client's text that a spreadsheet would take for a formula has a `'` before it.
     """
     flat = [_flat(row) for row in rows]
     text = io.StringIO()

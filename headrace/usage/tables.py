@@ -98,7 +98,7 @@ DIMENSIONS = (
     "metadata_key",
     "metadata_value",
 )
-"""What roll-ups tell apart, each view some of it."""
+"""The dimensions of roll-ups. Each view has some of them."""
 
 AMOUNTS = (
     "requests",
@@ -123,7 +123,7 @@ COSTS = ("cost", "discarded_cost")
 
 
 def _cell(*columns: sa.Column[Any]) -> list[sa.Column[Any]]:
-    """Return the columns of a table of roll-ups, between what they are of and what they come to."""
+    """Return the columns that all tables of roll-ups have, and `columns`, which complete the key."""
     return [
         sa.Column("view", sa.Text, primary_key=True, comment="Which dimensions it tells apart"),
         sa.Column("grain", sa.Text, primary_key=True, comment="How long it lasts: hour, day or month, in UTC"),

@@ -74,7 +74,7 @@ class DemoUpstream:
                     host="127.0.0.1",
                     port=0,
                     log_config=None,
-                    log_level="warning",  # that it runs, and how to stop it, is no news of the worker's
+                    log_level="warning",  # uvicorn would log at INFO that it runs and how to stop it
                     access_log=False,
                     lifespan="off",
                 )
