@@ -200,11 +200,7 @@ def running_rig(network: Network, directory: Path, seed: int) -> Iterator[HostsR
             primary=primary,
             standby=standby,
         )
-        Service.running.append(service)
-        stack.callback(service.stop)
-        for name in (*APIS, *WORKERS, *SCHEDULERS):
-            rig.launch(name)
-        rig.wait_until_whole()
+        rig.start(stack)
         yield rig
 
 

@@ -14,6 +14,7 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.keys.queries import create_key, find_principal, hash_key
 from headrace.stores.database import Database, execute
 from headrace.stores.migrate import migrate
+from tests.fakes.collector import Collector, running_collector
 from tests.integration.databases import Session, create_database
 from tests.integration.job_rows import Jobs, Owner
 from tests.service import Stores
@@ -94,3 +95,11 @@ def valkey(own_valkey: EmbeddedValkey) -> EmbeddedValkey:
     with Redis.from_url(own_valkey.url) as redis:
         redis.flushall()
     return own_valkey
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector to which this process sends its spans."""
+    with running_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        yield collector

@@ -130,6 +130,14 @@ class Rig:
 
         return asyncio.run(create())
 
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start every part, and return when all serve. They stop with the stack."""
+        Service.running.append(self.service)
+        stack.callback(self.service.stop)
+        for name in (*APIS, *WORKERS, *SCHEDULERS):
+            self.launch(name)
+        self.wait_until_whole()
+
     def launch(self, name: str) -> Process:
         """Start a part behind its links."""
         kind = name.partition("-")[0]
@@ -344,11 +352,7 @@ def running_rig(
         service = Service(directory, stores, config, environment, forked=forked)
         rig = Rig(service, provider, Upstreams.scripted(provider, seed), hooks, links, ports)
         migrate(postgres.url)
-        Service.running.append(service)
-        stack.callback(service.stop)
-        for name in (*APIS, *WORKERS, *SCHEDULERS):
-            rig.launch(name)
-        rig.wait_until_whole()
+        rig.start(stack)
         yield rig
 
 

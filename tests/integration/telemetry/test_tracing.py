@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from headrace.telemetry.traceparent import trace_id
 from headrace.telemetry.tracing import start_span, tracing
-from tests.fakes.collector import Collector, running_collector
+from tests.fakes.collector import Collector
 from tests.service import free_port
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = f"00-{TRACE}-b7ad6b7169203331-01\nvendor=a1"
 UNSAMPLED = f"00-{TRACE}-b7ad6b7169203331-00"
-
-
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    with running_collector() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        yield collector
 
 
 def sampled(count: int, *, parent: str | None = None, link: str | None = None) -> int:

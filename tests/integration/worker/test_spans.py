@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import orjson
 import pytest
@@ -16,20 +16,13 @@ from headrace.ids import new_id
 from headrace.jobs.records import ClaimedJob
 from headrace.providers.client import ProviderClient
 from headrace.telemetry.tracing import tracing
-from tests.fakes.collector import Collector, running_collector
+from tests.fakes.collector import Collector
 from tests.fakes.provider import Provider, answer
 from worker.exchange import Exchange
 from worker.spans import AttemptSpans
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CONTEXT = f"00-{TRACE}-b7ad6b7169203331-01"
-
-
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    with running_collector() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        yield collector
 
 
 @pytest.fixture
