@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.rows import DictRow, dict_row
 from standardwebhooks import Webhook
 
+from headrace.errors import AnswerInterruptedError
 from headrace.ids import response_id as response_id_of
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -246,7 +247,7 @@ class Checker:
         error = json.loads(job["error"] or "{}")
         if refusal.code == error.get("code"):
             return refusal.status in {200, error.get("status")}
-        if refusal.code == "worker_lost":  # a stream had begun, and Postgres did not know
+        if refusal.message == AnswerInterruptedError.default:  # its code is `server_error` in a stream of a response
             returned = any(found["status"] == "returned" for found in job["tried"])
             moved = job["attempt"] > 1 or job["lost"] > 0 or returned or self._was_drained(job)
             return bool(refusal.status == 200 and moved)
