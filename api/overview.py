@@ -24,7 +24,7 @@ from headrace.queue import TIERS
 from headrace.runtime.presence import EVERYONE, Presence, Worker, read_presence
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 from headrace.telemetry.rates import KINDS, Slot, read_slots
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Overview:
         """Return what Redis holds, or None while it is unavailable."""
         try:
             presence, (slots, seconds) = await asyncio.gather(read_presence(self._redis), read_slots(self._redis))
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             log.warning("the status leaves out Redis, which is unavailable: %s", error)
             return None
         return {"presence": presence, "rates": _rates(slots, seconds)}

@@ -19,9 +19,9 @@ from api.jobs.waiting import WaitingJobs
 from api.overview import Overview
 from api.resources.health import StoresCheck
 from headrace.catalogue.file import CatalogueFile
+from headrace.events.compare import compare_readers
 from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
-from headrace.events.watch import watch
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.accept import insert_jobs, mark_unsent
 from headrace.keys.queries import ensure_bootstrap_key
@@ -83,7 +83,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             fingerprint.run,
             hub.run,
             hub.end_silences,
-            partial(watch, hub, database),
+            partial(compare_readers, hub, database),
             authenticator.run,
             doubts.run,
             waiting.run,
@@ -105,7 +105,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),
                 overview=Overview(database, redis, catalogue),
-                gate=Gate(redis, database, open_when_away=settings.limits_without_redis == "open"),
+                gate=Gate(redis, database, open_without_redis=settings.limits_without_redis == "open"),
             )
             state["headless"] = Request({"type": "http", "state": state})
             yield state

@@ -314,7 +314,7 @@ async def _measure_limiter(database: Database, redis: Redis, valkey_pid: int) ->
         monthly_budget=Decimal(10**6),
     )
     scopes = [Scope("key_l", limits), Scope("acct_l", limits)]
-    gate = Gate(redis, database, open_when_away=False)
+    gate = Gate(redis, database, open_without_redis=False)
 
     async def one() -> None:
         job_id = new_id("job")

@@ -28,7 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import Backlog
 from headrace.stores.namespace import prefix_in, prefix_of
-from headrace.stores.redis_url import AWAY, broker_settings
+from headrace.stores.redis import REDIS_UNAVAILABLE
+from headrace.stores.redis_url import broker_settings
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class JobQueue:
                 slices = [job_ids[at : at + message.jobs] for at in range(0, len(job_ids), message.jobs)]
                 # On the left, as kombu does: workers take from the right.
                 await self._redis.lpush(self._prefix + message.key, *map(message.render, slices))
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             count = sum(map(len, batch.values()))
             log.warning("could not wake a worker for %d jobs, the scheduler will: %s", count, error)
             self._redis_lost = True
@@ -221,7 +222,7 @@ class JobQueue:
         """Return the wake-ups at the head of a tier's queue, or None while Redis is unavailable."""
         try:
             found = await self._redis.lrange(self._prefix + queue_name(tier), -_BACKLOG_MESSAGES, -1)
-        except AWAY:
+        except REDIS_UNAVAILABLE:
             return None
         messages = found[::-1]  # workers take from the right
         return Backlog(

@@ -14,7 +14,7 @@ from headrace.quotas.gate import Gate
 from headrace.quotas.queries import alert
 from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.rollups import fold_usage, repair_short_months
 from scheduler.lookout import work_or_rest
@@ -87,7 +87,7 @@ async def _again_and_again(
         except SQLAlchemyError as error:
             log.warning("bookkeeping waits for Postgres: %s", error)
             pause = _OFTEN_SECONDS
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             log.warning("bookkeeping of limits waits for Redis: %s", error)
             pause = _OFTEN_SECONDS
         except Exception:

@@ -55,7 +55,7 @@ async def _schedule(settings: Settings) -> None:
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
-        gate = Gate(redis, database, open_when_away=settings.limits_without_redis == "open")
+        gate = Gate(redis, database, open_without_redis=settings.limits_without_redis == "open")
         file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
 

@@ -20,9 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from headrace.runtime.chores import wait_for
 from headrace.stores.namespace import NamespacedRedis
-from headrace.stores.redis import connect_redis
+from headrace.stores.redis import REDIS_UNAVAILABLE, connect_redis
 from headrace.stores.redis_pipe import RedisPipe
-from headrace.stores.redis_url import AWAY
 from worker.pool import AsyncioPool
 
 # Seconds for which Redis holds a question for messages, and seconds more until the connection counts as dead.
@@ -133,7 +132,7 @@ class _Reader:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 while not self._ended.is_set():
-                    with contextlib.suppress(*AWAY):
+                    with contextlib.suppress(*REDIS_UNAVAILABLE):
                         await self._redis.client_unblock(self._client)
                     await wait_for(self._ended, _AGAIN_SECONDS)
         if self._pipe is not None:
@@ -146,5 +145,5 @@ def _translated() -> Iterator[None]:
     """Raise what means that Redis is unavailable as an error after which Celery connects again."""
     try:
         yield
-    except AWAY as error:
+    except REDIS_UNAVAILABLE as error:
         raise RedisConnectionError(f"lost the queues: {error}") from error

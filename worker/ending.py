@@ -26,7 +26,7 @@ from headrace.stores.database import Database
 from headrace.stores.group_commit import GroupCommit
 from headrace.usage.spent import NOTHING, SpentUsage
 from worker.attempt import Attempt
-from worker.attempt_line import DEFERRED, log_attempt
+from worker.attempt_log import DEFERRED, log_attempt
 from worker.availability import Availability
 from worker.deltas import DeltaWriter
 from worker.measures import Measures

@@ -34,6 +34,7 @@ from headrace.telemetry.rates import report
 from worker.attempt import Stop
 from worker.availability import Availability
 from worker.circuit import Rules
+from worker.circuits import Circuits
 from worker.claims import Claims
 from worker.crowds import Crowds
 from worker.deltas import DeltaWriter
@@ -43,7 +44,6 @@ from worker.leases import Leases
 from worker.line_pace import LinePace
 from worker.measures import Measures
 from worker.outcome import Outcomes
-from worker.paths import Circuits
 from worker.run import Runner
 from worker.slots import Slots, reserve_of
 from worker.throttle import Throttle

@@ -19,8 +19,8 @@ from headrace.errors import (
 from headrace.jobs.state import State
 from headrace.providers.client import without_secret
 from worker.attempt import Attempt, Stop
+from worker.circuits import Circuits
 from worker.ending import Endings
-from worker.paths import Circuits
 from worker.retry import Retry, handover_delay, next_attempt
 
 log = logging.getLogger(__name__)

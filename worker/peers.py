@@ -50,7 +50,7 @@ class Peers:
         With `aloud`, the workers of this machine that run lines of batches read it at once.
 
         Raises:
-            AWAY: Redis is unavailable.
+            REDIS_UNAVAILABLE: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
         said = [self._worker, view.pack(), PRESENT_MS, CALLS_BEGIN if aloud else b"", *arguments]

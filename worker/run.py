@@ -26,6 +26,7 @@ from headrace.telemetry.context import bind, note
 from headrace.telemetry.traceparent import trace_id
 from worker.attempt import Attempt, Lease
 from worker.availability import Availability
+from worker.circuits import Circuits
 from worker.claims import Claims
 from worker.crowds import Crowds
 from worker.deltas import Deltas, DeltaWriter
@@ -33,7 +34,6 @@ from worker.exchange import Exchange
 from worker.leases import Leases
 from worker.measures import Measures
 from worker.outcome import Outcomes
-from worker.paths import Circuits
 from worker.slots import Slot
 from worker.spans import AttemptSpans
 from worker.throttle import Throttle

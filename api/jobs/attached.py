@@ -6,8 +6,8 @@ from fastapi import Request
 
 from api.http.errors import shutdown_error
 from api.http.sse import LiveEvents, Write
+from api.jobs.attendance import watching
 from api.jobs.client_events import ClientEvents
-from api.jobs.watch import watching
 from headrace.errors import AuthenticationError, HeadraceError
 from headrace.events.follow import START, Cursor, follow
 from headrace.events.listener import ListenerClosedError

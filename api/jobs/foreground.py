@@ -20,9 +20,9 @@ from api.http.idempotency import has_key
 from api.http.later import Later
 from api.http.sse import EventStream, LiveEvents, Write
 from api.jobs.accept import Submission, accept, answering
+from api.jobs.attendance import Attendance
 from api.jobs.cancel import abandon, is_ended_by_cancelling
 from api.jobs.client_events import ClientEvents
-from api.jobs.watch import Attendance
 from headrace.errors import (
     AuthenticationError,
     HeadraceError,

@@ -27,8 +27,8 @@ from api.http.sse import PING, EventStream, LiveEvents, Write, render_error_even
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
 from api.jobs.asked import Asked
+from api.jobs.attendance import watching
 from api.jobs.cancel import cancel_and_wait, erase
-from api.jobs.watch import watching
 from api.resources.chat import start
 from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.errors import AuthenticationError, HeadraceError, invalid_parameter

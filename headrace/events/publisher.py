@@ -22,7 +22,7 @@ from headrace.jobs.records import ClaimedJob, MovedJob
 from headrace.jobs.state import State
 from headrace.runtime.clock import now
 from headrace.stores.namespace import NamespacedRedis
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 from headrace.telemetry import rates
 from headrace.telemetry.metrics import JOBS_ENDED, OTHER, bound
 
@@ -100,7 +100,7 @@ class Publisher:
 
     async def cancel(self, job_id: str) -> None:
         """Have the job's worker stop it. A worker that misses the message finds out at its next heartbeat."""
-        with contextlib.suppress(*AWAY):
+        with contextlib.suppress(*REDIS_UNAVAILABLE):
             await self._redis.publish(self._prefix + CANCEL_CHANNEL, job_id)
 
     async def _run(self) -> None:
@@ -132,7 +132,7 @@ class Publisher:
         try:
             await self._redis.publish_all({channel: b"".join(frames) for channel, frames in channels.items()})
             self._redis_lost = False
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             if not self._redis_lost:
                 log.warning("Redis is unavailable, readers fall back to Postgres: %s", error)
             self._redis_lost = True

@@ -29,7 +29,7 @@ from headrace.stores.failures import is_unavailable
 from headrace.stores.group_commit import GroupCommit
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
-from headrace.stores.redis_url import AWAY, is_spoilt
+from headrace.stores.redis import REDIS_UNAVAILABLE, is_bad_data
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,11 @@ class Admission:
 class Gate:
     """The limits as one process sees them. While Redis is unavailable the gate is open to all requests, or to none."""
 
-    def __init__(self, redis: Redis, database: Database, *, open_when_away: bool) -> None:
+    def __init__(self, redis: Redis, database: Database, *, open_without_redis: bool) -> None:
         self._redis = redis
         self._prefix = prefix_in(redis) + _PREFIX
         self._database = database
-        self._open_when_away = open_when_away
+        self._open_without_redis = open_without_redis
         self._load = redis.register_script(_LOAD)
         self._forget = redis.register_script(_FORGET)
         self._admissions = self._grouped(_ADMIT)
@@ -129,9 +129,9 @@ class Gate:
                 if answer[0] != b"load":
                     return _read(answer, limited, demand)
                 await self._load_once(limited[answer[1] - 1].id, version=answer[2])
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             self._complain(error)
-            if self._open_when_away:
+            if self._open_without_redis:
                 return Admission()
         raise UnavailableError("Limits cannot be checked at the moment.", retry_after=1)
 
@@ -175,7 +175,7 @@ class Gate:
         """Release what jobs reserved, and count what they used. A job that is settled already changes nothing.
 
         Raises:
-            headrace.stores.redis_url.AWAY: Redis is unavailable. The scheduler settles the jobs later, from Postgres.
+            REDIS_UNAVAILABLE: Redis is unavailable. The scheduler settles the jobs later, from Postgres.
         """
         periods = _periods(datetime.now(UTC))
         await asyncio.gather(
@@ -198,7 +198,7 @@ class Gate:
         try:
             ended = [spent] if spent else await queries.find_ended(self._database, [job_id], patience_seconds=0)
             await self.settle(limited, ended)
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             self._complain(error)
         except SQLAlchemyError as error:
             log.warning("a job's reservation stays until Postgres is available: %s", error)
@@ -209,7 +209,7 @@ class Gate:
         Returns whether something was held back, so that more may be to settle soon.
 
         Raises:
-            headrace.stores.redis_url.AWAY: Redis is unavailable.
+            REDIS_UNAVAILABLE: Redis is unavailable.
             sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
         """
         return await self._for_each_scope(self._reconcile)
@@ -250,8 +250,8 @@ class Gate:
             except UnknownScopeError:
                 log.warning("deleted the counts of %s in Redis, as it is not in Postgres", scope_id)
                 await self._delete(scope_id)
-            except AWAY as error:
-                if not is_spoilt(error):
+            except REDIS_UNAVAILABLE as error:
+                if not is_bad_data(error):
                     raise
                 log.exception("deleted the counts of %s in Redis", scope_id)
                 await self._delete(scope_id)
@@ -291,7 +291,9 @@ class Gate:
         await self._load(keys=[self._prefix], args=[orjson.dumps(asked)])
 
     def _complain(self, error: Exception) -> None:
-        log.warning("limits are %s, as Redis is unavailable: %s", "off" if self._open_when_away else "closed", error)
+        log.warning(
+            "limits are %s, as Redis is unavailable: %s", "off" if self._open_without_redis else "closed", error
+        )
 
 
 def _text(found: bytes | str) -> str:

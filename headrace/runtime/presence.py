@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from headrace.runtime.chores import next_tick
 from headrace.stores.namespace import prefix_in
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ async def read_presence(redis: Redis) -> Presence:
     """Return what the running processes tell, in one round trip.
 
     Raises:
-        AWAY: Redis is unavailable.
+        REDIS_UNAVAILABLE: Redis is unavailable.
     """
     prefix = prefix_in(redis)
     async with redis.pipeline(transaction=False) as pipeline:
@@ -180,6 +180,6 @@ async def announce_leader(redis: Redis) -> None:
     while True:
         try:
             await redis.set(prefix_in(redis) + _LEADER_KEY, orjson.dumps(leader), ex=_LEADER_GONE_SECONDS)
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             log.debug("Redis is unavailable, the leader's name is not written: %s", error)
         await next_tick(_LEADER_SECONDS)

@@ -45,7 +45,7 @@ class NamespacedRedis(Redis):
         """Publish a message on each of some channels, in one round trip.
 
         Raises:
-            AWAY: Redis is unavailable. Some of the messages may have been published.
+            REDIS_UNAVAILABLE: Redis is unavailable. Some of the messages may have been published.
         """
         await _measured(self._ask_all([("PUBLISH", channel, message) for channel, message in messages.items()]))
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
 
 from headrace.stores import redis_url
 from headrace.stores.namespace import NamespacedRedis, prefix_in
-from headrace.stores.redis_url import AWAY
+
+REDIS_UNAVAILABLE = (RedisError, OSError, TimeoutError, RuntimeError)
+"""Errors of redis-py while Redis is unavailable. RuntimeError is uvloop's, of a transport that was closed meanwhile."""
 
 _CHECK_KEY = "headrace:check"
+
+
+def is_bad_data(error: Exception) -> bool:
+    """Whether a command failed because of what its keys hold, and not because of the state of Redis.
+
+    A Redis that is full, read-only, loading, busy, or lacks a permission refuses any keys.
+    """
+    return type(error) is ResponseError and str(error).startswith(("WRONGTYPE", "ERR", "user_script"))
 
 
 def connect_redis(url: str, namespace: str | None = None) -> NamespacedRedis:
@@ -30,6 +41,6 @@ async def redis_takes_writes(redis: Redis) -> bool:
     """Whether Redis takes writes. One that is full, read-only or loading counts as unavailable."""
     try:
         await redis.set(prefix_in(redis) + _CHECK_KEY, 1, ex=60)
-    except AWAY:
+    except REDIS_UNAVAILABLE:
         return False
     return True

@@ -19,22 +19,9 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import RedisError, ResponseError
 
 from headrace.settings import SettingError
 from headrace.stores.namespace import NamespacedRedis, prefix_of
-
-AWAY = (RedisError, OSError, TimeoutError, RuntimeError)
-"""Errors of redis-py while Redis is unavailable. RuntimeError is uvloop's, of a transport that was closed meanwhile."""
-
-
-def is_spoilt(error: Exception) -> bool:
-    """Whether a command failed because of what its keys hold, and not because of the state of Redis.
-
-    A Redis that is full, read-only, loading, busy, or lacks a permission refuses any keys.
-    """
-    return type(error) is ResponseError and str(error).startswith(("WRONGTYPE", "ERR", "user_script"))
-
 
 _SENTINEL_PORT = 26379
 _SENTINEL_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 1}

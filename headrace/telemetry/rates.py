@@ -21,7 +21,7 @@ from headrace.runtime.chores import next_tick
 from headrace.runtime.flag import Flag
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ async def report(redis: Redis) -> None:
         _counted.clear()
         try:
             await add(keys=keys, args=[SLOT_SECONDS, _KEPT_SECONDS, *counted])
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             log.debug("Redis is unavailable, a second's counts are lost: %s", error)
 
 
@@ -84,7 +84,7 @@ async def read_slots(redis: Redis) -> tuple[Sequence[Slot], float]:
     """Return the slots of the last five minutes, oldest first, and the seconds that they cover: the last goes on.
 
     Raises:
-        AWAY: Redis is unavailable.
+        REDIS_UNAVAILABLE: Redis is unavailable.
     """
     seconds, microseconds = await redis.time()
     last = seconds // SLOT_SECONDS

@@ -15,8 +15,8 @@ import pytest
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import NotFoundError
+from headrace.events import compare as comparing
 from headrace.events import follow as following
-from headrace.events import watch as comparing
 from headrace.events.follow import (
     START,
     Cursor,
@@ -107,7 +107,7 @@ def whole(job: ClaimedJob, first_seq: int, last_seq: int) -> list[bytes]:
 async def served(redis: NamespacedRedis, database: Database, *, buffer_bytes: int = BUFFER) -> AsyncIterator[Hub]:
     """Yield a hub as an API process has it."""
     hub = Hub(redis, buffer_bytes=buffer_bytes, patience_seconds=60)
-    async with going_on(hub.run, functools.partial(comparing.watch, hub, database)):
+    async with going_on(hub.run, functools.partial(comparing.compare_readers, hub, database)):
         yield hub
 
 
@@ -358,7 +358,7 @@ async def test_an_end_that_comes_twice_is_told_once(jobs: Jobs, deaf: Namespaced
 @pytest.mark.parametrize("steps", range(4))
 async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, deaf: NamespacedRedis, steps: int) -> None:
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
-    watching = asyncio.create_task(comparing.watch(hub, jobs.database))
+    watching = asyncio.create_task(comparing.compare_readers(hub, jobs.database))
     await asyncio.sleep(0.01)
     hub.doubt.set()
     for _ in range(steps):

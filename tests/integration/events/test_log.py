@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from headrace.dev.valkey import EmbeddedValkey
+from headrace.events import compare as comparing
 from headrace.events import follow as following
-from headrace.events import watch as comparing
 from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Started, follow, furthest_cursor
 from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
@@ -100,7 +100,7 @@ async def test_a_live_reader_may_have_lines_of_a_lost_attempt_that_postgres_lack
     async with connect_redis(valkey.url) as redis:
         hub = Hub(redis, buffer_bytes=2**20, patience_seconds=60)
         publisher = Publisher(redis, interval_seconds=0)
-        async with going_on(hub.run, functools.partial(comparing.watch, hub, jobs.database)):
+        async with going_on(hub.run, functools.partial(comparing.compare_readers, hub, jobs.database)):
             await eventually(lambda: hub.connected, "the wire")
             job = await jobs.run(format="responses")
             async with asyncio.timeout(PATIENCE), hub.listen(job.id, own=False) as listener:
@@ -159,7 +159,7 @@ async def test_a_reader_ahead_of_postgres_gets_the_end_of_its_job(jobs: Jobs, at
         hub = Hub(deaf, buffer_bytes=2**20, patience_seconds=60)
         async with (
             asyncio.timeout(PATIENCE),
-            going_on(functools.partial(comparing.watch, hub, jobs.database)),
+            going_on(functools.partial(comparing.compare_readers, hub, jobs.database)),
             hub.listen(job.id, own=False) as listener,
         ):
             events = follow(listener, jobs.database, after=Cursor(attempt, 5), format="responses")
@@ -213,7 +213,7 @@ async def test_live_readers_get_the_log_whatever_frames_are_lost(jobs: Jobs, val
     async with connect_redis(valkey.url) as redis:
         hub = Hub(redis, buffer_bytes=2**20, patience_seconds=60)
         publisher = Publisher(redis, interval_seconds=0)
-        async with going_on(hub.run, functools.partial(comparing.watch, hub, jobs.database)):
+        async with going_on(hub.run, functools.partial(comparing.compare_readers, hub, jobs.database)):
             await eventually(lambda: hub.connected, "the wire")
             job = await jobs.run(format="responses")
             readers = [asyncio.create_task(_read_live(hub, jobs, job.id)) for _ in range(3)]

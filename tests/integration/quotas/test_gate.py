@@ -45,7 +45,7 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def gate(redis: Redis, database: Database) -> Gate:
-    return Gate(redis, database, open_when_away=False)
+    return Gate(redis, database, open_without_redis=False)
 
 
 class Clock:
@@ -117,11 +117,11 @@ async def sums(redis: Redis, scope_id: str) -> dict[str, int]:
 
 async def test_without_limits_nobody_is_asked(database: Database, owner: Owner) -> None:
     nowhere = Redis.from_url("redis://127.0.0.1:9/0")
-    assert (await Gate(nowhere, database, open_when_away=False).admit([scope(owner)], demand())).headers == {}
+    assert (await Gate(nowhere, database, open_without_redis=False).admit([scope(owner)], demand())).headers == {}
 
 
 async def test_a_budget_holds_whoever_asks_at_once(redis: Redis, database: Database, gate: Gate, owner: Owner) -> None:
-    other = Gate(redis, database, open_when_away=False)
+    other = Gate(redis, database, open_without_redis=False)
     scopes = [scope(owner, daily_budget=Decimal("0.5")), Scope(owner.account_id, Limits(monthly_budget=Decimal(7)))]
     found = await asyncio.gather(*(admitted(gates, scopes, *(demand() for _ in range(100))) for gates in (gate, other)))
     assert sum(map(len, found)) == 50
@@ -359,7 +359,7 @@ async def test_what_is_forgotten_meanwhile_is_not_put_right(
         found = await read(database, scope_id, now)
         monkeypatch.undo()
         await pass_hours(redis, owner, 1.1)
-        await Gate(redis, database, open_when_away=False).correct()
+        await Gate(redis, database, open_without_redis=False).correct()
         return found
 
     monkeypatch.setattr("headrace.quotas.gate.queries.read_spent", beside)
@@ -688,7 +688,7 @@ class Minute:
 
     def __init__(self, redis: Redis, requests: int, tokens: int) -> None:
         self.redis = redis
-        self.gate = Gate(redis, Database.connect("postgresql://nowhere"), open_when_away=False)
+        self.gate = Gate(redis, Database.connect("postgresql://nowhere"), open_without_redis=False)
         self.clock = Clock(redis)
         self.limits = {
             "key_a": Limits(requests_per_minute=requests, tokens_per_minute=tokens, wait=True),
@@ -840,12 +840,12 @@ async def test_while_redis_is_away(database: Database, owner: Owner) -> None:
     nowhere = Redis.from_url("redis://127.0.0.1:9/0", socket_connect_timeout=1)
     scopes = [scope(owner, requests_per_minute=1)]
     with pytest.raises(UnavailableError) as refused:
-        await Gate(nowhere, database, open_when_away=False).admit(scopes, demand())
+        await Gate(nowhere, database, open_without_redis=False).admit(scopes, demand())
     assert refused.value.status == 503
     for _ in range(3):
-        await Gate(nowhere, database, open_when_away=True).admit(scopes, demand())
+        await Gate(nowhere, database, open_without_redis=True).admit(scopes, demand())
     with pytest.raises(RedisError):
-        await Gate(nowhere, database, open_when_away=True).reconcile()
+        await Gate(nowhere, database, open_without_redis=True).reconcile()
 
 
 @pytest.mark.parametrize(
@@ -868,14 +868,14 @@ async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
         await redis.execute_command(*refuse)
         assert not await redis_takes_writes(redis)
         with pytest.raises(UnavailableError):
-            await Gate(redis, database, open_when_away=False).admit(scopes, demand())
-        await Gate(redis, database, open_when_away=True).admit(scopes, demand())
+            await Gate(redis, database, open_without_redis=False).admit(scopes, demand())
+        await Gate(redis, database, open_without_redis=True).admit(scopes, demand())
         queue.wake([new_id("job")], tier="default")
         await queue.close()
     finally:
         await redis.execute_command(*restore)
     assert await redis_takes_writes(redis)
-    await Gate(redis, database, open_when_away=False).admit(scopes, demand())
+    await Gate(redis, database, open_without_redis=False).admit(scopes, demand())
     await redis.aclose()
 
 

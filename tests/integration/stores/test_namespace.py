@@ -136,7 +136,7 @@ async def test_a_wake_up_is_in_one_deployments_queue_alone(
 async def test_every_key_and_channel_has_the_namespace(
     keys: BlockingRedis, ours: NamespacedRedis, database: Database, owner: Owner
 ) -> None:
-    gate = Gate(ours, database, open_when_away=False)
+    gate = Gate(ours, database, open_without_redis=False)
     demand = Demand(new_id("job"), background=False, tokens=10, cost=Decimal(1))
     scope = Scope(owner.key_id, Limits(requests_per_minute=5, daily_budget=Decimal(9)))
     await gate.admit([scope], demand)

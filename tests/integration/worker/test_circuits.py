@@ -33,7 +33,7 @@ from headrace.runtime.presence import KEY, About, Calls, View, read_presence
 from headrace.stores.redis import connect_redis
 from tests.waiting import eventually
 from worker.circuit import Rules
-from worker.paths import Circuits
+from worker.circuits import Circuits
 
 RULES = Rules(failures=5, cooling_seconds=60)
 HASTY = Rules(failures=5, cooling_seconds=0.02, probe_seconds=60)
@@ -178,7 +178,7 @@ async def test_a_worker_that_makes_short_calls_tells_its_news_twice_as_often_as_
         periods.append(period)
         return 0.01
 
-    monkeypatch.setattr("worker.paths.until_tick", soon)
+    monkeypatch.setattr("worker.circuits.until_tick", soon)
     circuits = worker(redis)
     async with going_on(circuits.run):
         await eventually(lambda: len(periods) > 2, "some news")

@@ -25,7 +25,7 @@ from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamRateLimitE
 from headrace.queue import TIERS
 from headrace.runtime.chores import until_tick
 from headrace.runtime.presence import EVERYONE, About, Calls, View
-from headrace.stores.redis_url import AWAY
+from headrace.stores.redis import REDIS_UNAVAILABLE
 from headrace.telemetry.metrics import CIRCUIT_OPEN
 from worker.circuit import Rules
 from worker.pauses import Pauses
@@ -160,7 +160,7 @@ class Circuits:
         view = replace(view, about=about, calls=self.calls, limits=self._limits())
         try:
             news = await self._peers.tell(view, unsaved, aloud=speaks_up)
-        except AWAY as error:
+        except REDIS_UNAVAILABLE as error:
             if not self.redis_lost:
                 log.warning("Redis is unavailable, circuits are this worker's own: %s", error)
                 self.redis_lost = True

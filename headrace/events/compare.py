@@ -24,7 +24,7 @@ _MOST_COMPARED = 1000
 _REST = 4
 
 
-async def watch(hub: Hub, database: Database) -> None:
+async def compare_readers(hub: Hub, database: Database) -> None:
     """Send readers to Postgres whenever it has more events than they do, until cancelled.
 
     While the live wire works that is rare, so a comparison of all readers every few seconds is enough. Without the live
