@@ -241,7 +241,7 @@ def _frame() -> Operation:
 @_part("write a chunk's event, chat")
 def _write_chat() -> Operation:
     from api.jobs.chunks import Chunks
-    from headrace.events.follow import Cursor, Deltas
+    from headrace.events.job_events import Cursor, Deltas
 
     render = Chunks(_JOB, _CREATED, include_usage=False).render
     event = Deltas(Cursor(1, 7), (_bytes(_chunk({"content": "tok1 "})),))

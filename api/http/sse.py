@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.http.connection import Client
 from headrace.errors import HeadraceError
-from headrace.events.follow import Deltas
+from headrace.events.job_events import Deltas
 
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"

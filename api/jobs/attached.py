@@ -9,7 +9,8 @@ from api.http.sse import LiveEvents, Write
 from api.jobs.attendance import watching
 from api.jobs.client_events import ClientEvents
 from headrace.errors import AuthenticationError, HeadraceError
-from headrace.events.follow import START, Cursor, follow
+from headrace.events.follow import follow
+from headrace.events.job_events import START, Cursor
 from headrace.events.listener import ListenerClosedError
 from headrace.formats.chat.support import Format
 from headrace.keys.principal import Principal

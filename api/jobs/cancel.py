@@ -9,7 +9,8 @@ import functools
 from fastapi import Request
 
 from api.jobs.doubts import Doubts
-from headrace.events.follow import Ended, follow
+from headrace.events.follow import follow
+from headrace.events.job_events import Ended
 from headrace.events.listener import ListenerClosedError
 from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.records import MovedJob

@@ -6,7 +6,7 @@ import orjson
 
 from api.http.sse import PING, render_error_event
 from headrace.errors import AnswerInterruptedError, HeadraceError, restore_error
-from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence
+from headrace.events.job_events import Deltas, Ended, Event, Retrying, Silence
 from headrace.ids import completion_id
 
 _NO_USAGE = b'"usage":null,'

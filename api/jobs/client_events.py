@@ -10,7 +10,7 @@ from api.jobs.asked import Asked
 from api.jobs.chunks import Chunks
 from api.jobs.response_events import ResponseEvents
 from headrace.errors import HeadraceError
-from headrace.events.follow import Event
+from headrace.events.job_events import Event
 from headrace.formats.responses.request import ResponseRequest
 
 

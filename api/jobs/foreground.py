@@ -31,7 +31,8 @@ from headrace.errors import (
     UnavailableError,
     restore_error,
 )
-from headrace.events.follow import Deltas, Ended, Event, Silence, follow
+from headrace.events.follow import follow
+from headrace.events.job_events import Deltas, Ended, Event, Silence
 from headrace.events.listener import Listener, ListenerClosedError
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_positions

@@ -10,7 +10,7 @@ import orjson
 
 from api.http.sse import PING_AFTER_ID, render_event
 from headrace.errors import AnswerInterruptedError, HeadraceError
-from headrace.events.follow import Deltas, Ended, Event, Retrying, Silence, Started
+from headrace.events.job_events import Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses import events
 from headrace.formats.responses.response import render_stored
 from headrace.jobs.state import State

@@ -32,18 +32,8 @@ from api.jobs.cancel import cancel_and_wait, erase
 from api.resources.chat import start
 from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
 from headrace.errors import AuthenticationError, HeadraceError, invalid_parameter
-from headrace.events.follow import (
-    START,
-    Cursor,
-    Deltas,
-    Ended,
-    Event,
-    Retrying,
-    Silence,
-    Started,
-    follow,
-    furthest_cursor,
-)
+from headrace.events.follow import follow, furthest_cursor
+from headrace.events.job_events import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.events.listener import Listener, ListenerClosedError
 from headrace.ids import completion_id, is_id
 from headrace.jobs.job_object import Job, JobFormat, find_job, no_such_job, render_job

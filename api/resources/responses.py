@@ -27,7 +27,7 @@ from api.jobs.context import expanded, find_response
 from api.jobs.foreground import Foreground
 from api.jobs.response_events import ResponseEvents
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
-from headrace.events.follow import Cursor
+from headrace.events.job_events import Cursor
 from headrace.formats.chat.usage import estimate_usage
 from headrace.formats.json_document import parse_json
 from headrace.formats.responses.context import COMPACTS

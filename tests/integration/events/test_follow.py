@@ -17,19 +17,9 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.errors import NotFoundError
 from headrace.events import compare as comparing
 from headrace.events import follow as following
-from headrace.events.follow import (
-    START,
-    Cursor,
-    Deltas,
-    Ended,
-    Event,
-    Retrying,
-    Silence,
-    Started,
-    follow,
-    furthest_cursor,
-)
+from headrace.events.follow import follow, furthest_cursor
 from headrace.events.hub import Hub
+from headrace.events.job_events import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.events.listener import Listener, ListenerClosedError
 from headrace.events.publisher import Publisher
 from headrace.events.wire import Frame, job_channel

@@ -13,8 +13,9 @@ import pytest
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events import compare as comparing
 from headrace.events import follow as following
-from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Started, follow, furthest_cursor
+from headrace.events.follow import follow, furthest_cursor
 from headrace.events.hub import Hub
+from headrace.events.job_events import START, Cursor, Deltas, Ended, Event, Retrying, Started
 from headrace.events.publisher import Publisher
 from headrace.events.wire import Frame
 from headrace.jobs.records import ClaimedJob

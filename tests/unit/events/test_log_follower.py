@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.events import follow
-from headrace.events.follow import Cursor, Deltas, Ended, Retrying, Started
+from headrace.events.job_events import START, Cursor, Deltas, Ended, Retrying, Started
 from headrace.events.listener import Listener
 from headrace.events.wire import Frame
 from headrace.jobs.records import Progress
@@ -23,7 +23,7 @@ PROGRESS = Progress(State.FAILED, 1, False, 0, 0, None, ERROR, NOTHING, "respons
 async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch, unwritten: int) -> None:
     written = 2
     listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
-    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    follower = follow._LogFollower(None, listener, START)  # type: ignore[arg-type]  # nothing is asked of it
     lines = [b"{}"] * (written + unwritten)
     events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), Frame(JOB, 1, 1, "delta", lines)])
     assert (len(events), missed) == (2, [])
@@ -49,7 +49,7 @@ async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest
 async def test_a_log_that_is_newer_than_the_job_s_state_voids_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay reads the state, then the log: the job may have been claimed again in between."""
     listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
-    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    follower = follow._LogFollower(None, listener, START)  # type: ignore[arg-type]  # nothing is asked of it
 
     async def queued(*_: Any) -> Any:
         return Progress(State.QUEUED, 1, False, 0, 0, None, None, NOTHING, "responses")
@@ -68,7 +68,7 @@ async def test_a_log_that_is_newer_than_the_job_s_state_voids_no_attempt(monkeyp
 async def test_lines_too_large_for_a_message_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their frame comes without them, and the reader goes on live after it has read them from Postgres."""
     listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
-    follower = follow._LogFollower(None, listener, follow.START)  # type: ignore[arg-type]  # nothing is asked of it
+    follower = follow._LogFollower(None, listener, START)  # type: ignore[arg-type]  # nothing is asked of it
     large, later = Frame(JOB, 1, 1, "delta", []), Frame(JOB, 1, 3, "delta", [b"{}"])
     events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), large, later])
     assert (events, missed) == ([Started(Cursor(1, 0))], [large, later])

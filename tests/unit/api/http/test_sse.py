@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.http.sse import PING_AFTER_ID, EventWriter, LiveEvents, render_event
-from headrace.events.follow import Cursor, Deltas
+from headrace.events.job_events import Cursor, Deltas
 
 LARGEST = 16 * 1024
 EVENTS = st.lists(

@@ -9,7 +9,7 @@ import openai
 
 from api.jobs.response_events import ResponseEvents
 from headrace.errors import UnavailableError
-from headrace.events.follow import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
+from headrace.events.job_events import START, Cursor, Deltas, Ended, Event, Retrying, Silence, Started
 from headrace.formats.responses.events import render_line, render_lines
 from headrace.ids import new_id
 from headrace.jobs.state import State
