@@ -10,8 +10,8 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from headrace.quotas.alerts import alert
 from headrace.quotas.gate import Gate
-from headrace.quotas.queries import alert
 from headrace.runtime.chores import until_tick
 from headrace.stores.database import Database
 from headrace.stores.redis import REDIS_UNAVAILABLE

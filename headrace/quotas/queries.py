@@ -1,33 +1,22 @@
-"""What limits read from Postgres: money spent, open jobs, ended jobs; and the alerts of budgets."""
+"""What limits read from Postgres: money spent, open jobs, ended jobs."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
-
-import orjson
-from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.ids import created_at
 from headrace.quotas.rules import Limits
-from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
-from headrace.stores.failures import is_unavailable
-from headrace.usage.queries import ask, render_cost
+from headrace.usage.queries import ask
 from headrace.usage.question import Question
-
-log = logging.getLogger(__name__)
 
 # Seconds after its admission in which a job's row may still be missing because it is being written.
 _PATIENCE_SECONDS = 15
-ALERT_PERCENTS = (50, 80, 100)
 
 
 @contextlib.asynccontextmanager
@@ -85,7 +74,7 @@ async def read_spent(database: Database, scope_id: str, now: datetime) -> SpentS
         UnknownScopeError: No such key or account exists.
     """
     rows = await execute(database.relaxed, _OPEN.format(column=_column(scope_id)), {"id": scope_id})
-    day, month = await _read_sums(database, scope_id, now)
+    day, month = await read_sums(database, scope_id, now)
     return SpentSums(day, month, [OpenJob(*row) for row in rows])
 
 
@@ -93,7 +82,7 @@ def _column(scope_id: str) -> str:
     return "key_id" if scope_id.startswith("key_") else "account_id"
 
 
-async def _read_sums(database: Database, scope_id: str, now: datetime) -> tuple[Decimal, Decimal]:
+async def read_sums(database: Database, scope_id: str, now: datetime) -> tuple[Decimal, Decimal]:
     """Return what was spent in the day and the month of UTC that have this moment, discarded attempts included."""
     is_key = scope_id.startswith("key_")
     owners = await execute(database.relaxed, _OF_KEY if is_key else _OF_ACCOUNT, {"id": scope_id})
@@ -146,7 +135,7 @@ async def find_left(database: Database, key_ids: Iterable[str]) -> dict[str, Dec
             continue
         # Reservations are read first: a job that ends in between is subtracted twice, rather than not at all.
         held = (await execute(database.relaxed, _HELD.format(column=_column(scope_id)), {"id": scope_id}))[0][0]
-        day, month = await _read_sums(database, scope_id, datetime.now(UTC))
+        day, month = await read_sums(database, scope_id, datetime.now(UTC))
         budgets = ((limits.daily_budget, day), (limits.monthly_budget, month))
         left[scope_id] = min(budget - spent for budget, spent in budgets if budget is not None) - held
     return left
@@ -168,63 +157,3 @@ async def find_ended(
     ages = [time.time() - created_at(job_id) for job_id in job_ids]
     parameters = {"ids": list(job_ids), "ages": ages, "patience": patience_seconds}
     return [Spent(row.id, row.tokens, row.cost) for row in await execute(database.relaxed, _ENDED, parameters)]
-
-
-_ALERTED = """
-SELECT api_keys.id, account_id, api_keys.limits FROM api_keys
-WHERE api_keys.limits ? 'alert_webhook' AND revoked_at IS NULL
-UNION ALL SELECT id, id, limits FROM accounts WHERE limits ? 'alert_webhook'
-"""
-_ALERT = """
-INSERT INTO webhook_deliveries (id, account_id, url, event, payload)
-VALUES (%(event_id)s, %(account_id)s, %(url)s, 'budget.alert', %(payload)s) ON CONFLICT (id) DO NOTHING
-"""
-
-
-async def alert(database: Database) -> None:
-    """Send an alert to the limits' `alert_webhook` for each budget of which 50, 80 or 100 % is spent, once a period."""
-    for row in await execute(database.relaxed, _ALERTED):
-        try:
-            await _alert_of(database, row)
-        except SQLAlchemyError as error:
-            if is_unavailable(error):
-                raise
-            log.exception("could not send the budget alerts of %s", row.id)
-        except Exception:
-            log.exception("could not send the budget alerts of %s", row.id)
-
-
-async def _alert_of(database: Database, row: Row) -> None:
-    limits = Limits.parse(row.limits)
-    budgets = {"daily_budget": limits.daily_budget, "monthly_budget": limits.monthly_budget}
-    if not any(budgets.values()):
-        return
-    now = datetime.now(UTC)
-    day, month = await _read_sums(database, row.id, now)
-    periods = {"daily_budget": (day, f"{now:%Y-%m-%d}"), "monthly_budget": (month, f"{now:%Y-%m}")}
-    for name, budget in budgets.items():
-        total, period = periods[name]
-        reached = [percent for percent in ALERT_PERCENTS if budget and total * 100 >= budget * percent]
-        for percent in reached:
-            news = {"budget": name, "period": period, "percent": percent, "limit": render_cost(budget or Decimal())}
-            await _tell(database, row, limits, news, spent=total)
-
-
-async def _tell(database: Database, row: Row, limits: Limits, news: Mapping[str, Any], *, spent: Decimal) -> None:
-    # The id is made of the alert's content, so that a second scheduler, or one after a crash, sends no alert twice. A
-    # changed budget has alerts of its own.
-    event_id = "evt_" + hashlib.md5(f"{row.id} {news}".encode(), usedforsecurity=False).hexdigest()
-    payload = {
-        "id": event_id,
-        "object": "event",
-        "type": "budget.alert",
-        "created_at": int(time.time()),
-        "data": {"id": row.id, **news, "spent": render_cost(spent)},
-    }
-    parameters = {
-        "event_id": event_id,
-        "account_id": row.account_id,
-        "url": limits.alert_webhook,
-        "payload": orjson.dumps(payload).decode(),
-    }
-    await execute(database.durable, _ALERT, parameters)

@@ -24,6 +24,7 @@ from headrace.jobs.sql.erase import delete_job
 from headrace.keys.accounts import limit_account
 from headrace.queue import JobQueue
 from headrace.quotas import queries
+from headrace.quotas.alerts import alert
 from headrace.quotas.gate import _ADMIT, _SETTLE, Demand, Gate, Scope
 from headrace.quotas.queries import Spent
 from headrace.quotas.rules import Limits
@@ -889,7 +890,7 @@ async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
     for _ in range(3):
         await jobs.complete()  # for 0.0042 USD
         for _ in range(2):
-            await queries.alert(database)
+            await alert(database)
         rows = await execute(
             database.relaxed, "SELECT payload::json -> 'data' ->> 'percent' AS percent FROM webhook_deliveries"
         )
@@ -899,7 +900,7 @@ async def test_of_a_budget_a_half_four_fifths_and_all_are_told_once(
         database, owner.account_id, Limits(daily_budget=Decimal("0.02"), alert_webhook="https://example.com/hook")
     )
     for _ in range(2):
-        await queries.alert(database)
+        await alert(database)
     rows = await execute(
         database.relaxed, "SELECT payload::json -> 'data' AS data FROM webhook_deliveries ORDER BY created_at DESC"
     )
@@ -922,8 +923,8 @@ async def test_an_alert_at_midnight_is_of_the_day_whose_spending_it_tells(
     limits = Limits(daily_budget=Decimal("0.0042"), alert_webhook="https://example.com/hook")
     await limit_account(database, owner.account_id, limits)
     await jobs.complete()
-    monkeypatch.setattr("headrace.quotas.queries.datetime", Midnight)
-    await queries.alert(database)
+    monkeypatch.setattr("headrace.quotas.alerts.datetime", Midnight)
+    await alert(database)
     query = "SELECT payload::json -> 'data' ->> 'period' AS period FROM webhook_deliveries"
     assert {row.period for row in await execute(database.relaxed, query)} == {f"{today:%Y-%m-%d}"}
     await limit_account(database, owner.account_id, Limits())
