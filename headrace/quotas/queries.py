@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 15
 async def snapshot(database: Database) -> AsyncIterator[Database]:
     """Give a database as of one moment, that of the first statement. Do not write to it."""
     async with database.relaxed.transaction("REPEATABLE READ") as then:
-        yield Database(then, then, then)
+        yield Database(then, then, then, then)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ from headrace.telemetry.stores import POSTGRES
 
 LIST_SECONDS = 3.0
 """Seconds that a statement of a list may take."""
-# Connections for lists, at most.
+# Connections for lists, and for questions about usage, at most.
 _LIST_CONNECTIONS = 3
+_REPORT_CONNECTIONS = 2
 
 DIALECT = "postgresql+psycopg://"
 
@@ -39,6 +40,8 @@ class Database:
     relaxed: Connections
     lists: Connections
     """Few connections, for lists, which may read all of an account's rows: no other statement waits for them."""
+    reports: Connections
+    """Few connections, for questions about usage, each of which may take seconds."""
 
     @classmethod
     def connect(cls, database_url: str, *, connections: int = 8, part: str = "cli") -> Database:
@@ -65,11 +68,12 @@ class Database:
             return Connections(engine, limit=connections)
 
         lists = kind(min(connections, _LIST_CONNECTIONS), statement_timeout=f"{LIST_SECONDS:g}s")
-        return cls(durable=kind(), relaxed=kind(synchronous_commit="off"), lists=lists)
+        reports = kind(min(connections, _REPORT_CONNECTIONS))
+        return cls(durable=kind(), relaxed=kind(synchronous_commit="off"), lists=lists, reports=reports)
 
     async def close(self) -> None:
         """Close every connection."""
-        for connections in (self.durable, self.relaxed, self.lists):
+        for connections in (self.durable, self.relaxed, self.lists, self.reports):
             await connections.close()
 
 

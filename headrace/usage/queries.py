@@ -225,11 +225,11 @@ async def ask(
     Raises:
         InvalidRequestError: Postgres does not know the time zone.
     """
-    marks = await execute(database.relaxed, _MARK)
+    marks = await execute(database.reports, _MARK)
     mark: int = marks[0].transaction if marks else 0
     sql, parameters = _select(question, mark, limit=limit, offset=offset, latency=latency)
     try:
-        found = await execute(database.relaxed, sql, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
+        found = await execute(database.reports, sql, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _UNKNOWN_VALUE:
             raise unknown_zone(question.zone.key) from error
@@ -360,7 +360,7 @@ async def statement_of_month(database: Database, month: str, account_ids: Sequen
     The rows are the ledger's own, so that their costs add up to its own to the last digit.
     """
     parameters = {"account_ids": None if account_ids is None else list(account_ids), "month": f"{month}-01"}
-    rows = await execute(database.relaxed, _STATEMENT, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
+    rows = await execute(database.reports, _STATEMENT, parameters, patience_seconds=LONG_PATIENCE_SECONDS)
     return [dict(zip(STATEMENT_COLUMNS, row, strict=True)) for row in rows]
 
 
