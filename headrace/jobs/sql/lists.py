@@ -34,15 +34,21 @@ async def list_jobs(
         ListTooLongError: The list has to look at more jobs than its time allows.
     """
     try:
-        where = _conditions(account_id, wanted, after=after, descending=descending)
-        found = await _find(database, where, wanted.metadata, limit + 1, descending=descending)
-        ids, size = list[str](), 0
-        for row in found[:limit]:
-            if size < PAGE_BYTES:
-                ids.append(row.id)
-                size += row.size
-        query = _in_order(VIEW.where(jobs.c.id.in_(ids)), jobs.c.id, descending=descending)
-        return await execute(database.lists, query) if ids else [], len(found) > len(ids)
+        while True:
+            where = _conditions(account_id, wanted, after=after, descending=descending)
+            found = await _find(database, where, wanted.metadata, limit + 1, descending=descending)
+            ids, size = list[str](), 0
+            for row in found[:limit]:
+                if size < PAGE_BYTES:
+                    ids.append(row.id)
+                    size += row.size
+            # Some may be erased by now.
+            query = VIEW.where(jobs.c.id.in_(ids), jobs.c.deleted_at.is_(None))
+            rows = await execute(database.lists, _in_order(query, jobs.c.id, descending=descending)) if ids else []
+            more = len(found) > len(ids)
+            if rows or not more:
+                return rows, more
+            after = ids[-1]
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _TIMED_OUT:
             raise ListTooLongError from error

@@ -178,6 +178,21 @@ async def test_a_list_that_takes_too_long_is_refused_with_what_would_help(
         await list_jobs(jobs.database, jobs.owner.account_id, JobFilter(), after=None, limit=2, descending=True)
 
 
+async def test_a_job_that_is_erased_meanwhile_is_in_no_page(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = sorted([(await jobs.complete()).id for _ in range(5)])
+    find = lists._find
+
+    async def erase_meanwhile(*arguments: Any, **options: Any) -> Any:
+        found = await find(*arguments, **options)
+        for job_id in ended[:3]:
+            await jobs.delete(job_id)
+        return found
+
+    monkeypatch.setattr(lists, "_find", erase_meanwhile)
+    rows, more = await list_jobs(jobs.database, jobs.owner.account_id, ALL, after=None, limit=2, descending=False)
+    assert ([row.id for row in rows], more) == (ended[3:], False), "the page that came out empty is passed over"
+
+
 async def test_a_page_ends_with_the_answer_that_makes_it_too_large(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "PAGE_BYTES", 3 * len(RESPONSE) - 1)
     ended = sorted([(await jobs.complete()).id for _ in range(5)])  # two may be of one millisecond
