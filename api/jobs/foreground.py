@@ -148,6 +148,8 @@ class Foreground:
                 await write([written.refuse(AuthenticationError())])
             elif self.request.state.hub.ending.is_set():
                 await write([written.refuse(shutdown_error())])
+        except HeadraceError as error:  # its content was deleted, for instance
+            await write([written.refuse(error)])
         finally:
             if ended:
                 await self._attendance.end()

@@ -244,6 +244,24 @@ async def test_a_foreground_stream_whose_first_delta_is_lost_ends_with_the_same_
     assert (await ended(cluster_client, job_id))["status"] == "cancelled"
 
 
+async def test_a_foreground_stream_whose_job_is_deleted_ends_with_an_error(
+    cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    """Its worker is frozen, so the job has not ended when its content is deleted."""
+    provider.script(model, stream(chunk({"role": "assistant", "content": "half "}), Gate()))
+    worker = cluster.processes["worker"]
+    async with cluster_client.stream("POST", "/chat/completions", json=chat(model, stream=True)) as response:
+        events = EventStream(response)
+        job_id = (await anext(events)).data["id"].replace("chatcmpl-", "job_")
+        worker.signal(signal.SIGSTOP)
+        try:
+            assert (await cluster_client.delete(f"/jobs/{job_id}")).status_code == 200
+            [*_, last] = [event.data for event in await events.rest()]
+        finally:
+            worker.signal(signal.SIGCONT)
+    assert last["error"]["message"]
+
+
 async def test_a_response_whose_client_has_read_nothing_starts_over(
     cluster: Service, cluster_client: httpx.AsyncClient, provider: Provider, model: str,
     rows: psycopg.AsyncConnection[DictRow],
