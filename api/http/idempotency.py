@@ -11,6 +11,7 @@ from typing import Self
 
 import orjson
 from fastapi import Request
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.errors import invalid_parameter
 from headrace.idempotency import queries
@@ -50,6 +51,14 @@ async def resource_id(request: Request, principal: Principal, fresh: str, body: 
     fingerprint = await offloaded(len(body), _fingerprint, request, body)
     found = await queries.claim_id(request.state.database, principal.account_id, key, fingerprint, fresh)
     return found, found != fresh
+
+
+async def give_up_claim(request: Request, account_id: str, claimed: str) -> None:
+    """Free the request's key, which it has claimed for the id of a resource that is not created."""
+    key = _key(request)
+    if key is not None:
+        with contextlib.suppress(SQLAlchemyError):  # then the key stands for the refused request until tomorrow
+            await queries.give_up_claim(request.state.database, account_id, key, claimed)
 
 
 async def earlier_id(request: Request, principal: Principal, body: bytes) -> str | None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import orjson
 from fastapi import Request
 
-from api.http.idempotency import has_key, resource_id
+from api.http.idempotency import give_up_claim, has_key, resource_id
 from api.jobs.asked import Asked
 from api.jobs.client_events import Begin, events_for
 from api.jobs.doubts import Doubts
@@ -21,7 +21,7 @@ from api.jobs.tracing import trace_submission
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
 from headrace.catalogue.routing import UsableRoute, check_servable
-from headrace.errors import ModelNotFoundError
+from headrace.errors import HeadraceError, ModelNotFoundError
 from headrace.formats.chat.usage import estimate_demand
 from headrace.ids import AGENT_PREFIX, is_id, new_id
 from headrace.jobs.cancellation import cancel_job
@@ -205,7 +205,12 @@ async def _commit(request: Request, submission: Submission) -> int:
     state, job = request.state, submission.job
     state.waiting.check(job.account_id)
     if any(scope.is_limited for scope in submission.scopes):
-        job = await _admit(request, submission)
+        try:
+            job = await _admit(request, submission)
+        except HeadraceError as error:
+            if not (error.retryable or submission.repeated):  # the client has to send another request
+                await give_up_claim(request, job.account_id, job.id)
+            raise
     try:
         created: int = await state.inserts.submit(job)
     except BaseException:

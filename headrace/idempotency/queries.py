@@ -39,6 +39,9 @@ UPDATE idempotency_keys SET applied = true
 WHERE account_id = %(account_id)s AND key = %(key)s::text AND NOT applied RETURNING key
 """
 """Marks a key as applied, and returns it unless it was marked before. A statement, or a CTE of the one that changes."""
+_GIVE_UP = """
+DELETE FROM idempotency_keys WHERE account_id = %(account_id)s AND key = %(key)s AND resource_id = %(resource_id)s
+"""
 _SWEEP = f"""
 WITH old AS MATERIALIZED (
     SELECT account_id, key FROM idempotency_keys WHERE created_at < now() - {_KEPT}
@@ -84,6 +87,12 @@ async def claim_id(database: Database, account_id: str, key: str, fingerprint: b
     _check_fingerprint(rows[0], fingerprint)
     found: str = rows[0].resource_id
     return found
+
+
+async def give_up_claim(database: Database, account_id: str, key: str, resource_id: str) -> None:
+    """Forget that the key stands for this id, as its resource is not created."""
+    parameters = {"account_id": account_id, "key": key, "resource_id": resource_id}
+    await execute(database.relaxed, _GIVE_UP, parameters)
 
 
 async def mark_applied(database: Database, account_id: str, key: str) -> None:

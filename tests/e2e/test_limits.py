@@ -318,6 +318,17 @@ async def looked_at(new: New, model: str) -> None:
     await batches.reaches(client, batch["id"], "completed")
 
 
+async def test_a_request_that_a_limit_refuses_for_good_claims_no_key(new: New, provider: Provider, model: str) -> None:
+    provider.always(model, answer("ok"))
+    user, unpriced = new("--tpm", "500", "--daily-budget", "1"), f"either-{model}"
+    for refused_model, code in ((model, "rate_limit_exceeded"), (unpriced, "model_not_priced")):
+        user.client.headers["idempotency-key"] = f"{model}-{code}"
+        response = await ask(user.client, refused_model)
+        refused(response, response.status_code, code=code)
+        assert response.headers["x-should-retry"] == "false"
+        assert (await ask(user.client, model, max_completion_tokens=10)).status_code == 200
+
+
 async def test_under_a_budget_a_model_has_a_price(new: New, provider: Provider, model: str) -> None:
     user, free, unpriced = new("--daily-budget", "1"), new(), f"either-{model}"
     provider.always(unpriced, answer("ok"))
