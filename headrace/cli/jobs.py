@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 from rich.table import Column, Table
 
-from headrace.cli.operators import Result, with_database
+from headrace.cli.operators import get_account, with_database
 from headrace.cli.printing import cell, json_option, moment, show, show_fields
 from headrace.dev.embedded import locate
-from headrace.errors import NotFoundError
 from headrace.ids import is_id
 from headrace.jobs.job_object import no_such_job, render_job
 from headrace.jobs.records import MovedJob
@@ -42,9 +41,12 @@ def jobs() -> None:
 @click.pass_obj
 def list_(settings: Settings, account: str | None, state: State | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    rows = with_database(
-        settings, lambda database: list_anyones_jobs(database, account=account, state=state, limit=limit)
-    )
+
+    async def work(database: Database) -> Sequence[Row]:
+        account_id = None if account is None else (await get_account(database, account)).id
+        return await list_anyones_jobs(database, account_id=account_id, state=state, limit=limit)
+
+    rows = with_database(settings, work)
     if as_json:
         click.echo(json.dumps([_document(row) for row in rows]))
         return
@@ -82,7 +84,7 @@ def list_(settings: Settings, account: str | None, state: State | None, limit: i
 @click.pass_obj
 def show_(settings: Settings, job_id: str, as_json: bool) -> None:
     """Show a job, with its result or its error."""
-    document = _document(_with_job(settings, job_id, _get))
+    document = _document(with_database(settings, lambda database: _get(database, job_id)))
     if as_json:
         click.echo(json.dumps(document))
         return
@@ -99,7 +101,7 @@ def cancel(settings: Settings, job_id: str) -> None:
     from headrace.jobs.cancellation import cancel_job
     from headrace.stores.deployment import read_namespace
 
-    async def work(database: Database, job_id: str) -> MovedJob:
+    async def work(database: Database) -> MovedJob:
         row = await _get(database, job_id)
         redis_url = locate(settings, redis=False).redis_url
         async with _publisher(redis_url, await read_namespace(settings, database)) as publisher:
@@ -108,25 +110,13 @@ def cancel(settings: Settings, job_id: str) -> None:
             raise no_such_job(job_id)
         return job
 
-    job = _with_job(settings, job_id, work)
+    job = with_database(settings, work)
     if job.state is State.RUNNING:
         click.echo(f"{job_id} is running: its worker will cancel it.")
     elif job.state is State.CANCELLED:
         click.echo(f"Cancelled {job_id}.")
     else:
         raise click.ClickException(f"{job_id} has ended already: {job.state}.")
-
-
-def _with_job(settings: Settings, job_id: str, work: Callable[[Database, str], Awaitable[Result]]) -> Result:
-    """Connect to the database and do some work with a job.
-
-    Raises:
-        click.ClickException: The job does not exist.
-    """
-    try:
-        return with_database(settings, lambda database: work(database, job_id))
-    except NotFoundError as error:
-        raise click.ClickException(error.message) from error
 
 
 async def _get(database: Database, job_id: str) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, get_args
 
@@ -12,13 +12,13 @@ import orjson
 from pydantic import SecretStr
 
 from headrace.cli.key_table import short, show_key, show_keys, show_once
-from headrace.cli.operators import Result, with_database
+from headrace.cli.operators import get_account, with_database
 from headrace.cli.printing import json_option
 from headrace.dev.embedded import secret_key_file
-from headrace.errors import InvalidRequestError, NotFoundError
+from headrace.errors import InvalidRequestError
 from headrace.formats.chat.validation import parse_body
 from headrace.keys import accounts, queries
-from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_account, no_such_key, render_key
+from headrace.keys.key_object import MOST_OVERLAP_SECONDS, no_such_key, render_key
 from headrace.keys.principal import KeyScope
 from headrace.keys.queries import KeyChanges
 from headrace.quotas.rules import Limits
@@ -114,7 +114,7 @@ def create(  # noqa: PLR0917  (click passes them by name)
         key_id, key = await queries.create_key(database, account_id=account_id, **changes)
         return await _get(database, key_id), key
 
-    show_once(*_with_database(settings, work), as_json=as_json)
+    show_once(*with_database(settings, work), as_json=as_json)
 
 
 @keys.command(name="list")
@@ -126,10 +126,10 @@ def list_(settings: Settings, account: str | None, include_revoked: bool, as_jso
     """List keys, without the keys themselves, oldest first."""
 
     async def work(database: Database) -> Sequence[Row]:
-        account_id = None if account is None else (await _get_account(database, account)).id
+        account_id = None if account is None else (await get_account(database, account)).id
         return await queries.list_keys(database, account_id=account_id, include_revoked=include_revoked)
 
-    rows = _with_database(settings, work)
+    rows = with_database(settings, work)
     if as_json:
         click.echo(json.dumps([render_key(row) for row in rows]))
         return
@@ -142,7 +142,7 @@ def list_(settings: Settings, account: str | None, include_revoked: bool, as_jso
 @click.pass_obj
 def show_(settings: Settings, key_id: str, as_json: bool) -> None:
     """Show a key's properties, without the key itself."""
-    show_key(_with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
+    show_key(with_database(settings, lambda database: _get(database, key_id)), as_json=as_json)
 
 
 @keys.command()
@@ -182,7 +182,7 @@ def update(  # noqa: PLR0917  (click passes them by name)
         await queries.update_key(database, key_id, changes)
         return await _get(database, key_id)
 
-    show_key(_with_database(settings, work), as_json=as_json)
+    show_key(with_database(settings, work), as_json=as_json)
 
 
 @keys.command()
@@ -207,7 +207,7 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
         key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR)
         return await _get(database, key_id), key
 
-    show_once(*_with_database(settings, work), as_json=as_json)
+    show_once(*with_database(settings, work), as_json=as_json)
 
 
 @keys.command()
@@ -225,7 +225,7 @@ def revoke(settings: Settings, key_id: str, children: bool | None) -> None:
         _refuse_bootstrap(await _get(database, key_id))
         await queries.revoke_key(database, key_id, children=children)
 
-    _with_database(settings, work)
+    with_database(settings, work)
     click.echo(f"Revoked {key_id}.")
 
 
@@ -239,14 +239,14 @@ def limit_account(settings: Settings, /, name: str, unlimited: bool, as_json: bo
     """Limit all keys of an account together, in addition to each key's own limits; without options, show the limits."""
 
     async def work(database: Database) -> Limits:
-        account = await _get_account(database, name)
+        account = await get_account(database, name)
         merged = _merge({} if unlimited else account.limits, limits)
         if unlimited or _given(limits):
             await _accept_alerts(settings, database, account.id, limits)
             await accounts.limit_account(database, account.id, merged)
         return merged
 
-    document = _with_database(settings, work).render()
+    document = with_database(settings, work).render()
     click.echo(json.dumps({"name": name, "limits": document}) if as_json else short(document) or "no limits")
 
 
@@ -312,27 +312,8 @@ def _refuse_bootstrap(row: Row) -> None:
         raise click.ClickException(f"{row.id} is the bootstrap key: change HEADRACE_BOOTSTRAP_KEY instead.")
 
 
-def _with_database(settings: Settings, work: Callable[[Database], Awaitable[Result]]) -> Result:
-    """Connect to the database and do some work.
-
-    Raises:
-        click.ClickException: The key or the account does not exist.
-    """
-    try:
-        return with_database(settings, work)
-    except NotFoundError as error:
-        raise click.ClickException(error.message) from error
-
-
 async def _get(database: Database, key_id: str) -> Row:
     row = await queries.find_key(database, key_id)
     if row is None:
         raise no_such_key(key_id)
-    return row
-
-
-async def _get_account(database: Database, name: str) -> Row:
-    row = await accounts.find_account(database, name=name)
-    if row is None:
-        raise no_such_account(name)
     return row

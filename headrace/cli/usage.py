@@ -15,10 +15,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from headrace.cli.operators import with_database
+from headrace.cli.operators import get_account, with_database
 from headrace.cli.printing import cell, json_option, show
 from headrace.errors import HeadraceError
-from headrace.keys.accounts import find_account
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.usage.queries import (
@@ -135,10 +134,7 @@ def usage(  # noqa: PLR0917  (click passes them by name)
 
 
 async def _account_ids(database: Database, account: str | None) -> list[str] | None:
-    if account is None:
-        return None
-    found = await find_account(database, name=account)
-    return [] if found is None else [found.id]
+    return None if account is None else [(await get_account(database, account)).id]
 
 
 def _with_database(settings: Settings, answer: Any) -> Any:

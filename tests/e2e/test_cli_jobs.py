@@ -51,7 +51,9 @@ async def test_the_list_has_every_accounts_jobs_newest_first(
     ]
     assert theirs not in {job["id"] for job in listed(service, "--account", "default")}
     assert {job["account"] for job in listed(service, "--account", "other")} == {"other"}
-    assert listed(service, "--account", f"empty-{secrets.token_hex(4)}") == []
+    idle = f"idle-{secrets.token_hex(4)}"
+    service.create_key(idle)
+    assert listed(service, "--account", idle) == []
     assert [job["id"] for job in listed(service, "--account", "other", "--limit", "1")] == [theirs]
     printed = service.run("jobs", "list", "--account", "other", "--limit", "1")
     assert theirs in printed

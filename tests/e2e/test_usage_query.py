@@ -529,8 +529,16 @@ async def test_what_clients_name_their_models_does_nothing_to_the_table(account:
 
 
 def test_without_usage_the_command_shows_zeros(service: Service) -> None:
-    assert usage_of_all(service, "--account", "nobody") == []
-    assert service.run("usage", "--account", "nobody").split()[-11:] == ["total", *["0"] * 10]
+    service.create_key("idle")
+    assert usage_of_all(service, "--account", "idle") == []
+    assert service.run("usage", "--account", "idle").split()[-11:] == ["total", *["0"] * 10]
+
+
+@pytest.mark.parametrize("command", [["usage"], ["usage", "statement", "2026-11"], ["jobs", "list"]], ids=" ".join)
+def test_an_account_that_does_not_exist_is_an_error(service: Service, command: list[str]) -> None:
+    ended = service.command(*command, "--account", "tyop")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "No account found with name 'tyop'." in ended.stderr
 
 
 @pytest.mark.parametrize(

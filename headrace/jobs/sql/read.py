@@ -210,12 +210,12 @@ async def get_anyones_job(database: Database, job_id: str) -> Row | None:
 
 
 async def list_anyones_jobs(
-    database: Database, *, account: str | None, state: State | None, limit: int
+    database: Database, *, account_id: str | None, state: State | None, limit: int
 ) -> Sequence[Row]:
-    """Return up to `limit` jobs of every account, or of the account named `account`, newest first."""
+    """Return up to `limit` jobs of every account, or of one account, newest first."""
     query = _ANYONES_VIEW
-    if account is not None:
-        query = query.where(accounts.c.name == account)
+    if account_id is not None:
+        query = query.where(jobs.c.account_id == account_id)
     if state is not None:
         query = query.where(jobs.c.state == state.value)
     return await execute(database.relaxed, query.order_by(jobs.c.id.desc()).limit(limit))
