@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -25,6 +26,18 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 STORES = {"postgres", "valkey"}
 PARTS = SERVICES.keys() - STORES - {"console"}
 NO_DEFAULT = re.compile(r"\$\{[A-Z_]*PASSWORD:\?[^}]+\}")
+
+
+def test_the_image_gets_every_file_that_it_copies() -> None:
+    patterns = (ROOT / ".dockerignore").read_text().split()
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = [name for line in copied for name in line.split()]
+    assert {"pyproject.toml", "headrace", "console"} <= set(names)
+    for name in names:
+        assert (ROOT / name).exists()
+        # The last pattern that matches decides.
+        decides = [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern.removeprefix("!"))][-1]
+        assert decides.startswith("!"), f"{name} is not sent to the builder"
 
 
 @pytest.mark.parametrize("name", SERVICES)
