@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Seconds between two steps while there is more to do, and otherwise.
 _BUSY_SECONDS = 0.2
 _IDLE_SECONDS = 16.0
-# Rows of a step that probably left more to do.
+# Rows of a step that probably left more to do. No step stops at fewer.
 _MANY = 100
 _DAY_SECONDS = 86_400
 # Seconds between two rounds of the work that rarely finds a row.

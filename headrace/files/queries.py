@@ -52,11 +52,12 @@ SELECT id FROM batches
 WHERE input_file_id = %(id)s AND state IN ('validating', 'in_progress', 'finalizing', 'cancelling') LIMIT 1
 """
 _DELETE = "DELETE FROM files WHERE id = %(id)s"
-# An unfinished upload is kept for longer than the Idempotency-Key with which it may still be completed.
+# An unfinished upload is kept for longer than the Idempotency-Key with which it may still be completed. A step takes as
+# many files as chunks: most files have one chunk.
 _LOCK_OLD = f"""
 SELECT id FROM files
 WHERE (expires_at <= now() OR (bytes IS NULL AND created_at < now() - interval '2 days')) AND NOT {_IN_USE}
-ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED
+ORDER BY id LIMIT %(chunks)s FOR UPDATE SKIP LOCKED
 """
 _SWEEP = f"""
 WITH gone AS MATERIALIZED (
@@ -204,10 +205,10 @@ async def read_file(
 async def sweep_files(database: Database, *, chunks: int = 100) -> int:
     """Delete up to `chunks` chunks of files that have expired, or whose upload broke off two days ago.
 
-    A file goes with its last chunk. Returns how many rows were deleted.
+    A file goes with its last chunk. Returns how many rows were deleted: at least `chunks` if more files may be left.
     """
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
-        ids = [row.id for row in await execute(transaction, _LOCK_OLD)]
+        ids = [row.id for row in await execute(transaction, _LOCK_OLD, {"chunks": chunks})]
         return len(await execute(transaction, _SWEEP, {"ids": ids, "chunks": chunks})) if ids else 0
 
 

@@ -15,12 +15,14 @@ from headrace.ids import id_before, new_id
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_progress
 from headrace.jobs.state import State
+from headrace.runtime.chores import going_on
 from headrace.settings import Settings
 from headrace.stores.database import Database, execute
 from headrace.usage.tables import usage
 from scheduler.retention import Retention
 from tests.integration.batches.test_queries import create
 from tests.integration.job_rows import Jobs, Owner, end_of, segment
+from tests.waiting import eventually
 
 DAY = 86_400
 
@@ -160,7 +162,18 @@ async def test_a_large_file_goes_in_small_steps_and_is_not_there_meanwhile(datab
         assert await sweep_files(database, chunks=2) > 0
         rows = await execute(database.relaxed, "SELECT count(*) FROM file_chunks WHERE file_id = %(id)s", {"id": large})
         assert rows[0][0] == left
-    assert await execute(database.relaxed, "SELECT FROM files WHERE id = %(id)s", {"id": large}) == []
+    assert await execute(database.relaxed, "SELECT id FROM files WHERE id = %(id)s", {"id": large}) == []
+
+
+async def test_many_small_files_go_without_a_rest(database: Database, owner: Owner) -> None:
+    files = [await old_file(database, owner, days=1) for _ in range(150)]
+    await execute(database.relaxed, "UPDATE files SET expires_at = now() WHERE id = ANY(%(ids)s)", {"ids": files})
+    async with going_on(Retention(Settings(), database).run):
+
+        async def are_gone() -> bool:
+            return not await execute(database.relaxed, "SELECT id FROM files WHERE id = ANY(%(ids)s)", {"ids": files})
+
+        await eventually(are_gone, "the files to be deleted")
 
 
 async def test_nothing_is_forgotten_unless_it_is_asked_for(database: Database, jobs: Jobs, owner: Owner) -> None:
