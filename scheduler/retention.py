@@ -71,10 +71,17 @@ class Retention:
             work += [partial(forget_jobs, database, seconds=seconds), partial(forget_files, database, seconds=seconds)]
         if settings.batch_retention_days is not None:
             work.append(partial(forget_batches, database, seconds=settings.batch_retention_days * _DAY_SECONDS))
-        if time.monotonic() >= self._rarely_at:
-            work += [partial(each, database) for each in (expire_spare_outputs, empty_deleted_agents, forget_gone)]
+        work.append(partial(sweep_files, database))
+        return max([await _alone(each) for each in work] + [await self._do_rare_work()])
+
+    async def _do_rare_work(self) -> int:
+        if time.monotonic() < self._rarely_at:
+            return 0
+        work = (expire_spare_outputs, empty_deleted_agents, forget_gone)
+        done = max([await _alone(partial(each, self._database)) for each in work])
+        if done < _MANY:
             self._rarely_at = time.monotonic() + _RARELY_SECONDS
-        return max([await _alone(each) for each in (*work, partial(sweep_files, database))])
+        return done
 
 
 async def _alone(work: Callable[[], Awaitable[int]]) -> int:

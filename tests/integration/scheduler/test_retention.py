@@ -277,3 +277,19 @@ async def test_what_deleted_agents_say_and_urls_that_were_gone_are_forgotten(
     assert [row.agent_id for row in await execute(database.relaxed, query, {"ids": agents})] == [agents[2]]
     gone = await execute(database.relaxed, "SELECT url FROM webhooks_gone")
     assert [row.url for row in gone] == ["https://example.invalid/29"]
+
+
+async def test_rare_work_that_leaves_more_to_do_goes_on_at_once(
+    database: Database, owner: Owner, retention: Retention
+) -> None:
+    agent_id = new_id("agent")
+    await create_agent(database, agent_id, owner.account_id, definition='{"model": "m"}', model="m")
+    more = """INSERT INTO agent_versions (agent_id, version, definition, model)
+              SELECT %(id)s, version, '{"model": "m"}', 'm' FROM generate_series(2, 600) AS version"""
+    deleted = "UPDATE agents SET deleted_at = now() - interval '3 days' WHERE id = %(id)s"
+    for statement in (more, deleted):
+        await execute(database.relaxed, statement, {"id": agent_id})
+    assert await retention.step() == 500
+    assert await retention.step() == 100
+    query = "SELECT version FROM agent_versions WHERE agent_id = %(id)s AND definition <> '{}'"
+    assert await execute(database.relaxed, query, {"id": agent_id}) == []
