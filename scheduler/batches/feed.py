@@ -38,10 +38,13 @@ class _Taken(NamedTuple):
 
 
 class Feeder:
-    """Feeds one batch, and keeps its input open between two calls of `feed`."""
+    """Feeds one batch, and keeps its input open between two calls of `feed`: it holds a chunk of the file, no line."""
 
     def __init__(self, database: Database, queue: JobQueue, batch: Row, *, pace: Pace | None = None) -> None:
-        """Begin at the batch's place. With a pace, lines wait for the rates of its key and account."""
+        """Begin at the batch's place. With a pace, lines wait for the rates of its key and account.
+
+        A line that waits stays in the file, as it may have 20 MB and many batches may wait.
+        """
         self._database = database
         self._queue = queue
         self._batch = batch
@@ -50,7 +53,7 @@ class Feeder:
         self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=batch.next_line)
         self._agents = BatchAgents(database, batch)
         self._pace = pace
-        self._waiting: _Taken | None = None
+        self._waits = False
 
     @property
     def offset(self) -> int:
@@ -60,12 +63,13 @@ class Feeder:
     async def feed(self, count: int, *, parcel: str | None = None) -> bool:
         """Make jobs of the next `count` lines. Wake workers for them, unless a parcel takes them to a provider.
 
-        Returns False if another scheduler has moved the batch's place: the caller then makes a new feeder.
+        Returns False if the caller needs a new feeder for the next lines: they wait, or another scheduler has moved the
+        batch's place.
         """
-        while count > 0:
+        while count > 0 and not self._waits:
             taken = await self._take(min(count, _MOST_LINES))
             if not taken:
-                return True
+                return False
             start, end = self._offset, taken[-1].end
             lines = [line.new for line in taken]
             fed = await feed_lines(
@@ -85,7 +89,7 @@ class Feeder:
             if parcel is None:
                 self._queue.wake([line.id for line in lines], tier=LINES)
             count -= len(lines)
-        return True
+        return not self._waits
 
     async def close(self) -> None:
         """Close the input."""
@@ -93,33 +97,34 @@ class Feeder:
 
     async def _take(self, count: int) -> list[_Taken]:
         """Return the next lines; no lines if they have to wait for a rate, or the input has ended."""
-        bounds = None if self._pace is None else await self._pace.bounds(self._batch)
+        pace, batch = self._pace, self._batch
+        bounds = None if pace is None else await pace.bounds(batch)
+        ask = None if pace is None else pace.waiting(batch, self._offset)
         taken: list[_Taken] = []
+        if pace is not None and bounds is not None and ask is not None:
+            self._waits = not await pace.admits(batch, bounds, ask)
         size = 0
-        while len(taken) < count and size < _MOST_BYTES:
-            if self._waiting is None:
-                line = await anext(self._lines, None)
-                if line is None:
-                    break
-                self._waiting = await self._new_line(line)
-            next_line = self._waiting
-            request_size = len(next_line.new.request)
-            if self._pace is not None and bounds is not None:
-                new = next_line.new
-                if not await self._pace.allows(self._batch, bounds, new.id, new.request):
-                    break
-            self._waiting = None
-            taken.append(next_line)
-            size += request_size
+        while not self._waits and len(taken) < count and size < _MOST_BYTES:
+            line = await anext(self._lines, None)
+            if line is None:
+                break
+            next_line = await self._new_line(line, new_id("job") if ask is None else ask.job_id)
+            ask = None
+            new = next_line.new
+            if pace is not None and bounds is not None:
+                offset = taken[-1].end if taken else self._offset
+                self._waits = not await pace.allows(batch, bounds, offset, new.id, new.request)
+            if not self._waits:
+                taken.append(next_line)
+                size += len(new.request)
         return taken
 
-    async def _new_line(self, raw: RawLine) -> _Taken:
+    async def _new_line(self, raw: RawLine, job_id: str) -> _Taken:
         assert raw.text is not None  # validation has checked it
         line = await offloaded(len(raw.text), orjson.loads, raw.text)
         body = line["body"]
         asked, metadata = await self._agents.resolve(body), body.get("metadata")
         agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
-        job_id = new_id("job")
         new = NewLine(
             id=job_id,
             line=raw.number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -23,8 +24,9 @@ async def read_input(
 ) -> AsyncGenerator[RawLine, None]:
     """Yield the lines of a file from the one at `offset`, whose number is `number`.
 
-    The reader holds one chunk and one line in memory. Before a line grows larger than a chunk, the reader acquires
-    `room`, and releases it when the caller asks for the next line. Every few milliseconds it lets other work run.
+    The reader holds one chunk in memory, and a line until it yields it. Before a line grows larger than a chunk, the
+    reader acquires `room`, and releases it when the caller asks for the next line. Every few milliseconds it lets other
+    work run.
     """
     reader = LineReader(offset=offset, number=number)
     has_room = False
@@ -33,8 +35,9 @@ async def read_input(
         async with aclosing(read_file(database, file_id, start=offset)) as chunks:
             async for chunk in chunks:
                 for at in range(0, len(chunk), _PIECE_BYTES):
-                    for line in reader.feed(chunk[at : at + _PIECE_BYTES]):
-                        yield line
+                    lines = deque(reader.feed(chunk[at : at + _PIECE_BYTES]))
+                    while lines:
+                        yield lines.popleft()  # which no name here keeps alive
                         if room is not None and has_room:
                             room.release()
                             has_room = False
@@ -43,8 +46,9 @@ async def read_input(
                 if room is not None and not has_room and reader.held > CHUNK_BYTES:
                     await room.acquire()
                     has_room = True
-        for line in reader.close():
-            yield line
+        lines = deque(reader.close())
+        while lines:
+            yield lines.popleft()
     finally:
         if room is not None and has_room:
             room.release()

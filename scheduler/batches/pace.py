@@ -39,6 +39,17 @@ class Bounds:
     has_budget: bool
 
 
+@dataclass(slots=True)
+class Ask:
+    """What the rates are asked for a line: enough to ask again without the line's request, which may have 20 MB."""
+
+    offset: int
+    """The place in the input from which the line is the next."""
+    job_id: str
+    tokens: int
+    admitted: bool = False
+
+
 class Pace:
     """The pace of all batches of one scheduler."""
 
@@ -48,6 +59,7 @@ class Pace:
         self._gate = gate
         self._bounds: dict[str, tuple[float, Bounds | None]] = {}
         self._rests: dict[str, float] = {}
+        self._waiting: dict[str, Ask] = {}
 
     def rests(self, batch: Row) -> bool:
         """Tell whether a batch's next line has to wait."""
@@ -64,21 +76,39 @@ class Pace:
             self._bounds[batch.key_id] = found
         return found[1]
 
-    async def allows(self, batch: Row, bounds: Bounds, job_id: str, request: str) -> bool:
-        """Count a line, whose request is JSON, in the rates.
+    def waiting(self, batch: Row, offset: int) -> Ask | None:
+        """Return what was asked for a batch's line at an offset, if the rates had no room for that line."""
+        ask = self._waiting.get(batch.id)
+        return ask if ask is not None and ask.offset == offset else None
+
+    async def allows(self, batch: Row, bounds: Bounds, offset: int, job_id: str, request: str) -> bool:
+        """Count the line at an offset, whose request is JSON, in the rates, unless they have admitted it before.
 
         Returns False, and lets the batch rest, if the rates have no room for the line, or it has no price.
         """
-        wait, size = 0.0, len(request)
+        size = len(request)
         translation = await offloaded(size, _translate, batch, request)
         if bounds.has_budget and not await offloaded(size, self._is_priced, batch, translation):
-            wait = _LONGEST_REST_SECONDS
-        elif bounds.rates:
+            self._rests[batch.id] = time.monotonic() + _LONGEST_REST_SECONDS
+            return False
+        if not bounds.rates:
+            return True
+        ask = self.waiting(batch, offset)
+        if ask is None:
             demand = await offloaded(size, estimate_demand, translation.chat, output_limit=None)
-            wait = min(_LONGEST_REST_SECONDS, await self._gate.admit_line(bounds.rates, job_id, demand.total_tokens))
+            ask = Ask(offset, job_id, demand.total_tokens)
+        return await self.admits(batch, bounds, ask)
+
+    async def admits(self, batch: Row, bounds: Bounds, ask: Ask) -> bool:
+        """Count a line in the rates once. Returns False, and lets the batch rest, if they have no room for the line."""
+        if ask.admitted:
+            return True
+        wait = min(_LONGEST_REST_SECONDS, await self._gate.admit_line(bounds.rates, ask.job_id, ask.tokens))
         if wait:
+            self._waiting[batch.id] = ask
             self._rests[batch.id] = time.monotonic() + wait
-        return not wait
+        ask.admitted = not wait
+        return ask.admitted
 
     def _is_priced(self, batch: Row, translation: Translation) -> bool:
         # Validation has checked the price, but the budget or the configuration may be newer.
@@ -91,9 +121,10 @@ class Pace:
         return True
 
     def forget(self, active: set[str]) -> None:
-        """Forget the rests of batches that are no longer active."""
+        """Forget the rests and the waiting lines of batches that are no longer active."""
         for batch_id in self._rests.keys() - active:
             del self._rests[batch_id]
+            self._waiting.pop(batch_id, None)
 
 
 def _translate(batch: Row, request: str) -> Translation:

@@ -57,6 +57,9 @@ _PAUSE_SECONDS = 5.0
 # holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
+# Inputs that stay open between two feeds, each with a chunk of its file in memory. Other batches open theirs each time,
+# which takes a millisecond or two.
+_MOST_OPEN_INPUTS = 64
 
 
 class _Place(NamedTuple):
@@ -135,7 +138,7 @@ class BatchRunner:
         if not self._restored_is_settled:
             self._restored_is_settled = not await settle_restored_ends(self._database)
         batches = await list_active(self._database)
-        await self._forget({batch.id for batch in batches})
+        self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)
         await self._look_at_held(batches)
         for batch in batches:
@@ -249,6 +252,8 @@ class BatchRunner:
             self._begin(batch, self._go_on(batch))
 
     async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
+        for batch_id in self._feeders.keys() - {batch.id for batch in feedable}:
+            await self._feeders.pop(batch_id).close()
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for batch in batches:
             lines = self._at_workers(batch)
@@ -284,20 +289,21 @@ class BatchRunner:
             self._held[batch_id] -= lines
 
     async def _feed_one(self, batch: Row, room: int) -> None:
-        feeder = self._feeders.get(batch.id)
-        if feeder is None or feeder.offset != batch.next_offset:
-            feeder = self._feeders[batch.id] = Feeder(self._database, self._queue, batch, pace=self._pace)
+        feeder = self._feeders.pop(batch.id, None)
+        if feeder is not None and feeder.offset != batch.next_offset:
+            await feeder.close()
+            feeder = None
+        feeder = feeder or Feeder(self._database, self._queue, batch, pace=self._pace)
+        goes_on = False
         try:
-            useful = await feeder.feed(room)
-        except BaseException:
-            del self._feeders[batch.id]
-            raise
-        if not useful:
-            del self._feeders[batch.id]
+            goes_on = await feeder.feed(room)
+        finally:
+            if goes_on and len(self._feeders) < _MOST_OPEN_INPUTS:
+                self._feeders[batch.id] = feeder
+            else:
+                await feeder.close()
 
-    async def _forget(self, active: set[str]) -> None:
-        for batch_id in self._feeders.keys() - active:
-            await self._feeders.pop(batch_id).close()
+    def _forget(self, active: set[str]) -> None:
         for batch_id in self._paused.keys() - active:
             del self._paused[batch_id]
         self._pace.forget(active)
