@@ -82,8 +82,13 @@ class NativeBatch:
         purse: Purse,
         poll_seconds: float,
         returned: Callable[[int], None],
+        turn: str | None,
+        wants_turn: Callable[[str], None],
     ) -> None:
-        """Call `returned` with the number of lines that are going to leave their parcel, or have left it."""
+        """Call `returned` with the number of lines that are going to leave their parcel, or have left it.
+
+        Lines are handed over to the provider of the `turn` alone. Call `wants_turn` with another that is to get lines.
+        """
         self._database = database
         self._queue = queue
         self._client = client
@@ -92,6 +97,8 @@ class NativeBatch:
         self._purse = purse
         self._poll_seconds = poll_seconds
         self._returned = returned
+        self._turn = turn
+        self._wants_turn = wants_turn
         self._is_stopping = batch.ends_soon or batch.state == BatchState.CANCELLING
         # It ends when a parcel is given up, which the batch's row in this round does not show.
         self._is_native = batch.native_route is not None
@@ -147,6 +154,9 @@ class NativeBatch:
     # -- to the provider -------------------------------------------------------------------------------------------
 
     async def _hand_over(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
+        if route.provider_name != self._turn and not self._is_stopping:  # else nothing is handed over
+            self._wants_turn(route.provider_name)
+            return
         if parcel.state == "filling" and not await self._fill(api, parcel):
             return
         try:

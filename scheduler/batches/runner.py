@@ -102,6 +102,11 @@ class BatchRunner:
         self._restored_is_settled = False
         self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
         self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
+        # By the names of providers. A parcel takes up to 256 MB while it is handed over, so each provider gets one at a
+        # time, and none waits for a provider that hangs.
+        self._hand_overs: defaultdict[str, Turns] = defaultdict(partial(Turns, most=1, most_of_account=1))
+        self._to_hand_over: dict[str, str] = {}
+        """The providers whose turn batches wait for."""
         # All of them together hold one line at a time that is larger than a chunk.
         self._room = asyncio.Semaphore(1)
         self._allowances = Allowances(database, file)
@@ -141,6 +146,7 @@ class BatchRunner:
         self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)
         await self._look_at_held(batches)
+        self._begin_hand_overs([batch for batch in batches if batch.state == BatchState.IN_PROGRESS])
         for batch in batches:
             await self._alone(batch, self._move(batch))
         self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
@@ -199,6 +205,15 @@ class BatchRunner:
             with bind(batch=batch.id):
                 self._begin(batch, work(batch), turns=turns)
 
+    def _begin_hand_overs(self, batches: Sequence[Row]) -> None:
+        """Start the next hand-over to each provider, of a batch whose last round has asked for a turn."""
+        waiting: dict[str, list[Row]] = defaultdict(list)
+        for batch in batches:
+            if (provider := self._to_hand_over.get(batch.id)) is not None:
+                waiting[provider].append(batch)
+        for provider, some in waiting.items():
+            self._begin_in_turn(self._hand_overs[provider], some, partial(self._go_on, turn=provider))
+
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
@@ -215,7 +230,9 @@ class BatchRunner:
         if await validation.run():
             log.info("the input is valid")
 
-    async def _go_on(self, batch: Row) -> None:
+    async def _go_on(self, batch: Row, *, turn: str | None = None) -> None:
+        """Do a round of a batch's work with its provider. It hands lines over to the provider of its `turn` alone."""
+        self._to_hand_over.pop(batch.id, None)
         with self._purse(batch) as purse:
             native = NativeBatch(
                 self._database,
@@ -226,8 +243,14 @@ class BatchRunner:
                 purse=purse,
                 poll_seconds=self._settings.native_poll_seconds,
                 returned=partial(self._count_returned, batch.id),
+                turn=turn,
+                wants_turn=partial(self._note_wish, batch.id),
             )
             await native.go_on()
+
+    def _note_wish(self, batch_id: str, provider: str) -> None:
+        """Let a batch take part in the next turn of a provider."""
+        self._to_hand_over[batch_id] = provider
 
     def _purse(self, batch: Row) -> contextlib.AbstractContextManager[Purse]:
         """Reserve the money for a batch's provider. A batch that workers run keeps its share for them."""
@@ -304,8 +327,9 @@ class BatchRunner:
                 await feeder.close()
 
     def _forget(self, active: set[str]) -> None:
-        for batch_id in self._paused.keys() - active:
-            del self._paused[batch_id]
+        for known in (self._paused, self._to_hand_over):
+            for batch_id in known.keys() - active:
+                del known[batch_id]
         self._pace.forget(active)
 
 

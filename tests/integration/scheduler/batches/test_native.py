@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -72,6 +73,12 @@ def config(tmp_path: Path, provider: Provider, model: str) -> Path:
 def take_batch_api(config: Path) -> None:
     """Have the configuration's route no longer go to a batch API."""
     config.write_text(config.read_text().replace("native_batch = true", "native_batch = false"))
+
+
+def add_provider(config: Path, name: str, url: str, model: str) -> None:
+    """Have the configuration name one more provider, with a model."""
+    more = CATALOGUE.replace("native/", f"{name}/").replace("providers.native", f"providers.{name}")
+    config.write_text(config.read_text() + more.format(url=url, model=model))
 
 
 @pytest.fixture
@@ -455,6 +462,37 @@ async def test_workers_get_what_the_provider_has_not_run_shortly_before_the_dead
         await execute(database.durable, "UPDATE native_parcels SET due_at = now()")
         await become(database, batch_id, r3="queued", r4="queued")
     assert len(provider.native.batches_for(model)) == len(provider.native.requests_for(model, "cancel")) == 1
+
+
+async def test_a_provider_that_hangs_gets_one_parcel_at_a_time_and_no_other_waits(
+    launch: Launch, config: Path, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    uploads, goes_on = 0, asyncio.Event()
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal uploads
+        uploads += 1
+        await goes_on.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1") as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        add_provider(config, "slow", url, f"{model}-slow")
+        async with launch() as runner, at_work(runner, database):
+            hanging = [await submit(database, owner, jsonl(lines(f"{model}-slow", 2))) for _ in range(3)]
+            await eventually(lambda: uploads, "the first upload")
+            row = await end(database, owner, await submit(database, owner, jsonl(lines(model, 2))))
+            assert (row.state, row.completed) == (BatchState.COMPLETED, 2)
+            first, second = [one for one in hanging if not (await get(database, owner, one)).fed]
+            await cancel_batch(database, first, owner.account_id)
+            assert (await end(database, owner, first)).state == BatchState.CANCELLED
+            assert uploads == 1
+            goes_on.set()
+
+            async def is_fed() -> bool:
+                return bool((await get(database, owner, second)).fed)
+
+            await eventually(is_fed, "the last batch to be handed over")
 
 
 async def test_a_batch_that_is_not_valid_counts_as_failed(
