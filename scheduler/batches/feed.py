@@ -38,7 +38,7 @@ class _Taken(NamedTuple):
 
 
 class Feeder:
-    """Feeds one batch, and keeps its input open between two calls of `feed`: it holds a chunk of the file, no line."""
+    """Feeds one batch, and keeps its input open between two calls of `feed`: it holds a chunk of the file alone."""
 
     def __init__(self, database: Database, queue: JobQueue, batch: Row, *, pace: Pace | None = None) -> None:
         """Begin at the batch's place. With a pace, lines wait for the rates of its key and account.
@@ -51,7 +51,6 @@ class Feeder:
         self._endpoint = ENDPOINTS[batch.endpoint]
         self._offset: int = batch.next_offset
         self._lines = read_input(database, batch.input_file_id, offset=self._offset, number=batch.next_line)
-        self._agents = BatchAgents(database, batch)
         self._pace = pace
         self._waits = False
 
@@ -89,6 +88,7 @@ class Feeder:
             if parcel is None:
                 self._queue.wake([line.id for line in lines], tier=LINES)
             count -= len(lines)
+            del taken, lines  # the next slice may be as large
         return not self._waits
 
     async def close(self) -> None:
@@ -103,12 +103,12 @@ class Feeder:
         taken: list[_Taken] = []
         if pace is not None and bounds is not None and ask is not None:
             self._waits = not await pace.admits(batch, bounds, ask)
-        size = 0
+        agents, size = BatchAgents(self._database, batch), 0
         while not self._waits and len(taken) < count and size < _MOST_BYTES:
             line = await anext(self._lines, None)
             if line is None:
                 break
-            next_line = await self._new_line(line, new_id("job") if ask is None else ask.job_id)
+            next_line = await self._new_line(line, agents, new_id("job") if ask is None else ask.job_id)
             ask = None
             new = next_line.new
             if pace is not None and bounds is not None:
@@ -119,11 +119,11 @@ class Feeder:
                 size += len(new.request)
         return taken
 
-    async def _new_line(self, raw: RawLine, job_id: str) -> _Taken:
+    async def _new_line(self, raw: RawLine, agents: BatchAgents, job_id: str) -> _Taken:
         assert raw.text is not None  # validation has checked it
         line = await offloaded(len(raw.text), orjson.loads, raw.text)
         body = line["body"]
-        asked, metadata = await self._agents.resolve(body), body.get("metadata")
+        asked, metadata = await agents.resolve(body), body.get("metadata")
         agent_id = body["model"] if body["model"].startswith(AGENT_PREFIX) else None
         new = NewLine(
             id=job_id,

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import orjson
 import pytest
 
+from headrace.agents.queries import create_agent
 from headrace.batches.queries import start_batch
 from headrace.catalogue.file import CatalogueFile
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.publisher import Publisher
+from headrace.ids import new_id
 from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.client import ProviderClient
 from headrace.queue import JobQueue
@@ -67,11 +70,12 @@ async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, 
     return launched
 
 
-async def begin(database: Database, owner: Owner, *texts: str) -> str:
-    """Return a batch that is valid, with a line for each text."""
-    data = jsonl(line(f"r{number}", "demo", text) for number, text in enumerate(texts, 1))
+async def begin(database: Database, owner: Owner, *texts: str, agent_id: str | None = None) -> str:
+    """Return a batch that is valid, with a line for each text, to an agent or the model `demo`."""
+    data = jsonl(line(f"r{number}", agent_id or "demo", text) for number, text in enumerate(texts, 1))
     batch_id = await create(database, owner, data=data)
-    assert await start_batch(database, batch_id, total=len(texts), model="demo", agents={})
+    agents = {agent_id: 1} if agent_id else {}
+    assert await start_batch(database, batch_id, total=len(texts), model="demo", agents=agents)
     return batch_id
 
 
@@ -85,6 +89,18 @@ async def limit(database: Database, owner: Owner, requests: int) -> None:
 async def fed(database: Database, owner: Owner, *batches: str) -> int:
     """Return how many lines of the batches are jobs."""
     return sum([(await get(database, owner, batch_id)).fed for batch_id in batches])
+
+
+async def held_by(runner: BatchRunner) -> int:
+    """Return the bytes of memory that three rounds leave in use."""
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            await runner._look()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -105,15 +121,19 @@ async def test_no_line_of_batches_that_wait_is_held(
     await limit(database, owner, rate)
     batches = [await begin(database, owner, *["x" * LARGE] * 2) for _ in range(4)]
     async with launch(batch_window=4) as runner:
-        tracemalloc.start()
-        try:
-            for _ in range(3):
-                await runner._look()
-            gc.collect()
-            assert tracemalloc.get_traced_memory()[0] < LARGE
-        finally:
-            tracemalloc.stop()
+        assert await held_by(runner) < LARGE
     assert await fed(database, owner, *batches) == begun
+
+
+async def test_no_agent_of_batches_that_wait_is_held(launch: Launch, database: Database, owner: Owner) -> None:
+    agent_id = new_id("agent")
+    definition = orjson.dumps({"model": "demo", "instructions": "x" * (LARGE // 10)}).decode()
+    await create_agent(database, agent_id, owner.account_id, definition=definition, model="demo")
+    await limit(database, owner, 1_000_000)
+    batches = [await begin(database, owner, "one", "two", agent_id=agent_id) for _ in range(12)]
+    async with launch(batch_window=12) as runner:
+        assert await held_by(runner) < LARGE
+    assert await fed(database, owner, *batches) == 12
 
 
 async def test_a_line_that_waits_is_counted_once_under_the_id_of_its_job(
