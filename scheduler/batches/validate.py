@@ -28,6 +28,8 @@ from scheduler.batches.input import read_input
 
 # Problems after which validation stops.
 _MOST_PROBLEMS = 100
+# Characters of agents' definitions that are kept. An agent has up to a megabyte, and lines may name a thousand agents.
+_MOST_DEFINITIONS = 4 * 1024 * 1024
 
 
 class Validation:
@@ -44,7 +46,8 @@ class Validation:
         self._most_lines = most_lines
         self._room = room
         self._custom_ids = CustomIds()
-        self._agents: dict[str, AgentVersion | None] = {}
+        self._agents: dict[str, AgentVersion] = {}
+        self._versions: dict[str, int] = {}
         self._problems: list[LineProblem] = []
         self._models: set[str] = set()
         self._routes: set[str | None] = set()
@@ -71,14 +74,14 @@ class Validation:
             if await fail_batch(self._database, self._batch.id, self._problems):
                 BATCHES_ENDED.labels(BatchState.FAILED.value).inc()
             return False
-        native = len(self._routes) == 1 and len(self._models) == 1 and not self._agents
+        native = len(self._routes) == 1 and len(self._models) == 1 and not self._versions
         await start_batch(
             self._database,
             self._batch.id,
             total=self._total,
             model=next(iter(self._models)) if len(self._models) == 1 else None,
             native_route=self._routes.pop() if native else None,
-            agents={agent.id: agent.version for agent in self._agents.values() if agent is not None},
+            agents=self._versions,
         )
         return True
 
@@ -129,12 +132,20 @@ class Validation:
             self._routes.add(first.name if first.native_batch and self._batch.has_a_day else None)
 
     async def _agent(self, agent_id: str) -> AgentVersion:
-        if agent_id not in self._agents:
-            known = is_id(agent_id, "agent")
-            self._agents[agent_id] = (
-                await find_agent(self._database, agent_id, self._batch.account_id) if known else None
-            )
-        agent = self._agents[agent_id]
+        """Return an agent in the version that the first line to name it has found."""
+        agent = self._agents.get(agent_id)
         if agent is None:
-            raise ModelNotFoundError.of(agent_id, param="body.model")
+            version = self._versions.get(agent_id)
+            agent = await self._find_agent(agent_id, version) if is_id(agent_id, "agent") else None
+            if agent is None:
+                raise ModelNotFoundError.of(agent_id, param="body.model")
+            self._versions[agent_id] = agent.version
+            if sum(len(kept.definition) for kept in self._agents.values()) > _MOST_DEFINITIONS:
+                self._agents.clear()
+            self._agents[agent_id] = agent
         return agent
+
+    async def _find_agent(self, agent_id: str, version: int | None) -> AgentVersion | None:
+        return await find_agent(
+            self._database, agent_id, self._batch.account_id, version=version, deleted=version is not None
+        )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Literal
 
 import orjson
 
+from headrace.agents.queries import create_agent
 from headrace.batches.ended import read_lines
 from headrace.catalogue.models import Catalogue
 from headrace.files.tables import CHUNK_BYTES
+from headrace.ids import new_id
 from headrace.jobs.sql.lines import feed_lines, read_held
 from headrace.stores.database import Database
 from scheduler.batches.input import read_input
@@ -21,9 +24,9 @@ from tests.integration.batches.test_queries import create, feed, get, new_lines,
 from tests.integration.job_rows import Jobs, Owner, end_of
 
 
-def render(custom_id: str, *, messages: int = 1, text: str = "Hello") -> bytes:
+def render(custom_id: str, *, messages: int = 1, text: str = "Hello", model: str = "none") -> bytes:
     """Return a line with so many messages of the same text."""
-    body = {"model": "none", "messages": [{"role": "user", "content": text}] * messages}
+    body = {"model": model, "messages": [{"role": "user", "content": text}] * messages}
     line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
     return orjson.dumps(line) + b"\n"
 
@@ -69,6 +72,22 @@ async def test_an_input_of_blank_lines_lets_the_event_loop_go_on(database: Datab
     longest, [error] = await check(database, owner, b"\n" * CHUNK_BYTES)
     assert error["code"] == "empty_file"
     assert longest < 0.25
+
+
+async def test_a_check_keeps_few_of_the_agents_that_lines_name(database: Database, owner: Owner) -> None:
+    agents = [new_id("agent") for _ in range(40)]
+    definition = orjson.dumps({"model": "none", "instructions": "x" * 500_000}).decode()
+    for agent_id in agents:
+        await create_agent(database, agent_id, owner.account_id, definition=definition, model="none")
+    lines = (render(f"{agent_id}-{turn}", model=agent_id) for turn in range(2) for agent_id in agents)
+    tracemalloc.start()
+    try:
+        _, errors = await check(database, owner, b"".join(lines))
+        assert tracemalloc.get_traced_memory()[1] < 15_000_000
+    finally:
+        tracemalloc.stop()
+    wanted = "The model 'none' does not exist or you do not have access to it."  # so each agent was found
+    assert [error["message"] for error in errors] == [wanted] * 80
 
 
 class Room(asyncio.Semaphore):
