@@ -195,6 +195,7 @@ async def read_file(
         if not rows:
             return
         piece: bytes = bytes(rows[0][0])[skip:] if skip else bytes(rows[0][0])
+        del rows  # else the whole chunk stays in memory beside its part
         if left is not None:
             piece = piece[:left]
             left -= len(piece)

@@ -59,7 +59,7 @@ MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
 # Inputs that stay open between two feeds, each with a chunk of its file in memory. Other batches open theirs each time,
 # which takes a millisecond or two.
-_MOST_OPEN_INPUTS = 64
+_MOST_OPEN_INPUTS = 256
 
 
 class _Place(NamedTuple):
