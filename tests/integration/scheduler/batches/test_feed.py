@@ -62,7 +62,7 @@ async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, 
             queue=queue,
             publisher=Publisher(redis, interval_seconds=0.01),
             client=client,
-            gate=Gate(redis, database, open_when_away=True),
+            gate=Gate(redis, database, open_without_redis=True),
         )
         await queue.close()
         await client.close()
