@@ -17,7 +17,7 @@
   + JobExpiredError                 504 timeout
   + UpstreamError                   502 upstream_error: the provider failed
     - UpstreamRefusedError          the provider's own 4xx, passed on
-    - UpstreamKeyError              the provider does not accept our key
+    - UpstreamKeyError              the provider does not accept our key, or our account has no credit
     - UpstreamTimeoutError          504
     - UpstreamTooLargeError         the answer has no end, or is larger than any completion
     - UpstreamRateLimitError        429
@@ -263,7 +263,7 @@ class UpstreamRefusedError(UpstreamError):
 
 
 class UpstreamKeyError(UpstreamError):
-    """The provider does not accept our key."""
+    """The provider does not accept our key, or our account with it has no credit."""
 
     default: ClassVar[str] = "The model's provider did not accept this server's credentials."
     code = "upstream_authentication"

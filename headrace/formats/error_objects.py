@@ -88,6 +88,7 @@ _STATUSES = {
     " invalidimagemode invalidimageurl invalidprompt invalidrequest invalidrequesterror stringabovemaxlength"
     " unsupportedimagemediatype validationerror",
     401: "authenticationerror unauthenticated unauthorized",
+    402: "billingerror insufficientbalance insufficientcredits paymentrequired",
     403: "permissiondenied permissiondeniederror permissionerror forbidden",
     404: "modelnotfound notfound notfounderror",
     408: "requesttimeout",

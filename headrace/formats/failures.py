@@ -17,6 +17,8 @@ from headrace.errors import (
 
 # Statuses that are tried again, like 5xx.
 _RETRYABLE = frozenset({408, 409, 425, 429})
+# A key that is wrong, an account without credit, and a key that may not do this: another route may have another key.
+_KEY = frozenset({401, 402, 403})
 # Service unavailable, and Anthropic's own status for an overload.
 _OVERLOADED = frozenset({503, 529})
 # Characters of a provider's text that an error keeps.
@@ -32,7 +34,7 @@ def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None =
     code, param = _text(said, "code"), _text(said, "param")
     if retry_after is None:
         retry_after = _seconds(said)
-    if status in (401, 403) or code == "invalid_api_key":
+    if status in _KEY or code == "invalid_api_key":
         return UpstreamKeyError()
     if status == 429:
         return UpstreamRateLimitError(message, code=code, retry_after=retry_after)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.errors import UpstreamError, UpstreamOverloadedError, UpstreamRateLimitError
+from headrace.errors import UpstreamError, UpstreamKeyError, UpstreamOverloadedError, UpstreamRateLimitError
+from headrace.formats.error_objects import error_of
 from headrace.formats.failures import failure, reported
 
 
@@ -34,3 +35,15 @@ def test_seconds_to_wait_are_taken_from_a_body_only_if_they_are_a_number(
     assert failure({"message": "busy", "retry_after": said}, status).retry_after == seconds
     error = reported(UpstreamError, {"message": "busy", "code": ["busy"], "retry_after": said})
     assert (error.retry_after, error.code) == (seconds, UpstreamError.code)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_what_is_wrong_with_our_account_is_not_the_clients_to_read(status: int) -> None:
+    error = failure({"message": "Insufficient Balance", "code": "invalid_request_error"}, status)
+    assert type(error) is UpstreamKeyError
+    assert "Balance" not in error.message
+
+
+@pytest.mark.parametrize("code", [402, "402", "billing_error", "insufficient_credits", "payment_required"])
+def test_an_account_without_credit_is_known_in_a_stream_too(code: object) -> None:
+    assert type(error_of({"error": {"code": code, "message": "Insufficient credits"}})) is UpstreamKeyError

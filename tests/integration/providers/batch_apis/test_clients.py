@@ -225,6 +225,7 @@ async def test_a_provider_that_repeats_our_key_is_not_repeated(desk: Desk) -> No
         (413, UpstreamRefusedError),
         (404, UpstreamRefusedError),
         (401, UpstreamKeyError),
+        (402, UpstreamKeyError),
         (403, UpstreamKeyError),
         (429, UpstreamRateLimitError),
         (500, UpstreamError),
