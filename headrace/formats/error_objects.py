@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import UpstreamError
-from headrace.formats.failures import failure
+from headrace.formats.failures import failure, says_too_long
 from headrace.formats.lenient import parse_json
 
 
@@ -20,10 +19,6 @@ def parse_error(body: bytes) -> dict[str, Any]:
     return _named(_said(document))
 
 
-_TOO_LONG = re.compile(
-    r"maximum context length|prompt is too long|exceeds? (the )?(available |model'?s? )?(maximum )?context",
-    re.IGNORECASE,
-)
 _MESSAGES = ("message", "detail", "details", "error_message", "error_msg", "msg", "title")
 _INNER = ("error", "errors", "detail", "message")
 # Fields without which a document has no message, inside or outside of inner objects.
@@ -61,13 +56,26 @@ def _said(document: Any, *, levels: int = 3) -> dict[str, Any]:
 
 def _named(said: dict[str, Any]) -> dict[str, Any]:
     """Return an error object, with OpenAI's code if its message says that the prompt is too long."""
-    if isinstance(said.get("message"), str) and not _is_word(said.get("code")) and _TOO_LONG.search(said["message"]):
+    message = said.get("message")
+    if isinstance(message, str) and _says_nothing(said.get("code")) and says_too_long(message):
         return {**said, "code": "context_length_exceeded"}
     return said
 
 
-def _is_word(code: Any) -> bool:
-    return isinstance(code, str) and not code.isdecimal()
+# Codes that say no more than the status 400 does, written as `_letters` writes them.
+_VAGUE = frozenset({
+    "badrequest", "badrequesterror", "clientspecifiedaninvalidargument", "invalidargument", "invalidrequest",
+    "invalidrequesterror", "validationerror",
+})  # fmt: skip
+
+
+def _says_nothing(code: Any) -> bool:
+    """Tell whether a code leaves it to the message to say what is wrong."""
+    return not isinstance(code, str) or code.isdecimal() or _letters(code) in _VAGUE
+
+
+def _letters(word: str) -> str:
+    return "".join(filter(str.isalpha, word.lower()))
 
 
 def _message(error: Mapping[str, Any]) -> str | None:
@@ -80,7 +88,7 @@ def _message(error: Mapping[str, Any]) -> str | None:
     return None
 
 
-# Statuses by the names of errors, which are written in lower case and with letters alone.
+# Statuses by the names of errors, written as `_letters` writes them.
 _STATUSES = {
     400: "badrequest badrequesterror biopolicy contentfilter contentpolicyviolation contextlengthexceeded cyberpolicy"
     " emptyimagefile failedtodownloadimage imagecontentpolicyviolation imagefilenotfound imagefiletoolarge"
@@ -105,7 +113,7 @@ def _status(said: Mapping[str, Any]) -> int:
     """Return the HTTP status that an error object means."""
     for value in (said.get(name) for name in _CODES):
         if isinstance(value, str) and not value.isdecimal():
-            status = _STATUS_OF.get("".join(filter(str.isalpha, value.lower())))
+            status = _STATUS_OF.get(_letters(value))
             if status is not None:
                 return status
         elif isinstance(value, (int, float, str)) and 400 <= float(value) < 600:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,20 @@ _KEY = frozenset({401, 402, 403})
 _OVERLOADED = frozenset({503, 529})
 # Characters of a provider's text that an error keeps.
 _LONGEST_TEXT = 1000
+# What providers write of a prompt that does not fit into the context window.
+_TOO_LONG = re.compile(
+    r"maximum (context|prompt|input|model) length"
+    r"|prompt is too long|too long for (the |this )?(requested )?model"
+    r"|model'?s context length"
+    r"|(exceeds?|longer than) (the )?(available |model'?s? )?(maximum )?context"
+    r"|token count .{0,40}exceeds the maximum",
+    re.IGNORECASE,
+)
+
+
+def says_too_long(message: str) -> bool:
+    """Tell whether a provider's message says that the prompt is too long for the model."""
+    return _TOO_LONG.search(message) is not None
 
 
 def failure(said: Mapping[str, Any], status: int, *, retry_after: float | None = None) -> UpstreamError:

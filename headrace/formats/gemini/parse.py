@@ -23,7 +23,7 @@ from headrace.errors import (
 )
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.tool_calls import render_arguments
-from headrace.formats.failures import reported
+from headrace.formats.failures import reported, says_too_long
 from headrace.formats.lenient import parse_json, parse_object
 from headrace.formats.skipped import skip
 
@@ -244,7 +244,7 @@ def parse_error(body: bytes) -> dict[str, Any]:
     if not isinstance(error, dict) or not isinstance(message := error.get("message"), str):
         return {}
     said: Json = {"message": message, "code": None}
-    if "token count" in message and "exceeds the maximum" in message:
+    if says_too_long(message):
         said["code"] = "context_length_exceeded"
     details = error.get("details")
     for detail in details if isinstance(details, list) else ():

@@ -7,7 +7,6 @@ between calls has `calls_before`, the number of calls before it, as it has to go
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from headrace.errors import (
     UpstreamTimeoutError,
 )
 from headrace.formats.chat.tool_calls import render_arguments
-from headrace.formats.failures import reported
+from headrace.formats.failures import reported, says_too_long
 from headrace.formats.lenient import parse_json, parse_object
 from headrace.formats.skipped import skip
 
@@ -46,7 +45,6 @@ _ERRORS: Mapping[str, type[UpstreamError]] = {
     "timeout_error": UpstreamTimeoutError,
     "overloaded_error": UpstreamOverloadedError,
 }
-_TOO_LONG = re.compile(r"prompt is too long|exceeds? (the )?(model'?s? )?context (limit|window)", re.IGNORECASE)
 
 _NONSENSE = "The model's provider answered with something that is not a message of Anthropic's format."
 
@@ -265,7 +263,7 @@ def parse_error(body: bytes) -> dict[str, Any]:
     error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict) or not isinstance(message := error.get("message"), str):
         return {}
-    return {"message": message, "code": "context_length_exceeded" if _TOO_LONG.search(message) else None}
+    return {"message": message, "code": "context_length_exceeded" if says_too_long(message) else None}
 
 
 def _parse_object(data: bytes) -> Json:
