@@ -18,10 +18,9 @@ from headrace.formats.translation import Translation
 
 # The parameters that a chat request has under the same names. The last ones are those of other formats.
 _SAME = frozenset({
-    "model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "parallel_tool_calls", "moderation",
-    "stream", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
-    "background", "webhook", "timeout", "fallbacks", "strict_params",
-    "thinking", "top_k", "cache_control", "safety_settings",
+    "model", "temperature", "top_p", "presence_penalty", "frequency_penalty", "moderation", "stream", "user",
+    "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "background",
+    "webhook", "timeout", "fallbacks", "strict_params", "thinking", "top_k", "cache_control", "safety_settings",
 })  # fmt: skip
 # The parameters that Headrace acts on alone, or that `translate` reads by themselves.
 _READ = frozenset({
@@ -29,8 +28,8 @@ _READ = frozenset({
 })  # fmt: skip
 # Those that a chat request has in another form.
 _OPTIONS = frozenset({
-    "tools", "tool_choice", "text", "reasoning", "include", "top_logprobs", "max_output_tokens", "service_tier",
-    "truncation", "stream_options",
+    "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "include", "top_logprobs", "max_output_tokens",
+    "service_tier", "truncation", "stream_options",
 })  # fmt: skip
 # The values of `include` that every answer of Headrace's honours.
 _ALWAYS_INCLUDED = frozenset({LOGPROBS, ENCRYPTED, "message.input_image.image_url"})
@@ -92,13 +91,16 @@ def _add_tools(chat: Json, document: Json, own: dict[str, str], dropped: list[st
         chat["tools"], hosted, left_out = render_tools(document["tools"])
         own |= hosted
         dropped += left_out
-    choice = document.get("tool_choice")
-    if choice is not None:
-        made = render_choice(choice)
-        if made is None:
-            own["tool_choice"] = choice["type"]
-        else:
-            chat["tool_choice"] = made
+    choice, parallel = document.get("tool_choice"), document.get("parallel_tool_calls")
+    made = None if choice is None else render_choice(choice)
+    if choice is not None and made is None:
+        own["tool_choice"] = choice["type"]
+    if not chat.get("tools"):
+        return  # a chat server refuses what a request without tools says of them
+    if made is not None:
+        chat["tool_choice"] = made
+    if parallel is not None:
+        chat["parallel_tool_calls"] = parallel
 
 
 def _add_options(chat: Json, document: Json, dropped: list[str]) -> None:

@@ -426,7 +426,10 @@ SCHEMA = {"type": "json_schema", "name": "s", "schema": {"type": "object"}, "str
             {"logprobs": True, "top_logprobs": 3},
         ),
         ({"top_logprobs": 3}, {}),
-        ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
+        # A chat server refuses both of a request without tools.
+        ({"parallel_tool_calls": False}, {}),
+        ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}, {}),
+        ({"tool_choice": "none", "parallel_tool_calls": False}, {}),
         ({"temperature": 0.5, "top_p": 0.5}, {"temperature": 0.5, "top_p": 0.5}),
         ({"presence_penalty": 1, "frequency_penalty": 1}, {"presence_penalty": 1, "frequency_penalty": 1}),
         ({"user": "u", "safety_identifier": "s"}, {"user": "u", "safety_identifier": "s"}),
@@ -545,3 +548,9 @@ def test_a_conversation_keeps_its_order_and_every_call_its_output(items: list[Js
     for message, path in zip(said, asked.messages, strict=True):
         first = items[int(path[6:-1])]
         assert first.get("role", message["role"]) == message["role"]
+
+
+@pytest.mark.parametrize("choice", ["none", "auto", "required"])
+def test_how_tools_are_called_goes_with_the_tools(choice: str) -> None:
+    chat = translated(tools=[{"type": "function", "name": "f"}], tool_choice=choice, parallel_tool_calls=False).chat
+    assert (chat["tool_choice"], chat["parallel_tool_calls"]) == (choice, False)
