@@ -12,7 +12,8 @@ _WORDS = {
     "stop": "complete completed done end end_of_text end_of_turn end_turn endoftext eos eos_found eos_token finish"
     " finished stop_sequence stop_str stop_token",
     "length": "context_length context_length_exceeded length_capped length_limit limit max_completion_tokens max_length"
-    " max_new_tokens max_output_tokens max_tokens model_context_window_exceeded model_length token_limit",
+    " max_new_tokens max_output_tokens max_tokens model_context_window_exceeded model_length repetition"
+    " repetition_truncation token_limit",
     "content_filter": "blocklist content_filtered content_policy content_policy_violation guardrail_intervened"
     " prohibited_content recitation refusal safety sensitive spii",
     "tool_calls": "function_calls tool_call tool_use tooluse toolcall toolcalls",

@@ -6,6 +6,7 @@ Written from OpenAI's OpenAPI document 2.3.0 and that of Open Responses of 2026-
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -185,8 +186,12 @@ class StreamParser:
         if status == "completed":
             return {"finish_reason": "tool_calls" if self._chunks.calls else "stop"}
         said = (response.get("incomplete_details") or {}).get("reason") or status
-        ours = "length" if said == "incomplete" else exact_reason(said) or "length"
-        return {"finish_reason": ours} | ({"native_finish_reason": said} if said != ours else {})
+        ours = None
+        with contextlib.suppress(UpstreamError):  # the status says that the answer is cut off, for a new reason too
+            ours = exact_reason(said)
+        ours = ours or "length"
+        native = {"native_finish_reason": said} if isinstance(said, str) and said != ours else {}
+        return {"finish_reason": ours, **native}
 
 
 def _place(event: Json) -> int:

@@ -399,6 +399,8 @@ def test_calls_come_out_the_same_however_they_are_cut(
         ("toolUse", "tool_calls"),
         ("RECITATION", "content_filter"),
         ("max_new_tokens", "length"),
+        ("repetition", "length"),
+        ("repetition_truncation", "length"),
         ("complete", "stop"),
     ],
 )

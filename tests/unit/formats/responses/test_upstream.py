@@ -220,3 +220,24 @@ def test_the_type_of_an_event_may_be_its_name_alone() -> None:
 def test_what_is_not_a_response_is_an_upstreams_error(body: bytes) -> None:
     with pytest.raises(UpstreamError):
         FORM.parse_completion(body)
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish", "native"),
+    [
+        ("max_output_tokens", "length", "max_output_tokens"),
+        ("content_filter", "content_filter", None),
+        ("max_messages", "length", "max_messages"),
+        ("steered", "length", "steered"),
+        ({"a": "b"}, "length", None),
+        (None, "length", "incomplete"),
+    ],
+)
+def test_an_incomplete_response_is_kept_whatever_cut_it_off(reason: Any, finish: str, native: str | None) -> None:
+    said = {"type": "message", "id": "msg_1", "content": [{"type": "output_text", "text": "Half"}]}
+    response = {"model": "m", "status": "incomplete", "incomplete_details": {"reason": reason}, "output": [said]}
+    streamed_end = {"type": "response.incomplete", "response": response}
+    for completion in (FORM.parse_completion(orjson.dumps(response)), read([copy.deepcopy(streamed_end)])):
+        [choice] = completion["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Half", finish)
+        assert choice.get("native_finish_reason") == native
