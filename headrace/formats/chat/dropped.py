@@ -23,6 +23,7 @@ from headrace.formats.chat.generations import (
 )
 from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.chat.support import HANDLINGS, LEAST_OUTPUT, Format, Treatment
+from headrace.formats.closed_schema import holds_map
 from headrace.formats.json_document import shorten
 from headrace.formats.tools import offered_tools
 
@@ -105,9 +106,11 @@ def asks_for_json(request: Mapping[str, Any]) -> bool:
 
 
 def loose_tools(request: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names of the strict tools beyond those that Anthropic takes."""
+    """Return the names of the strict tools that Anthropic does not take as such: those with maps, and too many."""
     tools, _ = offered_tools(request)
-    return [tool["function"]["name"] for tool in tools if tool["function"].get("strict")][_MOST_STRICT:]
+    strict = [tool["function"] for tool in tools if tool["function"].get("strict")]
+    maps = [function["name"] for function in strict if holds_map(function.get("parameters"))]
+    return [*maps, *[function["name"] for function in strict if function["name"] not in maps][_MOST_STRICT:]]
 
 
 def _unsupported_content(form: Format, message: Mapping[str, Any]) -> Iterator[str]:
@@ -179,6 +182,11 @@ _DROPPED_BY: Mapping[Format, Callable[[str, Mapping[str, Any]], Iterator[str]]] 
 def _refused_by_messages(model: str, request: Mapping[str, Any]) -> None:
     if forces_tool(request) and not claude_forces_tools(model):
         raise unsupported_parameter("tool_choice", "messages", reason="it cannot be made to call a tool")
+    form = request.get("response_format") or {}
+    if form.get("type") == "json_schema" and holds_map(form["json_schema"].get("schema")):
+        raise unsupported_parameter(
+            "response_format", "messages", reason="every object of a schema has to name its properties"
+        )
 
 
 def _refused_by_gemini(model: str, request: Mapping[str, Any]) -> None:

@@ -136,8 +136,8 @@ _MESSAGES = _OURS | {
     "top_logprobs": _refused(_NO_SUCH),
     "seed": _dropped("has none, and OpenAI promises no more than its best effort"),
     "tools": _translated(
-        "functions to `tools`, schemas as they are; `strict` ones closed and without bounds, and `strict` dropped after"
-        " 20 of them; custom tools refused"
+        "functions to `tools`, schemas as they are; `strict` ones closed, without bounds and with `anyOf` for `oneOf`;"
+        " `strict` dropped after 20 of them, and where an object may have any names; custom tools refused"
     ),
     "tool_choice": _translated(
         "`tool_choice`; `required` is `any`; of `allowed_tools` only those are sent; a tool that has to be called is"
@@ -147,7 +147,8 @@ _MESSAGES = _OURS | {
     "functions": _refused("use `tools`"),
     "function_call": _refused("use `tool_choice`"),
     "response_format": _translated(
-        "`json_schema` to `output_config.format`, closed and without bounds; `json_object` to an instruction"
+        "`json_schema` to `output_config.format`, closed, without bounds and with `anyOf` for `oneOf`; refused where an"
+        " object may have any names; `json_object`, or no schema, to an instruction"
     ),
     "reasoning_effort": _translated(
         "adaptive thinking and `output_config.effort` since 4.6, a budget before; dropped before 4.6 where a tool is"

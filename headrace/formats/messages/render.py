@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import InvalidRequestError, invalid_parameter
-from headrace.formats.chat.dropped import loose_tools
+from headrace.formats.chat.dropped import asks_for_json, loose_tools
 from headrace.formats.chat.generations import (
     Thinking,
     claude_effort,
@@ -23,6 +23,7 @@ from headrace.formats.chat.generations import (
     claude_thinking,
     claude_unthinking,
 )
+from headrace.formats.closed_schema import close_schema
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import Json
 from headrace.formats.tools import offered_tools, parse_arguments
@@ -63,8 +64,8 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
     given = {name: value for name, value in request.items() if value is not None}
     most = given.get("max_completion_tokens") or given.get("max_tokens") or output_limit or _OUTPUT_LIMIT
     system, messages = _render_messages(given["messages"])
-    form = given.get("response_format", {})
-    if form.get("type") == "json_object":
+    schema = _answers_schema(given)
+    if schema is None and asks_for_json(given):
         system.append({"type": "text", "text": _ONLY_JSON})
     if not messages:
         # A conversation needs a turn of the user's.
@@ -79,15 +80,20 @@ def render_request(request: Mapping[str, Any], *, model: str, stream: bool, outp
     limited = given | {"max_tokens": most}
     body |= _render_stop(given) | claude_sampling(model, limited) | _render_tools(given)
     body |= _render_effort(given, model, claude_thinking(model, limited), most)
-    if form.get("type") == "json_schema":
-        schema = _closed(form["json_schema"].get("schema") or {"type": "object"})
-        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": schema}
+    if schema is not None:
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": close_schema(schema)}
     user = given.get("safety_identifier") or given.get("user")
     if user:
         body["metadata"] = {"user_id": user}
     if "cache_control" in given:
         body["cache_control"] = given["cache_control"]
     return orjson.dumps(body)
+
+
+def _answers_schema(given: Json) -> Json | None:
+    """Return the JSON Schema that the answer has to follow; None without a schema, or with an empty one."""
+    form = given.get("response_format", {})
+    return form["json_schema"].get("schema") or None if form.get("type") == "json_schema" else None
 
 
 def _render_stop(given: Json) -> Json:
@@ -139,7 +145,7 @@ def _render_tool(tool: Mapping[str, Any], loose: Sequence[str]) -> Json:
     function = tool["function"]
     strict = function.get("strict") and function["name"] not in loose
     schema = {"type": "object", **(function.get("parameters") or {})}
-    rendered = {"name": function["name"], "input_schema": _closed(schema) if strict else schema}
+    rendered = {"name": function["name"], "input_schema": close_schema(schema) if strict else schema}
     if function.get("description"):
         rendered["description"] = function["description"]
     if strict:
@@ -276,28 +282,3 @@ def _call_id(name: str) -> str:
     if _CALL_ID.fullmatch(name):
         return name
     return f"call_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-
-
-_UNSUPPORTED_KEYWORDS = frozenset({
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
-    "maxItems", "uniqueItems", "minProperties", "maxProperties",
-})  # fmt: skip
-
-
-def _closed(schema: Any) -> Any:
-    """Return a JSON Schema for structured outputs, which take closed objects alone and refuse bounds."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed: Json = {}
-    for key, value in schema.items():
-        if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-            closed[key] = {name: _closed(inner) for name, inner in value.items()}
-        elif key in ("enum", "const", "default", "examples", "required"):
-            closed[key] = value
-        elif key not in _UNSUPPORTED_KEYWORDS and not (key == "minItems" and value not in (0, 1)):
-            closed[key] = _closed(value)
-    if closed.get("type") == "object":
-        closed["additionalProperties"] = False
-    return closed

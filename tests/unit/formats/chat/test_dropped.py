@@ -35,6 +35,11 @@ def refused(form: Format, model: str = "m", **fields: Any) -> str | None:
     return raised.value.param
 
 
+def rendered(form: Format, model: str = "m", **fields: Any) -> Any:
+    request = {"model": "asked", "messages": MESSAGES, **fields}
+    return orjson.loads(FORMATS[form].render_request(request, model=model, stream=False, output_limit=None))
+
+
 def test_openais_format_drops_nothing() -> None:
     assert dropped("chat", seed=1, logit_bias={"1": 2}, newer=3) == []
 
@@ -258,3 +263,33 @@ def test_gemini_before_3_answers_in_json_only_without_tools(kind: str) -> None:
     assert dropped("gemini", "gemini-2.5-flash", tools=TOOLS, response_format={"type": "text"}) == []
     assert dropped("gemini", "gemini-2.5-flash", **asked) == []
     assert dropped("gemini", "gemini-3-flash-preview", tools=TOOLS, **asked) == []
+
+
+COUNTS = {"type": "object", "properties": {"counts": {"type": "object", "additionalProperties": {"type": "integer"}}}}
+
+
+def test_anthropic_is_given_a_tool_with_a_map_that_is_not_strict() -> None:
+    tools = [
+        {"type": "function", "function": {"name": "count", "parameters": COUNTS, "strict": True}},
+        {"type": "function", "function": {"name": "now", "strict": True}},
+    ]
+    assert dropped("messages", tools=tools) == ["tools[0].function.strict"]
+    body = rendered("messages", tools=tools)
+    assert [(tool["input_schema"], tool.get("strict")) for tool in body["tools"]] == [
+        (COUNTS, None),
+        ({"type": "object", "additionalProperties": False}, True),
+    ]
+
+
+def test_anthropic_cannot_answer_with_a_map() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": COUNTS}}
+    assert refused("messages", response_format=form) == "response_format"
+    assert dropped("gemini", response_format=form) == []
+
+
+def test_a_json_schema_that_says_nothing_asks_anthropic_for_any_json() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n"}}
+    assert dropped("messages", response_format=form) == []
+    body = rendered("messages", response_format=form)
+    assert body == rendered("messages", response_format={"type": "json_object"})
+    assert "output_config" not in body
