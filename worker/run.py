@@ -149,7 +149,7 @@ class Runner:
         pass_on = partial(self._pass_on, job, attempt.lease, attempt.deltas)
         client = CLIENT_FORMATS[job.format]
         relay = client.relay(job, attempt.document, log=log) if route.format == job.format else None
-        renderer = relay or client.renderer(job, attempt.document, log=log)
+        renderer = relay or client.renderer(job, attempt.document, log=log, from_chat=route.format == "chat")
         exchange = Exchange(self._client, job, route, attempt.request, renderer=renderer, relay=relay, pass_on=pass_on)
         # By the clock itself: the time of the event loop may be behind, so that a timer from then on rings early.
         async with asyncio.timeout_at(time.monotonic() + job.seconds_left) as deadline:

@@ -116,10 +116,13 @@ class ClientFormat(Protocol):
             InvalidRequestError: The request cannot be understood; the error names the parameter by the client's path.
         """
 
-    def renderer(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:
+    def renderer(
+        self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = (), from_chat: bool = False
+    ) -> Renderer:
         """Return the renderer of a new attempt at the request `document`.
 
-        `log` are the lines that readers have of the job's earlier attempts, if the format keeps them.
+        `log` are the lines that readers have of the job's earlier attempts, if the format keeps them. `from_chat` tells
+        that the provider speaks chat completions.
         """
 
     def relay(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Relay | None:

@@ -349,7 +349,8 @@ def _ended(route: Route, api: BatchApi, line: HeldLine, result: NativeResult) ->
         if taken := call_ids(request):  # which the reader of the results does not know
             completion = Normaliser(taken=taken).completion(completion)
         completion = completion | {"model": completion.get("model") or route.model}
-        answer = CLIENT_FORMATS[line.format].renderer(line, document).whole(completion)
+        renderer = CLIENT_FORMATS[line.format].renderer(line, document, from_chat=route.format == "chat")
+        answer = renderer.whole(completion)
         tokens = parse_usage(completion.get("usage")) or estimate_usage(request, "")
         spent = spent_on(route, tokens, request, answered=completion["model"], factor=api.PRICE_FACTOR)
     state = State.COMPLETED if error is None else State.FAILED

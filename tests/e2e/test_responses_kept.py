@@ -55,6 +55,27 @@ async def test_a_chain_of_a_hundred_turns_of_calls_is_right_to_the_item(
     assert len({item["id"] for item in items}) == len(items)
 
 
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_a_chat_model_gets_its_thoughts_back_in_a_loop_of_tools(
+    client: httpx.AsyncClient, provider: Provider, model: str, chained: bool, field: str
+) -> None:
+    """DeepSeek refuses the next request without them."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"n":1}'}}
+    message = {"tool_calls": [call], field: "I should add."}
+    provider.script(model, answer("", message=message, finish="tool_calls"), answer("Added."))
+    asked = [{"role": "user", "content": "Add."}]
+    first = await create(client, model, tools=[TOOL], input=asked)
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "1"}
+    if chained:
+        fields: Json = {"previous_response_id": first["id"], "input": [output]}
+    else:
+        fields = {"input": [*asked, *first["output"], output]}
+    last = await create(client, model, tools=[TOOL], **fields)
+    assert text_of(last) == "Added."
+    assert provider.calls_for(model)[1].body["messages"][1][field] == "I should add."
+
+
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"background": True}, {"background": True, "stream": True}])
 async def test_a_repeated_request_is_done_once(
     client: httpx.AsyncClient, provider: Provider, model: str, fields: Json

@@ -27,7 +27,13 @@ def translate(document: dict[str, Any]) -> Translation:
     return Translation(document)
 
 
-def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:  # noqa: ARG001
+def renderer(
+    job: JobFacts,
+    document: Mapping[str, Any],  # noqa: ARG001  (a chat job's answer repeats nothing of its request)
+    *,
+    log: Sequence[bytes] = (),  # noqa: ARG001
+    from_chat: bool = False,  # noqa: ARG001
+) -> Renderer:
     """Return the renderer of an attempt's answer."""
     return Renderer(job)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from headrace.errors import UpstreamError
 from headrace.formats.chat.finish_reasons import exact_reason
+from headrace.formats.chat.texts import PartText
 from headrace.formats.chat.tool_calls import CalledFunction, ToolCalls, render_arguments
 from headrace.formats.chat.usage import exact_usage, no_smaller
 
@@ -313,9 +314,10 @@ def _split_content(delta: dict[str, Any], content: Any) -> None:
     """Replace a list of parts by its text; its thoughts and refusals go to fields of their own."""
     if isinstance(content, list) or (isinstance(content, dict) and ("type" in content or "text" in content)):
         delta["content"] = _joined(content, _TEXT) or None
-        for name, kinds in (("reasoning_content", _THOUGHT), ("refusal", _REFUSAL)):
-            if said := _joined(content, kinds):
-                delta[name] = (delta.get(name) or "") + said
+        if thought := _joined(content, _THOUGHT):
+            delta["reasoning_content"] = PartText((delta.get("reasoning_content") or "") + thought)
+        if refusal := _joined(content, _REFUSAL):
+            delta["refusal"] = (delta.get("refusal") or "") + refusal
     else:
         delta["content"] = render_arguments(content)  # some servers parse the JSON that a model was asked for
 

@@ -1,10 +1,16 @@
-"""Pieces of text in a row: what nearly all chunks of a stream are."""
+"""Texts in chunks: pieces in a row, which nearly all chunks of a stream are, and those that were moved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+class PartText(str):
+    """A text that stood among the parts of a content, and not in the field where it is now."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)

@@ -18,9 +18,11 @@ __all__ = ["KEEPS_LOG", "lines_of", "relay", "renderer", "translate"]
 KEEPS_LOG = True
 
 
-def renderer(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Renderer:
+def renderer(
+    job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = (), from_chat: bool = False
+) -> Renderer:
     """Return the renderer of an attempt's answer, which goes on behind the log of the job's earlier attempts."""
-    return Renderer(job, document, log=log)
+    return Renderer(job, document, log=log, from_chat=from_chat)
 
 
 def relay(job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> Relay:

@@ -15,7 +15,7 @@ import orjson
 
 from headrace.errors import UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
-from headrace.formats.chat.texts import Texts
+from headrace.formats.chat.texts import PartText, Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.offered import origins
@@ -33,11 +33,9 @@ from headrace.formats.responses.output import (
 )
 from headrace.formats.responses.response import CUT_OFF, completed
 from headrace.formats.responses.resume import resume
-from headrace.formats.responses.sealed import seal
+from headrace.formats.responses.sealed import PLAIN_THOUGHTS, seal
 from headrace.ids import FIRST_INPUT_ITEM, item_id
 
-# The fields of a delta with what the model thinks; some servers write it into both.
-_THOUGHTS = ("reasoning_content", "reasoning")
 # The fields that a model wants back in the next turn: Anthropic's signed thoughts, OpenRouter's of any provider, and
 # those that a provider of the Responses API has encrypted.
 _SEALED = ("thinking_blocks", "reasoning_details", "reasoning_items")
@@ -46,10 +44,13 @@ _SEALED = ("thinking_blocks", "reasoning_details", "reasoning_items")
 class Renderer:
     """Renders one attempt's answer; a response has one choice."""
 
-    def __init__(self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, job: JobFacts, document: Mapping[str, Any], *, log: Sequence[bytes] = (), from_chat: bool = False
+    ) -> None:
         """Take the client's request, and the lines that readers have of the job's earlier attempts."""
         self._job = job
         self._document = document
+        self._from_chat = from_chat
         # Lines that no reader has yet, the `output_index` of the next item, and ids that no new call gets.
         self._lines, self._following, self._taken = resume(log)
         self._begun = False
@@ -59,6 +60,7 @@ class Renderer:
         self._part: Part | None = None
         self._field = ""  # by which the open part grows
         self._thought_field = ""
+        self._plain = False  # whether a chat model wants the plain thoughts of the open item back
         self._sealed = Fold()
         self._calls: dict[int, Call] = {}
         self._annotations: list[Any] = []
@@ -155,10 +157,11 @@ class Renderer:
 
     def _say(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
         """Take all of a delta but its calls of tools."""
-        for field in _THOUGHTS:
+        for field in PLAIN_THOUGHTS:
             if (thought := delta.get(field)) and isinstance(thought, str) and self._thought_field in ("", field):
                 self._thought_field = field
                 self._grow(self._thought, field, thought)
+                self._plain = self._from_chat and not isinstance(thought, PartText)
         for field in _SEALED:
             if isinstance(said := delta.get(field), list) and said:
                 self._item_of("reasoning")
@@ -221,16 +224,24 @@ class Renderer:
             if item.part is not None and item.part.kind is TEXT:
                 item.part.logprobs += self._logprobs
                 self._logprobs = []
-            if self._sealed.started:
-                item.item["encrypted_content"] = self._seal()
+            self._lines += item.end_part()
+            if kept := self._kept_thoughts(item.item):
+                item.item["encrypted_content"] = seal(kept)
             self._lines += item.close(status)
             self._output[item.output_index] = item.item
 
-    def _seal(self) -> str:
-        """Return what the model wants back in the next turn."""
-        [choice] = self._sealed.completion(id="", created=0, model="")["choices"]
-        self._sealed = Fold()
-        return seal({field: choice["message"][field] for field in _SEALED if field in choice["message"]})
+    def _kept_thoughts(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that the model wants back in the next turn: plain thoughts only where it has no others."""
+        plain, self._plain = self._plain, False
+        if self._sealed.started:
+            [choice] = self._sealed.completion(id="", created=0, model="")["choices"]
+            self._sealed = Fold()
+            return {field: choice["message"][field] for field in _SEALED if field in choice["message"]}
+        if not plain:
+            return {}
+        text = "".join(part["text"] for part in (*item["summary"], *(item.get("content") or ())))
+        # Another model's server may refuse the field.
+        return {"model": self._document["model"], self._thought_field: text}
 
     def _annotate(self, annotations: list[Any]) -> None:
         """Add annotations to the open text, or to the next one if none is open."""

@@ -1,4 +1,4 @@
-"""What a model wants back in the next turn, as the `encrypted_content` of a reasoning item: signed thoughts.
+"""What a model wants back in the next turn, as the `encrypted_content` of a reasoning item: its thoughts.
 
 A client keeps it without reading it. It is JSON in base64: nothing in it is a secret of Headrace's.
 """
@@ -12,6 +12,9 @@ from typing import Any
 import orjson
 
 from headrace.formats.lenient import parse_json
+
+PLAIN_THOUGHTS = ("reasoning_content", "reasoning")
+"""The fields of a chat message with what the model thought, as a text; some servers write it into both."""
 
 _PREFIX = "hr1."
 

@@ -52,7 +52,10 @@ ROWS: Mapping[str, _Row] = {
     "input": _as_chats("messages", note="`messages`; what the model says in one turn is one message"),
     "input[].content[].file_id": _refused("of an image: has none; of a file: as in a chat request"),
     "input[].content[].file_url": _refused("has none"),
-    "input[].type: reasoning": _translated("thoughts that Headrace sealed go back to the model; others are dropped"),
+    "input[].type: reasoning": _translated(
+        "thoughts that Headrace sealed go back to the model, plain ones of a chat server to the same model alone; the"
+        " others are dropped"
+    ),
     "input[].type: item_reference": _ours("the item stands in its place"),
     "input[].type: a hosted tool's, compaction": _refused("has none"),
     "instructions": _translated("a system message before all others"),
@@ -66,7 +69,7 @@ ROWS: Mapping[str, _Row] = {
     "max_output_tokens": _as_chats("max_completion_tokens"),
     "top_logprobs": _same("top_logprobs"),
     "include: message.output_text.logprobs": _as_chats("logprobs"),
-    "include: reasoning.encrypted_content": _ours("signed thoughts are always sealed for the next turn"),
+    "include: reasoning.encrypted_content": _ours("thoughts that go back to the model are always sealed"),
     "include: message.input_image.image_url": _ours("`input_items` always has it"),
     "include: others": _dropped("concern hosted tools"),
     "tools[].type: function": _as_chats(

@@ -14,7 +14,7 @@ import orjson
 from headrace.formats.responses.context import CONTEXT_ITEMS, kind_of
 from headrace.formats.responses.offered import Json, flat_name
 from headrace.formats.responses.paired import CALLS, OUTPUTS, outputs_of_calls
-from headrace.formats.responses.sealed import open_sealed
+from headrace.formats.responses.sealed import PLAIN_THOUGHTS, open_sealed
 
 # The fields of an assistant's message that a sealed thought may hold, with the types of the objects in them.
 _THOUGHTS = {
@@ -34,6 +34,7 @@ class Turns:
         self.dropped: list[str] = []
         # Items of earlier responses come first. The client has no path for them but the name of what they come with.
         self._context: int = document.get(CONTEXT_ITEMS) or 0
+        self._model = document.get("model")
         self._earlier = "conversation" if document.get("conversation") else "previous_response_id"
         self._outputs: Mapping[int, tuple[int, Json]] = {}
         # The open turn of the model's: what it has said up to now, and the places of its calls in the input.
@@ -146,16 +147,18 @@ class Turns:
     def _think(self, item: Json, index: int) -> None:
         """Add what the model thought, if Headrace sealed it. A chat model takes no other thoughts back."""
         sealed = item.get("encrypted_content")
-        fields = None if sealed is None else open_sealed(sealed)
-        kept = {name: _blocks(fields.get(name), types) for name, types in _THOUGHTS.items()} if fields else {}
+        fields = (None if sealed is None else open_sealed(sealed)) or {}
+        kept: Json = {name: _blocks(fields.get(name), types) for name, types in _THOUGHTS.items()}
+        if fields.get("model") == self._model:
+            kept |= {name: fields[name] for name in PLAIN_THOUGHTS if isinstance(fields.get(name), str)}
         if not any(kept.values()):
             if index >= self._context:
                 self.dropped.append(self._path(index))
             return
         self._open(index)
-        for name, blocks in kept.items():
-            if blocks:
-                self._turn.setdefault(name, []).extend(blocks)
+        for name, thoughts in kept.items():
+            if thoughts:
+                self._turn[name] = self._turn.get(name, type(thoughts)()) + thoughts
 
     def _close(self) -> None:
         """End the model's turn, if one is open: add its message, and what its tools answered."""

@@ -77,9 +77,10 @@ def streamed(
     document: Mapping[str, Any] = REQUEST,
     log: Sequence[bytes] = (),
     job: Job = Job(),
+    from_chat: bool = False,
 ) -> Answer:
     """Return the response of an answer whose chunks come one by one."""
-    renderer = client.renderer(job, document, log=log)
+    renderer = client.renderer(job, document, log=log, from_chat=from_chat)
     lines = list(log)
     for one in copy.deepcopy(chunks):
         lines += renderer.render([one])
@@ -91,10 +92,16 @@ def without_time(response: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in response.items() if name != "completed_at"}
 
 
-def whole(completion: dict[str, Any], document: Mapping[str, Any] = REQUEST, *, log: Sequence[bytes] = ()) -> Answer:
+def whole(
+    completion: dict[str, Any],
+    document: Mapping[str, Any] = REQUEST,
+    *,
+    log: Sequence[bytes] = (),
+    from_chat: bool = False,
+) -> Answer:
     """Return the response of an answer that is not streamed."""
-    lines, response = client.renderer(Job(), document, log=log).end(completion)
-    unread = client.renderer(Job(), document, log=log).whole(completion)
+    lines, response = client.renderer(Job(), document, log=log, from_chat=from_chat).end(completion)
+    unread = client.renderer(Job(), document, log=log, from_chat=from_chat).whole(completion)
     assert without_time(unread) == without_time(response)
     assert list(unread["output"][0]) == list(response["output"][0])
     return Answer([*log, *lines], response, dict(document))

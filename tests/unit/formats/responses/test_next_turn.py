@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from headrace.formats.chat.normaliser import Normaliser
-from headrace.formats.registry import WireFormat
+from headrace.formats.registry import FORMATS, WireFormat
 from headrace.formats.responses import client
 from headrace.formats.responses.request import check_response_request
 from tests.unit.formats.responses.answers import whole
 from tests.unit.formats.responses.test_contract import TOOLS
 from tests.unit.formats.test_recordings import recordings
 
-# What a model is not told again.
-_FORGOTTEN = {"annotations", "reasoning_content", "reasoning"}
+# What a model is not told again, and what only a chat model is.
+_FORGOTTEN = {"annotations"}
+_PLAIN = {"reasoning_content", "reasoning"}
 
 
 def next_turn(output: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -31,9 +32,9 @@ def next_turn(output: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [message for message in client.translate(document).chat["messages"] if message["role"] == "assistant"]
 
 
-def said(message: dict[str, Any]) -> dict[str, Any]:
-    """Return what a message says, with calls of custom tools in the form in which these are offered to the model."""
-    fields = {name: value for name, value in message.items() if value and name not in _FORGOTTEN}
+def said(message: dict[str, Any], *, forgotten: set[str]) -> dict[str, Any]:
+    """Return what a model is told again, with calls of custom tools in the form in which they are offered to it."""
+    fields = {name: value for name, value in message.items() if value and name not in forgotten}
     for call in fields.get("tool_calls", ()):
         if custom := call.pop("custom", None):
             arguments = json.dumps({"input": custom["input"]}, separators=(",", ":"))
@@ -45,6 +46,9 @@ def said(message: dict[str, Any]) -> dict[str, Any]:
 def test_a_recorded_answer_goes_back_as_it_came(form: WireFormat, recording: dict[str, Any]) -> None:
     completion = Normaliser().completion(form.parse_completion(json.dumps(recording["answer"]).encode()))
 
-    [message] = next_turn(whole(completion, TOOLS).response["output"])
+    from_chat = form is FORMATS["chat"]
 
-    assert said(message) == said(completion["choices"][0]["message"])
+    [message] = next_turn(whole(completion, TOOLS, from_chat=from_chat).response["output"])
+
+    forgotten = _FORGOTTEN if from_chat else _FORGOTTEN | _PLAIN
+    assert said(message, forgotten=forgotten) == said(completion["choices"][0]["message"], forgotten=forgotten)

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from headrace.errors import UpstreamTooLargeError
+from headrace.formats.chat.normaliser import Normaliser
 from headrace.formats.responses.output import render
 from headrace.formats.responses.resume import resume
 from headrace.formats.responses.sealed import open_sealed, seal
@@ -200,6 +201,35 @@ def answer_of(thought: str, details: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the same in one piece each, with the thought in both fields that servers write it into."""
     fields = {"reasoning": thought, "reasoning_content": thought, "reasoning_details": [details]}
     return [chunk(fields), chunk({"content": "Hey"}), chunk({}, "stop")]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("summary", [None, "auto"])
+def test_plain_thoughts_of_a_chat_model_are_kept_for_the_next_turn(field: str, summary: str | None) -> None:
+    document = {**REQUEST, "reasoning": {"summary": summary}}
+    chunks = [chunk({field: "H"}), chunk({field: "m"}), chunk(call(0, "{}", name="f")), chunk({}, "tool_calls")]
+    answer = streamed(*chunks, document=document, from_chat=True)
+
+    check(answer)
+    [thought, _] = answer.response["output"]
+    assert open_sealed(thought["encrypted_content"]) == {"model": "m", field: "Hm"}
+    assert whole(folded(chunks), document, from_chat=True).response["output"] == answer.response["output"]
+
+
+def test_thoughts_of_a_chat_model_that_have_a_form_of_their_own_are_kept_in_it_alone() -> None:
+    kept = {"type": "reasoning.text", "text": "Hm", "index": 0, "signature": "s"}
+    answer = streamed(*answer_of("Hm", kept), from_chat=True)
+    assert open_sealed(answer.response["output"][0]["encrypted_content"]) == {"reasoning_details": [kept]}
+
+
+@pytest.mark.parametrize("wanted", [None, "auto"])
+def test_thoughts_among_the_parts_of_a_content_are_not_kept(wanted: str | None) -> None:
+    """Mistral's, which refuses a field that it does not have."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}]
+    chunks = [Normaliser().chunk(chunk({"content": parts})), chunk({"content": "Hey"}), chunk({}, "stop")]
+    answer = streamed(*filter(None, chunks), document={**REQUEST, "reasoning": {"summary": wanted}}, from_chat=True)
+    assert [item["type"] for item in answer.response["output"]] == ["reasoning", "message"]
+    assert "encrypted_content" not in answer.response["output"][0]
 
 
 @pytest.mark.parametrize("text", ["", "gAAAAABo", "hr1.", "hr1.!", "hr1." + "W10=", seal({})[:-1]], ids=str)

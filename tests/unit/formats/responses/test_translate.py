@@ -249,6 +249,21 @@ def test_encrypted_thoughts_of_a_responses_provider_go_back() -> None:
     assert messages(user("Hi"), sealed, model("Yes."))[1]["reasoning_items"] == [item]
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_plain_thoughts_go_back_in_their_field_to_the_model_that_had_them(field: str) -> None:
+    def thought(text: Any, model: str = "m") -> Json:
+        return {"type": "reasoning", "summary": [], "encrypted_content": seal({"model": model, field: text})}
+
+    said = messages(
+        user("Hi"), thought("Let"), thought(" me see."), call("a"), output("a"), thought("So"), model("It.")
+    )
+    assert [message.get(field) for message in said] == [None, "Let me see.", None, "So"]
+    for other in (thought("Hm", model="other"), thought(["Hm"]), thought("")):
+        asked = translated([user("Hi"), other, model("Yes.")])
+        assert asked.dropped == ["input[1]"]
+        assert field not in asked.chat["messages"][1]
+
+
 # -- calls and outputs ------------------------------------------------------------------------------------------------
 
 
