@@ -11,12 +11,13 @@ from typing import Any
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.generations import (
     DEFAULTS,
+    GEMINI_THINKS_SINCE,
     claude_always_thinks,
     claude_forces_tools,
     claude_sampling,
     claude_thinking,
     forces_tool,
-    gemini_budget_range,
+    gemini_always_thinks,
     gemini_mixes,
     gemini_penalises,
     gemini_version,
@@ -156,9 +157,9 @@ def _loses_its_effort(model: str, request: Mapping[str, Any]) -> bool:
 
 
 def _dropped_by_gemini(model: str, request: Mapping[str, Any]) -> Iterator[str]:
-    effort, version = request.get("reasoning_effort"), gemini_version(model)
-    too_old = effort not in (None, "none") and version < (2, 5)
-    if too_old or (effort == "none" and (2, 5) <= version < (3, 0) and gemini_budget_range(model)[0]):
+    effort = request.get("reasoning_effort")
+    too_old = effort not in (None, "none") and gemini_version(model) < GEMINI_THINKS_SINCE
+    if too_old or (effort == "none" and gemini_always_thinks(model)):
         yield "reasoning_effort"
     for name in () if gemini_penalises(model) else ("presence_penalty", "frequency_penalty"):
         if request.get(name):

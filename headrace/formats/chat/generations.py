@@ -22,6 +22,11 @@ _THINKS_BETWEEN_SINCE = {"sonnet": (5, 5)}
 _FORCES_NO_TOOL_SINCE = {"fable": (5, 1), "opus": (5, 5), "sonnet": (5, 5)}
 _LEAST_BUDGET = 1024
 
+GEMINI_THINKS_SINCE = (2, 5)
+"""The first of Google's models that think, within a budget of tokens."""
+GEMINI_LEVELS_SINCE = (3, 0)
+"""The first of Google's models whose thinking has levels."""
+
 DEFAULTS: Mapping[str, Any] = {"temperature": 1, "top_p": 1}
 """What Anthropic takes for a parameter that is left out."""
 
@@ -143,6 +148,19 @@ def gemini_penalises(model: str) -> bool:
 def gemini_budget_range(model: str) -> tuple[int, int]:
     """Return the least and the most tokens of thought that a Gemini 2.5 takes."""
     return (128, 32768) if "-pro" in model else (0, 24576)
+
+
+def gemini_least_level(model: str) -> str:
+    """Return the least level of thought that a model of Google's has since Gemini 3: Flash models nearly none."""
+    return "minimal" if "flash" in model else "low"
+
+
+def gemini_always_thinks(model: str) -> bool:
+    """Tell whether no request keeps a model of Google's from thinking."""
+    version = gemini_version(model)
+    if version >= GEMINI_LEVELS_SINCE:
+        return gemini_least_level(model) != "minimal"
+    return version >= GEMINI_THINKS_SINCE and gemini_budget_range(model)[0] > 0
 
 
 def gemini_mixes(model: str) -> bool:

@@ -195,8 +195,9 @@ _GEMINI = _OURS | {
         "`responseMimeType` and `responseJsonSchema`; before Gemini 3 JSON is refused beside tools"
     ),
     "reasoning_effort": _translated(
-        "`thinkingLevel` since Gemini 3, `thinkingBudget` in 2.5; dropped before; `none` is 128 tokens, and named as"
-        " dropped, in 2.5 Pro"
+        "`thinkingLevel` since Gemini 3, `thinkingBudget` in 2.5; dropped before; `none` and `minimal` are the level"
+        " `minimal` of Flash models, else `low`; `none` is named as dropped where a model always thinks: since 3 all"
+        " but Flash models, and 2.5 Pro, where it is 128 tokens"
     ),
     "verbosity": _dropped(_NO_SUCH),
     "modalities": _refused("answers in text"),

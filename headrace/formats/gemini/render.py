@@ -15,7 +15,15 @@ import orjson
 
 from headrace.errors import invalid_parameter
 from headrace.formats.chat.dropped import asks_for_json
-from headrace.formats.chat.generations import gemini_budget_range, gemini_mixes, gemini_penalises, gemini_version
+from headrace.formats.chat.generations import (
+    GEMINI_LEVELS_SINCE,
+    GEMINI_THINKS_SINCE,
+    gemini_budget_range,
+    gemini_least_level,
+    gemini_mixes,
+    gemini_penalises,
+    gemini_version,
+)
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
 from headrace.formats.media import audio_of, file_of, image_of
@@ -25,10 +33,8 @@ MANY_CHOICES = True
 
 # What Google says to send with a call whose signature is lost: https://ai.google.dev/gemini-api/docs/thought-signatures.
 _NO_SIGNATURE = "skip_thought_signature_validator"
-_THINKS_SINCE = (2, 5)
-_LEVELS_SINCE = (3, 0)
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 32768, "max": 32768}
-_LEVELS = {"none": "low", "minimal": "low", "low": "low", "medium": "medium"}
+_LEVELS = {"low": "low", "medium": "medium"}
 
 _PASSED = {
     "temperature": "temperature",
@@ -73,7 +79,7 @@ def render_request(
         InvalidRequestError: It holds a medium or a result that the format cannot carry, or no text at all.
     """
     given = {name: value for name, value in request.items() if value is not None}
-    system, contents = _render_messages(given["messages"], signed=gemini_version(model) >= _LEVELS_SINCE)
+    system, contents = _render_messages(given["messages"], signed=gemini_version(model) >= GEMINI_LEVELS_SINCE)
     if not contents:
         # A conversation needs a turn of the user's.
         system, contents = [], [{"role": "user", "parts": system}]
@@ -103,9 +109,10 @@ def _render_config(given: Json, model: str) -> Json:
     if form.get("type") == "json_schema" and form["json_schema"].get("schema"):
         config["responseJsonSchema"] = form["json_schema"]["schema"]
     effort, version = given.get("reasoning_effort"), gemini_version(model)
-    if effort is not None and version >= _LEVELS_SINCE:
-        config["thinkingConfig"] = {"thinkingLevel": _LEVELS.get(effort, "high"), "includeThoughts": True}
-    elif effort is not None and version >= _THINKS_SINCE:
+    if effort is not None and version >= GEMINI_LEVELS_SINCE:
+        level = gemini_least_level(model) if effort in ("none", "minimal") else _LEVELS.get(effort, "high")
+        config["thinkingConfig"] = {"thinkingLevel": level, "includeThoughts": effort != "none"}
+    elif effort is not None and version >= GEMINI_THINKS_SINCE:
         least, most = gemini_budget_range(model)
         budget = max(least, min(_BUDGETS[effort], most))
         config["thinkingConfig"] = {"thinkingBudget": budget, "includeThoughts": effort != "none"}

@@ -254,6 +254,14 @@ def test_gemini_2_5_pro_always_thinks() -> None:
     assert dropped("gemini", "gemini-2.5-flash", reasoning_effort="none") == []
 
 
+def test_gemini_3_pro_always_thinks() -> None:
+    for model in ("gemini-3-pro-preview", "gemini-3.1-pro-preview"):
+        assert dropped("gemini", model, reasoning_effort="none") == ["reasoning_effort"]
+        assert dropped("gemini", model, reasoning_effort="minimal") == []
+    for model in ("gemini-3-flash-preview", "gemini-3.5-flash-lite"):
+        assert dropped("gemini", model, reasoning_effort="none") == []
+
+
 @pytest.mark.parametrize("kind", ["json_object", "json_schema"])
 def test_gemini_before_3_answers_in_json_only_without_tools(kind: str) -> None:
     asked: dict[str, Any] = {"response_format": {"type": kind, "json_schema": {"name": "n"}}}
