@@ -156,7 +156,12 @@ class Exchange:
         if self._relay is not None:
             render: Callable[..., bytes] = self._relay.render_request
         else:
-            render = partial(form.render_request, self._request, output_limit=route.output_limit)
+            render = partial(
+                form.render_request,
+                self._request,
+                output_limit=route.output_limit,
+                limit_parameter=route.provider.limit_parameter,
+            )
         action = "" if self._relay is None else self._relay.action
         body = await offloaded(self._job.size, partial(render, model=route.model, stream=self._stream))
         call = self._client.call(

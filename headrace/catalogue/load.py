@@ -71,7 +71,11 @@ def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
 
 
 def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
-    """Yield names of providers and models that do not exist, and options that a route's provider has nothing for."""
+    """Yield names of providers and models that do not exist, and options that a provider has nothing for."""
+    for name, entry in catalogue.providers.items():
+        if entry.limit_parameter is not None and entry.kind != "openai":
+            message = f"a name can be chosen for providers of kind openai, not {entry.kind}"
+            yield Problem(("providers", name, "limit_parameter"), message)
     for name, model in catalogue.models.items():
         for index, route in enumerate(model.routes):
             text = route if isinstance(route, str) else route.route

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from headrace.catalogue import known as known_models
 from headrace.catalogue.known import Ability, Rates
 from headrace.errors import ModelNotFoundError
-from headrace.formats.chat.support import FORMAT_OF, Format, Kind
+from headrace.formats.chat.support import FORMAT_OF, Format, Kind, LimitParameter
 from headrace.formats.chat.usage import TokenUsage
 
 # The creation time of every model in OpenAI's list, in Unix seconds: the day when this catalogue began.
@@ -69,6 +69,9 @@ class Provider(BaseModel):
     tokens_per_minute: int | None = Field(default=None, ge=1, description="Of prompts and answers")
     adaptive_concurrency: bool = Field(
         default=True, description="Find how many calls each route takes at once, where the provider has no limit"
+    )
+    limit_parameter: LimitParameter | None = Field(
+        default=None, description="What a chat request calls its limit of tokens; the client's name where left out"
     )
     timeout: float = Field(default=600, gt=0, description="For a whole call")
     connect_timeout: float = Field(default=10, gt=0)

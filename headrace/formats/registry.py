@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from headrace.formats import gemini, messages
 from headrace.formats.chat import client as chat_client
 from headrace.formats.chat import upstream as chat
-from headrace.formats.chat.support import Format
+from headrace.formats.chat.support import Format, LimitParameter
 from headrace.formats.chat.texts import Texts
 from headrace.formats.job import JobFacts
 from headrace.formats.responses import client as responses_client
@@ -51,9 +51,19 @@ class WireFormat(Protocol):
         """Return the headers that the format needs, with the provider's key."""
 
     def render_request(
-        self, request: Mapping[str, Any], *, model: str, stream: bool, output_limit: int | None
+        self,
+        request: Mapping[str, Any],
+        *,
+        model: str,
+        stream: bool,
+        output_limit: int | None,
+        limit_parameter: LimitParameter | None = None,
     ) -> bytes:
-        """Return the body for a request that `dropped_parameters` took; `output_limit` is the model's, in tokens."""
+        """Return the body for a request that `dropped_parameters` took.
+
+        `output_limit` is the model's, in tokens. `limit_parameter` is the name that a chat provider has for the
+        request's own limit; None keeps the client's.
+        """
 
     def parse_completion(self, body: bytes) -> dict[str, Any]:
         """Return the `chat.completion` of a whole answer, but for what the job gives it: id, object, created.

@@ -85,7 +85,13 @@ async def _ask(client: ProviderClient, route: Route) -> int | None:
         route.provider,
         url=form.render_url(route.provider.base_url, model=route.model, stream=False),
         headers=form.render_headers(route.provider.secret()),
-        body=form.render_request(request, model=route.model, stream=False, output_limit=route.output_limit),
+        body=form.render_request(
+            request,
+            model=route.model,
+            stream=False,
+            output_limit=route.output_limit,
+            limit_parameter=route.provider.limit_parameter,
+        ),
     ) as answer:
         usage = parse_usage(form.parse_completion(await answer.read()).get("usage"))
     return None if usage is None else usage.total_tokens

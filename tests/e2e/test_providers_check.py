@@ -106,6 +106,16 @@ def test_a_provider_is_asked_in_the_format_of_its_route(config: Path, provider: 
     assert call.kind == "responses"
 
 
+def test_a_provider_is_asked_with_the_limit_that_it_knows(config: Path, provider: Provider) -> None:
+    config.write_text(
+        config.read_text().replace("[providers.good]", '[providers.good]\nlimit_parameter = "max_tokens"')
+    )
+    assert check(config, "good/checked-limited").returncode == 0
+    (call,) = provider.calls_for("checked-limited")
+    assert "max_tokens" in call.body
+    assert "max_completion_tokens" not in call.body
+
+
 def test_an_unknown_provider_is_a_usage_error(config: Path) -> None:
     ended = check(config, "nobody")
     assert ended.returncode == 2

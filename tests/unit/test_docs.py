@@ -259,7 +259,7 @@ def test_the_pages_configurations_are_valid(block: str, tmp_path: Path) -> None:
 
 
 def test_there_are_as_many_as_there_are_servers() -> None:
-    assert len(CONFIGURATIONS) == 10
+    assert len(CONFIGURATIONS) == 11
 
 
 def test_the_glossary_defines_the_words_of_the_code() -> None:

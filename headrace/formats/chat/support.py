@@ -22,6 +22,9 @@ Kind = Literal["openai", "anthropic", "gemini"]
 Format = Literal["chat", "responses", "messages", "gemini"]
 """A wire format."""
 
+LimitParameter = Literal["max_tokens", "max_completion_tokens"]
+"""The names of a chat request's limit of tokens."""
+
 FORMAT_OF: Mapping[Kind, Format] = {"openai": "chat", "anthropic": "messages", "gemini": "gemini"}
 """The format that a provider of each kind speaks, unless a route says otherwise."""
 
@@ -73,9 +76,12 @@ _OURS = {
     "metadata": Handling(Treatment.OURS, "kept with the job"),
     "service_tier": Handling(Treatment.OURS, "chooses the queue"),
 }
-_CHAT = {name: _passed() for name in ChatRequest.model_fields if name not in EXTENSIONS} | {
-    name: Handling(Treatment.PASSED, handling.note) for name, handling in _OURS.items()
-}
+_RENAMED = _passed("under the name that the provider's `limit_parameter` says")
+_CHAT = (
+    {name: _passed() for name in ChatRequest.model_fields if name not in EXTENSIONS}
+    | {name: Handling(Treatment.PASSED, handling.note) for name, handling in _OURS.items()}
+    | {"max_tokens": _RENAMED, "max_completion_tokens": _RENAMED}
+)
 
 _RESPONSES = _OURS | {
     "store": Handling(Treatment.OURS, "kept here, unless it is `false`; the provider is always told `false`"),

@@ -9,6 +9,7 @@ import orjson
 
 from headrace.errors import UpstreamError
 from headrace.formats.chat.request import EXTENSIONS
+from headrace.formats.chat.support import LimitParameter
 from headrace.formats.error_objects import error_of, parse_error, reported_error
 from headrace.formats.lenient import parse_json
 
@@ -44,10 +45,15 @@ def render_request(
     model: str,
     stream: bool,
     output_limit: int | None,  # noqa: ARG001  (OpenAI has its own default)
+    limit_parameter: LimitParameter | None = None,
 ) -> bytes:
     """Return the body: the client's request without `EXTENSIONS`. A stream always reports its usage."""
     body = {name: value for name, value in request.items() if name not in EXTENSIONS}
     body["model"] = model
+    if limit_parameter is not None:
+        older, newer = body.pop("max_tokens", None), body.pop("max_completion_tokens", None)
+        if (limit := older if newer is None else newer) is not None:
+            body[limit_parameter] = limit
     if stream:
         body["stream"] = True
         body["stream_options"] = {**(request.get("stream_options") or {}), "include_usage": True}

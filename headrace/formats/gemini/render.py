@@ -24,6 +24,7 @@ from headrace.formats.chat.generations import (
     gemini_penalises,
     gemini_version,
 )
+from headrace.formats.chat.support import LimitParameter
 from headrace.formats.gemini.parse import Json
 from headrace.formats.lenient import parse_json
 from headrace.formats.media import audio_of, file_of, image_of
@@ -72,6 +73,7 @@ def render_request(
     model: str,
     stream: bool,  # noqa: ARG001  (it is in the URL)
     output_limit: int | None,  # noqa: ARG001  (Gemini has its own default)
+    limit_parameter: LimitParameter | None = None,  # noqa: ARG001  (the format has one name for it)
 ) -> bytes:
     """Return the body.
 

@@ -23,6 +23,7 @@ from headrace.formats.chat.generations import (
     claude_thinking,
     claude_unthinking,
 )
+from headrace.formats.chat.support import LimitParameter
 from headrace.formats.closed_schema import close_schema
 from headrace.formats.media import Medium, file_of, image_of
 from headrace.formats.messages.parse import Json
@@ -55,7 +56,14 @@ def render_headers(secret: str | None) -> dict[str, str]:
     return {"anthropic-version": _VERSION} | ({} if secret is None else {"x-api-key": secret})
 
 
-def render_request(request: Mapping[str, Any], *, model: str, stream: bool, output_limit: int | None) -> bytes:
+def render_request(
+    request: Mapping[str, Any],
+    *,
+    model: str,
+    stream: bool,
+    output_limit: int | None,
+    limit_parameter: LimitParameter | None = None,  # noqa: ARG001  (the format has one name for it)
+) -> bytes:
     """Return the body.
 
     Raises:

@@ -145,7 +145,13 @@ async def fill(
         rendered = None
         if _can_wait(request) and (form.MANY_CHOICES or (request.get("n") or 1) == 1):
             try:
-                body = form.render_request(request, model=route.model, stream=False, output_limit=route.output_limit)
+                body = form.render_request(
+                    request,
+                    model=route.model,
+                    stream=False,
+                    output_limit=route.output_limit,
+                    limit_parameter=route.provider.limit_parameter,
+                )
                 rendered = render(job_id, body)
             except InvalidRequestError:
                 rendered = None  # a worker finds the same error, and the client gets it

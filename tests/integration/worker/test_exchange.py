@@ -11,12 +11,13 @@ import pytest
 from headrace.catalogue.models import Model, Route
 from headrace.catalogue.models import Provider as Entry
 from headrace.errors import UpstreamTooLargeError
+from headrace.formats.chat.support import LimitParameter
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.ids import new_id
 from headrace.jobs.records import ClaimedJob
 from headrace.providers import client as clients
 from headrace.providers.client import ProviderClient
-from tests.fakes.provider import Behaviour, Provider, chunk, raw, running_provider, sse
+from tests.fakes.provider import Behaviour, Provider, answer, chunk, raw, running_provider, sse
 from tests.fakes.provider import Exchange as Answering
 from worker import exchange as exchanges
 from worker.exchange import Exchange
@@ -38,10 +39,21 @@ def upstream() -> Any:
         yield provider
 
 
-async def complete(http: ProviderClient, upstream: Provider, behaviour: Behaviour, *, streamed: bool) -> dict[str, Any]:
+async def complete(
+    http: ProviderClient,
+    upstream: Provider,
+    behaviour: Behaviour,
+    *,
+    streamed: bool,
+    limit_parameter: LimitParameter | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
     upstream.script(MODEL, behaviour)
-    entry = Entry(kind="openai", base_url=upstream.url("/v1"), api_key="sk-x", read_timeout=30, timeout=60)
-    request = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    entry = Entry(
+        kind="openai", base_url=upstream.url("/v1"), api_key="sk-x", read_timeout=30, timeout=60,
+        limit_parameter=limit_parameter,
+    )  # fmt: skip
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **fields}
     job = ClaimedJob(
         id=new_id("job"), attempt=1, account_id="a", key_id="k", model=MODEL, request=orjson.dumps(request).decode(),
         background=False, streamed=streamed, origin=None, tier="default", route=0, retries=0, created=0,
@@ -116,3 +128,14 @@ async def test_an_answer_that_is_nested_deeply_is_given_up(
     behaviour = endless(b"data: %b\n\n" % body) if streamed else raw(body)
     with pytest.raises(UpstreamTooLargeError, match="nested"):
         await complete(http, upstream, behaviour, streamed=streamed)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_provider_gets_the_limit_under_the_name_that_it_knows(
+    http: ProviderClient, upstream: Provider, streamed: bool
+) -> None:
+    await complete(
+        http, upstream, answer("Hi."), streamed=streamed, limit_parameter="max_tokens", max_completion_tokens=5
+    )
+    body = upstream.calls_for(MODEL)[0].body
+    assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)

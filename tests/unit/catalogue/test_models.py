@@ -436,3 +436,23 @@ def test_a_catalogue_with_other_providers_has_their_routes(path: Path) -> None:
 
     assert changed.routes("fake-1")[0].provider is moved
     assert catalogue.routes("fake-1")[0].provider.base_url == "http://127.0.0.1:2/v1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [
+        ("anthropic", "max_tokens", "for providers of kind openai, not anthropic"),
+        ("openai", "max_new_tokens", "input should be 'max_tokens' or 'max_completion_tokens'"),
+    ],
+)
+def test_a_limit_that_a_provider_cannot_have_is_told(tmp_path: Path, kind: str, value: str, told: str) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(
+        f'[providers.p]\nkind = "{kind}"\nbase_url = "http://127.0.0.1/v1"\nlimit_parameter = "{value}"\n'
+        '[models.m]\nroutes = ["p/m"]\n'
+    )
+    catalogue, problems = read_catalogue(path)
+    assert catalogue is None
+    (problem,) = (problem for problem in problems if problem.fatal)
+    assert problem.path == "providers.p.limit_parameter"
+    assert told in problem.message

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from headrace.formats.chat.generations import responses_reason
-from headrace.formats.chat.support import LEAST_OUTPUT
+from headrace.formats.chat.support import LEAST_OUTPUT, LimitParameter
 from headrace.formats.responses.options import ENCRYPTED, LOGPROBS
 
 Json = dict[str, Any]
@@ -52,6 +52,7 @@ def render_request(
     model: str,
     stream: bool,
     output_limit: int | None,  # noqa: ARG001  (OpenAI has its own default)
+    limit_parameter: LimitParameter | None = None,  # noqa: ARG001  (the format has one name for it)
 ) -> bytes:
     """Return the body."""
     given = {name: value for name, value in request.items() if value is not None}

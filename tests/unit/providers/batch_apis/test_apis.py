@@ -77,6 +77,16 @@ async def test_a_line_holds_the_body_of_a_call(form: WireFormat, recording: Json
     assert line[BODY[kind]] == json.loads(called)
 
 
+async def test_a_line_has_the_limit_under_the_name_that_the_provider_knows() -> None:
+    provider = Provider(kind="openai", base_url="https://p.example/v1", limit_parameter="max_tokens")
+    route = Route("p", provider, "m", Model(routes=["p/m"]))
+    with Parcel() as parcel:
+        lines = given([("job_1", asking("Hi", max_completion_tokens=5))])
+        await fill(parcel, route, lines, RENDER["openai"], most_lines=1, most_bytes=10**9)
+        body = json.loads(await whole(parcel))["body"]
+    assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)
+
+
 @pytest.mark.parametrize(("form", "recording"), spoken("answer", "completion"))
 def test_a_result_holds_the_answer_to_a_call(form: WireFormat, recording: Json) -> None:
     answer = recording["answer"]
