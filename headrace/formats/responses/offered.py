@@ -1,7 +1,7 @@
 """The tools of a Responses request as those of a chat request, and the names that calls of them come back under.
 
 Every chat model takes functions, and hardly any takes other tools. So a custom tool becomes a function with one string,
-`input`, and a tool of a namespace a function whose name has the namespace before it.
+`input`, and a tool of a namespace a function whose name has the namespace before it. A name that is too long is cut.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ class Origin(NamedTuple):
 
 
 def flat_name(name: str, namespace: str | None) -> str:
-    """Return the name of a tool's function in the chat request; it fits OpenAI's pattern if it has a namespace."""
-    if namespace is None:
-        return name
-    joined = f"{namespace}__{name}"
-    if _NAME.fullmatch(joined):
+    """Return the name of a tool's function in the chat request, where it can be shorter than in a Responses request.
+
+    It fits OpenAI's pattern if it has a namespace.
+    """
+    joined = name if namespace is None else f"{namespace}__{name}"
+    if _NAME.fullmatch(joined) or (namespace is None and len(name) <= _LONGEST_NAME):
         return joined
-    digest = hashlib.sha256(f"{namespace}\0{name}".encode("utf-8", "replace")).hexdigest()[:_DIGEST]
+    whole = name if namespace is None else f"{namespace}\0{name}"
+    digest = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:_DIGEST]
     return f"{re.sub('[^a-zA-Z0-9_-]', '_', joined)[: _LONGEST_NAME - _DIGEST - 1]}_{digest}"
 
 
 def origins(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Origin]:
-    """Return the custom and namespaced tools by the names of their functions. Any other function is as it is called."""
+    """Return the tools that a function stands for under another name or in another form, by the functions' names."""
     if not tools:
         return {}
     found = {}
     for _, tool, namespace in _tools_of(tools):
-        custom = tool.get("type") == "custom"
-        if custom or namespace is not None:
-            name = None if namespace is None else namespace["name"]
-            found[_name_in(tool, namespace)] = Origin(tool["name"], name, custom)
+        custom, name = tool.get("type") == "custom", _name_in(tool, namespace)
+        if custom or name != tool["name"]:
+            found[name] = Origin(tool["name"], None if namespace is None else namespace["name"], custom)
     return found
 
 

@@ -73,7 +73,9 @@ ROWS: Mapping[str, _Row] = {
     "include: message.input_image.image_url": _ours("`input_items` always has it"),
     "include: others": _dropped("concern hosted tools"),
     "tools[].type: function": _as_chats(
-        "tools", note="nested; `output_schema`, `defer_loading` and `allowed_callers` dropped"
+        "tools",
+        note="nested; a name beyond 64 characters is shortened, and calls come back under the client's;"
+        " `output_schema`, `defer_loading` and `allowed_callers` dropped",
     ),
     "tools[].type: custom": _translated(
         "a function with one string, `input`; a grammar becomes advice, and is named as dropped"

@@ -11,32 +11,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from headrace.formats.chat.base import TOOLS, Open
-from headrace.formats.chat.offered import FunctionName, TextFormat
+from headrace.formats.chat.offered import TextFormat
 
-_NamespacedName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")]
+_Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_-]+$")]
 _Type = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class _Function(Open):
+class FunctionTool(Open):
+    """A tool that takes JSON; `parameters` is a JSON Schema."""
+
     type: Literal["function"]
+    name: _Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     output_schema: dict[str, Any] | None = None
     defer_loading: bool | None = None
     allowed_callers: Annotated[list[str], TOOLS] | None = None
-
-
-class FunctionTool(_Function):
-    """A tool that takes JSON; `parameters` is a JSON Schema."""
-
-    name: FunctionName
-
-
-class NamespacedFunction(_Function):
-    """A function of a namespace."""
-
-    name: _NamespacedName
 
 
 class GrammarFormat(Open):
@@ -47,24 +38,15 @@ class GrammarFormat(Open):
     syntax: Literal["lark", "regex"]
 
 
-class _Custom(Open):
+class CustomTool(Open):
+    """A tool that takes text."""
+
     type: Literal["custom"]
+    name: _Name
     description: str | None = None
     format: Annotated[TextFormat | GrammarFormat, Field(discriminator="type")] | None = None
     defer_loading: bool | None = None
     allowed_callers: Annotated[list[str], TOOLS] | None = None
-
-
-class CustomTool(_Custom):
-    """A tool that takes text."""
-
-    name: FunctionName
-
-
-class NamespacedCustom(_Custom):
-    """A tool of a namespace that takes text."""
-
-    name: _NamespacedName
 
 
 class NamespaceTool(Open):
@@ -74,7 +56,7 @@ class NamespaceTool(Open):
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = None
     tools: Annotated[
-        list[Annotated[NamespacedFunction | NamespacedCustom, Field(discriminator="type")]],
+        list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]],
         Field(min_length=1, max_length=512, fail_fast=True),
     ]
 

@@ -236,6 +236,8 @@ def part(**fields: Any) -> Json:
             "tools[0].tools[0].type",
             "invalid_value",
         ),
+        (asking(tools=[{"type": "function", "name": "f" * 129}]), "tools[0].name", "string_above_max_length"),
+        (asking(tools=[{"type": "custom", "name": "f" * 129}]), "tools[0].name", "string_above_max_length"),
         (asking(tool_choice="required"), "tool_choice", "invalid_value"),
         (asking(tools=[FUNCTION], tool_choice="any"), "tool_choice", "invalid_value"),
         (asking(tools=[FUNCTION], tool_choice=5), "tool_choice", "invalid_type"),

@@ -377,6 +377,27 @@ def test_a_call_comes_back_under_the_clients_name() -> None:
     }
 
 
+LONG = "f" * 128
+
+
+@pytest.mark.parametrize("kind", ["function", "custom"])
+def test_a_name_that_is_too_long_for_a_chat_request_is_shortened_and_comes_back(kind: str) -> None:
+    choice = {"type": kind, "name": LONG}
+    asked = translated([call(name=LONG), output()], tools=[{"type": kind, "name": LONG}], tool_choice=choice)
+    [tool] = asked.chat["tools"]
+    name = tool["function"]["name"]
+    assert len(name) <= 64
+    assert asked.chat["tool_choice"]["function"]["name"] == name
+    assert asked.chat["messages"][0]["tool_calls"][0]["function"]["name"] == name
+    assert origins([{"type": kind, "name": LONG}]) == {name: Origin(LONG, None, custom=kind == "custom")}
+    assert flat_name(LONG[:-1] + "g", None) != name
+
+
+def test_a_name_that_fits_stays_as_it_is() -> None:
+    for name in ("f" * 64, "crm.find"):
+        assert flat_name(name, None) == name
+
+
 def test_hosted_tools_are_for_a_responses_provider() -> None:
     asked = translated(
         tools=[{"type": "function", "name": "f"}, {"type": "web_search"}, {"type": "mcp", "server_label": "s"}],
