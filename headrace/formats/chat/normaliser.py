@@ -21,7 +21,7 @@ _TEXT = frozenset({None, "text", "output_text"})
 _THOUGHT = frozenset({"thinking", "reasoning", "reasoning_text", "summary_text", "thought"})
 _REFUSAL = frozenset({"refusal"})
 
-_SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority"})
+_SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast"})
 # What stands for the logarithm of nothing, in OpenAI's answers too.
 _NEVER = -9999.0
 

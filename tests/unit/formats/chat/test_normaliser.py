@@ -564,3 +564,9 @@ def test_each_call_of_a_whole_answer_is_one_of_its_own_however_little_is_said_of
     made = choice["message"]["tool_calls"]
     assert [call["type"] for call in made] == ["function"] * 4
     assert len({call["id"] for call in made}) == 4
+
+
+def test_a_priority_tier_by_its_newer_name_is_openais() -> None:
+    chunks, completion = streamed({**choice({"content": "a"}, "stop"), "service_tier": "fast"})
+    assert (chunks[0]["service_tier"], completion["service_tier"]) == ("fast", "fast")
+    assert "native_service_tier" not in completion
