@@ -221,7 +221,7 @@ class Exchange:
                 fold.add(chunk)
                 if "usage" in chunk:
                     usage = chunk.pop("usage")
-                    if usage is not None and not chunk["choices"]:
+                    if usage is not None and not chunk["choices"] and chunk.get("moderation") is None:
                         continue  # whether the client gets a usage chunk is its own choice
             shown.append(chunk)
         # Without `_stream` the provider streams though it was asked for a whole answer, and no reader follows.

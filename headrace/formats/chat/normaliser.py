@@ -22,6 +22,8 @@ _THOUGHT = frozenset({"thinking", "reasoning", "reasoning_text", "summary_text",
 _REFUSAL = frozenset({"refusal"})
 
 _SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast"})
+# What a chunk without choices keeps when its other fields go with the next one.
+_ITS_OWN = frozenset({"choices", "usage", "moderation"})
 # What stands for the logarithm of nothing, in OpenAI's answers too.
 _NEVER = -9999.0
 
@@ -41,7 +43,8 @@ class Normaliser:
     def chunk(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Return an exact chunk made of a provider's, or None if the chunk holds nothing for a reader.
 
-        A chunk without choices is returned only if it has the usage. Its other fields go with the next chunk.
+        A chunk without choices is returned only if it has the usage, or what moderation found, which may come last. Its
+        other fields go with the next chunk.
 
         Raises:
             UpstreamError: The chunk reports a failure of the provider.
@@ -73,9 +76,9 @@ class Normaliser:
 
     def _without_choices(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         if "choices" in chunk:
-            self._held |= {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
+            self._held |= {name: value for name, value in chunk.items() if name not in _ITS_OWN}
         chunk["choices"] = []
-        return chunk if chunk.get("usage") is not None else None
+        return chunk if chunk.get("usage") is not None or chunk.get("moderation") is not None else None
 
     def _take_usage(self, chunk: dict[str, Any], said: Any) -> None:
         """Put exact usage into a chunk. Counts are totals up to now, so they never get smaller."""

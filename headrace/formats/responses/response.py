@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
+from headrace.formats.responses.moderation import moderation_of_response
 from headrace.ids import response_id
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -162,6 +163,8 @@ def completed(
     tier = completion.get("service_tier")
     if tier is not None or response["service_tier"] == "auto":
         response["service_tier"] = tier or "default"
+    if (found := completion.get("moderation")) is not None:
+        response["moderation"] = moderation_of_response(found)
     response["output"] = output
     response["usage"] = response_usage(completion.get("usage"))
     return response

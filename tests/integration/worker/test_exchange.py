@@ -17,10 +17,22 @@ from headrace.ids import new_id
 from headrace.jobs.records import ClaimedJob
 from headrace.providers import client as clients
 from headrace.providers.client import ProviderClient
-from tests.fakes.provider import Behaviour, Provider, answer, chunk, raw, running_provider, sse
+from tests.fakes.provider import (
+    DONE,
+    Behaviour,
+    Provider,
+    answer,
+    chunk,
+    raw,
+    running_provider,
+    sse,
+    stream,
+    usage_chunk,
+    usage_of,
+)
 from tests.fakes.provider import Exchange as Answering
 from worker import exchange as exchanges
-from worker.exchange import Exchange
+from worker.exchange import Exchange, PassOn
 
 MODEL = "fake-endless"
 DEEP = b'{"a":' * 300 + b"1" + b"}" * 300
@@ -46,6 +58,7 @@ async def complete(
     *,
     streamed: bool,
     limit_parameter: LimitParameter | None = None,
+    pass_on: PassOn = lambda _: None,
     **fields: Any,
 ) -> dict[str, Any]:
     upstream.script(MODEL, behaviour)
@@ -61,7 +74,7 @@ async def complete(
     )  # fmt: skip
     route = Route("p", entry, MODEL, Model(routes=[f"p/{MODEL}"]))
     renderer = CLIENT_FORMATS["chat"].renderer(job, request)
-    return await Exchange(http, job, route, request, renderer=renderer, pass_on=lambda _: None).complete()
+    return await Exchange(http, job, route, request, renderer=renderer, pass_on=pass_on).complete()
 
 
 def endless(*events: bytes) -> Behaviour:
@@ -139,3 +152,15 @@ async def test_a_provider_gets_the_limit_under_the_name_that_it_knows(
     )
     body = upstream.calls_for(MODEL)[0].body
     assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)
+
+
+async def test_what_moderation_found_reaches_readers_beside_the_usage(http: ProviderClient, upstream: Provider) -> None:
+    found = {"input": {"type": "error", "code": "c", "message": "m"}, "output": None}
+    last = {**usage_chunk(usage_of(1, 2)), "moderation": found}
+    lines: list[bytes] = []
+    behaviour = stream(chunk("Hi."), chunk(finish="stop"), last, DONE)
+    completion = await complete(http, upstream, behaviour, streamed=True, pass_on=lines.extend)
+    assert completion["moderation"] == found
+    told = [orjson.loads(line) for line in lines]
+    assert [line.get("moderation") for line in told] == [None, None, found]
+    assert "usage" not in told[-1]

@@ -16,6 +16,7 @@ from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.usage import parse_usage, render_usage
 from headrace.formats.error_objects import error_of, reported_error
 from headrace.formats.lenient import parse_object
+from headrace.formats.responses.moderation import moderation_of_chat
 from headrace.formats.responses.upstream.chunks import Chunks
 from headrace.formats.responses.upstream.items import Item, Items, Json, kind_of
 from headrace.formats.skipped import skip
@@ -177,6 +178,8 @@ class StreamParser:
         if response.get("service_tier"):
             self._chunks.about = {**self._chunks.about, "service_tier": response["service_tier"]}
         yield self._chunks.chunk({}, **self._finish(response, status))
+        if (found := response.get("moderation")) is not None:
+            yield {**self._chunks.about, "choices": [], "moderation": moderation_of_chat(found)}
         if (usage := _usage(response.get("usage"))) is not None:
             yield {**self._chunks.about, "choices": [], "usage": usage}
         self.done = True

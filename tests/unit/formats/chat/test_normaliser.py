@@ -570,3 +570,13 @@ def test_a_priority_tier_by_its_newer_name_is_openais() -> None:
     chunks, completion = streamed({**choice({"content": "a"}, "stop"), "service_tier": "fast"})
     assert (chunks[0]["service_tier"], completion["service_tier"]) == ("fast", "fast")
     assert "native_service_tier" not in completion
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}])
+def test_what_moderation_found_is_passed_on_after_the_finish(usage: Any) -> None:
+    found = {"type": "moderation_results", "model": "omni", "results": []}
+    last = {"choices": [], "moderation": {"input": found, "output": found}} | ({"usage": usage} if usage else {})
+    chunks, completion = streamed(choice({"content": "a"}), choice(finish="stop"), last)
+    assert chunks[-1]["moderation"] == completion["moderation"] == last["moderation"]
+    assert chunks[-1]["choices"] == []
+    assert completion.get("usage", {}).get("total_tokens") == (usage or {}).get("total_tokens")

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from headrace.formats.registry import FORMATS
 from headrace.formats.responses import events
 from headrace.formats.responses.response import render_stored, skeleton
 from tests.unit.formats.responses.answers import REQUEST, Job, chunk, data_of, streamed
@@ -97,6 +98,26 @@ def test_the_service_tier_is_that_of_the_answer() -> None:
     said = {**chunk({"content": "Hi"}, "stop"), "service_tier": "priority"}
     assert streamed(said, document={**REQUEST, "service_tier": "auto"}).response["service_tier"] == "priority"
     assert streamed(chunk({"content": "Hi"}, "stop")).response["service_tier"] == "default"
+
+
+RESULT = {"type": "moderation_result", "model": "omni", "flagged": True, "categories": {"violence": True}}
+FAILED = {"type": "error", "code": "unavailable", "message": "It did not answer."}
+
+
+def test_what_moderation_found_comes_in_the_form_of_a_response_and_goes_back() -> None:
+    harmless = {**RESULT, "flagged": False}
+    results = {"type": "moderation_results", "model": "omni", "results": [harmless, RESULT]}
+    last = {**chunk({}, "stop"), "moderation": {"input": results, "output": FAILED}}
+    response = streamed(chunk({"content": "Hi"}), last).response
+    assert response["moderation"] == {"input": RESULT, "output": FAILED}
+    assert "moderation" not in streamed(chunk({"content": "Hi"}), chunk({}, "stop")).response
+
+    completion = FORMATS["responses"].parse_completion(orjson.dumps(response))
+    results = {**results, "results": [RESULT]}
+    assert completion["moderation"] == {"input": results, "output": FAILED}
+    for odd in (None, 5, {"input": None}, {"input": {"type": "moderation_results", "results": 5}}):
+        answer = streamed(chunk({"content": "Hi"}), {**chunk({}, "stop"), "moderation": odd})
+        assert answer.response.get("moderation") == odd
 
 
 # -- states -----------------------------------------------------------------------------------------------------------
