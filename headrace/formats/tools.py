@@ -10,12 +10,17 @@ from headrace.formats.lenient import parse_json
 Choice = str | Mapping[str, Any]
 """`none`, `auto`, `required`, or the one function to be called."""
 
+CHOICES: Mapping[str, str] = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
+"""The words for a choice that formats other than chat know, with OpenAI's: `any` is Mistral's."""
+
 
 def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Choice]:
     """Return the tools that the model may call, and the choice among them. `allowed_tools` leaves only some tools."""
     tools: Sequence[Mapping[str, Any]] = request.get("tools") or ()
     choice: Choice = request.get("tool_choice") or "auto"
-    if isinstance(choice, str) or choice["type"] != "allowed_tools":
+    if isinstance(choice, str):
+        return tools, CHOICES.get(choice, choice)
+    if choice["type"] != "allowed_tools":
         return tools, choice
     functions = (tool.get("function") for tool in choice["allowed_tools"]["tools"])
     allowed = [function.get("name") for function in functions if isinstance(function, Mapping)]

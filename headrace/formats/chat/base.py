@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,9 @@ class Open(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
 
+
+Word = Annotated[str, Field(min_length=1, max_length=64)]
+"""A word for which providers have values of their own, so the provider judges it."""
 
 # Lists stop at their first bad item: a body of a million bad items is refused as quickly as any other.
 TOOLS = Field(max_length=MOST_TOOLS, fail_fast=True)

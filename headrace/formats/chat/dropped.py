@@ -11,6 +11,7 @@ from typing import Any
 from headrace.errors import InvalidRequestError
 from headrace.formats.chat.generations import (
     DEFAULTS,
+    EFFORTS,
     GEMINI_THINKS_SINCE,
     claude_always_thinks,
     claude_forces_tools,
@@ -26,7 +27,7 @@ from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.chat.support import HANDLINGS, LEAST_OUTPUT, Format, Treatment
 from headrace.formats.closed_schema import holds_map
 from headrace.formats.json_document import shorten
-from headrace.formats.tools import offered_tools
+from headrace.formats.tools import CHOICES, offered_tools
 
 # Strict tools that Anthropic takes in a request.
 _MOST_STRICT = 20
@@ -67,11 +68,13 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
             raise unsupported_parameter(name, form)
         if treatment is Treatment.DROPPED:
             dropped.append(name)
+    choice = request.get("tool_choice")
+    if isinstance(choice, str) and choice not in CHOICES:
+        raise unsupported_parameter("tool_choice", form)
     if form not in _CUSTOM_TOOLS:
         for index, tool in enumerate(request.get("tools") or ()):
             if tool["type"] != "function":
                 raise unsupported_parameter(f"tools[{index}]", form)
-        choice = request.get("tool_choice")
         if isinstance(choice, Mapping) and choice["type"] == "custom":
             raise unsupported_parameter("tool_choice", form)
     if (refused := _REFUSED_BY.get(form)) is not None:
@@ -159,7 +162,8 @@ def _loses_its_effort(model: str, request: Mapping[str, Any]) -> bool:
 def _dropped_by_gemini(model: str, request: Mapping[str, Any]) -> Iterator[str]:
     effort = request.get("reasoning_effort")
     too_old = effort not in (None, "none") and gemini_version(model) < GEMINI_THINKS_SINCE
-    if too_old or (effort == "none" and gemini_always_thinks(model)):
+    unknown = effort is not None and effort not in EFFORTS
+    if unknown or too_old or (effort == "none" and gemini_always_thinks(model)):
         yield "reasoning_effort"
     for name in () if gemini_penalises(model) else ("presence_penalty", "frequency_penalty"):
         if request.get(name):

@@ -27,6 +27,9 @@ GEMINI_THINKS_SINCE = (2, 5)
 GEMINI_LEVELS_SINCE = (3, 0)
 """The first of Google's models whose thinking has levels."""
 
+EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
+"""OpenAI's words for an effort. Others are for a chat server to judge."""
+
 DEFAULTS: Mapping[str, Any] = {"temperature": 1, "top_p": 1}
 """What Anthropic takes for a parameter that is left out."""
 
@@ -94,7 +97,8 @@ def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
     own = request.get("thinking")
     if isinstance(own, Mapping):
         return {"enabled": Thinking.BUDGET, "adaptive": Thinking.ADAPTIVE}.get(str(own.get("type")))
-    if request.get("reasoning_effort") in (None, "none"):
+    effort = request.get("reasoning_effort")
+    if effort == "none" or effort not in EFFORTS:
         return None
     forced = forces_tool(request)
     if _claude_version(model) >= _ADAPTIVE_SINCE:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from headrace.formats.chat.base import Open
+from headrace.formats.chat.base import Open, Word
 from headrace.formats.chat.offered import FunctionName
 from headrace.formats.chat.parts import Text
 
@@ -99,7 +99,7 @@ class WebSearchOptions(Open):
 class PromptCacheOptions(Open):
     """How OpenAI shall cache the prompt."""
 
-    ttl: Literal["30m"] | None = None
+    ttl: Word | None = None
     mode: Literal["implicit", "explicit"] | None = None
 
 

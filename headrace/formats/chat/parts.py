@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.formats.chat.base import PARTS, Open
+from headrace.formats.chat.base import PARTS, Open, Word
 
 
 class PromptCacheBreakpoint(Open):
@@ -30,7 +30,7 @@ class ImageURL(Open):
     """Where an image is, and in what detail to look at it."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Word | None = None
 
 
 class ImagePart(_Part):

@@ -3,7 +3,8 @@
 Names, ranges and enumerations are those of `CreateChatCompletionRequest` in OpenAI's OpenAPI description. Two rules
 hold throughout:
 
-* What is newer than this file passes: every object keeps fields it does not know, for the provider to judge.
+* What is newer than this file passes: every object keeps fields it does not know, for the provider to judge. So does a
+  `Word`, for which servers have values of their own.
 * `null` means "not given" for every optional parameter. OpenAI's description says so of most of them and clients in
   typed languages send it for all.
 
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headrace.formats.chat.base import DEPRECATED, INT64, TOOLS, Open
+from headrace.formats.chat.base import DEPRECATED, INT64, TOOLS, Open, Word
 from headrace.formats.chat.messages import MOST_MESSAGES, Message
 from headrace.formats.chat.offered import FunctionDefinition, Named, Tool, ToolChoice
 from headrace.formats.chat.options import (
@@ -109,9 +110,9 @@ class ChatRequest(Open):
     function_call: Literal["none", "auto"] | Named | None = DEPRECATED
 
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Word | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    modalities: Annotated[list[Literal["text", "audio"]], Field(max_length=8, fail_fast=True)] | None = None
+    modalities: Annotated[list[Word], Field(max_length=8, fail_fast=True)] | None = None
     audio: AudioOutput | None = None
     prediction: Prediction | None = None
     web_search_options: WebSearchOptions | None = None
@@ -123,7 +124,7 @@ class ChatRequest(Open):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     user: str | None = DEPRECATED
-    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = DEPRECATED
     prompt_cache_options: PromptCacheOptions | None = None

@@ -16,6 +16,7 @@ import orjson
 from headrace.errors import invalid_parameter
 from headrace.formats.chat.dropped import asks_for_json
 from headrace.formats.chat.generations import (
+    EFFORTS,
     GEMINI_LEVELS_SINCE,
     GEMINI_THINKS_SINCE,
     gemini_budget_range,
@@ -111,10 +112,12 @@ def _render_config(given: Json, model: str) -> Json:
     if form.get("type") == "json_schema" and form["json_schema"].get("schema"):
         config["responseJsonSchema"] = form["json_schema"]["schema"]
     effort, version = given.get("reasoning_effort"), gemini_version(model)
-    if effort is not None and version >= GEMINI_LEVELS_SINCE:
+    if effort not in EFFORTS:
+        return config
+    if version >= GEMINI_LEVELS_SINCE:
         level = gemini_least_level(model) if effort in ("none", "minimal") else _LEVELS.get(effort, "high")
         config["thinkingConfig"] = {"thinkingLevel": level, "includeThoughts": effort != "none"}
-    elif effort is not None and version >= GEMINI_THINKS_SINCE:
+    elif version >= GEMINI_THINKS_SINCE:
         least, most = gemini_budget_range(model)
         budget = max(least, min(_BUDGETS[effort], most))
         config["thinkingConfig"] = {"thinkingBudget": budget, "includeThoughts": effort != "none"}

@@ -91,7 +91,7 @@ class ResponseRequest(Open):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
     user: str | None = DEPRECATED
-    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = DEPRECATED
     prompt_cache_options: PromptCacheOptions | None = None

@@ -223,7 +223,7 @@ def _part(part: Json) -> Json | None:
         case "input_image" if part.get("image_url") is not None:
             made = {"type": "image_url", "image_url": {"url": part["image_url"]}}
             if part.get("detail") is not None:
-                made["image_url"]["detail"] = "high" if part["detail"] == "original" else part["detail"]
+                made["image_url"]["detail"] = part["detail"]
         case "input_file" if part.get("file_data") is not None or part.get("file_id") is not None:
             names = ("file_id",) if part.get("file_data") is None else ("filename", "file_data")
             made = {"type": "file", "file": {name: part[name] for name in names if part.get(name) is not None}}

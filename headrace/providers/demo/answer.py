@@ -217,7 +217,7 @@ def _offered(request: Mapping[str, Any]) -> tuple[list[_Tool], bool | str]:
         ]
         choice = request.get("function_call") or "auto"
     if isinstance(choice, str):
-        return ([] if choice == "none" else tools), choice == "required"
+        return ([] if choice == "none" else tools), choice in ("required", "any")
     if choice.get("type") == "allowed_tools":
         allowed = choice["allowed_tools"]
         names = [tool.get(str(tool.get("type")), {}).get("name") for tool in allowed["tools"]]

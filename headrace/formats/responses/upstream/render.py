@@ -15,6 +15,7 @@ import orjson
 from headrace.formats.chat.generations import responses_reason
 from headrace.formats.chat.support import LEAST_OUTPUT, LimitParameter
 from headrace.formats.responses.options import ENCRYPTED, LOGPROBS
+from headrace.formats.tools import CHOICES
 
 Json = dict[str, Any]
 
@@ -123,7 +124,7 @@ def _render_tool(tool: Json) -> Json:
 
 def _render_choice(choice: str | Json) -> str | Json:
     if isinstance(choice, str):
-        return choice
+        return CHOICES.get(choice, choice)
     if choice["type"] != "allowed_tools":
         return _flat(choice)
     allowed = choice["allowed_tools"]

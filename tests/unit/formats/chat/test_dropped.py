@@ -301,3 +301,36 @@ def test_a_json_schema_that_says_nothing_asks_anthropic_for_any_json() -> None:
     body = rendered("messages", response_format=form)
     assert body == rendered("messages", response_format={"type": "json_object"})
     assert "output_config" not in body
+
+
+@pytest.mark.parametrize(("form", "model"), [("messages", m) for m in ("claude-3-7-sonnet", "claude-opus-4-7")])
+@pytest.mark.parametrize("effort", ["default", "ultra"])
+def test_an_effort_that_anthropic_has_not_is_dropped_and_named(form: Format, model: str, effort: str) -> None:
+    assert dropped(form, model, reasoning_effort=effort) == ["reasoning_effort"]
+    assert rendered(form, model, reasoning_effort=effort) == rendered(form, model)
+
+
+@pytest.mark.parametrize("model", ["gemini-2.0-flash", "gemini-2.5-pro", "gemini-3-flash-preview"])
+def test_an_effort_that_google_has_not_is_dropped_and_named(model: str) -> None:
+    assert dropped("gemini", model, reasoning_effort="default") == ["reasoning_effort"]
+    assert rendered("gemini", model, reasoning_effort="default") == rendered("gemini", model)
+
+
+@pytest.mark.parametrize("form", ["responses", "messages", "gemini"])
+def test_any_tool_is_mistrals_word_for_a_required_one(form: Format) -> None:
+    assert dropped(form, tools=TOOLS, tool_choice="any") == []
+    assert rendered(form, tools=TOOLS, tool_choice="any") == rendered(form, tools=TOOLS, tool_choice="required")
+    assert refused(form, tools=TOOLS, tool_choice="maybe") == "tool_choice"
+
+
+def test_a_chat_server_judges_words_that_we_do_not_know() -> None:
+    asked: dict[str, Any] = {
+        "reasoning_effort": "default",
+        "tools": TOOLS,
+        "tool_choice": "any",
+        "modalities": ["image"],
+    }
+    assert dropped("chat", **asked) == []
+    assert {name: rendered("chat", **asked)[name] for name in asked} == asked
+    for form in ("responses", "messages", "gemini"):
+        assert refused(form, modalities=["image", "text"]) == "modalities"

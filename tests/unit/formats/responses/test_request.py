@@ -269,7 +269,7 @@ def part(**fields: Any) -> Json:
         (asking(metadata={"a": 1}), "metadata.a", "invalid_type"),
         (asking(metadata={"a": "b" * 513}), "metadata.a", "string_above_max_length"),
         (asking(service_tier="slow"), "service_tier", "invalid_value"),
-        (asking(safety_identifier="x" * 65), "safety_identifier", "string_above_max_length"),
+        (asking(safety_identifier="x" * 129), "safety_identifier", "string_above_max_length"),
         (asking(prompt={}), "prompt.id", "missing_required_parameter"),
         (asking(conversation={}), "conversation.id", "missing_required_parameter"),
         (asking(conversation=5), "conversation", "invalid_type"),

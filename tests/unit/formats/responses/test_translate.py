@@ -101,7 +101,7 @@ def test_parts_of_what_the_user_sends() -> None:
             "role": "user",
             "content": [
                 {"type": "text", "text": "Look"},
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "original"}},
                 {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
                 {"type": "file", "file": {"file_id": "file-1"}},
                 {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
