@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 MOST_PARTS = 4_096
 """Parts of one message's content: more than the images that any provider takes."""
@@ -21,6 +21,16 @@ class Open(BaseModel):
     """An object of the request: its types are JSON's, never converted, and unknown fields stay in it."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, serialize_by_alias=True)
+
+
+def by_type(*known: str) -> Discriminator:
+    """Return what tells the members of a union by their `type`: the one for types that are not known is `other`."""
+
+    def type_(value: Any) -> str:
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        return kind if isinstance(kind, str) and kind in known else "other"
+
+    return Discriminator(type_)
 
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]

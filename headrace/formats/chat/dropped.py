@@ -33,6 +33,9 @@ from headrace.formats.tools import CHOICES, offered_tools
 _MOST_STRICT = 20
 # The formats that have tools which take text, and those that have files which were uploaded before.
 _CUSTOM_TOOLS = _FILE_IDS = frozenset[Format]({"chat", "responses"})
+# The types of tools, and of parts of what a user says, that are OpenAI's. Others are a chat server's own.
+_TOOLS = frozenset({"function", "custom"})
+_SHOWN = frozenset({"text", "image_url", "input_audio", "file"})
 
 # Values that ask for what happens anyway.
 _NOTHING: Mapping[str, Sequence[Any]] = {
@@ -71,12 +74,12 @@ def dropped_parameters(form: Format, model: str, request: Mapping[str, Any]) -> 
     choice = request.get("tool_choice")
     if isinstance(choice, str) and choice not in CHOICES:
         raise unsupported_parameter("tool_choice", form)
-    if form not in _CUSTOM_TOOLS:
-        for index, tool in enumerate(request.get("tools") or ()):
-            if tool["type"] != "function":
-                raise unsupported_parameter(f"tools[{index}]", form)
-        if isinstance(choice, Mapping) and choice["type"] == "custom":
-            raise unsupported_parameter("tool_choice", form)
+    tools = _TOOLS if form in _CUSTOM_TOOLS else {"function"}
+    for index, tool in enumerate(request.get("tools") or ()):
+        if tool["type"] not in tools:
+            raise unsupported_parameter(f"tools[{index}]", form)
+    if isinstance(choice, Mapping) and choice["type"] == "custom" and form not in _CUSTOM_TOOLS:
+        raise unsupported_parameter("tool_choice", form)
     if (refused := _REFUSED_BY.get(form)) is not None:
         refused(model, request)
     dropped += _DROPPED_BY[form](model, request)
@@ -129,7 +132,8 @@ def _unsupported_content(form: Format, message: Mapping[str, Any]) -> Iterator[s
             yield f"tool_calls[{index}]"
     parts = message.get("content")
     for index, part in enumerate(parts if isinstance(parts, list) else ()):
-        if part["type"] == "input_audio" and form == "messages":
+        unknown = message["role"] == "user" and part["type"] not in _SHOWN
+        if unknown or (part["type"] == "input_audio" and form == "messages"):
             yield f"content[{index}]"
         if part["type"] == "file" and not part["file"].get("file_data") and form not in _FILE_IDS:
             yield f"content[{index}].file.file_id"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from headrace.formats.chat.base import TOOLS, Open, Word
+from headrace.formats.chat.base import TOOLS, Open, Word, by_type
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
 """The name of a function or a schema."""
@@ -63,7 +63,18 @@ class CustomTool(Open):
     custom: CustomDefinition
 
 
-Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+class OtherTool(Open):
+    """A tool that only some servers have and run, such as Groq's `browser_search`."""
+
+    type: Word
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("function")]
+    | Annotated[CustomTool, Tag("custom")]
+    | Annotated[OtherTool, Tag("other")],
+    by_type("function", "custom"),
+]
 
 
 class Named(Open):

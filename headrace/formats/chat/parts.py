@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from headrace.formats.chat.base import PARTS, Open, Word
+from headrace.formats.chat.base import PARTS, Open, Word, by_type
 
 
 class PromptCacheBreakpoint(Open):
@@ -76,6 +76,19 @@ class RefusalPart(Open):
     refusal: str
 
 
+class OtherPart(_Part):
+    """A part that only some servers know, such as vLLM's `video_url`."""
+
+    type: Word
+
+
 Text = str | Annotated[list[TextPart], PARTS]
-UserPart = Annotated[TextPart | ImagePart | AudioPart | FilePart, Field(discriminator="type")]
+UserPart = Annotated[
+    Annotated[TextPart, Tag("text")]
+    | Annotated[ImagePart, Tag("image_url")]
+    | Annotated[AudioPart, Tag("input_audio")]
+    | Annotated[FilePart, Tag("file")]
+    | Annotated[OtherPart, Tag("other")],
+    by_type("text", "image_url", "input_audio", "file"),
+]
 AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]

@@ -3,8 +3,8 @@
 Names, ranges and enumerations are those of `CreateChatCompletionRequest` in OpenAI's OpenAPI description. Two rules
 hold throughout:
 
-* What is newer than this file passes: every object keeps fields it does not know, for the provider to judge. So does a
-  `Word`, for which servers have values of their own.
+* What is newer than this file passes: every object keeps fields it does not know, for the provider to judge. So do a
+  `Word`, for which servers have values of their own, and parts and tools of other types.
 * `null` means "not given" for every optional parameter. OpenAI's description says so of most of them and clients in
   typed languages send it for all.
 

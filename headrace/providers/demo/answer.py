@@ -209,6 +209,7 @@ def _offered(request: Mapping[str, Any]) -> tuple[list[_Tool], bool | str]:
     tools = [
         _Tool(tool["type"], tool[tool["type"]]["name"], tool[tool["type"]].get("parameters"), "tools")
         for tool in request.get("tools") or ()
+        if tool["type"] in ("function", "custom")
     ]
     choice = request.get("tool_choice") or "auto"
     if not tools:
@@ -274,8 +275,12 @@ def _said(messages: Sequence[Mapping[str, Any]]) -> str:
 def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content") or ""
     if not isinstance(content, str):
-        content = " ".join(part.get("text") or "" for part in content).strip()
+        content = " ".join(_texts(content)).strip()
     return str(content[:_LONGEST_QUOTE])
+
+
+def _texts(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [part["text"] for part in parts if part.get("type") == "text"]
 
 
 def _images(message: Mapping[str, Any]) -> int:
@@ -285,7 +290,7 @@ def _images(message: Mapping[str, Any]) -> int:
 
 def _prompt_tokens(message: Mapping[str, Any]) -> int:
     content = message.get("content") or ""
-    parts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+    parts = [content] if isinstance(content, str) else _texts(content)
     return 3 + sum(len(part.split()) for part in parts) + _TOKENS_AN_IMAGE * _images(message)
 
 

@@ -63,6 +63,11 @@ def test_the_callers_first_instructions_stay_before_the_examples() -> None:
     assert roles == ["developer", "user", "assistant", "user"]
 
 
+def test_a_tool_that_only_some_servers_have_is_the_agents() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "browser_search"}]
+    assert ask(with_parameters(tools=tools, tool_choice="any"))["tools"][1] == tools[1]
+
+
 def test_every_item_gets_an_id() -> None:
     ids = [item["id"] for item in with_ids(ask(), JOB_ID)["input"]]
     assert len(set(ids)) == 3

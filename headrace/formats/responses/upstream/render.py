@@ -112,6 +112,8 @@ def _render_tool(tool: Json) -> Json:
         if (form := custom.get("format")) is not None and form["type"] == "grammar":
             custom["format"] = {"type": "grammar", **form["grammar"]}
         return {"type": "custom", **custom}
+    if tool["type"] != "function":
+        return tool  # an agent's, which a provider of the Responses API may run
     function = tool["function"]
     rendered = {
         "type": "function",
@@ -182,8 +184,10 @@ def _render_part(part: Json) -> Json:
         case "file":
             file = {name: value for name, value in part["file"].items() if value is not None}
             rendered = {"type": "input_file", **file}
-        case kind:
-            rendered = {"type": kind, kind: part[kind]}
+        case "input_audio":
+            rendered = {"type": "input_audio", "input_audio": part["input_audio"]}
+        case _:
+            rendered = part  # an agent's, which the provider judges
     mark = part.get("prompt_cache_breakpoint")
     return rendered if mark is None else {**rendered, "prompt_cache_breakpoint": mark}
 

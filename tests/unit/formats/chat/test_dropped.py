@@ -334,3 +334,15 @@ def test_a_chat_server_judges_words_that_we_do_not_know() -> None:
     assert {name: rendered("chat", **asked)[name] for name in asked} == asked
     for form in ("responses", "messages", "gemini"):
         assert refused(form, modalities=["image", "text"]) == "modalities"
+
+
+@pytest.mark.parametrize("form", ["responses", "messages", "gemini"])
+def test_what_only_a_chat_server_has_is_refused_by_name(form: Format) -> None:
+    video = {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}
+    shown = [*MESSAGES, {"role": "user", "content": [{"type": "text", "text": "Look"}, video]}]
+    assert refused(form, messages=shown) == "messages[1].content[1]"
+    assert refused(form, messages=[{"role": "user", "content": [{"type": "refusal"}]}]) == "messages[0].content[0]"
+    search = [*TOOLS, {"type": "browser_search"}]
+    assert refused(form, tools=search) == "tools[1]"
+    asked: dict[str, Any] = {"messages": shown, "tools": search}
+    assert {name: rendered("chat", **asked)[name] for name in asked} == asked

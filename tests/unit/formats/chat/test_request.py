@@ -133,6 +133,12 @@ ACCEPTED = {
     "a stream with usage": chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False}),
     "metadata at its limits": chat(metadata={f"{i:064}": "v" * 512 for i in range(16)}, store=True),
     "identifiers": chat(user="u", safety_identifier="s" * 128, prompt_cache_key="k", prompt_cache_retention="24h"),
+    "parts of another server": showing(
+        {"type": "text", "text": "Look"},
+        {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+        {"type": "audio_url", "audio_url": {"url": "https://example.com/a.wav"}},
+    ),
+    "tools of another server": chat(tools=[WEATHER, {"type": "browser_search"}], tool_choice="required"),
     # Words that are newer than ours, or another server's, are for the provider to judge.
     "another server's detail": showing({"type": "image_url", "image_url": {"url": "u", "detail": "original"}}),
     "another server's effort": chat(reasoning_effort="default"),
@@ -191,7 +197,8 @@ REFUSED: dict[str, tuple[Any, str, str, str]] = {
         "expected a string or an array, but got null",
     ),
     "empty parts": (showing(), "messages[0].content", "empty_array", "minimum length 1"),
-    "unknown part": (showing({"type": "smell"}), "messages[0].content[0].type", "invalid_value", "'image_url'"),
+    "part of no type": (showing({"type": ""}), "messages[0].content[0].type", "empty_string", ""),
+    "part's type a number": (showing({"type": 3}), "messages[0].content[0].type", "invalid_type", "but got an integer"),
     "part without type": (showing({}), "messages[0].content[0].type", "missing_required_parameter", ""),
     "part no object": (showing("x"), "messages[0].content[0]", "invalid_type", "expected an object"),
     "part without its field": (
@@ -296,7 +303,8 @@ REFUSED: dict[str, tuple[Any, str, str, str]] = {
     "stop of numbers": (chat(stop=["a", 3]), "stop[1]", "invalid_type", "expected a string"),
     # Tools
     "tool without type": (chat(tools=[{}]), "tools[0].type", "missing_required_parameter", ""),
-    "unknown tool": (chat(tools=[{"type": "magic"}]), "tools[0].type", "invalid_value", "'function', 'custom'"),
+    "tool no object": (chat(tools=["browser_search"]), "tools[0]", "invalid_type", "an object, but got a string"),
+    "tool's type a number": (chat(tools=[{"type": 3}]), "tools[0].type", "invalid_type", "but got an integer"),
     "tool without function": (
         chat(tools=[{"type": "function"}]),
         "tools[0].function",
