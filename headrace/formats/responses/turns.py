@@ -22,6 +22,8 @@ _THOUGHTS = {
     "reasoning_details": ("reasoning.text", "reasoning.summary", "reasoning.encrypted"),
     "reasoning_items": ("reasoning",),
 }
+# Those that have a place among the calls of their message.
+_PLACED = ("thinking_blocks", "reasoning_items")
 
 
 class Turns:
@@ -41,6 +43,8 @@ class Turns:
         self._turn: Json = {}
         self._texts: list[str] = []
         self._called: list[int] = []
+        # Its thoughts, each with the number of calls before it.
+        self._placed: list[tuple[Json, int]] = []
         self._turn_path = ""
 
     def instruct(self, text: str) -> None:
@@ -156,9 +160,24 @@ class Turns:
                 self.dropped.append(self._path(index))
             return
         self._open(index)
+        self._placed += [(thought, len(self._called)) for name in _PLACED for thought in kept[name]]
         for name, thoughts in kept.items():
             if thoughts:
                 self._turn[name] = self._turn.get(name, type(thoughts)()) + thoughts
+
+    def _place_thoughts(self, calls: int) -> None:
+        """Keep each thought of the turn before one of its calls, as a provider refuses a thought at the end.
+
+        A thought has the number of calls before it in its answer. Where the client sends what each call returned right
+        behind it, an answer is several turns, and the thought's place among the items counts.
+        """
+        placed, self._placed = self._placed, []
+        for thought, before in placed:
+            place = thought.get("calls_before", 0)
+            if type(place) is not int or place >= calls:
+                thought.pop("calls_before", None)
+                if before:
+                    thought["calls_before"] = before
 
     def _close(self) -> None:
         """End the model's turn, if one is open: add its message, and what its tools answered."""
@@ -167,6 +186,7 @@ class Turns:
         turn, self._turn = self._turn, {}
         texts, self._texts = self._texts, []
         called, self._called = self._called, []
+        self._place_thoughts(len(called))
         if texts:
             turn["content"] = "\n\n".join(texts)
         if not (called or texts or turn.get("refusal")):

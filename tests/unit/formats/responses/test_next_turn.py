@@ -13,7 +13,7 @@ from headrace.formats.responses import client
 from headrace.formats.responses.request import check_response_request
 from tests.unit.formats.responses.answers import whole
 from tests.unit.formats.responses.test_contract import TOOLS
-from tests.unit.formats.test_recordings import recordings
+from tests.unit.formats.test_recordings import RECORDINGS, recordings
 
 # What a model is not told again, and what only a chat model is.
 _FORGOTTEN = {"annotations"}
@@ -52,3 +52,20 @@ def test_a_recorded_answer_goes_back_as_it_came(form: WireFormat, recording: dic
 
     forgotten = _FORGOTTEN if from_chat else _FORGOTTEN | _PLAIN
     assert said(message, forgotten=forgotten) == said(completion["choices"][0]["message"], forgotten=forgotten)
+
+
+def test_a_thought_stays_before_its_call_when_each_call_is_followed_by_its_output() -> None:
+    [recording] = [json.loads(path.read_text()) for path in RECORDINGS.glob("messages/answer-interleaved.json")]
+    completion = FORMATS["messages"].parse_completion(json.dumps(recording["answer"]).encode())
+    items: list[dict[str, Any]] = []
+    for item in whole(completion, TOOLS).response["output"]:
+        items.append(item)
+        if "call_id" in item:
+            items.append({"type": f"{item['type']}_output", "call_id": item["call_id"], "output": "Done."})
+    messages = client.translate({**TOOLS, "input": [{"role": "user", "content": "Hi"}, *items]}).chat["messages"]
+    turns = [message for message in messages if message["role"] == "assistant"]
+    assert [len(turn["tool_calls"]) for turn in turns] == [1] * len(turns)
+    thoughts = [block for turn in turns for block in turn.get("thinking_blocks", ())]
+    assert len(turns) > 1
+    assert len(thoughts) > 1
+    assert not any("calls_before" in thought for thought in thoughts)
