@@ -189,7 +189,7 @@ def _pass_on(format_name: str, document: dict[str, Any]) -> Operation:
     from worker.exchange import Exchange
 
     pieces = [b"data: " + _bytes(chunk) + b"\n\n" for chunk in _chunks()] + [b"data: [DONE]\n\n"]
-    provider = SimpleNamespace(secret=lambda: None, base_url="http://127.0.0.1")
+    provider = SimpleNamespace(secret=lambda: None, base_url="http://127.0.0.1", limit_parameter=None)
     route: Any = SimpleNamespace(provider=provider, format="chat", model="fake", output_limit=None)
     job: Any = SimpleNamespace(**vars(_job()), size=1000, trace_context=None, batch_id=None, streamed=True)
 
