@@ -172,7 +172,7 @@ async def test_no_log_has_a_prompt_an_answer_or_a_key(
         await reaches(client, batch["id"], "completed")
         for wrong in (
             {"role": prompt, "content": prompt},
-            {"role": "user", "content": [{"type": prompt, "text": prompt}]},
+            {"role": "user", "content": [{"type": "text", "text": [prompt]}]},
         ):
             refused = await client.post("/chat/completions", json={"model": model, "messages": [wrong], prompt: prompt})
             assert refused.status_code == 400
