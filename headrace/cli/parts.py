@@ -20,7 +20,9 @@ from headrace.cli import SettingProblem
 from headrace.dev.embedded import locate
 from headrace.dev.errors import EmbeddedStoreError
 from headrace.settings import SettingError, Settings
+from headrace.telemetry.health import HEALTH
 from headrace.telemetry.logs import configure_logging
+from headrace.telemetry.metrics import Part
 from headrace.telemetry.redaction import redact
 from headrace.telemetry.server import listen as listen_for_scrapes
 from headrace.telemetry.server import serving
@@ -67,11 +69,23 @@ def plain_errors() -> Iterator[None]:
         raise click.ClickException(redact(reason)) from error
 
 
+@contextlib.contextmanager
+def _started(settings: Settings, part: Part, metrics_fd: int | None) -> Iterator[Settings]:
+    """Give the settings that a part runs with, once Postgres answers. The metrics port is open meanwhile and after."""
+    with plain_errors():
+        load_catalogue(settings.config)  # an invalid file is one line here, and would be a traceback later
+        located = locate(settings)
+        with serving(part, listen_for_scrapes(located, fd=metrics_fd)):
+            ready = _ready(located, part)
+            with tracing(part):
+                yield ready
+
+
 def _ready(settings: Settings, part: str) -> Settings:
-    """Return the settings with the stores' URLs, after checks of the catalogue, the database's sessions and its schema.
+    """Return the settings with their database's namespace, after checks of the database's sessions and its schema.
 
     Raises:
-        EmbeddedStoreError, ConfigurationError, SettingError: A setting or the configuration file is not valid.
+        SettingError: `DATABASE_URL` is not valid.
         SessionsNotKeptError: The database is behind a pooler that does not keep sessions.
         SchemaError: The database's schema is older than this release needs.
     """
@@ -79,16 +93,14 @@ def _ready(settings: Settings, part: str) -> Settings:
 
     from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 
-    load_catalogue(settings.config)  # an invalid file is one line here, and would be a traceback later
-    located = locate(settings)
     try:
-        asyncio.run(check_sessions(located.database_url, part))
+        asyncio.run(check_sessions(settings.database_url, part))
     except SessionsNotKeptError:
         raise
     except psycopg.OperationalError:
-        if located.redis_namespace is not None:
-            return located  # the process waits for Postgres by itself
-    return _in_namespace(located)
+        if settings.redis_namespace is not None:
+            return settings  # the process waits for Postgres by itself
+    return _in_namespace(settings)
 
 
 def _in_namespace(settings: Settings) -> Settings:
@@ -105,6 +117,7 @@ def _in_namespace(settings: Settings) -> Settings:
     warned = False
     with _signals_end_process():
         while True:
+            HEALTH.tick()  # the event loop, which tells later that the process is alive, does not run yet
             try:
                 check_schema(settings.database_url)
                 return with_namespace(settings)
@@ -180,15 +193,12 @@ _label = click.option(
 def api(settings: Settings, fd: int | None, metrics_fd: int | None, label: str) -> None:
     """Serve the HTTP API."""
     configure_logging(settings, part="api", label=label)
-    with plain_errors():
-        located = _ready(settings, "api")
+    with _started(settings, "api", metrics_fd) as ready:
         from api.app import create_app
         from api.server import serve
 
-        app = create_app(located)
-        listener = listen(settings) if fd is None else socket.socket(fileno=fd)
-        with serving("api", listen_for_scrapes(located, fd=metrics_fd)), tracing("api"):
-            serve(app, located, listener)
+        app = create_app(ready)
+        serve(app, ready, listen(settings) if fd is None else socket.socket(fileno=fd))
 
 
 @click.command()
@@ -207,12 +217,10 @@ def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None, l
     from headrace.queue import TIERS
 
     configure_logging(settings, part="worker", label=label)
-    with plain_errors():
-        located = _ready(settings, "worker")
+    with _started(settings, "worker", metrics_fd) as ready:
         from worker.main import main
 
-        with serving("worker", listen_for_scrapes(located, fd=metrics_fd)), tracing("worker"):
-            main(located, [tier for tier in TIERS if tier in (tiers or TIERS)])
+        main(ready, [tier for tier in TIERS if tier in (tiers or TIERS)])
 
 
 @click.command()
@@ -222,12 +230,10 @@ def worker(settings: Settings, tiers: tuple[str, ...], metrics_fd: int | None, l
 def scheduler(settings: Settings, metrics_fd: int | None, label: str) -> None:
     """Rescue lost jobs, expire late jobs, run batches, send webhooks. One scheduler acts; others stand by."""
     configure_logging(settings, part="scheduler", label=label)
-    with plain_errors():
-        located = _ready(settings, "scheduler")
+    with _started(settings, "scheduler", metrics_fd) as ready:
         from scheduler.main import main
 
-        with serving("scheduler", listen_for_scrapes(located, fd=metrics_fd)), tracing("scheduler"):
-            main(located)
+        main(ready)
 
 
 @click.command()

@@ -308,6 +308,26 @@ def test_a_process_that_waits_for_its_namespace_ends_on_a_signal(broken: Service
         waiting.kill()
 
 
+@pytest.mark.parametrize("part", ["api", "worker", "scheduler"])
+def test_a_process_that_waits_for_its_namespace_serves_its_health(broken: Service, part: str) -> None:
+    name, port = f"{part}-waiting", free_port()
+    waiting = broken.launch(
+        name,
+        DATABASE_URL=f"postgresql://tests@127.0.0.1:{free_port()}/none",
+        HEADRACE_REDIS_NAMESPACE="",
+        HEADRACE_METRICS_PORT=str(port),
+    )
+    try:
+        text = "waiting for Postgres, which has the namespace"
+        until(lambda: waiting.log.exists() and text in waiting.log.read_text(), "the wait")
+        told = httpx.get(f"http://127.0.0.1:{port}/livez", timeout=30)
+        assert (told.status_code, told.json()["part"]) == (200, part)
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 503
+    finally:
+        del broken.processes[name]
+        waiting.kill()
+
+
 async def test_what_fails_while_postgres_is_away_puts_no_prompt_into_a_log(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
