@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class CatalogueFile:
         self._demo = demo
         self.current: Catalogue = self._read()
         self.current.look_up_prices()
+        self.changed = asyncio.Event()
+        """Set by each `reload` that takes up the file."""
 
     def reload(self) -> bool:
         """Use the file as it is now. If it is not valid, log why, keep the catalogue in use and return False."""
@@ -35,6 +38,7 @@ class CatalogueFile:
             return False
         changed.look_up_prices()
         self.current = changed
+        self.changed.set()
         log.info("took up the configuration: %s", ", ".join(self.current.names()))
         return True
 

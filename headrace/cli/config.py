@@ -11,7 +11,7 @@ from rich.table import Table
 
 from headrace.catalogue.load import ConfigurationError, read_catalogue
 from headrace.cli.operators import with_database
-from headrace.cli.printing import cell, json_option, show
+from headrace.cli.printing import cell, json_option, moment, show
 from headrace.settings import Settings
 
 
@@ -61,7 +61,7 @@ def check(settings: Settings, path: Path | None, as_json: bool) -> None:
 def compare(settings: Settings, as_json: bool) -> None:
     """Show the running processes with digests of their configuration and secret key, which should be equal.
 
-    The exit code is 1 if they differ.
+    The exit code is 1 if they differ. A process that was killed is shown for two and a half minutes more.
     """
     from headrace.runtime.fingerprints import read_fingerprints
 
@@ -71,8 +71,8 @@ def compare(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([row._asdict() for row in rows]))
     else:
-        table = Table("part", "process", "configuration", "secret key", box=None)
+        table = Table("part", "process", "configuration", "secret key", "last seen", box=None)
         for row in rows:
-            table.add_row(row.part, cell(row.process), row.configuration, row.secret_key or "")
+            table.add_row(row.part, cell(row.process), row.configuration, row.secret_key or "", moment(row.seen_at))
         show(table)
     sys.exit(len(configurations) > 1 or len(secret_keys) > 1)

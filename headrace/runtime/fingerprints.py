@@ -1,11 +1,12 @@
 """Whether all processes have the same secret key and configuration: they compare digests that reveal neither.
 
 Each process writes its digests to Postgres at its start and once a minute, and compares them with those of the others.
+It writes them when it reads its configuration again, too, and removes them when it ends in order.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.catalogue.file import CatalogueFile
 from headrace.catalogue.models import Catalogue
+from headrace.runtime.chores import wait_for
 from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
@@ -48,6 +50,7 @@ VALUES (%(part)s, %(process)s, %(configuration)s, %(secret_key)s)
 ON CONFLICT (part, process) DO UPDATE
 SET configuration = excluded.configuration, secret_key = excluded.secret_key, seen_at = now()
 """
+_REMOVE = "DELETE FROM process_fingerprints WHERE (part, process) = (%(part)s, %(process)s)"
 _READ = """
 SELECT part, process, configuration, secret_key, floor(extract(epoch FROM seen_at))::bigint AS seen_at
 FROM process_fingerprints WHERE seen_at >= now() - %(gone)s * interval '1 second' ORDER BY part, process
@@ -69,7 +72,7 @@ def of_secret_key(settings: Settings) -> str:
 
 
 async def read_fingerprints(database: Database) -> Sequence[Row]:
-    """Return `(part, process, configuration, secret_key, seen_at)` of every running process."""
+    """Return `(part, process, configuration, secret_key, seen_at)` of each process that runs, or was killed lately."""
     return await execute(database.relaxed, _READ, {"gone": _GONE_SECONDS})
 
 
@@ -86,19 +89,31 @@ class Fingerprint:
         self._told: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
-        """Write and compare at once and once a minute, until cancelled."""
-        while True:
-            try:
-                await self.compare()
-            except SQLAlchemyError as error:
-                log.debug("could not compare with the other processes: %s", error)
-            await asyncio.sleep(_COMPARE_SECONDS)
+        """Write and compare at once and once a minute, until cancelled; then remove what was written."""
+        changed = self._file.changed
+        try:
+            while True:
+                reloaded = changed.is_set()
+                changed.clear()
+                try:
+                    # The others may not have read the changed file yet, so this process compares a minute later.
+                    await (self.write() if reloaded else self.compare())
+                except SQLAlchemyError as error:
+                    log.debug("could not compare with the other processes: %s", error)
+                await wait_for(changed, _COMPARE_SECONDS)
+        finally:
+            with contextlib.suppress(SQLAlchemyError):
+                await execute(self._database.relaxed, _REMOVE, {"part": self._part, "process": self._process})
+
+    async def write(self) -> None:
+        """Write this process's digests."""
+        known = {"part": self._part, "process": self._process, "gone": _GONE_SECONDS}
+        await execute(self._database.relaxed, _WRITE, {**known, **self._digests()})
 
     async def compare(self) -> None:
         """Write this process's digests, and warn once of each other process that differs."""
-        mine = {"configuration": of_configuration(self._file.current), "secret_key": self._secret_key}
-        known = {"part": self._part, "process": self._process, "gone": _GONE_SECONDS}
-        await execute(self._database.relaxed, _WRITE, {**known, **mine})
+        await self.write()
+        mine = self._digests()
         differing = set()
         for other in await read_fingerprints(self._database):
             if other.configuration != mine["configuration"]:
@@ -108,3 +123,6 @@ class Fingerprint:
         for process, what in sorted(differing - self._told):
             log.warning("%s has another %s than this process: all processes need the same", process, what)
         self._told = differing
+
+    def _digests(self) -> dict[str, str | None]:
+        return {"configuration": of_configuration(self._file.current), "secret_key": self._secret_key}

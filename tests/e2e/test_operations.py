@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 
 from tests.e2e.jobs import chat, refused
 from tests.service import Service
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -95,3 +97,11 @@ async def test_a_request_id_cannot_smuggle_a_header_or_a_log_line(client: httpx.
 async def test_an_answer_is_not_cached_by_who_is_between(client: httpx.AsyncClient, model: str) -> None:
     response = await client.post("/chat/completions", json=chat(model))
     assert "public" not in response.headers.get("cache-control", "")
+
+
+def test_the_comparison_shows_when_each_process_was_last_seen(service: Service) -> None:
+    def shown() -> list[str]:
+        return [line for line in service.command("config", "compare").stdout.splitlines() if "scheduler" in line]
+
+    *_, date, time = until(shown, "the scheduler's digests")[0].split()
+    assert abs(datetime.fromisoformat(f"{date}T{time}+00:00") - datetime.now(UTC)) < timedelta(days=1)

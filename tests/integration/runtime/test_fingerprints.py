@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from headrace.catalogue.file import CatalogueFile
+from headrace.runtime.chores import going_on
 from headrace.runtime.fingerprints import Fingerprint, of_configuration, of_secret_key, read_fingerprints
 from headrace.settings import Settings
 from headrace.stores.database import Database, execute
+from tests.waiting import eventually
 
 FILE = """
 [providers.fake]
@@ -83,6 +85,38 @@ async def test_processes_that_are_gone_are_forgotten(alone: None, database: Data
     await execute(database.durable, "UPDATE process_fingerprints SET seen_at = now() - interval '1 hour'")
     await process(database, tmp_path, "b:1").compare()
     assert [row.process for row in await read_fingerprints(database)] == ["b:1"]
+
+
+async def test_a_process_that_ends_in_order_is_forgotten_at_once(
+    alone: None, database: Database, tmp_path: Path
+) -> None:
+    await process(database, tmp_path, "a:1").compare()
+    async with going_on(process(database, tmp_path, "b:1", part="worker").run):
+        await eventually(lambda: known(database, "a:1", "b:1"), "both processes")
+    assert [row.process for row in await read_fingerprints(database)] == ["a:1"]
+
+
+async def test_a_process_that_reads_its_file_again_writes_at_once_and_gives_the_others_time(
+    alone: None, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await process(database, tmp_path, "a:1").compare()
+    changing = process(database, tmp_path, "b:1", part="scheduler")
+    async with going_on(changing.run):
+        await eventually(lambda: known(database, "a:1", "b:1"), "both processes")
+        (tmp_path / "m.toml").write_text(FILE.format(model="other"))
+        changing._file.reload()
+        wanted = of_configuration(changing._file.current)
+
+        async def written() -> bool:
+            rows = await read_fingerprints(database)
+            return any((row.process, row.configuration) == ("b:1", wanted) for row in rows)
+
+        await eventually(written, "the digest of the changed file")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def known(database: Database, *names: str) -> bool:
+    return [row.process for row in await read_fingerprints(database)] == [*names]
 
 
 def test_digests_reveal_nothing_and_tell_apart() -> None:
