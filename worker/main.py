@@ -19,6 +19,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
 from celery.worker import state
+from celery.worker.consumer import consumer
 
 from headrace.queue import BACKGROUND_TIERS, RUN_LINES_TASK, RUN_TASK, create_celery, queue_name, tier_of
 from headrace.runtime.process import lower_priority, raise_descriptor_limit, rest_garbage_collector
@@ -90,6 +91,14 @@ def _keep_logging(**_: Any) -> None:
     """Keep Celery from giving its loggers handlers of their own: it does so unless this signal has a receiver."""
 
 
+def _warn_of_redis(record: logging.LogRecord) -> bool:
+    """Make Celery's error about a Redis that is unavailable a warning, without the delay, so that a repeat is one."""
+    if record.msg == consumer.CONNECTION_ERROR and isinstance(record.args, tuple):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args = "cannot connect to Redis at %s: %s", record.args[:2]
+    return log.isEnabledFor(record.levelno)
+
+
 def _stopping() -> Callable[[int, Any], None]:
     """Return a handler that has the first signal drain the worker, and the second hurry it.
 
@@ -134,6 +143,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
         WorkerPool.patient = frozenset({RUN_LINES_TASK})
         slots = max(1, slots * 3 // 4)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # to run it as root is its operator's choice
+    logging.getLogger(consumer.__name__).addFilter(_warn_of_redis)
     setup_logging.connect(_keep_logging)
     app = create_celery(settings.redis_url, settings.redis_namespace)
     app.conf["headrace_settings"] = settings

@@ -328,6 +328,27 @@ def test_a_process_that_waits_for_its_namespace_serves_its_health(broken: Servic
         waiting.kill()
 
 
+def test_a_worker_warns_of_redis_and_logs_no_error(broken: Service, own_stores: Stores) -> None:
+    name = "worker-warning"
+    worker = broken.launch(name)
+    try:
+        until(lambda: worker.log.exists() and "ready: this worker" in worker.log.read_text(), "the worker")
+        own_stores.valkey.stop()
+        try:
+            lines = until(
+                lambda: [line for line in worker.log.read_text().splitlines() if "cannot connect" in line.lower()],
+                "what the worker says of Redis",
+            )
+        finally:
+            own_stores.valkey.start()
+        assert " WARNING celery.worker.consumer.consumer: cannot connect to Redis at redis://" in lines[0]
+        assert " ERROR " not in worker.log.read_text()
+        assert "cancels all currently executed tasks" not in worker.log.read_text()
+    finally:
+        del broken.processes[name]
+        worker.kill()
+
+
 async def test_what_fails_while_postgres_is_away_puts_no_prompt_into_a_log(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
