@@ -90,6 +90,7 @@ def show_(settings: Settings, job_id: str, as_json: bool) -> None:
         return
     if document["result"] is not None:
         document["result"] = _texts(document["result"])
+    document["attempts"] = "\n".join(map(_attempt, document["attempts"])) or None
     show_fields(document)
 
 
@@ -143,6 +144,18 @@ async def _publisher(redis_url: str, namespace: str) -> AsyncIterator[Publisher 
         publisher = Publisher(redis, interval_seconds=0)
         yield publisher
         await publisher.flush()
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    """Return a line with an attempt's number, route, status, start, seconds and error, as far as they are known."""
+    parts = [attempt["status"]]
+    if attempt["provider"] is not None:
+        parts.insert(0, f"{attempt['provider']}/{attempt['model']}")
+    if (started_at := attempt["started_at"]) is not None:
+        parts += [moment(int(started_at)), f"{attempt['ended_at'] - started_at:.3f} s"]
+    if (error := attempt["error"]) is not None:
+        parts.append(error["code"] or error["type"])
+    return f"{attempt['attempt']}: {', '.join(parts)}"
 
 
 def _texts(result: dict[str, Any]) -> str:

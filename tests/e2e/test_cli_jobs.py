@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 
 import httpx
@@ -101,6 +102,22 @@ async def test_a_failed_job_is_shown_with_its_error(
     assert shown["status"] == "failed"
     assert "scripted 400" in shown["error"]["message"]
     assert shown["result"] is None
+
+
+async def test_each_attempt_is_shown_on_a_line(
+    service: Service, client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, status(500), answer("At last."))
+    job_id = await submit(client, model)
+    first, second = (await completed(client, job_id))["attempts"]
+    printed = service.run("jobs", "show", job_id)
+    lines = [" ".join(line.split()) for line in printed.splitlines() if f"fake/{model}, " in line]
+    assert [re.sub(r"[\d-]{10} [\d:]{8}, [\d.]+ s", "…", line) for line in lines] == [
+        f"attempts 1: fake/{model}, failed, …, {first['error']['code'] or first['error']['type']}",
+        f"2: fake/{model}, completed, …",
+    ]
+    assert "{'attempt'" not in printed
+    assert json.loads(service.run("jobs", "show", job_id, "--json"))["attempts"] == [first, second]
 
 
 @pytest.mark.parametrize("text", ["", "Let me see."])
