@@ -28,6 +28,8 @@ _DIGEST = "headrace_input"
 # Exit codes.
 _INTERRUPTED = 130
 _BAD_INPUT = 2
+# Problems of a refused input that are printed.
+_PROBLEMS = 10
 
 
 @dataclass(slots=True)
@@ -86,7 +88,12 @@ class _Run:
         return {"--output": self.output, "--errors": self.errors}
 
     def save(self, client: BatchClient, prepared: Prepared, ended: dict[str, Any]) -> dict[str, str | None]:
-        """Write the results of a batch, each file whole or not at all. Returns the paths."""
+        """Write the results of a batch, each file whole or not at all. Returns the paths.
+
+        A batch that failed has none: its input was refused. The files of an earlier batch stay.
+        """
+        if ended["status"] == "failed":
+            return {}
         if self.table is not None and prepared.rows is not None and is_table(self.output):
             return {"output": self._save_table(client, ended, self.table, prepared.rows), "errors": None}
         return {
@@ -269,10 +276,22 @@ def _report(task: _Run, ended: dict[str, Any], paths: dict[str, str | None]) -> 
     if task.as_json:
         click.echo(json.dumps({**ended, **paths}))
         return
+    if ended["status"] == "failed":
+        _tell_refusal(task, ended)
+        return
     say(summary(ended))
-    for problem in (ended["errors"] or {"data": []})["data"]:
-        line = problem["line"] if task.prepared is None else task.prepared.line_of(problem["line"])
-        say(cell(f"{_place(task.file, line)}: {problem['message']}").plain)
     for name, path in paths.items():
         if path is not None:
             say(f"{name}: {path}")
+
+
+def _tell_refusal(task: _Run, ended: dict[str, Any]) -> None:
+    """Say why a batch was not started, with the line and the field of each problem."""
+    say(f"{ended['id']} is not started: the input is not valid.")
+    problems = (ended["errors"] or {"data": []})["data"]
+    for problem in problems[:_PROBLEMS]:
+        line = problem["line"] if task.prepared is None else task.prepared.line_of(problem["line"])
+        parts = [_place(task.file, line), problem["param"], problem["message"]]
+        say(cell(": ".join(part for part in parts if part is not None)).plain)
+    if (more := len(problems) - _PROBLEMS) > 0:
+        say(f"{more:,} more: headrace batch show {ended['id']}")

@@ -97,9 +97,29 @@ async def test_what_is_not_valid_is_told_before_anything_is_sent(
 
 
 async def test_what_only_the_server_knows_is_told_by_line_too(service: Service, tmp_path: Path, model: str) -> None:
-    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), line("b", "nobodys-model")]))
-    _, said = run(service, tmp_path, "run", "in.jsonl", code=1)
-    assert "in.jsonl:2: The model 'nobodys-model' does not exist" in said
+    unknown = [line(f"b{number}", "nobodys-model") for number in range(11)]
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model), *unknown]))
+    printed, said = run(service, tmp_path, "run", "in.jsonl", code=1)
+    assert printed == ""
+    at = said.index(" is not started: the input is not valid.")
+    _, *problems, more = said[at:].splitlines()
+    assert [problem.split(": ")[:2] for problem in problems] == [
+        [f"in.jsonl:{number}", "body.model"] for number in range(2, 12)
+    ]
+    assert "The model 'nobodys-model' does not exist" in problems[0]
+    assert more.startswith("1 more: headrace batch show batch_")
+    assert "answered" not in said
+
+
+async def test_a_table_that_is_refused_has_no_output(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("text\na\n")
+    options = ("--template", "{text}", "--model", "nobodys-model", "-o", "out.csv")
+    _, said = run(service, tmp_path, "run", "in.csv", *options, code=1)
+    assert "in.csv:2: body.model: The model 'nobodys-model' does not exist" in said
+    assert "out.csv" not in said
+    assert not (tmp_path / "out.csv").exists()
+    told = json.loads(run(service, tmp_path, "run", "in.csv", *options, "--json", code=1)[0])
+    assert [problem["param"] for problem in told["errors"]["data"]] == ["body.model"]
 
 
 async def test_a_table_is_written_back_with_its_answers(service: Service, tmp_path: Path, model: str) -> None:
