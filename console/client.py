@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx
+
+log = logging.getLogger(__name__)
 
 # Seconds that the API may take to answer a page, and to accept a connection. Streams and uploads wait without a limit.
 _ANSWER_SECONDS = 30.0
@@ -110,6 +113,8 @@ class Api:
         try:
             return await self._http.send(asked, stream=stream)
         except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            log.warning("cannot reach the API at %s (HEADRACE_CONSOLE_API_URL): %s", self._http.base_url, reason)
             raise ApiUnavailableError(type(error).__name__) from error
 
 

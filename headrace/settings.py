@@ -40,11 +40,18 @@ _MOST_DAYS = 36_525
 # The largest value of a setting by the end of its name: days, seconds, bytes, and all others.
 _LARGEST = {"_days": _MOST_DAYS, "_seconds": _MOST_DAYS * 86_400, "_bytes": 2**53, "": 2**31 - 1}
 _ORIGIN = re.compile(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#]+")
+_ADDRESS = re.compile(r"https?://\S+")
 
 
 def _check_origin(text: str) -> str:
     if not _ORIGIN.fullmatch(text):
         raise ValueError("an origin is `*`, or a scheme and a host, as in https://app.example.com")
+    return text
+
+
+def _check_address(text: str) -> str:
+    if text and not _ADDRESS.fullmatch(text):
+        raise ValueError("it has to be an http or https address, such as https://headrace.example.com")
     return text
 
 
@@ -171,14 +178,13 @@ class Settings(BaseSettings):
         le=65535,
         description="Port of the web console of `headrace console` and `headrace dev`; 0 takes any free port.",
     )
-    console_api_url: str = Field(
+    console_api_url: Annotated[str, AfterValidator(_check_address)] = Field(
         default="",
         description="Address of the API whose console it is, such as `https://headrace.example.com`. Unset: the API of "
         "this machine, at `HEADRACE_PORT`.",
     )
-    console_url: str = Field(
+    console_url: Annotated[str, AfterValidator(_check_address)] = Field(
         default="",
-        pattern=r"^(https?://\S+)?$",
         description="Address of the web console for its users, such as `https://console.example.com`: the API's "
         "`GET /` names it. `headrace dev` sets it to that of its own console. Unset: `GET /` names none.",
     )

@@ -20,6 +20,8 @@ IN_VAIN = [
     ("HEADRACE_WEBHOOK_ALLOW_PRIVATE", "maybe"),
     ("HEADRACE_CORS_ORIGINS", "app.example.com"),
     ("HEADRACE_CORS_ORIGINS", "https://app.example.com/"),
+    ("HEADRACE_CONSOLE_API_URL", "foo"),
+    ("HEADRACE_CONSOLE_URL", "ftp://console.example.com"),
     ("HEADRACE_USAGE_METADATA_KEYS", "x" * 65),
     ("HEADRACE_PING_SECONDS", "nan"),
     ("HEADRACE_PING_SECONDS", "inf"),
@@ -38,6 +40,13 @@ def test_a_value_that_makes_no_sense_is_told_in_a_line(variable: str, value: str
     assert ended.exit_code == 2
     [line] = ended.output.splitlines()
     assert line.startswith(f"Error: {variable}")
+
+
+@pytest.mark.parametrize("variable", ["HEADRACE_CONSOLE_API_URL", "HEADRACE_CONSOLE_URL"])
+def test_an_address_that_is_none_is_told_without_a_pattern(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "foo")
+    with pytest.raises(SettingError, match=f"^{variable}: it has to be an http or https address, such as https://"):
+        read_settings()
 
 
 def test_a_secret_that_is_too_short_is_measured_in_characters(monkeypatch: pytest.MonkeyPatch) -> None:
