@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 import orjson
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from headrace.cli.key_table import short, show_key, show_keys, show_once
 from headrace.cli.operators import get_account, with_database
@@ -32,17 +32,36 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _HOUR = 3600
 _LONGEST_DAYS = 36_500
 _ONE_OR_MORE = click.IntRange(min=1)
+
+
+def _limit(what: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """Return a callback that checks an option as the limit of its name, and otherwise says what the value is not."""
+
+    def check(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+        try:
+            Limits.model_validate({str(option.name): value})
+        except ValidationError:
+            raise click.BadParameter(f"'{value}' is not {what}.") from None
+        return value
+
+    return check
+
+
+_usd = _limit("a number of USD, 0 or more")
 _LIMIT_OPTIONS = (
     click.option("--model", "models", multiple=True, help="Allow only this model or glob (repeatable)."),
     click.option("--rpm", "requests_per_minute", type=_ONE_OR_MORE, help="Requests in a minute."),
     click.option("--tpm", "tokens_per_minute", type=_ONE_OR_MORE, help="Tokens in a minute."),
     click.option("--in-flight", "jobs_in_flight", type=_ONE_OR_MORE, help="Foreground requests at one time."),
     click.option("--queued", "jobs_queued", type=_ONE_OR_MORE, help="Background jobs at one time, queued or running."),
-    click.option("--daily-budget", metavar="USD", help="Budget of a day, by UTC."),
-    click.option("--monthly-budget", metavar="USD", help="Budget of a month, by UTC."),
+    click.option("--daily-budget", metavar="USD", callback=_usd, help="Budget of a day, by UTC."),
+    click.option("--monthly-budget", metavar="USD", callback=_usd, help="Budget of a month, by UTC."),
     click.option("--wait/--no-wait", default=None, help="Let background jobs beyond a rate wait rather than fail."),
     click.option(
-        "--alert-webhook", metavar="URL", help="URL that is notified when a budget is nearly or wholly spent."
+        "--alert-webhook",
+        metavar="URL",
+        callback=_limit("an http or https address"),
+        help="URL that is notified when a budget is nearly or wholly spent.",
     ),
 )
 

@@ -99,6 +99,23 @@ def test_where_nobody_can_be_told_is_told(
     assert printed(run("show", key["id"], "--json"))["limits"] == {}
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "what"),
+    [
+        ("--daily-budget", "much", "a number of USD, 0 or more"),
+        ("--monthly-budget", "-5", "a number of USD, 0 or more"),
+        ("--alert-webhook", "ftp://x", "an http or https address"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_told_by_its_option(
+    run: Run, account: str, option: str, value: str, what: str
+) -> None:
+    for command, whose in (("create", ("--account", account)), ("limit-account", (account,))):
+        result = run(command, *whose, option, value)
+        assert result.exit_code == 2
+        assert result.output.splitlines()[-1] == f"Error: Invalid value for '{option}': '{value}' is not {what}."
+
+
 def test_other_limits_need_no_secret_key(run: Run, account: str) -> None:
     key = printed(run("create", "--account", account, "--alert-webhook", URL, "--json", **SECRET))
     assert printed(run("update", key["id"], "--rpm", "5", "--json"))["limits"]["alert_webhook"] == URL
