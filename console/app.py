@@ -44,8 +44,8 @@ class _Console(FastAPI):
         return SecurityHeaders(super().build_middleware_stack())
 
 
-def create_app(api_url: str) -> FastAPI:
-    """Return the console of the API at an address."""
+def create_app(api_url: str, public_url: str = "") -> FastAPI:
+    """Return the console of the API at an address, whose clients reach it at `public_url`, or else at the same."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,6 +56,7 @@ def create_app(api_url: str) -> FastAPI:
     app = _Console(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.sessions = Sessions()
     app.state.api_url = api_url
+    app.state.public_url = public_url or api_url
     for room in (
         sign_in,
         overview,

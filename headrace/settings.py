@@ -183,6 +183,11 @@ class Settings(BaseSettings):
         description="Address of the API whose console it is, such as `https://headrace.example.com`. Unset: the API of "
         "this machine, at `HEADRACE_PORT`.",
     )
+    public_url: Annotated[str, AfterValidator(_check_address)] = Field(
+        default="",
+        description="Address of the API for its clients, such as `https://headrace.example.com`: the programs that the "
+        "console's playground shows use it. Unset: `HEADRACE_CONSOLE_API_URL`.",
+    )
     console_url: Annotated[str, AfterValidator(_check_address)] = Field(
         default="",
         description="Address of the web console for its users, such as `https://console.example.com`: the API's "

@@ -232,7 +232,7 @@ def _field(error: _Problem | None) -> str:
 
 async def _code(request: Request, api: Api, job: Mapping[str, Any], values: Given) -> dict[str, str]:
     """Return what sends the same request: a curl command and a Python program. Neither holds the key."""
-    base = f"{request.app.state.api_url.rstrip('/')}/api/v1"
+    base = f"{request.app.state.public_url.rstrip('/')}/api/v1"
     settings = Given({"model": job["model"]} | {name: values[name] for name in _SETTINGS if values[name]})
     asked = await _input(api, job)
     if job["format"] == "chat":

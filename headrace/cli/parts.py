@@ -248,7 +248,8 @@ def console(settings: Settings, fd: int | None, label: str) -> None:
         from console.server import serve
 
         listener = listen_for_browsers(settings) if fd is None else socket.socket(fileno=fd)
-        serve(create_app(settings.console_api_url or f"http://127.0.0.1:{settings.port}"), listener)
+        api_url = settings.console_api_url or f"http://127.0.0.1:{settings.port}"
+        serve(create_app(api_url, settings.public_url), listener)
 
 
 @click.command()

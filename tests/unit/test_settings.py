@@ -22,6 +22,7 @@ IN_VAIN = [
     ("HEADRACE_CORS_ORIGINS", "https://app.example.com/"),
     ("HEADRACE_CONSOLE_API_URL", "foo"),
     ("HEADRACE_CONSOLE_URL", "ftp://console.example.com"),
+    ("HEADRACE_PUBLIC_URL", "headrace.example.com"),
     ("HEADRACE_USAGE_METADATA_KEYS", "x" * 65),
     ("HEADRACE_PING_SECONDS", "nan"),
     ("HEADRACE_PING_SECONDS", "inf"),

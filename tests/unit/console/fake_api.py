@@ -35,9 +35,9 @@ def answers(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json=ACCOUNT if request.url.path == "/api/v1/account" else EMPTY)
 
 
-def console(api: Callable[[httpx.Request], httpx.Response] = answers) -> FastAPI:
-    """Return a console that asks `api`."""
-    app = create_app("http://api.invalid")
+def console(api: Callable[[httpx.Request], httpx.Response] = answers, *, public_url: str = "") -> FastAPI:
+    """Return a console that asks `api`, which has a public address or not."""
+    app = create_app("http://api.invalid", public_url)
     app.state.http = httpx.AsyncClient(base_url="http://api.invalid/api/v1", transport=httpx.MockTransport(api))
     return app
 

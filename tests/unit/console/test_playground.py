@@ -187,3 +187,15 @@ async def test_an_ended_job_shows_its_cost_and_the_programs_that_send_it() -> No
     assert "What&#39;s a headrace? &lt;b&gt;" in page
     assert "&#34;temperature&#34;: 0.5" in page
     assert KEY not in page
+
+
+@pytest.mark.parametrize(
+    ("public_url", "base"),
+    [("", "http://api.invalid/api/v1"), ("https://headrace.example.com/", "https://headrace.example.com/api/v1")],
+)
+async def test_the_programs_use_the_public_address_of_the_api(public_url: str, base: str) -> None:
+    async with browser(console(FakeApi(), public_url=public_url)) as client:
+        await sign_in(client, next="/playground")
+        page = (await client.get("/playground?job=job_1")).text
+    assert f"curl -N {base}/chat/completions" in page
+    assert f"base_url=&#34;{base}&#34;" in page
