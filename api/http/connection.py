@@ -254,6 +254,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that the whole request has been received; if it was the connection's last and is answered, close it."""
         super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()  # uvicorn pauses at a large body, and would not see that the client leaves
         if self.cycle.response_complete:
             self.cycle.more_body = False
             if isinstance(self.cycle, _LastCycle):

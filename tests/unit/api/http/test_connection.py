@@ -31,18 +31,25 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         more = message["more_body"]
     if scope["path"] == "/busy":
         await receive()  # until the client is gone
+    if scope["path"] == "/waiting":
+        await until_left(scope["state"]["client"])
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] == "/watched":
         await send({"type": "http.response.body", "body": b"first", "more_body": True})
-        gone = asyncio.Event()
-        scope["state"]["client"].notify(gone.set)
-        await gone.wait()
+        await until_left(scope["state"]["client"])
     if scope["path"].startswith("/live"):
         await write_live(scope["state"]["client"], send, endless=scope["path"] == "/live/endless")
     if scope["path"] == "/slow":
         await asyncio.sleep(0.3)  # several checks of the connection
     body = LARGE if scope["path"] == "/large" else b"%d" % size
     await send({"type": "http.response.body", "body": body})
+
+
+async def until_left(client: Client) -> None:
+    """Wait as an endpoint does until the client has left."""
+    gone = asyncio.Event()
+    client.notify(gone.set)
+    await gone.wait()
 
 
 async def write_live(client: Client, send: Send, *, endless: bool) -> None:
@@ -291,6 +298,22 @@ async def test_an_answer_that_goes_on_keeps_nothing_of_its_request_and_ends_when
             await asyncio.sleep(0.02)
         assert connection.scope == connection.cycle.scope == {"method": "GET"}
         writer.close()
+        while server.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_client_with_a_large_body_that_leaves_before_its_answer_is_noticed() -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        # More than uvicorn buffers, and no more than one read takes: the last piece is the one that pauses reading.
+        writer.write(b"POST /waiting HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 200_000 + LARGE[:200_000])
+        while not server.tasks:  # noqa: ASYNC110  (a set has no event to wait for)
+            await asyncio.sleep(0.02)
+        (connection,) = server.connections
+        while connection.cycle.more_body:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        writer.close()
+        await server.until_gone()
         while server.tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
