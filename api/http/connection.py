@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -190,10 +191,32 @@ class Connection(HttpToolsProtocol):
         if self._refused_at is not None:
             return
         self._parsed = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        rest = data
+        try:
+            while rest:
+                rest = self._parse(rest)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         self._unparsed = 0 if self._parsed else self._unparsed + len(data)
         if self._unparsed > LARGEST_HEAD and self._refused_at is None:
             self._refuse(_head_too_large())
+
+    def _parse(self, data: bytes) -> bytes:
+        """Parse data, and return what to parse next: a head without its offer to upgrade, and what follows it.
+
+        The parser takes what follows such a head for another protocol. A server that ignores the offer, as this one
+        does, reads the request as any other (RFC 9110, 7.8).
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            return b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, lines, data[offer.args[0] :])
+        return b""
 
     def send_400_response(self, msg: str) -> None:
         """Answer with the problem that the parser or one of its callbacks found."""
@@ -232,6 +255,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the request, if not too many wait on this connection."""
         self._parsed = True
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._fail(InvalidRequestError("This server opens no tunnels.", code="invalid_http"))
+            return  # the request starts when its head is parsed without the offer
         self._in_head = False
         self.since = self.loop.time()
         self._received = self._head_bytes = 0
@@ -253,6 +280,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that the whole request has been received; if it was the connection's last and is answered, close it."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         if not self.pipeline:
             self.flow.resume_reading()  # uvicorn pauses at a large body, and would not see that the client leaves

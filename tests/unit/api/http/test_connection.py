@@ -172,6 +172,45 @@ async def test_a_url_that_is_too_long_is_refused() -> None:
         assert (status, error["code"]) == (414, "url_too_long")
 
 
+INSIDE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n",
+    "websocket": b"Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: other\r\n",
+}
+BODIES = {
+    "sized": b"Content-Length: %d\r\n\r\n%b" % (len(INSIDE), INSIDE),
+    "chunked": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(INSIDE), INSIDE),
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("piece", [1, 4096])
+async def test_an_offer_to_upgrade_is_ignored(offer: bytes, body: bytes, piece: int) -> None:
+    async with serving() as server, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        sent = (HEAD + offer + body) * 2 + HEAD + b"Connection: close, Upgrade\r\n" + OFFERS["h2c"] + body
+        for at in range(0, len(sent), piece):
+            writer.write(sent[at : at + piece])
+            await asyncio.sleep(0)
+        answers = (await reader.read()).split(b"HTTP/1.1 200 OK\r\n")[1:]  # the last one's `close` is heeded
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"2\r\n%d\r\n0\r\n\r\n" % len(INSIDE)] * 3
+        writer.close()
+
+
+async def test_a_head_with_an_offer_to_upgrade_is_bounded_as_any_other() -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, HEAD, OFFERS["h2c"], *[b"a: b\r\n"] * (MOST_HEADERS + 1))
+        assert (status, error["code"]) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize("target", [b"example.com:443", b"/"])
+async def test_a_tunnel_is_refused(target: bytes) -> None:
+    async with serving() as server:
+        status, error = await answer_to(server, b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert (status, error["code"]) == (400, "invalid_http")
+
+
 async def test_what_is_not_http_is_refused_as_any_other_request() -> None:
     async with serving() as server:
         status, error = await answer_to(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
