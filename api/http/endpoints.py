@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import functools
+import re
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from starlette.routing import compile_path
 
@@ -20,8 +21,9 @@ _MOST_MODELS = 10
 def unknown_endpoint(request: Request) -> HeadraceError:
     """Return the error for a path that does not exist, or that does not have the request's method."""
     path = request.url.path
+    endpoints = _endpoints(request.app)
     # The middleware turned HEAD into GET, because every path with GET has HEAD too.
-    allowed = sorted({method for form, method in _endpoints(request) if compile_path(form)[0].match(path)})
+    allowed = sorted({method for method, _, pattern in endpoints if pattern.match(path)})
     asked = f"{request.scope['method']} {path[:_LONGEST]}"
     if allowed and request.scope["method"] not in allowed:
         error: HeadraceError = InvalidRequestError(
@@ -30,8 +32,8 @@ def unknown_endpoint(request: Request) -> HeadraceError:
         error.headers = {"allow": ", ".join(allowed)}
         return error
     prefix = "/api/v1/" if path.startswith("/api/v1/") else "/v1/"
-    known = [f"{method} {form}" for form, method in _endpoints(request) if form.startswith(prefix)]
-    near = difflib.get_close_matches(asked, known, n=1, cutoff=0)
+    known = [f"{method} {form}" for method, form, _ in endpoints if form.startswith(prefix) and method != "HEAD"]
+    near = difflib.get_close_matches(asked, known, n=1)  # its cutoff spares most of them the slow comparison
     hint = f" The nearest endpoint is {near[0]}." if near else ""
     return NotFoundError(f"Unknown request URL: {asked} does not exist.{hint}", code="unknown_url")
 
@@ -47,11 +49,15 @@ def unknown_model(request: Request, error: ModelNotFoundError) -> HeadraceError:
     return ModelNotFoundError(f"{error.message} There are: {', '.join(near)}{more}.", param=error.param)
 
 
-def _endpoints(request: Request) -> Iterator[tuple[str, str]]:
-    """Return the path and method of every endpoint."""
-    for route in iter_route_contexts(request.app.routes):
+@functools.lru_cache(maxsize=1)  # a process has one app
+def _endpoints(app: FastAPI) -> list[tuple[str, str, re.Pattern[str]]]:
+    """Return the method, the path and the path's pattern of every endpoint."""
+    endpoints = []
+    for route in iter_route_contexts(app.routes):
         assert route.path_format is not None
-        for method in route.methods or ():
-            yield route.path_format, method
-            if method == "GET":
-                yield route.path_format, "HEAD"
+        pattern = compile_path(route.path_format)[0]
+        methods = set(route.methods or ())
+        if "GET" in methods:
+            methods.add("HEAD")
+        endpoints += [(method, route.path_format, pattern) for method in methods]
+    return endpoints

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from starlette.types import Receive, Scope, Send
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.app import create_app
+from api.http import endpoints
 from api.http.errors import render_error
 from api.http.middleware import RequestScope
 from headrace.errors import RateLimitError
@@ -17,7 +19,11 @@ ORIGIN = "https://app.example.com"
 
 
 async def ask(method: str, path: str, headers: dict[str, str] | None = None, **settings: Any) -> httpx.Response:
-    app = RequestScope(create_app(Settings(**settings)))
+    return await ask_app(create_app(Settings(**settings)), method, path, headers)
+
+
+async def ask_app(served: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    app = RequestScope(served)
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "state": {}}, receive, send)
@@ -33,6 +39,25 @@ async def test_an_unknown_path_is_named_and_the_nearest_endpoint_with_it() -> No
     message = answer.json()["error"]["message"]
     assert "POST /v1/chat/completion does not exist" in message
     assert message.endswith("The nearest endpoint is POST /v1/chat/completions.")
+
+
+async def test_a_path_without_its_version_is_answered_with_the_endpoint_that_is_meant() -> None:
+    answer = await ask("POST", "/chat/completions")
+    assert answer.json()["error"]["message"].endswith("The nearest endpoint is POST /v1/chat/completions.")
+
+
+@pytest.mark.parametrize("path", ["/wp-admin/setup-config.php", "/v1/" + "a" * 200])
+async def test_no_endpoint_is_named_for_a_path_that_is_far_from_all(path: str) -> None:
+    answer = await ask("GET", path)
+    assert answer.json()["error"]["message"] == f"Unknown request URL: GET {path[:100]} does not exist."
+
+
+async def test_the_paths_of_endpoints_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(Settings())
+    assert (await ask_app(app, "GET", "/v1/nothing")).status_code == 404
+    monkeypatch.delattr(endpoints, "compile_path")
+    assert (await ask_app(app, "GET", "/v1/nothing")).status_code == 404
+    assert (await ask_app(app, "PUT", "/v1/batches/batch_x")).headers["allow"] == "GET, HEAD"
 
 
 async def test_a_method_that_a_path_does_not_have_is_answered_with_those_that_it_has() -> None:
