@@ -48,6 +48,7 @@ from headrace.jobs.sql.lists import PAGE_BYTES
 from headrace.keys.principal import Principal
 from headrace.queue import LINES
 from headrace.runtime.chores import wait_for
+from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 from headrace.webhooks.acceptance import accept_webhook
 from headrace.webhooks.queries import list_deliveries
@@ -98,7 +99,7 @@ class BatchList(Page[Batch]):
 async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file or of the body within a window. All requests are checked before the first runs."""
     body = await read_body(request)
-    asked = parse_batch_request(body)
+    asked = await offloaded(len(body), parse_batch_request, body)
     database, account_id = request.state.database, principal.account_id
     if asked.webhook is not None:
         await accept_webhook(request.state.settings, database, account_id, asked.webhook)
@@ -107,9 +108,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         return render_json(render_batch(batch), replay_headers(repeated=True))
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
-    file_id = asked.input_file_id or await _store_inline(
-        request, principal, asked.endpoint, orjson.loads(body)["requests"]
-    )
+    file_id = asked.input_file_id or await _store_inline(request, principal, asked.endpoint, asked.requests or [])
     cancel = partial(queries_module.cancel_batch, database, batch_id, account_id)
     new = _new_batch(request, asked, batch_id, file_id, principal)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
