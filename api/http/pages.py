@@ -64,14 +64,20 @@ def check_after(after: str | None, prefix: str) -> None:
         raise invalid_parameter("after", f"it is not an id of the form '{prefix}…'")
 
 
-def render_page(items: Sequence[dict[str, Any]], *, limit: int, has_more: bool = False) -> Response:
-    """Return a page of the first `limit` items. The list continues if more are given, or if it `has_more`."""
+def render_page(
+    items: Sequence[Any], *, limit: int, has_more: bool = False, ids: Sequence[str] | None = None
+) -> Response:
+    """Return a page of the first `limit` items. The list continues if more are given, or if it `has_more`.
+
+    `ids` are those of items that are text already.
+    """
     page = items[:limit]
+    ids = [item["id"] for item in page] if ids is None else ids[:limit]
     document = {
         "object": "list",
         "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
         "has_more": has_more or len(items) > limit,
     }
     return render_json(document)

@@ -25,6 +25,8 @@ from headrace.errors import NotFoundError, invalid_parameter, restore_error
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.formats.chat.request import Metadata
 from headrace.formats.chat.validation import check_metadata, parse_body
+from headrace.formats.lenient import parse_json
+from headrace.ids import completion_id as completion_id_of
 from headrace.ids import is_id, job_id_of
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql.label import label_job
@@ -89,12 +91,17 @@ async def list_completions(
         limit=limit,
         descending=order == "desc",
     )
-    return render_page([_render(row) for row in rows], limit=limit, has_more=more)
+    ids = [completion_id_of(row.id) for row in rows]
+    return render_page([_render(row) for row in rows], limit=limit, has_more=more, ids=ids)
 
 
-def _render(row: Row) -> dict[str, Any]:
-    """Return a completion with the metadata of its job, which the provider's answer lacks."""
-    return {**orjson.loads(row.response), "metadata": row.metadata or {}}
+def _render(row: Row) -> orjson.Fragment:
+    """Return a completion with the metadata of its job, in place of any that the provider gave it."""
+    metadata = row.metadata or {}
+    if '"metadata"' in row.response:
+        return orjson.Fragment(orjson.dumps({**parse_json(row.response.encode()), "metadata": metadata}))
+    # An answer of megabytes is not parsed for this: that would keep the event loop for half a second.
+    return orjson.Fragment(f'{row.response[:-1]},"metadata":{orjson.dumps(metadata).decode()}}}')
 
 
 @router.get(

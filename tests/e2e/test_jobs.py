@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from typing import Any
 
 import httpx
 import psycopg
@@ -286,6 +287,22 @@ async def test_a_stored_completion_is_what_the_call_answered(client: httpx.Async
     assert response.status_code == 200
     stored = response.json()
     assert {name: stored[name] for name in body} == body
+
+
+@pytest.mark.parametrize("extra", [{}, {"metadata": {"whose": "the provider's"}}], ids=["", "with metadata"])
+async def test_a_stored_completion_has_its_jobs_metadata_beside_what_the_provider_said(
+    client: httpx.AsyncClient, provider: Provider, model: str, extra: dict[str, Any]
+) -> None:
+    said = {"x_seed": 2**70 + 1, "x_note": 'ä "metadata\\" }', **extra}
+    provider.script(model, answer("ok", extra=said))
+    body = (await client.post("/chat/completions", json=chat(model, store=True, metadata={"a": "ö"}))).json()
+    expected = {**body, "metadata": {"a": "ö"}}
+    assert expected["x_seed"] == 2**70 + 1
+    response = await client.get(f"/chat/completions/{body['id']}")
+    assert response.text.count('"metadata":') == 1
+    assert response.json() == expected
+    listed = (await client.get("/chat/completions", params={"model": model})).json()["data"]
+    assert listed == [expected]
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
