@@ -6,7 +6,7 @@ that a client gets in one read.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -128,19 +128,20 @@ class LiveEvents:
         return True
 
 
-def _pieces(events: list[bytes]) -> list[bytes]:
-    """Return events joined to pieces of up to `_LARGEST_WRITE` bytes; a larger event is a piece of its own."""
+def _pieces(events: list[bytes]) -> Iterator[bytes]:
+    """Return events joined to pieces of up to `_LARGEST_WRITE` bytes; a larger event is a piece of its own.
+
+    Each piece is cut when the one before is written: a client that does not read holds no copy of the rest.
+    """
     joined = b"".join(events)
     if not joined.isascii():
         for end, escape in _LINE_ENDS.items():
             joined = joined.replace(end, escape)
-    pieces: list[bytes] = []
     at, size = 0, len(joined)
     while at < size:
         upto = size
         if size - at > _LARGEST_WRITE:  # a blank line ends each event, and none has one inside
             blank = joined.rfind(b"\n\n", at, at + _LARGEST_WRITE)
             upto = (blank if blank >= 0 else joined.index(b"\n\n", at)) + 2
-        pieces.append(joined[at:upto])
+        yield joined[at:upto]
         at = upto
-    return pieces
