@@ -229,8 +229,8 @@ class Runner:
         job = attempt.job
         if job.attempt == 1 or not CLIENT_FORMATS[job.format].KEEPS_LOG:
             return ()
-        segments = await self._availability.patiently(lambda: read_log(self._database, job.id))
-        lines = [line for _, _, lines in segments for line in lines]
+        log = await self._availability.patiently(lambda: read_log(self._database, job.id))
+        lines = [line for _, _, lines in log.segments for line in lines]
         attempt.deltas.resume(len(lines))
         return lines
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 import orjson
@@ -21,7 +22,7 @@ from headrace.events.wire import PAST_ALL, Frame
 from headrace.formats.chat.support import Format
 from headrace.formats.registry import CLIENT_FORMATS
 from headrace.jobs.records import Progress
-from headrace.jobs.sql.read import read_deltas, read_log, read_log_length, read_positions, read_progress
+from headrace.jobs.sql.read import UNBOUNDED, read_deltas, read_log, read_log_length, read_positions, read_progress
 from headrace.jobs.state import State
 from headrace.stores.database import Database
 from headrace.usage.spent import Charge
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks for missed deltas, which reach Postgres within `segment_seconds`.
 _SEGMENT_WAIT_SECONDS = 0.1
+# Bytes of lines or of an answer that a reader takes from Postgres at a time, rounded up to whole segments. That is what
+# it holds for a client that does not read.
+_PAGE_BYTES = 256 * 1024
 # Seconds between two tries of a replay while Postgres is unavailable.
 _DATABASE_WAIT_SECONDS = 0.5
 _WITHOUT_LINES = frozenset({"started", "retrying"})
@@ -53,7 +57,7 @@ class _Follower:
         self._next: list[Event] = []
         """The next events, the last one first."""
         self._replays = replay
-        """Whether the reader replays before it listens."""
+        """Whether the reader replays before it listens: at first, and while Postgres has more than a page."""
         self.database = database
         self.listener = listener
         self.job_id = listener.job_id
@@ -99,8 +103,8 @@ class _Follower:
         return self.cursor.attempt, PAST_ALL if self.void else self.cursor.seq
 
     async def replay(self) -> list[Event]:
-        """Return the events that Postgres has past the cursor."""
-        progress = await _progress_of(self.database, self.job_id)
+        """Return the events that Postgres has past the cursor, or the first of many: then it is to be called again."""
+        progress = await _progress_of(self.database, self.job_id, most_bytes=_PAGE_BYTES)
         attempt = progress.attempt
         if _is_whole(progress):
             chunks = _chunks_of(progress)
@@ -108,10 +112,15 @@ class _Follower:
             return [*events, *self._end(progress, _end_of(progress, len(chunks)))]
         # The reader may have an end outside of an attempt. The cursor stays until all is read: Postgres may fail.
         past = 0 if attempt > self.cursor.attempt else self.cursor.seq if attempt == self.cursor.attempt else PAST_ALL
-        kept = await read_deltas(self.database, self.job_id, attempt, after=past)
+        kept, more = await read_deltas(self.database, self.job_id, attempt, after=past, most_bytes=_PAGE_BYTES)
         events = self._move_to(attempt)
-        for first_seq, lines in kept:
-            events += self._deltas(attempt, first_seq, lines.encode().split(b"\n"))
+        for _, first_seq, lines in kept:
+            events += self._deltas(attempt, first_seq, lines)
+        if more or (events and progress.lacks_answer):
+            self._replays = True  # when the client has read these
+            return events
+        if progress.lacks_answer:
+            progress = replace(progress, response=(await _progress_of(self.database, self.job_id)).response)
         if progress.state is State.QUEUED and attempt:
             events += self._start_over(attempt)
         if progress.state.is_final:
@@ -208,18 +217,23 @@ class _LogFollower(_Follower):
     __slots__ = ()
 
     async def replay(self) -> list[Event]:
-        """Return the events that Postgres has past the cursor."""
-        progress = await _progress_of(self.database, self.job_id)
+        """Return the events that Postgres has past the cursor, or the first of many: then it is to be called again."""
+        progress = await _progress_of(self.database, self.job_id, most_bytes=_PAGE_BYTES)
         attempt, place = progress.attempt, self.cursor
         if _is_whole(progress):
             lines = _chunks_of(progress)
-            kept, length = [(attempt, 1, lines)], len(lines)
+            kept, more, length = [(attempt, 1, lines)], False, len(lines)
         else:
-            kept = await read_log(self.database, self.job_id, after=self.cursor.seq)
+            kept, more = await read_log(self.database, self.job_id, after=self.cursor.seq, most_bytes=_PAGE_BYTES)
             length = kept[-1][1] + len(kept[-1][2]) - 1 if kept else await read_log_length(self.database, self.job_id)
         events: list[Event] = []
         for of, first_seq, lines in kept:
             events += [*self._move_to(of), *self._deltas(self.cursor.attempt, first_seq, lines)]
+        if more or (events and progress.lacks_answer):
+            self._replays = True  # when the client has read these
+            return events
+        if progress.lacks_answer:
+            progress = replace(progress, response=(await _progress_of(self.database, self.job_id)).response)
         events += self._move_to(attempt)
         if progress.state is State.QUEUED and attempt:
             events += self._start_over(attempt)
@@ -243,13 +257,13 @@ class _LogFollower(_Follower):
         return events
 
 
-async def _progress_of(database: Database, job_id: str) -> Progress:
-    """Return where a job stands.
+async def _progress_of(database: Database, job_id: str, *, most_bytes: int = UNBOUNDED) -> Progress:
+    """Return where a job stands, without a streamed answer of more than `most_bytes`.
 
     Raises:
         NotFoundError: The job was deleted.
     """
-    progress = await read_progress(database, job_id)
+    progress = await read_progress(database, job_id, most_bytes=most_bytes)
     if progress is None:
         raise NotFoundError(f"The job '{job_id}' was deleted.")
     return progress
@@ -288,7 +302,7 @@ async def furthest_cursor(database: Database, job_id: str) -> Cursor:
     Raises:
         NotFoundError: The job was deleted.
     """
-    progress = await _progress_of(database, job_id)
+    progress = await _progress_of(database, job_id, most_bytes=0)
     if CLIENT_FORMATS[progress.format].KEEPS_LOG:
         whole = _is_whole(progress)
         length = len(_chunks_of(progress)) if whole else await read_log_length(database, job_id)

@@ -201,6 +201,11 @@ class Progress:
     charge: Charge
     format: Format = "chat"
 
+    @property
+    def lacks_answer(self) -> bool:
+        """Whether the answer was too large to be read with the rest."""
+        return self.state is State.COMPLETED and self.response is None
+
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import psycopg
@@ -19,17 +19,30 @@ from headrace.stores.tables import unix_seconds
 from headrace.usage.spent import Charge
 from headrace.usage.tables import usage
 
+UNBOUNDED = 2**62
+"""Bytes that nothing has more of."""
+
+
+class Page(NamedTuple):
+    """Stored lines in order, and whether there are more."""
+
+    segments: list[tuple[int, int, list[bytes]]]
+    """Each with its attempt, its first sequence number and its lines."""
+    more: bool = False
+
+
 _PROGRESS = Prepared("""
 SELECT state, jobs.attempt, worker IS NOT NULL, delta_count, floor(extract(epoch FROM jobs.created_at))::bigint,
-       response, error, coalesce(prompt_tokens + completion_tokens, 0), cost, format
+       CASE WHEN delta_count = 0 OR octet_length(response) <= %(most)s THEN response END, error,
+       coalesce(prompt_tokens + completion_tokens, 0), cost, format
 FROM jobs LEFT JOIN usage ON usage.job_id = jobs.id AND usage.created_at = finished_at AND kind = 'counted'
 WHERE jobs.id = %(id)s AND deleted_at IS NULL
 """)
 
 
-async def read_progress(database: Database, job_id: str) -> Progress | None:
-    """Return where a job stands, or None if it was deleted."""
-    rows = await execute(database.relaxed, _PROGRESS, {"id": job_id})
+async def read_progress(database: Database, job_id: str, *, most_bytes: int = UNBOUNDED) -> Progress | None:
+    """Return where a job stands, or None if it was deleted; without a streamed answer of more than `most_bytes`."""
+    rows = await execute(database.relaxed, _PROGRESS, {"id": job_id, "most": most_bytes})
     if not rows:
         return None
     state, attempt, in_attempt, delta_count, created, response, error, tokens, cost, form = rows[0]
@@ -37,31 +50,37 @@ async def read_progress(database: Database, job_id: str) -> Progress | None:
     return Progress(State(state), attempt, in_attempt, delta_count, created, response, error, charge, form)
 
 
-_DELTAS = Prepared("""
-SELECT first_seq, chunks FROM job_deltas
-WHERE job_id = %(id)s AND attempt = %(attempt)s AND last_seq > %(after)s ORDER BY first_seq
-""")
+# A page ends with the segment that fills it. Sizes are read without the texts, which Postgres may store apart.
+_SEGMENTS = """
+SELECT attempt, first_seq, chunks, more FROM (
+    SELECT attempt, first_seq, chunks, lead(first_seq) OVER page IS NOT NULL AS more,
+           sum(octet_length(chunks)) OVER page - octet_length(chunks) AS bytes_before
+    FROM job_deltas WHERE job_id = %(id)s AND {only} last_seq > %(after)s WINDOW page AS (ORDER BY attempt, first_seq)
+) AS segments WHERE bytes_before < %(most)s ORDER BY attempt, first_seq
+"""
+_DELTAS = Prepared(_SEGMENTS.format(only="attempt = %(attempt)s AND"))
+_LOG = Prepared(_SEGMENTS.format(only=""))
 
 
-async def read_deltas(database: Database, job_id: str, attempt: int, *, after: int) -> list[tuple[int, str]]:
-    """Return an attempt's stored deltas past `after`, as pairs of first sequence number and lines."""
-    rows = await execute(database.relaxed, _DELTAS, {"id": job_id, "attempt": attempt, "after": after})
-    return [(row[0], row[1]) for row in rows]
+async def read_deltas(
+    database: Database, job_id: str, attempt: int, *, after: int, most_bytes: int = UNBOUNDED
+) -> Page:
+    """Return an attempt's stored deltas past `after`; of more than `most_bytes`, the first."""
+    parameters = {"id": job_id, "attempt": attempt, "after": after, "most": most_bytes}
+    return _page(await execute(database.relaxed, _DELTAS, parameters))
 
 
-_LOG = Prepared("""
-SELECT attempt, first_seq, chunks FROM job_deltas
-WHERE job_id = %(id)s AND last_seq > %(after)s ORDER BY attempt, first_seq
-""")
-
-
-async def read_log(database: Database, job_id: str, *, after: int = 0) -> list[tuple[int, int, list[bytes]]]:
-    """Return the stored lines of all attempts past `after`: the attempt, the first sequence number and the lines.
+async def read_log(database: Database, job_id: str, *, after: int = 0, most_bytes: int = UNBOUNDED) -> Page:
+    """Return the stored lines of all attempts past `after`; of more than `most_bytes`, the first.
 
     This is for jobs whose format keeps its log, where sequence numbers go on from one attempt to the next.
     """
-    rows = await execute(database.relaxed, _LOG, {"id": job_id, "after": after})
-    return [(row[0], row[1], row[2].encode().split(b"\n")) for row in rows]
+    return _page(await execute(database.relaxed, _LOG, {"id": job_id, "after": after, "most": most_bytes}))
+
+
+def _page(rows: Sequence[Row]) -> Page:
+    segments = [(row[0], row[1], row[2].encode().split(b"\n")) for row in rows]
+    return Page(segments, more=bool(rows) and rows[-1][3])
 
 
 async def read_log_length(database: Database, job_id: str) -> int:

@@ -8,7 +8,7 @@ import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -112,6 +112,12 @@ async def connected(hub: Hub) -> None:
     await eventually(lambda: hub.connected, "the wire")
 
 
+@pytest.fixture(autouse=True, params=[256 * 1024, 1], ids=["", "a segment a page"])
+def page_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read everything from Postgres at once, and then one segment after the other."""
+    monkeypatch.setattr(following, "_PAGE_BYTES", request.param)
+
+
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let readers that wait for Postgres look again soon."""
@@ -188,6 +194,27 @@ async def test_an_answer_that_came_whole_is_replayed_as_the_same_chunks_each_tim
         assert reading.chunks.get(1, []) == chunks[seq:]
         assert len(reading.ended) == 1
     assert await furthest_cursor(jobs.database, job.id) == full.cursor
+
+
+@pytest.mark.parametrize("form", ["chat", "responses"])
+async def test_a_reader_holds_no_more_than_a_page_for_a_client_that_does_not_read(
+    jobs: Jobs, deaf: NamespacedRedis, form: Literal["chat", "responses"]
+) -> None:
+    job = await jobs.run(format=form)
+    line = '{"n":"' + "ä" * 100_000 + '"}'
+    for seq in range(1, 9):
+        await jobs.append(Segment(job.id, 1, seq, seq, line))
+    await jobs.finish(end_of(job, delta_count=8))
+    hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
+    held = 0
+    async with asyncio.timeout(PATIENCE), hub.listen(job.id, own=False) as listener:
+        events = follow(listener, jobs.database, format=form)
+        assert await anext(events) == Started(Cursor(1, 0))
+        await jobs.delete(job.id)  # from here on the reader has what it held already
+        with contextlib.suppress(NotFoundError):
+            while isinstance(event := await anext(events), Deltas):
+                held += sum(map(len, event.chunks))
+    assert 0 < held <= following._PAGE_BYTES + len(line.encode())
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.EXPIRED])

@@ -31,6 +31,12 @@ from tests.waiting import PATIENCE, eventually
 RESPONSE = '{"id":"resp_1","object":"response","created_at":1,"status":"completed","output":[]}'
 
 
+@pytest.fixture(autouse=True, params=[256 * 1024, 1], ids=["", "a segment a page"])
+def page_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read everything from Postgres at once, and then one segment after the other."""
+    monkeypatch.setattr(following, "_PAGE_BYTES", request.param)
+
+
 def lines(job: ClaimedJob, first: int, last: int) -> list[bytes]:
     """Return the lines that `segment` makes."""
     return segment(job, first, last).chunks.encode().split(b"\n")
@@ -76,7 +82,7 @@ async def lost_once(jobs: Jobs) -> tuple[ClaimedJob, ClaimedJob]:
 
 async def test_numbers_go_on_over_attempts_and_any_cut_resumes_to_the_same_lines(jobs: Jobs) -> None:
     first, second = await lost_once(jobs)
-    assert [(attempt, seq) for attempt, seq, _ in await read_log(jobs.database, first.id)] == [(1, 1)]
+    assert [(attempt, seq) for attempt, seq, _ in (await read_log(jobs.database, first.id)).segments] == [(1, 1)]
     await jobs.append(segment(second, 4, 5))
     await jobs.finish(end_of(second, delta_count=6, segment=segment(second, 6, 6), response=RESPONSE))
     whole = [*lines(first, 1, 3), *lines(second, 4, 6)]

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from headrace.jobs.records import JobFilter
 from headrace.jobs.sql.lists import list_jobs
-from headrace.jobs.sql.read import get_job, read_deltas
+from headrace.jobs.sql.read import Page, get_job, read_deltas, read_log
 from headrace.jobs.sql.run import retry_job
 from headrace.jobs.state import State
 from tests.integration.databases import Session, waiting
@@ -27,9 +27,30 @@ async def test_segments_are_kept_and_read_from_any_point(jobs: Jobs) -> None:
     assert await jobs.deltas(job.id) == [(1, 1, 3, 3), (1, 4, 4, 1), (1, 5, 9, 5)]
     assert await jobs.deltas(other.id) == [(1, 1, 1, 1), (1, 2, 2, 1)]
     for after, firsts in [(0, [1, 4, 5]), (2, [1, 4, 5]), (3, [4, 5]), (4, [5]), (8, [5]), (9, [])]:
-        kept = await read_deltas(jobs.database, job.id, 1, after=after)
-        assert [first_seq for first_seq, _ in kept] == firsts
-    assert await read_deltas(jobs.database, job.id, 2, after=0) == []
+        kept, more = await read_deltas(jobs.database, job.id, 1, after=after)
+        assert ([first_seq for _, first_seq, _ in kept], more) == (firsts, False)
+    assert await read_deltas(jobs.database, job.id, 2, after=0) == Page([])
+
+
+async def test_more_deltas_than_are_asked_for_are_read_page_by_page(jobs: Jobs) -> None:
+    job = await jobs.run()
+    for first_seq in (1, 3, 5):
+        await jobs.append(segment(job, first_seq, first_seq + 1))
+    bytes_of_one = len(segment(job, 1, 2).chunks)
+    for most, after, firsts, more in [
+        (1, 0, [1], True),
+        (bytes_of_one, 0, [1], True),
+        (bytes_of_one + 1, 0, [1, 3], True),
+        (bytes_of_one + 1, 2, [3, 5], False),
+        (1, 3, [3], True),
+        (1, 4, [5], False),
+        (1, 6, [], False),
+    ]:
+        for page in (
+            await read_deltas(jobs.database, job.id, 1, after=after, most_bytes=most),
+            await read_log(jobs.database, job.id, after=after, most_bytes=most),
+        ):
+            assert ([first_seq for _, first_seq, _ in page.segments], page.more) == (firsts, more)
 
 
 async def test_a_segment_that_is_written_again_grows(jobs: Jobs) -> None:

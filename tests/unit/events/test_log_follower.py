@@ -11,6 +11,7 @@ from headrace.events.job_events import START, Cursor, Deltas, Ended, Retrying, S
 from headrace.events.listener import Listener
 from headrace.events.wire import Frame
 from headrace.jobs.records import Progress
+from headrace.jobs.sql.read import Page
 from headrace.jobs.state import State
 from headrace.usage.spent import NOTHING
 
@@ -28,11 +29,11 @@ async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest
     events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), Frame(JOB, 1, 1, "delta", lines)])
     assert (len(events), missed) == (2, [])
 
-    async def ended(*_: Any) -> Any:
+    async def ended(*_: Any, **__: Any) -> Any:
         return PROGRESS
 
-    async def nothing(*_: Any, **__: Any) -> list[Any]:
-        return []
+    async def nothing(*_: Any, **__: Any) -> Page:
+        return Page([])
 
     async def length(*_: Any) -> int:
         return written
@@ -51,11 +52,11 @@ async def test_a_log_that_is_newer_than_the_job_s_state_voids_no_attempt(monkeyp
     listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
     follower = follow._LogFollower(None, listener, START)  # type: ignore[arg-type]  # nothing is asked of it
 
-    async def queued(*_: Any) -> Any:
+    async def queued(*_: Any, **__: Any) -> Any:
         return Progress(State.QUEUED, 1, False, 0, 0, None, None, NOTHING, "responses")
 
-    async def log(*_: Any, **__: Any) -> list[tuple[int, int, list[bytes]]]:
-        return [(1, 1, [b"{}"]), (2, 2, [b"{}"])]
+    async def log(*_: Any, **__: Any) -> Page:
+        return Page([(1, 1, [b"{}"]), (2, 2, [b"{}"])])
 
     monkeypatch.setattr(follow, "_progress_of", queued)
     monkeypatch.setattr(follow, "read_log", log)
@@ -73,11 +74,11 @@ async def test_lines_too_large_for_a_message_are_read_once(monkeypatch: pytest.M
     events, missed = follower.take_all([Frame(JOB, 1, 0, "started", []), large, later])
     assert (events, missed) == ([Started(Cursor(1, 0))], [large, later])
 
-    async def running(*_: Any) -> Any:
+    async def running(*_: Any, **__: Any) -> Any:
         return Progress(State.RUNNING, 1, True, 0, 0, None, None, NOTHING, "responses")
 
-    async def log(*_: Any, **__: Any) -> list[tuple[int, int, list[bytes]]]:
-        return [(1, 1, [b"{}", b"{}"])]
+    async def log(*_: Any, **__: Any) -> Page:
+        return Page([(1, 1, [b"{}", b"{}"])])
 
     monkeypatch.setattr(follow, "_progress_of", running)
     monkeypatch.setattr(follow, "read_log", log)
