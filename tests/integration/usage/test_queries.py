@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +17,7 @@ from headrace.errors import InvalidRequestError, PermissionDeniedError, Unavaila
 from headrace.formats.chat.usage import TokenUsage
 from headrace.stores.database import Database, execute
 from headrace.usage.queries import ask, correct_usage, render_amounts, render_cost, statement_of_month
-from headrace.usage.question import Question
+from headrace.usage.question import Bucket, Question
 from headrace.usage.rollups import fold_usage, verify_rollups
 from headrace.usage.spent import SpentUsage
 from tests.integration.job_rows import Jobs, Owner, end_of
@@ -103,18 +105,26 @@ async def test_a_long_answer_has_its_percentiles_page_by_page(database: Database
     assert [row["duration_seconds"]["p50"] for row in found] == [1.02, 1.02, 1.02, 1.02, None]
 
 
-async def test_more_results_than_a_page_may_have_are_refused_and_not_left_out(
+async def test_a_page_ends_before_the_bucket_that_would_be_too_much_and_none_is_left_out(
     database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api.resources.organization, "_MOST_ROWS", 2)
-    question = Question([owner.account_id], 0, 2**33, groups=["model"])
-    for model in ("a", "b"):
-        await write(database, [Entry(owner.account_id, START, model=model)])
-    assert [row["model"] for row in await api.resources.organization._rows(database, question)] == ["a", "b"]
-    await write(database, [Entry(owner.account_id, START, model="c")])
+    day = int(START.timestamp()) // 86_400 * 86_400
+    question = Question([owner.account_id], day, day + 5 * 86_400, bucket=Bucket.DAY, groups=["model"])
+    for days, model in ((0, "a"), (1, "b"), (1, "c")):
+        await write(database, [Entry(owner.account_id, START + timedelta(days=days), model=model)])
+
+    async def page(start: int) -> tuple[list[str], int]:
+        rows, end = await api.resources.organization._rows(database, replace(question, start=start), 86_400)
+        return [row["model"] for row in rows], end
+
+    assert await page(day) == (["a"], day + 86_400)
+    assert await page(day + 86_400) == (["b", "c"], question.end)
+    await write(database, [Entry(owner.account_id, START + timedelta(days=1), model="d")])
+    assert await page(day) == (["a"], day + 86_400)
     with pytest.raises(InvalidRequestError) as refused:
-        await api.resources.organization._rows(database, question)
-    assert refused.value.param == "limit"
+        await page(day + 86_400)
+    assert refused.value.param == "group_by"
 
 
 @pytest.mark.parametrize(
