@@ -94,6 +94,7 @@ async def test_a_process_that_adds_work_has_it_found_before_the_next_look(
         publisher.call_scheduler()
         await asyncio.wait_for(lookout.batches.wait(), PATIENCE)
     await fail_batch(database, batch_id, [])
+    await publisher.flush()
     await redis.aclose()
 
 
@@ -121,7 +122,8 @@ async def test_a_sweeper_asks_nothing_while_there_are_no_jobs_and_rescues_the_fi
 ) -> None:
     redis = connect_redis(valkey.url)
     settings = Settings(sweep_seconds=0.02, heartbeat_seconds=0.05)
-    sweeper = Sweeper(settings, database, JobQueue(redis, AsyncMock()), Publisher(redis, interval_seconds=0))
+    publisher = Publisher(redis, interval_seconds=0)
+    sweeper = Sweeper(settings, database, JobQueue(redis, AsyncMock()), publisher)
     there_are = asyncio.Event()
     asked = Rise(STORE_SECONDS)
     async with going_on(partial(sweeper.run, there_are)):
@@ -131,6 +133,7 @@ async def test_a_sweeper_asks_nothing_while_there_are_no_jobs_and_rescues_the_fi
         await jobs.lose(job.id)
         there_are.set()
         await eventually(partial(is_queued, jobs, job.id), "the rescue")
+    await publisher.flush()
     await redis.aclose()
 
 

@@ -55,15 +55,17 @@ async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, 
     async def launched(**changes: Any) -> AsyncIterator[BatchRunner]:
         client = ProviderClient(connections=1)
         queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
+        publisher = Publisher(redis, interval_seconds=0.01)
         yield BatchRunner(
             Settings(**{"DATABASE_URL": database_url, "REDIS_URL": valkey.url} | changes),
             CatalogueFile(None, demo=True),
             database,
             queue=queue,
-            publisher=Publisher(redis, interval_seconds=0.01),
+            publisher=publisher,
             client=client,
             gate=Gate(redis, database, open_without_redis=True),
         )
+        await publisher.flush()
         await queue.close()
         await client.close()
 

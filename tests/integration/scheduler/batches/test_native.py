@@ -98,15 +98,17 @@ async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, 
         client = ProviderClient(connections=4)
         async with connect_redis(valkey.url) as redis:
             queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
+            publisher = Publisher(redis, interval_seconds=0.01)
             yield BatchRunner(
                 settings,
                 CatalogueFile(config, demo=False),
                 database,
                 queue=queue,
-                publisher=Publisher(redis, interval_seconds=0.01),
+                publisher=publisher,
                 client=client,
                 gate=Gate(redis, database, open_without_redis=True),
             )
+            await publisher.flush()
             await queue.close()
         await client.close()
 
