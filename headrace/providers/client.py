@@ -42,6 +42,8 @@ _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]*@|(?<=\S)[?#][^\s\])'\"]*")
 _EVENTS = (b"data", b"event", b"id", b"retry", b"error", b":", b"\xef\xbb\xbf")
 # Two objects of a stream that is a JSON document a line; one document cannot have this, even in its strings.
 _TWO_LINES = re.compile(rb"\}\r?\n\{")
+# What servers write of a body that is not compressed; `none` is that of gateways that keep others from doing it.
+_NOT_PACKED = frozenset({"", "identity", "none"})
 _FAILURES = (ConnectionFailedError, SilenceError, TimeoutError)
 
 
@@ -185,8 +187,8 @@ class Answer:
         self._allowance = allowance
         self._silence = silence_seconds
         self._first = b""
-        encoding = connection.headers.get(b"content-encoding", b"identity")  # none other was asked for
-        self._packed = None if encoding == b"identity" else _Packed(encoding)
+        encoding = connection.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+        self._packed = None if encoding in _NOT_PACKED else _Packed(encoding)
 
     async def is_stream(self) -> bool:
         """Tell whether the answer is a stream, whatever was asked for: server-sent events, or a JSON document a line.
@@ -271,8 +273,8 @@ class _Packed:
 
     __slots__ = ("_body", "_encoding")
 
-    def __init__(self, encoding: bytes) -> None:
-        self._encoding = encoding.decode("latin-1").strip().lower()
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
         self._body = Decompressor(self._encoding) if self._encoding in ENCODINGS else None
 
     def unpack(self, piece: bytes) -> bytes:

@@ -99,6 +99,15 @@ async def test_an_answer_that_is_compressed_wrongly_is_an_error(client: Provider
         assert len(server.peers) == 1
 
 
+@pytest.mark.parametrize("encoding", [b"identity", b"Identity", b"none", b""])
+async def test_an_answer_that_is_not_compressed_may_say_so(client: ProviderClient, encoding: bytes) -> None:
+    reply = b"HTTP/1.1 200 OK\r\ncontent-encoding: %b\r\ncontent-length: 2\r\n\r\n{}" % encoding
+    async with serving(replying(reply)) as server:
+        provider = server.provider
+        async with client.call(provider, url=provider.base_url, headers={}) as answer:
+            assert await answer.read() == b"{}"
+
+
 @pytest.mark.parametrize("text", [b"data: {}", b"event: x", b": nothing", b"\xef\xbb\xbfdata: {}", b"\n data: {}"])
 @pytest.mark.parametrize("cut", [1, 2, 4])
 async def test_a_stream_is_known_however_its_first_bytes_are_cut(client: ProviderClient, text: bytes, cut: int) -> None:
