@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from headrace.errors import (
@@ -95,7 +96,7 @@ class Outcomes:
             route=attempt.index,
             retries=job.retries if attempt.index == job.route else 0,
             attempts_per_route=self._attempts_per_route,
-            seconds_left=job.seconds_left,
+            seconds_left=job.seconds_left - (time.monotonic() - attempt.began),
         )
 
     async def _retry_or_fail(self, attempt: Attempt, error: UpstreamError) -> None:
