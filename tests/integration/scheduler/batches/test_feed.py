@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import orjson
@@ -15,12 +15,7 @@ from headrace.agents.queries import create_agent
 from headrace.batches.queries import start_batch
 from headrace.catalogue.file import CatalogueFile
 from headrace.dev.valkey import EmbeddedValkey
-from headrace.events.publisher import Publisher
 from headrace.ids import new_id
-from headrace.jobs.sql.accept import mark_unsent
-from headrace.providers.client import ProviderClient
-from headrace.queue import JobQueue
-from headrace.quotas.gate import Gate
 from headrace.settings import Settings
 from headrace.stores.database import Database, execute
 from headrace.stores.namespace import NamespacedRedis
@@ -30,13 +25,11 @@ from scheduler.batches.runner import BatchRunner
 from tests.e2e.batches import jsonl, line
 from tests.integration.batches.test_queries import create, get
 from tests.integration.job_rows import Owner
+from tests.integration.scheduler.batches.runners import Launch, batch_runner
 from tests.waiting import eventually
 
 # Characters of a large line.
 LARGE = 8_000_000
-
-Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
-"""Makes the scheduler's batches; keywords are settings."""
 
 
 @pytest.fixture
@@ -47,27 +40,13 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[NamespacedRedis]:
 
 
 @pytest.fixture
-async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, redis: NamespacedRedis) -> Launch:
+async def launch(database: Database, database_url: str, valkey: EmbeddedValkey) -> Launch:
     """What makes the scheduler's batches, on a database without those that another test has left."""
     await execute(database.durable, "DELETE FROM batches")
 
-    @asynccontextmanager
-    async def launched(**changes: Any) -> AsyncIterator[BatchRunner]:
-        client = ProviderClient(connections=1)
-        queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
-        publisher = Publisher(redis, interval_seconds=0.01)
-        yield BatchRunner(
-            Settings(**{"DATABASE_URL": database_url, "REDIS_URL": valkey.url} | changes),
-            CatalogueFile(None, demo=True),
-            database,
-            queue=queue,
-            publisher=publisher,
-            client=client,
-            gate=Gate(redis, database, open_without_redis=True),
-        )
-        await publisher.flush()
-        await queue.close()
-        await client.close()
+    def launched(**changes: Any) -> AbstractAsyncContextManager[BatchRunner]:
+        settings = Settings(**{"DATABASE_URL": database_url, "REDIS_URL": valkey.url} | changes)
+        return batch_runner(settings, CatalogueFile(None, demo=True), database)
 
     return launched
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,12 @@ from headrace.batches.queries import NewBatch, cancel_batch, create_batch
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.dev.valkey import EmbeddedValkey
-from headrace.events.publisher import Publisher
 from headrace.ids import new_id
-from headrace.jobs.sql.accept import mark_unsent
 from headrace.providers.batch_apis import openai as openai_batches
-from headrace.providers.client import ProviderClient
-from headrace.queue import JobQueue
-from headrace.quotas.gate import Gate
 from headrace.runtime.chores import going_on
 from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
-from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COST, JOBS_ENDED, PARCELS, TOKENS
 from scheduler.batches.runner import BatchRunner
 from scheduler.lookout import Lookout
@@ -39,6 +33,7 @@ from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
 from tests.integration.databases import Session
 from tests.integration.job_rows import Owner
+from tests.integration.scheduler.batches.runners import Launch, batch_runner
 from tests.metrics import Rise
 from tests.waiting import eventually
 
@@ -54,9 +49,6 @@ input_price = 2.00
 output_price = 8.00
 """
 
-
-Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
-"""Makes the scheduler's batches; keywords are settings."""
 
 # Seconds after which no test looks: a parcel that waits so long is not due again.
 NEVER = 86_400
@@ -86,31 +78,14 @@ async def launch(database: Database, database_url: str, valkey: EmbeddedValkey, 
     """What makes the scheduler's batches, on a database without those that another test has left."""
     await execute(database.durable, "DELETE FROM batches")
 
-    @asynccontextmanager
-    async def launched(**changes: Any) -> AsyncIterator[BatchRunner]:
+    def launched(**changes: Any) -> AbstractAsyncContextManager[BatchRunner]:
         options: dict[str, Any] = {
             "DATABASE_URL": database_url,
             "REDIS_URL": valkey.url,
             "config": config,
             "native_poll_seconds": 0.05,
         }
-        settings = Settings(**options | changes)
-        client = ProviderClient(connections=4)
-        async with connect_redis(valkey.url) as redis:
-            queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
-            publisher = Publisher(redis, interval_seconds=0.01)
-            yield BatchRunner(
-                settings,
-                CatalogueFile(config, demo=False),
-                database,
-                queue=queue,
-                publisher=publisher,
-                client=client,
-                gate=Gate(redis, database, open_without_redis=True),
-            )
-            await publisher.flush()
-            await queue.close()
-        await client.close()
+        return batch_runner(Settings(**options | changes), CatalogueFile(config, demo=False), database)
 
     return launched
 
