@@ -76,7 +76,8 @@ class Limit(NamedTuple):
     falls: int
     """Refusals in a row, without a round of accepted calls between them; 0 if slowness was the last cause."""
     hold: int
-    """Seconds for which the limit stays at its ceiling at least, as a refusal there pauses the route."""
+    """Seconds for which the limit stays at its ceiling at least, as a refusal there pauses the route; 0 while the
+    capacity falls, as it may soon rise again."""
 
     def pack(self) -> str:
         """Return the limit as it is kept in Redis."""
@@ -193,14 +194,15 @@ class AdaptiveLimit:
         if level <= 1:
             return False  # fewer calls at once cannot help a call that was alone
         cuts, version, calls, _, floor, _, falls, _ = self.current
-        failed = min(calls, level)
+        # While calls start again after a pause they are few, so their number says little about what the provider takes.
+        failed = calls if pause else min(calls, level)
         falls = falls + 1 if cuts and self._clean * 8 < failed else 1
         part = _CUTS[min(falls, len(_CUTS)) - 1]
         calls = failed - max(1, int(failed * part))
         if falls >= 3:
             floor = min(floor, calls // 2)
         calls = max(1, floor, calls)
-        hold = int(min(pause * _HOLD_PAUSES, _LONGEST_HOLD_SECONDS))
+        hold = int(min(pause * _HOLD_PAUSES, _LONGEST_HOLD_SECONDS)) if falls == 1 else 0
         ceiling = max(calls, failed - max(1, int(failed * _BELOW)))
         self._cut(Limit(cuts + 1, version + 1, calls, ceiling, floor, 1, falls, hold), now)
         return True

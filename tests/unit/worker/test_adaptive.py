@@ -40,6 +40,10 @@ class Simulation:
     """Seconds that an answer takes, at least and at most."""
     noise: float = 0.0
     """The part of all calls that the upstream refuses for another reason."""
+    pause: float = 0.0
+    """Seconds for which a refusal asks to make no call."""
+    demand: int = MOST
+    """Calls at once that the workers have to make."""
     seed: int = 5
     workers: list[AdaptiveLimit] = field(default_factory=lambda: [AdaptiveLimit(), AdaptiveLimit()])
     calls: int = 0
@@ -52,6 +56,7 @@ class Simulation:
         self.now = self._at = 0.0
         self._running = 0
         self._held = [0 for _ in self.workers]
+        self._paused_until = 0.0
         self._shared = self.workers[0].current
         self._dice = random.Random(self.seed)
         self._numbers = count()
@@ -82,7 +87,7 @@ class Simulation:
             self._shared = limit.current
         else:
             limit.learn(self._shared, self.now)
-        while sum(self._held) < limit.current.calls:
+        while sum(self._held) < min(limit.current.calls, self.demand) and self.now >= self._paused_until:
             self._held[worker] += 1
             self._start(Call(worker, self.now, sum(self._held)))
 
@@ -116,13 +121,14 @@ class Simulation:
         if accepted:
             self._accept(call)
         else:
-            self.workers[call.worker].overloaded(call.started, call.level, now=self.now)
+            self.workers[call.worker].overloaded(call.started, call.level, now=self.now, pause=self.pause)
+            self._paused_until = max(self._paused_until, self.now + self.pause)
         call.known = True
         self._held[call.worker] -= 1
         self._ask(call.worker)
 
     def _account(self) -> None:
-        self.offered += (self.now - self._at) * self.capacity
+        self.offered += (self.now - self._at) * min(self.capacity, self.demand)
         self.used += (self.now - self._at) * min(self._running, self.capacity)
         self._at = self.now
 
@@ -150,6 +156,22 @@ def test_a_capacity_that_rises_is_found_by_few_refusals_however_long_answers_tak
     assert first < simulation.seconds + 65, "after the hold"
     assert len([at for at in simulation.refused if first <= at < first + 1]) <= 8, "a fifteenth of the capacity"
     assert simulation.workers[0].current.calls >= 110
+
+
+@pytest.mark.parametrize("pause", [1, 5, 10, 20])
+@pytest.mark.parametrize("demand", [20, 64])
+def test_a_provider_that_took_no_calls_for_a_while_and_asked_for_pauses_is_soon_used_again(
+    pause: float, demand: int
+) -> None:
+    simulation = Simulation([MOST, 0, MOST], seconds=60, demand=demand, pause=pause, answers=(1, 3)).run()
+    assert simulation.used > 0.8 * simulation.offered
+
+
+@pytest.mark.parametrize("capacity", [2, 15, 100])
+def test_the_limit_converges_to_a_capacity_also_where_refusals_pause_the_route(capacity: int) -> None:
+    simulation = Simulation([capacity], seconds=300, pause=2).run()
+    assert len(simulation.refused) < 200
+    assert simulation.used > 0.85 * simulation.offered
 
 
 def test_refusals_at_random_leave_a_part_of_the_capacity_in_use() -> None:
