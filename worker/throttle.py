@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from headrace.formats.chat.usage import estimate_usage
+from headrace.formats.chat.usage import estimate_usage, longest_answer
 from headrace.ids import new_id
 from headrace.runtime.chores import next_tick
 from headrace.stores.lua import read_script
@@ -70,7 +70,7 @@ class LimitedProvider(Protocol):
 
 def estimate_tokens(request: Mapping[str, Any]) -> int:
     """Return how many tokens to reserve for a chat completion: those of its prompt, and the limit of its answer."""
-    limit = request.get("max_completion_tokens") or request.get("max_tokens") or 0
+    limit = longest_answer(request) or 0
     return estimate_usage(request, "").prompt_tokens + min(limit, _MOST_RESERVED_OUTPUT) * (request.get("n") or 1)
 
 

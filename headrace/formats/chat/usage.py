@@ -14,6 +14,7 @@ __all__ = [
     "estimate_demand",
     "estimate_usage",
     "exact_usage",
+    "longest_answer",
     "no_smaller",
     "parse_usage",
     "render_usage",
@@ -34,6 +35,13 @@ _TOKENS_PER_MESSAGE = 4  # its role and delimiters
 _TOKENS_PER_REPLY = 3  # the delimiters that prompt the model to answer
 _USUAL_ANSWER = 4096  # few answers without a limit are longer
 _TOKENS_PER_MEDIUM = 765  # what OpenAI charges for an image of 1024 x 1024 at high detail
+_BYTES_PER_TOKEN_OF = {"file": 50, "input_audio": 250}  # of a part's base64: documents with text and pictures, speech
+
+# What limits an answer's tokens, under OpenAI's names and those that some chat servers have.
+_LIMITS = ("max_completion_tokens", "max_tokens")
+_OTHER_LIMITS = ("max_new_tokens", "max_output_tokens")
+# Fields of a message that its estimate counts as a few tokens for each message.
+_COUNTED_BY_MESSAGE = frozenset({"role", "content", "tool_call_id"})
 
 
 @dataclass(slots=True)
@@ -175,13 +183,14 @@ def _details(said: Mapping[str, Any]) -> dict[str, Any]:
 def estimate_usage(request: Mapping[str, Any], text: str) -> TokenUsage:
     """Return a rough estimate for the answer `text` to the chat completion `request`, marked as estimated.
 
-    It is about 4 bytes of UTF-8 a token, a few tokens for each message, and a flat rate for each image, recording or
-    file: good to some ten per cent for English prose, less so for code and other scripts. No tokenizer is consulted.
+    It is about 4 bytes of UTF-8 a token, a few tokens for each message, a flat rate for each image, and a rate by size
+    for each recording or file: good to some ten per cent for English prose, less so for code and other scripts. No
+    tokenizer is consulted.
     """
     prompt = _TOKENS_PER_REPLY
     for message in request.get("messages") or ():
         prompt += _TOKENS_PER_MESSAGE + _estimate_message(message)
-    for parameter in ("tools", "functions", "response_format"):
+    for parameter in ("tools", "functions", "response_format", "prediction", "documents"):
         if request.get(parameter):
             prompt += _estimate_json(request[parameter])
     return TokenUsage(prompt, _estimate_text(text), estimated=True)
@@ -193,11 +202,20 @@ def estimate_demand(request: Mapping[str, Any], *, output_limit: int | None, who
     Where it sets no limit, that is what the model writes at most if we know, but 4,096 unless `whole` is asked for.
     """
     prompt = estimate_usage(request, "").prompt_tokens
-    most = request.get("max_completion_tokens") or request.get("max_tokens")
+    most = longest_answer(request)
     if most is None:
         most = output_limit or _USUAL_ANSWER
         most = most if whole else min(most, _USUAL_ANSWER)
+    most = max(most, *(_parse_count(request.get(name)) or 0 for name in _OTHER_LIMITS))
     return TokenUsage(prompt, most * (request.get("n") or 1), estimated=True)
+
+
+def longest_answer(request: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of an answer that a chat completion allows; None if it sets no limit.
+
+    Of two limits the larger counts: a provider may heed either.
+    """
+    return max((limit for name in _LIMITS if (limit := request.get(name)) is not None), default=None)
 
 
 def render_usage(usage: TokenUsage) -> dict[str, Any]:
@@ -241,17 +259,22 @@ def _estimate_message(message: Mapping[str, Any]) -> int:
         tokens = _estimate_text(content)
     elif isinstance(content, list):
         tokens = sum(map(_estimate_part, content))
-    for key in ("name", "refusal"):
-        tokens += _estimate_text(message.get(key) or "")
-    for key in ("tool_calls", "function_call"):
-        if message.get(key):
-            tokens += _estimate_json(message[key])
+    for field, value in message.items():
+        if value and field not in _COUNTED_BY_MESSAGE:
+            tokens += _estimate_text(value) if isinstance(value, str) else _estimate_json(value)
     return tokens
 
 
 def _estimate_part(part: Mapping[str, Any]) -> int:
-    text = part.get("text", part.get("refusal"))
-    return _estimate_text(text) if isinstance(text, str) else _TOKENS_PER_MEDIUM
+    """Return what a part counts: all of its text, and where it is more than that, a medium by its kind and size."""
+    kind = part.get("type")
+    tokens = sum(_estimate_text(text) for key in ("text", "refusal") if isinstance(text := part.get(key), str))
+    if kind in {"text", "refusal"}:
+        return tokens
+    medium = part.get(kind) if isinstance(kind, str) else None
+    sizes = [len(value) for value in medium.values() if isinstance(value, str)] if isinstance(medium, Mapping) else ()
+    by_size = sum(sizes) // _BYTES_PER_TOKEN_OF[kind] if kind in _BYTES_PER_TOKEN_OF else 0
+    return tokens + max(_TOKENS_PER_MEDIUM, by_size)
 
 
 def _estimate_json(value: object) -> int:

@@ -69,6 +69,8 @@ def test_models_are_names_or_patterns() -> None:
         ({}, 100_000, 4096),
         ({"max_tokens": 7}, None, 7),
         ({"max_completion_tokens": 9, "max_tokens": 7}, None, 9),
+        ({"max_completion_tokens": 1, "max_tokens": 700}, None, 700),
+        ({"max_completion_tokens": 1, "max_new_tokens": 700, "max_output_tokens": "9"}, None, 700),
         ({"max_tokens": 7, "n": 3}, None, 21),
     ],
 )

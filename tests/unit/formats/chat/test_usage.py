@@ -117,3 +117,27 @@ def test_a_prompt_is_estimated_from_all_that_the_model_reads() -> None:
 def test_a_picture_is_not_estimated_by_its_bytes() -> None:
     image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}]
     assert 500 < said(image) < 1500
+    assert said([image[0] | {"text": "", "refusal": "x" * 400}]) == said(image) + 100, "its text counts as well"
+
+
+def test_a_file_and_a_recording_are_estimated_by_their_bytes() -> None:
+    file = [{"type": "file", "file": {"filename": "a.pdf", "file_data": "A" * 10_000_000}}]
+    recording = [{"type": "input_audio", "input_audio": {"format": "mp3", "data": "A" * 10_000_000}}]
+    assert 100_000 < said(file) < 500_000
+    assert 10_000 < said(recording) < 100_000
+    assert said([{"type": "file", "file": {"file_id": "file-1"}}]) == said([{"type": "image_url"}])
+
+
+@given(
+    kind=st.sampled_from(["text", "refusal", "image_url", "file", "video_url", "thinking", "", None, 1]),
+    key=st.sampled_from(["text", "refusal"]),
+    size=st.integers(0, 10_000),
+)
+def test_no_part_counts_less_than_its_text(kind: object, key: str, size: int) -> None:
+    assert said([{"type": kind, key: "x" * size}]) >= size // 4
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking_blocks", "of_its_own"])
+def test_fields_that_go_to_the_provider_with_a_message_are_estimated(field: str) -> None:
+    assert said("Hi", **{field: "x" * 4000}) > 1000
+    assert said("Hi", **{field: [{"text": "x" * 4000}]}) > 1000
