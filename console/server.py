@@ -33,6 +33,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve the console on a listening socket until the process gets a signal to end."""
     config = uvicorn.Config(
         app,
+        http="h11",  # httptools would read a request's head of any size into memory
         lifespan="on",
         ws="none",
         access_log=False,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 # Seconds without a page after which a session ends. A page that refreshes itself does not count.
 _IDLE_SECONDS = 12 * 3600.0
-# The most sessions of a process; the one that has been idle longest ends first.
+# Sessions of a process at most. Beyond it the account that has the most loses the one that has been idle longest.
 _MOST_SESSIONS = 10_000
 
 
@@ -71,7 +72,7 @@ class Sessions:
     def start(self, session: Session) -> str:
         """Keep a session and return the token for its cookie."""
         if len(self._sessions) >= _MOST_SESSIONS:
-            del self._sessions[min(self._sessions, key=lambda known: self._sessions[known].used_at)]
+            self._end_one()
         token = secrets.token_urlsafe(32)
         self._sessions[_hash(token)] = session
         return token
@@ -92,6 +93,14 @@ class Sessions:
     def end(self, token: str) -> None:
         """End the session of a token."""
         self._sessions.pop(_hash(token), None)
+
+    def _end_one(self) -> None:
+        accounts = Counter(session.account["id"] for session in self._sessions.values())
+        [(account, _)] = accounts.most_common(1)
+        idle = [
+            (session.used_at, known) for known, session in self._sessions.items() if session.account["id"] == account
+        ]
+        del self._sessions[min(idle)[1]]
 
 
 def _hash(token: str) -> bytes:

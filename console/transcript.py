@@ -149,13 +149,14 @@ def _item(item: Json) -> list[Block]:
 
 
 def indented(arguments: Any) -> str:
-    """Return the arguments of a call with indents, or as they are where the model wrote no JSON."""
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return str(arguments)
-    return json.dumps(arguments, indent=2, ensure_ascii=False)
+    """Return the arguments of a call with indents, or as they are where they are no JSON that a page can show."""
+    try:
+        document = json.loads(arguments) if isinstance(arguments, str) else arguments
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        text.encode()  # half of a surrogate pair has no UTF-8
+    except (ValueError, RecursionError):
+        return str(arguments)
+    return text
 
 
 def _compact(value: Any) -> str:

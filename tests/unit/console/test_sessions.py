@@ -5,7 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from console import sessions
 from console.security import COOKIE
+from console.sessions import Session, Sessions
 from tests.unit.console.fake_api import KEY, answers, browser, console, sign_in, token_of
 
 
@@ -155,3 +157,12 @@ async def test_the_api_that_is_unavailable_is_one_page_that_retries() -> None:
         page = await client.get("/")
         assert page.status_code == 503
         assert "data-retry" in page.text
+
+
+def test_an_account_that_signs_in_again_and_again_ends_its_own_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_MOST_SESSIONS", 4)
+    known = Sessions()
+    first = known.start(Session("sk-1", {"id": "acct_1"}))
+    tokens = [known.start(Session("sk-2", {"id": "acct_2"})) for _ in range(20)]
+    assert known.find(first, refresh=True) is not None
+    assert [known.find(token, refresh=True) is not None for token in tokens] == [False] * 17 + [True] * 3

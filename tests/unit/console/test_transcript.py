@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from console.transcript import Block, Turn, turns_of_answer, turns_of_items, turns_of_messages
+from console.transcript import Block, Turn, indented, turns_of_answer, turns_of_items, turns_of_messages
 
 
 def kinds(turns: list[Turn]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -92,3 +92,10 @@ def test_an_answer_says_why_it_was_cut_off() -> None:
     turns = answer({"output": output, "incomplete_details": {"reason": "max_output_tokens"}}, "responses")
     assert "max_output_tokens" in turns[-1].note
     assert answer(None) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"x": "\\ud83d"}', "[" * 200_000, "[" * 900 + "]" * 900, "no JSON", '{"n": ' + "9" * 5000 + "}"]
+)
+def test_arguments_that_cannot_be_shown_with_indents_are_shown_as_they_are(arguments: str) -> None:
+    assert indented(arguments).replace("\n", "").replace("  ", "").encode() == arguments.encode()
