@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections import defaultdict, deque
 
@@ -11,6 +10,7 @@ import aiohappyeyeballs
 
 from headrace.providers.connection import Connection, Origin
 from headrace.providers.faults import ConnectionFailedError, ConnectionLostError, SilenceError
+from headrace.runtime.lookups import Lookups
 
 # Seconds that one address of a name has before the next one is tried beside it: RFC 8305, section 5.
 _NEXT_ADDRESS_SECONDS = 0.25
@@ -23,6 +23,7 @@ class Pool:
         """Allow `limit` connections in use, in the running loop; idle ones do not count."""
         self._loop = asyncio.get_running_loop()
         self._tls = tls
+        self._lookups = Lookups()
         self._free = limit
         self._line: deque[asyncio.Future[None]] = deque()
         self._idle: defaultdict[Origin, list[Connection]] = defaultdict(list)
@@ -99,7 +100,7 @@ class Pool:
         name = host if origin.tls else None
         opened = None
         try:
-            addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = await self._lookups.find(host, port)
             opened = await aiohappyeyeballs.start_connection(
                 addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=loop
             )

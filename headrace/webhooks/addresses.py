@@ -2,24 +2,18 @@
 
 A name is resolved once, all of its addresses are checked, and the connection goes to one of those. So a later change of
 its DNS records has no effect.
-
-A host whose name server does not answer delays no other: each host is looked up in a thread of its own, once for all
-deliveries that ask meanwhile. The event loop has few threads for this, and a lookup keeps its thread until it ends,
-even if the delivery has given up.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
 import socket
-import threading
-from concurrent.futures import Future
 
 import httpx
 
 from headrace.errors import invalid_parameter
+from headrace.runtime.lookups import Lookups, TooManyLookupsError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -53,11 +47,7 @@ _LONGEST_HOST = 253
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _LAST_PORT = 65_535
 
-# Lookups at one time, each with a thread: half as many again as the scheduler has deliveries in flight, as some outlast
-# theirs. A container may limit the threads of its processes.
-_MOST_LOOKUPS = 192
-_TOO_MANY = "Too many other hosts are being looked up."
-_under_way: dict[str, Future[list[Address]]] = {}
+_lookups = Lookups()
 
 
 class ForbiddenAddressError(Exception):
@@ -131,39 +121,14 @@ async def resolve(host: str, *, allow_private: bool) -> str:
         ForbiddenAddressError: It has none, or one that webhooks may not go to, or too many others are looked up.
     """
     try:
-        addresses = await asyncio.wrap_future(_lookup(host))
+        found = await _lookups.find(host)
+    except TooManyLookupsError as error:
+        raise ForbiddenAddressError(str(error)) from None
     except (OSError, UnicodeError):
         raise ForbiddenAddressError("The host is not known.") from None
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     if not addresses:
         raise ForbiddenAddressError("The host has no address.")
     if not allow_private and not all(map(is_public, addresses)):
         raise ForbiddenAddressError("The host has an address that webhooks may not go to.")
     return str(addresses[0])
-
-
-def _lookup(host: str) -> Future[list[Address]]:
-    """Return the lookup of a host that is under way, or begin one."""
-    lookup = _under_way.get(host)
-    if lookup is None:
-        if len(_under_way) >= _MOST_LOOKUPS:
-            raise ForbiddenAddressError(_TOO_MANY)
-        lookup = Future()
-        lookup.set_running_or_notify_cancel()  # so a delivery that gives up does not cancel it for others
-        # The process does not wait for a daemon when it ends, as it does for an executor's threads.
-        try:
-            threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
-        except RuntimeError:
-            raise ForbiddenAddressError(_TOO_MANY) from None
-        _under_way[host] = lookup
-        lookup.add_done_callback(lambda _: _under_way.pop(host))
-    return lookup
-
-
-def _look_up(host: str, lookup: Future[list[Address]]) -> None:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-    except Exception as error:  # noqa: BLE001  (the deliveries that wait raise it)
-        lookup.set_exception(error)
-    else:
-        lookup.set_result(addresses)

@@ -5,22 +5,19 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
 import pytest
 
 from headrace.errors import InvalidRequestError
+from headrace.runtime.lookups import Lookups
 from headrace.webhooks import addresses
 from headrace.webhooks.addresses import ForbiddenAddressError, ascii_host, check_url, is_public, resolve
 from headrace.webhooks.signing import derive_secret, sign
 from scheduler.webhooks import _AT_ONCE
+from tests.resolver import Resolver, resolving
 from tests.waiting import PATIENCE, eventually
 
 KEY = "k" * 32
@@ -196,85 +193,30 @@ async def test_a_host_that_is_not_there() -> None:
         await resolve("nowhere.invalid", allow_private=True)
 
 
-class Resolver:
-    """The machine's resolver, which has no answer for some hosts until it gets one."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.answered = threading.Event()
-
-    def look_up(self, host: str, *_: Any, **__: Any) -> list[Any]:
-        """Return what `getaddrinfo` does."""
-        self.asked.append(host)
-        if "hanging" in host:
-            self.answered.wait()
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
-
-
 @pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    resolver = Resolver()
-    monkeypatch.setattr(socket, "getaddrinfo", resolver.look_up)
-    yield resolver
-    resolver.answered.set()
+def resolver() -> Iterator[Resolver]:
+    with resolving() as resolver:
+        yield resolver
 
 
-def resolving(host: str) -> asyncio.Task[str]:
+def begin(host: str) -> asyncio.Task[str]:
     return asyncio.create_task(resolve(host, allow_private=True))
 
 
-async def test_a_host_whose_lookup_hangs_delays_no_other(resolver: Resolver) -> None:
-    first, *others = [resolving("hanging.invalid") for _ in range(2 * _AT_ONCE)]
-    await eventually(lambda: resolver.asked, "the lookup to hang")
-    for task in others:
-        task.cancel()
-    await asyncio.wait(others)
-    later = resolving("hanging.invalid")
-    async with asyncio.timeout(PATIENCE):
-        assert await resolving("quick.invalid") == "127.0.0.1"
-    assert not first.done()
-    resolver.answered.set()
-    assert [await first, await later] == ["127.0.0.1"] * 2
-    assert resolver.asked == ["hanging.invalid", "quick.invalid"], "all that wait for a host share its lookup"
-    await resolving("hanging.invalid")
-    assert len(resolver.asked) == 3, "no answer is kept"
-
-
 async def test_as_many_lookups_may_hang_as_deliveries_are_in_flight(resolver: Resolver) -> None:
-    hanging = [resolving(f"hanging-{number}.invalid") for number in range(_AT_ONCE)]
+    hanging = [begin(f"hanging-{number}.invalid") for number in range(_AT_ONCE)]
     await eventually(lambda: len(resolver.asked) == _AT_ONCE, "all lookups to hang")
     async with asyncio.timeout(PATIENCE):
-        assert await resolving("quick.invalid") == "127.0.0.1"
+        assert await begin("quick.invalid") == "127.0.0.1"
     resolver.answered.set()
     await asyncio.gather(*hanging)
 
 
 async def test_lookups_that_hang_are_not_without_number(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "_MOST_LOOKUPS", 1)
-    hanging = resolving("hanging.invalid")
+    monkeypatch.setattr(addresses, "_lookups", Lookups(most=1))
+    hanging = begin("hanging.invalid")
     await eventually(lambda: resolver.asked, "the lookup to hang")
     with pytest.raises(ForbiddenAddressError, match="Too many"):
-        await resolving("quick.invalid")
+        await begin("quick.invalid")
     resolver.answered.set()
-    await hanging
-    await resolving("quick.invalid")
-
-
-_ENDING = """
-import asyncio, socket, threading
-from headrace.webhooks.addresses import resolve
-begun = threading.Event()
-def hang(*_, **__):
-    begun.set()
-    threading.Event().wait()
-async def give_up():
-    waiting = asyncio.create_task(resolve("hanging.invalid", allow_private=True))
-    await asyncio.to_thread(begun.wait)
-    assert not waiting.done()
-socket.getaddrinfo = hang
-asyncio.run(give_up())
-"""
-
-
-def test_a_lookup_that_hangs_does_not_keep_its_process() -> None:
-    assert subprocess.run([sys.executable, "-c", _ENDING], check=False, timeout=PATIENCE).returncode == 0
+    assert await hanging == "127.0.0.1"

@@ -20,7 +20,8 @@ from tests.integration.providers.connections.peers import (
     replying,
     serving,
 )
-from tests.waiting import eventually
+from tests.resolver import resolving
+from tests.waiting import PATIENCE, eventually
 
 
 async def test_a_connection_is_used_again(client: ProviderClient) -> None:
@@ -270,3 +271,30 @@ async def test_closing_ends_connections_in_use_and_idle_ones(client: ProviderCli
         await client.close()
         await asyncio.gather(*calls)
         await eventually(lambda: ended == 2, "all requests")
+
+
+async def test_a_host_whose_lookup_hangs_delays_no_other() -> None:
+    client = ProviderClient(connections=100)
+    async with serving(answering) as server:
+        hanging, quick = (at_host(server.provider, host) for host in ("hanging.invalid", "quick.invalid"))
+        with resolving() as resolver:
+            first, *others = [asyncio.create_task(ask(client, hanging)) for _ in range(64)]
+            await eventually(lambda: resolver.asked, "the lookup to hang")
+            async with asyncio.timeout(PATIENCE):
+                assert await ask(client, quick) == b"{}"
+            first.cancel()
+            await asyncio.wait([first])
+            assert not any(call.done() for call in others), "a call that gives up ends no other"
+            resolver.answered.set()
+            assert await asyncio.gather(*others) == [b"{}"] * 63
+    await client.close()
+
+
+async def test_a_host_that_is_not_there(client: ProviderClient) -> None:
+    async with serving(answering) as server:
+        detail = await failure_of(client, at_host(server.provider, "nowhere.invalid"))
+    assert detail.endswith("no connection: [Errno -2] Name or service not known")
+
+
+def at_host(provider: Provider, host: str) -> Provider:
+    return provider.model_copy(update={"base_url": provider.base_url.replace("127.0.0.1", host)})
