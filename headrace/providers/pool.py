@@ -110,7 +110,7 @@ class Pool:
         except BaseException as error:
             if opened is not None:
                 opened.close()
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            if isinstance(error, OSError | UnicodeError) and not isinstance(error, TimeoutError):
                 raise ConnectionFailedError(f"no connection: {error}") from error
             raise
         if connection.closed:

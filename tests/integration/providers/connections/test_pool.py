@@ -296,5 +296,10 @@ async def test_a_host_that_is_not_there(client: ProviderClient) -> None:
     assert detail.endswith("no connection: [Errno -2] Name or service not known")
 
 
+async def test_a_host_whose_name_cannot_be_one(client: ProviderClient) -> None:
+    async with serving(answering) as server:
+        assert "no connection: " in await failure_of(client, at_host(server.provider, "a..invalid"))
+
+
 def at_host(provider: Provider, host: str) -> Provider:
     return provider.model_copy(update={"base_url": provider.base_url.replace("127.0.0.1", host)})
