@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 # Descriptors: webhooks and calls to providers' batches, and connections to the stores.
 _DESCRIPTORS = 1024
-# Connections to providers' own batch APIs.
-_NATIVE_CONNECTIONS = 16
+# Connections to each provider's own batch API. Each call may hold 16 MiB of results.
+_NATIVE_CONNECTIONS = 8
 
 
 async def _schedule(settings: Settings) -> None:

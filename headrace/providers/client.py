@@ -71,7 +71,7 @@ class ProviderClient:
     """Connections to every provider, kept alive between calls."""
 
     def __init__(self, *, connections: int) -> None:
-        """Allow `connections` calls at the same time. It is made where the event loop runs."""
+        """Allow `connections` calls to each server at the same time. It is made where the event loop runs."""
         # The certificates that httpx trusts: SSL_CERT_FILE or SSL_CERT_DIR, else certifi's.
         self._pool = Pool(connections, httpx.create_ssl_context())
 

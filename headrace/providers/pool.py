@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import defaultdict, deque
+from dataclasses import dataclass, field
 
 import aiohappyeyeballs
 
@@ -16,17 +17,28 @@ from headrace.runtime.lookups import Lookups
 _NEXT_ADDRESS_SECONDS = 0.25
 
 
+@dataclass(slots=True)
+class _Share:
+    """One server's share of a pool: its connections, and the calls that wait for one."""
+
+    free: int
+    """How many more connections may be in use."""
+    line: deque[asyncio.Future[None]] = field(default_factory=deque)
+    idle: list[Connection] = field(default_factory=list)
+
+
 class Pool:
-    """Gives each call a connection of its own, an idle one if there is one. Calls beyond the limit wait in line."""
+    """Gives each call a connection of its own, an idle one if there is one. Calls beyond the limit wait in line.
+
+    Each server has a limit and a line of its own, so a call never waits for those to another server.
+    """
 
     def __init__(self, limit: int, tls: ssl.SSLContext) -> None:
-        """Allow `limit` connections in use, in the running loop; idle ones do not count."""
+        """Allow `limit` connections to each server in use, in the running loop; idle ones do not count."""
         self._loop = asyncio.get_running_loop()
         self._tls = tls
         self._lookups = Lookups()
-        self._free = limit
-        self._line: deque[asyncio.Future[None]] = deque()
-        self._idle: defaultdict[Origin, list[Connection]] = defaultdict(list)
+        self._shares: defaultdict[Origin, _Share] = defaultdict(lambda: _Share(limit))
         self._open: set[Connection] = set()
         self._emptied: asyncio.Future[None] | None = None
 
@@ -38,11 +50,12 @@ class Pool:
             ConnectionFailedError: There is no connection.
             TimeoutError: The server did not take the connection in time.
         """
-        if self._free:
-            self._free -= 1
+        share = self._shares[origin]
+        if share.free:
+            share.free -= 1
         else:
-            await self._wait_in_line(patience)
-        idle = self._idle[origin]
+            await self._wait_in_line(share, patience)
+        idle = share.idle
         for at in reversed(range(len(idle))):
             if idle[at].ready:
                 return idle.pop(at)
@@ -50,17 +63,18 @@ class Pool:
             async with asyncio.timeout(connect_timeout):
                 return await self._connect(origin)
         except BaseException:
-            self._free_one()
+            _free_one(share)
             raise
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next call, or close it if its answer is not complete and its reader wants more."""
+        share = self._shares[connection.origin]
         if connection.rest():
             if self._emptied is None:
-                self._idle[connection.origin].append(connection)
+                share.idle.append(connection)
             else:
                 connection.abort()
-        self._free_one()
+        _free_one(share)
 
     async def close(self) -> None:
         """Close every connection, and wait until they are."""
@@ -71,28 +85,20 @@ class Pool:
         if self._open:
             await self._emptied
 
-    async def _wait_in_line(self, patience: float) -> None:
+    async def _wait_in_line(self, share: _Share, patience: float) -> None:
         place = self._loop.create_future()
-        self._line.append(place)
+        share.line.append(place)
         timer = self._loop.call_later(patience, _refuse, place, patience)
         try:
             await place
         except BaseException:
             if place.done() and not place.cancelled() and place.exception() is None:
-                self._free_one()  # it was this caller's turn when it was cancelled
-            elif place in self._line:
-                self._line.remove(place)
+                _free_one(share)  # it was this caller's turn when it was cancelled
+            elif place in share.line:
+                share.line.remove(place)
             raise
         finally:
             timer.cancel()
-
-    def _free_one(self) -> None:
-        while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(None)
-                return
-        self._free += 1
 
     async def _connect(self, origin: Origin) -> Connection:
         host, port, loop = origin.host, origin.port, self._loop
@@ -121,11 +127,21 @@ class Pool:
     def _forget(self, connection: Connection) -> None:
         """Drop a connection that has ended."""
         self._open.discard(connection)
-        idle = self._idle.get(connection.origin, [])
+        idle = self._shares[connection.origin].idle
         if connection in idle:
             idle.remove(connection)
         if self._emptied is not None and not self._open and not self._emptied.done():
             self._emptied.set_result(None)
+
+
+def _free_one(share: _Share) -> None:
+    """Give the place of a connection to the next call in line, or keep it for a later one."""
+    while share.line:
+        place = share.line.popleft()
+        if not place.done():
+            place.set_result(None)
+            return
+    share.free += 1
 
 
 def _refuse(place: asyncio.Future[None], patience: float) -> None:

@@ -29,7 +29,7 @@ from headrace.batches.parcels import (
 )
 from headrace.batches.results import CANCELLED_ERROR
 from headrace.batches.state import BatchState
-from headrace.catalogue.models import Catalogue, Route
+from headrace.catalogue.models import Catalogue, Provider, Route
 from headrace.catalogue.routing import CONDITIONS
 from headrace.errors import ModelNotFoundError, UpstreamError, UpstreamKeyError
 from headrace.formats.chat.normaliser import Normaliser
@@ -61,6 +61,9 @@ _MOST_FAILURES = 5
 _STOPPING_POLL_SECONDS = 5.0
 # Seconds after a failed question until the next one, at most, while parcels are cancelled: an outage may last minutes.
 _STOPPING_RETRY_SECONDS = 60.0
+# Seconds of silence after which a question about a parcel has failed: a provider answers it at once, or is unavailable.
+# A batch asks about its parcels one after the other, and has to notice its deadline in between.
+_ANSWER_SECONDS = 30.0
 # Seconds until the next try to release lines that another statement has locked.
 _LOCKED_SECONDS = 0.1
 # Results whose jobs end in one statement, and their bytes; a single result may have more.
@@ -162,7 +165,7 @@ class NativeBatch:
         try:
             remote_id = None
             if parcel.state == "submitting":  # an earlier try may have reached the provider
-                remote_id = await api.find(self._client, route.provider, parcel.id)
+                remote_id = await api.find(self._client, _asked(route), parcel.id)
             if remote_id is None and self._is_stopping:
                 await self._close(parcel.id)
                 return
@@ -245,7 +248,7 @@ class NativeBatch:
         if self._is_stopping and not parcel.cancelled:
             await self._cancel(api, route, parcel, parcel.remote_id)
         try:
-            status = await api.poll(self._client, route.provider, parcel.remote_id)
+            status = await api.poll(self._client, _asked(route), parcel.remote_id)
             if status.state == "ended":
                 async with aclosing(api.results(self._client, route.provider, status)) as results:
                     await self._take(route, api, parcel, results)
@@ -265,7 +268,7 @@ class NativeBatch:
     async def _cancel(self, api: BatchApi, route: Route, parcel: NativeParcel, remote_id: str) -> None:
         """Ask the provider to cancel its batch. If it does not, the next look asks again: a poll tells how it goes."""
         try:
-            await api.cancel(self._client, route.provider, remote_id)
+            await api.cancel(self._client, _asked(route), remote_id)
         except UpstreamError as error:
             log.warning("a provider did not cancel its batch: %s", error.summary())
             return
@@ -328,6 +331,12 @@ class NativeBatch:
                 # The first lines get a wake-up here. The scheduler resends those of the others, a part at a time.
                 self._queue.wake(queued, tier=LINES)
                 waked = True
+
+
+def _asked(route: Route) -> Provider:
+    """Return a route's provider with the time that it has for a question, which is no completion."""
+    provider = route.provider
+    return provider.model_copy(update={"read_timeout": min(provider.read_timeout, _ANSWER_SECONDS)})
 
 
 def _for_workers(result: NativeResult) -> bool:

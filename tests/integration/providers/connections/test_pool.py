@@ -256,6 +256,23 @@ async def test_a_call_does_not_wait_for_a_connection_for_ever() -> None:
     await client.close()
 
 
+async def test_calls_to_one_provider_take_no_connection_of_another(client: ProviderClient) -> None:
+    async def hang(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    async with serving(hang) as hanging, serving(answering) as server:
+        calls = [asyncio.create_task(ask(client, hanging.provider)) for _ in range(5)]
+        await eventually(lambda: len(hanging.peers) == 2, "all connections to it to be in use")
+        async with asyncio.timeout(PATIENCE):
+            assert await ask(client, server.provider) == b"{}"
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert len(hanging.peers) == 2
+    await in_flight(client, 2)
+
+
 async def test_closing_ends_connections_in_use_and_idle_ones(client: ProviderClient) -> None:
     ended = 0
 

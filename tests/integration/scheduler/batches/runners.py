@@ -19,11 +19,14 @@ from scheduler.batches.runner import BatchRunner
 Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
 """Makes the scheduler's batches; keywords are settings."""
 
+CONNECTIONS = 4
+"""Connections to each provider's own batch API."""
+
 
 @asynccontextmanager
 async def batch_runner(settings: Settings, file: CatalogueFile, database: Database) -> AsyncIterator[BatchRunner]:
     """Give the scheduler's batches, and close what they use."""
-    client = ProviderClient(connections=4)
+    client = ProviderClient(connections=CONNECTIONS)
     async with connect_redis(settings.redis_url) as redis:
         queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
         publisher = Publisher(redis, interval_seconds=0.01)

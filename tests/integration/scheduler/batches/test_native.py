@@ -24,6 +24,7 @@ from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import Database, execute
 from headrace.telemetry.metrics import ATTEMPTS, BATCH_LINES, BATCHES_ENDED, COST, JOBS_ENDED, PARCELS, TOKENS
+from scheduler.batches import native
 from scheduler.batches.runner import BatchRunner
 from scheduler.lookout import Lookout
 from tests.e2e.batches import jsonl, lines
@@ -33,7 +34,7 @@ from tests.fakes.provider import Provider, answer, status, usage_of
 from tests.integration.batches.test_queries import get, store
 from tests.integration.databases import Session
 from tests.integration.job_rows import Owner
-from tests.integration.scheduler.batches.runners import Launch, batch_runner
+from tests.integration.scheduler.batches.runners import CONNECTIONS, Launch, batch_runner
 from tests.metrics import Rise
 from tests.waiting import eventually
 
@@ -71,6 +72,11 @@ def add_provider(config: Path, name: str, url: str, model: str) -> None:
     """Have the configuration name one more provider, with a model."""
     more = CATALOGUE.replace("native/", f"{name}/").replace("providers.native", f"providers.{name}")
     config.write_text(config.read_text() + more.format(url=url, model=model))
+
+
+def move_provider(config: Path, url: str, new_url: str) -> None:
+    """Have the configuration name another URL of a provider."""
+    config.write_text(config.read_text().replace(url, new_url))
 
 
 @pytest.fixture
@@ -470,6 +476,60 @@ async def test_a_provider_that_hangs_gets_one_parcel_at_a_time_and_no_other_wait
                 return bool((await get(database, owner, second)).fed)
 
             await eventually(is_fed, "the last batch to be handed over")
+
+
+@asynccontextmanager
+async def hanging(config: Path, url: str) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Have a provider's URL lead to a server that never answers, and give the connections that it gets."""
+    connections = []
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(reader)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1") as server:
+        move_provider(config, url, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        yield connections
+
+
+async def test_polls_of_a_provider_that_hangs_take_no_connection_of_another(
+    launch: Launch, config: Path, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    slow, count = f"{model}-slow", CONNECTIONS + 1
+    add_provider(config, "slow", provider.url("/slow"), slow)
+    provider.native.plan(slow, hold=Barrier())
+    parcels = Rise(PARCELS)
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        for _ in range(count):
+            await submit(database, owner, jsonl(lines(slow, 1)))
+        await eventually(lambda: parcels() == {("slow", "submitted"): count}, "all parcels to be handed over")
+    async with hanging(config, provider.url("/slow")) as connections, launch() as runner, at_work(runner, database):
+        await eventually(lambda: len(connections) == CONNECTIONS, "all connections to the provider to be in use")
+        row = await end(database, owner, await submit(database, owner, jsonl(lines(model, 2))))
+        assert (row.state, row.completed) == (BatchState.COMPLETED, 2)
+        assert len(connections) == CONNECTIONS
+
+
+async def test_a_provider_that_answers_no_question_is_given_up_soon(
+    launch: Launch,
+    config: Path,
+    database: Database,
+    owner: Owner,
+    provider: Provider,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_ANSWER_SECONDS", 0.05)
+    provider.native.script(model, "create", LOSE)
+    parcels = Rise(PARCELS)
+    batch_id = await submit(database, owner, jsonl(lines(model, 2)))
+    async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
+        await eventually(lambda: parcels() == {("native", "retried"): 1}, "the answer to be lost")
+    async with hanging(config, provider.url()) as connections, launch() as runner, at_work(runner, database):
+        await become(database, batch_id, r1="queued", r2="queued")
+    assert len(connections) == 4
+    assert parcels() == {("native", "retried"): 4, ("native", "given_up"): 1}
 
 
 async def test_a_batch_that_is_not_valid_counts_as_failed(
