@@ -33,6 +33,7 @@ from headrace.jobs.sql.label import label_job
 from headrace.jobs.sql.lists import list_jobs
 from headrace.jobs.sql.read import get_job, get_request
 from headrace.jobs.state import State
+from headrace.runtime.offload import offloaded
 from headrace.stores.connections import Row
 
 router = APIRouter(prefix="/chat/completions", tags=["Chat"])
@@ -92,16 +93,21 @@ async def list_completions(
         descending=order == "desc",
     )
     ids = [completion_id_of(row.id) for row in rows]
-    return render_page([_render(row) for row in rows], limit=limit, has_more=more, ids=ids)
+    return render_page([await _render(row) for row in rows], limit=limit, has_more=more, ids=ids)
 
 
-def _render(row: Row) -> orjson.Fragment:
+async def _render(row: Row) -> orjson.Fragment:
     """Return a completion with the metadata of its job, in place of any that the provider gave it."""
-    metadata = row.metadata or {}
-    if '"metadata"' in row.response:
-        return orjson.Fragment(orjson.dumps({**parse_json(row.response.encode()), "metadata": metadata}))
+    metadata = orjson.dumps(row.metadata or {})
+    # Stored answers have no spaces, so this finds the key at any depth, and no text that has the word.
+    if '"metadata":' in row.response:
+        return await offloaded(len(row.response), _replace_metadata, row.response, metadata)
     # An answer of megabytes is not parsed for this: that would keep the event loop for half a second.
-    return orjson.Fragment(f'{row.response[:-1]},"metadata":{orjson.dumps(metadata).decode()}}}')
+    return orjson.Fragment(f'{row.response[:-1]},"metadata":{metadata.decode()}}}')
+
+
+def _replace_metadata(response: str, metadata: bytes) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps({**parse_json(response.encode()), "metadata": orjson.Fragment(metadata)}))
 
 
 @router.get(
@@ -125,7 +131,7 @@ async def get_completion(
     if row.error is not None:
         raise restore_error(row.error)
     _check_completed(row, completion_id)
-    return render_json(_render(row))
+    return render_json(await _render(row))
 
 
 @router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
@@ -146,7 +152,7 @@ async def update_completion(request: Request, principal: Authenticated, completi
         row = await _find(request, completion_id, account_id)
     if row is None:
         raise _no_such_completion(completion_id)
-    return render_json(_render(row), change.headers)
+    return render_json(await _render(row), change.headers)
 
 
 @router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
