@@ -12,6 +12,8 @@ from headrace.files.queries import FileWriter, find_file, forget_files, sweep_fi
 from headrace.files.tables import CHUNK_BYTES
 from headrace.idempotency.queries import claim_id, sweep_keys
 from headrace.ids import id_before, new_id
+from headrace.jobs.sql import erase
+from headrace.jobs.sql.accept import insert_jobs
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_progress
 from headrace.jobs.state import State
@@ -19,9 +21,10 @@ from headrace.runtime.chores import going_on
 from headrace.settings import Settings
 from headrace.stores.database import Database, execute
 from headrace.usage.tables import usage
-from scheduler.retention import Retention
+from scheduler.retention import _MANY, Retention
 from tests.integration.batches.test_queries import create
-from tests.integration.job_rows import Jobs, Owner, end_of, segment
+from tests.integration.databases import Session
+from tests.integration.job_rows import Jobs, Owner, end_of, new_job, segment
 from tests.waiting import eventually
 
 DAY = 86_400
@@ -75,6 +78,49 @@ async def test_deltas_are_pruned_a_day_later_and_the_answer_stays(
     assert progress is not None
     assert (progress.state, progress.delta_count) == (State.COMPLETED, 0)
     assert progress.response is not None
+
+
+async def add_deltas(database: Database, job_id: str, count: int) -> None:
+    query = "INSERT INTO job_deltas SELECT %(id)s, 1, n, n, '' FROM generate_series(101, 100 + %(count)s::int) AS n"
+    await execute(database.relaxed, query, {"id": job_id, "count": count})
+
+
+async def test_deltas_of_few_jobs_are_much_to_do(database: Database, jobs: Jobs, retention: Retention) -> None:
+    old = await age(jobs, await with_deltas(jobs), 2)
+    await add_deltas(database, old, _MANY)
+    assert await retention.step() >= _MANY
+
+
+@pytest.mark.parametrize(
+    "off",
+    [[], ["nestloop"], ["hashjoin", "mergejoin"], ["indexscan", "indexonlyscan"], ["seqscan", "bitmapscan"], ["sort"]],
+)
+async def test_whole_jobs_are_pruned_by_any_plan(
+    database: Database, jobs: Jobs, other_session: Session, off: Sequence[str]
+) -> None:
+    await execute(database.relaxed, "DELETE FROM job_deltas")
+    old = [await age(jobs, await with_deltas(jobs), days) for days in (5, 4, 3)]
+    for job_id in old:
+        await add_deltas(database, job_id, 10)
+    for kind in off:
+        await other_session.execute(f"SET LOCAL enable_{kind} = off".encode())
+    parameters = {"before": id_before(DAY), "seconds": DAY, "limit": 12}
+    pruned = await (await other_session.execute(erase._PRUNE.encode(), parameters)).fetchall()
+    await other_session.commit()
+    each = sum([await count(database, "job_deltas", job_id) for job_id in old[2:]])
+    assert pruned == [(each,)]
+    assert [await count(database, "job_deltas", job_id) for job_id in old[:2]] == [0, each]
+
+
+async def test_pruning_reads_no_other_jobs(database: Database, jobs: Jobs, other_session: Session) -> None:
+    await insert_jobs(database, [new_job(jobs.owner) for _ in range(500)])
+    await execute(database.relaxed, "UPDATE jobs SET state = 'cancelled', finished_at = now(), error = '{}'")
+    query = "INSERT INTO job_deltas SELECT id, 1, n, n, '' FROM jobs, generate_series(101, 120) AS n"
+    await execute(database.relaxed, query)
+    await execute(database.relaxed, "ANALYZE jobs, job_deltas")
+    parameters = {"before": id_before(-60), "seconds": 0, "limit": 1000}  # there is very much to do
+    plan = await (await other_session.execute(b"EXPLAIN " + erase._PRUNE.encode(), parameters)).fetchall()
+    assert not [line for (line,) in plan if "Seq Scan" in line]
 
 
 async def test_jobs_are_forgotten_and_their_usage_stays(
