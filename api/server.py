@@ -83,7 +83,15 @@ class Server(QuietServer):
 def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve the application on a listening socket until the process gets a signal to end."""
     raise_descriptor_limit(settings.max_connections + RESERVED_DESCRIPTORS)
-    # uvicorn logs a client's mistakes as warnings. `Connection` and `RequestScope` already log them, at INFO.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has shut down
         Server(app, settings).run(sockets=[listener])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line of uvicorn's says what `Connection` and `RequestScope` do not log, at INFO.
+
+    uvicorn logs mistakes of clients as warnings, and requests that are cancelled at the end with a traceback.
+    """
+    is_cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return record.levelno != logging.WARNING and not is_cancelled

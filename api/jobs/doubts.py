@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
 from headrace.runtime.flag import Flag
 from headrace.stores.failures import was_certainly_refused
+from headrace.telemetry.context import bind, bound
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class _Doubt(Generic[Result]):
     name: str
     cancel: Callable[[], Awaitable[Result]]
     until: float
+    fields: Mapping[str, str | int] = field(default_factory=bound)
+    """What the log's lines about it have: those of its request."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     result: Result | None = None
 
@@ -118,7 +121,8 @@ class Doubts:
                 await asyncio.gather(*(doubt.cancelled.wait() for doubt in self._doubts.values()))
         for doubt in self._doubts.values():
             if not doubt.cancelled.is_set():
-                log.warning("could not cancel %s before the process ends", doubt.name)
+                with bind(**doubt.fields):
+                    log.warning("could not cancel %s before the process ends", doubt.name)
 
     def _add(self, doubt: _Doubt[Any]) -> None:
         self._doubts[doubt.name] = doubt
