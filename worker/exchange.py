@@ -29,6 +29,9 @@ from worker.chunks import Chunk, ChunkReader, shallow
 MOST_HELD = 10_000
 """Chunks that an answer may have before its first text, over all of its choices."""
 
+# Calls of one exchange that are under way at once, at most: others need connections as well.
+_MOST_AT_ONCE = 8
+
 PassOn = Callable[[Sequence[bytes]], None]
 """Takes the lines for readers, in order."""
 
@@ -36,13 +39,13 @@ PassOn = Callable[[Sequence[bytes]], None]
 class Exchange:
     """A job's request to a provider, and what the provider has answered so far.
 
-    Where a format has one choice an answer, `n` choices take `n` calls, whose answers are merged.
+    Where a format has one choice an answer, `n` choices take `n` calls, few at once, whose answers are merged.
     """
 
     __slots__ = (
         "_allowance", "_client", "_folds", "_format", "_held", "_job", "_model", "_normalisers", "_pass_on", "_relay",
-        "_renderer", "_request", "_route", "_silent_chunks", "_stream", "_whole", "answer", "calls", "secret",
-        "trace_context",
+        "_renderer", "_request", "_route", "_silent_chunks", "_stream", "_whole", "answer", "at_once", "calls", "made",
+        "secret", "trace_context",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +80,10 @@ class Exchange:
         self._stream = job.streamed or watched
         self.calls = 1 if self._format.MANY_CHOICES else request.get("n") or 1
         """Calls that the exchange takes."""
+        self.at_once = min(self.calls, _MOST_AT_ONCE)
+        """Calls that are under way at once, at most."""
+        self.made = 0
+        """Calls that have begun."""
         self._folds = [Fold() for _ in range(self.calls)]
         taken = call_ids(request)
         self._normalisers = [Normaliser(taken=taken) for _ in range(self.calls)]
@@ -140,18 +147,26 @@ class Exchange:
         return self._whole
 
     async def _call_each(self) -> dict[str, Any]:
+        answers: list[dict[str, Any]] = [{} for _ in self._folds]
+        left = iter(range(self.calls))
+
+        async def call_in_turn() -> None:
+            for index in left:
+                answers[index] = await self._call(index)
+
         try:
-            async with asyncio.TaskGroup() as calls:
-                tasks = [calls.create_task(self._call(index)) for index in range(len(self._folds))]
+            async with asyncio.TaskGroup() as runners:
+                for _ in range(self.at_once):
+                    runners.create_task(call_in_turn())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        answers = [task.result() for task in tasks]
         choices = [
             choice | {"index": index} for index, answer in enumerate(answers) for choice in answer.get("choices") or ()
         ]
         return answers[0] | {"choices": choices, "usage": _total([answer.get("usage") for answer in answers])}
 
     async def _call(self, number: int) -> dict[str, Any]:
+        self.made += 1
         route, form = self._route, self._format
         if self._relay is not None:
             render: Callable[..., bytes] = self._relay.render_request

@@ -32,8 +32,12 @@ _LATEST_LOOK_SECONDS = 1.0
 class Permit(Protocol):
     """The permission to make a call. The call holds it while it runs."""
 
-    def used(self, tokens: int) -> None:
-        """Note how many tokens the call has used, before it gives its permit back; without this the estimate counts."""
+    @property
+    def calls(self) -> float:
+        """How many calls may be under way at once."""
+
+    def used(self, tokens: int, *, calls: int) -> None:
+        """Note what was used, before the permit is given back: tokens, and calls in all. Else the estimate counts."""
 
     def began(self, seconds: float) -> None:
         """Note after how many seconds the first text of a streamed answer came."""
@@ -59,8 +63,10 @@ class Arbiter(Protocol):
 class _Unlimited:
     """The permit to call a provider without limits."""
 
-    def used(self, tokens: int) -> None:
-        """Do nothing: no limit counts the tokens."""
+    calls = math.inf
+
+    def used(self, tokens: int, *, calls: int) -> None:
+        """Do nothing: no limit counts them."""
 
     def began(self, seconds: float) -> None:
         """Do nothing: no limit follows the time."""
@@ -88,14 +94,18 @@ class PendingPermit:
         self.account = account
         self.background = background
         self._patience = patience
-        self._used: int | None = None
+        self._used: Cost | None = None
         self.cost = cost
         self.crowd: Crowd | None = None
         """The lines of batches like this one, if it is the call of a line."""
         self.slots = (0, 0)
 
-    def used(self, tokens: int) -> None:  # noqa: D102
-        self._used = tokens
+    @property
+    def calls(self) -> int:  # noqa: D102
+        return self.cost.calls
+
+    def used(self, tokens: int, *, calls: int) -> None:  # noqa: D102
+        self._used = Cost(calls, tokens)
 
     def began(self, seconds: float) -> None:
         """Do nothing: the limit is fixed."""
@@ -122,10 +132,12 @@ class PendingPermit:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        beyond = 0
-        if self._used is not None and self._line.limits.tokens is not None:
-            beyond = self._used - self.cost.tokens
-        self._line.give_back(self, Cost(0, beyond))
+        calls = tokens = 0
+        if self._used is not None:
+            _, most_requests, most_tokens = self._line.limits
+            calls = 0 if most_requests is None else self._used.calls - self.cost.requests
+            tokens = 0 if most_tokens is None else self._used.tokens - self.cost.tokens
+        self._line.give_back(self, Cost(calls, tokens))
 
 
 class PermitLine:
@@ -165,7 +177,7 @@ class PermitLine:
             self._left = True
             self._wake()
         elif permit.future.exception() is None:
-            self.give_back(permit, Cost(-permit.cost.calls, -permit.cost.tokens))
+            self.give_back(permit, Cost(-permit.cost.requests, -permit.cost.tokens))
 
     def give_back(self, permit: PendingPermit, change: Cost) -> None:
         """End a call: free its slots, and correct the tokens and calls that were counted for it."""
@@ -209,8 +221,8 @@ class PermitLine:
             self._news = True
 
     def _count(self, shared_slot: int, change: Cost) -> None:
-        calls, tokens = self._corrections.get(shared_slot, NOTHING)
-        self._corrections[shared_slot] = Cost(calls + change.calls, tokens + change.tokens)
+        counted = self._corrections.get(shared_slot, NOTHING)
+        self._corrections[shared_slot] = Cost(counted.calls + change.requests, counted.tokens + change.tokens)
 
     def _wake(self) -> None:
         if self._task is None:
@@ -279,9 +291,10 @@ class PermitLine:
         self._question += 1
         self._news = False
         corrections, self._corrections = self._corrections, {}
-        question = [self._question, self._held, *self._place(asking), len(corrections)]
+        more = sum(permit.cost.more for permit in asking)
+        question = [self._question, self._held, *self._place(asking), more, len(corrections)]
         for slot, change in corrections.items():
-            question += (slot, *change)
+            question += (slot, change.calls, change.tokens)
         for permit in asking:
             question += permit.cost
         return await self._put(question)
@@ -307,7 +320,7 @@ class PermitLine:
             self._count(slot, permit.cost)
         if permit.future.done():
             # The call was cancelled meanwhile: its permit goes back.
-            self._correct(permit.slots, Cost(-permit.cost.calls, -permit.cost.tokens))
+            self._correct(permit.slots, Cost(-permit.cost.requests, -permit.cost.tokens))
             self._news = True
         else:
             self._held += permit.cost.calls

@@ -193,7 +193,8 @@ class Runner:
             route=route.name,
             account=job.account_id,
             background=job.background,
-            calls=exchange.calls,
+            calls=exchange.at_once,
+            more=exchange.calls - exchange.at_once,
             patience_seconds=patience,
             crowd=None if job.batch_id is None else self._crowds.of((job.account_id, job.model)),
         )
@@ -205,13 +206,17 @@ class Runner:
             attempt.throttled_seconds = attempt.called_at - asked
             if attempt.spans is not None:
                 attempt.spans.call(route, attempt.request, exchange)
-            timeout = _sooner(attempt.called_at + provider.timeout, deadline)
+            seconds = provider.timeout
+            if exchange.calls > 1:
+                exchange.at_once = int(min(exchange.at_once, permit.calls))
+                seconds *= math.ceil(exchange.calls / exchange.at_once)
+            timeout = _sooner(attempt.called_at + seconds, deadline)
             try:
                 async with timeout:
                     return await exchange.complete()
             except TimeoutError:
                 if timeout.expired():
-                    raise UpstreamTimeoutError(detail=f"the call took longer than {provider.timeout:g} s") from None
+                    raise UpstreamTimeoutError(detail=f"the call took longer than {seconds:g} s") from None
                 raise
             finally:
                 attempt.call_seconds = time.monotonic() - attempt.called_at
@@ -221,8 +226,8 @@ class Runner:
                     permit.began(seconds_to_first)
                 if attempt.spans is not None:
                     attempt.spans.called(exchange, sys.exception(), seconds_to_first=seconds_to_first)
-                if provider.tokens_per_minute is not None:
-                    permit.used(exchange.usage.total_tokens)
+                if provider.tokens_per_minute is not None or exchange.calls > 1:
+                    permit.used(exchange.usage.total_tokens, calls=exchange.made)
 
     async def _read_log(self, attempt: Attempt) -> Sequence[bytes]:
         """Return the lines of the job's earlier attempts that its readers keep, and number this one's after them."""

@@ -1,7 +1,8 @@
 -- Grant as many of a worker's waiting calls as a provider's limits have room for, in turns with other workers.
 --
 -- KEYS[1]: the provider's hash. It has a field for each worker, `w<id>`: the number of its last question, its calls
---   under way, what waits there in calls and tokens and since when, and when it asked last. And one for each slot of
+--   under way, what waits there in calls and tokens and since when, when it asked last, and how many calls more will
+--   follow those that wait, which earlier releases do not write. And one for each slot of
 --   time, `s<number>`: its calls and tokens. Times are in milliseconds of Redis's clock. The hash of a route whose limit
 --   adapts has a field `limit`: numbers with spaces between them, of which the first three are its cuts, its version
 --   and the calls at once. Of two limits the one with more cuts counts, then the one with the higher version.
@@ -9,8 +10,9 @@
 -- ARGV[2]: numbers with spaces between them, in one argument because redis-py takes a microsecond and more over each:
 --   the limits of calls at once, calls and tokens a minute (-1: no limit); milliseconds of a minute, of a worker's
 --   lease and of its place in the line; the question's number, calls under way, milliseconds for which the first
---   waiting call has waited, waiting calls and tokens; the number of corrections, and a slot, calls and tokens for
---   each; and calls and tokens for each waiting request, in their order. The first call of a worker where no client
+--   waiting call has waited, waiting calls and tokens, and calls that will follow those; the number of corrections, and
+--   a slot, calls and tokens for each; and for each waiting request, in their order, calls at once, tokens, and calls
+--   that will follow as those end, which count in the minute alone. The first call of a worker where no client
 --   waits has a negative age: it comes after the calls of all workers where one does.
 -- ARGV[3]: the adaptive limit as the worker knows it, as in the field; empty for another limit
 -- Returns how many of the waiting requests are granted, the milliseconds after which the next may be, the slot that
@@ -25,7 +27,7 @@ end
 local me, said, limits = 'w' .. ARGV[1], split(ARGV[2]), {}
 for i = 1, 3 do limits[i] = said[i] < 0 and math.huge or said[i] end
 local window, lease, place, question, held, age = said[4], said[5], said[6], said[7], said[8], said[9]
-local waiting, waiting_tokens, corrections = said[10], said[11], said[12]
+local waiting, waiting_tokens, waiting_more, corrections = said[10], said[11], said[12], said[13]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local step = window / 30
@@ -41,7 +43,7 @@ if known then
 end
 if ARGV[3] ~= '' and newer == '' and known ~= ARGV[3] then redis.call('HSET', KEYS[1], 'limit', ARGV[3]) end
 
-local slots, calls, ahead, ahead_tokens, wanted = {}, held, 0, 0, 0
+local slots, calls, ahead, ahead_tokens, ahead_more, wanted = {}, held, 0, 0, 0, 0
 -- Among workers where no client waits, those with fewer calls under way come first: then no free slot waits for the
 -- next question of a worker that has its share.
 local behind = age < 0
@@ -64,6 +66,7 @@ for i = 1, #fields, 2 do
             local earlier = numbers[5] < since or (numbers[5] == since and field < me)
             if earlier and (not behind or numbers[5] <= now or numbers[2] < held) then
                 ahead, ahead_tokens = ahead + numbers[3], ahead_tokens + numbers[4]
+                ahead_more = ahead_more + (numbers[7] or 0)
             end
         end
     end
@@ -76,8 +79,8 @@ local function add(number, requests, tokens)
         string.format('%.0f %.0f', slots[number][1], slots[number][2]))
 end
 local counting = math.min(limits[2], limits[3]) < math.huge
-local first = 13 + 3 * corrections
-for i = 13, first - 1, 3 do
+local first = 14 + 3 * corrections
+for i = 14, first - 1, 3 do
     local number, requests, tokens = said[i], said[i + 1], said[i + 2]
     -- What was used beyond the estimate counts from now; what was not used never was, if its slot still counts.
     if requests > 0 or tokens > 0 then add(slot, math.max(0, requests), math.max(0, tokens)) end
@@ -86,20 +89,20 @@ end
 
 local requests, tokens = 0, 0
 for _, counted in pairs(slots) do requests, tokens = requests + counted[1], tokens + counted[2] end
-local free = {limits[1] - calls - ahead, limits[2] - requests - ahead, limits[3] - tokens - ahead_tokens}
-local granted, taken, taken_tokens, short = 0, 0, 0, nil
-for i = first, #said, 2 do
-    local n, t = said[i], said[i + 1]
-    if free[1] < n or free[2] < n or free[3] < t then
-        short = {n, t}
+local free = {limits[1] - calls - ahead, limits[2] - requests - ahead - ahead_more, limits[3] - tokens - ahead_tokens}
+local granted, taken, taken_tokens, taken_more, short = 0, 0, 0, 0, nil
+for i = first, #said, 3 do
+    local n, t, more = said[i], said[i + 1], said[i + 2]
+    if free[1] < n or free[2] < n + more or free[3] < t then
+        short = {n + more, t}
         break
     end
-    free = {free[1] - n, free[2] - n, free[3] - t}
-    granted, taken, taken_tokens = granted + 1, taken + n, taken_tokens + t
+    free = {free[1] - n, free[2] - n - more, free[3] - t}
+    granted, taken, taken_tokens, taken_more = granted + 1, taken + n, taken_tokens + t, taken_more + more
 end
-if counting and granted > 0 then add(slot, taken, taken_tokens) end
-redis.call('HSET', KEYS[1], me, string.format('%.0f %.0f %.0f %.0f %.0f %.0f', question, held + taken,
-    waiting - taken, waiting_tokens - taken_tokens, since, now))
+if counting and granted > 0 then add(slot, taken + taken_more, taken_tokens) end
+redis.call('HSET', KEYS[1], me, string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', question, held + taken,
+    waiting - taken, waiting_tokens - taken_tokens, since, now, waiting_more - taken_more))
 redis.call('PEXPIRE', KEYS[1], math.ceil(math.max(window + step, lease)))
 
 local wait = 0

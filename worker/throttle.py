@@ -114,15 +114,17 @@ class Throttle:
         account: str = "",
         background: bool = False,
         calls: int = 1,
+        more: int = 0,
         patience_seconds: float = math.inf,
         crowd: Crowd | None = None,
     ) -> AbstractAsyncContextManager[Permit]:
-        """Return a context that is entered when the provider may be called: `calls` times at once, for this request.
+        """Return a context that is entered when the provider may be called for this request.
 
-        Leaving it gives the permit back. A call that is cancelled while it waits costs nothing. Where the provider has
-        no limits, the limit of `route` adapts to how the calls end. Entering raises UpstreamBusyError when it would
-        take, or has taken, longer than `patience_seconds`; `retry_after` says when to ask again. While the call waits
-        it belongs to its `crowd`.
+        It may be called `calls` times at once, and `more` times as those end. Where a limit leaves room for fewer at
+        once, the permit says for how many. Leaving the context gives it back. A call that is cancelled while it waits
+        costs nothing. Where the provider has no limits, the limit of `route` adapts to how the calls end. Entering
+        raises UpstreamBusyError when it would take, or has taken, longer than `patience_seconds`; `retry_after` says
+        when to ask again. While the call waits it belongs to its `crowd`.
         """
         limits = ProviderLimits(provider.max_concurrency, provider.requests_per_minute, provider.tokens_per_minute)
         if limits == (None, None, None):
@@ -136,7 +138,7 @@ class Throttle:
                 line = self._lines[name] = PermitLine(self, name, self._window_seconds)
             line.limits = limits
             tokens = 0 if limits.tokens is None else estimate_tokens(request)
-            permit = PendingPermit(line, account, background, Cost(calls, tokens), patience_seconds)
+            permit = PendingPermit(line, account, background, Cost(calls, tokens, more), patience_seconds)
         permit.crowd = crowd
         return permit
 

@@ -27,12 +27,25 @@ class Cost(NamedTuple):
     """What one permit takes of the limits: its calls and its tokens."""
 
     calls: int
+    """Calls that are under way at once."""
     tokens: int
+    more: int = 0
+    """Calls that follow as those end. They count in the minute alone."""
+
+    @property
+    def requests(self) -> int:
+        """Calls that count in a minute."""
+        return self.calls + self.more
 
     def within(self, limits: ProviderLimits) -> Cost:
-        """Return a cost that fits into the whole of each limit: a larger one would wait for ever."""
-        slots, calls, tokens = (math.inf if most is None else most for most in limits)
-        return Cost(int(min(self.calls, slots, calls)), int(min(self.tokens, tokens)))
+        """Return a cost that fits into the whole of each limit: a larger one would wait for ever.
+
+        Where fewer calls may be under way at once, more follow.
+        """
+        slots, requests, tokens = (math.inf if most is None else most for most in limits)
+        counted = int(min(self.requests, requests))
+        calls = int(min(self.calls, slots, counted))
+        return Cost(calls, int(min(self.tokens, tokens)), counted - calls)
 
 
 NOTHING = Cost(0, 0)
@@ -69,22 +82,22 @@ class Window:
         slot = int(now / self._step)
         if slot not in self._slots:
             self._forget(slot)
-        calls, tokens = self._slots.get(slot, NOTHING)
-        self._slots[slot] = Cost(calls + cost.calls, tokens + cost.tokens)
+        counted = self._slots.get(slot, NOTHING)
+        self._slots[slot] = Cost(counted.calls + cost.requests, counted.tokens + cost.tokens)
         return slot
 
     def correct(self, now: float, slot: int, change: Cost) -> None:
         """Count use beyond an estimate from now on, and take what was not used out of the estimate's slot."""
         self.add(now, Cost(max(0, change.calls), max(0, change.tokens)))
         if slot in self._slots:
-            calls, tokens = self._slots[slot]
+            calls, tokens, _ = self._slots[slot]
             self._slots[slot] = Cost(max(0, calls + min(0, change.calls)), max(0, tokens + min(0, change.tokens)))
 
     def total(self, now: float) -> Cost:
         """Return what counts now."""
         self._forget(int(now / self._step))
-        calls, tokens = zip(*self._slots.values(), strict=True) if self._slots else ((), ())
-        return Cost(sum(calls), sum(tokens))
+        counted = self._slots.values()
+        return Cost(sum(cost.calls for cost in counted), sum(cost.tokens for cost in counted))
 
     def _forget(self, slot: int) -> None:
         """Forget the slots of time that no longer count in a later one."""
@@ -92,14 +105,15 @@ class Window:
 
     def decide(self, now: float, limits: ProviderLimits, held: int, asked: Sequence[Cost]) -> Decision:
         """Return how many of the costs `asked` fit, in their order, while `held` calls are under way."""
-        used = (held, *self.total(now))
-        slots, calls, tokens = (
+        total = self.total(now)
+        used = (held, total.calls, total.tokens)
+        slots, requests, tokens = (
             math.inf if most is None else most - taken for most, taken in zip(limits, used, strict=True)
         )
         for granted, cost in enumerate(asked):
-            if slots < cost.calls or calls < cost.calls or tokens < cost.tokens:
-                return Decision(granted, self._wait(now, cost.calls - calls, cost.tokens - tokens), ALONE)
-            slots, calls, tokens = slots - cost.calls, calls - cost.calls, tokens - cost.tokens
+            if slots < cost.calls or requests < cost.requests or tokens < cost.tokens:
+                return Decision(granted, self._wait(now, cost.requests - requests, cost.tokens - tokens), ALONE)
+            slots, requests, tokens = slots - cost.calls, requests - cost.requests, tokens - cost.tokens
         return Decision(len(asked), 0, ALONE)
 
     def _wait(self, now: float, calls: float, tokens: float) -> float:

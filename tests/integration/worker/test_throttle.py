@@ -176,14 +176,14 @@ async def test_a_provider_without_limits_costs_no_round_trip() -> None:
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as nowhere:
         throttle = Throttle(nowhere, lease_seconds=LONG)
         async with throttle.permit(NAME, Provider(), REQUEST) as permit:
-            permit.used(5)
+            permit.used(5, calls=1)
         assert throttle.shared
 
 
 async def age(redis: Redis, throttle: Throttle, seconds: float) -> None:
     """Have Redis believe that it heard a worker last so many seconds earlier."""
     numbers = (await fields(redis))[f"w{throttle._worker}"]
-    numbers[-1] -= round(seconds * 1000)
+    numbers[5] -= round(seconds * 1000)
     await redis.hset(KEY, f"w{throttle._worker}", " ".join(map(str, numbers)))
 
 
@@ -230,14 +230,14 @@ async def test_a_call_that_takes_several_slots_waits_for_all_of_them(redis: Redi
     provider, throttle = Provider(max_concurrency=3, requests_per_minute=100), Throttle(redis, lease_seconds=LONG)
     first, second = Holder(throttle, provider), Holder(throttle, provider, calls=2)
     await second.started()
-    third = Holder(throttle, provider, calls=10)  # more than there are: it takes all
+    third = Holder(throttle, provider, calls=10)  # more than there are: it takes all, and the others follow
     await eventually(functools.partial(waiting, redis, 3), "three that wait")
     await finish(second)
     assert not third.admitted.is_set()
     await finish(first)
     await third.started()
     assert await held(redis) == 3
-    assert await counted(redis) == (6, 0)
+    assert await counted(redis) == (13, 0)
     await finish(third)
 
 
@@ -305,9 +305,9 @@ async def test_a_slot_counts_until_all_of_it_is_a_minute_old(redis: Redis, age: 
     throttle, limits = Throttle(redis, lease_seconds=LONG, window_seconds=LONG), ProviderLimits(None, 5, None)
     for question in range(1, 10, 2):
         await redis.delete(KEY)
-        slot = (await throttle.ask(NAME, limits, [question, 0, 0, 0, 0, 0])).slot
+        slot = (await throttle.ask(NAME, limits, [question, 0, 0, 0, 0, 0, 0])).slot
         await redis.hset(KEY, f"s{slot - age}", "5 0")
-        answer = await throttle.ask(NAME, limits, [question + 1, 0, 0, 1, 0, 0, 1, 0])
+        answer = await throttle.ask(NAME, limits, [question + 1, 0, 0, 1, 0, 0, 0, 1, 0, 0])
         if answer.slot == slot:
             assert answer.granted == (not counts)
             assert (answer.wait_seconds > 0) == counts
@@ -335,7 +335,7 @@ async def test_tokens_are_corrected_when_the_call_ends(redis: Redis) -> None:
     for used, total in ((400, 400), (3, 403), (None, 403 + estimate_tokens(REQUEST)), (0, None), (9000, None)):
         async with throttle.permit(NAME, provider, REQUEST) as permit:
             if used is not None:
-                permit.used(used)
+                permit.used(used, calls=1)
         if total is not None:
             await eventually(functools.partial(_counted_tokens, redis, total), "its tokens to be counted")
     await eventually(
@@ -356,7 +356,38 @@ async def test_a_call_beyond_the_whole_limit_takes_all_of_it_rather_than_wait_fo
     await refused(throttle, provider)
 
 
-ASKED = st.lists(st.builds(Cost, st.integers(1, 3), st.integers(0, 40)), max_size=6)
+async def test_calls_that_follow_others_count_in_the_minute_and_not_at_once(redis: Redis) -> None:
+    provider, throttle = Provider(max_concurrency=2, requests_per_minute=10), Throttle(redis, lease_seconds=LONG)
+    async with throttle.permit(NAME, provider, REQUEST, calls=3, more=5) as permit:
+        assert permit.calls == 2
+        assert (await held(redis), await counted(redis)) == (2, (8, 0))
+        permit.used(0, calls=3)  # the third failed
+    await eventually(functools.partial(_counted_calls, redis, 3), "the calls that were made to count alone")
+    async with throttle.permit(NAME, provider, REQUEST, calls=3, more=9) as permit:
+        pass
+    await refused(throttle, provider)
+
+
+async def _counted_calls(redis: Redis, calls: int) -> bool:
+    return (await counted(redis))[0] == calls
+
+
+async def test_a_worker_leaves_room_for_all_calls_of_one_that_came_earlier_and_reads_earlier_releases(
+    redis: Redis,
+) -> None:
+    provider, throttle = Provider(requests_per_minute=10), Throttle(redis, lease_seconds=LONG)
+    seconds, microseconds = await redis.time()
+    now = seconds * 1000 + microseconds // 1000
+    waiting = f"1 0 2 0 {now - 60_000} {now + 60_000}"  # two calls, of which each release writes
+    await redis.hset(KEY, "wearlier", waiting)
+    await finish(*[await Holder(throttle, provider).started() for _ in range(2)])
+    await redis.hset(KEY, "wearlier", f"{waiting} 6")  # and six that follow them
+    await refused(throttle, provider)
+    await redis.hset(KEY, "wearlier", f"{waiting} 5")
+    await finish(await Holder(throttle, provider).started())
+
+
+ASKED = st.lists(st.builds(Cost, st.integers(1, 3), st.integers(0, 40), st.integers(0, 2)), max_size=6)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -364,7 +395,7 @@ ASKED = st.lists(st.builds(Cost, st.integers(1, 3), st.integers(0, 40)), max_siz
     limits=st.builds(
         ProviderLimits,
         st.none() | st.integers(3, 8),
-        st.none() | st.integers(3, 15),
+        st.none() | st.integers(5, 15),
         st.none() | st.integers(40, 200),
     ),
     steps=st.lists(st.tuples(st.integers(0, 8), ASKED, st.integers(-30, 30)), max_size=12),
@@ -380,10 +411,10 @@ def test_the_script_decides_as_a_worker_alone_does(
             throttle, window = Throttle(redis, lease_seconds=LONG, window_seconds=10**8), Window(10**8)
             slot = 0
             for number, (under_way, asked, change) in enumerate(steps, start=1):
-                wants = sum(cost.calls for cost in asked), sum(cost.tokens for cost in asked)
+                wants = (sum(numbers) for numbers in zip(*asked, strict=True)) if asked else (0, 0, 0)
                 corrections = [1, slot, 0, change] if number > 1 else [0]
-                pairs = [count for cost in asked for count in cost]
-                answer = await throttle.ask(NAME, limits, [number, under_way, 0, *wants, *corrections, *pairs])
+                costs = [count for cost in asked for count in cost]
+                answer = await throttle.ask(NAME, limits, [number, under_way, 0, *wants, *corrections, *costs])
                 if number > 1 and (limits.requests or limits.tokens):
                     window.correct(0, 0, Cost(0, change))
                 expected = window.decide(0, limits, under_way, asked)
@@ -551,6 +582,6 @@ async def test_a_redis_that_answers_nothing_holds_up_only_the_first(
 async def test_a_question_that_arrives_after_a_later_one_changes_nothing(redis: Redis) -> None:
     """A Redis that was frozen runs, when it thaws, questions whose workers no longer wait."""
     throttle, limits = Throttle(redis, lease_seconds=LONG), ProviderLimits(5, None, None)
-    await throttle.ask(NAME, limits, [2, 3, 0, 0, 0, 0])
-    assert (await throttle.ask(NAME, limits, [1, 1, 0, 1, 0, 0, 1, 0])).granted == 0
+    await throttle.ask(NAME, limits, [2, 3, 0, 0, 0, 0, 0])
+    assert (await throttle.ask(NAME, limits, [1, 1, 0, 1, 0, 0, 0, 1, 0, 0])).granted == 0
     assert await held(redis) == 3

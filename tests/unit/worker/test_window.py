@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from worker.window import SLOTS, Cost, Decision, ProviderLimits, Window
 
 SECONDS = 60.0
-COSTS = st.builds(Cost, st.integers(1, 3), st.integers(0, 50))
+COSTS = st.builds(Cost, st.integers(1, 2), st.integers(0, 50), st.integers(0, 1))
 
 
 @given(
@@ -26,7 +26,7 @@ def test_no_minute_holds_more_than_the_limits(
             granted.append((now, cost))
     for end, _ in granted:
         minute = [cost for at, cost in granted if end - SECONDS < at <= end]
-        assert sum(cost.calls for cost in minute) <= calls
+        assert sum(cost.requests for cost in minute) <= calls
         assert sum(cost.tokens for cost in minute) <= tokens
 
 
@@ -49,6 +49,18 @@ def test_no_wait_is_known_while_slots_are_short() -> None:
     window = Window(SECONDS)
     assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(1, 0), Cost(1, 0)]) == Decision(1, 0, 0)
     assert window.decide(0, ProviderLimits(3, None, None), 2, [Cost(2, 0), Cost(1, 0)]) == Decision(0, 0, 0)
+
+
+def test_calls_that_follow_others_count_in_the_minute_and_not_at_once() -> None:
+    window, limits = Window(SECONDS), ProviderLimits(2, 7, None)
+    cost = Cost(3, 0, more=2).within(limits)
+    assert cost == Cost(2, 0, more=3)
+    assert Cost(8, 0, more=20).within(limits) == Cost(2, 0, more=5)
+    assert window.decide(0, limits, 0, [cost]).granted
+    window.add(0, cost)
+    assert window.total(0) == Cost(5, 0)
+    assert window.decide(0, limits, 0, [Cost(1, 0, more=1)]).granted
+    assert not window.decide(0, limits, 0, [Cost(1, 0, more=2)]).granted
 
 
 def test_who_came_first_is_not_passed_by_a_smaller_one() -> None:
