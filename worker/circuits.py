@@ -92,19 +92,25 @@ class Circuits:
         return not self.troubled.seconds(name, account) and not self.pauses.seconds(route or name)
 
     def served_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
-        """Tell whether another worker of a tier may call a provider for an account, as far as this worker knows."""
+        """Tell whether another worker takes jobs of a tier and may call a provider for an account.
+
+        It may have no room for the job yet: this worker makes no call in any case.
+        """
         keys = {EVERYONE, account}
-        return any(tier in view.tiers and not keys & set(view.open.get(name, ())) for view in self._others)
+        return any(
+            tier in view.tiers and view.takes_jobs and not keys & set(view.open.get(name, ())) for view in self._others
+        )
 
     def tier_served_elsewhere(self, tier: str) -> bool:
         """Tell whether there is another worker of a tier, as far as this worker knows."""
         return any(tier in view.tiers for view in self._others)
 
     def better_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
-        """Tell whether calls of an account fail from here, and another worker of the tier knows of no failure."""
+        """Tell whether calls of an account fail from here, and another worker with room knows of no failure."""
         keys = {EVERYONE, account}
         return self.troubled.fails(name, keys) and any(
-            tier in view.tiers and not keys & set(view.failing.get(name, ())) for view in self._others
+            tier in view.tiers and view.takes_jobs and not view.is_full and not keys & set(view.failing.get(name, ()))
+            for view in self._others
         )
 
     def call(self, name: str, route: str | None = None, *, account: str = "") -> Call:

@@ -203,8 +203,9 @@ class Executor:
             started_at=self._started_at,
             slots=self._settings.worker_slots,
             running=self._slots.taken,
-            draining=HEALTH.draining,
+            draining=self._intake.closed,
             machine=self._machine,
+            cut_off=not self.reachable.is_set(),
         )
 
     def _pace_lines(self, views: Sequence[View]) -> None:

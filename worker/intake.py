@@ -77,7 +77,8 @@ class Intake:
         self.tasks: set[asyncio.Task[None]] = set()
         self._starting: set[str] = set()
         self._heard_at = 0.0
-        self._closed = False
+        self.closed = False
+        """Whether the worker takes no more jobs, as it drains."""
         availability.on_lost(self.hand_back_all)
 
     @property
@@ -92,7 +93,7 @@ class Intake:
         """
         self._heard_at = asyncio.get_running_loop().time()
         fresh = [job_id for job_id in job_ids if job_id not in self._wakeups]
-        if self._closed or not self._availability.reachable.is_set():
+        if self.closed or not self._availability.reachable.is_set():
             self._send_back(fresh, tier)
             self.hand_back_all()
             return
@@ -131,7 +132,7 @@ class Intake:
 
     def close(self) -> None:
         """Take no more jobs."""
-        self._closed = True
+        self.closed = True
         self.hand_back_all()
 
     # -- while there are more jobs than slots -----------------------------------------------------------------------
@@ -143,7 +144,7 @@ class Intake:
             await self._moved.wait()
             # Every wake-up may be handed back by now. An event that stayed set would then starve the event loop.
             self._moved.clear()
-            while self._wakeups and not self._closed:
+            while self._wakeups and not self.closed:
                 self._moved.clear()
                 began = loop.time()
                 try:
@@ -230,7 +231,7 @@ class Intake:
         reconnections.
         """
         quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
-        if self._closed or not (deaf or quiet):
+        if self.closed or not (deaf or quiet):
             return
         try:
             await self._take_unclaimed(0 if deaf else self._settings.resend_seconds)

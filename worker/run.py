@@ -40,6 +40,10 @@ from worker.throttle import Throttle
 
 # Seconds that a background job may keep its slot here while its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
+# Attempts without a failed call after which a job that has failed is called for here, and no longer left to another
+# worker: that one may not take it. Attempts that found no room at the provider count as well, as no job has its own
+# count of either.
+_MOST_HANDOVERS = 10
 _CONTENT_FILTER = "content_filter"
 
 
@@ -142,7 +146,7 @@ class Runner:
         """
         job = attempt.job
         route = await self._choose_route(attempt)
-        if job.retries and self._circuits.better_elsewhere(route.provider_name, job.tier, account=job.account_id):
+        if job.retries and self._is_better_elsewhere(job, route):
             raise UpstreamUnavailableError  # the job has failed here once: another worker's path may be fine
         log = await self._read_log(attempt)
         # The exchange refers to what the attempt holds, not to the attempt, which holds the exchange.
@@ -159,6 +163,12 @@ class Runner:
             if self._outcomes.next_attempt(attempt, withheld) is not None:
                 raise withheld
         return exchange.answer
+
+    def _is_better_elsewhere(self, job: ClaimedJob, route: Route) -> bool:
+        """Tell whether a job that has failed is left to another worker."""
+        return job.attempt - job.retries <= _MOST_HANDOVERS and self._circuits.better_elsewhere(
+            route.provider_name, job.tier, account=job.account_id
+        )
 
     async def _choose_route(self, attempt: Attempt) -> Route:
         """Return the first route, from the job's on, whose provider may be called; the job's if none may be."""

@@ -66,6 +66,8 @@ class About:
     draining: bool
     machine: str = ""
     """An id that the processes of a machine share, although each container has a host of its own."""
+    cut_off: bool = False
+    """Whether Postgres does not answer the worker; earlier releases do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,16 @@ class View:
     """By provider."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Calls at once that routes with calls here take over all workers, where their limits adapt."""
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether the worker takes jobs once it has room for them."""
+        return self.about is None or not (self.about.draining or self.about.cut_off)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each of the worker's slots has a job."""
+        return self.about is not None and self.about.running >= self.about.slots
 
     def pack(self) -> bytes:
         """Return the view as it is kept in Redis."""

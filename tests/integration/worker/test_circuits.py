@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -47,10 +47,8 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
         yield redis
 
 
-def worker(
-    redis: Redis, rules: Rules = RULES, *, tiers: Sequence[str] = ("default",), poll_seconds: float = 1.0
-) -> Circuits:
-    return Circuits(redis, worker=f"host:{next(_numbers)}", tiers=tiers, rules=rules, poll_seconds=poll_seconds)
+def worker(redis: Redis, rules: Rules = RULES, *, tiers: Sequence[str] = ("default",), **options: Any) -> Circuits:
+    return Circuits(redis, worker=f"host:{next(_numbers)}", tiers=tiers, rules=rules, **options)
 
 
 async def end(circuits: Circuits, error: BaseException | None = None, times: int = 1, *, account: str = "") -> None:
@@ -316,6 +314,29 @@ async def test_what_failed_once_is_better_tried_by_a_worker_whose_calls_do_not_f
     await end(fine, account="only")
     await told(*workers)
     assert failing.better_elsewhere(NAME, "default", account="only")
+
+
+@pytest.mark.parametrize("state", ["draining", "cut_off"])
+async def test_a_worker_that_takes_no_jobs_is_given_none(redis: Redis, state: str) -> None:
+    about = About("there", 7, "9", started_at=1.5, slots=4, running=1, draining=False)
+    failing, _ = workers = [worker(redis), worker(redis, about=lambda: about)]
+    await end(failing, UpstreamTimeoutError())
+    await told(*workers)
+    assert failing.better_elsewhere(NAME, "default")
+    assert failing.served_elsewhere(NAME, "default")
+    about = replace(about, draining=state == "draining", cut_off=state == "cut_off")
+    await told(*workers)
+    assert not failing.better_elsewhere(NAME, "default")
+    assert not failing.served_elsewhere(NAME, "default")
+
+
+async def test_a_full_worker_is_no_better_but_serves_what_may_not_be_called_from_here(redis: Redis) -> None:
+    about = About("there", 7, "9", started_at=1.5, slots=4, running=4, draining=False)
+    failing, _ = workers = [worker(redis), worker(redis, about=lambda: about)]
+    await end(failing, UpstreamTimeoutError())
+    await told(*workers)
+    assert not failing.better_elsewhere(NAME, "default")
+    assert failing.served_elsewhere(NAME, "default")
 
 
 async def test_where_every_worker_has_opened_it_no_one_serves_it_elsewhere(redis: Redis) -> None:

@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -23,6 +24,7 @@ from headrace.dev.valkey import EmbeddedValkey
 from headrace.events.wire import WORK_CHANNEL, job_channel
 from headrace.jobs.state import State
 from headrace.queue import JobQueue
+from headrace.runtime.chores import going_on
 from headrace.settings import Settings
 from headrace.stores.connections import Row
 from headrace.stores.database import execute
@@ -43,6 +45,7 @@ from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.integration.job_rows import Jobs
 from tests.waiting import PATIENCE, eventually
 from worker.attempt import Attempt
+from worker.circuits import Circuits
 from worker.executor import Executor
 
 REQUEST = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}'
@@ -407,6 +410,61 @@ async def _heard(pubsub: Any, text: bytes) -> bytes:
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)
             heard += b"" if message is None else message["data"]
     return heard
+
+
+# -- jobs for another worker ------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_cannot_reach_postgres_tells_the_others_that_it_takes_no_jobs(
+    settings: Settings, jobs: Jobs, model: str, redis: Redis
+) -> None:
+    url = urlsplit(settings.database_url)
+    link = Link(postgres_socket(settings.database_url))
+    behind = settings.model_copy(
+        update={"database_url": f"postgresql://{url.username}@127.0.0.1:{link.port}{url.path}"}
+    )
+    here = Circuits(redis, worker="here")
+
+    async def served(expected: bool) -> bool:
+        await here.refresh()
+        return here.served_elsewhere("any", "default") is expected
+
+    try:
+        async with executing(behind, jobs, model) as rig:
+            await eventually(partial(served, True), "news of the worker")
+            link.be(Mode.STALL)
+            await rig.run()
+            await eventually(partial(served, False), "news that it takes no jobs")
+            link.be(Mode.CUT)
+            await eventually(partial(served, True), "news that it takes jobs again")
+    finally:
+        link.close()
+
+
+async def test_a_job_that_failed_once_is_called_for_here_once_no_other_worker_has_taken_it(
+    rig: Rig, provider: Provider, redis: Redis
+) -> None:
+    idle = Circuits(redis, worker="idle")  # it tells that its calls do not fail, and it takes no message
+
+    async def better() -> bool:
+        await idle.refresh()
+        await rig.executor._circuits.refresh()
+        return rig.executor._circuits.served_elsewhere("fake", "default")
+
+    await eventually(better, "the other worker")
+    provider.script(rig.model, status(500), answer("from here"))
+    async with going_on(idle.run):
+        job_id = await rig.run()
+
+        async def retaken() -> bool:
+            await rig.executor.take([job_id], tier="default")
+            return await rig._is_final(job_id)
+
+        await eventually(retaken, "its end")
+    assert await rig.jobs.state(job_id) is State.COMPLETED
+    assert len(provider.calls_for(rig.model)) == 2
+    handed_over = (await rig.jobs.row(job_id)).attempt - 2
+    assert 0 < handed_over <= worker.run._MOST_HANDOVERS
 
 
 # -- configurations that differ ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ ABOUT = st.none() | st.builds(
     slots=COUNTS,
     running=COUNTS,
     draining=st.booleans(),
+    cut_off=st.booleans(),
 )
 CALLS = st.dictionaries(st.text(max_size=5), st.builds(Calls, COUNTS, COUNTS, COUNTS), max_size=3)
 
