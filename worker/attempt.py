@@ -33,6 +33,8 @@ class Stop(Enum):
     """The lease expired, and the job has another attempt or has ended: only the usage of this one is written."""
     DRAINED = auto()
     """This worker is shutting down: the job goes back to the queue."""
+    YIELDED = auto()
+    """The job waits for its provider, and another needs its slot: it goes back to the queue."""
 
 
 @dataclass(slots=True)
@@ -96,6 +98,11 @@ class Attempt:
     def secret(self) -> str | None:
         """The provider's key that was sent, which no client may see."""
         return None if self.exchange is None else self.exchange.secret
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has its route and has not called the provider yet."""
+        return bool(self.routes) and self.called_at is None and self.stop is None and not self.ending
 
     @property
     def started(self) -> bool:

@@ -47,6 +47,7 @@ from worker.outcome import Outcomes
 from worker.run import Runner
 from worker.slots import Slots, reserve_of
 from worker.throttle import Throttle
+from worker.yielding import find_waiting
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ class Executor:
             crowds=crowds,
             run=self._runner.run,
             send_back=self.hand_back,
+            waiting=lambda: find_waiting(self._leases.attempts, slots.running),
         )
 
     @classmethod

@@ -5,7 +5,8 @@ Once jobs wait for slots here, they do not start in the order of their wake-ups,
 asks Postgres which waiting jobs come first, whether or not their wake-ups have come here. A wake-up whose job runs by
 then claims nothing. Lines of batches start in the order in which they come: the scheduler has shared them out already.
 While lines wait for their provider's limits, the worker asks Postgres whose lines the others are, and starts few that
-would wait as well.
+would wait as well. Other jobs that wait for slots get those of requests that wait for their providers
+(`worker/yielding.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from headrace.queue import LINES
 from headrace.runtime.chores import wait_for
 from headrace.settings import Settings
 from headrace.stores.database import Database
+from worker.attempt import Attempt, Stop
 from worker.availability import Availability
 from worker.crowds import Crowds
 from worker.line_pace import BURST_SECONDS
@@ -61,8 +63,12 @@ class Intake:
         crowds: Crowds,
         run: Callable[[str, str, Slot], Coroutine[Any, Any, None]],
         send_back: Callable[[Sequence[str], str], None],
+        waiting: Callable[[], Sequence[Attempt]],
     ) -> None:
-        """`run` runs the job of an id and a tier; `send_back` wakes another worker for jobs of a tier."""
+        """`run` runs the job of an id and a tier; `send_back` wakes another worker for jobs of a tier.
+
+        `waiting` returns the attempts that may give up their slots, in the order in which they do.
+        """
         self._settings = settings
         self._database = database
         self._availability = availability
@@ -71,6 +77,7 @@ class Intake:
         self._crowds = crowds
         self._run = run
         self._send_back = send_back
+        self._waiting = waiting
         self._wakeups = WakeUps()
         self._moved = asyncio.Event()
         """Set when a wake-up comes or a slot comes free while jobs wait."""
@@ -173,6 +180,7 @@ class Intake:
         if not tiers:
             if len(self._wakeups) > self._wakeups.competing(LINES):
                 await self._use_reserve()
+                await self._use_waiting()
             return
         limit = min(_MOST_FOUND, max(map(self._slots.room, tiers)))
         found = await find_fair(self._database, tiers, running=self._slots.running, limit=limit)
@@ -210,6 +218,29 @@ class Intake:
         if found:
             await self._forget_taken()
 
+    async def _use_waiting(self, *, seconds: float = 0) -> None:
+        """Start the jobs that come first in the slots of requests that wait for their providers, if all are taken.
+
+        Jobs for the models of those requests would wait as well, so they start only where there are so many that jobs
+        for others may come after them.
+        """
+        tiers = [tier for tier in self._tiers if tier != LINES]
+        if not self._waiting() or not tiers or any(map(self._slots.room, tiers)):
+            return
+        running = self._slots.running
+        found = await find_fair(self._database, tiers, running=running, limit=_MOST_FOUND, seconds=seconds)
+        waiting = self._waiting()
+        models = {attempt.job.model for attempt in waiting}
+        starting = [job for job in found if job.model not in models]
+        if not starting and len(found) == _MOST_FOUND:
+            starting = found
+        for job, attempt in zip(starting, waiting, strict=False):
+            if job.id not in self._starting:
+                attempt.interrupt(Stop.YIELDED)
+                self._start_found(job, reserved=True)
+        if found:
+            await self._forget_taken()
+
     def _start_found(self, job: WaitingJob, *, reserved: bool = False) -> None:
         """Start a job unless it starts already, or its tier has no slot any more."""
         if job.id not in self._starting and (reserved or self._slots.room(job.tier)):
@@ -242,6 +273,7 @@ class Intake:
         tiers = [tier for tier in self._tiers if self._slots.room(tier)]
         if not tiers:
             await self._use_reserve(seconds=seconds)
+            await self._use_waiting(seconds=seconds)
             return
         limit = min(_MOST_FOUND, max(map(self._slots.room, tiers)))
         running = self._slots.running

@@ -21,7 +21,7 @@ from headrace.telemetry import metrics, rates
 from headrace.telemetry.metrics import bound, known_model, known_route
 from headrace.usage.measures import count_spent
 from headrace.usage.spent import SpentUsage
-from worker.attempt import Attempt
+from worker.attempt import Attempt, Stop
 
 _ended = bound(metrics.JOBS_ENDED)
 _waits = bound(metrics.QUEUE_WAIT)
@@ -67,6 +67,8 @@ class Measures:
         """Count an attempt that was stopped from outside, by its reason."""
         assert attempt.stop is not None
         self._count(attempt, attempt.stop.name.lower())
+        if attempt.stop is Stop.YIELDED and attempt.provider is not None:
+            _throttled(attempt.provider, "busy").inc()
 
     def failed(self, attempt: Attempt, error: Exception) -> None:
         """Count an attempt that an error ended, before or after it called its provider."""

@@ -23,6 +23,7 @@ from worker.attempt import Attempt, Stop
 from worker.circuits import Circuits
 from worker.ending import Endings
 from worker.retry import Retry, handover_delay, next_attempt
+from worker.yielding import BACK_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,10 @@ class Outcomes:
         elif attempt.stop is Stop.DRAINED:
             job = attempt.job
             await self._endings.put_back(attempt, Retry(job.route, job.retries, 0), "returned")
+        elif attempt.stop is Stop.YIELDED:
+            job, route = attempt.job, attempt.route
+            pause = 0 if route is None else self._circuits.pauses.seconds(route.name)
+            await self._endings.put_back(attempt, Retry(job.route, job.retries, max(BACK_SECONDS, pause)), None)
         else:
             await self._endings.discard(attempt, attempt.spent())
 

@@ -184,6 +184,7 @@ class WaitingJob:
     tier: str
     account_id: str
     background: bool
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

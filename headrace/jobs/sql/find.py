@@ -34,9 +34,9 @@ WITH RECURSIVE place AS (
           OR coalesce(CASE WHEN background THEN running ELSE waited_for END, 0) < %(below)s)
     ORDER BY tier_order, background, running, scheduled_at LIMIT %(limit)s
 )
-SELECT id, tier, first.account_id, background FROM first CROSS JOIN LATERAL (
-    SELECT id, scheduled_at, sent_at, row_number() OVER (ORDER BY scheduled_at) AS number FROM (
-        SELECT id, scheduled_at, sent_at FROM jobs
+SELECT id, tier, first.account_id, background, model FROM first CROSS JOIN LATERAL (
+    SELECT id, model, scheduled_at, sent_at, row_number() OVER (ORDER BY scheduled_at) AS number FROM (
+        SELECT id, model, scheduled_at, sent_at FROM jobs
         WHERE state = 'queued' AND tier = first.tier AND background = first.background
               AND account_id = first.account_id AND scheduled_at <= now()
         ORDER BY scheduled_at LIMIT %(limit)s) AS due) AS next

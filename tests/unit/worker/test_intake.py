@@ -69,6 +69,7 @@ async def test_lines_that_are_held_back_do_not_start_with_the_jobs_of_other_tier
         crowds=crowds,
         run=run,
         send_back=lambda *_: None,
+        waiting=list,
     )
     intake._wakeups.add("job_line", "batch", Message())
     intake._wakeups.add("job_other", "default", Message())
@@ -95,6 +96,7 @@ async def test_wake_ups_that_are_handed_back_before_their_turn_leave_the_loop_fr
         crowds=Crowds(),
         run=run,
         send_back=lambda job_ids, _: sent_back.extend(job_ids),
+        waiting=list,
     )
     intake._moved = BoundedEvent()
     intake.start("job_running", "default")
