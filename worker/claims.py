@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import ClaimedJob
-from headrace.jobs.sql.run import claim_jobs
+from headrace.jobs.sql.run import claim_jobs, find_claimable
 from headrace.runtime.clock import now
 from headrace.settings import Settings
 from headrace.stores.database import Database
@@ -45,7 +45,7 @@ class Claims:
         self._held: dict[str, int] = {}
         """The newest attempt here of each job, from the moment that its claim returns."""
         self._doubtful: dict[str, str] = {}
-        """Jobs that a claim may have given this worker although Postgres did not answer, and the tier of each."""
+        """Jobs that a claim may yet give this worker although Postgres did not answer, and the tier of each."""
 
     async def claim(self, job_id: str, tier: str) -> Claim | None:
         """Claim a job; None if another worker has it, if it has ended, or if Postgres refuses or does not answer."""
@@ -65,13 +65,25 @@ class Claims:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether a claim got no answer since the last call of `take_doubtful`."""
+        """Whether a claim got no answer, and Postgres has not shown yet who has its job."""
         return bool(self._doubtful)
 
-    def take_doubtful(self) -> Mapping[str, str]:
-        """Return, with their tiers, the jobs in doubt since the last call. This worker alone can claim them again."""
-        doubtful, self._doubtful = self._doubtful, {}
-        return doubtful
+    async def find_doubtful(self) -> Mapping[str, str]:
+        """Return, with their tiers, the jobs in doubt that this worker may claim again; forget those that it may not.
+
+        A claim that got no answer may commit much later. Until then its job is queued and locked, so a second claim
+        passes over it. The job stays in doubt until a claim here has it, or Postgres shows it elsewhere or ended.
+        """
+        asked = list(self._doubtful)
+        try:
+            claimable = dict(await find_claimable(self._database, asked, worker=self.worker))
+        except SQLAlchemyError as error:
+            log.warning("could not look for jobs in doubt: %s", error)
+            return {}
+        for job_id in asked:
+            if job_id not in claimable or claimable[job_id] == self._held.get(job_id):
+                self._doubtful.pop(job_id, None)
+        return {job_id: self._doubtful[job_id] for job_id in asked if job_id in self._doubtful}
 
     async def _claim_all(self, job_ids: Sequence[str]) -> list[Claim | None]:
         if not self._availability.reachable.is_set():
@@ -91,6 +103,9 @@ class Claims:
                 self._availability.lost(error)
             raise
         self._held.update((job.id, job.attempt) for job in jobs)
+        if self._doubtful:
+            for job in jobs:
+                self._doubtful.pop(job.id, None)
         claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}
         # Of an id that was sent twice, one task runs the job.
         return [claimed.pop(job_id, None) for job_id in job_ids]

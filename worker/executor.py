@@ -251,8 +251,9 @@ class Executor:
             # A worker tells its news to Redis in any case. Only if Redis does not take them, the worker asks why.
             self._leases.deaf = deaf = self._circuits.redis_lost and not await redis_takes_writes(self._redis)
             if self.reachable.is_set():
-                for job_id, tier in self._claims.take_doubtful().items():
-                    self._intake.start(job_id, tier)
+                if self._claims.in_doubt:
+                    for job_id, tier in (await self._claims.find_doubtful()).items():
+                        self._intake.start_again(job_id, tier)
                 await self._intake.find_unclaimed(deaf=deaf)
 
     async def _until_next_look(self) -> None:

@@ -125,6 +125,11 @@ class Intake:
         task.add_done_callback(partial(self._ended, job_id, slot))
         return slot
 
+    def start_again(self, job_id: str, tier: str) -> None:
+        """Start a job whose claim got no answer, unless it starts already."""
+        if job_id not in self._starting:
+            self.start(job_id, tier)
+
     def _ended(self, job_id: str, slot: Slot, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         self._starting.discard(job_id)

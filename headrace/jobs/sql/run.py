@@ -65,6 +65,22 @@ async def claim_jobs(
     return [ClaimedJob(*row) for row in rows]
 
 
+_CLAIMABLE = """
+SELECT id, attempt FROM jobs
+WHERE id = ANY(%(ids)b::text[]) AND deadline_at > now()
+      AND (state = 'queued' AND scheduled_at <= now() OR state = 'running' AND worker = %(worker)s)
+"""
+
+
+async def find_claimable(database: Database, job_ids: Sequence[str], *, worker: str) -> list[tuple[str, int]]:
+    """Return those of the jobs that are queued and due, or that the worker has claimed, with their last attempts.
+
+    A job whose claim has not committed yet is among the queued ones.
+    """
+    rows = await execute(database.relaxed, _CLAIMABLE, {"ids": list(job_ids), "worker": worker})
+    return [(row[0], row[1]) for row in rows]
+
+
 _HEARTBEAT = Prepared("""
 WITH held AS (
     SELECT * FROM unnest(%(id)b::text[], %(attempt)b::int[]) AS held (id, attempt)
