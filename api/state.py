@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from operator import attrgetter
 from typing import NotRequired, TypedDict
 
 from fastapi import FastAPI, Request
@@ -98,7 +99,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 queue=queue,
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
-                inserts=GroupCommit(partial(insert_jobs, database), statement="accept"),
+                inserts=GroupCommit(partial(insert_jobs, database), statement="accept", size=attrgetter("size")),
                 doubts=doubts,
                 waiting=waiting,
                 room=Room(settings.body_memory_bytes),

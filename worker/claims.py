@@ -14,7 +14,7 @@ from headrace.runtime.clock import now
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
-from headrace.stores.group_commit import GroupCommit
+from headrace.stores.group_commit import STATEMENT_BYTES, GroupCommit
 from worker.attempt import Lease
 from worker.availability import Availability
 
@@ -41,16 +41,22 @@ class Claims:
         self._database = database
         self._availability = availability
         self._send_back = send_back
-        self._group = GroupCommit(self._claim_all, statement="claim")
+        self._group = GroupCommit(self._claim_all, statement="claim", size=len)
         self._held: dict[str, int] = {}
         """The newest attempt here of each job, from the moment that its claim returns."""
+        self._left_out: set[str] = set()
+        """Jobs that a claim has left out, although they may be queued and due."""
         self._doubtful: dict[str, str] = {}
         """Jobs that a claim may yet give this worker although Postgres did not answer, and the tier of each."""
 
     async def claim(self, job_id: str, tier: str) -> Claim | None:
         """Claim a job; None if another worker has it, if it has ended, or if Postgres refuses or does not answer."""
         try:
-            return await self._group.submit(job_id)
+            claim = await self._group.submit(job_id)
+            while claim is None and job_id in self._left_out:
+                self._left_out.discard(job_id)
+                claim = await self._group.submit(job_id)
+            return claim
         except SQLAlchemyError as error:
             log.warning("could not claim a job: %s", error)
             if is_unavailable(error):
@@ -107,5 +113,7 @@ class Claims:
             for job in jobs:
                 self._doubtful.pop(job.id, None)
         claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}
+        if sum(job.size for job in jobs) >= STATEMENT_BYTES:
+            self._left_out.update(job_id for job_id in job_ids if job_id not in claimed)
         # Of an id that was sent twice, one task runs the job.
         return [claimed.pop(job_id, None) for job_id in job_ids]

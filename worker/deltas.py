@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import Segment
 from headrace.jobs.sql.run import append_segments
 from headrace.stores.database import Database
+from headrace.stores.group_commit import fitting
 from headrace.telemetry.metrics import GROUP_COMMIT
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,11 @@ class Deltas:
         self.seq += len(lines)
         return body
 
+    @property
+    def size(self) -> int:
+        """Bytes of the deltas that are held."""
+        return len(self._held)
+
     def segment(self) -> Segment | None:
         """Return all held deltas, or None if Postgres has every one."""
         self._taken = len(self._held)
@@ -117,15 +124,16 @@ class DeltaWriter:
         self._soon = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         """Sets `_soon` when the deltas that attempts hold are due; None while no write is due."""
-        self._dirty: set[Deltas] = set()
-        self._writing: set[Deltas] = set()
+        self._dirty: dict[Deltas, None] = {}
+        """Those that hold deltas, in the order in which they are written."""
+        self._writing: Collection[Deltas] = ()
         self._written: asyncio.Future[None] | None = None
 
     def touch(self, deltas: Deltas) -> None:
         """Note that an attempt holds deltas; its first ones are written soon, as they show that its client has text."""
         if deltas in self._dirty:  # its write is due already
             return
-        self._dirty.add(deltas)
+        self._dirty[deltas] = None
         if not deltas.kept:
             self._soon.set()
         elif deltas.on_saved is not None:
@@ -144,7 +152,7 @@ class DeltaWriter:
 
     async def settle(self, deltas: Deltas) -> None:
         """Return once no write of an attempt's deltas is under way; those still held go with its end."""
-        self._dirty.discard(deltas)
+        self._dirty.pop(deltas, None)
         while deltas in self._writing and self._written is not None:
             await asyncio.shield(self._written)
 
@@ -161,7 +169,11 @@ class DeltaWriter:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _write(self) -> None:
-        self._writing, self._dirty = self._dirty, set()
+        count = fitting(deltas.size for deltas in self._dirty)
+        self._writing = set(islice(self._dirty, count))
+        for deltas in self._writing:
+            del self._dirty[deltas]
+        rest = bool(self._dirty)
         self._written = asyncio.get_running_loop().create_future()
         segments = {deltas: segment for deltas in self._writing if (segment := deltas.segment()) is not None}
         self._sizes.observe(len(segments))
@@ -169,11 +181,13 @@ class DeltaWriter:
             await append_segments(self._database, list(segments.values()))
         except SQLAlchemyError as error:
             log.warning("could not write deltas, trying again: %s", error)
-            self._dirty |= segments.keys()
+            self._dirty |= dict.fromkeys(segments)
             self._write_within(self._interval)
         else:
             for deltas, segment in segments.items():
                 deltas.saved(segment)
+            if rest:
+                self._soon.set()
         finally:
-            self._writing = set()
+            self._writing = ()
             self._written.set_result(None)

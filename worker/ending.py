@@ -10,6 +10,7 @@ import asyncio
 import logging
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -54,7 +55,7 @@ class Endings:
         self._publisher = publisher
         self._deltas = deltas
         self._measures = measures
-        self._group = GroupCommit(partial(finish_jobs, database), statement="finish")
+        self._group = GroupCommit(partial(finish_jobs, database), statement="finish", size=attrgetter("size"))
 
     async def finish(
         self,

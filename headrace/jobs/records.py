@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
@@ -40,6 +40,11 @@ class NewJob:
     format: Format = "chat"
     conversation_id: str | None = None
     trace_context: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters of its request."""
+        return len(self.request)
 
     @property
     def silent_until_end(self) -> bool:
@@ -89,12 +94,12 @@ class ClaimedJob:
     trace_context: str | None = None
     has_webhook: bool = True
     """Whether a webhook tells of its end."""
-    size: int = field(default=0, init=False)
-    """Characters of the request, once it is taken."""
+    size: int = 0
+    """Bytes of the request."""
 
     def take_request(self) -> str:
         """Return the request, and forget it: its document serves the attempt, which may take long."""
-        request, self.request, self.size = self.request, "", len(self.request)
+        request, self.request = self.request, ""
         return request
 
 
@@ -129,6 +134,13 @@ class FinishedJob:
     """What a completed job adds to its conversation: its own input and its output. Empty without a conversation."""
     followed: bool = True
     """Whether a batch counts its end, or a webhook tells of it."""
+
+    @property
+    def size(self) -> int:
+        """Characters of its answer, of its last deltas and of its turn."""
+        answer = 0 if self.response is None else len(self.response)
+        deltas = 0 if self.segment is None else len(self.segment.chunks)
+        return answer + deltas + sum(len(item.document) for item in self.turn)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Gate:
             answers: Sequence[Any] = await script(keys=[self._prefix], args=jobs)
             return answers
 
-        return GroupCommit(run, statement="limits", max_batch=_MOST_JOBS)
+        return GroupCommit(run, statement="limits", size=len, max_batch=_MOST_JOBS)
 
     async def admit(self, scopes: Sequence[Scope], demand: Demand) -> Admission:
         """Take what a job is going to use from each scope's limits, all or nothing. Scopes without any cost nothing.

@@ -2,12 +2,13 @@
 
 A lone caller does not wait. Under load a batch lingers for a moment, so that one statement, one round trip and one wait
 for the disk serve many callers. If Postgres refuses a row, its batch is written one by one, so that row fails alone.
+Large items go into several statements, as one with all of them might never be done within a statement's time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import sqlalchemy as sa
@@ -18,10 +19,23 @@ from headrace.telemetry.metrics import GROUP_COMMIT
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+STATEMENT_BYTES = 16 * 1024 * 1024
+"""Bytes of text that one statement takes for many callers. A larger text has a statement of its own."""
 # Seconds that a batch lingers under load, and until a statement is tried again after a deadlock.
 _LINGER_SECONDS = 0.002
 # SQLSTATEs of serialization failures and deadlocks, after which the same statement may succeed.
 _TRY_AGAIN = frozenset({"40001", "40P01"})
+
+
+def fitting(sizes: Iterable[int]) -> int:
+    """Return how many of the first items, by their sizes in bytes, one statement takes: at least one."""
+    count = total = 0
+    for size in sizes:
+        total += size
+        if count and total > STATEMENT_BYTES:
+            break
+        count += 1
+    return count
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -32,13 +46,16 @@ class GroupCommit(Generic[Item, Result]):
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         statement: str,
+        size: Callable[[Item], int],
         max_batch: int = 500,
     ) -> None:
         """`flush` writes the items and returns one result for each, in their order.
 
-        `statement` is what the metric of the batches' sizes calls it.
+        `statement` is what the metric of the batches' sizes calls it. `size` returns the length of an item's texts,
+        where characters may count as bytes.
         """
         self._flush = flush
+        self._size = size
         self._sizes = GROUP_COMMIT.labels(statement)
         self._max_batch = max_batch
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -58,12 +75,20 @@ class GroupCommit(Generic[Item, Result]):
             while self._pending:
                 if crowded and len(self._pending) < self._max_batch:
                     await asyncio.sleep(_LINGER_SECONDS)
-                batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
+                batch = self._take()
                 crowded = len(batch) > 1
                 self._sizes.observe(len(batch))
                 await self._write(batch)
         finally:
             self._task = None
+
+    def _take(self) -> Sequence[tuple[Item, asyncio.Future[Result]]]:
+        """Take the items of the next batch."""
+        count = len(self._pending)
+        if count > 1:
+            count = fitting(self._size(item) for item, _ in self._pending[: self._max_batch])
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        return batch
 
     async def _write(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

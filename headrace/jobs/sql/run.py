@@ -14,6 +14,7 @@ from headrace.jobs.sql.usage import FROM_JOB, INSERT_USAGE, JOB_FOR_USAGE, SPENT
 from headrace.jobs.state import State
 from headrace.stores.connections import PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
+from headrace.stores.group_commit import STATEMENT_BYTES
 from headrace.stores.plain import Prepared
 from headrace.usage.spent import SpentUsage
 from headrace.webhooks.queries import JOB_FOR_WEBHOOK, insert_job_deliveries
@@ -23,10 +24,12 @@ from headrace.webhooks.queries import JOB_FOR_WEBHOOK, insert_job_deliveries
 # last vacuum. Two forms prevent that: Postgres does not merge a subquery that locks its row into a join, and no partial
 # index is on `lease_until`, which running jobs alone have.
 
-_CLAIM = Prepared("""
+
+def _claim(due: str, condition: str) -> Prepared:
+    return Prepared(f"""
 WITH due AS MATERIALIZED (
-    SELECT job.id FROM unnest(%(ids)b::text[]) AS wanted (id) CROSS JOIN LATERAL (
-        SELECT id FROM jobs
+    SELECT {due} FROM unnest(%(ids)b::text[]) AS wanted (id) CROSS JOIN LATERAL (
+        SELECT id, octet_length(request) AS size FROM jobs
         WHERE jobs.id = wanted.id AND deadline_at > now()
               AND (state = 'queued' AND scheduled_at <= now()
                    OR state = 'running' AND worker = %(worker)s AND NOT jobs.id = ANY(%(held)b::text[]))
@@ -34,13 +37,19 @@ WITH due AS MATERIALIZED (
 )
 UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = %(worker)s,
                 lease_until = now() + %(lease)s * interval '1 second', started_at = coalesce(started_at, now())
-FROM due WHERE jobs.id = due.id
+FROM due WHERE jobs.id = due.id{condition}
 RETURNING jobs.id, attempt, account_id, key_id, model, request, background, streamed, origin, tier,
           route, retries, floor(extract(epoch FROM created_at))::bigint,
           extract(epoch FROM deadline_at - now())::float8, batch_id, format, conversation_id,
           extract(epoch FROM now() - scheduled_at)::float8 AS seconds_waited, trace_context,
-          webhook IS NOT NULL
+          webhook IS NOT NULL, octet_length(request)
 """)
+
+
+_CLAIM_ONE = _claim("job.id", "")
+_CLAIM_ALL = _claim(
+    "job.id, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before", f" AND before < {STATEMENT_BYTES}"
+)
 
 
 async def claim_jobs(
@@ -54,6 +63,8 @@ async def claim_jobs(
 ) -> list[ClaimedJob]:
     """Claim those of the jobs that are queued and due. Another worker has claimed the others, or they have ended.
 
+    The job whose request takes the sum of all past `STATEMENT_BYTES` is the last: others may be queued and due then.
+
     `held` are the jobs that the worker knows it holds. A job that it holds by Postgres's account but not by its own was
     claimed by a statement whose answer was lost, so it is claimed again. `worker` is unique to the process.
 
@@ -61,7 +72,8 @@ async def claim_jobs(
     readers could not tell the two attempts' events apart, and the fence would let both write.
     """
     parameters = {"ids": list(job_ids), "worker": worker, "lease": lease_seconds, "held": list(held)}
-    rows = await execute(database.durable, _CLAIM, parameters, patience_seconds=patience_seconds)
+    statement = _CLAIM_ONE if len(job_ids) == 1 else _CLAIM_ALL
+    rows = await execute(database.durable, statement, parameters, patience_seconds=patience_seconds)
     return [ClaimedJob(*row) for row in rows]
 
 

@@ -14,7 +14,8 @@ from tests.integration.databases import Session
 from tests.integration.job_rows import Jobs, new_job
 
 STATEMENTS = {
-    "claim": run._CLAIM,
+    "claim": run._CLAIM_ALL,
+    "claim of one": run._CLAIM_ONE,
     "heartbeat": run._HEARTBEAT,
     "segments": run._SEGMENTS,
     "finish": run._FINISH_ALL,
