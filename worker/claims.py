@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.records import ClaimedJob
+from headrace.jobs.sql.rescue import keep_in_hand
 from headrace.jobs.sql.run import claim_jobs, find_claimable
 from headrace.runtime.clock import now
 from headrace.settings import Settings
@@ -46,6 +48,9 @@ class Claims:
         """The newest attempt here of each job, from the moment that its claim returns."""
         self._left_out: set[str] = set()
         """Jobs that a claim has left out, although they may be queued and due."""
+        self._marked: Collection[str] = ()
+        """Jobs whose rows a mark locks, or has locked since the last claim began."""
+        self._mark_over = asyncio.Event()
         self._doubtful: dict[str, str] = {}
         """Jobs that a claim may yet give this worker although Postgres did not answer, and the tier of each."""
 
@@ -55,6 +60,8 @@ class Claims:
             claim = await self._group.submit(job_id)
             while claim is None and job_id in self._left_out:
                 self._left_out.discard(job_id)
+                if job_id in self._marked:
+                    await self._mark_over.wait()
                 claim = await self._group.submit(job_id)
             return claim
         except SQLAlchemyError as error:
@@ -68,6 +75,24 @@ class Claims:
         """Forget an attempt that has ended, unless the worker has claimed the job again since."""
         if self._held.get(job.id) == job.attempt:
             del self._held[job.id]
+
+    async def mark(self, in_hand: Collection[str]) -> None:
+        """Mark jobs whose wake-ups wait here, so that the scheduler does not resend them.
+
+        The mark locks their rows for a moment, and a claim passes over a locked row. So a claim here that meets the
+        mark is made again after it. No other claim waits for it.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable.
+        """
+        if not in_hand:
+            return
+        self._marked = set(in_hand)
+        self._mark_over.clear()
+        try:
+            await keep_in_hand(self._database, list(self._marked))
+        finally:
+            self._mark_over.set()
 
     @property
     def in_doubt(self) -> bool:
@@ -113,7 +138,11 @@ class Claims:
             for job in jobs:
                 self._doubtful.pop(job.id, None)
         claimed = {job.id: (job, Lease(asked + settings.lease_seconds)) for job in jobs}
-        if sum(job.size for job in jobs) >= STATEMENT_BYTES:
-            self._left_out.update(job_id for job_id in job_ids if job_id not in claimed)
+        full = sum(job.size for job in jobs) >= STATEMENT_BYTES
+        if full or self._marked:
+            left_out = [job_id for job_id in job_ids if full or job_id in self._marked]
+            self._left_out.update(job_id for job_id in left_out if job_id not in claimed)
+            if self._mark_over.is_set():
+                self._marked = ()
         # Of an id that was sent twice, one task runs the job.
         return [claimed.pop(job_id, None) for job_id in job_ids]

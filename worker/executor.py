@@ -186,7 +186,7 @@ class Executor:
     def _chores(self) -> list[Chore]:
         return [
             self._deltas.run,
-            partial(self._leases.run, self._intake.in_hand),
+            partial(self._leases.run, partial(self._claims.mark, self._intake.in_hand)),
             partial(self._leases.hear_cancellations, self._circuits.look if LINES in self._tiers else None),
             self._find_unclaimed,
             self._intake.share,

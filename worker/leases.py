@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.events.subscription import hear_cancellations
-from headrace.jobs.sql.rescue import keep_in_hand
 from headrace.jobs.sql.run import extend_leases, rehearse
 from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
@@ -74,15 +73,16 @@ class Leases:
         if self._attempts.get(attempt.job.id) is attempt:
             del self._attempts[attempt.job.id]
 
-    async def run(self, in_hand: Collection[str]) -> None:
+    async def run(self, mark: Callable[[], Awaitable[None]]) -> None:
         """Renew every lease, and stop the calls of jobs that were lost or cancelled; until cancelled.
 
-        The scheduler then does not resend the wake-ups of the jobs `in_hand`, which have no slot here yet.
+        Each heartbeat calls `mark`, which marks the jobs that have no slot here yet.
         """
         while True:
             await self._pause()
             try:
-                await self._beat(in_hand)
+                await self._beat()
+                await mark()
             except SQLAlchemyError as error:
                 log.warning("could not extend leases: %s", error)
                 self._availability.lost(error)
@@ -98,7 +98,7 @@ class Leases:
         else:
             await next_tick(self._settings.heartbeat_seconds)
 
-    async def _beat(self, in_hand: Collection[str]) -> None:
+    async def _beat(self) -> None:
         lease, patience = self._settings.lease_seconds, self._settings.heartbeat_seconds
         held = {(attempt.job.id, attempt.job.attempt): attempt for attempt in self._attempts.values()}
         if held:
@@ -112,8 +112,6 @@ class Leases:
                     attempt.lease.until = asked + lease
         if not self._availability.reachable.is_set():
             await rehearse(self._database, patience_seconds=patience)
-        if in_hand:
-            await keep_in_hand(self._database, list(in_hand))
 
     async def hear_cancellations(self, on_calls: Callable[[], None] | None) -> None:
         """Stop the calls of jobs that are cancelled, as soon as Redis says so; until cancelled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from unittest.mock import Mock
@@ -12,12 +13,14 @@ from headrace.jobs.state import State
 from headrace.settings import Settings
 from headrace.stores.database import Database, execute
 from headrace.telemetry.metrics import GROUP_COMMIT
+from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.integration.databases import Session, waiting
 from tests.integration.job_rows import Jobs, end_of
 from tests.integration.worker.test_executor import Rig, collected, rig, settings  # noqa: F401
 from tests.waiting import eventually
 from worker.availability import Availability
 from worker.claims import Claims
+from worker.executor import Executor
 
 # The number of the advisory lock that statements of a test wait for.
 _GATE = 7
@@ -89,6 +92,32 @@ async def test_a_claim_is_in_doubt_until_it_is_known_who_has_its_job(
     for job_id in (queued, mine):
         assert await claims.claim(job_id, "flex") is not None
     assert not claims.in_doubt
+
+
+async def test_a_line_whose_claim_meets_the_mark_of_the_lines_that_wait_here_is_claimed_after_it(
+    settings: Settings,  # noqa: F811  (the fixture)
+    jobs: Jobs,
+    model: str,
+    provider: Provider,
+    other_session: Session,
+) -> None:
+    slow_mark = "CREATE TRIGGER gate BEFORE UPDATE OF sent_at ON jobs FOR EACH ROW EXECUTE FUNCTION wait_for_gate()"
+    held = Gate()
+    provider.script(model, answer("the first line", hold=held), answer("the second line"))
+    patient = settings.model_copy(update={"resend_seconds": 3600.0})  # no look finds the line that waits
+    async with Executor.running(patient, line_slots=1) as executor:
+        rig = Rig(executor, jobs, model)
+        lines = [await rig.submit(tier="batch") for _ in range(2)]
+        taken = asyncio.create_task(executor.take(lines, tier="batch"))
+        await settled(held.reached)
+        async with gate(jobs.database, other_session, slow_mark):
+            await waiting(other_session)
+            before = statements()
+            held.release()
+            await eventually(lambda: statements() > before and executor._claims._group._task is None, "the next claim")
+        for job_id in lines:
+            assert await rig.ended(job_id) is State.COMPLETED
+        await taken
 
 
 def statements() -> float:
