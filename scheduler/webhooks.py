@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Seconds between two looks for deliveries that are due.
 _LOOK_SECONDS = 0.5
 # Deliveries in flight at one time. One account gets half of them, and the next half of what is left. As many lookups of
-# hosts may hang: `headrace/webhooks/addresses.py`.
+# hosts may hang: `headrace/runtime/lookups.py`.
 _AT_ONCE = 128
 # Deliveries in flight to one host for one account, so that a host that hangs does not delay the account's others.
 _SHARE = 4
