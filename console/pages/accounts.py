@@ -8,13 +8,13 @@ from starlette.responses import Response
 from console.client import Api, ApiError, ApiUnavailableError
 from console.forms import read_form
 from console.render import page, redirect
-from console.security import Acting, Reading, SignedIn
+from console.security import Acting, Reading
 
 router = APIRouter(prefix="/accounts")
 
 
 @router.get("")
-async def show_accounts(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_accounts(request: Request, api: Reading) -> Response:
     """List the accounts, newest first."""
     accounts = await api.get("/accounts", limit=100, after=request.query_params.get("after"))
     return page(request, "accounts.html", accounts=accounts)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from console.client import ApiError
 from console.forms import FieldError, read_form
 from console.render import Given, page, pretty, redirect
-from console.security import Acting, Reading, SignedIn, Writing
+from console.security import Acting, Reading, Writing
 
 router = APIRouter(prefix="/agents")
 
@@ -23,14 +23,14 @@ _DOCUMENTS = ("parameters", "messages", "metadata")
 
 
 @router.get("")
-async def show_agents(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_agents(request: Request, api: Reading) -> Response:
     """List the account's agents."""
     agents = await api.get("/agents", limit=50, after=request.query_params.get("after"))
     return page(request, "agents.html", agents=agents)
 
 
 @router.get("/new")
-async def show_form(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_form(request: Request, api: Reading) -> Response:
     """Show the form for a new agent."""
     return _form(request, {}, models=await api.model_names())
 
@@ -48,7 +48,7 @@ async def create_agent(request: Request, session: Acting, api: Writing) -> Respo
 
 
 @router.get("/{agent_id}")
-async def show_agent(request: Request, session: SignedIn, api: Reading, agent_id: str) -> Response:  # noqa: ARG001
+async def show_agent(request: Request, api: Reading, agent_id: str) -> Response:
     """Show an agent in its newest version, or in the one that the query names, and its newest jobs."""
     agent = await api.get(f"/agents/{agent_id}", version=request.query_params.get("version"))
     versions = await api.get(f"/agents/{agent_id}/versions", limit=50)
@@ -57,7 +57,7 @@ async def show_agent(request: Request, session: SignedIn, api: Reading, agent_id
 
 
 @router.get("/{agent_id}/edit")
-async def show_edit(request: Request, session: SignedIn, api: Reading, agent_id: str) -> Response:  # noqa: ARG001
+async def show_edit(request: Request, api: Reading, agent_id: str) -> Response:
     """Show the form of an agent."""
     agent = await api.get(f"/agents/{agent_id}")
     bio = agent["bio"]

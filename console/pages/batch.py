@@ -16,7 +16,7 @@ from console.client import Api, ApiError
 from console.downloads import download
 from console.pages.batches import FINAL
 from console.render import page, redirect
-from console.security import Acting, Reading, SignedIn, Writing
+from console.security import Acting, Reading, Writing
 
 router = APIRouter()
 
@@ -34,7 +34,7 @@ _EXCERPT = 240
 
 
 @router.get("/batches/{batch_id}")
-async def show_batch(request: Request, session: SignedIn, api: Reading, batch_id: str) -> Response:  # noqa: ARG001
+async def show_batch(request: Request, api: Reading, batch_id: str) -> Response:
     """Show a batch. The page refreshes itself until the batch and its webhook have ended."""
     batch = await api.get(f"/batches/{batch_id}")
     ended = batch["status"] in FINAL
@@ -66,7 +66,7 @@ async def show_batch(request: Request, session: SignedIn, api: Reading, batch_id
 
 
 @router.get("/batches/{batch_id}/files/{name}")
-async def download_file(request: Request, session: SignedIn, api: Reading, batch_id: str, name: str) -> Response:  # noqa: ARG001
+async def download_file(request: Request, api: Reading, batch_id: str, name: str) -> Response:
     """Send the input, the output or the errors of a batch as a file."""
     batch = await api.get(f"/batches/{batch_id}")
     file_id = batch.get(FILES.get(name, ""))

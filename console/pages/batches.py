@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from console.client import Api, ApiError, ApiUnavailableError
 from console.forms import read_form
 from console.render import page, redirect
-from console.security import Reading, SignedIn, Writing
+from console.security import Reading, Writing
 
 router = APIRouter()
 
@@ -72,7 +72,7 @@ class Draft:
 
 
 @router.get("/batches")
-async def show_batches(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_batches(request: Request, api: Reading) -> Response:
     """List the batches, newest first, of all or of one value of a metadata key."""
     query = request.query_params
     key, value = query.get("key", "").strip(), query.get("value", "").strip()
@@ -91,7 +91,7 @@ async def show_batches(request: Request, session: SignedIn, api: Reading) -> Res
 
 
 @router.get("/batches/new")
-async def show_form(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_form(request: Request, api: Reading) -> Response:
     """Show the form of a new batch."""
     return await _form(request, api, Draft())
 

@@ -14,7 +14,7 @@ from console.client import Api, ApiError
 from console.events import pass_events
 from console.forms import read_form
 from console.render import local_path, page, redirect
-from console.security import Acting, Reading, SignedIn, Writing
+from console.security import Acting, Reading, Writing
 from console.transcript import Turn, turns_of_answer, turns_of_items, turns_of_messages
 
 router = APIRouter()
@@ -37,7 +37,7 @@ class Input:
 
 
 @router.get("/jobs/{job_id}")
-async def show_job(request: Request, session: SignedIn, api: Reading, job_id: str) -> Response:  # noqa: ARG001
+async def show_job(request: Request, api: Reading, job_id: str) -> Response:
     """Show a job. The page refreshes itself until the job and its webhooks have ended."""
     job, deliveries = await asyncio.gather(api.get(f"/jobs/{job_id}"), api.get(f"/jobs/{job_id}/webhook-deliveries"))
     asked = await read_input(api, job, before=request.query_params.get("before"))
@@ -57,7 +57,7 @@ async def show_job(request: Request, session: SignedIn, api: Reading, job_id: st
 
 
 @router.get("/jobs/{job_id}/events")
-async def pass_job_events(request: Request, session: SignedIn, api: Reading, job_id: str) -> Response:  # noqa: ARG001
+async def pass_job_events(request: Request, api: Reading, job_id: str) -> Response:
     """Pass on the events of a job."""
     return await pass_events(request, api, f"/jobs/{job_id}/events")
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from console.client import ApiError
 from console.render import page
-from console.security import Reading, SignedIn
+from console.security import Reading
 
 router = APIRouter()
 
@@ -38,7 +38,7 @@ class _FilterError(ValueError):
 
 
 @router.get("/jobs")
-async def show_jobs(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_jobs(request: Request, api: Reading) -> Response:
     """Show the newest jobs that fit the filters. The first page refreshes itself."""
     query = request.query_params
     jobs, problem, field, status = None, "", "", 200

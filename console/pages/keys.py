@@ -66,7 +66,7 @@ async def create_key(request: Request, session: Acting, api: Writing) -> Respons
 
 
 @router.get("/account")
-async def show_account(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_account(request: Request, api: Reading) -> Response:
     """Show the form for the limits of an account."""
     account = await api.get("/account", account=request.query_params.get("account"))
     return _limits_form(request, account["name"], _shown(account["limits"]))
@@ -101,7 +101,7 @@ async def show_key(request: Request, session: SignedIn, api: Reading, key_id: st
 
 
 @router.get("/{key_id}/edit")
-async def show_edit(request: Request, session: SignedIn, api: Reading, key_id: str) -> Response:  # noqa: ARG001
+async def show_edit(request: Request, api: Reading, key_id: str) -> Response:
     """Show the form of a key."""
     key = await api.get(f"/api-keys/{key_id}")
     known = {**_shown(key["limits"]), "name": key["name"], "scopes": key["scopes"]}
@@ -123,7 +123,7 @@ async def update_key(request: Request, session: Acting, api: Writing, key_id: st
 
 
 @router.post("/{key_id}/rotate")
-async def rotate_key(request: Request, session: Acting, api: Writing, key_id: str) -> Response:  # noqa: ARG001
+async def rotate_key(request: Request, api: Writing, key_id: str) -> Response:
     """Replace a key's secret and show the new one, once. The old one works for an hour more."""
     made = await api.post(f"/api-keys/{key_id}/rotate", {"overlap_seconds": 3600})
     return page(request, "new_key.html", made=made, rotated=True)

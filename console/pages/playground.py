@@ -20,7 +20,7 @@ from console.client import Api, ApiError, ApiUnavailableError
 from console.forms import FieldError, read_form
 from console.pages.job import FINAL, input_path, read_input, times_of
 from console.render import Given, page, redirect
-from console.security import Acting, Reading, SignedIn, Writing
+from console.security import Reading, Writing
 from console.transcript import turns_of_answer
 
 router = APIRouter(prefix="/playground")
@@ -36,13 +36,13 @@ _PAGE = 100
 
 
 @router.get("")
-async def show_playground(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_playground(request: Request, api: Reading) -> Response:
     """Show the form, and above it the conversation up to the job that the query names."""
     return await _show(request, api, Given(request.query_params))
 
 
 @router.post("")
-async def send(request: Request, session: Acting, api: Writing) -> Response:  # noqa: ARG001
+async def send(request: Request, api: Writing) -> Response:
     """Submit a message as a background job and show the page that streams its answer."""
     form = await read_form(request)
     values = Given({name: str(value) for name, value in form.items()})

@@ -16,7 +16,7 @@ STATES = ("pending", "delivered", "failed")
 
 
 @router.get("")
-async def show_webhooks(request: Request, session: SignedIn, api: Reading) -> Response:  # noqa: ARG001
+async def show_webhooks(request: Request, api: Reading) -> Response:
     """List the account's deliveries, newest first."""
     chosen = {name: request.query_params.get(name) for name in ("status", "after")}
     deliveries = await api.get("/webhook-deliveries", limit=50, **chosen)
