@@ -30,8 +30,7 @@ from headrace.dev.scratch import scratch_dir
 from headrace.dev.store import EmbeddedStore
 from headrace.dev.valkey import EmbeddedValkey
 from tests.forks import Fork, fork
-from tests.waiting import PATIENCE, eventually
-from tests.waiting import until as until  # noqa: PLC0414  (until all tests import it from there)
+from tests.waiting import PATIENCE, eventually, until
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.jobs import chat, eventually
+from tests.e2e.jobs import chat
 from tests.fakes.provider import Json
+from tests.waiting import eventually
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 

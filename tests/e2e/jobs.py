@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tests.fakes.provider import Json
-from tests.waiting import eventually as eventually  # noqa: PLC0414  (until all tests import it from there)
+from tests.waiting import eventually
 
 FINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 

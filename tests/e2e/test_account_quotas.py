@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from tests.e2e.jobs import chat, eventually, refused, submit
+from tests.e2e.jobs import chat, refused, submit
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import eventually
 
 SMALL = {
     "HEADRACE_ACCOUNT_WAITING_JOBS": "2",

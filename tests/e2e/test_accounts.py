@@ -7,8 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from tests.e2e.jobs import chat, completed, eventually, get, refused, submit
+from tests.e2e.jobs import chat, completed, get, refused, submit
 from tests.fakes.provider import Gate, Provider, answer, settled
+from tests.waiting import eventually
 
 PATHS = [
     ("GET", "/jobs/{job}"),

@@ -15,9 +15,10 @@ import pytest
 from psycopg.rows import DictRow
 
 from headrace.keys.queries import hash_key
-from tests.e2e.jobs import chat, eventually, refused
+from tests.e2e.jobs import chat, refused
 from tests.e2e.tenants import PATHS
 from tests.service import BOOTSTRAP_KEY, Service, connect, free_port
+from tests.waiting import eventually
 
 Database = psycopg.AsyncConnection[DictRow]
 Json = dict[str, Any]

@@ -13,9 +13,10 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.e2e.batches import WHAT, get, jsonl, line, lines, output, reaches, submit, text_of
-from tests.e2e.jobs import eventually, refused
+from tests.e2e.jobs import refused
 from tests.fakes.provider import Behaviour, Exchange, Gate, Json, Provider, answer, settled, status
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import eventually
 
 
 async def test_every_line_is_answered_in_order(client: httpx.AsyncClient, model: str) -> None:

@@ -11,11 +11,12 @@ import openai
 from openai.types.responses import Response
 
 from tests.e2e.batches import jsonl, output, reaches, submit
-from tests.e2e.jobs import eventually, refused
+from tests.e2e.jobs import refused
 from tests.e2e.test_cli_batch import read, run
 from tests.e2e.test_native_batches import desk, native_client, native_model, shared_desk
 from tests.fakes.provider import Json, Provider, answer, status
 from tests.service import Service, connect
+from tests.waiting import eventually
 
 __all__ = ["desk", "native_client", "native_model", "shared_desk"]
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.e2e.batches import get, jsonl, line, lines, reaches
-from tests.e2e.jobs import eventually
 from tests.fakes.provider import Behaviour, Exchange, Gate, Json, Provider, answer, status
 from tests.service import BOOTSTRAP_KEY, ROOT, Command, Service, Stores, connect, running_service
+from tests.waiting import eventually
 
 
 def start(service: Service, directory: Path, *arguments: str, key: str = BOOTSTRAP_KEY) -> Command:

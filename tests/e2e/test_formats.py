@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, completed, ended, eventually, get, reaches, refused, submit
+from tests.e2e.jobs import chat, completed, ended, get, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import RESET, Exchange, Gate, Provider, answer, hang, html, sse, status, stream, usage_of
 from tests.service import PROVIDER_KEY
+from tests.waiting import eventually
 
 FORMATS = ["anthropic", "gemini", "responses"]
 TOOLS: list[Any] = [

@@ -13,11 +13,12 @@ from psycopg.rows import DictRow
 
 from tests.e2e import batches
 from tests.e2e.batches import WHAT, jsonl, line, lines
-from tests.e2e.jobs import chat, completed, eventually, job_of, leave, reaches, refused, submit
+from tests.e2e.jobs import chat, completed, job_of, leave, reaches, refused, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Json, Provider, answer, chunk, hang, stream
 from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, Service, connect, second_api
+from tests.waiting import eventually
 
 Database = psycopg.AsyncConnection[DictRow]
 

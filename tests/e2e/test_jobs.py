@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import FIELDS, chat, completed, ended, eventually, get, reaches, refused, submit
+from tests.e2e.jobs import FIELDS, chat, completed, ended, get, reaches, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
 from tests.fakes.provider import (
     DONE,
@@ -29,6 +29,7 @@ from tests.fakes.provider import (
     usage_of,
 )
 from tests.service import BOOTSTRAP_KEY, Service, connect
+from tests.waiting import eventually
 
 Database = psycopg.AsyncConnection[DictRow]
 

@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, eventually, refused, submit
+from tests.e2e.jobs import chat, refused, submit
 from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import BOOTSTRAP_KEY, Service, connect
+from tests.waiting import eventually
 
 Database = psycopg.AsyncConnection[DictRow]
 Json = dict[str, Any]

@@ -20,10 +20,11 @@ from standardwebhooks import Webhook
 
 from tests.e2e import batches
 from tests.e2e.batches import line, lines
-from tests.e2e.jobs import chat, completed, eventually, get, leave, refused, submit
+from tests.e2e.jobs import chat, completed, get, leave, refused, submit
 from tests.fakes.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, Service, connect, embedded_stores, running_service, second_api
+from tests.waiting import eventually
 
 # Of a fake model: 100 tokens of the prompt and 1,000 of the answer, at 2.50 and 10.00 USD a million.
 USED = usage_of(100, 1000)

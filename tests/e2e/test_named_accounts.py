@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from tests.e2e.jobs import chat, eventually, refused, submit
+from tests.e2e.jobs import chat, refused, submit
 from tests.e2e.tenants import BODIES, OPERATIONS, PATHS, Json, make_everything
 from tests.fakes.provider import Gate, Provider, answer, settled
 from tests.service import Service, connect
+from tests.waiting import eventually
 
 HEADER = "Headrace-Account"
 DAY = 86_400

@@ -12,9 +12,9 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.e2e.batches import get, line, lines, output, reaches, submit, text_of
-from tests.e2e.jobs import eventually
 from tests.fakes.provider import Gate, Json, Provider, answer, status, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, looking_at_rows, running_service
+from tests.waiting import eventually
 
 QUICK = {"HEADRACE_NATIVE_POLL_SECONDS": "0.2"}
 

@@ -24,7 +24,8 @@ from headrace.settings import Settings
 from tests.e2e.jobs import chat
 from tests.fakes.provider import Gate, Provider, stream
 from tests.fakes.receiver import running_receiver
-from tests.service import Service, until
+from tests.service import Service
+from tests.waiting import until
 
 _CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 _MODEL = "fake-fuzz"

@@ -11,7 +11,8 @@ import pytest
 
 from tests.e2e.jobs import chat, completed, submit
 from tests.fakes.provider import Gate, Provider, answer
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import until
 
 
 @pytest.fixture

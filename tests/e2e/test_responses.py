@@ -17,8 +17,6 @@ from tests.service import Stores, looking_at_rows
 from tests.unit.formats.responses.contract import check_event, check_response
 from tests.waiting import eventually
 
-TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
-
 
 def events_of(body: bytes) -> list[Json]:
     """Return the events of a stream; their names, ids and numbers have to agree."""

@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, completed, ended, eventually, get, refused, submit
+from tests.e2e.jobs import chat, completed, ended, get, refused, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import Behaviour, Provider, answer, chunk, connection_reset, status, stream
 from tests.service import Service
+from tests.waiting import eventually
 
 RETRYABLE: list[tuple[str, Behaviour]] = [
     ("408", status(408)),

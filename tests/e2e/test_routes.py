@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.jobs import chat, completed, eventually, refused, submit
+from tests.e2e.jobs import chat, completed, refused, submit
 from tests.fakes.provider import DONE, Exchange, Gate, Provider, answer, chunk, status, stream
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import eventually
 
 CONFIG = """
 [providers.limited]

@@ -18,9 +18,10 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from tests.e2e.jobs import chat, completed, eventually, refused, submit
+from tests.e2e.jobs import chat, completed, refused, submit
 from tests.fakes.provider import Provider, answer, usage_of
 from tests.service import BOOTSTRAP_KEY, Service, connect
+from tests.waiting import eventually
 
 DAY = 86_400
 

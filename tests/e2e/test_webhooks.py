@@ -14,12 +14,12 @@ from psycopg.rows import DictRow
 from standardwebhooks import Webhook
 
 from tests.e2e.batches import lines, reaches, submit
-from tests.e2e.jobs import chat, ended, eventually, refused
+from tests.e2e.jobs import chat, ended, refused
 from tests.e2e.jobs import submit as submit_job
 from tests.fakes.provider import Json, Provider, answer, hang, status
 from tests.fakes.receiver import Message, Receiver, listening, running_receiver
 from tests.service import BOOTSTRAP_KEY, Stores, connect, running_service
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, eventually
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.connections import closing
 from tests.fakes import formats, native_provider
 from tests.fakes.formats import PATHS, Said
 from tests.fakes.native_provider import Native
-from tests.waiting import PATIENCE as PATIENCE  # noqa: PLC0414  (until all tests import it from there)
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
 Json = dict[str, Any]

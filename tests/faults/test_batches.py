@@ -13,9 +13,9 @@ import pytest
 from redis import Redis
 
 from tests.e2e.batches import get, lines, output, reaches, submit
-from tests.e2e.jobs import eventually
 from tests.fakes.provider import Provider
 from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import eventually
 
 QUICK = {
     "HEADRACE_HEARTBEAT_SECONDS": "1",

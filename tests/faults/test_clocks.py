@@ -18,11 +18,12 @@ import pytest
 from psycopg.rows import DictRow
 from standardwebhooks import Webhook
 
-from tests.e2e.jobs import chat, completed, ended, eventually, submit
+from tests.e2e.jobs import chat, completed, ended, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, looking_at_rows, running_service
+from tests.waiting import eventually
 
 SITECUSTOMIZE = """
 import ctypes, datetime, gc, os, time

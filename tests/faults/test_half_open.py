@@ -22,8 +22,8 @@ from tests.e2e.streams import EventStream, text_of
 from tests.fakes.provider import DONE, Exchange, Gate, Provider, answer, chunk, settled, stream
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.test_takeover import leader
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, until
-from tests.waiting import eventually
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect
+from tests.waiting import eventually, until
 
 
 @pytest.fixture

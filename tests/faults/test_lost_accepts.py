@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import psycopg
 
-from tests.e2e.jobs import chat, completed, eventually, refused, submit
+from tests.e2e.jobs import chat, completed, refused, submit
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.service import (
     BOOTSTRAP_KEY,
@@ -22,6 +22,7 @@ from tests.service import (
     looking_at_rows,
     running_service,
 )
+from tests.waiting import eventually
 
 # Makes each insert of a job wait for a lock once Postgres has its whole message: to parse it, Postgres only needs the
 # table. Readers of jobs do not wait.

@@ -23,7 +23,8 @@ from headrace.stores.sessions import SessionsNotKeptError, check_sessions
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import Provider, answer
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service, until
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, free_port, running_service
+from tests.waiting import until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed: apt-get install pgbouncer")

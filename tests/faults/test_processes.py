@@ -17,7 +17,7 @@ from psycopg.rows import DictRow
 from headrace.queue import JobQueue
 from headrace.stores.redis import connect_redis
 from tests.e2e import batches
-from tests.e2e.jobs import FINAL, chat, completed, ended, eventually, get, job_of, refused, submit
+from tests.e2e.jobs import FINAL, chat, completed, ended, get, job_of, refused, submit
 from tests.e2e.streams import Event, EventStream, outline, text_of
 from tests.fakes.provider import DONE, Behaviour, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.service import (
@@ -30,8 +30,8 @@ from tests.service import (
     looking_at_rows,
     running_service,
     second_api,
-    until,
 )
+from tests.waiting import eventually, until
 
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 

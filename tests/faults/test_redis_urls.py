@@ -21,7 +21,8 @@ from redis.exceptions import RedisError
 from tests.e2e.jobs import chat, completed, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import Gate, Provider, answer
-from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, free_port, running_service, until
+from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, free_port, running_service
+from tests.waiting import until
 
 CERTIFICATES = ROOT / "tests" / "certificates"
 

@@ -14,10 +14,11 @@ import pytest
 from redis import Redis
 
 from headrace.dev.store import EmbeddedStore
-from tests.e2e.jobs import chat, completed, ended, eventually, refused, submit
+from tests.e2e.jobs import chat, completed, ended, refused, submit
 from tests.e2e.streams import EventStream, chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, settled, stream
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, free_port, running_service, until
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, embedded_stores, free_port, running_service
+from tests.waiting import eventually, until
 
 LEASE_SECONDS = 10
 

@@ -11,9 +11,10 @@ import psycopg
 import pytest
 
 from scheduler.leadership import _LOCK
-from tests.e2e.jobs import completed, eventually, submit
+from tests.e2e.jobs import completed, submit
 from tests.fakes.provider import Gate, Provider, answer, settled
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service, until
+from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.waiting import eventually, until
 
 SCHEDULERS = ("scheduler-1", "scheduler-2")
 SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}

@@ -14,9 +14,10 @@ import psycopg
 from psycopg.rows import DictRow
 
 from tests.e2e.clients.answers import asked, calling
-from tests.e2e.jobs import eventually, refused
+from tests.e2e.jobs import refused
 from tests.e2e.streams import EventStream
 from tests.fakes.provider import DONE, Exchange, Json, Provider, answer, chunk, stream, usage_chunk, usage_of
+from tests.waiting import eventually
 
 INSTRUCTIONS = "You write code in the user's working copy. Change no more than you must. " * 270
 GRAMMAR = 'start: "*** Begin Patch" LF line+ "*** End Patch"\nline: /[^\\n]*/ LF\n%import common.LF'

@@ -24,7 +24,6 @@ STORE_LINKS = (
 )
 CLIENT_LINKS = ("client-api", "client-api-2")
 PROVIDER_LINK = "worker-provider"
-LINKS = (*STORE_LINKS, *CLIENT_LINKS, PROVIDER_LINK)
 
 _FIRST_SECONDS = 3.0
 _LAST_SECONDS = 5.0

@@ -44,7 +44,8 @@ from tests.faults.chaos.plan import (
 )
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.faults.chaos.upstreams import Upstreams, catalogue
-from tests.service import QUICK, Process, Service, Stores, until
+from tests.service import QUICK, Process, Service, Stores
+from tests.waiting import until
 
 _MODES = {mode.value for mode in Mode}
 _STEPPED = ("wake", "lock-jobs", "fail-over")

@@ -16,10 +16,10 @@ from headrace.usage.partitions import ensure_partitions
 from headrace.usage.queries import ask
 from headrace.usage.question import Question
 from headrace.usage.rollups import fold_usage, repair_short_months, verify_rollups
-from tests.fakes.provider import PATIENCE
 from tests.integration.databases import Session, waiting
 from tests.integration.job_rows import Owner
 from tests.integration.ledger import Entry, write
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture

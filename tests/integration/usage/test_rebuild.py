@@ -14,10 +14,10 @@ from headrace.usage import rebuild
 from headrace.usage.queries import ask
 from headrace.usage.question import Question
 from headrace.usage.rollups import fold_usage, rebuild_rollups, verify_rollups
-from tests.fakes.provider import PATIENCE
 from tests.integration.databases import Session, waiting
 from tests.integration.job_rows import Owner
 from tests.integration.ledger import Entry, draw, write
+from tests.waiting import PATIENCE
 
 KEYS = ["team"]
 START, END = datetime(2026, 1, 20, tzinfo=UTC), datetime(2026, 2, 10, tzinfo=UTC)

@@ -23,11 +23,11 @@ from headrace.webhooks.signing import derive_secret
 from scheduler import webhooks
 from scheduler.lookout import Lookout
 from scheduler.webhooks import WebhookSender
-from tests.e2e.jobs import eventually
 from tests.fakes.receiver import Receiver, running_receiver
 from tests.integration.batches.test_queries import create
 from tests.integration.job_rows import Owner
 from tests.metrics import Rise
+from tests.waiting import eventually
 
 KEY = "tests-secret-key-tests-secret-key"
 

@@ -16,9 +16,9 @@ from redis import Redis
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.queue import create_celery, queue_name
-from tests.fakes.provider import PATIENCE
 from tests.integration.worker.pool_worker import BREAK, PARK
-from tests.service import ROOT, until
+from tests.service import ROOT
+from tests.waiting import PATIENCE, until
 
 MANY = 200
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.http.connection import LARGEST_HEAD, LONGEST_URL, MOST_HEADERS, MOST_PIPELINED, Client, Connection
 from headrace.settings import Settings
-from tests.fakes.provider import PATIENCE
+from tests.waiting import PATIENCE
 
 # Seconds that a client may take; the tests wait for it to pass, and never for it not to.
 CLIENT_SECONDS = 0.3
