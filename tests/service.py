@@ -58,6 +58,9 @@ QUICK = {
 }
 """What makes waiting short. Leases and heartbeats keep their defaults, so that a busy machine loses none."""
 
+SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
+"""For tests that kill workers: their jobs are rescued sooner."""
+
 
 def catalogue(provider_url: str, second_url: str, absent_url: str) -> str:
     """Return a headrace.toml: one provider that is there, the same under a second name, and one that is not there."""

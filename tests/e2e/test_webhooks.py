@@ -28,16 +28,16 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-async def told(client: httpx.AsyncClient, batch: Json) -> Json:
-    """Return the batch's delivery once it is done."""
+async def delivery_of(client: httpx.AsyncClient, subject: str, *, status: str = "delivered") -> Json:
+    """Return the one delivery of `subject`, as `/jobs/job_…`, once it has the status."""
 
-    async def done() -> Json | None:
-        listed = await client.get(f"/batches/{batch['id']}/webhook-deliveries")
+    async def there() -> Json | None:
+        listed = await client.get(f"{subject}/webhook-deliveries")
         assert listed.status_code == 200, listed.text
         (found,) = listed.json()["data"] or [None]
-        return found if found is not None and found["status"] == "delivered" else None
+        return found if found is not None and found["status"] == status else None
 
-    found = await eventually(done, "the webhook to be delivered")
+    found = await eventually(there, f"the webhook of {subject} to be {status}")
     assert found is not None
     return found
 
@@ -48,7 +48,7 @@ async def test_the_end_of_a_batch_is_told_as_the_openai_client_reads_it(
     batch = await submit(client, lines(model, 2), webhook=receiver.url)
     assert batch["webhook"] == receiver.url
     await reaches(client, batch["id"], "completed")
-    delivery = await told(client, batch)
+    delivery = await delivery_of(client, f"/batches/{batch['id']}")
     (message,) = receiver.messages
     secret = (await client.get("/webhook-secrets")).json()["data"][0]["secret"]
     event = openai_client.webhooks.unwrap(message.body, message.headers, secret=secret)
@@ -65,10 +65,10 @@ async def test_an_invalid_and_a_cancelled_batch_are_told_of_too(
     client: httpx.AsyncClient, receiver: Receiver, model: str
 ) -> None:
     failed = await submit(client, b"nonsense\n", webhook=receiver.url)
-    assert (await told(client, failed))["event"] == "batch.failed"
+    assert (await delivery_of(client, f"/batches/{failed['id']}"))["event"] == "batch.failed"
     cancelled = await submit(client, lines(model, 50), webhook=receiver.url)
     answer = await client.post(f"/batches/{cancelled['id']}/cancel")
-    delivery = await told(client, cancelled)
+    delivery = await delivery_of(client, f"/batches/{cancelled['id']}")
     assert delivery["event"] == ("batch.cancelled" if answer.status_code == 200 else "batch.completed")
 
 
@@ -98,7 +98,7 @@ async def test_deliveries_are_the_accounts_own(
     client: httpx.AsyncClient, other: httpx.AsyncClient, receiver: Receiver, model: str
 ) -> None:
     batch = await submit(client, lines(model, 1), webhook=receiver.url)
-    await told(client, batch)
+    await delivery_of(client, f"/batches/{batch['id']}")
     refused(await other.get(f"/batches/{batch['id']}/webhook-deliveries"), 404)
     refused(await client.get("/batches/batch_nonsense/webhook-deliveries"), 404)
 
@@ -120,20 +120,6 @@ async def test_a_server_that_sends_no_webhooks_or_not_there_says_so(
                 assert (await client.get("/batches")).json()["data"] == []
 
 
-async def told_of_job(client: httpx.AsyncClient, job_id: str) -> Json:
-    """Return the job's delivery once it is done."""
-
-    async def done() -> Json | None:
-        listed = await client.get(f"/jobs/{job_id}/webhook-deliveries")
-        assert listed.status_code == 200, listed.text
-        (found,) = listed.json()["data"] or [None]
-        return found if found is not None and found["status"] == "delivered" else None
-
-    found = await eventually(done, "the webhook to be delivered")
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "expired"])
 async def test_the_end_of_a_job_is_told_once_however_it_ends(
     client: httpx.AsyncClient, provider: Provider, receiver: Receiver, model: str, end: str
@@ -144,7 +130,7 @@ async def test_the_end_of_a_job_is_told_once_however_it_ends(
     if end == "cancelled":
         await client.post(f"/jobs/{job_id}/cancel")
     assert (await ended(client, job_id))["status"] == end
-    delivery = await told_of_job(client, job_id)
+    delivery = await delivery_of(client, f"/jobs/{job_id}")
     assert delivery["event"] == f"job.{end}"
     (message,) = receiver.messages
     secrets = (await client.get("/webhook-secrets")).json()["data"]
@@ -178,41 +164,32 @@ async def test_a_webhook_may_be_sent_again(
 ) -> None:
     response = await client.post("/jobs", json={"request": chat(model), "webhook": holding.url})
     job_id = response.json()["id"]
-    delivery = await told_of_job(client, job_id)
+    delivery = await delivery_of(client, f"/jobs/{job_id}")
     path = f"/jobs/{job_id}/webhook-deliveries/{delivery['id']}/resend"
     refused(await other.post(path), 404)
     refused(await client.post(path.replace(delivery["id"], "evt_" + "0" * 32)), 404)
     resent = await client.post(path)
     assert [found["status"] for found in resent.json()["data"]] == ["pending"]
     holding.may_answer.set()
-    await told_of_job(client, job_id)
+    await delivery_of(client, f"/jobs/{job_id}")
     assert [message.id for message in holding.messages] == [delivery["id"]] * 2
 
 
 async def test_a_url_that_is_gone_is_left_alone_until_a_webhook_is_sent_again(
     client: httpx.AsyncClient, receiver: Receiver, model: str
 ) -> None:
-    async def ended_delivery(job_id: str, status: str) -> Json:
-        async def there() -> Json | None:
-            (found,) = (await client.get(f"/jobs/{job_id}/webhook-deliveries")).json()["data"] or [None]
-            return found if found is not None and found["status"] == status else None
-
-        found = await eventually(there, f"the webhook of {job_id} to be {status}")
-        assert found is not None
-        return found
-
     receiver.answers.append(410)
     first = await submit_job(client, model, webhook=receiver.url)
-    assert (await ended_delivery(first, "failed"))["response_status"] == 410
+    assert (await delivery_of(client, f"/jobs/{first}", status="failed"))["response_status"] == 410
     second = await submit_job(client, model, webhook=receiver.url)
-    refused_one = await ended_delivery(second, "failed")
+    refused_one = await delivery_of(client, f"/jobs/{second}", status="failed")
     assert (refused_one["attempts"], refused_one["history"]) == (0, [])
     assert "410" in refused_one["error"]
     assert len(receiver.messages) == 1
     await client.post(f"/jobs/{second}/webhook-deliveries/{refused_one['id']}/resend")
-    await ended_delivery(second, "delivered")
+    await delivery_of(client, f"/jobs/{second}")
     third = await submit_job(client, model, webhook=receiver.url)
-    await ended_delivery(third, "delivered")
+    await delivery_of(client, f"/jobs/{third}")
 
 
 async def test_a_foreground_request_may_have_a_webhook_too(
@@ -220,7 +197,7 @@ async def test_a_foreground_request_may_have_a_webhook_too(
 ) -> None:
     response = await client.post("/chat/completions", json=chat(model, webhook=receiver.url))
     assert response.status_code == 200
-    await told_of_job(client, response.headers["x-headrace-job"])
+    await delivery_of(client, f"/jobs/{response.headers['x-headrace-job']}")
     refused(
         await client.post("/chat/completions", json=chat(model, webhook="http://[::1")),
         400,

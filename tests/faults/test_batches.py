@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 
 import httpx
@@ -14,27 +14,13 @@ from redis import Redis
 
 from tests.e2e.batches import get, lines, output, reaches, submit
 from tests.fakes.provider import Provider
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, SHORT_LEASES, Service, connect
 from tests.waiting import eventually
-
-QUICK = {
-    "HEADRACE_HEARTBEAT_SECONDS": "1",
-    "HEADRACE_LEASE_SECONDS": "4",
-    "HEADRACE_BATCH_WINDOW": "100",
-}
 
 
 @pytest.fixture(scope="module")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str) -> Iterator[Service]:
-    directory = tmp_path_factory.mktemp("batches")
-    with running_service(directory, stores.fresh(), config, environment=QUICK) as service:
-        yield service
-
-
-@pytest.fixture
-def cluster(shared_cluster: Service) -> Service:
-    shared_cluster.restore()
-    return shared_cluster
+def environment() -> Mapping[str, str]:
+    return SHORT_LEASES | {"HEADRACE_BATCH_WINDOW": "100"}
 
 
 async def whole(client: httpx.AsyncClient, batch_id: str, count: int) -> None:

@@ -22,7 +22,7 @@ from tests.e2e.jobs import chat, completed, ended, submit
 from tests.e2e.streams import chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Provider, answer, chunk, hang, settled, stream
 from tests.fakes.receiver import running_receiver
-from tests.service import BOOTSTRAP_KEY, ROOT, Service, Stores, connect, looking_at_rows, running_service
+from tests.service import BOOTSTRAP_KEY, ROOT, SHORT_LEASES, Service, Stores, connect, looking_at_rows, running_service
 from tests.waiting import eventually
 
 SITECUSTOMIZE = """
@@ -43,7 +43,6 @@ CLOCKS = {
     "scheduler-ahead": 3 * HOUR,
     "scheduler-behind": -11 * HOUR,
 }
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from unittest.mock import AsyncMock
 
 import httpx
@@ -24,30 +24,12 @@ from tests.service import (
     BOOTSTRAP_KEY,
     NAMESPACE,
     Service,
-    Stores,
     connect,
     free_port,
     looking_at_rows,
-    running_service,
     second_api,
 )
 from tests.waiting import eventually, until
-
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
-
-
-@pytest.fixture(scope="module")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory, stores: Stores, config: str) -> Iterator[Service]:
-    directory = tmp_path_factory.mktemp("cluster")
-    with running_service(directory, stores.fresh(), config, environment=SHORT_LEASES) as service:
-        yield service
-
-
-@pytest.fixture
-def cluster(shared_cluster: Service) -> Service:
-    """A service with one worker; a test starts the second when it needs it."""
-    shared_cluster.restore()
-    return shared_cluster
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import pytest
 from scheduler.leadership import _LOCK
 from tests.e2e.jobs import completed, submit
 from tests.fakes.provider import Gate, Provider, answer, settled
-from tests.service import BOOTSTRAP_KEY, Service, Stores, connect, running_service
+from tests.service import BOOTSTRAP_KEY, SHORT_LEASES, Service, Stores, connect, running_service
 from tests.waiting import eventually, until
 
 SCHEDULERS = ("scheduler-1", "scheduler-2")
-SHORT_LEASES = {"HEADRACE_HEARTBEAT_SECONDS": "1", "HEADRACE_LEASE_SECONDS": "4"}
 
 
 def launch_scheduler(service: Service, name: str) -> None:
