@@ -17,8 +17,6 @@ from headrace.runtime.quiet_server import QuietServer
 from headrace.settings import Settings
 from headrace.telemetry.health import HEALTH
 
-log = logging.getLogger(__name__)
-
 # Seconds before the end of `drain_seconds` at which waiting clients get an error, and at which the server cancels the
 # requests that still have no answer. Between the two, workers end the jobs of these clients.
 _LAST_SECONDS = 3.0
@@ -27,6 +25,8 @@ _CUT_SECONDS = 0.5
 
 class Server(QuietServer):
     """The server of one process."""
+
+    ready = "ready: this API serves %s"
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         """Configure uvicorn. `run` serves."""
@@ -48,14 +48,6 @@ class Server(QuietServer):
         )
         self._app = app
         self._settings = settings
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and log the address that the API listens on."""
-        await super().startup(sockets)
-        if self.started:
-            for listener in sockets or ():
-                host, port, *_ = listener.getsockname()
-                log.info("ready: this API serves http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def tick(self) -> None:
         """Check the timeouts of all connections."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 
 import uvicorn
 from fastapi import FastAPI
 
 from headrace.runtime.quiet_server import QuietServer
-
-log = logging.getLogger(__name__)
 
 # Seconds that open pages get to finish when the process is asked to end.
 _GRACE_SECONDS = 2
@@ -20,13 +17,7 @@ _GRACE_SECONDS = 2
 class Server(QuietServer):
     """The server of one process."""
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and log the address of the console."""
-        await super().startup(sockets)
-        if self.started:
-            for listener in sockets or ():
-                host, port, *_ = listener.getsockname()
-                log.info("ready: the console is on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    ready = "ready: the console is on %s"
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import time
 from email.utils import formatdate
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.server import ServerState
 
 from headrace.runtime.chores import going_on, next_tick
 from headrace.runtime.flag import Flag
+
+log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 """Seconds between two calls of `tick`."""
@@ -59,12 +63,23 @@ class _State(ServerState):
 class QuietServer(uvicorn.Server):
     """A server that ticks while it has connections. Call `exit`, as setting `should_exit` does not wake the server."""
 
+    ready: ClassVar[str | None] = None
+    """The line that the server logs when it serves, with `%s` for its URL; None logs none."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         """Serve as the configuration says."""
         super().__init__(config)
         self.server_state: _State = _State()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the addresses that the server listens on."""
+        await super().startup(sockets)
+        if self.started and self.ready is not None:
+            for listener in sockets or ():
+                host, port, *_ = listener.getsockname()
+                log.info(self.ready, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     def exit(self) -> None:
         """Have the server exit, from its own thread or any other."""
