@@ -21,6 +21,8 @@ from headrace.catalogue.models import Provider
 from headrace.formats.chat.support import FORMAT_OF
 from headrace.jobs.sql.depth import Depth, read_depths, read_running
 from headrace.queue import TIERS
+from headrace.runtime.chores import rest_after
+from headrace.runtime.fresh import Fresh
 from headrace.runtime.presence import EVERYONE, Presence, Worker, read_presence
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -29,13 +31,11 @@ from headrace.telemetry.rates import KINDS, Slot, read_slots
 
 log = logging.getLogger(__name__)
 
-# Seconds for which an answer is reused.
-_FRESH_SECONDS = 1.0
 # Queued jobs of a tier, and running jobs, that an answer counts itself.
 _MOST_COUNTED = 10_000
-# Seconds between two counts of a longer queue, and how many times as long as such a count took.
+# Seconds between two counts of a longer queue.
 _COUNT_SECONDS = 5.0
-_PAUSE_TIMES = 20.0
+# Batches and running jobs that an answer names.
 _BATCHES = 10
 _JOBS = 10
 
@@ -49,17 +49,11 @@ class Overview:
         self._redis = redis
         self._file = file
         self._queues = LongQueues(database)
-        self._turn = asyncio.Lock()
-        self._document: dict[str, Any] = {}
-        self._until = -math.inf
+        self._fresh = Fresh(self._look)
 
     async def read(self) -> dict[str, Any]:
         """Return the document of `GET /status`, which may be a second old."""
-        async with self._turn:
-            if time.monotonic() >= self._until:
-                self._document = await self._look()
-                self._until = time.monotonic() + _FRESH_SECONDS
-        return self._document
+        return await self._fresh.get()
 
     async def _look(self) -> dict[str, Any]:
         rows, told = await asyncio.gather(self._from_postgres(), self._from_redis())
@@ -146,7 +140,7 @@ class LongQueues:
             log.debug("could not count the queues: %s", error)
         finally:
             ended = time.monotonic()
-            self._next_at = ended + max(_COUNT_SECONDS, _PAUSE_TIMES * (ended - began))
+            self._next_at = ended + max(_COUNT_SECONDS, rest_after(ended - began))
 
 
 def _state(read: object | None) -> str:
@@ -180,13 +174,13 @@ def _provider(name: str, provider: Provider, presence: Presence | None) -> dict[
     return {
         "name": name,
         "format": FORMAT_OF[provider.kind],
-        **_told_of_provider(name, presence),
+        **_reported_by_workers(name, presence),
         "limits": {limit: getattr(provider, limit) for limit in limits},
     }
 
 
-def _told_of_provider(name: str, presence: Presence | None) -> dict[str, Any]:
-    """Return what workers tell of their paths to a provider."""
+def _reported_by_workers(name: str, presence: Presence | None) -> dict[str, Any]:
+    """Return what workers report about their paths to a provider."""
     if presence is None:
         names = ("circuit", "open_on", "failing_on", "open_accounts", "paused_for", "paused_routes", "running")
         return dict.fromkeys((*names, "adaptive_limits", "calls", "errors"))

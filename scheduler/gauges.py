@@ -10,15 +10,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.jobs.sql.depth import read_depths
 from headrace.queue import TIERS
-from headrace.runtime.chores import until_tick
+from headrace.runtime.chores import rest_after, until_tick
 from headrace.stores.database import Database
 from headrace.telemetry.metrics import QUEUE_JOBS, QUEUE_OLDEST
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks. A look at a million jobs takes long: the pause is this many times as long, at least.
+# Seconds between two looks.
 _LOOK_SECONDS = 4.0
-_PAUSE_TIMES = 20.0
 
 
 class QueueGauges:
@@ -36,7 +35,7 @@ class QueueGauges:
                     await self.look()
                 except SQLAlchemyError as error:
                     log.warning("could not look at the queues: %s", error)
-                await asyncio.sleep(max(until_tick(_LOOK_SECONDS), _PAUSE_TIMES * (time.monotonic() - began)))
+                await asyncio.sleep(max(until_tick(_LOOK_SECONDS), rest_after(time.monotonic() - began)))
         finally:
             QUEUE_JOBS.clear()
             QUEUE_OLDEST.clear()

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from headrace.jobs.records import WaitingJob
 from headrace.jobs.sql.find import find_fair, find_lines, find_taken
 from headrace.queue import LINES
-from headrace.runtime.chores import wait_for
+from headrace.runtime.chores import rest_after, wait_for
 from headrace.settings import Settings
 from headrace.stores.database import Database
 from worker.attempt import Attempt, Stop
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks for jobs that may have a reserved slot.
 _RESERVE_SECONDS = 0.1
-# Times the duration of the last such look that the worker rests at least.
-_REST = 20
 # Seconds for which slots that come free are gathered, so that one look serves many.
 _GATHER_SECONDS = 0.01
 # Seconds until the next look after one that failed.
@@ -171,7 +169,7 @@ class Intake:
                     await asyncio.sleep(max(BURST_SECONDS, took))
                 else:
                     # Until a slot comes free, or a job comes that may have a reserved slot.
-                    await wait_for(self._moved, max(_RESERVE_SECONDS, _REST * took))
+                    await wait_for(self._moved, max(_RESERVE_SECONDS, rest_after(took)))
 
     def _open_tiers(self) -> list[str]:
         """Return the tiers, without that of lines, that have free slots, if jobs wait here for them."""

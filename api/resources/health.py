@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from typing import Literal
 
 import orjson
@@ -14,6 +12,7 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
+from headrace.runtime.fresh import Fresh
 from headrace.stores.database import Database
 from headrace.stores.redis import redis_takes_writes
 from headrace.stores.schema import current_revision, is_fit
@@ -21,9 +20,6 @@ from headrace.stores.schema import current_revision, is_fit
 router = APIRouter(tags=["Health"])
 
 DatabaseState = Literal["ok", "not migrated", "unavailable"]
-
-# Seconds for which a result is reused.
-_FRESH_SECONDS = 1.0
 
 
 class Health(BaseModel):
@@ -47,20 +43,17 @@ class StoresCheck:
         """Take the stores; `state` checks them."""
         self._database = database
         self._redis = redis
-        self._turn = asyncio.Lock()
-        self._state: tuple[DatabaseState, bool] = "unavailable", False
-        self._until = -math.inf
+        self._fresh = Fresh(self._look)
 
     async def state(self) -> tuple[DatabaseState, bool]:
         """Return the state of Postgres, and whether Redis accepts writes. The result may be a second old."""
-        async with self._turn:
-            if time.monotonic() >= self._until:
-                database, takes_writes = await asyncio.gather(self._look(), redis_takes_writes(self._redis))
-                self._state = database, takes_writes
-                self._until = time.monotonic() + _FRESH_SECONDS
-        return self._state
+        return await self._fresh.get()
 
-    async def _look(self) -> DatabaseState:
+    async def _look(self) -> tuple[DatabaseState, bool]:
+        database, takes_writes = await asyncio.gather(self._look_at_postgres(), redis_takes_writes(self._redis))
+        return database, takes_writes
+
+    async def _look_at_postgres(self) -> DatabaseState:
         try:
             async with asyncio.timeout(5):
                 revision = await current_revision(self._database)

@@ -21,6 +21,8 @@ _SHORTEST_SECONDS = 0.005
 _PHASE = random.randrange(1000) / 1000
 # Seconds between two ticks at which chores that are not in a hurry gather.
 _COMMON_SECONDS = 2.0
+# Times as long as a look at Postgres took that its chore rests: such looks take a twentieth of the time at most.
+_REST_TIMES = 20.0
 
 
 @contextlib.asynccontextmanager
@@ -55,6 +57,14 @@ def last_tick_within(seconds: float) -> float:
 async def next_tick(seconds: float) -> None:
     """Sleep until this process's next tick of a period of `seconds`."""
     await asyncio.sleep(until_tick(seconds))
+
+
+def rest_after(seconds: float) -> float:
+    """Return the least seconds between a look that took `seconds` and the next one.
+
+    A look at a queue of a million jobs takes long, and must not keep Postgres busy.
+    """
+    return _REST_TIMES * seconds
 
 
 async def wait_for(event: asyncio.Event, seconds: float | None) -> None:

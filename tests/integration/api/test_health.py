@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from api.resources import health
 from api.resources.health import StoresCheck
 from headrace.dev.valkey import EmbeddedValkey
+from headrace.runtime import fresh
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
 from headrace.telemetry.metrics import STORE_SECONDS
@@ -19,7 +19,7 @@ from tests.metrics import Rise
 async def test_many_requests_at_once_ask_the_stores_as_one_does(
     database: Database, valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, url: str | None
 ) -> None:
-    monkeypatch.setattr(health, "_FRESH_SECONDS", 3600)  # a busy machine may need longer than a second for them
+    monkeypatch.setattr(fresh, "_FRESH_SECONDS", 3600)  # a busy machine may need longer than a second for them
     database = database if url is None else Database.connect(url)
     async with connect_redis(valkey.url) as redis:
         check, asked = StoresCheck(database, redis), Rise(STORE_SECONDS)

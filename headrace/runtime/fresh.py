@@ -1,0 +1,33 @@
+"""A value that many ask for, and that is read again once it is a second old."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+# Seconds for which a value is reused.
+_FRESH_SECONDS = 1.0
+
+
+class Fresh(Generic[Value]):
+    """What `read` returns, read at most once a second, for one caller at a time."""
+
+    def __init__(self, read: Callable[[], Awaitable[Value]]) -> None:
+        """Read nothing yet: `get` does."""
+        self._read = read
+        self._turn = asyncio.Lock()
+        self._value: Value
+        self._until = -math.inf
+
+    async def get(self) -> Value:
+        """Return the value, which may be a second old. Raises what `read` does."""
+        async with self._turn:
+            if time.monotonic() >= self._until:
+                self._value = await self._read()
+                self._until = time.monotonic() + _FRESH_SECONDS
+            return self._value
