@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
@@ -65,12 +65,18 @@ def check_after(after: str | None, prefix: str) -> None:
 
 
 def render_page(
-    items: Sequence[Any], *, limit: int, has_more: bool = False, ids: Sequence[str] | None = None
+    items: Sequence[Any],
+    *,
+    limit: int | None = None,
+    has_more: bool = False,
+    ids: Sequence[str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return a page of the first `limit` items. The list continues if more are given, or if it `has_more`.
+    """Return a page of the first `limit` items, or of all. The list continues if more are given, or if it `has_more`.
 
     `ids` are those of items that are text already.
     """
+    limit = len(items) if limit is None else limit
     page = items[:limit]
     ids = [item["id"] for item in page] if ids is None else ids[:limit]
     document = {
@@ -80,7 +86,7 @@ def render_page(
         "last_id": ids[-1] if ids else None,
         "has_more": has_more or len(items) > limit,
     }
-    return render_json(document)
+    return render_json(document, headers)
 
 
 def render_page_after(

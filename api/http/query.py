@@ -12,8 +12,12 @@ from fastapi.dependencies.models import Dependant
 from headrace.errors import InvalidRequestError, invalid_parameter
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
+# Filters of metadata in one query.
 _MOST_METADATA = 16
+# Values of one list.
 _MOST_VALUES = 100
+# Characters of an unknown parameter's name that the error repeats.
+_LONGEST_NAME = 100
 
 
 def check_query(request: Request) -> None:
@@ -32,7 +36,7 @@ def check_query(request: Request) -> None:
     seen = set[str]()
     for name, _ in request.query_params.multi_items():
         if name not in lists and not (labelled and _METADATA.fullmatch(name)):
-            param = name[:_MOST_VALUES]
+            param = name[:_LONGEST_NAME]
             raise InvalidRequestError(
                 f"Unknown query parameter: '{param}'. There are: {', '.join(lists)}.",
                 param=param,

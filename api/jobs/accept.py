@@ -15,6 +15,7 @@ from fastapi import Request
 
 from api.http.idempotency import give_up_claim, has_key, resource_id
 from api.jobs.asked import Asked
+from api.jobs.cancel import cancel
 from api.jobs.client_events import Begin, events_for
 from api.jobs.doubts import Doubts
 from api.jobs.tracing import trace_submission
@@ -24,7 +25,6 @@ from headrace.catalogue.routing import UsableRoute, check_servable
 from headrace.errors import HeadraceError, ModelNotFoundError
 from headrace.formats.chat.usage import estimate_demand
 from headrace.ids import AGENT_PREFIX, is_id, new_id
-from headrace.jobs.cancellation import cancel_job
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.read import read_progress
 from headrace.keys.principal import Principal
@@ -58,11 +58,6 @@ class Submission:
     """Makes the stream that the client reads, if it asked for one."""
     repeated: bool
     """Whether an earlier request with the same Idempotency-Key may have created the job."""
-
-    def forget_request(self) -> None:
-        """Free the request's memory once Postgres has it: the client may wait for a long time."""
-        self.job.request = ""
-        self.asked = None
 
 
 async def new_job(
@@ -232,19 +227,19 @@ async def _commit(request: Request, submission: Submission) -> int:
 
 def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
     """Return the context in which a job is accepted and its client answered: see `Doubts.answering`."""
-    state = request.state
-    doubts: Doubts = state.doubts
+    doubts: Doubts = request.state.doubts
 
-    async def cancel() -> bool:
-        cancelled = await cancel_job(state.database, state.publisher, job.id, job.account_id)
+    async def cancel_if_unanswered() -> bool:
+        cancelled = await cancel(request, job.id, job.account_id)
         return cancelled is None or cancelled.never_ran
 
-    return doubts.answering(request, job.id, cancel)
+    return doubts.answering(request, job.id, cancel_if_unanswered)
 
 
 def _free(request: Request, submission: Submission) -> None:
-    """Free the memory of a request that Postgres has, while its client waits for the job."""
-    submission.forget_request()
+    """Free the memory of a request that Postgres has: its client may wait for the job for a long time."""
+    submission.job.request = ""
+    submission.asked = None
     request.state.room.give_back(request)
 
 

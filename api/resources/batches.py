@@ -25,7 +25,7 @@ from api.http.sse import PING, EventStream, Write, render_error_event, render_ev
 from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
 from api.resources.webhooks import WebhookDeliveryList, render_deliveries, resend
-from headrace.batches import queries as queries_module
+from headrace.batches import queries
 from headrace.batches.batch_object import (
     Batch,
     BatchProgress,
@@ -34,7 +34,6 @@ from headrace.batches.batch_object import (
     render_progress,
 )
 from headrace.batches.ended import has_line, list_ended
-from headrace.batches.queries import NewBatch, count_active
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
@@ -104,12 +103,12 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     if asked.webhook is not None:
         await accept_webhook(request.state.settings, database, account_id, asked.webhook)
     earlier = await earlier_id(request, principal, body)
-    if earlier is not None and (batch := await queries_module.get_batch(database, earlier, account_id)) is not None:
+    if earlier is not None and (batch := await queries.get_batch(database, earlier, account_id)) is not None:
         return render_json(render_batch(batch), replay_headers(repeated=True))
     await _check(request, principal, asked)
     batch_id, _ = await resource_id(request, principal, new_id("batch"), body)
     file_id = asked.input_file_id or await _store_inline(request, principal, asked.endpoint, asked.requests or [])
-    cancel = partial(queries_module.cancel_batch, database, batch_id, account_id)
+    cancel = partial(queries.cancel_batch, database, batch_id, account_id)
     new = _new_batch(request, asked, batch_id, file_id, principal)
     async with request.state.doubts.answering(request, batch_id, cancel) as made:
         span = trace_submission(
@@ -122,7 +121,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         with span or contextlib.nullcontext():
             if span is not None:
                 new = replace(new, trace_context=span.context)
-            if not await queries_module.create_batch(database, new):
+            if not await queries.create_batch(database, new):
                 raise no_such_file(file_id, param="input_file_id")
         made()
         request.state.publisher.call_scheduler()
@@ -139,7 +138,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
         RateLimitError: The account has too many batches that have not ended.
     """
     most = request.state.settings.batches_in_progress
-    if await count_active(request.state.database, principal.account_id) >= most:
+    if await queries.count_active(request.state.database, principal.account_id) >= most:
         raise RateLimitError(
             f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
         )
@@ -150,8 +149,10 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
             raise no_such_file(asked.input_file_id, param="input_file_id")
 
 
-def _new_batch(request: Request, asked: BatchRequest, batch_id: str, file_id: str, principal: Principal) -> NewBatch:
-    return NewBatch(
+def _new_batch(
+    request: Request, asked: BatchRequest, batch_id: str, file_id: str, principal: Principal
+) -> queries.NewBatch:
+    return queries.NewBatch(
         id=batch_id,
         account_id=principal.account_id,
         key_id=principal.key_id,
@@ -187,7 +188,7 @@ async def list_batches(
 ) -> Response:
     """List the account's batches, newest first. `metadata[key]=value` narrows the list."""
     check_after(after, "batch")
-    rows = await queries_module.list_batches(
+    rows = await queries.list_batches(
         request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata
     )
     return render_page([render_batch(row) for row in rows], limit=limit)
@@ -208,7 +209,7 @@ async def cancel_batch(request: Request, principal: Authenticated, batch_id: str
     if not change.done:
         _check_cancellable(row)
         async with change.applying():
-            await queries_module.cancel_batch(database, batch_id, account_id)
+            await queries.cancel_batch(database, batch_id, account_id)
             row = await find_batch(database, batch_id, account_id)
             _check_cancellable(row)
     return render_json(render_batch(row), change.headers)

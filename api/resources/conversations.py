@@ -15,14 +15,14 @@ from api.http.body import METADATA_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, resource_id
 from api.http.include import Include, check_include
-from api.http.pages import Limit, Order, Page
+from api.http.pages import Limit, Order, Page, render_page
+from api.resources.metadata import MetadataUpdate
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
 from headrace.conversations.context import check_room, no_such_conversation
 from headrace.conversations.items import drawn, parse_conversation, parse_items
 from headrace.conversations.queries import Conversation
 from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter
-from headrace.formats.chat.request import Metadata
 from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.ids import is_id, new_id
 from headrace.runtime.offload import offloaded
@@ -30,14 +30,8 @@ from headrace.runtime.offload import offloaded
 router = APIRouter(prefix="/conversations", tags=["Conversations"])
 
 
-class ConversationUpdate(BaseModel):
+class ConversationUpdate(MetadataUpdate):
     """The new metadata of a conversation, which replace all earlier ones; `null` removes them."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", json_schema_extra={"examples": [{"metadata": {"customer": "42"}}]}
-    )
-
-    metadata: Metadata | None
 
 
 class ConversationObject(BaseModel):
@@ -239,11 +233,5 @@ def _render(conversation: Conversation) -> dict[str, Any]:
 def _render_items(
     items: Sequence[Item], *, has_more: bool = False, headers: Mapping[str, str] | None = None
 ) -> Response:
-    document = {
-        "object": "list",
-        "data": [orjson.Fragment(item.document) for item in items],
-        "first_id": items[0].id if items else None,
-        "last_id": items[-1].id if items else None,
-        "has_more": has_more,
-    }
-    return render_json(document, headers)
+    texts = [orjson.Fragment(item.document) for item in items]
+    return render_page(texts, ids=[item.id for item in items], has_more=has_more, headers=headers)

@@ -196,8 +196,8 @@ async def get_response(
     del document["input"]
     written = ResponseEvents(document, job.id, job.created, background=job.background, after=after, model=job.model)
     seq = max(0, after - base(job.background) + 1)
-    told = partial(attached, after=Cursor(0, seq), format="responses")
-    return EventStream(partial(told, request, principal, job.id, written))
+    tell = partial(attached, request, principal, job.id, written, after=Cursor(0, seq), format="responses")
+    return EventStream(tell)
 
 
 def _last_event(request: Request, starting_after: int | None) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.http.authentication import Authenticated
@@ -21,9 +21,9 @@ from api.http.sse import EventStream
 from api.jobs.attached import attached
 from api.jobs.cancel import erase
 from api.jobs.chunks import Chunks
+from api.resources.metadata import MetadataUpdate
 from headrace.errors import NotFoundError, invalid_parameter, restore_error
 from headrace.formats.chat.completion import ChatCompletion
-from headrace.formats.chat.request import Metadata
 from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.formats.lenient import parse_json
 from headrace.ids import completion_id as completion_id_of
@@ -47,14 +47,8 @@ class MessageList(Page[dict[str, Any]]):
     """A page of a completion's input messages; each has an `id` in addition to what was sent."""
 
 
-class CompletionUpdate(BaseModel):
+class CompletionUpdate(MetadataUpdate):
     """The new metadata of a stored completion, which replace all earlier ones; `null` removes them."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", json_schema_extra={"examples": [{"metadata": {"customer": "42"}}]}
-    )
-
-    metadata: Metadata | None
 
 
 class DeletedCompletion(BaseModel):
@@ -82,7 +76,7 @@ async def list_completions(
 ) -> Response:
     """List the account's completions, oldest first. `metadata[key]=value` narrows the list."""
     database = request.state.database
-    if after is not None and not (after.startswith("chatcmpl-") and is_id(job_id_of(after), "job")):
+    if after is not None and not _is_completion(after):
         raise invalid_parameter("after", "it is not the id of a completion")
     rows, more = await list_jobs(
         database,
