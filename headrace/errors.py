@@ -41,6 +41,8 @@ import orjson
 
 # A code such as `context_length_exceeded`: words, unlike a prompt of one word or a key.
 _CODE = re.compile(r"(?=.{1,64}$)[a-z]+(?:_[a-z]+)+")
+# Characters of a client's or a provider's text that an error repeats.
+_LONGEST_ECHO = 80
 
 
 class HeadraceError(Exception):
@@ -137,13 +139,13 @@ class ModelNotFoundError(InvalidRequestError):
     code = "model_not_found"
 
     asked: str = ""
-    """The requested name, cut to 100 characters."""
+    """The requested name, shortened."""
 
     @classmethod
     def of(cls, name: str, *, param: str = "model") -> Self:
         """Return the error for a model name. It does not tell a missing model from a forbidden one."""
-        error = cls(f"The model '{name[:100]}' does not exist or you do not have access to it.", param=param)
-        error.asked = name[:100]
+        error = cls(f"The model '{shorten(name)}' does not exist or you do not have access to it.", param=param)
+        error.asked = shorten(name)
         return error
 
 
@@ -330,6 +332,11 @@ def missing_parameter(param: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
     )
+
+
+def shorten(text: str, limit: int = _LONGEST_ECHO) -> str:
+    """Return the beginning of a text, so that an error message does not repeat a whole body."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def restore_error(stored: bytes | str | None) -> HeadraceError:

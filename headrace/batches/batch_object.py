@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from headrace.batches.queries import TIMES, get_batch
 from headrace.batches.state import BatchState
-from headrace.errors import NotFoundError
+from headrace.errors import NotFoundError, shorten
 from headrace.ids import is_id
 from headrace.stores.connections import Row
 from headrace.stores.database import Database
@@ -203,5 +203,5 @@ async def find_batch(database: Database, batch_id: str, account_id: str) -> Row:
     """
     row = await get_batch(database, batch_id, account_id) if is_id(batch_id, "batch") else None
     if row is None:
-        raise NotFoundError(f"No batch found with id '{batch_id[:100]}'.", param="batch_id")
+        raise NotFoundError(f"No batch found with id '{shorten(batch_id)}'.", param="batch_id")
     return row

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from headrace.batches.endpoints import DEFAULT_ENDPOINT, ENDPOINTS, Terms
-from headrace.errors import InvalidRequestError, invalid_parameter, missing_parameter
+from headrace.errors import InvalidRequestError, invalid_parameter, missing_parameter, shorten
 from headrace.formats.json_document import parse_json
 
 LONGEST_CUSTOM_ID = 512
@@ -133,7 +133,7 @@ def _check_envelope(line: dict[str, Any], endpoint: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequestError("Invalid type for 'body': expected an object.", param="body", code="invalid_type")
     if len(line) > len(_FIELDS):
-        unknown = next(name for name in line if name not in _FIELDS)[:64]
+        unknown = shorten(next(name for name in line if name not in _FIELDS))
         raise InvalidRequestError(f"Unknown parameter: '{unknown}'.", param=unknown, code="unknown_parameter")
     return body
 
@@ -172,7 +172,7 @@ class CustomIds:
         key = hash(custom_id)  # of 64 bits, seeded anew in every process
         if key in self._seen:
             raise InvalidRequestError(
-                f"Duplicate 'custom_id': '{custom_id[:80]}' is that of an earlier line.",
+                f"Duplicate 'custom_id': '{shorten(custom_id)}' is that of an earlier line.",
                 param="custom_id",
                 code="duplicate_custom_id",
             )

@@ -16,7 +16,7 @@ from typing import IO
 from headrace.batches.endpoints import DEFAULT_ENDPOINT, ENDPOINTS
 from headrace.batches.lines import LineProblem, LineReader, RawLine, parse_line
 from headrace.cli.batch_table import Format, InputError, Table, find_format, read_header, read_rows, render_row
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, shorten
 
 # Problems that are reported at most.
 MOST_PROBLEMS = 20
@@ -131,7 +131,7 @@ def _endpoint(text: bytes | None) -> str:
 def _note(seen: dict[str, int], custom_id: str, number: int) -> None:
     if (first := seen.setdefault(custom_id, number)) != number:
         raise InvalidRequestError(
-            f"Duplicate 'custom_id': '{custom_id[:80]}' is that of line {first}.",
+            f"Duplicate 'custom_id': '{shorten(custom_id)}' is that of line {first}.",
             param="custom_id",
             code="duplicate_custom_id",
         )

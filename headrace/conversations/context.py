@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from headrace.conversations import queries
-from headrace.errors import ConflictError, InvalidRequestError, NotFoundError
+from headrace.errors import ConflictError, InvalidRequestError, NotFoundError, shorten
 from headrace.formats.responses.request import MOST_ITEMS
 from headrace.ids import is_id
 from headrace.runtime.offload import offloaded
@@ -17,7 +17,7 @@ from headrace.stores.database import Database
 
 def no_such_conversation(conversation_id: str, *, param: str = "conversation_id") -> NotFoundError:
     """Return the error for an id without a conversation of the account."""
-    return NotFoundError(f"Conversation with id '{conversation_id[:100]}' not found.", param=param)
+    return NotFoundError(f"Conversation with id '{shorten(conversation_id)}' not found.", param=param)
 
 
 async def check_room(

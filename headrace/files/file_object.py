@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.errors import NotFoundError
+from headrace.errors import NotFoundError, shorten
 from headrace.files.queries import find_file
 from headrace.ids import is_id
 from headrace.stores.connections import Row
@@ -72,4 +72,4 @@ async def get_file(database: Database, file_id: str, account_id: str, *, param: 
 
 def no_such_file(file_id: str, *, param: str = "file_id") -> NotFoundError:
     """Return the error for an id without a file of the account."""
-    return NotFoundError(f"No such File object: {file_id[:100]}", param=param)
+    return NotFoundError(f"No such File object: {shorten(file_id)}", param=param)

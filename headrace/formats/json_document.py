@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, shorten
 
 MOST_VALUES = 100_000
 """Values in one document, at any depth: those of objects and arrays, not their keys."""
@@ -24,7 +24,6 @@ MAX_NESTING = 200
 
 # Bytes of a document that cannot hold too many values.
 _FEW_BYTES = 2 * MOST_VALUES
-_LONGEST_ECHO = 80
 # The characters of the longest integer of 64 bits.
 _LONGEST_INTEGER = 20
 # The beginning of an integer that may be beyond 64 bits. To search for it takes longer than all else that is done with
@@ -161,8 +160,3 @@ def render_path(path: Sequence[str | int]) -> str:
         else:
             rendered += f"['{shorten(key)}']"
     return rendered
-
-
-def shorten(text: str, limit: int = _LONGEST_ECHO) -> str:
-    """Return the beginning of a text, so that an error message does not repeat a whole body."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"

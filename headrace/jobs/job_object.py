@@ -7,7 +7,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from headrace.errors import NotFoundError
+from headrace.errors import NotFoundError, shorten
 from headrace.formats.chat.completion import ChatCompletion, CompletionUsage
 from headrace.formats.chat.usage import TokenUsage, render_usage
 from headrace.formats.responses.response_object import ResponseObject
@@ -188,4 +188,4 @@ async def find_job(database: Database, job_id: str, account_id: str) -> dict[str
 
 def no_such_job(job_id: str) -> NotFoundError:
     """Return the error for an id by which the account has no job."""
-    return NotFoundError(f"No job found with id '{job_id[:100]}'.", param="job_id")
+    return NotFoundError(f"No job found with id '{shorten(job_id)}'.", param="job_id")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from headrace.errors import NotFoundError
+from headrace.errors import NotFoundError, shorten
 from headrace.formats.chat.validation import InvalidFieldError
 from headrace.keys.principal import KeyScope
 from headrace.keys.queries import KeyChanges
@@ -100,12 +100,12 @@ def render_key(row: Row) -> dict[str, Any]:
 
 def no_such_key(key_id: str) -> NotFoundError:
     """Return the error for an id without a key that the request may see."""
-    return NotFoundError(f"No API key found with id '{key_id[:100]}'.", param="key_id")
+    return NotFoundError(f"No API key found with id '{shorten(key_id)}'.", param="key_id")
 
 
 def no_such_account(name: str) -> NotFoundError:
     """Return the error for a name without an account."""
-    return NotFoundError(f"No account found with name '{name[:100]}'.", param="account")
+    return NotFoundError(f"No account found with name '{shorten(name)}'.", param="account")
 
 
 def _check_text(text: str) -> str:

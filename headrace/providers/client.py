@@ -12,7 +12,7 @@ import httpx
 
 from headrace.catalogue.models import Provider
 from headrace.decompression import ENCODINGS, CompressionError, Decompressor
-from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError
+from headrace.errors import UpstreamError, UpstreamTimeoutError, UpstreamTooLargeError, shorten
 from headrace.formats.chat.support import FORMAT_OF
 from headrace.formats.failures import failure
 from headrace.formats.registry import FORMATS
@@ -285,7 +285,7 @@ class _Packed:
             UpstreamTooLargeError: It holds more than a whole answer may.
         """
         if self._body is None:
-            raise ConnectionFailedError(f"the answer is compressed in an unknown way: {self._encoding[:100]!r}")
+            raise ConnectionFailedError(f"the answer is compressed in an unknown way: {shorten(self._encoding)!r}")
         try:
             piece = self._body.decode(piece, LARGEST_ANSWER + 1)
         except CompressionError as error:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from headrace.catalogue.models import Catalogue, Route
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, shorten
 from headrace.formats.chat.usage import estimate_demand
 
 
@@ -36,8 +36,8 @@ def check_priced(catalogue: Catalogue, routes: Sequence[Route], request: Mapping
     for param, name in names.items():
         if unpriced.intersection(route.name for route in catalogue.routes(name)):
             raise InvalidRequestError(
-                f"Invalid '{param}': the price of '{name[:100]}', or of a model that may answer in its place, is not "
-                "known, and this API key or its account has a budget. Ask for a model with a price.",
+                f"Invalid '{param}': the price of '{shorten(name)}', or of a model that may answer in its place, is "
+                "not known, and this API key or its account has a budget. Ask for a model with a price.",
                 param=param,
                 code="model_not_priced",
             )

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cache, cached_property
 from zoneinfo import ZoneInfo, available_timezones
 
-from headrace.errors import InvalidRequestError, invalid_parameter
+from headrace.errors import InvalidRequestError, invalid_parameter, shorten
 from headrace.usage.views import Grain, Segment, find_view, has_whole_hours, split
 
 MOST_BUCKETS = 10_000
@@ -147,7 +147,7 @@ def parse_groups(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in GROUPS and not _is_metadata_group(name):
             supported = ", ".join(GROUPS)
-            raise invalid_parameter("group_by", f"'{name[:100]}'. Supported values are: {supported}, metadata.<key>")
+            raise invalid_parameter("group_by", f"'{shorten(name)}'. Supported values are: {supported}, metadata.<key>")
     if len(names) > _MOST_GROUPS:
         raise invalid_parameter("group_by", f"there are more than {_MOST_GROUPS}")
     return names
@@ -181,4 +181,4 @@ def parse_zone(name: str | None) -> ZoneInfo:
 
 def unknown_zone(name: str) -> InvalidRequestError:
     """Return the error for a time zone that does not exist."""
-    return invalid_parameter("time_zone", f"'{name[:100]}'. Expected a name such as 'Europe/Berlin'")
+    return invalid_parameter("time_zone", f"'{shorten(name)}'. Expected a name such as 'Europe/Berlin'")

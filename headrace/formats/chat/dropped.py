@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, shorten
 from headrace.formats.chat.generations import (
     DEFAULTS,
     EFFORTS,
@@ -26,7 +26,6 @@ from headrace.formats.chat.generations import (
 from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.chat.support import HANDLINGS, LEAST_OUTPUT, Format, Treatment
 from headrace.formats.closed_schema import holds_map
-from headrace.formats.json_document import shorten
 from headrace.formats.tools import CHOICES, offered_tools
 
 # Strict tools that Anthropic takes in a request.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, shorten
 
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
@@ -40,4 +40,4 @@ def exact_reason(reason: Any) -> str | None:
         ours = word if word in FINISH_REASONS else _SYNONYMS.get(word)
         if ours is not None:
             return ours
-    raise UpstreamError(f"The model's provider ended its answer with the reason {str(reason)[:100]!r}.")
+    raise UpstreamError(f"The model's provider ended its answer with the reason {shorten(str(reason))!r}.")

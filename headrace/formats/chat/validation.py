@@ -12,12 +12,14 @@ from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from headrace.errors import InvalidRequestError, invalid_parameter
-from headrace.formats.json_document import parse_json, render_path, shorten
+from headrace.errors import InvalidRequestError, invalid_parameter, shorten
+from headrace.formats.json_document import parse_json, render_path
 
 __all__ = ["InvalidFieldError", "check_metadata", "check_text", "invalid_request", "parse_body", "validate"]
 
+# Characters of a message.
 _LONGEST_MESSAGE = 300
+# Errors of one document among which the most helpful one is searched for.
 _MOST_ERRORS = 1000
 
 _Model = TypeVar("_Model", bound=BaseModel)

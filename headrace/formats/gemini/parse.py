@@ -20,6 +20,7 @@ from headrace.errors import (
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
+    shorten,
 )
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.tool_calls import render_arguments
@@ -173,7 +174,7 @@ class StreamParser:
         if reason not in _FINISH_REASONS:
             said = candidate.get("finishMessage")
             because = f": {said[:500]}" if isinstance(said, str) else "."
-            raise UpstreamError(f"The model's provider ended its answer with the reason {reason[:100]!r}{because}")
+            raise UpstreamError(f"The model's provider ended its answer with the reason {shorten(reason)!r}{because}")
         ours = _FINISH_REASONS[reason]
         chunk = _chunk(model, index, {}, "tool_calls" if reason == "STOP" and self._calls[index] else ours)
         choice = chunk["choices"][0]

@@ -17,6 +17,7 @@ from headrace.errors import (
     UpstreamRateLimitError,
     UpstreamRefusedError,
     UpstreamTimeoutError,
+    shorten,
 )
 from headrace.formats.chat.tool_calls import render_arguments
 from headrace.formats.failures import reported, says_too_long
@@ -108,7 +109,7 @@ def _finish(reason: str) -> dict[str, str]:
         UpstreamError: Headrace does not know the reason.
     """
     if reason not in _FINISH_REASONS:
-        raise UpstreamError(f"The model's provider ended its answer with the reason {reason[:100]!r}.")
+        raise UpstreamError(f"The model's provider ended its answer with the reason {shorten(reason)!r}.")
     return {"finish_reason": _FINISH_REASONS[reason], "native_finish_reason": reason}
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from headrace.errors import shorten
 from headrace.providers.demo.example import NoExampleError, example_of
 
 _ABOUT = (
@@ -226,7 +227,7 @@ def _offered(request: Mapping[str, Any]) -> tuple[list[_Tool], bool | str]:
     name = choice[choice["type"]]["name"] if "type" in choice else choice["name"]
     chosen = [tool for tool in tools if tool.name == name]
     if not chosen:
-        raise RefusedError("tool_choice", f"Invalid 'tool_choice': no tool named '{name[:100]}' is offered.")
+        raise RefusedError("tool_choice", f"Invalid 'tool_choice': no tool named '{shorten(name)}' is offered.")
     return chosen[:1], str(name)
 
 
@@ -235,7 +236,7 @@ def _call(tool: _Tool, nth: int) -> _Call:
     if tool.kind == "custom":
         return _Call(tool, call_id, _TOKEN.findall(f"an example of what {tool.name} takes"))
     schema = tool.parameters or {"type": "object"}
-    value = _example({"type": "object", **schema}, nth, f"the parameters of '{tool.name[:100]}'", tool.place)
+    value = _example({"type": "object", **schema}, nth, f"the parameters of '{shorten(tool.name)}'", tool.place)
     return _Call(tool, call_id, _TOKEN.findall(_json(value)))
 
 

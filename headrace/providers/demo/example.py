@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from headrace.errors import shorten
 from headrace.providers.demo.text import text_of_format, text_of_pattern
 
 Flat = Mapping[str, Any]
@@ -120,14 +121,14 @@ class _Maker:
 
     def _target(self, reference: str) -> Any:
         if not reference.startswith("#"):
-            raise NoExampleError(f"it refers to '{reference[:100]}', which is not in it")
+            raise NoExampleError(f"it refers to '{shorten(reference)}', which is not in it")
         target = self._root
         for part in reference[1:].split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             try:
                 target = target[int(key)] if isinstance(target, list) else target[key]
             except (LookupError, ValueError) as error:
-                raise NoExampleError(f"it refers to '{reference[:100]}', which is not in it") from error
+                raise NoExampleError(f"it refers to '{shorten(reference)}', which is not in it") from error
         return target
 
     def _value(self, flat: Flat, kind: str, nth: int, path: tuple[str, ...]) -> Any:
@@ -151,7 +152,7 @@ class _Maker:
                 return nth % 2 == 0
             case "null":
                 return None
-        raise NoExampleError(f"it has the unknown type '{kind[:100]}'")
+        raise NoExampleError(f"it has the unknown type '{shorten(kind)}'")
 
     def _object(self, flat: Flat, nth: int, path: tuple[str, ...]) -> dict[str, Any]:
         properties, required = flat.get("properties", {}), flat.get("required", ())
@@ -221,7 +222,7 @@ class _Maker:
             self._spend(_STEPS_A_PATTERN)
             text = text_of_pattern(flat["pattern"], nth, least=least, longest=min(most, _LONGEST_PATTERN_TEXT))
             if text is None:
-                raise NoExampleError(f"no text was found that fits the pattern '{flat['pattern'][:100]}'")
+                raise NoExampleError(f"no text was found that fits the pattern '{shorten(flat['pattern'])}'")
             return text
         text = text_of_format(flat.get("format"), nth)
         if text is None:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from headrace.errors import UpstreamError
+from headrace.errors import UpstreamError, shorten
 from headrace.formats.chat.finish_reasons import exact_reason
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.usage import parse_usage, render_usage
@@ -171,7 +171,7 @@ class StreamParser:
         if not isinstance(output := response.get("output"), list):
             raise reported_error(response) or UpstreamError(_NONSENSE)
         if status not in ("completed", "incomplete"):
-            raise UpstreamError(f"The model's provider answered with a response that is {status[:50]}.")
+            raise UpstreamError(f"The model's provider answered with a response that is {shorten(status)}.")
         self._chunks.name_model(response)
         for item, said in self._items.match(output):
             yield from self._chunks.rest(item, said)
