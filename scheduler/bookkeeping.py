@@ -21,16 +21,27 @@ from scheduler.lookout import work_or_rest
 
 log = logging.getLogger(__name__)
 
-# Seconds between two runs of each kind of work; of folds and reconciliations while there is nothing to do. A fold of a
-# few rows costs as much as one of hundreds. A question reads the rows that no fold has added: with eight thousand of
-# its account, as many as batches end in three seconds, percentiles take 40 ms.
-_OFTEN_SECONDS = 1.0
+# Seconds between two folds. A fold of a few rows costs as much as one of hundreds. A question reads the rows that no
+# fold has added: with eight thousand of its account, as many as batches end in three seconds, percentiles take 40 ms.
 _FOLD_SECONDS = 3.0
+# Seconds between two folds while the roll-ups lack no row.
 _IDLE_FOLD_SECONDS = 60.0
+# Seconds between two releases of the reservations of ended jobs.
+_RECONCILE_SECONDS = 1.0
+# Seconds between two such releases while no job is open.
 _IDLE_RECONCILE_SECONDS = 10.0
+# Seconds between two corrections of what Redis counts as spent.
 _CORRECTION_SECONDS = 10.0
+# Seconds between two looks for budgets that are due for an alert.
+_ALERT_SECONDS = 10.0
+# Seconds between two looks for partitions to make.
 _PARTITION_SECONDS = 3600.0
+# Seconds between two comparisons of the roll-ups with the ledger.
 _CHECK_SECONDS = 86_400.0
+# Seconds until work is tried again after Postgres or Redis failed.
+_RETRY_SECONDS = 1.0
+# Seconds of the longest period that follows the process's ticks. A longer one begins when the scheduler begins to lead.
+_LONGEST_TICK_SECONDS = 10.0
 # Rows of a fold that was probably cut off at its limit, so that more wait.
 _LONG_FOLD = 10_000
 
@@ -50,9 +61,11 @@ class Bookkeeper:
         """
         await asyncio.gather(
             _again_and_again(self._fold, _FOLD_SECONDS, needed=usage, idle_seconds=_IDLE_FOLD_SECONDS),
-            _again_and_again(self._gate.reconcile, _OFTEN_SECONDS, needed=jobs, idle_seconds=_IDLE_RECONCILE_SECONDS),
+            _again_and_again(
+                self._gate.reconcile, _RECONCILE_SECONDS, needed=jobs, idle_seconds=_IDLE_RECONCILE_SECONDS
+            ),
             _again_and_again(self._gate.correct, _CORRECTION_SECONDS),
-            _again_and_again(partial(alert, self._database), _CORRECTION_SECONDS),
+            _again_and_again(partial(alert, self._database), _ALERT_SECONDS),
             _again_and_again(self._make_partitions, _PARTITION_SECONDS),
             _again_and_again(self._check, _CHECK_SECONDS),
         )
@@ -86,13 +99,13 @@ async def _again_and_again(
             goes_on = bool(await work())
         except SQLAlchemyError as error:
             log.warning("bookkeeping waits for Postgres: %s", error)
-            pause = _OFTEN_SECONDS
+            pause = _RETRY_SECONDS
         except REDIS_UNAVAILABLE as error:
             log.warning("bookkeeping of limits waits for Redis: %s", error)
-            pause = _OFTEN_SECONDS
+            pause = _RETRY_SECONDS
         except Exception:
             log.exception("could not keep the books")
-        rest = until_tick(pause) if pause <= _CORRECTION_SECONDS else pause
+        rest = until_tick(pause) if pause <= _LONGEST_TICK_SECONDS else pause
         if needed is None or goes_on:
             await asyncio.sleep(rest)
         else:
