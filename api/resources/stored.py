@@ -25,7 +25,7 @@ from api.resources.metadata import MetadataUpdate
 from headrace.errors import NotFoundError, invalid_parameter, restore_error
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.formats.chat.validation import check_metadata, parse_body
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 from headrace.ids import completion_id as completion_id_of
 from headrace.ids import is_id, job_id_of
 from headrace.jobs.records import JobFilter
@@ -101,7 +101,9 @@ async def _render(row: Row) -> orjson.Fragment:
 
 
 def _replace_metadata(response: str, metadata: bytes) -> orjson.Fragment:
-    return orjson.Fragment(orjson.dumps({**parse_json(response.encode()), "metadata": orjson.Fragment(metadata)}))
+    return orjson.Fragment(
+        orjson.dumps({**parse_lenient_json(response.encode()), "metadata": orjson.Fragment(metadata)})
+    )
 
 
 @router.get(

@@ -7,13 +7,13 @@ from typing import Any
 
 from headrace.errors import UpstreamError
 from headrace.formats.failures import failure, says_too_long
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 
 
 def parse_error(body: bytes) -> dict[str, Any]:
     """Return OpenAI's error object, as far as the body of an error status has one."""
     try:
-        document = parse_json(body)
+        document = parse_lenient_json(body)
     except ValueError:
         return {}
     return _named(_said(document))

@@ -12,7 +12,7 @@ from headrace.errors import UpstreamError
 from headrace.formats.json_document import has_long_number, is_too_deep
 
 
-def parse_json(data: bytes) -> Any:
+def parse_lenient_json(data: bytes) -> Any:
     """Return the document. Numbers that are none, as `-Infinity`, are null, and halves of a character are U+FFFD.
 
     An integer beyond 64 bits is an `orjson.Fragment`, which is written as it was read.
@@ -45,7 +45,7 @@ def parse_object(data: bytes, nonsense: str) -> dict[str, Any]:
         UpstreamError: It is not JSON, or not an object: then `nonsense` is the message.
     """
     try:
-        document = parse_json(data)
+        document = parse_lenient_json(data)
     except ValueError:
         raise UpstreamError("The model's provider answered with something that is not JSON.") from None
     if not isinstance(document, dict):

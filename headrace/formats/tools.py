@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 
 Choice = str | Mapping[str, Any]
 """`none`, `auto`, `required`, or the one function to be called."""
@@ -30,7 +30,7 @@ def offered_tools(request: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any
 def parse_arguments(text: str) -> dict[str, Any]:
     """Return the object of a call's arguments. Models err: other JSON, or text, becomes its field `arguments`."""
     try:
-        arguments = parse_json(text.encode("utf-8", "replace") or b"{}")
+        arguments = parse_lenient_json(text.encode("utf-8", "replace") or b"{}")
     except ValueError:
         arguments = text
     return arguments if isinstance(arguments, dict) else {"arguments": arguments}

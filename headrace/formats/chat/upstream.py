@@ -11,7 +11,7 @@ from headrace.errors import UpstreamError
 from headrace.formats.chat.request import EXTENSIONS
 from headrace.formats.chat.support import LimitParameter
 from headrace.formats.error_objects import error_of, parse_error, reported_error
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 
 __all__ = [
     "MANY_CHOICES",
@@ -153,7 +153,7 @@ class _NotJSONError(UpstreamError):
 
 def _parse_object(data: bytes) -> dict[str, Any]:
     try:
-        document = parse_json(data)
+        document = parse_lenient_json(data)
     except ValueError:
         raise _NotJSONError("The model's provider answered with something that is not JSON.") from None
     if not isinstance(document, dict):

@@ -25,7 +25,7 @@ from headrace.errors import (
 from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.tool_calls import render_arguments
 from headrace.formats.failures import reported, says_too_long
-from headrace.formats.lenient import parse_json, parse_object
+from headrace.formats.lenient import parse_lenient_json, parse_object
 from headrace.formats.skipped import skip
 
 Json = dict[str, Any]
@@ -77,7 +77,7 @@ def _answers(body: bytes) -> list[bytes]:
     if not body.lstrip().startswith(b"["):
         return [body]
     try:
-        document = parse_json(body)
+        document = parse_lenient_json(body)
     except ValueError:
         return [body]
     return [orjson.dumps(answer) for answer in document]
@@ -236,7 +236,7 @@ def _audio(details: Sequence[Json] | None) -> int:
 def parse_error(body: bytes) -> dict[str, Any]:
     """Return OpenAI's error object and `retry_after`, as far as the body of an error status has them."""
     try:
-        document = parse_json(body)
+        document = parse_lenient_json(body)
     except ValueError:
         return {}
     if isinstance(document, list) and document:

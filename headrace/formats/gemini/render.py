@@ -27,7 +27,7 @@ from headrace.formats.chat.generations import (
 )
 from headrace.formats.chat.support import LimitParameter
 from headrace.formats.gemini.parse import Json
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 from headrace.formats.media import audio_of, file_of, image_of
 from headrace.formats.tools import offered_tools, parse_arguments
 
@@ -228,7 +228,7 @@ def _render_result(message: Json, names: Mapping[str, str], param: str) -> Json:
     content = message["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     try:
-        response = parse_json(text.encode("utf-8", "replace"))
+        response = parse_lenient_json(text.encode("utf-8", "replace"))
     except ValueError:
         response = None
     if not isinstance(response, dict) or _has_reference(response):

@@ -21,7 +21,7 @@ from headrace.errors import (
 )
 from headrace.formats.chat.tool_calls import render_arguments
 from headrace.formats.failures import reported, says_too_long
-from headrace.formats.lenient import parse_json, parse_object
+from headrace.formats.lenient import parse_lenient_json, parse_object
 from headrace.formats.skipped import skip
 
 Json = dict[str, Any]
@@ -258,7 +258,7 @@ class StreamParser:
 def parse_error(body: bytes) -> dict[str, Any]:
     """Return OpenAI's error object, as far as the body of an error status has one."""
     try:
-        document = parse_json(body)
+        document = parse_lenient_json(body)
     except ValueError:
         return {}
     error = document.get("error") if isinstance(document, dict) else None

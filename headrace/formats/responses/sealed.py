@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 
 PLAIN_THOUGHTS = ("reasoning_content", "reasoning")
 """The fields of a chat message with what the model thought, as a text; some servers write it into both."""
@@ -29,7 +29,7 @@ def open_sealed(text: str) -> dict[str, Any] | None:
     if not text.startswith(_PREFIX):
         return None
     try:
-        fields = parse_json(base64.b64decode(text[len(_PREFIX) :], validate=True))
+        fields = parse_lenient_json(base64.b64decode(text[len(_PREFIX) :], validate=True))
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None

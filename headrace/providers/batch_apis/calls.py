@@ -13,7 +13,7 @@ from headrace.batches.lines import LineReader, RawLine
 from headrace.catalogue.models import Provider
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.support import FORMAT_OF
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 from headrace.formats.registry import FORMATS
 from headrace.formats.skipped import skip
 from headrace.providers.batch_apis.parcel import NativeResult
@@ -122,7 +122,7 @@ def _parse(lines: Iterable[RawLine], provider: Provider, read: Reading) -> Itera
 def _document(line: RawLine) -> dict[str, Any] | None:
     """Return the document of a line with a `custom_id`, or None."""
     try:
-        document = parse_json(line.text or b"")
+        document = parse_lenient_json(line.text or b"")
     except ValueError:
         return None
     return document if isinstance(document, dict) and isinstance(document.get("custom_id"), str) else None

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from headrace.formats.json_document import MAX_NESTING
-from headrace.formats.lenient import parse_json
+from headrace.formats.lenient import parse_lenient_json
 from headrace.formats.responses.sealed import open_sealed, seal
 from headrace.formats.tools import parse_arguments
 
@@ -22,7 +22,7 @@ def nested(levels: int, inner: str = "1") -> str:
 def test_what_is_nested_too_deeply_is_no_document(levels: int, inner: str) -> None:
     text = nested(levels, inner)
     with pytest.raises(ValueError, match="deep"):
-        parse_json(text.encode())
+        parse_lenient_json(text.encode())
     assert parse_arguments(text) == {"arguments": text}
 
 
@@ -32,7 +32,7 @@ def test_what_is_nested_too_deeply_is_no_document(levels: int, inner: str) -> No
 def test_levels_are_counted_in_any_encoding(encoding: str, levels: int, closed: bool) -> None:
     text = '["\\"",' + "[" * levels + ("]" * levels + "]" if closed else "")
     with pytest.raises(ValueError, match="deep"):
-        parse_json(text.encode(encoding))
+        parse_lenient_json(text.encode(encoding))
     sealed = "hr1." + base64.b64encode(text.encode(encoding)).decode()
     assert open_sealed(sealed) is None
 
