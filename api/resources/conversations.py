@@ -20,7 +20,7 @@ from api.resources.metadata import MetadataUpdate
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
 from headrace.conversations.context import check_room, no_such_conversation
-from headrace.conversations.items import drawn, parse_conversation, parse_items
+from headrace.conversations.items import parse_conversation, parse_items, with_new_ids
 from headrace.conversations.queries import Conversation
 from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter
 from headrace.formats.chat.validation import check_metadata, parse_body
@@ -75,7 +75,7 @@ async def create_conversation(request: Request, principal: Authenticated) -> Res
     conversation_id, _ = await resource_id(request, principal, new_id("conv"), body)
     if not change.done:  # else it may be deleted by now, and stays so
         most: int = request.state.settings.account_conversations
-        items = drawn(given, conversation_id[-32:])
+        items = with_new_ids(given, conversation_id[-32:])
         async with change.applying():
             await queries.create_conversation(
                 database, conversation_id, account_id, metadata=metadata, items=items, most=most
@@ -139,7 +139,7 @@ async def create_items(request: Request, principal: Authenticated, conversation_
         await check_room(database, conversation_id, account_id, items=len(given), size=len(body), most_bytes=most)
     # The items' ids are made of one that the key stands for, so that a repeated request finds the items.
     claimed, _ = await resource_id(request, principal, new_id("items"), body)
-    items = drawn(given, claimed[-32:])
+    items = with_new_ids(given, claimed[-32:])
     if items and not change.done:
         async with change.applying():
             if not await queries.add_items(database, conversation_id, account_id, items):

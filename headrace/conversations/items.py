@@ -77,7 +77,7 @@ def _kept(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-def drawn(given: Sequence[Mapping[str, Any]], digits: str) -> list[Item]:
+def with_new_ids(given: Sequence[Mapping[str, Any]], digits: str) -> list[Item]:
     """Return checked items with ids of ours, made of 32 hexadecimal `digits` and the items' numbers from 0 on."""
     items = []
     for number, item in enumerate(given):

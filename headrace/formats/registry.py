@@ -14,7 +14,7 @@ from headrace.formats.chat import client as chat_client
 from headrace.formats.chat import upstream as chat
 from headrace.formats.chat.support import Format, LimitParameter
 from headrace.formats.chat.texts import Texts
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.responses import client as responses_client
 from headrace.formats.responses import upstream as responses
 from headrace.formats.translation import Translation

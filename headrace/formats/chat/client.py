@@ -10,7 +10,7 @@ import orjson
 
 from headrace.formats.chat.fold import chunks_of
 from headrace.formats.chat.texts import Texts
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.translation import Translation
 from headrace.ids import completion_id
 

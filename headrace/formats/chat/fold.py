@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from headrace.formats.chat.texts import Texts
-from headrace.formats.gathered import Gathered
+from headrace.formats.text_buffer import TextBuffer
 
 # Fields that Headrace gives or rebuilds; obfuscation only pads a chunk. A completion has a chunk's other fields.
 _ENVELOPE = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
@@ -65,10 +65,10 @@ class Fold:
         folded = self._choices.get(more.index)
         if folded is not None:
             known = folded.message.get("content")
-            if type(known) is Gathered:
+            if type(known) is TextBuffer:
                 known.add_all(more.texts)
             else:
-                folded.message["content"] = Gathered(more.texts)
+                folded.message["content"] = TextBuffer(more.texts)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
         index = choice.get("index")
@@ -166,10 +166,10 @@ def _merge(into: _Object, delta: dict[str, Any]) -> None:
     for key, value in delta.items():
         known = into.get(key)
         if isinstance(value, str) and key not in _WHOLE:
-            if type(known) is Gathered:
+            if type(known) is TextBuffer:
                 known.add(value)
             else:
-                into[key] = Gathered((value,))
+                into[key] = TextBuffer((value,))
         elif isinstance(value, dict):
             if type(known) is not _Object:
                 known = into[key] = _Object()
@@ -207,7 +207,7 @@ def _replace(into: dict[str, Any], key: str, value: Any) -> None:
 
 def _render(value: Any) -> Any:
     match value:
-        case Gathered():
+        case TextBuffer():
             return value.text
         case _Object():
             return {key: _render(inner) for key, inner in value.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from headrace.formats.gathered import Gathered
+from headrace.formats.text_buffer import TextBuffer
 from headrace.ids import new_id
 
 
@@ -117,7 +117,7 @@ class CalledFunction:
     def __init__(self, key: str = "arguments") -> None:
         self._key = key
         self._named = self._told = False
-        self._pieces = Gathered()
+        self._pieces = TextBuffer()
 
     def exact(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Return a piece, made of the one that came."""

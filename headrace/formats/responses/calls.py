@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from headrace.formats.gathered import Gathered
 from headrace.formats.responses.offered import Origin
 from headrace.formats.responses.output import CUSTOM, FUNCTION, CallItem, Status
+from headrace.formats.text_buffer import TextBuffer
 from headrace.ids import item_id
 
 
@@ -54,7 +54,7 @@ class Call:
         self.item = CallItem(item, number)
         self.open = True
         # The pieces of a wrapped call, of which no line is made before it is whole.
-        self._held = Gathered() if wrapped else None
+        self._held = TextBuffer() if wrapped else None
 
     def take(self, piece: Mapping[str, Any]) -> list[bytes]:
         """Return the lines of more of the call. What comes behind its end is left out."""

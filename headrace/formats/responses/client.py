@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.responses.compaction import Compaction
 from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.events import lines_of

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from headrace.errors import UpstreamError
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.responses.context import COMPACTS
 from headrace.formats.responses.relay import Relay
 from headrace.formats.responses.response import response_usage

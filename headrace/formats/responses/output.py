@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from headrace.formats.gathered import Gathered
+from headrace.formats.text_buffer import TextBuffer
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -67,7 +67,7 @@ class Part:
 
     def __init__(self, kind: PartKind, item_id: str, output_index: int, index: int) -> None:
         self.kind = kind
-        self.pieces = Gathered()
+        self.pieces = TextBuffer()
         self.annotations: list[Any] = []
         self.logprobs: list[Any] = []
         self._where = {"item_id": item_id, "output_index": output_index, kind.index: index}
@@ -202,7 +202,7 @@ class CallItem(Item):
         """Take the item with nothing to call it with yet."""
         super().__init__(item, output_index)
         self.kind = CALL_KINDS[item["type"]]
-        self.pieces = Gathered()
+        self.pieces = TextBuffer()
         self._where = {"item_id": item["id"], "output_index": output_index}
         self._before = render(f"{self.kind.events}.delta", **self._where)[:-1] + b',"delta":'
 

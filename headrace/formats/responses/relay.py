@@ -16,10 +16,10 @@ import orjson
 from headrace.errors import UpstreamError, UpstreamTooLargeError
 from headrace.formats.chat.texts import Texts
 from headrace.formats.chat.usage import exact_usage
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.responses.response import response_usage, skeleton
 from headrace.formats.responses.resume import resume
-from headrace.formats.responses.told import Told
+from headrace.formats.responses.sent_events import SentEvents
 from headrace.formats.responses.upstream import ENDS, OPENINGS, StreamParser, completion_of, parse_response
 from headrace.formats.responses.upstream.own_request import render_own_request
 from headrace.ids import FIRST_INPUT_ITEM, item_id, response_id
@@ -56,7 +56,7 @@ class Relay:
         self._given: dict[int, Any] = {}
         self._items: dict[int, Json] = {}
         self._response: Json | None = None
-        self._told = Told()
+        self._sent = SentEvents()
         self.begun = False
         """Whether the provider has begun to use a tool of its own, which readers shall see before the model speaks."""
 
@@ -85,7 +85,7 @@ class Relay:
             event = {"type": kind, **event} | {"type": kind}
             event.pop("sequence_number", None)
             self._map(event)
-            missing = self._told.add(kind, event)
+            missing = self._sent.add(kind, event)
             if missing is not None:
                 line = orjson.dumps(event)
                 # A copy without the room that orjson wrote it into.
@@ -110,9 +110,9 @@ class Relay:
             output = self._output(said) or [self._items[index] for index in sorted(self._items)]
             response = self._whole(said, completion, output)
             lines = self.render(())
-            if self._told.items < len(output):
+            if self._sent.items < len(output):
                 for place, item in enumerate(output):
-                    lines += self._told.rest(item, self._first + place)
+                    lines += self._sent.rest(item, self._first + place)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UpstreamError(_NONSENSE) from None
         return lines, response

@@ -16,7 +16,7 @@ import orjson
 from headrace.errors import UpstreamTooLargeError
 from headrace.formats.chat.fold import Fold, chunks_of
 from headrace.formats.chat.texts import PartText, Texts
-from headrace.formats.job import JobFacts
+from headrace.formats.job_facts import JobFacts
 from headrace.formats.responses.calls import Call
 from headrace.formats.responses.offered import origins
 from headrace.formats.responses.options import LOGPROBS

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from headrace.formats.responses.output import PART_KINDS, CallItem, Item, TextItem, item_of
-from headrace.formats.responses.told import Key, key_of
+from headrace.formats.responses.sent_events import Key, key_of
 
 
 class Resumed(NamedTuple):

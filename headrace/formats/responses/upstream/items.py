@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from headrace.formats.gathered import Gathered
+from headrace.formats.text_buffer import TextBuffer
 
 Json = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Text:
         """Characters of the content before the part."""
         self.annotations = 0
         """Annotations of the part that have been passed on."""
-        self._pieces = Gathered()
+        self._pieces = TextBuffer()
 
     def add(self, piece: str) -> None:
         """Take the next piece."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 _TOGETHER = 32
 
 
-class Gathered(list[str]):
-    """A string being gathered, as the list of its parts.
+class TextBuffer(list[str]):
+    """A string that grows, as the list of its parts.
 
     Pieces are joined many at a time, as each takes 60 bytes more than its text. Adding each to one long string would
     copy that string each time.

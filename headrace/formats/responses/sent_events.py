@@ -27,7 +27,7 @@ _OF_CALLS = frozenset(f"{kind.events}.{step}" for kind in CALL_KINDS.values() fo
 _KNOWN = frozenset({"message", *CALL_KINDS})
 
 
-class Told:
+class SentEvents:
     """The events that one stream has had so far."""
 
     def __init__(self) -> None:
