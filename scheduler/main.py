@@ -31,8 +31,8 @@ from scheduler.bookkeeping import Bookkeeper
 from scheduler.gauges import QueueGauges
 from scheduler.leadership import lead
 from scheduler.lookout import Lookout
-from scheduler.rescue import Sweeper
 from scheduler.retention import Retention
+from scheduler.sweep import Sweeper
 from scheduler.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Batches that a provider runs by its own batch API, at its own price; the results look as if a worker had run them.
 
 The lines become jobs as any others do, but a parcel holds their claims from the start, until the batch's deadline. The
-provider's result of a line ends its job. A line without a result, or with a failure that a retry may mend, goes to the
+provider's result of a line ends its job. A line without a result, or with a failure that a retry may fix, goes to the
 workers. Once a parcel is given up, workers also run what is in no parcel yet; the other parcels go on. Shortly before
 the deadline, and when the batch is cancelled, the provider is asked to cancel its parcels and return what it has run.
 
@@ -139,8 +139,8 @@ class NativeBatch:
     async def _serve(self, parcel: NativeParcel) -> None:
         route = self._route(parcel.route)
         if route is None:
-            known = "the route is not in the configuration any more"
-            await self._give_up(parcel, known if parcel.route else "the parcel's route is not known")
+            why = "the route is not in the configuration any more"
+            await self._give_up(parcel, why if parcel.route else "the parcel's route is not known")
         elif parcel.state == "filling" and (self._is_stopping or not self._is_native):
             await self._close(parcel.id)
         elif parcel.due:
@@ -232,7 +232,7 @@ class NativeBatch:
         `why` is stored with the parcel. The log has `logged` instead, where `why` is a provider's own text.
         """
         log.warning("workers run what a provider was to run of this batch: %s", logged or why)
-        # It comes first: if the scheduler dies in between, the parcel is served, and given up, again.
+        # `_run_here` comes first: if the scheduler dies in between, the parcel is served, and given up, again.
         await self._run_here()
         PARCELS.labels(parcel.provider, "given_up").inc()
         await self._close(parcel.id, error=why)
@@ -241,7 +241,7 @@ class NativeBatch:
         await run_here(self._database, self._batch.id)
         self._is_native = False
 
-    # -- and back -----------------------------------------------------------------------------------------------------
+    # -- from the provider -----------------------------------------------------------------------------------------
 
     async def _look(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
         assert parcel.remote_id is not None
@@ -316,7 +316,7 @@ class NativeBatch:
         await move_parcel(self._database, parcel_id, "done", error=error)
 
     async def _release(self, parcel_id: str, job_ids: list[str] | None = None) -> None:
-        waked = False
+        woken = False
         while True:
             moved = await release_lines(
                 self._database, self._batch.id, parcel_id, job_ids=job_ids, error=CANCELLED_ERROR
@@ -327,10 +327,10 @@ class NativeBatch:
                 await asyncio.sleep(_LOCKED_SECONDS)
             self._returned(len(moved))
             queued = [job.id for job in moved if job.state is State.QUEUED]
-            if queued and not waked:
+            if queued and not woken:
                 # The first lines get a wake-up here. The scheduler resends those of the others, a part at a time.
                 self._queue.wake(queued, tier=LINES)
-                waked = True
+                woken = True
 
 
 def _asked(route: Route) -> Provider:

@@ -23,7 +23,7 @@ from headrace.telemetry.metrics import STORE_SECONDS
 from headrace.usage.rollups import fold_usage
 from scheduler import lookout as looking
 from scheduler.lookout import Lookout
-from scheduler.rescue import Sweeper
+from scheduler.sweep import Sweeper
 from tests.integration.batches.test_queries import create
 from tests.integration.databases import seen_by_all
 from tests.integration.job_rows import Jobs, end_of
