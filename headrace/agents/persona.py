@@ -1,4 +1,4 @@
-"""The definition of an agent, and the request to its model that it makes of a request to the agent."""
+"""An agent's definition, and how a chat request to the agent becomes one to its model."""
 
 from __future__ import annotations
 

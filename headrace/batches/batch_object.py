@@ -32,7 +32,10 @@ class BatchErrors(BaseModel):
 
 
 class RequestCounts(BaseModel):
-    """Lines: of the input, with an answer, and without. Those that a cancelled batch did not run are in neither."""
+    """Counts of a batch's lines: all, answered, and failed.
+
+    Lines that a cancelled batch did not run count only in `total`.
+    """
 
     total: int
     completed: int
@@ -40,13 +43,13 @@ class RequestCounts(BaseModel):
 
 
 class CachedDetails(BaseModel):
-    """Of the tokens read."""
+    """Details of the input tokens."""
 
     cached_tokens: int
 
 
 class ReasoningDetails(BaseModel):
-    """Of the tokens written."""
+    """Details of the output tokens."""
 
     reasoning_tokens: int
 

@@ -153,8 +153,8 @@ def abilities(model: str) -> tuple[Ability, ...]:
     return next((abilities for pattern, _, abilities in _FAMILIES if pattern.match(model)), ())
 
 
-# By the table's name of a provider: the names of its models that answer chat completions. Below, the words by which a
-# name that fits does not.
+# Patterns of model names that answer chat completions, by the table's provider name. `_NOT_CHAT` excludes names that
+# match anyway.
 _CHAT = {
     "openai": re.compile(r"gpt-(?:4o|4\.\d|[5-9](?:\.\d)?)(?:-[a-z]+)?|o[1-9](?:-mini)?"),
     "anthropic": re.compile(r"claude-(?:opus|sonnet|haiku|fable)-[4-9](?:-\d)?"),

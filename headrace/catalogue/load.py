@@ -71,7 +71,7 @@ def read_catalogue(path: Path) -> tuple[Catalogue | None, list[Problem]]:
 
 
 def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
-    """Yield names of providers and models that do not exist, and options that a provider has nothing for."""
+    """Yield names of providers and models that do not exist, and options that a provider does not support."""
     for name, entry in catalogue.providers.items():
         if entry.limit_parameter is not None and entry.kind != "openai":
             message = f"a name can be chosen for providers of kind openai, not {entry.kind}"
@@ -104,7 +104,7 @@ def _dead_ends(catalogue: Catalogue) -> Iterator[Problem]:
 
 
 def _misplaced(route: RouteOptions, kind: Kind) -> Iterator[tuple[str, str]]:
-    """Yield the options of a route that a provider of this kind has nothing for, each with what is wrong."""
+    """Yield the options of a route that a provider of this kind does not support, each with what is wrong."""
     if route.native_batch and kind not in NATIVE_BATCH_KINDS:
         yield "native_batch", f"native batches are for providers of kind {' and '.join(NATIVE_BATCH_KINDS)}, not {kind}"
     if route.native_batch and route.format == "responses":

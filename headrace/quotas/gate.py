@@ -103,7 +103,7 @@ class Gate:
         self._loading: dict[str, asyncio.Task[None]] = {}
 
     def _grouped(self, text: str) -> GroupCommit[bytes, Any]:
-        """Return what runs a script for many jobs at a time, each told in JSON."""
+        """Return a group commit that runs a script for many jobs, each described as JSON."""
         script = self._redis.register_script(text)
 
         async def run(jobs: Sequence[bytes]) -> Sequence[Any]:

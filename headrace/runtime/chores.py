@@ -40,7 +40,7 @@ async def going_on(*chores: Chore) -> AsyncIterator[None]:
 
 
 def until_tick(seconds: float) -> float:
-    """Return the seconds until this process's next tick of a period of `seconds`, and so much at most.
+    """Return the seconds until this process's next tick of a period of `seconds`.
 
     Chores of one period wake together, because waking costs more than what most of them find to do.
     """

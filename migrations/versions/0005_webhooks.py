@@ -1,4 +1,4 @@
-"""What is to be told to whom, and which secrets it is signed with."""
+"""Webhook deliveries, and the secrets that sign them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests that are sent again stand for, webhooks of jobs and how they fared, and jobs that are not kept."""
+"""Idempotency keys, webhooks of jobs, and jobs that are not stored."""
 
 from __future__ import annotations
 

@@ -36,14 +36,14 @@ class ResponseConversation(_Documented):
 
 
 class InputTokensDetails(_Documented):
-    """Of the tokens read."""
+    """Details of the input tokens."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputTokensDetails(_Documented):
-    """Of the tokens written."""
+    """Details of the output tokens."""
 
     reasoning_tokens: int
 
