@@ -73,7 +73,7 @@ def set_cookie(request: Request, response: Response, token: str) -> None:
 
 
 def _by_tls(request: Request) -> bool:
-    """Whether the browser came by TLS, also where a proxy ends it.
+    """Return whether the browser came by TLS, also where a proxy ends it.
 
     The browser's word decides, as the server believes a proxy's headers only from its own host. `check_origin` has
     compared the origin's host.

@@ -21,7 +21,7 @@ def new_id(prefix: str) -> str:
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Tell whether `text` has the form of an id with this prefix. No thing with this id need exist."""
+    """Return whether `text` has the form of an id with this prefix. No thing with this id need exist."""
     return text.startswith(prefix + _separator(prefix)) and _DIGITS.fullmatch(text, len(prefix) + 1) is not None
 
 

@@ -228,7 +228,7 @@ async def authenticate(request: Request) -> Principal:
 
 
 def _reads(request: Request) -> bool:
-    """Whether a request changes nothing. HEAD has become GET by now."""
+    """Return whether a request changes nothing. HEAD has become GET by now."""
     return request.method == "GET" or request.scope["route"].path in _READING_POSTS
 
 

@@ -25,7 +25,7 @@ _VALID = re.compile(rf"[\x20-\x7e]{{1,{LONGEST_KEY}}}")
 
 
 def has_key(request: Request) -> bool:
-    """Tell whether a request has a key: its client may repeat it, and expects to find what the first one created."""
+    """Return whether a request has a key: its client may repeat it, and expects to find what the first one created."""
     return _HEADER in request.headers
 
 

@@ -213,7 +213,7 @@ async def _find_item(request: Request, conversation_id: str, account_id: str, it
 
 
 def _may_be_item(item_id: str) -> bool:
-    """Tell whether Postgres can hold this id."""
+    """Return whether Postgres can hold this id."""
     return "\0" not in item_id
 
 

@@ -120,7 +120,7 @@ def _content(
 
 
 def _has_tag(header: str, tag: str) -> bool:
-    """Tell whether a list of entity tags contains a tag, by weak comparison: RFC 9110, section 13.1.2."""
+    """Return whether a list of entity tags contains a tag, by weak comparison: RFC 9110, section 13.1.2."""
     tags = [given.strip().removeprefix("W/") for given in header.split(",")]
     return tag in tags or tags == ["*"]
 

@@ -77,7 +77,7 @@ async def healthz() -> Response:
     },
 )
 async def readyz(request: Request) -> Response:
-    """Tell whether Postgres has the schema of this release or a later one, and whether Redis works.
+    """Return whether Postgres has the schema of this release or a later one, and whether Redis works.
 
     Jobs are accepted without Redis, so the answer is 503 only because of Postgres.
     """

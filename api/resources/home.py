@@ -59,7 +59,7 @@ def _describe(settings: Settings) -> Home:
 
 
 def _wants_page(accept: str) -> bool:
-    """Whether a request is a browser's: those name HTML, and programs that read both also name JSON."""
+    """Return whether a request is a browser's: those name HTML, and programs that read both also name JSON."""
     return "text/html" in accept and "json" not in accept
 
 

@@ -277,7 +277,7 @@ async def _account_names(session: Session, api: Api) -> list[str]:
 
 
 def _sees_all(session: Session) -> bool:
-    """Whether the page shows all accounts together."""
+    """Return whether the page shows all accounts together."""
     return session.is_admin and session.reading is None
 
 

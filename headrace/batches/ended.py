@@ -75,6 +75,6 @@ async def list_ended(
 
 
 async def has_line(database: Database, batch_id: str, job_id: str) -> bool:
-    """Whether a job is a line of the batch."""
+    """Return whether a job is a line of the batch."""
     query = "SELECT id FROM jobs WHERE id = %(id)s AND batch_id = %(batch_id)s"
     return bool(await execute(database.relaxed, query, {"id": job_id, "batch_id": batch_id}))

@@ -25,7 +25,7 @@ _DELETED = {"code": "job_deleted", "message": "The job of this request was delet
 
 
 def is_answer(row: Row) -> bool:
-    """Whether a line goes to the output file, and not to the error file."""
+    """Return whether a line goes to the output file, and not to the error file."""
     return row.state == "completed" and row.response is not None
 
 

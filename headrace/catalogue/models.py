@@ -40,7 +40,7 @@ _NAMES_IN_URLS: Sequence[Kind] = ("gemini",)
 
 
 def may_be_asked(kind: Kind, name: str, pattern: str) -> bool:
-    """Tell whether a provider of this kind can be asked for a model by the name that takes the place of a pattern.
+    """Return whether a provider of this kind can be asked for a model by the name that takes the place of a pattern.
 
     Where the name becomes part of a URL's path, it needs no quoting, and has as many slashes as the pattern.
     """

@@ -92,7 +92,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
 
 
 def _is_other_branch(problem: ErrorDetails) -> bool:
-    """Tell whether a problem concerns the other form of a route: the table form of a route that is written as text."""
+    """Return whether a problem concerns the other form of a route: the table form of a route that is text."""
     branch, written = problem["loc"][-1:], problem["input"]
     if branch == ("RouteOptions",):
         return not isinstance(written, dict)
@@ -100,7 +100,7 @@ def _is_other_branch(problem: ErrorDetails) -> bool:
 
 
 def _is_branch(part: str | int) -> bool:
-    """Tell whether a part of pydantic's place names a branch of a union rather than a key."""
+    """Return whether a part of pydantic's place names a branch of a union rather than a key."""
     return isinstance(part, str) and (part == "RouteOptions" or part.startswith("constrained-str"))
 
 

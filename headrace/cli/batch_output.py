@@ -181,7 +181,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to one regular file. A device such as `/dev/null` may be shared."""
+    """Return whether two paths lead to one regular file. A device such as `/dev/null` may be shared."""
     first, second = _status(one), _status(other)
     if first is None or second is None:
         return first is second and os.path.realpath(one) == os.path.realpath(other)

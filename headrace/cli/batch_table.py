@@ -53,7 +53,7 @@ class Table:
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a file is a table by its name."""
+    """Return whether a file is a table by its name."""
     return path.suffix.lower() in _DELIMITERS
 
 

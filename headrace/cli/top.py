@@ -87,7 +87,7 @@ class _Screen:
             self._unavailable_since = None
 
     def _pause(self, live: Live, pressed: _Pressed) -> bool:
-        """Wait until the next request is due, and tell whether the user quits meanwhile."""
+        """Wait until the next request is due, and return whether the user quits meanwhile."""
         until, size = time.monotonic() + _REFRESH_SECONDS, self._console.size
         while (left := until - time.monotonic()) > 0:
             if pressed("q", min(left, _LOOK_SECONDS)):
@@ -112,7 +112,7 @@ class _Pressed:
         self._keyboard = keyboard
 
     def __call__(self, key: str, seconds: float) -> bool:
-        """Wait for at most so many seconds, and tell whether a key was pressed."""
+        """Wait for at most so many seconds, and return whether a key was pressed."""
         if not self._keyboard:
             time.sleep(seconds)
             return False

@@ -282,12 +282,12 @@ def _log_end(progress: Progress, length: int) -> Cursor:
 
 
 def _has_end(place: Cursor, end: Cursor) -> bool:
-    """Tell whether a reader at `place` has the end of a log. A place without an attempt is a line's number alone."""
+    """Return whether a reader at `place` has the end of a log. A place without an attempt is a line's number alone."""
     return place >= end if place.attempt else place.seq >= end.seq
 
 
 def _is_whole(progress: Progress) -> bool:
-    """Tell whether the job has a whole answer, and so no stored deltas."""
+    """Return whether the job has a whole answer, and so no stored deltas."""
     return progress.state is State.COMPLETED and progress.delta_count == 0
 
 

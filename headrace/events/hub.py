@@ -51,7 +51,7 @@ class Hub:
 
     @property
     def connected(self) -> bool:
-        """Tell whether the live wire works; while it does not, readers poll Postgres."""
+        """Whether the live wire works; while it does not, readers poll Postgres."""
         return self._subscription.connected
 
     @property

@@ -39,7 +39,7 @@ class Subscription:
 
     @property
     def connected(self) -> bool:
-        """Tell whether messages come."""
+        """Whether messages come."""
         return self._pipe is not None and not self._pipe.closed
 
     async def subscribe(self, channel: str) -> None:

@@ -42,7 +42,7 @@ def close_schema(schema: Any) -> Any:
 
 
 def holds_map(schema: Any) -> bool:
-    """Tell whether a schema has an object whose keys it does not name: closed, that object could only be empty."""
+    """Return whether a schema has an object whose keys it does not name: closed, that object could only be empty."""
     if isinstance(schema, list):
         return any(map(holds_map, schema))
     return isinstance(schema, dict) and (_is_map(schema) or any(map(holds_map, _inner(schema))))

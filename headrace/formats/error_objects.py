@@ -70,7 +70,7 @@ _VAGUE = frozenset({
 
 
 def _says_nothing(code: Any) -> bool:
-    """Tell whether a code leaves it to the message to say what is wrong."""
+    """Return whether a code leaves it to the message to say what is wrong."""
     return not isinstance(code, str) or code.isdecimal() or _letters(code) in _VAGUE
 
 

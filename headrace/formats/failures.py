@@ -36,7 +36,7 @@ _TOO_LONG = re.compile(
 
 
 def says_too_long(message: str) -> bool:
-    """Tell whether a provider's message says that the prompt is too long for the model."""
+    """Return whether a provider's message says that the prompt is too long for the model."""
     return _TOO_LONG.search(message) is not None
 
 

@@ -58,7 +58,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def has_long_number(text: bytes) -> bool:
-    """Tell whether a document may have an integer beyond 64 bits, in or outside its strings."""
+    """Return whether a document may have an integer beyond 64 bits, in or outside its strings."""
     if _TRACES not in text[::_STEP].translate(_DIGITS) or _RUN not in text.translate(_DIGITS):
         return False
     return _LONG_NUMBER.search(text) is not None
@@ -86,7 +86,7 @@ def check_bounds(text: bytes) -> None:
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Tell whether a document has more than `MAX_NESTING` levels of arrays and objects. It need not be JSON."""
+    """Return whether a document has more than `MAX_NESTING` levels of arrays and objects. It need not be JSON."""
     if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
         return False
     return _depth(_outside_strings(text, most_quotes=len(text))) > MAX_NESTING

@@ -58,7 +58,7 @@ class Principal:
         return replace(self, account_id=account.id, account_limits=Limits.parse(account.limits), names_account=True)
 
     def may_ask(self, model: str) -> bool:
-        """Whether the key may use a model, by its name, or an agent, by its id."""
+        """Return whether the key may use a model, by its name, or an agent, by its id."""
         return self.limits.allows_model(model) and self.account_limits.allows_model(model)
 
     def check_may_ask(self, model: str, fallbacks: Sequence[str], *, within: str = "") -> None:
@@ -72,5 +72,5 @@ class Principal:
                 raise ModelNotFoundError.of(name, param=param)
 
     def may(self, scope: str) -> bool:
-        """Whether the key has a scope. An administrator's key has all."""
+        """Return whether the key has a scope. An administrator's key has all."""
         return self.is_admin or scope in self.scopes

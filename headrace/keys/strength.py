@@ -52,7 +52,7 @@ def _exceeds(value: Any, bound: Any) -> bool:
 
 
 def _covers(allowed: Sequence[str] | None, asked: Sequence[str] | None) -> bool:
-    """Whether each pattern matches only names that one of the allowed patterns matches."""
+    """Return whether each pattern matches only names that one of the allowed patterns matches."""
     if allowed is None:
         return True
     return asked is not None and all(
@@ -74,7 +74,7 @@ def _parts(pattern: str) -> Iterator[str]:
 
 
 def _within(narrow: str, wide: str) -> bool:
-    """Whether `wide` matches every name that `narrow` matches. False where comparing the parts does not prove it."""
+    """Return whether `wide` matches every name that `narrow` matches. False if comparing parts does not prove it."""
     if not set(narrow) & set("*?["):
         return fnmatch.fnmatchcase(narrow, wide)
     parts = list(_parts(wide))

@@ -170,7 +170,7 @@ class Call:
 
 
 def _may_begin_events(body: bytes) -> bool:
-    """Whether more bytes have to come before a body shows if it is a stream of events."""
+    """Return whether more bytes have to come before a body shows if it is a stream of events."""
     return not body or any(beginning.startswith(body) and beginning != body for beginning in _EVENTS)
 
 
@@ -191,7 +191,7 @@ class Answer:
         self._packed = None if encoding in _NOT_PACKED else _Packed(encoding)
 
     async def is_stream(self) -> bool:
-        """Tell whether the answer is a stream, whatever was asked for: server-sent events, or a JSON document a line.
+        """Return whether the answer is a stream, whatever was asked for: server-sent events, or a JSON document a line.
 
         Raises:
             UpstreamError: The connection broke, fell silent for too long, or there was too much.

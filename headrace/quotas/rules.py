@@ -80,5 +80,5 @@ class Limits(BaseModel):
         return self.daily_budget is not None or self.monthly_budget is not None
 
     def allows_model(self, name: str) -> bool:
-        """Whether the limits allow a model."""
+        """Return whether the limits allow a model."""
         return self.models is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.models)

@@ -26,7 +26,7 @@ def no_answer(patience_seconds: float) -> NoAnswerError:
 
 
 def was_certainly_refused(error: SQLAlchemyError) -> bool:
-    """Whether a statement that failed with `error` certainly had no effect, in its first and in its second run.
+    """Return whether a statement that failed with `error` certainly had no effect, in its first and in its second run.
 
     A statement whose connection broke or got no answer may have taken effect.
     """
@@ -39,7 +39,7 @@ def was_certainly_refused(error: SQLAlchemyError) -> bool:
 
 
 def _broke(error: DBAPIError) -> bool:
-    """Whether a connection broke during its statement. A stale one refused it and was closed for that."""
+    """Return whether a connection broke during its statement. A stale one refused it and was closed for that."""
     return error.connection_invalidated and getattr(error.orig, "sqlstate", None) not in STALE
 
 
@@ -50,17 +50,17 @@ def leave_stale(context: sa.engine.ExceptionContext) -> None:
 
 
 def is_foreign_schema(error: SQLAlchemyError) -> bool:
-    """Whether a statement failed because the schema lacks a table or column of this release."""
+    """Return whether a statement failed because the schema lacks a table or column of this release."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNKNOWN
 
 
 def is_locked(error: DBAPIError) -> bool:
-    """Whether a statement gave up waiting for a lock, after its `lock_timeout`."""
+    """Return whether a statement gave up waiting for a lock, after its `lock_timeout`."""
     return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def is_unavailable(error: SQLAlchemyError) -> bool:
-    """Whether Postgres cannot serve now. Otherwise it refused the statement itself."""
+    """Return whether Postgres cannot serve now. Otherwise it refused the statement itself."""
     if not isinstance(error, DBAPIError):
         return True  # no answer came, or no connection became free
     state = getattr(error.orig, "sqlstate", None)

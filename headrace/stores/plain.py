@@ -121,7 +121,7 @@ class PlainConnection:
         return bool(self._end.poll(0))
 
     def suits(self, statement: str) -> bool:
-        """Whether the session is set for the statement. If not, `run` sets it, which is one more round trip."""
+        """Return whether the session is set for the statement. If not, `run` sets it, which is one more round trip."""
         return self._for_prepared is isinstance(statement, Prepared)
 
     async def run(self, statement: str, parameters: Mapping[str, Any] | None) -> list[Any]:

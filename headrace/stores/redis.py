@@ -17,7 +17,7 @@ _CHECK_KEY = "headrace:check"
 
 
 def is_bad_data(error: Exception) -> bool:
-    """Whether a command failed because of what its keys hold, and not because of the state of Redis.
+    """Return whether a command failed because of what its keys hold, and not because of the state of Redis.
 
     A Redis that is full, read-only, loading, busy, or lacks a permission refuses any keys.
     """
@@ -38,7 +38,7 @@ def connect_redis(url: str, namespace: str | None = None) -> NamespacedRedis:
 
 
 async def redis_takes_writes(redis: Redis) -> bool:
-    """Whether Redis takes writes. One that is full, read-only or loading counts as unavailable."""
+    """Return whether Redis takes writes. One that is full, read-only or loading counts as unavailable."""
     try:
         await redis.set(prefix_in(redis) + _CHECK_KEY, 1, ex=60)
     except REDIS_UNAVAILABLE:

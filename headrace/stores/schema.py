@@ -42,7 +42,7 @@ def head_revision() -> str:
 
 
 def is_fit(revision: str | None) -> bool:
-    """Whether this release runs on a schema of that revision: its own last revision, or one that it does not know."""
+    """Return whether this release runs on a schema of that revision: its own last one, or one that it does not know."""
     return revision == head_revision() or (revision is not None and revision not in known_revisions())
 
 

@@ -46,7 +46,7 @@ class Repeats:
         return [_counted(repeated.last, repeated.count) for repeated in ended if repeated.last is not None]
 
     def is_repeat(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is a warning that was written a moment ago. Then it is counted."""
+        """Return whether a record is a warning that was written a moment ago. Then it is counted."""
         if record.levelno != logging.WARNING or record.exc_info:
             return False
         key = (record.name, record.getMessage())

@@ -100,12 +100,12 @@ def server_attributes(url: str) -> Attributes:
 
 
 def latest_names() -> bool:
-    """Whether spans also have the names of the newest GenAI conventions, which may still change."""
+    """Return whether spans also have the names of the newest GenAI conventions, which may still change."""
     return _exporter is not None and _exporter.latest_names
 
 
 def content_wanted() -> bool:
-    """Whether spans have the text of requests and answers."""
+    """Return whether spans have the text of requests and answers."""
     return _exporter is not None and _exporter.content_wanted
 
 

@@ -42,7 +42,7 @@ _LOCK_TIMEOUT = "200ms"
 
 
 def is_partition(table: str) -> bool:
-    """Tell whether a table is one of the ledger's partitions, which no model names."""
+    """Return whether a table is one of the ledger's partitions, which no model names."""
     return _NAME.fullmatch(table) is not None
 
 

@@ -128,7 +128,7 @@ def _too_long(reason: str) -> InvalidRequestError:
 
 
 def is_metadata(name: str) -> bool:
-    """Tell whether a group is that of a metadata key."""
+    """Return whether a group is that of a metadata key."""
     return name.startswith(_METADATA)
 
 

@@ -59,7 +59,7 @@ def _foreign_key(table: str) -> str:
 
 
 def is_new_rollup(table: str) -> bool:
-    """Tell whether a table is one of those that a rebuild fills, which no model names."""
+    """Return whether a table is one of those that a rebuild fills, which no model names."""
     return table in _TABLES
 
 

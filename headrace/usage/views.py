@@ -53,7 +53,7 @@ def find_view(dimensions: Collection[str], *, latency: bool = False) -> str | No
 
 
 def has_whole_hours(zone: ZoneInfo, start: datetime, end: datetime) -> bool:
-    """Whether a zone's hours are those of UTC, from `start` to `end`."""
+    """Return whether a zone's hours are those of UTC, from `start` to `end`."""
     at, step = start, timedelta(days=7)  # no zone changes its offset for less
     while at < end:
         if _offset(zone, at) % _HOUR:

@@ -95,7 +95,7 @@ def _address(host: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the internet, also by the IPv4 address that it may stand for."""
+    """Return whether an address is one of the internet, also by the IPv4 address that it may stand for."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = _inner(address)
         if inner is not None:

@@ -303,7 +303,7 @@ async def list_account_deliveries(
 
 
 async def has_delivery(database: Database, delivery_id: str, account_id: str) -> bool:
-    """Whether the account has a delivery with this id."""
+    """Return whether the account has a delivery with this id."""
     query = "SELECT id FROM webhook_deliveries WHERE id = %(id)s AND account_id = %(account_id)s"
     return bool(await execute(database.relaxed, query, {"id": delivery_id, "account_id": account_id}))
 

@@ -202,7 +202,7 @@ class NativeBatch:
             after = held[-1].line
 
     def _is_hopeless(self, parcel: NativeParcel, error: UpstreamError) -> bool:
-        """Tell whether a parcel is given up after a failed call.
+        """Return whether a parcel is given up after a failed call.
 
         To run again what a provider has costs twice as much, so the scheduler waits for it until the batch ends soon:
         for a provider that is unavailable, and for a key that is not valid at the moment.
@@ -340,7 +340,7 @@ def _asked(route: Route) -> Provider:
 
 
 def _for_workers(result: NativeResult) -> bool:
-    """Tell whether a worker may succeed where the provider's batch failed. It gets the line when the parcel closes."""
+    """Return whether a worker may succeed where a provider's batch failed. It gets the line when the parcel closes."""
     return result.retryable or (result.error is not None and result.error.code in CONDITIONS)
 
 

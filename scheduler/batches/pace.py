@@ -62,7 +62,7 @@ class Pace:
         self._waiting: dict[str, Ask] = {}
 
     def rests(self, batch: Row) -> bool:
-        """Tell whether a batch's next line has to wait."""
+        """Return whether a batch's next line has to wait."""
         return self._rests.get(batch.id, 0.0) > time.monotonic()
 
     async def bounds(self, batch: Row) -> Bounds | None:

@@ -343,10 +343,10 @@ def _is_unwritten(batch: Row) -> bool:
 
 
 def _is_served(batch: Row) -> bool:
-    """Tell whether a provider's own batch API has lines of a batch, or may get some."""
+    """Return whether a provider's own batch API has lines of a batch, or may get some."""
     return bool(batch.has_parcels or batch.native_route is not None)
 
 
 def _has_ended(batch: Row) -> bool:
-    """Tell whether all lines of a batch have ended, or it is overdue and no line runs."""
+    """Return whether all lines of a batch have ended, or it is overdue and no line runs."""
     return outstanding(batch) == 0 and (batch.fed == batch.total or batch.overdue)

@@ -20,7 +20,7 @@ class Turns:
         self._last_turn: dict[str, int] = {}
 
     def __contains__(self, batch_id: object) -> bool:
-        """Tell whether a batch has a turn."""
+        """Return whether a batch has a turn."""
         return batch_id in self._running
 
     def take(self, waiting: Sequence[Row]) -> list[Row]:

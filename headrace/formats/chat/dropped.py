@@ -107,7 +107,7 @@ def unsupported_parameter(
 
 
 def asks_for_json(request: Mapping[str, Any]) -> bool:
-    """Tell whether a request asks for JSON in place of text."""
+    """Return whether a request asks for JSON in place of text."""
     return (request.get("response_format") or {}).get("type") in ("json_object", "json_schema")
 
 
@@ -155,7 +155,7 @@ def _dropped_by_messages(model: str, request: Mapping[str, Any]) -> Iterator[str
 
 
 def _loses_its_effort(model: str, request: Mapping[str, Any]) -> bool:
-    """Tell whether a model of Anthropic's thinks otherwise than the request's effort says."""
+    """Return whether a model of Anthropic's thinks otherwise than the request's effort says."""
     effort, own = request.get("reasoning_effort"), request.get("thinking") is not None
     if effort == "none":
         return claude_always_thinks(model) and not own

@@ -55,7 +55,7 @@ def _claude_version(model: str) -> tuple[int, int]:
 
 
 def _is_since(firsts: Mapping[str, tuple[int, int]], model: str) -> bool:
-    """Tell whether a model of Anthropic's is at least the first version that a table has for its family."""
+    """Return whether a model of Anthropic's is at least the first version that a table has for its family."""
     match = _CLAUDE_FAMILY.search(model)
     first = None if match is None else firsts.get(match["family"])
     return first is not None and _claude_version(model) >= first
@@ -80,7 +80,7 @@ def claude_sampling(model: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forces_tool(request: Mapping[str, Any]) -> bool:
-    """Tell whether the model has to call a tool."""
+    """Return whether the model has to call a tool."""
     choice = request.get("tool_choice")
     if isinstance(choice, Mapping) and choice["type"] == "allowed_tools":
         choice = choice["allowed_tools"]["mode"]
@@ -88,7 +88,7 @@ def forces_tool(request: Mapping[str, Any]) -> bool:
 
 
 def claude_forces_tools(model: str) -> bool:
-    """Tell whether a model of Anthropic's can be made to call a tool."""
+    """Return whether a model of Anthropic's can be made to call a tool."""
     return not _is_since(_FORCES_NO_TOOL_SINCE, model)
 
 
@@ -109,7 +109,7 @@ def claude_thinking(model: str, request: Mapping[str, Any]) -> Thinking | None:
 
 
 def claude_always_thinks(model: str) -> bool:
-    """Tell whether no request keeps a model of Anthropic's from thinking."""
+    """Return whether no request keeps a model of Anthropic's from thinking."""
     return _is_since(_ALWAYS_THINKS_SINCE, model)
 
 
@@ -130,7 +130,7 @@ def claude_effort(model: str, effort: str) -> str:
 
 
 def _lost_its_thoughts(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether tools have answered a call whose thoughts are gone: the model may not think on from there."""
+    """Return whether tools have answered a call whose thoughts are gone: the model may not think on from there."""
     for message in reversed(messages):
         if message["role"] == "assistant":
             return bool(message.get("tool_calls")) and not message.get("thinking_blocks")
@@ -145,7 +145,7 @@ def gemini_version(model: str) -> tuple[int, int]:
 
 
 def gemini_penalises(model: str) -> bool:
-    """Tell whether a model of Google's takes `presence_penalty` and `frequency_penalty`, or has no version."""
+    """Return whether a model of Google's takes `presence_penalty` and `frequency_penalty`, or has no version."""
     return _version(_GEMINI_VERSION, model, (0, 0)) < (2, 5)
 
 
@@ -160,7 +160,7 @@ def gemini_least_level(model: str) -> str:
 
 
 def gemini_always_thinks(model: str) -> bool:
-    """Tell whether no request keeps a model of Google's from thinking."""
+    """Return whether no request keeps a model of Google's from thinking."""
     version = gemini_version(model)
     if version >= GEMINI_LEVELS_SINCE:
         return gemini_least_level(model) != "minimal"
@@ -168,10 +168,10 @@ def gemini_always_thinks(model: str) -> bool:
 
 
 def gemini_mixes(model: str) -> bool:
-    """Tell whether a model of Google's takes tools and a JSON format in one request, or has no version."""
+    """Return whether a model of Google's takes tools and a JSON format in one request, or has no version."""
     return _version(_GEMINI_VERSION, model, (3, 0)) >= (3, 0)
 
 
 def responses_reason(model: str, request: Mapping[str, Any]) -> bool:
-    """Tell whether a model of the Responses API reasons: the others refuse to be asked for encrypted reasoning."""
+    """Return whether a model of the Responses API reasons: the others refuse to be asked for encrypted reasoning."""
     return request.get("reasoning_effort") not in (None, "none") or _REASONS.search(model) is not None

@@ -138,7 +138,7 @@ class CalledFunction:
         return part
 
     def repeats(self, text: str) -> bool:
-        """Tell whether a piece is all arguments once more, which are whole: some servers send them in each piece."""
+        """Return whether a piece is all arguments once more, which are whole: some servers send them in each piece."""
         return text[:1] == "{" and bool(self._pieces) and text == self._pieces.text and _is_json(text)
 
     def add(self, text: str) -> None:
@@ -147,11 +147,11 @@ class CalledFunction:
             self._pieces.add(text)
 
     def lacks_arguments(self) -> bool:
-        """Tell whether it is a function that is called with nothing at all, which is no JSON."""
+        """Return whether it is a function that is called with nothing at all, which is no JSON."""
         return self._told and self._key == "arguments" and not self._pieces
 
     def is_over(self) -> bool:
-        """Tell whether it has a name, and all of its arguments as far as can be seen."""
+        """Return whether it has a name, and all of its arguments as far as can be seen."""
         return self._named and _is_json(self._pieces.text)
 
 

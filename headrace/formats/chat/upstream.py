@@ -142,7 +142,7 @@ class StreamParser:
 
 
 def _has_objects(calls: Any) -> bool:
-    """Tell whether a call's arguments are an object instead of a string: it may have numbers beyond 64 bits."""
+    """Return whether a call's arguments are an object instead of a string: it may have numbers beyond 64 bits."""
     parts = [call.get("function") for call in calls or () if type(call) is dict] if type(calls) is list else ()
     return any(type(part) is dict and type(part.get("arguments", "")) is not str for part in parts)
 

@@ -237,7 +237,7 @@ def _render_result(message: Json, names: Mapping[str, str], param: str) -> Json:
 
 
 def _has_reference(value: Any) -> bool:
-    """Tell whether a key of a document begins with `$`: Google takes `$ref` for a reference of its own, and refuses."""
+    """Return whether a key of a document begins with `$`: Google takes `$ref` for its own reference, and refuses."""
     if isinstance(value, list):
         return any(map(_has_reference, value))
     return isinstance(value, dict) and any(

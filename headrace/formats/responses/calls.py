@@ -72,7 +72,7 @@ class Call:
         return []
 
     def is_whole(self) -> bool:
-        """Tell whether a function's arguments are a whole object. Text for a custom tool has no end of its own."""
+        """Return whether a function's arguments are a whole object. Text for a custom tool has no end of its own."""
         if self._kind == "custom":
             return False
         text = (self.item.pieces if self._held is None else self._held).text

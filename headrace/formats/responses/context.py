@@ -71,7 +71,7 @@ def new_id_of(item: Mapping[str, Any], job_id: str, number: int) -> str:
 
 
 def refers(document: Mapping[str, Any]) -> bool:
-    """Tell whether a checked request's input has references to items of earlier responses."""
+    """Return whether a checked request's input has references to items of earlier responses."""
     own = document.get("input")
     return isinstance(own, list) and "item_reference" in map(kind_of, own)
 

@@ -100,7 +100,7 @@ class SentEvents:
         return [Item({**item, **empty}, index).added()]
 
     def _has_all(self, item: Json, index: int) -> bool:
-        """Tell whether every part of an item that has been added has ended, and so has the item."""
+        """Return whether every part of an item that has been added has ended, and so has the item."""
         if item.get("type") in CALL_KINDS:
             parts: list[Key] = [(index, f"{CALL_KINDS[item['type']].events}.done", None, None)]
         else:

@@ -100,7 +100,7 @@ class Parcel:
         return self._size
 
     def fits(self, line: bytes, most_bytes: int) -> bool:
-        """Tell whether there is room for a line."""
+        """Return whether there is room for a line."""
         return self._size + len(self._between) + len(line) <= most_bytes
 
     async def add(self, line: bytes) -> None:
