@@ -43,6 +43,7 @@ BACKGROUND_TIERS = frozenset({"flex", LINES})
 """The tiers that start after the others, and that workers for batches serve."""
 # Jobs in one message: enough to make it cheap for each, and few enough that one worker does not hoard a burst.
 _JOBS_A_MESSAGE = 16
+# Lines of batches in one message.
 _LINES_A_MESSAGE = 64
 # Messages at the head of a long queue that show which wake-ups were lost, and how many of them count as its end.
 _BACKLOG_MESSAGES = 200

@@ -14,6 +14,7 @@ from headrace.errors import InvalidRequestError, invalid_parameter, missing_para
 from headrace.formats.json_document import parse_json
 
 LONGEST_CUSTOM_ID = 512
+"""Characters of a line's `custom_id`, at most."""
 LARGEST_LINE = 20 * 1024 * 1024
 """In bytes: as large as the largest body that a request of its own may have by default."""
 

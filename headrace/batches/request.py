@@ -12,8 +12,11 @@ from headrace.formats.chat.request import Metadata, Webhook
 from headrace.formats.chat.validation import InvalidFieldError, parse_body
 
 MOST_INLINE = 10_000
+"""Requests of a batch that the body itself may have."""
 _WINDOW = re.compile(r"([1-9][0-9]{0,4})([mhd])")
+# Seconds of each unit of a window.
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
+# Seconds of the longest window.
 _LONGEST_WINDOW = 7 * 86_400
 
 

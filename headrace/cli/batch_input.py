@@ -20,6 +20,7 @@ from headrace.errors import InvalidRequestError, shorten
 
 # Problems that are reported at most.
 MOST_PROBLEMS = 20
+# Bytes of the input that are read at a time.
 _PIECE_BYTES = 1024 * 1024
 
 

@@ -25,6 +25,7 @@ OUTPUT_PATH = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 """The type of an option that names a file of results."""
 
 STANDARD_OUTPUT = 1
+"""The file descriptor of standard output."""
 _DESCRIPTORS = {"-": STANDARD_OUTPUT, "/dev/stdout": STANDARD_OUTPUT, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 

@@ -32,7 +32,7 @@ _BACKGROUND = (
     "Say hello in French.",
     "What turns a mill?",
 )
-_LINES = 20
+_LINES = 20  # of the batch
 _CUT_AFTER = 12  # events, in the middle of the text
 _MAX_TOKENS = 60  # with a real provider, the demo costs a fraction of a cent
 

@@ -29,7 +29,8 @@ from headrace.webhooks.acceptance import accept_webhook
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_HOUR = 3600
+_HOUR_SECONDS = 3600
+# Days until a key expires, at most: a hundred years.
 _LONGEST_DAYS = 36_500
 _ONE_OR_MORE = click.IntRange(min=1)
 
@@ -208,7 +209,7 @@ def update(  # noqa: PLR0917  (click passes them by name)
 @click.argument("key_id")
 @click.option(
     "--overlap-hours",
-    type=click.FloatRange(0, MOST_OVERLAP_SECONDS / _HOUR),
+    type=click.FloatRange(0, MOST_OVERLAP_SECONDS / _HOUR_SECONDS),
     default=24,
     show_default=True,
     help="Hours for which the old key still works.",
@@ -223,7 +224,7 @@ def rotate(settings: Settings, key_id: str, overlap_hours: float, as_json: bool)
         _refuse_bootstrap(row)
         if row.status != "active":
             raise click.ClickException(f"{key_id} is {row.status}.")
-        key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR)
+        key = await queries.rotate_key(database, key_id, overlap_seconds=overlap_hours * _HOUR_SECONDS)
         return await _get(database, key_id), key
 
     show_once(*with_database(settings, work), as_json=as_json)

@@ -21,6 +21,7 @@ _TWO_COLUMNS = 150
 _ROOMY = 120
 # Lines of the head and the foot, with a blank line each.
 _FRAME_LINES = 5
+# Seconds that a queue's oldest job has waited when it is marked.
 _LATE_SECONDS = 30.0
 
 

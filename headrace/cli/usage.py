@@ -33,7 +33,9 @@ from headrace.usage.question import Bucket, Question, parse_groups, parse_zone
 from headrace.usage.rollups import rebuild_rollups, verify_rollups
 from headrace.usage.spreadsheet import render_rows
 
+# Days of the past that are asked for at most: a hundred years.
 _LONGEST_DAYS = 36_500
+# Rows of an answer, at most.
 _MOST_ROWS = 100_000
 _AMOUNTS = {
     "requests": "requests",
@@ -61,6 +63,7 @@ _MOST_CORRECTED = 1_000_000_000
 # Digits of USD after the point at most.
 _MOST_PLACES = 20
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+# Characters of the longest bar.
 _BAR = 48
 _OTHERS = "others"
 

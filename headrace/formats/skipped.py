@@ -8,6 +8,7 @@ from collections import Counter
 
 # Characters that a name does not have. Sentences lose theirs, so that no quoted prompt gets into the log unchanged.
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9 _.:/\-]")
+# Names that are counted, at most.
 _MOST_NAMES = 1000
 
 log = logging.getLogger(__name__)

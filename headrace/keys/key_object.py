@@ -16,9 +16,12 @@ from headrace.quotas.rules import Limits
 from headrace.stores.connections import Row
 
 MOST_OVERLAP_SECONDS = 2_592_000
-_DAY = 86_400
-_LONGEST_SECONDS = 36_500 * _DAY
-_LATEST = 253_402_300_799  # where the year 9999 and Python's time end
+"""Seconds for which a rotated key may still work: 30 days."""
+_DAY_SECONDS = 86_400
+# Seconds until a key expires, at most: a hundred years.
+_LONGEST_SECONDS = 36_500 * _DAY_SECONDS
+# Unix seconds at which the year 9999 ends, and Python's time.
+_LATEST = 253_402_300_799
 
 _EXAMPLE: dict[str, Any] = {
     "id": "key_019aaf5ee3a04b3fb0a1c65d8c2a9be1",
@@ -175,7 +178,7 @@ class KeyRequest(KeyUpdate):
                 {
                     "name": "ci",
                     "scopes": ["usage:read"],
-                    "expires_in_seconds": 90 * _DAY,
+                    "expires_in_seconds": 90 * _DAY_SECONDS,
                     "limits": {"requests_per_minute": 60, "monthly_budget": "25", "models": ["demo", "gpt-*"]},
                 }
             ]
@@ -194,5 +197,5 @@ class KeyRotation(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [{"overlap_seconds": 3600}]})
 
     overlap_seconds: Annotated[int, Field(ge=0, le=MOST_OVERLAP_SECONDS)] = Field(
-        default=_DAY, description="How long the key from before works beside the new one"
+        default=_DAY_SECONDS, description="How long the key from before works beside the new one"
     )

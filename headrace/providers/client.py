@@ -31,6 +31,7 @@ MOST_VALUES = 4_000_000
 """JSON values of an answer: 200,000 tokens in as many events have about three million."""
 # What is left out to count the bytes that begin a value or stand before one.
 _UNCOUNTED = bytes(set(range(256)) - set(b",{["))
+# Bytes of an error's body that are read.
 _LARGEST_ERROR = 64 * 1024
 _LOST = "The connection to the model's provider failed."
 # Characters of a library's words on a failure.

@@ -33,6 +33,7 @@ from headrace.stores.redis import REDIS_UNAVAILABLE, is_bad_data
 
 log = logging.getLogger(__name__)
 
+# Nano-USD of one USD: the scripts count money in integers.
 _NANO = 1_000_000_000
 # Loads that the gate makes for one request, as another job may end meanwhile and void what was loaded.
 _MOST_LOADS = 5

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from headrace.formats.chat.request import Webhook
 
+# The largest integer that a double has exactly: numbers are doubles in Lua and JavaScript.
 _MOST = 2**53 - 1
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]

@@ -31,6 +31,8 @@ KINDS: Sequence[Kind] = get_args(Kind)
 _ADD = read_script(__package__, "rates.lua")
 _KEY = "headrace:rates:"
 SLOT_SECONDS = 10
+"""Seconds of one slot, over which counts are added up."""
+# Slots that are read: five minutes.
 _SLOTS = 30
 # Seconds between two reports of a process, and seconds for which a slot is kept.
 _REPORT_SECONDS = 1.0

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from itertools import accumulate
 
+# Steps in which a time doubles.
 _STEPS_AN_OCTAVE = 4
 LAST_STEP = 120
 """2^30 ms, or twelve days: longer than any job has."""

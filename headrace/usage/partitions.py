@@ -24,6 +24,7 @@ from headrace.stores.failures import is_locked
 
 log = logging.getLogger(__name__)
 
+# Months after this one that have partitions.
 _MONTHS_AHEAD = 2
 _NAME = re.compile(r"usage_(\d{4}_\d{2}|other(_next)?)")
 # What becomes `usage_other`: rows of months that get no partition.

@@ -13,9 +13,12 @@ from headrace.errors import InvalidRequestError, invalid_parameter, shorten
 from headrace.usage.views import Grain, Segment, find_view, has_whole_hours, split
 
 MOST_BUCKETS = 10_000
-# What no roll-up has is read from the ledger row by row.
+"""Buckets of one answer."""
+# Seconds of the longest time that is read from the ledger row by row, where no roll-up has what is asked.
 _LONGEST_OF_ROWS = 31 * 86_400
+# Names in one `group_by`.
 _MOST_GROUPS = 5
+# Characters of a key of metadata.
 _LONGEST_KEY = 64
 _METADATA = "metadata."
 

@@ -14,6 +14,7 @@ from headrace.catalogue.known import Rates
 from headrace.catalogue.models import Route
 from headrace.formats.chat.usage import TokenUsage
 
+# Characters of a user's name that the ledger keeps.
 _LONGEST_NAME = 256
 
 

@@ -12,6 +12,7 @@ MOST_TOOLS = 512
 """Tools of a request, calls of one message, and its blocks of thought."""
 
 INT64 = 2**63
+"""The first number beyond a signed integer of 64 bits."""
 
 # `Field(deprecated=True)` would warn wherever Headrace reads the parameter. Only the schema shall say it.
 DEPRECATED: Any = Field(default=None, json_schema_extra={"deprecated": True})

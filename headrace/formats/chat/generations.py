@@ -20,6 +20,7 @@ _THINKS_BY_DEFAULT_SINCE = (5, 0)
 _ALWAYS_THINKS_SINCE = {"fable": (0, 0), "mythos": (0, 0), "opus": (5, 5)}
 _THINKS_BETWEEN_SINCE = {"sonnet": (5, 5)}
 _FORCES_NO_TOOL_SINCE = {"fable": (5, 1), "opus": (5, 5), "sonnet": (5, 5)}
+# Tokens of the smallest budget that Anthropic lets a model think within.
 _LEAST_BUDGET = 1024
 
 GEMINI_THINKS_SINCE = (2, 5)

@@ -11,6 +11,7 @@ from headrace.formats.chat.parts import AssistantPart, Text, UserPart
 from headrace.formats.chat.validation import InvalidFieldError
 
 MOST_MESSAGES = 10_000
+"""Messages of one request."""
 
 
 class DeveloperMessage(Open):

@@ -40,7 +40,9 @@ EXTENSIONS = frozenset({"background", "webhook", "timeout", "fallbacks", "strict
 MOST_TOKENS = 1_000_000_000
 """Tokens that a request may ask for: more than any model writes."""
 MOST_BIASES = 4_096
+"""Tokens with a bias."""
 LONGEST_STOP = 4_096
+"""Characters of one stop sequence."""
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
+# Characters of a chat tool's name, at most.
 _LONGEST_NAME = 64
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+# Hexadecimal digits at the end of a shortened name.
 _DIGEST = 12
 
 _ONE_STRING = {

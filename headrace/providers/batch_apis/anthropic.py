@@ -22,6 +22,7 @@ from headrace.providers.batch_apis.calls import ask, count, id_in, read_results,
 from headrace.providers.batch_apis.parcel import Lines, NativeResult, Parcel, Status, Submitted, fill
 from headrace.providers.client import ProviderClient, Upload
 
+# The provider's own limits for a batch: requests, and bytes of the body.
 MOST_LINES = 100_000
 MOST_BYTES = 256_000_000
 PRICE_FACTOR = Decimal("0.5")

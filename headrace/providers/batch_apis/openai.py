@@ -24,6 +24,7 @@ from headrace.providers.batch_apis.calls import ask, count, id_in, read_results,
 from headrace.providers.batch_apis.parcel import Lines, NativeResult, Parcel, Status, Submitted, fill
 from headrace.providers.client import ProviderClient, Upload, without_secret
 
+# The provider's own limits for a batch: requests, and bytes of its file.
 MOST_LINES = 50_000
 MOST_BYTES = 200_000_000
 PRICE_FACTOR = Decimal("0.5")
@@ -40,6 +41,7 @@ _ENDED = frozenset({"completed", "expired", "cancelled"})
 # Seconds that OpenAI keeps the files, which hold customers' texts and would otherwise stay until they are deleted. A
 # batch takes a day, and Headrace may be stopped for a few more.
 _KEPT_SECONDS = 7 * 86_400
+# Batches on a page of the provider's list, and pages that are searched for a parcel.
 _PAGE = 100
 _MOST_PAGES = 20
 

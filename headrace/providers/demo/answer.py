@@ -24,9 +24,11 @@ _ABOUT = (
     " Celery woke a worker over Redis, the worker called this little provider over HTTP, and each word reached you as a"
     " delta."
 )
+# Characters of the client's text that an answer repeats.
 _LONGEST_QUOTE = 500
 _TOKEN = re.compile(r"\S{1,16}\s*|\s+")
 _TOKENS_AN_IMAGE = 85
+# Calls of one answer.
 _MOST_CALLS = 8
 _OTHER_WORDS = tuple("abcdefghijklmnopqrstuvwxyz")
 

@@ -34,6 +34,7 @@ _PASSED = (
     "prompt_cache_retention",
     "prompt_cache_options",
 )
+# Characters of a call's id, at most.
 _LONGEST_CALL_ID = 64
 
 
