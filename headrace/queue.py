@@ -77,10 +77,7 @@ def create_celery(redis_url: str, namespace: str | None = None) -> Celery:
         headrace_namespace=namespace,
         # Without acknowledgements: the lease in Postgres decides, and the scheduler resends lost wake-ups. So there are
         # no visibility time-outs, no list of unacknowledged messages, and three commands less for each message.
-        task_queues=[
-            Queue(queue_name(tier), routing_key=queue_name(tier), no_ack=True)  # type: ignore[no-untyped-call]
-            for tier in TIERS
-        ],
+        task_queues=[Queue(queue_name(tier), routing_key=queue_name(tier), no_ack=True) for tier in TIERS],
         task_default_queue=queue_name("default"),
         task_create_missing_queues=False,  # a misspelt tier is an error, not a new queue
         task_ignore_result=True,  # state lives in Postgres
@@ -124,7 +121,7 @@ class _Message:
         self.key = queue_name(tier)
         self.jobs = _LINES_A_MESSAGE if tier == LINES else _JOBS_A_MESSAGE
         task = RUN_LINES_TASK if tier == LINES else RUN_TASK
-        with Connection("memory://") as connection:  # type: ignore[no-untyped-call]
+        with Connection("memory://") as connection:
             blank = app.send_task(task, args=[[]], queue=self.key, connection=connection, argsrepr="", kwargsrepr="")
             message = connection.default_channel._get(self.key)  # noqa: SLF001  (what kombu would put into Redis)
         self._id = str(blank.id)

@@ -124,7 +124,7 @@ jobs = sa.Table(
 )
 
 for _statement in (CHECK_JOB, CHECK_EACH_JOB):
-    sa.event.listen(jobs, "after_create", sa.DDL(_statement))  # type: ignore[no-untyped-call]
+    sa.event.listen(jobs, "after_create", sa.DDL(_statement))
 
 job_deltas = sa.Table(
     "job_deltas",

@@ -36,7 +36,7 @@ class NamespacedRedis(Redis):
         """Run one command, and measure its round trip."""
         options.pop("keys", None)  # which redis-py's cache alone reads
         if options:  # of commands that redis-py reads the answers of in another way
-            return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]
+            return await _measured(super().execute_command(*args, **options))  # type: ignore[no-untyped-call]  # redis-py's
         answer = await _measured(self._ask_all((args,)))
         parse = self.response_callbacks.get(args[0])
         return answer if parse is None else parse(answer)

@@ -57,8 +57,8 @@ class RedisPipe(asyncio.Protocol):
         Raises:
             redis.exceptions.RedisError: Redis is unavailable.
         """
-        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = pool.make_connection()
+        await connection.connect()
         return cls(connection, patience_seconds=patience_seconds, on_push=on_push or _ignore)
 
     @property

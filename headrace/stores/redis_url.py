@@ -214,9 +214,7 @@ def connect(url: str, *, namespace: str | None = None, **options: Any) -> Namesp
     found = _Sentinels.parse(url)
     tls = {"ssl": True, **found.tls} if found.tls else {}
     timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        found.hosts, sentinel_kwargs={**found.sentinel_options, **timeouts, **tls}
-    )
+    sentinel = Sentinel(found.hosts, sentinel_kwargs={**found.sentinel_options, **timeouts, **tls})
     made = sentinel.master_for(
         found.master,
         redis_class=NamespacedRedis,

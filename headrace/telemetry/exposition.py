@@ -11,7 +11,7 @@ from headrace.telemetry.metrics import METRICS, Part
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # in this format each would be a metric of its own: when a counter began
+disable_created_metrics()  # in this format each would be a metric of its own: when a counter began
 
 
 @functools.cache

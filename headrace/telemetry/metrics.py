@@ -51,14 +51,14 @@ class Metric:
 class _Count(Counter):
     """A counter that checks nothing: what runs for each job raises several."""
 
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002  (its base has it)
         self._value.inc(amount)
 
 
 class _Distribution(Histogram):
     """A histogram that checks nothing, and looks its bucket up."""
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002  (its base has it)
         self._sum.inc(amount)
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 

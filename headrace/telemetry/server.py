@@ -101,7 +101,7 @@ class _Server(ThreadingMixIn, TCPServer):
             while all(key.fileobj is not ending for key, _ in selector.select()):
                 self.handle_request()
 
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  (socketserver's signature)
         """Log a request that failed, as one that its client cut off."""
         log.debug("a request to the metrics port failed")
 
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /livez, /readyz\n", "text/plain")
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET  # noqa: N815  (http.server's name)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (http.server's name)
         """Log nothing: a scrape comes every few seconds."""

@@ -76,11 +76,11 @@ usage = sa.Table(
     postgresql_partition_by="RANGE (created_at)",
 )
 # What no month's partition takes; `headrace.usage.partitions` makes those ahead of time.
-_OTHER = sa.DDL("CREATE TABLE usage_other PARTITION OF usage DEFAULT")  # type: ignore[no-untyped-call]
+_OTHER = sa.DDL("CREATE TABLE usage_other PARTITION OF usage DEFAULT")
 sa.event.listen(usage, "after_create", _OTHER)
 
 # Postgres's own sum of bigints is a numeric, and takes several times as long. This one raises an error past a bigint.
-_BIGINT_SUM = sa.DDL(  # type: ignore[no-untyped-call]
+_BIGINT_SUM = sa.DDL(
     "CREATE AGGREGATE bigint_sum(bigint) "
     "(SFUNC = int8pl, STYPE = bigint, INITCOND = '0', COMBINEFUNC = int8pl, PARALLEL = SAFE)"
 )

@@ -73,7 +73,7 @@ def valkeys(tmp_path: Path) -> Iterator[list[Valkey]]:
         )
         sentinel = started[2].redis
         until(
-            lambda: sentinel.execute_command("SENTINEL", "REPLICAS", "ours"),  # type: ignore[no-untyped-call]
+            lambda: sentinel.execute_command("SENTINEL", "REPLICAS", "ours"),
             "the Sentinel to see both",
         )
         yield started

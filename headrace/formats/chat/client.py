@@ -31,8 +31,8 @@ def renderer(
     job: JobFacts,
     document: Mapping[str, Any],  # noqa: ARG001  (a chat job's answer repeats nothing of its request)
     *,
-    log: Sequence[bytes] = (),  # noqa: ARG001
-    from_chat: bool = False,  # noqa: ARG001
+    log: Sequence[bytes] = (),  # noqa: ARG001  (nor anything of earlier attempts)
+    from_chat: bool = False,  # noqa: ARG001  (every provider's chunks are rendered alike)
 ) -> Renderer:
     """Return the renderer of an attempt's answer."""
     return Renderer(job)

@@ -181,7 +181,7 @@ _GET = Prepared(
             jobs.c.id == sa.bindparam("id"),
             jobs.c.account_id == sa.bindparam("account_id"),
             jobs.c.deleted_at.is_(None),
-        ).compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call]
+        ).compile(dialect=psycopg.dialect())
     )
 )
 

@@ -31,7 +31,7 @@ PRICE_FACTOR = Decimal("0.5")
 _PORTS = {"http": 80, "https": 443}
 
 
-async def submit(client: ProviderClient, route: Route, lines: Lines, *, parcel_id: str) -> Submitted:  # noqa: ARG001
+async def submit(client: ProviderClient, route: Route, lines: Lines, *, parcel_id: str) -> Submitted:  # noqa: ARG001  (it has no place there)
     """Start a batch of lines, each a job's id and its request. Anthropic's API has no place for `parcel_id`.
 
     Raises:
@@ -139,7 +139,7 @@ async def cancel(client: ProviderClient, provider: Provider, remote_id: str) -> 
             raise
 
 
-async def find(client: ProviderClient, provider: Provider, parcel_id: str) -> str | None:  # noqa: ARG001
+async def find(client: ProviderClient, provider: Provider, parcel_id: str) -> str | None:  # noqa: ARG001  (no batch shows it)
     """Return None: a batch has no metadata, and shows its lines only when it has ended.
 
     A batch whose id was lost cannot be found in time, so its lines run again and are paid for twice.

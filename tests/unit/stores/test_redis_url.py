@@ -19,7 +19,7 @@ def kombu_parameters(url: str) -> dict[str, Any]:
     """Return the parameters that kombu connects with."""
     channel = Channel.__new__(Channel)
     channel.connection = create_celery(url).connection_for_read().transport
-    parameters: dict[str, Any] = channel._connparams()  # type: ignore[no-untyped-call]
+    parameters: dict[str, Any] = channel._connparams()
     return parameters
 
 
