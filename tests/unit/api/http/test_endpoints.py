@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.app import create_app
 from api.http import endpoints
 from api.http.errors import render_error
 from api.http.middleware import RequestScope
-from headrace.errors import RateLimitError
+from headrace.catalogue.file import CatalogueFile
+from headrace.errors import ModelNotFoundError, RateLimitError
+from headrace.keys.principal import Principal
+from headrace.quotas.rules import Limits
 from headrace.settings import Settings
 
 ORIGIN = "https://app.example.com"
@@ -50,6 +58,54 @@ async def test_a_path_without_its_version_is_answered_with_the_endpoint_that_is_
 async def test_no_endpoint_is_named_for_a_path_that_is_far_from_all(path: str) -> None:
     answer = await ask("GET", path)
     assert answer.json()["error"]["message"] == f"Unknown request URL: GET {path[:100]} does not exist."
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many names each slow comparison had."""
+    numbers, compare = [], difflib.get_close_matches
+
+    def counting(asked: str, names: Sequence[str], n: int, cutoff: float) -> list[str]:
+        numbers.append(len(names))
+        return compare(asked, names, n, cutoff)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counting)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completion", "/api/v1/chat/completionz/abcdefghijklmnop/xyz", "/wp-login.php"]
+)
+async def test_an_unknown_path_is_compared_with_few_endpoints(path: str, compared: list[int]) -> None:
+    assert (await ask("POST", path)).status_code == 404
+    assert compared == [2]
+
+
+@pytest.mark.parametrize("asked", ["gpt-7-minu", "cluade-3-mini", "gemini-12", "mini"])
+def test_an_unknown_model_is_compared_with_few_models(asked: str, compared: list[int], tmp_path: Path) -> None:
+    kinds, sizes = ("gpt", "claude", "gemini"), ("mini", "large", "turbo", "preview", "2026")
+    names = [f"{kind}-{version}-{size}" for kind in kinds for version in range(20) for size in sizes]
+    config = tmp_path / "headrace.toml"
+    provider = '[providers.one]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n'
+    config.write_text(provider + "".join(f'[models."{name}"]\nroutes = ["one/m"]\n' for name in names))
+    principal = Principal(
+        "acct", "key", frozenset(), Limits(), Limits(), None, b"", "", read_only=False, key_account_id=""
+    )
+    state = {"principal": principal, "catalogue": CatalogueFile(config, demo=False)}
+    error = endpoints.unknown_model(Request({"type": "http", "state": state}), ModelNotFoundError.of(asked))
+    assert compared == [20]
+    told = re.fullmatch(r".* There are: (.*) and 290 more\.", error.message)
+    assert told is not None
+    near = told[1].split(", ")
+    exact = difflib.SequenceMatcher(None, b=asked)
+
+    def likeness(name: str) -> float:
+        exact.set_seq1(name)
+        return exact.ratio()
+
+    assert len(near) == 10
+    assert list(map(likeness, near)) == sorted(map(likeness, near), reverse=True)
+    assert likeness(near[0]) == max(map(likeness, names))
 
 
 async def test_the_paths_of_endpoints_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
