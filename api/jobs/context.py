@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -15,7 +15,7 @@ from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of, r
 from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
 from headrace.jobs.records import StoredJob
-from headrace.jobs.sql.read import read_stored
+from headrace.jobs.sql.read import read_response_sizes, read_stored
 from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
@@ -147,46 +147,54 @@ async def _resolved(
     """Return a request with the items in the place of references to them, each once.
 
     Raises:
-        InvalidRequestError: An item is referred to twice, or the items are larger than a body may be.
+        InvalidRequestError: An item is referred to twice, or the responses that have the items are larger than a body
+            may be.
         NotFoundError: The account has no such item.
     """
-    own = document["input"]
     in_context = {item["id"] for item in context}
-    wanted = {item["id"] for item in own if kind_of(item) == "item_reference"} - in_context
-    known: dict[str, dict[str, Any]] = {}
-    items, size, most = [], 0, request.state.settings.max_body_bytes
-    for index, item in enumerate(own):
+    items: list[dict[str, Any]] = []
+    params: dict[str, str] = {}
+    for index, item in enumerate(document["input"]):
         if kind_of(item) != "item_reference":
             items.append(item)
         elif (item_id := item["id"]) not in in_context:
             param = f"input[{index}].id"
-            if item_id not in wanted:
+            if item_id in params:
                 raise invalid_parameter(param, f"the item '{item_id[:100]}' is in the input already")
-            if item_id not in known:
-                known |= await _items_beside(request, principal, item_id, wanted, own_size=own_size + size, param=param)
-            wanted.remove(item_id)
-            items.append(known.pop(item_id))
-            size += len(orjson.dumps(items[-1]))
-            if size > most:
+            params[item_id] = param
+            items.append(item)
+    known = await _items_of_responses(request, principal, params, own_size=own_size)
+    return {**document, "input": [known[item["id"]] if kind_of(item) == "item_reference" else item for item in items]}
+
+
+async def _items_of_responses(
+    request: Request, principal: Principal, params: dict[str, str], *, own_size: int
+) -> dict[str, dict[str, Any]]:
+    """Return items of earlier responses by their ids. `params` has the parameter that refers to each.
+
+    A response also has the items of its context, so the one that a conversation refers to last has nearly all of them.
+    """
+    database, most = request.state.database, request.state.settings.max_body_bytes
+    job_ids = {job_id for item_id in params if (job_id := job_id_of_item(item_id)) is not None}
+    sizes = await read_response_sizes(database, job_ids, principal.account_id)
+    found: dict[str, dict[str, Any]] = {}
+    read = 0
+    for item_id, param in reversed(params.items()):
+        if item_id in found:
+            continue
+        job_id = job_id_of_item(item_id)
+        if job_id is not None and job_id in sizes:
+            read += sizes[job_id]
+            if read > most:
                 raise invalid_parameter(
-                    "input", f"the items that it refers to are larger than {most} bytes", code="context_too_long"
+                    "input", f"the responses that it refers to are larger than {most} bytes", code="context_too_long"
                 )
-    return {**document, "input": items}
-
-
-async def _items_beside(
-    request: Request, principal: Principal, item_id: str, wanted: Collection[str], *, own_size: int, param: str
-) -> dict[str, Any]:
-    """Return those of the items `wanted` that are in the same response as one of them, by their ids."""
-    job_id = job_id_of_item(item_id)
-    job = None if job_id is None else await read_stored(request.state.database, job_id, principal.account_id)
-    found = {}
-    if job is not None and job.format == "responses" and job.stored:
-        size = len(job.request) + len(job.response or "")
-        await request.state.room.take(request, own_size + size)
-        found = {item["id"]: item for item in await offloaded(size, _items_of, job) if item["id"] in wanted}
-    if item_id not in found:
-        raise NotFoundError(f"Item with id '{item_id[:100]}' not found.", param=param)
+            await request.state.room.take(request, own_size + read)
+            job = await read_stored(database, job_id, principal.account_id)
+            items = [] if job is None else await offloaded(sizes[job_id], _items_of, job)
+            found |= {item["id"]: item for item in items if item["id"] in params}
+        if item_id not in found:
+            raise NotFoundError(f"Item with id '{item_id[:100]}' not found.", param=param)
     return found
 
 

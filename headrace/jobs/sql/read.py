@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -212,6 +212,19 @@ async def read_stored(database: Database, job_id: str, account_id: str) -> Store
     """Return what an account's job has stored, or None if the account has no such job."""
     rows = await execute(database.relaxed, _STORED, {"id": job_id, "account_id": account_id})
     return StoredJob(rows[0][0], State(rows[0][1]), *rows[0][2:]) if rows else None
+
+
+# Postgres knows the size of a text without reading it.
+_RESPONSE_SIZES = """
+SELECT id, octet_length(request) + coalesce(octet_length(response), 0) FROM jobs
+WHERE id = ANY(%(ids)s) AND account_id = %(account_id)s AND format = 'responses' AND stored AND deleted_at IS NULL
+"""
+
+
+async def read_response_sizes(database: Database, job_ids: Collection[str], account_id: str) -> dict[str, int]:
+    """Return the bytes of request and answer of those jobs that are stored responses of the account."""
+    rows = await execute(database.relaxed, _RESPONSE_SIZES, {"ids": list(job_ids), "account_id": account_id})
+    return {row[0]: row[1] for row in rows}
 
 
 # For operators, who see the jobs of every account.
