@@ -98,6 +98,38 @@ async def test_turns_with_a_tool_build_on_one_another(
     assert roles == ["user", "user", "assistant", "tool", "assistant", "user", "assistant", "user"]
 
 
+async def test_turns_at_once_leave_a_conversation_that_goes_on(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    conversation = (await client.post("/conversations", json={})).json()["id"]
+
+    async def respond(said: str | list[Json]) -> httpx.Response:
+        body = {"model": model, "conversation": conversation, "input": said, "tools": TOOLS}
+        return await client.post("/responses", json=body)
+
+    gate = Gate()
+    calls = answer("", message={"tool_calls": [CALL]}, finish="tool_calls", hold=gate)
+    provider.script(model, calls, calls)
+    asked = [asyncio.create_task(respond(said)) for said in ("One?", "Two?")]
+    for number in (1, 2):
+        await provider.call(model, number)
+    gate.release()
+    ids = [(await task).json()["output"][0]["call_id"] for task in asked]
+    outputs: list[Json] = [{"type": "function_call_output", "call_id": call_id, "output": "rain"} for call_id in ids]
+    gate = Gate()
+    provider.script(model, answer("Rain.", hold=gate), answer("Rain.", hold=gate), answer("Bye."))
+    sent_twice = [asyncio.create_task(respond(outputs)) for _ in range(2)]
+    for number in (3, 4):
+        await provider.call(model, number)
+    gate.release()
+    answered = [await task for task in sent_twice]
+    assert [response.status_code for response in answered] == [200, 200], [response.text for response in answered]
+    last = await respond("Thanks.")
+    assert last.status_code == 200, last.text
+    roles = [message["role"] for message in provider.calls_for(model)[-1].body["messages"]]
+    assert roles == ["user", "assistant", "tool"] * 2 + ["assistant", "assistant", "user"]
+
+
 async def test_a_turn_that_is_sent_again_gets_its_answer_and_is_added_once(
     openai_client: openai.AsyncOpenAI, provider: Provider, model: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from headrace.errors import InvalidRequestError
@@ -18,38 +19,43 @@ def outputs_of_calls(
 ) -> dict[int, tuple[int, Json]]:
     """Return the outputs in a request's items, each with its place, by the places of their calls.
 
-    Items before `first_own` are those of the context. Its calls may share an id if the first one has its output:
-    responses that a conversation got at the same time did not know each other's ids. `path` gives an item's path.
+    Items before `first_own` are those of the context. Responses that a conversation got at the same time did not know
+    each other's items, so there calls may share an id, and a second output of a call is ignored. An output is for the
+    oldest call of its id that waits for one. `path` gives an item's path.
 
     Raises:
-        InvalidRequestError: A call has no output, an output no call before it, or two calls the same id.
+        InvalidRequestError: A call has no output, an output no call before it, or two calls or outputs the same id.
     """
 
     def invalid(index: int, reason: str, code: str = "invalid_value") -> InvalidRequestError:
         param = f"{path(index)}.call_id" if index >= first_own else "input"
         return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code=code)
 
-    calls: dict[str, int] = {}
     outputs: dict[int, tuple[int, Json]] = {}
-    waiting: dict[int, str] = {}
+    # The calls without an output, by their ids: all of those that wait for one, and the last one that was cut off.
+    waiting: dict[str, deque[int]] = {}
+    cut_off: dict[str, int] = {}
     for index, item in enumerate(said):
         kind = item.get("type")
         if kind in CALLS:
             call_id = item["call_id"]
-            if call_id in calls and (index >= first_own or calls[call_id] in waiting):
+            if call_id in waiting and index >= first_own:
                 raise invalid(index, f"another call has the id {call_id!r}", "duplicate_call_id")
-            calls[call_id] = index
-            if item.get("status") != "incomplete":
-                waiting[index] = call_id
+            places = waiting.setdefault(call_id, deque())
+            if item.get("status") == "incomplete":
+                cut_off[call_id] = index
+            else:
+                places.append(index)
         elif kind in OUTPUTS:
             call_id = item["call_id"]
-            at = calls.get(call_id)
-            if at is None:
+            if call_id not in waiting:
                 raise invalid(index, f"no tool call found for {OUTPUTS[kind]} output {call_id!r}")
-            if at in outputs:
+            at = waiting[call_id].popleft() if waiting[call_id] else cut_off.pop(call_id, None)
+            if at is not None:
+                outputs[at] = index, item
+            elif index >= first_own:
                 raise invalid(index, f"another output is for the call {call_id!r}", "duplicate_call_id")
-            outputs[at] = index, item
-            waiting.pop(at, None)
-    for index, call_id in waiting.items():
-        raise invalid(index, f"no tool output found for the call {call_id!r}")
+    if left := [(at, call_id) for call_id, places in waiting.items() for at in places]:
+        at, call_id = min(left)
+        raise invalid(at, f"no tool output found for the call {call_id!r}")
     return outputs

@@ -292,6 +292,36 @@ def test_calls_of_earlier_responses_may_share_an_id() -> None:
     assert refused(*items)[:2] == ("input[2].call_id", "duplicate_call_id")
 
 
+def test_two_calls_of_the_context_that_share_an_id_get_one_output_each() -> None:
+    context = [user("One?"), call("a"), user("Two?"), call("a")]
+    own = [output("a", "1"), output("a", "2"), user("Well?")]
+    said = messages(*context, *own, context_items=4, conversation="conv_1")
+    assert [m["content"] for m in said] == ["One?", None, "1", "Two?", None, "2", "Well?"]
+    assert refused(*context, *own[1:], context_items=4, conversation="conv_1")[:2] == ("input", "invalid_value")
+    third = refused(*context, *own[:2], output("a", "3"), context_items=4, conversation="conv_1")
+    assert third[:2] == ("input[2].call_id", "duplicate_call_id")
+
+
+def test_the_context_may_have_two_outputs_of_one_call() -> None:
+    items = [call("a"), output("a", "1"), model("Yes."), output("a", "2"), model("No."), user("Well?")]
+    said = messages(*items, context_items=5, conversation="conv_1")
+    assert [(m["role"], m["content"]) for m in said] == [
+        ("assistant", None),
+        ("tool", "1"),
+        ("assistant", "Yes."),
+        ("assistant", "No."),
+        ("user", "Well?"),
+    ]
+    again = refused(*items, output("a", "3"), context_items=5, conversation="conv_1")
+    assert again[:2] == ("input[1].call_id", "duplicate_call_id")
+
+
+def test_an_output_is_for_the_call_that_waits_and_not_for_one_that_was_cut_off() -> None:
+    cut_off = {**call("a"), "status": "incomplete", "arguments": "{"}
+    said = messages(cut_off, call("a"), cut_off, output("a"), context_items=3, conversation="conv_1")
+    assert [call["function"]["arguments"] for call in said[0]["tool_calls"]] == [call("a")["arguments"]]
+
+
 def test_a_call_of_an_earlier_response_that_has_no_output() -> None:
     param, _, message = refused(user("Hi"), call("a"), user("Well?"), context_items=2, conversation="conv_1")
     assert param == "input"
