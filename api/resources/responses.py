@@ -155,6 +155,8 @@ async def compact(request: Request, principal: Authenticated) -> Response:
     """Return fewer items for a long input, made by a provider that speaks the Responses API. Nothing is stored."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse, body)
+    if terms.conversation is not None:  # OpenAI's has none, and nothing is to be added to it
+        raise InvalidRequestError("Unknown parameter: 'conversation'.", param="conversation", code="unknown_parameter")
     terms = terms.model_copy(update={"store": False, "stream": None, "background": None})
     whole = {**await expanded(request, principal, document, terms, body), COMPACTS: True}
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)

@@ -52,6 +52,18 @@ async def test_a_conversation_is_compacted_by_its_provider(
     assert provider.calls_for(model)[2].body["input"][0] == OUTPUT[1]
 
 
+async def test_a_conversation_object_is_no_parameter_of_it(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    provider.script(model, *[raw(json.dumps(COMPACTED).encode())] * 2)
+    conversation = (await client.post("/conversations", json={})).json()["id"]
+    for named in (conversation, {"id": conversation}):
+        answered = await client.post("/responses/compact", json={"model": model, "conversation": named, "input": "x"})
+        error = answered.json()["error"]
+        assert (answered.status_code, error["code"], error["param"]) == (400, "unknown_parameter", "conversation")
+    assert (await client.get(f"/conversations/{conversation}/items")).json()["data"] == []
+
+
 @pytest.mark.parametrize("body", [{"output": "x"}, {"error": {"message": "no"}}, []])
 async def test_what_is_no_compaction_is_an_upstreams_error(
     client: httpx.AsyncClient, provider: Provider, model: str, body: Json
