@@ -88,9 +88,7 @@ async def new_job(
         await accept_webhook(state.settings, state.database, principal.account_id, webhook)
     principal.check_may_ask(asked.terms.model, asked.terms.fallbacks or ())
     labels = metadata if metadata is not None else asked.terms.metadata
-    agent = None
-    if asked.terms.model.startswith(AGENT_PREFIX):
-        asked, agent = await _resolve_agent(request, principal, asked)
+    asked, agent = await resolve_agent(request, principal, asked)
     usable, job_id, repeated = await _usable_routes(request, principal, asked, sent=sent, metadata=labels)
     terms = asked.terms
     job = NewJob(
@@ -126,9 +124,16 @@ async def new_job(
     )
 
 
-async def _resolve_agent(request: Request, principal: Principal, asked: Asked) -> tuple[Asked, AgentVersion]:
-    """Return a request to an agent as the request to the agent's model, and the agent."""
+async def resolve_agent(request: Request, principal: Principal, asked: Asked) -> tuple[Asked, AgentVersion | None]:
+    """Return a request to an agent as the request to the agent's model, and the agent; any other request as it is.
+
+    Raises:
+        ModelNotFoundError: The account has no such agent.
+        InvalidRequestError: The request and the agent do not go together.
+    """
     agent_id, agent = asked.terms.model, None
+    if not agent_id.startswith(AGENT_PREFIX):
+        return asked, None
     if is_id(agent_id, "agent"):
         agent = await find_agent(request.state.database, agent_id, principal.account_id)
     if agent is None:

@@ -19,7 +19,7 @@ from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page, render_page_after
 from api.http.routes import DirectRoute
 from api.http.sse import EventStream
-from api.jobs.accept import Submission, accept, answering, new_job
+from api.jobs.accept import Submission, accept, answering, new_job, resolve_agent
 from api.jobs.asked import Asked
 from api.jobs.attached import attached
 from api.jobs.cancel import cancel_and_wait, erase
@@ -135,9 +135,11 @@ async def count_input_tokens(request: Request, principal: Authenticated) -> Resp
     document, terms = await offloaded(len(body), _parse_count, body)
     if terms.model != _ANY_MODEL:
         principal.check_may_ask(terms.model, ())
-        request.state.catalogue.current.find(terms.model)
     whole = await expanded(request, principal, document, terms, body)
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
+    asked, _ = await resolve_agent(request, principal, asked)
+    if asked.terms.model != _ANY_MODEL:
+        request.state.catalogue.current.find(asked.terms.model)
     tokens = await offloaded(len(body), estimate_usage, asked.document, "")
     counted = {"object": "response.input_tokens", "input_tokens": tokens.prompt_tokens}
     return render_json(counted, {"x-headrace-estimated": "true"})

@@ -236,3 +236,16 @@ async def test_an_agent_is_asked_by_the_responses_api_and_continued(
     ]
     job = (await client.get(f"/jobs/{first.json()['id'].replace('resp_', 'job_')}")).json()
     assert (job["agent_id"], job["agent_version"], job["model"]) == (agent["id"], 1, model)
+
+
+async def test_the_persona_of_an_agent_counts_as_input(client: httpx.AsyncClient, model: str) -> None:
+    agent = await create(client, model, system_prompt="Be brief. " * 300)
+
+    async def count(name: str) -> httpx.Response:
+        return await client.post("/responses/input_tokens", json={"model": name, "input": "Hi"})
+
+    counted, bare = await count(agent["id"]), await count(model)
+    assert counted.status_code == 200, counted.text
+    assert counted.json()["input_tokens"] > bare.json()["input_tokens"] + 300
+    assert (await client.delete(f"/agents/{agent['id']}")).is_success
+    refused(await count(agent["id"]), 404, code="model_not_found", param="model")
