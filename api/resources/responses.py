@@ -159,8 +159,9 @@ async def compact(request: Request, principal: Authenticated) -> Response:
     document, terms = await offloaded(len(body), _parse, body)
     if terms.conversation is not None:  # OpenAI's has none, and nothing is to be added to it
         raise InvalidRequestError("Unknown parameter: 'conversation'.", param="conversation", code="unknown_parameter")
-    terms = terms.model_copy(update={"store": False, "stream": None, "background": None})
-    whole = {**await expanded(request, principal, document, terms, body), COMPACTS: True}
+    waited_for = {"store": False, "stream": None, "background": None}
+    terms = terms.model_copy(update=waited_for)
+    whole = {**await expanded(request, principal, document, terms, body), **waited_for, COMPACTS: True}
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
     try:
         submission = await new_job(request, principal, asked, sent=body, background=False)

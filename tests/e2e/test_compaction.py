@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.test_responses import create
 from tests.fakes.provider import Json, Provider, answer, raw, status
+from tests.waiting import eventually
 
 OUTPUT: list[Json] = [
     {"id": "msg_1", "type": "message", "role": "user", "status": "completed", "content": []},
@@ -50,6 +51,21 @@ async def test_a_conversation_is_compacted_by_its_provider(
     second = await create(client, model, input=[*COMPACTED["output"][1:], {"role": "user", "content": "And?"}])
     assert second["status"] == "completed"
     assert provider.calls_for(model)[2].body["input"][0] == OUTPUT[1]
+
+
+async def test_nothing_is_stored_of_a_compaction_by_an_agent(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    agent = (await client.post("/agents", json={"name": "Miller", "model": model})).json()
+    provider.script(model, raw(json.dumps(COMPACTED).encode()))
+    asked = {"model": agent["id"], "input": "x", "stream": True}
+    compacted = await client.post("/responses/compact", json=asked)
+    assert compacted.json()["object"] == "response.compaction", compacted.text
+
+    async def erased() -> bool:
+        return (await client.get(f"/responses/{compacted.json()['id']}")).status_code == 404
+
+    await eventually(erased, "the erasure")
 
 
 async def test_a_conversation_object_is_no_parameter_of_it(
