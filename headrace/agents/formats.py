@@ -6,7 +6,7 @@ Responses API the persona goes before the instructions, and the examples become 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -53,7 +53,7 @@ def _resolve_response(agent: Mapping[str, Any], request: Mapping[str, Any]) -> d
     instructions = [text for text in (persona(agent), given.get("instructions")) if text]
     if instructions:
         composed["instructions"] = "\n\n".join(instructions)
-    return {**defaults, **given, **composed, "model": agent["model"], "input": _input(agent, request)}
+    return {**defaults, **given, **composed, "model": agent["model"], **_input(agent, request)}
 
 
 def _defaults(agent: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,15 +71,28 @@ def _defaults(agent: Mapping[str, Any]) -> dict[str, Any]:
     return rendered | same
 
 
-def _input(agent: Mapping[str, Any], request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the input with the agent's examples, unless it continues a context, which has had them."""
-    own = request.get("input")
+def _input(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the input with the agent's examples before it, unless its context has them; they become part of that."""
+    own, context = request.get("input"), request.get(CONTEXT_ITEMS, 0)
     items = [{"role": "user", "content": own}] if isinstance(own, str) else list(own or ())
-    if request.get(CONTEXT_ITEMS) or not agent.get("messages"):
-        return items
+    examples = [whole_item(item) for item in _render(agent, {})["input"]] if agent.get("messages") else []
+    if not examples or _have(items[:context], examples):
+        return {"input": items}
     first = next((at for at, item in enumerate(items) if item.get("role") not in _INSTRUCTING), len(items))
-    examples = map(whole_item, _render(agent, {})["input"])
-    return [*items[:first], *examples, *items[first:]]
+    counted = {CONTEXT_ITEMS: context + len(examples)} if first < context else {}
+    return {"input": [*items[:first], *examples, *items[first:]], **counted}
+
+
+def _have(items: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the examples stand among the items, one after another; there they have ids."""
+    count = len(examples)
+    return any(
+        all(
+            item == {**example, "id": item["id"]}
+            for item, example in zip(items[at : at + count], examples, strict=True)
+        )
+        for at in range(len(items) - count + 1)
+    )
 
 
 def _render(agent: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

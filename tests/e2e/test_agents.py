@@ -237,6 +237,15 @@ async def test_an_agent_is_asked_by_the_responses_api_and_continued(
     job = (await client.get(f"/jobs/{first.json()['id'].replace('resp_', 'job_')}")).json()
     assert (job["agent_id"], job["agent_version"], job["model"]) == (agent["id"], 1, model)
 
+    conversation = await client.post("/conversations", json={"items": [{"role": "user", "content": "I am Ada."}]})
+    for turn in (1, 2):
+        asked = {"model": agent["id"], "input": "Hi", "conversation": conversation.json()["id"]}
+        assert (await client.post("/responses", json=asked)).status_code == 200
+        said = [message["content"] for message in provider.calls_for(model)[-1].body["messages"][1:]]
+        assert said == ["Who?", "The miller.", "I am Ada.", *["Hi", "The wheel turns."] * (turn - 1), "Hi"]
+    items = (await client.get(f"/conversations/{conversation.json()['id']}/items")).json()["data"]
+    assert len(items) == 5
+
 
 async def test_the_persona_of_an_agent_counts_as_input(client: httpx.AsyncClient, model: str) -> None:
     agent = await create(client, model, system_prompt="Be brief. " * 300)

@@ -42,14 +42,16 @@ def expand(document: Mapping[str, Any], context: Sequence[dict[str, Any]]) -> di
 
 
 def with_ids(document: dict[str, Any], job_id: str) -> dict[str, Any]:
-    """Return an expanded request whose own items all have ids, which are made of the job's id."""
+    """Return an expanded request whose items all have ids; those that lack one get it, made of the job's id.
+
+    Only an agent's examples lack ids in a context. Their numbers follow those of the request's own items.
+    """
     first = document[CONTEXT_ITEMS]
     items = list(document["input"])
-    for index in range(first, len(items)):
-        item = items[index]
+    for index, item in enumerate(items):
         if not item.get("id"):
             items[index] = named = {"id": "", **item}
-            named["id"] = new_id_of(item, job_id, FIRST_INPUT_ITEM + index - first)
+            named["id"] = new_id_of(item, job_id, FIRST_INPUT_ITEM + (index - first) % len(items))
     return {**document, "input": items}
 
 

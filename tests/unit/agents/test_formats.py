@@ -81,6 +81,26 @@ def test_a_context_has_the_examples_already() -> None:
     assert asked["instructions"] == PERSONA
 
 
+@pytest.mark.parametrize("instructed", [[], [{"id": "msg_0", "role": "developer", "content": "Rhyme."}]])
+def test_examples_come_before_a_context_that_lacks_them(instructed: list[dict[str, Any]]) -> None:
+    who = {"id": "msg_1", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "Who?"}]}
+    asked = ask(input=[*instructed, {"role": "user", "content": "Hi"}], context=[*instructed, who])
+    roles = [item["role"] for item in instructed]
+    assert [item["role"] for item in asked["input"]] == [*roles, "user", "assistant", "user", *roles, "user"]
+    assert asked[CONTEXT_ITEMS] == len(instructed) + 3
+    stored = with_ids(asked, JOB_ID)["input"]
+    assert stored[len(instructed) + 2] == who
+    assert len({item["id"] for item in stored}) == len(stored) - len(instructed)
+    again = ask(input="And then?", context=stored)
+    assert again["input"][:-1] == stored
+
+
+def test_examples_come_behind_a_context_of_instructions() -> None:
+    asked = ask(context=[{"id": "msg_0", "role": "developer", "content": "Rhyme."}])
+    assert [item["role"] for item in asked["input"]] == ["developer", "user", "assistant", "user"]
+    assert asked[CONTEXT_ITEMS] == 1
+
+
 def test_an_agent_without_a_persona_leaves_the_instructions() -> None:
     bare = {"name": "Bare", "model": "gpt-4o"}
     assert "instructions" not in ask(bare)
