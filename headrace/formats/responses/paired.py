@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from headrace.errors import InvalidRequestError
 from headrace.formats.responses.offered import Json
@@ -13,9 +13,12 @@ CALLS = frozenset({"function_call", "custom_tool_call"})
 OUTPUTS = {"function_call_output": "function call", "custom_tool_call_output": "custom tool call"}
 """The types of items with what such a tool answered, and the words for their calls."""
 
+TOOL_ITEMS = frozenset({*CALLS, *OUTPUTS})
+"""The types of both."""
+
 
 def outputs_of_calls(
-    said: Iterable[Json], *, first_own: int, path: Callable[[int], str]
+    said: Sequence[Json], *, first_own: int, path: Callable[[int], str]
 ) -> dict[int, tuple[int, Json]]:
     """Return the outputs in a request's items, each with its place, by the places of their calls.
 
@@ -59,3 +62,15 @@ def outputs_of_calls(
         at, call_id = min(left)
         raise invalid(at, f"no tool output found for the call {call_id!r}")
     return outputs
+
+
+def unpaired(said: Sequence[Json], *, first_own: int) -> set[int]:
+    """Return the places of calls and outputs that no model reads: calls that were cut off, and second outputs.
+
+    Raises as `outputs_of_calls` does, which has taken the items before.
+    """
+    places = {at for at, item in enumerate(said) if item.get("type") in TOOL_ITEMS}
+    if places:
+        outputs = outputs_of_calls(said, first_own=first_own, path=lambda _: "input")
+        places.difference_update(outputs, (at for at, _ in outputs.values()))
+    return places

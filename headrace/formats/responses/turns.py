@@ -13,7 +13,7 @@ import orjson
 
 from headrace.formats.responses.context import CONTEXT_ITEMS, kind_of
 from headrace.formats.responses.offered import Json, flat_name
-from headrace.formats.responses.paired import CALLS, OUTPUTS, outputs_of_calls
+from headrace.formats.responses.paired import CALLS, OUTPUTS, TOOL_ITEMS, outputs_of_calls
 from headrace.formats.responses.sealed import PLAIN_THOUGHTS, open_sealed
 
 # The fields of an assistant's message that a sealed thought may hold, with the types of the objects in them.
@@ -61,7 +61,7 @@ class Turns:
             self._add({"role": "user", "content": said}, "input")
             return
         kinds = [kind_of(item) for item in said]
-        if not _TOOLS.isdisjoint(kinds):
+        if not TOOL_ITEMS.isdisjoint(kinds):
             self._outputs = outputs_of_calls(said, first_own=self._context, path=self._path)
         for index, (item, kind) in enumerate(zip(said, kinds, strict=True)):
             if kind == "message":
@@ -222,7 +222,6 @@ class Turns:
 
 
 _PLAIN = {"type", "text"}
-_TOOLS = frozenset({*CALLS, *OUTPUTS})
 
 
 def _only_text(content: str | Sequence[Json]) -> str | None:

@@ -9,8 +9,9 @@ import orjson
 
 from headrace.formats.chat.generations import responses_reason
 from headrace.formats.chat.request import EXTENSIONS
-from headrace.formats.responses.context import OUR_KEYS
+from headrace.formats.responses.context import CONTEXT_ITEMS, OUR_KEYS
 from headrace.formats.responses.options import ENCRYPTED
+from headrace.formats.responses.paired import unpaired
 from headrace.formats.responses.sealed import open_sealed
 from headrace.ids import job_id_of_item
 
@@ -42,8 +43,10 @@ def render_own_request(document: Mapping[str, Any], *, model: str, stream: bool)
 def own_body(document: Mapping[str, Any], *, model: str) -> Json:
     """Return the request as it came, but for the model and for what is Headrace's."""
     body = {name: value for name, value in document.items() if name not in _LEFT_OUT} | {"model": model}
-    if isinstance(body.get("input"), list):
-        body["input"] = [own for item in body["input"] if (own := _own_item(item)) is not None]
+    if isinstance(items := body.get("input"), list):
+        unread = unpaired(items, first_own=document.get(CONTEXT_ITEMS) or 0)
+        given = (item for index, item in enumerate(items) if index not in unread)
+        body["input"] = [own for item in given if (own := _own_item(item)) is not None]
     return body
 
 

@@ -253,7 +253,8 @@ def test_items_of_the_context_are_sent_as_the_provider_can_read_them() -> None:
         {**called, "id": f"fc_{DIGITS}0001", "extra_content": {}},
         {"type": "web_search_call", "id": f"ws_{DIGITS}0002", "status": "completed"},
     ]
-    assert sent({"model": "m", "input": items})["input"] == [
+    output = {"type": "function_call_output", "call_id": "c", "output": "x"}
+    assert sent({"model": "m", "input": [*items, output]})["input"] == [
         user,
         other["output"][-1],
         {"type": "reasoning", "summary": [], "encrypted_content": "theirs"},
@@ -261,8 +262,21 @@ def test_items_of_the_context_are_sent_as_the_provider_can_read_them() -> None:
         items[-3],
         called,
         items[-1],
+        output,
     ]
 
 
 def test_a_request_of_the_hub_and_the_clients_own_go_to_the_same_place() -> None:
     assert FORMATS["responses"].render_url("http://x/v1/", model="m", stream=True) == "http://x/v1/responses"
+
+
+def test_the_provider_gets_no_call_that_was_cut_off_and_one_output_of_each_other() -> None:
+    def call(name: str, status: str = "completed") -> dict[str, Any]:
+        return {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}", "status": status}
+
+    def output(name: str) -> dict[str, Any]:
+        return {"type": "function_call_output", "call_id": name, "output": "x"}
+
+    items = [call("a"), output("a"), output("a"), call("b", "incomplete"), call("c", "incomplete"), output("c")]
+    document = {"model": "m", "input": [*items, {"role": "user", "content": "Go on."}], "context_items": len(items)}
+    assert [item.get("call_id") for item in sent(document)["input"]] == ["a", "a", "c", "c", None]
