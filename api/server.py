@@ -81,7 +81,7 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a line of uvicorn's says what `Connection` and `RequestScope` do not log, at INFO.
+    """Return whether a line of uvicorn's says what `Connection` and `RequestScope` do not log, at INFO.
 
     uvicorn logs mistakes of clients as warnings, and requests that are cancelled at the end with a traceback.
     """

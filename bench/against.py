@@ -176,7 +176,7 @@ _SCENARIOS = {scenario.name: scenario for scenario in (*ALL_SCENARIOS, DURABLE)}
 
 
 def _serves(system: Headrace, row: str) -> bool:
-    """Tell whether a system has the endpoint and the model of a row."""
+    """Return whether a system has the endpoint and the model of a row."""
     if row == "idle":
         return True
     scenario = _SCENARIOS.get(row)

@@ -67,7 +67,7 @@ class Line:
         return ratio(self.old, self.new)
 
     def exceeds(self, most: float) -> bool:
-        """Tell whether the line is guarded, and its whole interval is above `most`."""
+        """Return whether the line is guarded, and its whole interval is above `most`."""
         found = self.ratio if self.guarded else None
         return found is not None and found.low > most
 

@@ -115,7 +115,7 @@ def _measure_round(systems: Sequence[System], found: Shapes, number: int) -> Non
 
 
 def _serves(system: System, scenario: Scenario) -> bool:
-    """Tell whether a system is in a scenario's class; the direct call has no CPU time, so no saturation either."""
+    """Return whether a system is in a scenario's class; the direct call has no CPU time, so no saturation either."""
     if scenario.only_headrace:
         return isinstance(system, Headrace)
     return scenario is not SATURATION or not isinstance(system, Direct)

@@ -237,7 +237,7 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Tell whether it has not ended."""
+        """Return whether it has not ended."""
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:

@@ -2,7 +2,7 @@
 
 The limit grows while it is in use and calls are accepted. It is cut when the provider says that it is overloaded: with
 429, 503, 529 or an error of that meaning, and when its streams take longer to begin (`worker/slowness.py`). Everything
-here is pure; `worker/adaptive_line.py` applies the limit, and workers share it in Redis.
+here is pure; `worker/adaptive_queue.py` applies the limit, and workers share it in Redis.
 
 * A call that is not refused for some times as long as a refusal takes has been accepted: its answer may take minutes.
   If the limit was full with that call, the provider takes as many calls at once, and the limit may grow again. So it
@@ -25,11 +25,10 @@ MOST = 10_000
 """Calls at once that no limit exceeds."""
 HOLD = 120
 """Calls that are accepted at the ceiling before the limit tries one more: so less than 1 % of calls are refused."""
-# The same number in times the limit: a small limit needs no more than the first, and a large one no less than the
-# second.
+# Accepted calls in multiples of the limit: a small limit needs at most so many, and a large one at least so many.
 _MOST_ROUNDS = 8
 _LEAST_ROUNDS = 3
-# Refusals below the ceiling add at most so many times that number.
+# Calls that refusals add to those, at most, in multiples of that number.
 _MOST_DEBT = 3
 # Seconds at the ceiling after which the limit tries one more although fewer calls were accepted.
 _HOLD_SECONDS = 60.0
@@ -49,10 +48,10 @@ _SLACK = 1 / 16
 # Seconds between two increases at least, and the part of the limit that one adds at most.
 _PACE_SECONDS = 0.01
 _STEP = 1 / 32
-# Seconds after which a call counts as accepted: at least, and before the first refusal.
+# Seconds after which a call counts as accepted: at least, and at most. Before the first refusal the second holds.
 _LEAST_PROOF_SECONDS = 0.05
 _MOST_PROOF_SECONDS = 1.0
-# How many times as long as refusals take on average that is, and the weight of the last refusal in the average.
+# Times as long as an average refusal takes that this is, and the weight of the newest refusal in that average.
 _PROOF_TIMES = 4
 _LAST_WEIGHT = 0.25
 # Seconds after which a cut is forgotten: then calls with a waiting client are no longer held back.
@@ -103,9 +102,10 @@ class AdaptiveLimit:
             cuts=0, version=0, calls=INITIAL, ceiling=0, floor=INITIAL // 2, rate=INITIAL, falls=0, hold=0
         )
         self._cut_at = self._known_until = self._grown_at = self._held_at = 0.0
-        self._clean, self._held = 0.0, float(HOLD)
-        """Calls of all workers that were accepted since the last cut, as far as this one can tell: all, and those that
-        count for the next try beyond the ceiling. A refusal before that many makes it wait for as many more."""
+        self._clean = 0.0
+        """Calls of all workers that were accepted since the last cut, as far as this one can tell."""
+        self._held = float(HOLD)
+        """Those of them that count for the next try beyond the ceiling, less what refusals since then owe."""
         self._refusal_seconds = 0.0
         """Seconds that refusals take on average; 0 before the first one."""
         self._credit = 0
@@ -114,7 +114,7 @@ class AdaptiveLimit:
         """Calls that were added at the present rate."""
 
     def known(self, now: float) -> bool:
-        """Tell whether the provider has refused calls lately, so that its capacity is known."""
+        """Return whether the provider has refused calls lately, so that its capacity is known."""
         return now < self._known_until
 
     @property
@@ -148,7 +148,7 @@ class AdaptiveLimit:
         return self.step(now)
 
     def _holds(self, now: float) -> bool:
-        """Tell whether the limit stays at its ceiling."""
+        """Return whether the limit stays at its ceiling."""
         calls, hold = self.current.calls, self.current.hold
         enough = max(self._fee, calls * _LEAST_ROUNDS)
         return now < self._held_at + (hold if self._held >= enough else max(hold, _HOLD_SECONDS))

@@ -17,7 +17,6 @@ from headrace.errors import HeadraceError
 from headrace.events.wire import Frame
 from headrace.formats.translation import Translation
 from headrace.jobs.records import ClaimedJob
-from headrace.runtime.clock import now
 from headrace.usage.spent import SpentUsage, spent_on
 from worker.deltas import Deltas
 from worker.exchange import Exchange
@@ -42,11 +41,6 @@ class Lease:
     """Until when a job is this worker's, as far as the worker knows, by `headrace.runtime.clock`."""
 
     until: float
-
-    @property
-    def expired(self) -> bool:
-        """Tell whether the job may be with another attempt: then its events are not published."""
-        return now() > self.until
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -127,7 +121,7 @@ class Attempt:
             self.spans.ending()
 
     def frame(self, first_seq: int, kind: str, lines: Sequence[bytes] = ()) -> Frame:
-        """Return the event that tells readers of a move of this attempt's job."""
+        """Return a frame that tells readers that this attempt's job has moved."""
         return Frame(self.job.id, self.job.attempt, first_seq, kind, lines)
 
     def spent(self) -> SpentUsage | None:

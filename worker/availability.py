@@ -53,7 +53,7 @@ class Availability:
             log.info("Postgres answers again: this worker takes jobs")
             self.reachable.set()
 
-    async def patiently(self, write: Callable[[], Awaitable[Result]]) -> Result:
+    async def until_available(self, write: Callable[[], Awaitable[Result]]) -> Result:
         """Return what a write returns, however long Postgres is unavailable: the worker loses no provider's answer.
 
         Raises:

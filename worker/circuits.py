@@ -34,7 +34,7 @@ from worker.troubled import TroubledPaths
 
 log = logging.getLogger(__name__)
 
-# An idle worker polls once in the time of so many polls of a busy one: often enough to count as present.
+# Polls of a busy worker in the time of one poll of an idle worker, which still counts as present.
 _IDLE_POLLS = 2
 
 
@@ -82,17 +82,17 @@ class Circuits:
         """Calls that were made before the last news."""
         self.quiet = True
         """Whether no call was made between the last news and the one before."""
-        self._speaks_up = False
+        self._is_urgent = False
         """Whether the others are to read the next news at once."""
         self._shown: set[str] = set()
         """Providers that the metric of open circuits names."""
 
     def allows(self, name: str, route: str | None = None, *, account: str = "") -> bool:
-        """Tell whether an account's job may call a provider, and its route, from here now. This changes nothing."""
+        """Return whether an account's job may call a provider, and its route, from here now. This changes nothing."""
         return not self.troubled.seconds(name, account) and not self.pauses.seconds(route or name)
 
     def served_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
-        """Tell whether another worker takes jobs of a tier and may call a provider for an account.
+        """Return whether another worker takes jobs of a tier and may call a provider for an account.
 
         It may have no room for the job yet: this worker makes no call in any case.
         """
@@ -102,11 +102,11 @@ class Circuits:
         )
 
     def tier_served_elsewhere(self, tier: str) -> bool:
-        """Tell whether there is another worker of a tier, as far as this worker knows."""
+        """Return whether there is another worker of a tier, as far as this worker knows."""
         return any(tier in view.tiers for view in self._others)
 
     def better_elsewhere(self, name: str, tier: str, *, account: str = "") -> bool:
-        """Tell whether calls of an account fail from here, and another worker with room knows of no failure."""
+        """Return whether calls of an account fail from here, and another worker with room knows of no failure."""
         keys = {EVERYONE, account}
         return self.troubled.fails(name, keys) and any(
             tier in view.tiers and view.takes_jobs and not view.is_full and not keys & set(view.failing.get(name, ()))
@@ -138,10 +138,10 @@ class Circuits:
             finally:
                 timer.cancel()
 
-    def speak_up(self) -> None:
+    def share_now(self) -> None:
         """Tell the others now that this worker is quiet no longer: those of its machine slow their lines down."""
         self.quiet = False
-        self._speaks_up = True
+        self._is_urgent = True
         self._changed.set()
 
     def look(self) -> None:
@@ -161,11 +161,11 @@ class Circuits:
         self._show(view)
         made = sum(calls.calls for calls in self.calls.values())
         self.quiet, self._made = made == self._made, made
-        speaks_up, self._speaks_up = self._speaks_up, False
+        is_urgent, self._is_urgent = self._is_urgent, False
         about = self._about() if self._about is not None else None
         view = replace(view, about=about, calls=self.calls, limits=self._limits())
         try:
-            news = await self._peers.tell(view, unsaved, aloud=speaks_up)
+            news = await self._peers.tell(view, unsaved, at_once=is_urgent)
         except REDIS_UNAVAILABLE as error:
             if not self.redis_lost:
                 log.warning("Redis is unavailable, circuits are this worker's own: %s", error)
@@ -226,7 +226,7 @@ class Call:
         self._calls = self._circuits.calls.get(self._name) or self._circuits.calls.setdefault(self._name, Calls())
         self._calls.calls += 1
         if self._circuits.quiet:
-            self._circuits.speak_up()
+            self._circuits.share_now()
         self._calls.running += 1
         return self
 

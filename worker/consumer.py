@@ -64,22 +64,22 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]  # Celery has no types
 
 def _sleep_until_done(reading: Future[None]) -> None:
     """Sleep until reading ends, or raise Celery's `WorkerShutdown` once a signal has told the worker to stop."""
-    ear, bell = socket.socketpair()
-    with ear, bell:
-        bell.setblocking(False)
-        before = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+    receiver, waker = socket.socketpair()
+    with receiver, waker:
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         try:
-            reading.add_done_callback(lambda _: _ring(bell))
+            reading.add_done_callback(lambda _: _wake(waker))
             while not reading.done():
                 state.maybe_shutdown()
-                ear.recv(64)
+                receiver.recv(64)
         finally:
             signal.set_wakeup_fd(before)
 
 
-def _ring(bell: socket.socket) -> None:
+def _wake(waker: socket.socket) -> None:
     with contextlib.suppress(OSError):  # the main thread no longer sleeps
-        bell.send(b".")
+        waker.send(b".")
 
 
 class _Reader:
@@ -114,7 +114,7 @@ class _Reader:
         """
         assert self._pipe is not None
         self._ended.clear()
-        self._pool.reads(True)
+        self._pool.set_reading(True)
         try:
             while not self._stopping:
                 with _translated():
@@ -128,7 +128,7 @@ class _Reader:
     async def stop(self) -> None:
         """End reading, and close. Redis first ends the question that it holds, so that its answer loses no message."""
         self._stopping = True
-        self._pool.reads(False)
+        self._pool.set_reading(False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 while not self._ended.is_set():

@@ -20,8 +20,9 @@ Key = tuple[str, str]
 _PATIENCE_SECONDS = 0.5
 # Seconds for which others are held back after a line that got no permit has left.
 _MEMORY_SECONDS = 10.0
-# Seconds in which permits are counted, and lines that may wait for each permit of that time, or at least.
+# Seconds over which permits are counted.
 _WINDOW_SECONDS = 2.0
+# Lines that may wait for each permit counted, and the least that may wait.
 _AHEAD = 2
 _LEAST = 16
 # Crowds of one worker, before those without lines are forgotten.

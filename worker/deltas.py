@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two writes, however many attempts begin: one statement for all of them.
 _PAUSE_SECONDS = 0.02
-# Seconds that a delta waits for Postgres whose readers get it only then: a stream in steps that look fluent.
+# Seconds that a delta waits for Postgres where readers get it only after that write: the stream still looks fluent.
 _READERS_WAIT_SECONDS = 0.1
 
 
@@ -48,7 +48,7 @@ class Deltas:
         """The number of the last delta, 0 before the first."""
         self.on_saved = on_saved
         self.on_first: Callable[[], None] | None = None
-        """Called with the first delta."""
+        """Called without arguments when the first delta comes."""
         self._once = once
         self._job_id = job_id
         self._attempt = attempt
@@ -100,7 +100,7 @@ class Deltas:
 
     @property
     def kept(self) -> bool:
-        """Tell whether Postgres has any delta of this attempt."""
+        """Return whether Postgres has any delta of this attempt."""
         return self._saved > self._before
 
     @property

@@ -75,12 +75,12 @@ class Endings:
         if response is not None and attempt.job.conversation_id is not None:
             finished = replace(finished, turn=turn_of(attempt.document, response))
         try:
-            ours = await self._availability.patiently(lambda: self._group.submit(finished))
+            ours = await self._availability.until_available(lambda: self._group.submit(finished))
         except SQLAlchemyError:
             log.exception("Postgres refused an attempt's end: the job fails")
             state, body = State.FAILED, orjson.dumps(HeadraceError().document())
             broken = replace(finished, state=state, response=None, error=body.decode(), segment=None, turn=())
-            ours = await self._availability.patiently(lambda: self._group.submit(broken))
+            ours = await self._availability.until_available(lambda: self._group.submit(broken))
         if ours:
             if attempt.deltas.on_saved is not None and finished.segment is not None:
                 attempt.deltas.on_saved(finished.segment)
@@ -108,7 +108,7 @@ class Endings:
         attempt.begin_end()
         await self._deltas.settle(attempt.deltas)
         spent = attempt.spent() if attempt.started else None
-        state = await self._availability.patiently(
+        state = await self._availability.until_available(
             lambda: retry_job(
                 self._database,
                 job.id,
@@ -138,7 +138,9 @@ class Endings:
         job = attempt.job
         _conclude(attempt, "lost", spent=spent)
         if spent is not None:
-            await self._availability.patiently(lambda: record_discarded(self._database, job.id, job.attempt, spent))
+            await self._availability.until_available(
+                lambda: record_discarded(self._database, job.id, job.attempt, spent)
+            )
             self._measures.spent(job, spent)
 
 

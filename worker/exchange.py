@@ -205,7 +205,7 @@ class Exchange:
         return self._folds[number].completion(id=self._job.id, created=self._job.created, model=self._model)
 
     def _read(self, number: int, events: EventReader, chunks: ChunkReader, piece: bytes) -> bool:
-        """Take the next bytes of a stream, and tell whether the provider has marked its end."""
+        """Take the next bytes of a stream, and return whether the provider has marked its end."""
         self._take(number, chunks.read(events.feed(piece)))
         return chunks.done
 

@@ -229,7 +229,7 @@ class Executor:
 
         Jobs that wait here already are not taken twice.
         """
-        await self._intake.hear(job_ids, tier=tier)
+        await self._intake.take(job_ids, tier=tier)
 
     def hand_back(self, job_ids: Sequence[str], tier: str) -> None:
         """Send the wake-ups of jobs again, so that they start at another worker."""
@@ -249,15 +249,16 @@ class Executor:
         while True:
             await self._until_next_look()
             # A worker tells its news to Redis in any case. Only if Redis does not take them, the worker asks why.
-            self._leases.deaf = deaf = self._circuits.redis_lost and not await redis_takes_writes(self._redis)
+            without_redis = self._circuits.redis_lost and not await redis_takes_writes(self._redis)
+            self._leases.without_redis = without_redis
             if self.reachable.is_set():
                 if self._claims.in_doubt:
                     for job_id, tier in (await self._claims.find_doubtful()).items():
                         self._intake.start_again(job_id, tier)
-                await self._intake.find_unclaimed(deaf=deaf)
+                await self._intake.find_unclaimed(without_redis=without_redis)
 
     async def _until_next_look(self) -> None:
-        if self._leases.deaf or self._claims.in_doubt or not self.reachable.is_set():
+        if self._leases.without_redis or self._claims.in_doubt or not self.reachable.is_set():
             await asyncio.sleep(_LOOK_SECONDS)
         else:
             await wait_for(self._store_lost, until_tick(_RARE_LOOK_SECONDS))

@@ -91,7 +91,7 @@ class Intake:
         """The jobs whose wake-ups came here and that wait for a slot."""
         return self._wakeups.tiers.keys()
 
-    async def hear(self, job_ids: Sequence[str], *, tier: str) -> None:
+    async def take(self, job_ids: Sequence[str], *, tier: str) -> None:
         """Start the jobs of a message as slots come free; returns once none of them waits here.
 
         Jobs that wait here already are not taken twice.
@@ -258,17 +258,17 @@ class Intake:
 
     # -- without wake-ups ---------------------------------------------------------------------------------------------
 
-    async def find_unclaimed(self, *, deaf: bool) -> None:
+    async def find_unclaimed(self, *, without_redis: bool) -> None:
         """While no message comes, start jobs that wait in Postgres, if there are slots.
 
-        Redis may be unavailable, `deaf`, or have lost its lists; or Celery's consumer may hang, as it has done after
-        reconnections.
+        The worker may be `without_redis`, or Redis may have lost its lists; or Celery's consumer may hang, as it has
+        done after reconnections.
         """
         quiet = asyncio.get_running_loop().time() - self._heard_at > self._settings.resend_seconds
-        if self.closed or not (deaf or quiet):
+        if self.closed or not (without_redis or quiet):
             return
         try:
-            await self._take_unclaimed(0 if deaf else self._settings.resend_seconds)
+            await self._take_unclaimed(0 if without_redis else self._settings.resend_seconds)
         except SQLAlchemyError as error:
             log.warning("could not look for jobs: %s", error)
 

@@ -27,9 +27,10 @@ from worker.availability import Availability
 
 log = logging.getLogger(__name__)
 
-# Seconds between two heartbeats while Redis is unavailable, as heartbeats find cancellations then. The worker also
-# remembers a cancellation that comes before its job for so many seconds.
-_DEAF_SECONDS = 0.7
+# Seconds between two heartbeats while Redis is unavailable, as heartbeats find cancellations then.
+_WITHOUT_REDIS_SECONDS = 0.7
+# Seconds for which a cancellation that comes before its job is remembered.
+_REMEMBER_SECONDS = 0.7
 # Seconds between two heartbeats while Postgres is unavailable.
 _AGAIN_SECONDS = 0.5
 
@@ -51,7 +52,7 @@ class Leases:
         self._attempts: dict[str, Attempt] = {}
         self._cancelled: dict[str, float] = {}
         """Jobs that were cancelled a moment ago, which may be on their way here, and when."""
-        self.deaf = False
+        self.without_redis = False
         """Whether Redis is unavailable, so that no cancellation comes by it."""
 
     @property
@@ -93,8 +94,8 @@ class Leases:
     async def _pause(self) -> None:
         if not self._availability.reachable.is_set():
             await asyncio.sleep(_AGAIN_SECONDS)
-        elif self.deaf:
-            await asyncio.sleep(min(self._settings.heartbeat_seconds, _DEAF_SECONDS))
+        elif self.without_redis:
+            await asyncio.sleep(min(self._settings.heartbeat_seconds, _WITHOUT_REDIS_SECONDS))
         else:
             await next_tick(self._settings.heartbeat_seconds)
 
@@ -124,5 +125,5 @@ class Leases:
         self._cancelled[job_id] = now()
         if (attempt := self._attempts.get(job_id)) is not None:
             attempt.interrupt(Stop.CANCELLED)
-        while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < now() - _DEAF_SECONDS:
+        while (oldest := next(iter(self._cancelled))) and self._cancelled[oldest] < now() - _REMEMBER_SECONDS:
             del self._cancelled[oldest]

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # Messages in hand whose jobs wait for a slot. Few, so that a backlog stays in Redis for another worker.
 _WAITING_MESSAGES = 4
 _NICENESS = 10
-# File descriptors for each slot, as a job may have several calls and connections are kept for the next, and others.
+# File descriptors for each slot, as a job may have several calls and connections are kept, and for all else.
 _SLOT_DESCRIPTORS = 4
 _OTHER_DESCRIPTORS = 128
 
@@ -56,7 +56,7 @@ class WorkerPool(AsyncioPool):
             yield
 
     def takes(self) -> bool:
-        """Tell whether the executor takes jobs: not while Postgres is unavailable to it."""
+        """Return whether the executor takes jobs: not while Postgres is unavailable to it."""
         return self.executor.reachable.is_set()
 
     def hand_back(self, queue: str, args: list[Any]) -> None:
@@ -102,7 +102,7 @@ def _warn_of_redis(record: logging.LogRecord) -> bool:
 def _stopping() -> Callable[[int, Any], None]:
     """Return a handler that has the first signal drain the worker, and the second hurry it.
 
-    Celery's own prints a line of its own form, which no reader of a log expects.
+    Celery's handler prints lines that are not in the log's format.
     """
     told = False
 
@@ -140,7 +140,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
         lower_priority(_NICENESS)
     else:
         # The feed's window bounds how many lines wait here; no other job waits behind them.
-        WorkerPool.patient = frozenset({RUN_LINES_TASK})
+        WorkerPool.unbounded_tasks = frozenset({RUN_LINES_TASK})
         slots = max(1, slots * 3 // 4)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # to run it as root is its operator's choice
     logging.getLogger(consumer.__name__).addFilter(_warn_of_redis)
@@ -156,7 +156,7 @@ def main(settings: Settings, tiers: Sequence[str]) -> None:
         concurrency=_WAITING_MESSAGES,
         loglevel=settings.log_level,
         queues=[queue_name(tier) for tier in tiers],
-        without_gossip=True,  # workers need not know of one another
+        without_gossip=True,  # workers share what they know over Redis: worker/peers.py
         without_mingle=True,
         without_heartbeat=True,
         quiet=True,

@@ -32,7 +32,7 @@ _attempts = bound(metrics.ATTEMPTS)
 _throttled = bound(metrics.THROTTLED)
 _throttle_waits = bound(metrics.THROTTLE_WAIT)
 
-# Seconds beyond which a call has waited for an adaptive limit: far below the limit none does.
+# Seconds of waiting from which a call counts as held up by an adaptive limit.
 _NOTICEABLE_SECONDS = 0.001
 
 OUTCOMES: dict[type[BaseException], str] = {

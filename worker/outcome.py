@@ -127,11 +127,11 @@ class Outcomes:
         await self._endings.put_back(attempt, Retry(job.route, job.retries, handover_delay(job.attempt)), None)
 
     def _is_served_elsewhere(self, attempt: Attempt) -> bool:
-        """Tell whether another worker may call the provider that this one does not: its path may be fine."""
+        """Return whether another worker may call the provider that this one does not: its path may be fine."""
         job, provider = attempt.job, attempt.provider
         return provider is not None and self._circuits.served_elsewhere(provider, job.tier, account=job.account_id)
 
 
 def _is_read(attempt: Attempt) -> bool:
-    """Tell whether a client may have read a part of the answer, which another attempt would repeat."""
+    """Return whether a client may have read a part of the answer, which another attempt would repeat."""
     return attempt.deltas.seq > 0 and attempt.job.streamed and not attempt.job.background

@@ -44,16 +44,16 @@ class Peers:
         self._channel = calls_channel(machine_id(), prefix_in(redis))
         self._tell = redis.register_script(_TELL)
 
-    async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = (), *, aloud: bool = False) -> News:
+    async def tell(self, view: View, pauses: Iterable[tuple[str, float]] = (), *, at_once: bool = False) -> News:
         """Write this worker's view and the pauses, in seconds, that providers asked it for; return all others.
 
-        With `aloud`, the workers of this machine that run lines of batches read it at once.
+        With `at_once`, the workers of this machine that run lines of batches read it at once.
 
         Raises:
             REDIS_UNAVAILABLE: Redis is unavailable.
         """
         arguments = [argument for route, seconds in pauses for argument in (route, int(seconds * 1000))]
-        said = [self._worker, view.pack(), PRESENT_MS, CALLS_BEGIN if aloud else b"", *arguments]
+        said = [self._worker, view.pack(), PRESENT_MS, CALLS_BEGIN if at_once else b"", *arguments]
         known, views, kept = await self._tell(keys=[self._key, self._channel], args=said)
         return News(
             forgotten=not known,

@@ -1,6 +1,6 @@
-"""Permits to call a provider: a call waits in its worker's line for one, holds it while it runs, and gives it back.
+"""Permits to call a provider: a call waits in its worker's queue for one, holds it while it runs, and gives it back.
 
-Each provider with limits has one line in a worker. The line alone asks for permits, one question at a time: of the
+Each provider with limits has one queue in a worker. The queue alone asks for permits, one question at a time: of the
 workers' shared count in Redis, or while Redis is unavailable of this worker's own count (`worker/window.py`).
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from headrace.errors import UpstreamBusyError
 from worker.crowds import Crowd
-from worker.line import Line
+from worker.fair_queue import FairQueue
 from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits, Window
 
 # Permits that one question asks for at most.
@@ -83,14 +83,15 @@ UNLIMITED = _Unlimited()
 
 
 class PendingPermit:
-    """A permit that a call waits for in a provider's line, and holds once it is granted."""
+    """A permit that a call waits for in a provider's queue, and holds once it is granted."""
 
     __slots__ = (
-        "_line", "_patience", "_used", "account", "background", "cost", "crowd", "deadline", "future", "since", "slots",
+        "_patience", "_queue", "_used", "account", "background", "cost", "crowd", "deadline", "future", "since",
+        "slots",
     )  # fmt: skip
 
-    def __init__(self, line: PermitLine, account: str, background: bool, cost: Cost, patience: float) -> None:
-        self._line = line
+    def __init__(self, queue: PermitQueue, account: str, background: bool, cost: Cost, patience: float) -> None:
+        self._queue = queue
         self.account = account
         self.background = background
         self._patience = patience
@@ -114,7 +115,7 @@ class PendingPermit:
         self.since = time.monotonic()
         self.deadline = self.since + self._patience
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.join(self)
+        self._queue.join(self)
         if self.crowd is not None:
             self.crowd.join()
         granted = False
@@ -122,7 +123,7 @@ class PendingPermit:
             await self.future
             granted = True
         except asyncio.CancelledError:
-            self._line.leave(self)
+            self._queue.leave(self)
             raise
         finally:
             if self.crowd is not None:
@@ -134,21 +135,21 @@ class PendingPermit:
     ) -> None:
         calls = tokens = 0
         if self._used is not None:
-            _, most_requests, most_tokens = self._line.limits
+            _, most_requests, most_tokens = self._queue.limits
             calls = 0 if most_requests is None else self._used.calls - self.cost.requests
             tokens = 0 if most_tokens is None else self._used.tokens - self.cost.tokens
-        self._line.give_back(self, Cost(calls, tokens))
+        self._queue.give_back(self, Cost(calls, tokens))
 
 
-class PermitLine:
-    """One provider's line of calls in this worker. Its task alone asks, one question at a time, when there is cause."""
+class PermitQueue:
+    """One provider's queue of calls in this worker. Its task alone asks, one question at a time, if there is cause."""
 
     def __init__(self, arbiter: Arbiter, name: str, window_seconds: float) -> None:
-        """Start with no call in line; `limits` are to be set before one joins."""
+        """Start without a call; `limits` are to be set before one joins."""
         self.limits = ProviderLimits(None, None, None)
         self._arbiter = arbiter
         self._name = name
-        self._waiting: Line[PendingPermit] = Line()
+        self._waiting: FairQueue[PendingPermit] = FairQueue()
         self._left = False
         self._soonest_deadline = math.inf
         self._held = 0
@@ -165,7 +166,7 @@ class PermitLine:
         """Seconds until calls that wait here ask again, at least."""
 
     def join(self, permit: PendingPermit) -> None:
-        """Put a call at the end of the line."""
+        """Put a call at the end of the queue."""
         self._waiting.append(permit)
         self._soonest_deadline = min(self._soonest_deadline, permit.deadline)
         if len(self._waiting) == 1 or self._task is None:

@@ -35,7 +35,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
     """
 
     signal_safe = False
-    patient: frozenset[str] = frozenset()
+    unbounded_tasks: frozenset[str] = frozenset()
     """Tasks that may be many and wait for long: they take no room, so that no other task waits behind them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +57,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         yield
 
     def takes(self) -> bool:
-        """Tell whether the worker takes messages now."""
+        """Return whether the worker takes messages now."""
         return True
 
     def hand_back(self, queue: str, args: list[Any]) -> None:
@@ -98,7 +98,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
             while self._reading and not self.takes():  # noqa: ASYNC110  (either may end it)
                 await asyncio.sleep(_LOOK_SECONDS)
             return
-        if name not in self.patient:
+        if name not in self.unbounded_tasks:
             while self._reading and self._room <= 0:
                 self._moved.clear()
                 await self._moved.wait()
@@ -107,7 +107,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    def reads(self, reading: bool) -> None:
+    def set_reading(self, reading: bool) -> None:
         """Note whether messages are read: if not, `take` waits no longer."""
         self._reading = reading
         self._moved.set()
@@ -122,7 +122,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.get_name() not in self.patient:
+        if task.get_name() not in self.unbounded_tasks:
             self._room += 1
             self._moved.set()
         if not task.cancelled() and (error := task.exception()) is not None:

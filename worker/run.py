@@ -165,7 +165,7 @@ class Runner:
         return exchange.answer
 
     def _is_better_elsewhere(self, job: ClaimedJob, route: Route) -> bool:
-        """Tell whether a job that has failed is left to another worker."""
+        """Return whether a job that has failed is left to another worker."""
         return job.attempt - job.retries <= _MOST_HANDOVERS and self._circuits.better_elsewhere(
             route.provider_name, job.tier, account=job.account_id
         )
@@ -244,7 +244,7 @@ class Runner:
         job = attempt.job
         if job.attempt == 1 or not CLIENT_FORMATS[job.format].KEEPS_LOG:
             return ()
-        log = await self._availability.patiently(lambda: read_log(self._database, job.id))
+        log = await self._availability.until_available(lambda: read_log(self._database, job.id))
         lines = [line for _, _, lines in log.segments for line in lines]
         attempt.deltas.resume(len(lines))
         return lines
@@ -273,6 +273,6 @@ def _sooner(end: float, deadline: asyncio.Timeout) -> asyncio.Timeout:
 
 
 def _is_withheld(completion: Mapping[str, Any]) -> bool:
-    """Tell whether a content filter withheld every choice of an answer."""
+    """Return whether a content filter withheld every choice of an answer."""
     choices: list[dict[str, Any]] = completion.get("choices") or []
     return bool(choices) and all(choice.get("finish_reason") == _CONTENT_FILTER for choice in choices)

@@ -80,7 +80,7 @@ class Slots:
         return Slot(self, tier)
 
     def may_reserve(self, job: WaitingJob) -> bool:
-        """Tell whether a job may have a reserved slot."""
+        """Return whether a job may have a reserved slot."""
         running, waited_for = self.running.get(job.account_id, (0, 0))
         return (running if job.background else waited_for) < self.reserve
 

@@ -9,7 +9,7 @@
 -- ARGV[1]: the worker's id
 -- ARGV[2]: numbers with spaces between them, in one argument because redis-py takes a microsecond and more over each:
 --   the limits of calls at once, calls and tokens a minute (-1: no limit); milliseconds of a minute, of a worker's
---   lease and of its place in the line; the question's number, calls under way, milliseconds for which the first
+--   lease and of its place in the queue; the question's number, calls under way, milliseconds for which the first
 --   waiting call has waited, waiting calls and tokens, and calls that will follow those; the number of corrections, and
 --   a slot, calls and tokens for each; and for each waiting request, in their order, calls at once, tokens, and calls
 --   that will follow as those end, which count in the minute alone. The first call of a worker where no client

@@ -9,11 +9,11 @@ trip, which also reports the calls that have ended meanwhile.
   lost on its way, and a Redis that was emptied has the whole count again after a heartbeat.
 * A minute is any sixty seconds: the last of them are counted in thirty slots of two seconds each, and a slot counts
   until all of it is a minute old. A call's tokens are estimated when its permit is granted, and corrected when it ends.
-* Within a worker accounts take turns, and calls with a waiting client come first (`worker/line.py`). Between workers
-  the order is that of arrival, by the oldest waiting call. A worker that asks reports how many calls wait there, and
-  the others leave free capacity to calls that came earlier.
+* Within a worker accounts take turns, and calls with a waiting client come first (`worker/fair_queue.py`). Between
+  workers the order is that of arrival, by the oldest waiting call. A worker that asks reports how many calls wait
+  there, and the others leave free capacity to calls that came earlier.
 
-A route of a provider without limits has a limit that adapts (`worker/adaptive_line.py`): calls under way alone.
+A route of a provider without limits has a limit that adapts (`worker/adaptive_queue.py`): calls under way alone.
 
 While Redis is unavailable, each worker applies the whole limits by itself: it cannot know how many others there are.
 """
@@ -35,9 +35,9 @@ from headrace.runtime.chores import next_tick
 from headrace.stores.lua import read_script
 from headrace.stores.namespace import prefix_in
 from headrace.telemetry.metrics import ADAPTIVE_LIMIT
-from worker.adaptive_line import AdaptiveLine, AdaptivePermit
+from worker.adaptive_queue import AdaptivePermit, AdaptiveQueue
 from worker.crowds import Crowd
-from worker.permits import UNLIMITED, PendingPermit, Permit, PermitLine
+from worker.permits import UNLIMITED, PendingPermit, Permit, PermitQueue
 from worker.window import Cost, Decision, ProviderLimits
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ _COME_BACK_SECONDS = 1.0
 _HEARTBEATS = 5
 # Tokens of an answer that are reserved at most: the limits of requests are often far beyond what their answers use.
 _MOST_RESERVED_OUTPUT = 4096
-# Lines of one worker: a route by a glob takes any model's name, so clients can name many.
-_MOST_LINES = 1000
+# Queues of one worker: a route by a glob takes any model's name, so clients can name many.
+_MOST_QUEUES = 1000
 
 
 class LimitedProvider(Protocol):
@@ -89,7 +89,7 @@ class Throttle:
 
         `measured` tells whether a route's adaptive limit has a metric.
         """
-        self._lines: dict[str, PermitLine] = {}
+        self._queues: dict[str, PermitQueue] = {}
         """By provider, and by route where the limit adapts."""
         self._measured = measured
         self._window_seconds = window_seconds
@@ -133,19 +133,19 @@ class Throttle:
                 return UNLIMITED
             permit: PendingPermit = AdaptivePermit(adaptive, account, background, calls, patience_seconds)
         else:
-            line = self._lines.get(name)
-            if line is None:
-                line = self._lines[name] = PermitLine(self, name, self._window_seconds)
-            line.limits = limits
+            queue = self._queues.get(name)
+            if queue is None:
+                queue = self._queues[name] = PermitQueue(self, name, self._window_seconds)
+            queue.limits = limits
             tokens = 0 if limits.tokens is None else estimate_tokens(request)
-            permit = PendingPermit(line, account, background, Cost(calls, tokens, more), patience_seconds)
+            permit = PendingPermit(queue, account, background, Cost(calls, tokens, more), patience_seconds)
         permit.crowd = crowd
         return permit
 
     def adaptive_limits(self) -> dict[str, int]:
         """Return the limits of the routes that have calls here, where they adapt."""
-        lines = ((name, line) for name, line in self._lines.items() if isinstance(line, AdaptiveLine))
-        return {name: line.limit.current.calls for name, line in lines if line.busy}
+        queues = ((name, queue) for name, queue in self._queues.items() if isinstance(queue, AdaptiveQueue))
+        return {name: queue.limit.current.calls for name, queue in queues if queue.busy}
 
     async def run(self) -> None:
         """Keep this worker's slots, and share the limits again once Redis is back; until cancelled."""
@@ -153,19 +153,19 @@ class Throttle:
         while True:
             await next_tick(heartbeat if self._shared else min(heartbeat, _COME_BACK_SECONDS))
             if self._shared:
-                for line in self._lines.values():
-                    line.heartbeat()
+                for queue in self._queues.values():
+                    queue.heartbeat()
             else:
                 await self._come_back()
 
     async def close(self) -> None:
         """Report the calls that have ended here to the other workers."""
-        await asyncio.gather(*(line.close() for line in self._lines.values()))
+        await asyncio.gather(*(queue.close() for queue in self._queues.values()))
 
-    # -- for lines ----------------------------------------------------------------------------------------------------
+    # -- for queues ----------------------------------------------------------------------------------------------------
 
     async def ask(self, name: str, limits: ProviderLimits, question: Sequence[int], adaptive: str = "") -> Decision:
-        """Put a line's question to the script."""
+        """Put a queue's question to the script."""
         times = (self._window_seconds, self._lease_seconds, _PLACE_SECONDS)
         most = (-1 if limit is None else limit for limit in limits)
         said = " ".join(map(str, (*most, *(round(seconds * 1000) for seconds in times), *question)))
@@ -180,16 +180,16 @@ class Throttle:
             log.warning("Redis is unavailable, this worker keeps the providers' limits by itself: %r", error)
         self._shared = False
 
-    def _adaptive(self, route: str) -> AdaptiveLine | None:
-        """Return the line of a route whose limit adapts, or None where there are too many such routes."""
-        line = self._lines.get(route)
-        if isinstance(line, AdaptiveLine):
-            return line
-        if len(self._lines) >= _MOST_LINES:
-            self._lines = {name: line for name, line in self._lines.items() if not _is_idle(line)}
-            if len(self._lines) >= _MOST_LINES:
+    def _adaptive(self, route: str) -> AdaptiveQueue | None:
+        """Return the queue of a route whose limit adapts, or None where there are too many such routes."""
+        queue = self._queues.get(route)
+        if isinstance(queue, AdaptiveQueue):
+            return queue
+        if len(self._queues) >= _MOST_QUEUES:
+            self._queues = {name: queue for name, queue in self._queues.items() if not _is_idle(queue)}
+            if len(self._queues) >= _MOST_QUEUES:
                 return None
-        adaptive = self._lines[route] = AdaptiveLine(self, route, self._window_seconds)
+        adaptive = self._queues[route] = AdaptiveQueue(self, route, self._window_seconds)
         if self._measured(route):
             limit = adaptive.limit
             ADAPTIVE_LIMIT.labels(route).set_function(lambda: limit.current.calls)
@@ -197,8 +197,8 @@ class Throttle:
 
     async def _come_back(self) -> None:
         try:
-            for line in list(self._lines.values()):
-                await line.introduce()
+            for queue in list(self._queues.values()):
+                await queue.introduce()
         except Exception as error:  # noqa: BLE001  (Redis is unavailable, whatever the error is)
             log.debug("Redis is still unavailable: %r", error)
             return
@@ -206,5 +206,5 @@ class Throttle:
         self._shared = True
 
 
-def _is_idle(line: PermitLine) -> bool:
-    return isinstance(line, AdaptiveLine) and line.idle
+def _is_idle(queue: PermitQueue) -> bool:
+    return isinstance(queue, AdaptiveQueue) and queue.idle

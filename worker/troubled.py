@@ -54,7 +54,7 @@ class Path:
         return [key for key in self.failing() if self.circuits[key].open_until]
 
     def probing(self, now: int) -> bool:
-        """Tell whether everyone's circuit is open after failures here and its cooling time is over."""
+        """Return whether everyone's circuit is open after failures here and its cooling time is over."""
         circuit = self.circuits.get(EVERYONE, HEALTHY)
         return bool(circuit.failures) and 0 < circuit.open_until <= now
 
@@ -69,11 +69,11 @@ class TroubledPaths:
         self._paths: dict[str, Path] = {}
 
     def __bool__(self) -> bool:
-        """Tell whether any provider is in trouble, here or elsewhere."""
+        """Return whether any provider is in trouble, here or elsewhere."""
         return bool(self._paths)
 
     def has(self, name: str) -> bool:
-        """Tell whether a provider is in trouble, here or elsewhere."""
+        """Return whether a provider is in trouble, here or elsewhere."""
         return name in self._paths
 
     def seconds(self, name: str, account: str = "") -> float:
@@ -82,7 +82,7 @@ class TroubledPaths:
         return 0.0 if path is None else self._wait(path, account, _now())
 
     def fails(self, name: str, keys: set[str]) -> bool:
-        """Tell whether one of some circuits has failures here and no answer since."""
+        """Return whether one of some circuits has failures here and no answer since."""
         path = self._paths.get(name)
         return path is not None and bool(keys & set(path.failing()))
 

@@ -84,7 +84,7 @@ def _input(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, An
 
 
 def _have(items: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether the examples stand among the items, one after another; there they have ids."""
+    """Return whether the examples stand among the items, one after another; there they have ids."""
     count = len(examples)
     return any(
         all(

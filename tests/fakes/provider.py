@@ -61,7 +61,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether it was released."""
+        """Return whether it was released."""
         return self._opened.done()
 
     async def pass_through(self) -> None:
@@ -96,12 +96,12 @@ class Call:
 
     @property
     def streamed(self) -> bool:
-        """Tell whether a stream was asked for."""
+        """Return whether a stream was asked for."""
         return self.body.get("stream") is True or ":streamGenerateContent" in self.path
 
     @property
     def wants_usage(self) -> bool:
-        """Tell whether the stream was asked to end with a usage chunk: OpenAI sends none unasked."""
+        """Return whether the stream was asked to end with a usage chunk: OpenAI sends none unasked."""
         return bool((self.body.get("stream_options") or {}).get("include_usage"))
 
 

@@ -41,7 +41,7 @@ class HostsChecker(Checker):
     """The chaos checker, where every provider is behind the network."""
 
     def _may_fail(self, job: DictRow, ask: Ask) -> bool:
-        """Tell whether a job may have failed for its provider's sake: if not, only a stream that had begun may."""
+        """Return whether a job may have failed for its provider's sake: if not, only a stream that had begun may."""
         begun = job["streamed"] and not job["background"] and job["first_token_at"] is not None
         cut = any(
             happening.fault.target == PROVIDER_LINK and happening.began < job["finished_at"].timestamp()

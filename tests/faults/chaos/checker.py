@@ -212,19 +212,19 @@ class Checker:
         return "" if self._may_fail(job, ask) else "its provider never fails"
 
     def _may_fail(self, job: DictRow, ask: Ask) -> bool:
-        """Tell whether a job may have failed for its provider's sake: the provider's own, or the way there."""
+        """Return whether a job may have failed for its provider's sake: the provider's own, or the way there."""
         if ask.model.fails or ask.model.faultless:
             return ask.model.fails
         return self._ran_during(job, {PROVIDER_LINK}, later=60)
 
     def _was_drained(self, job: DictRow) -> bool:
-        """Tell whether a worker was told to end while the job ran: it breaks off streams that take longer."""
+        """Return whether a worker was told to end while the job ran: it breaks off streams that take longer."""
         return self._ran_during(job, set(WORKERS), kinds=_TOLD_TO_END)
 
     def _ran_during(
         self, job: DictRow, targets: Collection[str], *, kinds: Collection[str] = (), later: float = 0
     ) -> bool:
-        """Tell whether a job ran during a fault of these targets and kinds, or up to `later` seconds after it."""
+        """Return whether a job ran during a fault of these targets and kinds, or up to `later` seconds after it."""
         began, ended = job["created_at"].timestamp(), job["finished_at"].timestamp()
         return any(
             happening.fault.target in targets
@@ -235,7 +235,7 @@ class Checker:
         )
 
     def _is_fair(self, refusal: Refusal) -> bool:
-        """Tell whether the API had to refuse the request."""
+        """Return whether the API had to refuse the request."""
         ask, job = self._notes.asks[refusal.mark], self._by_mark.get(refusal.mark)
         if refusal.code == "service_unavailable":
             return refusal.status in {200, 503}  # 200 is a stream that had begun
@@ -548,7 +548,7 @@ class Checker:
                     self._wrong(f"{job_id}: started {restart.seconds:.1f} s after its worker was killed")
 
     def _is_alone(self, began: float, ended: float) -> bool:
-        """Tell whether nothing else was broken between a kill and the next start or end."""
+        """Return whether nothing else was broken between a kill and the next start or end."""
         others = [
             happening
             for happening in self._rig.history

@@ -215,7 +215,7 @@ class ResponseChecks:
 
 
 def _agree(call: Call, expected: Sequence[Piece]) -> bool:
-    """Tell whether a provider was told what was expected."""
+    """Return whether a provider was told what was expected."""
     got, wanted = joined(pieces_of_call(call)), joined(expected)
     return without_ids(got) == without_ids(wanted) if call.kind == "gemini" else got == wanted
 

@@ -303,7 +303,7 @@ class Rig:
 
 
 def _clash(fault: Fault, other: Fault) -> bool:
-    """Tell whether one has to wait for the other: a part is broken once at a time, and parts roll one by one."""
+    """Return whether one has to wait for the other: a part is broken once at a time, and parts roll one by one."""
     return not _parts(fault).isdisjoint(_parts(other)) or fault.kind == other.kind == "roll"
 
 

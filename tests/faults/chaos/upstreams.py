@@ -151,7 +151,7 @@ def _limit(body: Json) -> int | None:
 
 
 def _may_call(body: Json) -> bool:
-    """Tell whether a request, in any format, allows calls: some tools are named for earlier calls alone."""
+    """Return whether a request, in any format, allows calls: some tools are named for earlier calls alone."""
     choices = json.dumps([body.get("tool_choice"), body.get("toolConfig")])
     return bool(body.get("tools")) and '"none"' not in choices.lower()
 

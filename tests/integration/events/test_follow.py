@@ -53,7 +53,7 @@ class Reading:
     ended: list[Ended] = field(default_factory=list)
 
     def has(self, cursor: Cursor) -> bool:
-        """Tell whether the reader has come so far."""
+        """Return whether the reader has come so far."""
         return self.cursor >= cursor
 
     def take(self, event: Event) -> None:

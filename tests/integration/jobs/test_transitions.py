@@ -129,7 +129,7 @@ class Model:
         )
 
     def held_by(self, behind: int) -> bool:
-        """Tell whether that attempt may still write."""
+        """Return whether that attempt may still write."""
         return self.state is State.RUNNING and behind == 0
 
     def end(self, state: State) -> None:

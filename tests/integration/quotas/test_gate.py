@@ -679,7 +679,7 @@ class Taken:
         return sum(count for second, count in self.seconds.items() if at - 60 <= second <= at)
 
     def fits(self, at: int, more: int) -> bool:
-        """Tell whether so much more may be taken in a second."""
+        """Return whether so much more may be taken in a second."""
         ends = {at, *(second for second in self.seconds if at < second <= at + 60)}
         return all(self.ending(end) + more <= self.limit for end in ends)
 

@@ -190,8 +190,8 @@ async def age(redis: Redis, throttle: Throttle, seconds: float) -> None:
 async def beat(redis: Redis, throttle: Throttle) -> None:
     """Have a worker send a heartbeat, and return once Redis has it."""
     before = (await fields(redis))[f"w{throttle._worker}"][0]
-    for line in throttle._lines.values():
-        line.heartbeat()
+    for queue in throttle._queues.values():
+        queue.heartbeat()
 
     async def again() -> bool:
         return (await fields(redis))[f"w{throttle._worker}"][0] > before
@@ -465,8 +465,8 @@ async def test_a_call_cancelled_while_its_question_is_under_way_takes_nothing(
     assert await held(redis) == 1
     if when == "answered":
         # The answer is there, but the waiter has not run yet.
-        line = throttle._lines[NAME]
-        grant = line._grant
+        queue = throttle._queues[NAME]
+        grant = queue._grant
 
         def grant_and_cancel(permit: PendingPermit, slot: int) -> None:
             grant(permit, slot)
@@ -474,7 +474,7 @@ async def test_a_call_cancelled_while_its_question_is_under_way_takes_nothing(
             assert not permit.future.cancelled()
             waiter.task.cancel()
 
-        monkeypatch.setattr(line, "_grant", grant_and_cancel)
+        monkeypatch.setattr(queue, "_grant", grant_and_cancel)
     else:
         waiter.task.cancel()
     let_go.set()
@@ -483,7 +483,7 @@ async def test_a_call_cancelled_while_its_question_is_under_way_takes_nothing(
     assert not waiter.admitted.is_set()
     await all_free(redis)
     assert await counted(redis) == (0, 0)
-    assert throttle._lines[NAME]._held == 0
+    assert throttle._queues[NAME]._held == 0
     monkeypatch.undo()
     await finish(await Holder(throttle, provider).started())
 

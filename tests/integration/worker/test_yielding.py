@@ -78,7 +78,7 @@ async def ask(rig: Rig, model: str) -> str:
 
 
 async def waits(rig: Rig, count: int) -> bool:
-    """Tell whether so many jobs have slots, and have got as far as they do before their provider takes a call."""
+    """Return whether so many jobs have slots, and have got as far as they do before their provider takes a call."""
     attempts = rig.executor._leases.attempts
     return len(attempts) == count and all(attempt.routes for attempt in attempts)
 

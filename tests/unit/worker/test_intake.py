@@ -100,7 +100,7 @@ async def test_wake_ups_that_are_handed_back_before_their_turn_leave_the_loop_fr
     )
     intake._moved = BoundedEvent()
     intake.start("job_running", "default")
-    hearing = asyncio.create_task(intake.hear(["job_waiting"], tier="default"))
+    hearing = asyncio.create_task(intake.take(["job_waiting"], tier="default"))
     await asyncio.sleep(0)
     intake.hand_back_all()
     sharing = asyncio.create_task(intake.share())

@@ -1,4 +1,4 @@
-"""A line in which accounts take turns."""
+"""A queue in which accounts take turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.line import Line
+from worker.fair_queue import FairQueue
 
 
 class Call(NamedTuple):
@@ -16,30 +16,30 @@ class Call(NamedTuple):
     background: bool = False
 
 
-def line_of(*calls: Call) -> Line[Call]:
-    line: Line[Call] = Line()
+def queue_of(*calls: Call) -> FairQueue[Call]:
+    queue: FairQueue[Call] = FairQueue()
     for call in calls:
-        line.append(call)
-    return line
+        queue.append(call)
+    return queue
 
 
 def test_accounts_take_turns_however_many_calls_one_has() -> None:
     many, few = [Call("a", number) for number in range(4)], [Call("b", number) for number in range(2)]
-    assert line_of(*many, *few).first(5) == [many[0], few[0], many[1], few[1], many[2]]
+    assert queue_of(*many, *few).first(5) == [many[0], few[0], many[1], few[1], many[2]]
 
 
 def test_what_a_client_waits_for_comes_first() -> None:
     later, first = Call("a", 0, background=True), Call("b", 1)
-    assert list(line_of(later, first)) == [first, later]
+    assert list(queue_of(later, first)) == [first, later]
 
 
 def test_an_account_whose_turn_it_was_comes_after_the_others() -> None:
     a, b = [Call("a", number) for number in range(3)], [Call("b", number) for number in range(3)]
-    line = line_of(*a, *b)
+    queue = queue_of(*a, *b)
     admitted = []
-    while line:
-        [call] = line.first(1)
-        line.remove([call])
+    while queue:
+        [call] = queue.first(1)
+        queue.remove([call])
         admitted.append(call.account)
     assert admitted == ["a", "b"] * 3
 
@@ -53,16 +53,16 @@ CALLS = st.lists(
 def test_nothing_is_lost_or_comes_twice_and_an_accounts_calls_keep_their_order(
     calls: list[Call], removed: st.DataObject
 ) -> None:
-    line = line_of(*calls)
-    assert len(line) == len(calls)
+    queue = queue_of(*calls)
+    assert len(queue) == len(calls)
     gone = set(removed.draw(st.lists(st.sampled_from(calls), unique=True))) if calls else set()
     kept = set(removed.draw(st.lists(st.sampled_from(calls), unique=True))) if calls else set()
-    line.remove(call for call in line.first(len(calls)) if call in gone)
-    line.keep(lambda call: call in kept)
+    queue.remove(call for call in queue.first(len(calls)) if call in gone)
+    queue.keep(lambda call: call in kept)
     left = [call for call in calls if call in kept - gone]
-    assert sorted(line) == sorted(left)
-    assert len(line) == len(left)
+    assert sorted(queue) == sorted(left)
+    assert len(queue) == len(left)
     for account in "abc":
         for background in (False, True):
-            mine = [call for call in line if call[::2] == (account, background)]
+            mine = [call for call in queue if call[::2] == (account, background)]
             assert mine == [call for call in left if call[::2] == (account, background)]

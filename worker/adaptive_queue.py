@@ -1,7 +1,7 @@
-"""The line of calls for a route whose limit is unknown: `worker/adaptive.py` finds it from how the calls end.
+"""The queue of calls for a route whose limit is unknown: `worker/adaptive.py` finds it from how the calls end.
 
 Far below the limit a call starts at once: it costs a few comparisons here, and the worker reports its calls to Redis
-once a second. Near the limit, and while calls wait at another worker, a call asks for its permit as in every line, or
+once a second. Near the limit, and while calls wait at another worker, a call asks for its permit as in every queue, or
 takes over that of a call that ends here: then the provider has its next call without a round trip to Redis. The limit
 itself travels with the questions, of which there are some every second, so a cut by one worker soon reaches the others.
 
@@ -19,7 +19,7 @@ from typing import Self
 
 from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamOverloadedError, UpstreamRateLimitError
 from worker.adaptive import AdaptiveLimit, Limit
-from worker.permits import Arbiter, PendingPermit, PermitLine
+from worker.permits import Arbiter, PendingPermit, PermitQueue
 from worker.slowness import Slowness
 from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits
 
@@ -37,25 +37,25 @@ _QUOTA = "insufficient_quota"
 
 
 class AdaptivePermit(PendingPermit):
-    """A permit that shows the line how its call ended."""
+    """A permit that shows the queue how its call ended."""
 
-    __slots__ = ("known", "level", "line", "started")
+    __slots__ = ("known", "level", "queue", "started")
 
-    def __init__(self, line: AdaptiveLine, account: str, background: bool, calls: int, patience: float) -> None:
-        super().__init__(line, account, background, Cost(calls, 0), patience)
-        self.line = line
+    def __init__(self, queue: AdaptiveQueue, account: str, background: bool, calls: int, patience: float) -> None:
+        super().__init__(queue, account, background, Cost(calls, 0), patience)
+        self.queue = queue
         self.started = 0.0
         """When the call began, by `time.monotonic`."""
         self.level = 0
         """How many calls all workers had under way then, with this one."""
         self.known = False
-        """Whether the line knows whether the provider took the call, or need not know any more."""
+        """Whether the queue knows whether the provider took the call, or need not know any more."""
 
     def began(self, seconds: float) -> None:  # noqa: D102
-        self.line.began(self, seconds)
+        self.queue.began(self, seconds)
 
     async def __aenter__(self) -> Self:
-        if not self.line.take(self):
+        if not self.queue.take(self):
             await super().__aenter__()
         return self
 
@@ -63,13 +63,13 @@ class AdaptivePermit(PendingPermit):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self.line.ended(self, error)
+            self.queue.ended(self, error)
         finally:
-            self.line.give_back(self, NOTHING)
+            self.queue.give_back(self, NOTHING)
 
 
-class AdaptiveLine(PermitLine):
-    """One route's line in this worker."""
+class AdaptiveQueue(PermitQueue):
+    """One route's queue in this worker."""
 
     def __init__(self, arbiter: Arbiter, name: str, window_seconds: float) -> None:
         """Know nothing of the route."""
@@ -86,7 +86,7 @@ class AdaptiveLine(PermitLine):
 
     @property
     def idle(self) -> bool:
-        """Whether the line has no calls, and knows no more of its route than a new one."""
+        """Whether the queue has no calls, and knows no more of its route than a new one."""
         return not self._held and self._task is None and not self.limit.current.cuts
 
     @property
@@ -177,7 +177,7 @@ class AdaptiveLine(PermitLine):
     def _apply(self) -> None:
         self.limits = ProviderLimits(self.limit.current.calls, None, None)
 
-    # -- as the line asks ---------------------------------------------------------------------------------------------
+    # -- as the queue asks ---------------------------------------------------------------------------------------------
 
     async def _round(self) -> float | None:
         now = time.monotonic()
@@ -228,7 +228,7 @@ class AdaptiveLine(PermitLine):
 
 
 def _is_overload(error: UpstreamError) -> bool:
-    """Tell whether a provider refused a call because it had too many."""
+    """Return whether a provider refused a call because it had too many."""
     if isinstance(error, UpstreamRateLimitError):
         return not isinstance(error, UpstreamBusyError) and error.code != _QUOTA
     return isinstance(error, UpstreamOverloadedError)

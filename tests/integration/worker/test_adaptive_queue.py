@@ -27,7 +27,7 @@ from tests.service import free_port
 from tests.waiting import PATIENCE, eventually
 from worker import throttle as module
 from worker.adaptive import INITIAL, AdaptiveLimit
-from worker.adaptive_line import AdaptiveLine, AdaptivePermit
+from worker.adaptive_queue import AdaptivePermit, AdaptiveQueue
 from worker.permits import UNLIMITED
 from worker.throttle import Throttle
 
@@ -53,14 +53,14 @@ async def workers(redis: Redis) -> AsyncIterator[list[Throttle]]:
         await worker.close()
 
 
-def line_of(throttle: Throttle) -> AdaptiveLine:
-    line = throttle._lines[ROUTE]
-    assert isinstance(line, AdaptiveLine)
-    return line
+def queue_of(throttle: Throttle) -> AdaptiveQueue:
+    queue = throttle._queues[ROUTE]
+    assert isinstance(queue, AdaptiveQueue)
+    return queue
 
 
 def limit_of(throttle: Throttle) -> int:
-    return line_of(throttle).limit.current.calls
+    return queue_of(throttle).limit.current.calls
 
 
 class Call:
@@ -144,7 +144,7 @@ async def test_an_overload_cuts_the_limit_at_both_workers(workers: list[Throttle
     assert limit_of(first) < INITIAL
 
     async def known() -> bool:
-        line_of(second).heartbeat()
+        queue_of(second).heartbeat()
         return limit_of(second) == limit_of(first)
 
     await eventually(known, "the second worker to know the limit")
@@ -164,7 +164,7 @@ async def test_an_overload_cuts_the_limit_at_both_workers(workers: list[Throttle
 async def test_other_failures_change_no_limit(workers: list[Throttle], error: Exception) -> None:
     calls = await fill(workers[0], INITIAL, background=True)
     await calls.pop().end(error)
-    assert line_of(workers[0]).limit.current.cuts == 0
+    assert queue_of(workers[0]).limit.current.cuts == 0
     await end(*calls)
 
 
@@ -239,7 +239,7 @@ async def test_a_newer_worker_learns_the_limit_of_the_others(workers: list[Throt
     await asyncio.sleep(0)
 
     async def known() -> bool:
-        line_of(newer).heartbeat()
+        queue_of(newer).heartbeat()
         return limit_of(newer) == limit_of(workers[0])
 
     await eventually(known, "the new worker to know the limit")
@@ -267,16 +267,16 @@ async def test_adaptation_can_be_turned_off(workers: list[Throttle]) -> None:
     assert workers[0].permit("openai", fixed, {}, route=ROUTE) is UNLIMITED
 
 
-async def test_clients_that_name_many_models_make_no_more_than_so_many_lines(
+async def test_clients_that_name_many_models_make_no_more_than_so_many_queues(
     workers: list[Throttle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_LINES", 10)
+    monkeypatch.setattr(module, "_MOST_QUEUES", 10)
     throttle = workers[0]
     for number in range(100):
         async with throttle.permit("openai", PROVIDER, {}, route=f"openai/model-{number}"):
             pass
         await asyncio.sleep(0)
-    assert len(throttle._lines) <= 10
+    assert len(throttle._queues) <= 10
 
 
 async def test_a_call_that_is_cancelled_as_it_gets_its_permit_holds_no_other_up(
@@ -284,28 +284,28 @@ async def test_a_call_that_is_cancelled_as_it_gets_its_permit_holds_no_other_up(
 ) -> None:
     throttle = workers[0]
     running = await Call(throttle, background=True).started()
-    line = line_of(throttle)
+    queue = queue_of(throttle)
 
     def allow_one() -> None:
-        line.limit.current = line.limit.current._replace(calls=1)
-        line._apply()
+        queue.limit.current = queue.limit.current._replace(calls=1)
+        queue._apply()
 
     allow_one()
     cancelled = Call(throttle, background=True)
-    await eventually(lambda: len(line._waiting) == 1, "the second call to wait")
-    begin = AdaptiveLine._begin
+    await eventually(lambda: len(queue._waiting) == 1, "the second call to wait")
+    begin = AdaptiveQueue._begin
 
-    def begin_and_cancel(self: AdaptiveLine, permit: AdaptivePermit, now: float, level: int) -> None:
+    def begin_and_cancel(self: AdaptiveQueue, permit: AdaptivePermit, now: float, level: int) -> None:
         begin(self, permit, now, level)
         cancelled.task.cancel()
 
     with monkeypatch.context() as patched:
-        patched.setattr(AdaptiveLine, "_begin", begin_and_cancel)
+        patched.setattr(AdaptiveQueue, "_begin", begin_and_cancel)
         await running.end()
         with contextlib.suppress(asyncio.CancelledError):
             await cancelled.task
     allow_one()
-    for permit in line._young:
+    for permit in queue._young:
         permit.started -= 3600  # a provider would have refused it long ago
     later = await Call(throttle, background=True).started()
     await later.end()
@@ -320,5 +320,5 @@ async def test_a_call_gives_its_permit_back_whatever_the_line_makes_of_its_end(
     calls = await fill(workers[0], 2)
     monkeypatch.setattr(AdaptiveLimit, "overloaded", fail)
     await calls.pop().end(UpstreamOverloadedError(), raises=ZeroDivisionError)
-    assert line_of(workers[0])._held == 1
+    assert queue_of(workers[0])._held == 1
     await end(*calls)

@@ -1,4 +1,4 @@
-"""A line in which accounts take turns: the calls that wait for a provider's limits."""
+"""A queue in which accounts take turns: the calls that wait for a provider's limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """An entry of a line."""
+    """An entry of a queue."""
 
     @property
     def account(self) -> str:
@@ -23,7 +23,7 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-class Line(Generic[W]):
+class FairQueue(Generic[W]):
     """Foreground entries, then background entries; in either, accounts in turn, each in order of arrival."""
 
     def __init__(self) -> None:
@@ -63,8 +63,8 @@ class Line(Generic[W]):
         """Remove the entries that do not stay."""
         self._length = 0
         for accounts in (self._waited_for, self._background):
-            for account, line in list(accounts.items()):
-                rest = deque(filter(stays, line))
+            for account, queue in list(accounts.items()):
+                rest = deque(filter(stays, queue))
                 self._length += len(rest)
                 if rest:
                     accounts[account] = rest
