@@ -186,7 +186,7 @@ async def test_a_model_that_is_not_there_is_refused(client: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize("agent_id", ["agent_0", "agent_" + "0" * 32, "agent_\0", "job_" + "0" * 32])
-async def test_an_id_that_is_none_is_not_found(client: httpx.AsyncClient, agent_id: str) -> None:
+async def test_an_unknown_or_malformed_id_is_not_found(client: httpx.AsyncClient, agent_id: str) -> None:
     refused(await client.post("/chat/completions", json=chat(agent_id)), 404, param="model")
     if "\0" not in agent_id:
         refused(await client.get(f"/agents/{agent_id}"), 404)

@@ -104,7 +104,7 @@ async def test_a_required_field_that_is_missing_is_named(client: httpx.AsyncClie
     refused(await client.post("/chat/completions", json=body), 400, param=field)
 
 
-async def test_a_model_that_nobody_serves_is_not_found(client: httpx.AsyncClient) -> None:
+async def test_a_model_that_no_route_serves_is_not_found(client: httpx.AsyncClient) -> None:
     refused(
         await client.post("/chat/completions", json=chat("no-such-model")), 404, code="model_not_found", param="model"
     )

@@ -224,7 +224,7 @@ async def test_the_deadline_ends_a_request_that_the_upstream_never_answers(
     await settled((await provider.call(model)).disconnected)
 
 
-async def test_a_request_that_somebody_cancels_is_answered_with_an_error(
+async def test_a_request_that_another_client_cancels_is_answered_with_an_error(
     client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     provider.script(model, hang)

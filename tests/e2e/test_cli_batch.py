@@ -82,7 +82,7 @@ async def test_lines_that_fail_are_told_by_the_exit_code(
     assert [result["custom_id"] for result in read(tmp_path / "bad.jsonl")] == ["b"]
 
 
-async def test_what_is_not_valid_is_told_before_anything_is_sent(
+async def test_an_invalid_input_is_refused_before_anything_is_sent(
     service: Service, client: httpx.AsyncClient, tmp_path: Path, model: str
 ) -> None:
     (tmp_path / "in.jsonl").write_bytes(jsonl([line("a", model)]) + b"nonsense\n")
@@ -269,9 +269,9 @@ def test_wrong_use_is_told_in_a_line(
     assert "Traceback" not in said
 
 
-def test_a_key_that_is_none_is_told(service: Service, tmp_path: Path, model: str) -> None:
+def test_an_invalid_key_is_told(service: Service, tmp_path: Path, model: str) -> None:
     (tmp_path / "in.jsonl").write_bytes(jsonl(lines(model, 1)))
-    _, said = run(service, tmp_path, "run", "in.jsonl", code=1, key="hr_nobody")
+    _, said = run(service, tmp_path, "run", "in.jsonl", code=1, key="hr_unknown")
     assert "401" in said
 
 

@@ -216,7 +216,7 @@ def test_without_postgres_a_line_says_so(service: Service, arguments: list[str])
     assert "DATABASE_URL" in failed(service, "jobs", *arguments, DATABASE_URL="")
 
 
-async def test_a_redis_url_that_is_none_is_told_before_anything_is_done(
+async def test_an_invalid_redis_url_is_told_before_anything_is_done(
     service: Service, client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     provider.script(model, hang)

@@ -162,7 +162,7 @@ async def test_items_that_are_not_valid_are_refused_by_their_path(
     assert (await client.get(f"/conversations/{conversation}/items")).json()["data"] == []
 
 
-async def test_what_is_not_there_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_id_that_does_not_exist_is_refused(client: httpx.AsyncClient) -> None:
     conversation = await create(client, items=[user("Hello!")])
     for unknown in (new_id("conv"), "conv_123", "%00"):
         for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/items"), ("GET", "/items/msg_1")]:

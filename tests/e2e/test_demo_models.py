@@ -126,7 +126,7 @@ async def test_an_unknown_model_is_told_with_those_that_are_there(openai_client:
     assert all(name in raised.value.message for name in DEMO_MODELS)
 
 
-async def test_a_key_is_told_of_no_model_that_it_may_not_ask(service: Service) -> None:
+async def test_a_key_sees_no_model_that_it_may_not_ask(service: Service) -> None:
     key = service.create_key("frugal", "--model", "demo-s*", "--model", "gone")["key"]
     async with openai.AsyncOpenAI(base_url=f"{service.base_url}/v1", api_key=str(key), max_retries=0) as client:
         for model in ("demo", "gone"):

@@ -107,7 +107,7 @@ async def test_in_the_middle_of_a_stream_the_second_gets_all_of_it(
     assert text_of(await chunks_of(await second)) == "one two three"
 
 
-async def test_whoever_is_cut_off_comes_back_for_the_answer(
+async def test_a_client_that_is_cut_off_comes_back_for_the_answer(
     service: Service, client: httpx.AsyncClient, provider: Provider, model: str, key: dict[str, str]
 ) -> None:
     gate = Gate()

@@ -307,7 +307,7 @@ async def test_a_stored_completion_has_its_jobs_metadata_beside_what_the_provide
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-async def test_what_is_not_to_be_stored_is_gone_once_its_client_has_it(
+async def test_an_answer_that_is_not_stored_is_gone_once_its_client_has_it(
     client: httpx.AsyncClient, model: str, streamed: bool
 ) -> None:
     response = await client.post("/chat/completions", json=chat(model, store=False, stream=streamed))

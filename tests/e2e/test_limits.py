@@ -424,7 +424,7 @@ async def test_a_batch_waits_while_a_budget_is_spent(provider: Provider, new: Ne
     assert batch["request_counts"]["completed"] == 50
 
 
-async def test_of_a_budget_that_is_spent_somebody_is_told(provider: Provider, new: New, model: str) -> None:
+async def test_a_budget_that_is_spent_sends_alerts(provider: Provider, new: New, model: str) -> None:
     provider.always(model, answer("ok", usage=USED))
     with running_receiver() as receiver:
         user = new("--daily-budget", "0.02", "--alert-webhook", receiver.url, "--scope", "webhooks:write")

@@ -61,7 +61,7 @@ async def test_the_end_of_a_batch_is_told_as_the_openai_client_reads_it(
     assert attempt["response_status"] == 200
 
 
-async def test_an_invalid_and_a_cancelled_batch_are_told_of_too(
+async def test_an_invalid_and_a_cancelled_batch_have_webhooks_too(
     client: httpx.AsyncClient, receiver: Receiver, model: str
 ) -> None:
     failed = await submit(client, b"nonsense\n", webhook=receiver.url)
@@ -205,7 +205,9 @@ async def test_a_foreground_request_may_have_a_webhook_too(
     )
 
 
-def test_a_job_is_not_told_of_where_it_may_not_go(tmp_path: Path, stores: Stores, config: str, model: str) -> None:
+def test_a_job_with_a_webhook_to_a_private_address_is_refused(
+    tmp_path: Path, stores: Stores, config: str, model: str
+) -> None:
     environment = {"HEADRACE_WEBHOOK_ALLOW_PRIVATE": "false"}
     with running_service(tmp_path, stores.fresh(), config, "api", environment=environment) as service:
         body = chat(model, background=True, webhook="http://169.254.169.254/latest/meta-data")

@@ -122,7 +122,7 @@ async def test_an_api_that_is_killed_in_an_upload_leaves_nothing_that_can_be_see
         assert (await client.get("/files")).json()["data"] == before
 
 
-async def test_a_batch_is_cancelled_whoever_dies_meanwhile(cluster: Service, model: str) -> None:
+async def test_a_batch_is_cancelled_whatever_process_dies_meanwhile(cluster: Service, model: str) -> None:
     async with connect(cluster, BOOTSTRAP_KEY) as client:
         batch = await submit(client, lines(model, 3000))
         await reaches(client, batch["id"], "in_progress")

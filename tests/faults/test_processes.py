@@ -613,7 +613,7 @@ async def test_an_api_that_is_asked_to_stop_tells_who_reads_a_stored_completion_
     gate.release()
 
 
-async def test_an_api_that_is_asked_to_stop_tells_who_watches_a_batch_to_come_back(
+async def test_an_api_that_is_asked_to_stop_tells_readers_of_a_batch_to_come_back(
     cluster: Service, leaving: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     provider.always(model, hang)
@@ -628,7 +628,7 @@ async def test_an_api_that_is_asked_to_stop_tells_who_watches_a_batch_to_come_ba
         await client.post(f"/batches/{batch['id']}/cancel")
 
 
-async def test_an_api_that_is_stopping_holds_nobody_who_comes_to_watch(
+async def test_an_api_that_is_stopping_holds_no_new_reader(
     cluster: Service,
     leaving: httpx.AsyncClient,
     provider: Provider,

@@ -13,7 +13,7 @@ DRAIN_SECONDS = 45
 PARTS = ("api", "api-2", "worker-1", "worker-2", "scheduler-1", "scheduler-2")
 
 
-def test_a_rolling_restart_loses_nothing_and_cuts_nobody_off(tmp_path: Path) -> None:
+def test_a_rolling_restart_loses_nothing_and_cuts_no_client_off(tmp_path: Path) -> None:
     faults = [Fault(3, "roll", part, 0) for part in PARTS]
     outcome = run(SEED, 0.2, 12, tmp_path / "service", faults=faults, direct=True, drain_seconds=DRAIN_SECONDS)
     assert outcome.verdict.violations == [], outcome.text()

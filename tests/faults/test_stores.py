@@ -91,7 +91,7 @@ async def test_a_redis_that_forgets_everything_disturbs_no_running_job(
     assert text_of([first, *rest]) == "before after"
 
 
-async def test_jobs_are_accepted_and_run_while_redis_is_away(
+async def test_jobs_are_accepted_and_run_while_redis_is_unavailable(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, model: str
 ) -> None:
     kill(own_stores.valkey)
@@ -128,7 +128,7 @@ async def test_a_worker_that_starts_while_redis_is_full_runs_jobs(
             redis.config_set("maxmemory", "0")
 
 
-async def test_readers_are_served_from_postgres_while_redis_is_away(
+async def test_readers_are_served_from_postgres_while_redis_is_unavailable(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
     gates = Gate(), Gate()
@@ -186,7 +186,7 @@ async def test_a_reader_whose_live_connection_is_cut_misses_nothing(
     assert text_of(chunks) == text
 
 
-async def test_a_redis_that_answers_nothing_holds_nobody_up(
+async def test_a_redis_that_answers_nothing_delays_no_request(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
     """It is frozen, not gone: connections stay open, and every command on them waits."""
@@ -206,7 +206,7 @@ async def test_a_redis_that_answers_nothing_holds_nobody_up(
     await completed(broken_client, accepted)
 
 
-async def test_a_running_job_can_be_cancelled_while_redis_is_away(
+async def test_a_running_job_can_be_cancelled_while_redis_is_unavailable(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
     gate = Gate()
@@ -245,7 +245,7 @@ async def test_a_running_job_survives_a_postgres_that_is(
     assert job["result"]["choices"][0]["message"]["content"] == "before after"
 
 
-async def test_running_jobs_survive_a_postgres_that_is_away_for_longer_than_their_leases(
+async def test_running_jobs_survive_a_postgres_that_is_unavailable_for_longer_than_their_leases(
     broken: Service, broken_client: httpx.AsyncClient, provider: Provider, model: str
 ) -> None:
     postgres = broken.stores.postgres
@@ -270,7 +270,7 @@ async def test_running_jobs_survive_a_postgres_that_is_away_for_longer_than_thei
     assert (job["attempt"], job["result"]["choices"][0]["message"]["content"]) == (1, "before after")
 
 
-async def test_nothing_is_accepted_while_postgres_is_away(
+async def test_nothing_is_accepted_while_postgres_is_unavailable(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, model: str
 ) -> None:
     own_stores.postgres.stop()
@@ -350,7 +350,7 @@ def test_a_worker_warns_of_redis_and_logs_no_error(broken: Service, own_stores: 
         worker.kill()
 
 
-async def test_what_fails_while_postgres_is_away_puts_no_prompt_into_a_log(
+async def test_a_failure_while_postgres_is_unavailable_puts_no_prompt_into_a_log(
     broken: Service, broken_client: httpx.AsyncClient, own_stores: Stores, provider: Provider, model: str
 ) -> None:
     gate = Gate()

@@ -108,7 +108,7 @@ async def test_without_redis_nothing_is_raised_and_nothing_looks_lost(caplog: py
         await queue.close()
 
 
-async def test_what_is_not_sent_is_noted_and_what_is_sent_is_not(valkey: EmbeddedValkey) -> None:
+async def test_only_jobs_whose_wake_up_was_not_sent_are_noted(valkey: EmbeddedValkey) -> None:
     noted: list[str] = []
 
     async def note(job_ids: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def test_a_value_that_makes_no_sense_is_told_in_a_line(variable: str, value: str
 
 
 @pytest.mark.parametrize("variable", ["HEADRACE_CONSOLE_API_URL", "HEADRACE_CONSOLE_URL"])
-def test_an_address_that_is_none_is_told_without_a_pattern(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_told_without_a_pattern(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "foo")
     with pytest.raises(SettingError, match=f"^{variable}: it has to be an http or https address, such as https://"):
         read_settings()

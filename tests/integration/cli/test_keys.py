@@ -58,7 +58,7 @@ def refused(result: Result, why: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["create", "update", "limit-account"])
-def test_an_account_that_is_told_of_budgets_has_a_secret(
+def test_an_account_that_gets_budget_alerts_has_a_secret(
     run: Run, database_url: str, account: str, command: str
 ) -> None:
     key = printed(run("create", "--account", account, "--json", **SECRET))
@@ -90,7 +90,7 @@ def test_the_secret_key_that_dev_keeps_is_found(run: Run, database_url: str, tmp
         ("http://[::1/hook", "Invalid '--alert-webhook': it is not a valid URL.", SECRET),
     ],
 )
-def test_where_nobody_can_be_told_is_told(
+def test_an_alert_webhook_that_cannot_be_sent_is_refused(
     run: Run, account: str, url: str, why: str, environment: dict[str, str]
 ) -> None:
     key = printed(run("create", "--account", account, "--json"))

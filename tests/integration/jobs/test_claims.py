@@ -128,7 +128,7 @@ async def test_workers_whose_lists_overlap_in_any_order_never_wait_for_each_othe
     }
 
 
-async def test_everything_at_once_on_the_same_jobs_deadlocks_nobody(jobs: Jobs) -> None:
+async def test_everything_at_once_on_the_same_jobs_does_not_deadlock(jobs: Jobs) -> None:
     rng = random.Random(3)
     new = [new_job(jobs.owner) for _ in range(60)]
     await insert_jobs(jobs.database, new)

@@ -193,7 +193,7 @@ async def test_an_end_and_a_rescue_that_meet_agree_on_one(jobs: Jobs) -> None:
         await jobs.cancel(job.id)
 
 
-async def test_an_end_waits_for_whoever_has_the_row_and_then_goes_by_what_it_says(
+async def test_an_end_waits_for_the_lock_of_its_row_and_then_goes_by_what_it_says(
     jobs: Jobs, other_session: Session
 ) -> None:
     kept, taken = await jobs.run(), await jobs.run()

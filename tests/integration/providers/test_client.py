@@ -67,7 +67,7 @@ async def test_the_user_of_a_url_is_sent_in_a_header(client: ProviderClient, hea
     assert f"host: {host}:{port}".encode() in heads[0].lower()
 
 
-async def test_a_name_that_nobody_has_is_told(client: ProviderClient) -> None:
+async def test_a_name_without_an_address_is_told(client: ProviderClient) -> None:
     error = await failure_of(client, "http://provider.invalid:81/v1?key=hunter2")
     assert error.detail is not None
     assert error.detail.startswith("http://provider.invalid:81: ")

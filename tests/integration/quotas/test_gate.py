@@ -116,12 +116,14 @@ async def sums(redis: Redis, scope_id: str) -> dict[str, int]:
     return {name.split(":")[0]: value for name, value in (await fields(redis, scope_id)).items()}
 
 
-async def test_without_limits_nobody_is_asked(database: Database, owner: Owner) -> None:
+async def test_without_limits_redis_is_not_asked(database: Database, owner: Owner) -> None:
     nowhere = Redis.from_url("redis://127.0.0.1:9/0")
     assert (await Gate(nowhere, database, open_without_redis=False).admit([scope(owner)], demand())).headers == {}
 
 
-async def test_a_budget_holds_whoever_asks_at_once(redis: Redis, database: Database, gate: Gate, owner: Owner) -> None:
+async def test_a_budget_holds_for_requests_at_the_same_time(
+    redis: Redis, database: Database, gate: Gate, owner: Owner
+) -> None:
     other = Gate(redis, database, open_without_redis=False)
     scopes = [scope(owner, daily_budget=Decimal("0.5")), Scope(owner.account_id, Limits(monthly_budget=Decimal(7)))]
     found = await asyncio.gather(*(admitted(gates, scopes, *(demand() for _ in range(100))) for gates in (gate, other)))
@@ -170,7 +172,7 @@ async def test_more_is_to_reconcile_while_something_is_held_back(gate: Gate, job
     assert await gate.reconcile() is False
 
 
-async def test_whoever_asks_first_the_ledger_is_asked_once(
+async def test_the_ledger_is_asked_once_for_many_first_requests(
     gate: Gate, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, asked = queries.read_spent, []
@@ -837,7 +839,7 @@ async def test_jobs_in_flight(gate: Gate, owner: Owner) -> None:
     assert len(await admitted(gate, scopes, demand(), demand())) == 1
 
 
-async def test_while_redis_is_away(database: Database, owner: Owner) -> None:
+async def test_while_redis_is_unavailable(database: Database, owner: Owner) -> None:
     nowhere = Redis.from_url("redis://127.0.0.1:9/0", socket_connect_timeout=1)
     scopes = [scope(owner, requests_per_minute=1)]
     with pytest.raises(UnavailableError) as refused:
@@ -858,7 +860,7 @@ async def test_while_redis_is_away(database: Database, owner: Owner) -> None:
     ],
     ids=["full", "a replica", "without permission"],
 )
-async def test_a_redis_that_refuses_writes_is_as_one_that_is_away(
+async def test_a_redis_that_refuses_writes_is_as_one_that_is_unavailable(
     database: Database, owner: Owner, valkey: EmbeddedValkey, refuse: list[str], restore: list[str]
 ) -> None:
     redis = connect_redis(valkey.url)

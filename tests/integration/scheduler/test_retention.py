@@ -229,7 +229,7 @@ async def test_nothing_is_forgotten_unless_it_is_asked_for(database: Database, j
     assert await kept_of(database, file) == [True]
 
 
-async def test_what_is_not_to_be_stored_is_erased(database: Database, jobs: Jobs, owner: Owner) -> None:
+async def test_a_job_that_is_not_to_be_stored_is_erased(database: Database, jobs: Jobs, owner: Owner) -> None:
     secret = await with_deltas(jobs, stored=False, metadata='{"a": "b"}')
     stored, running = await with_deltas(jobs), (await jobs.run(stored=False)).id
     assert await erase_unstored(database, seconds=600) == 0

@@ -137,7 +137,7 @@ def test_projects_that_may_be_seen_are_told(
     assert api.resources.organization._narrow_projects(asked, visible) == expected
 
 
-def test_of_projects_that_may_not_be_seen_nobody_learns_whether_they_are_there() -> None:
+def test_a_hidden_project_looks_like_one_that_does_not_exist() -> None:
     with pytest.raises(PermissionDeniedError) as refused:
         api.resources.organization._narrow_projects(["mine", "another"], ["mine"])
     assert refused.value.param == "project_ids"

@@ -97,7 +97,7 @@ async def test_who_asked_for_nothing_is_told_nothing(database: Database, owner: 
     assert await queries.list_deliveries(database, batch_id, owner.account_id) == []
 
 
-async def test_an_end_that_somebody_else_wrote_is_not_told_again(
+async def test_an_end_that_another_process_wrote_is_not_told_again(
     database: Database, owner: Owner, sender: WebhookSender
 ) -> None:
     batch_id = await tell(database, owner, "http://127.0.0.1:9/")
@@ -239,7 +239,7 @@ async def hanging_receiver() -> AsyncIterator[tuple[str, list[object]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook", connections
 
 
-async def test_a_receiver_that_hangs_delays_nobody_else(
+async def test_a_receiver_that_hangs_delays_no_other_one(
     database: Database, owner: Owner, stranger: Owner, sender: WebhookSender, receiver: Receiver
 ) -> None:
     await queries.ensure_secret(database, stranger.account_id)
@@ -388,7 +388,7 @@ async def test_a_redirect_is_not_followed(
     assert (row.state, row.status) == ("pending", 302)
 
 
-async def test_nobody_there(database: Database, owner: Owner, sender: WebhookSender) -> None:
+async def test_an_unreachable_receiver(database: Database, owner: Owner, sender: WebhookSender) -> None:
     batch_id = await tell(database, owner, "http://127.0.0.1:9/")
     await sender.send_due()
     row = await delivery(database, owner, batch_id)

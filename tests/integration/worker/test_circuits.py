@@ -93,7 +93,7 @@ async def test_it_opens_after_failures_in_a_row_and_says_for_how_long(redis: Red
 @pytest.mark.parametrize(
     "error", [UpstreamRefusedError(), UpstreamKeyError(), UpstreamRateLimitError(), ValueError(), TimeoutError()]
 )
-async def test_what_is_not_the_providers_failure_opens_nothing(redis: Redis, error: Exception) -> None:
+async def test_a_failure_that_is_not_the_providers_opens_nothing(redis: Redis, error: Exception) -> None:
     circuits = worker(redis)
     for _ in range(20):
         with pytest.raises(type(error)):
@@ -157,14 +157,14 @@ async def test_a_worker_that_was_quiet_tells_of_its_first_call_at_once(redis: Re
     heard: list[Sequence[View]] = []
     other = Circuits(redis, worker=f"host:{next(_numbers)}", on_views=heard.append)
 
-    async def told_of(calls: int) -> bool:
+    async def hears_of(calls: int) -> bool:
         await other.refresh()
         return [view.calls.get(NAME, Calls()).calls for view in heard[-1]] == [calls]
 
     async with going_on(quiet.run):
-        await eventually(lambda: told_of(0), "the first news")
+        await eventually(lambda: hears_of(0), "the first news")
         await end(quiet)
-        await eventually(lambda: told_of(1), "news of the first call")
+        await eventually(lambda: hears_of(1), "news of the first call")
 
 
 async def test_a_worker_that_makes_short_calls_tells_its_news_twice_as_often_as_an_idle_one(

@@ -470,7 +470,7 @@ async def test_a_job_that_failed_once_is_called_for_here_once_no_other_worker_ha
 # -- configurations that differ ---------------------------------------------------------------------------------------
 
 
-async def test_a_worker_without_the_model_leaves_the_job_to_another_and_fails_it_where_there_is_none(
+async def test_a_worker_without_the_model_leaves_the_job_to_another_and_fails_it_without_one(
     settings: Settings, jobs: Jobs, model: str, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider.script(model, answer("from the worker that has the model"))

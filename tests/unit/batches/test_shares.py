@@ -9,9 +9,7 @@ WANTED = st.dictionaries(st.text(max_size=3), st.integers(0, 5000), max_size=8)
 
 
 @given(st.integers(0, 3000), WANTED)
-def test_nobody_gets_more_than_it_wants_and_nothing_is_left_that_somebody_wants(
-    amount: int, wanted: dict[str, int]
-) -> None:
+def test_no_share_exceeds_its_want_and_nothing_is_left_that_is_wanted(amount: int, wanted: dict[str, int]) -> None:
     shares = share(amount, wanted)
     assert shares.keys() == wanted.keys()
     assert all(0 <= shares[name] <= wanted[name] for name in wanted)
@@ -20,7 +18,7 @@ def test_nobody_gets_more_than_it_wants_and_nothing_is_left_that_somebody_wants(
 
 
 @given(st.integers(0, 3000), WANTED)
-def test_whoever_gets_less_than_it_wants_gets_as_much_as_anyone(amount: int, wanted: dict[str, int]) -> None:
+def test_a_share_below_its_want_is_as_large_as_any(amount: int, wanted: dict[str, int]) -> None:
     shares = share(amount, wanted)
     for name, lines in shares.items():
         if lines < wanted[name]:

@@ -21,7 +21,7 @@ PROGRESS = Progress(State.FAILED, 1, False, 0, 0, None, ERROR, NOTHING, "respons
 
 
 @pytest.mark.parametrize("unwritten", [1, 2, 3])
-async def test_a_reader_ahead_of_postgres_is_told_of_the_end(monkeypatch: pytest.MonkeyPatch, unwritten: int) -> None:
+async def test_a_reader_ahead_of_postgres_gets_the_end(monkeypatch: pytest.MonkeyPatch, unwritten: int) -> None:
     written = 2
     listener = Listener(JOB, own=True, limit_bytes=1000, patience_seconds=60)
     follower = follow._LogFollower(None, listener, START)  # type: ignore[arg-type]  # nothing is asked of it

@@ -25,7 +25,7 @@ def test_frames_packed_together_come_out_as_they_went_in(frames: list[Frame]) ->
     assert list(unpack(b"".join(frame.pack() for frame in frames))) == frames
 
 
-def test_what_is_not_made_of_frames_is_refused() -> None:
+def test_bytes_that_are_no_frames_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unpack|invalid literal"):
         list(unpack(b"no frame\n"))
 

@@ -9,7 +9,7 @@ from headrace.formats.media import audio_of, file_of
 
 
 @pytest.mark.parametrize("data", ["!", "iVBORé", "\u0661", "a", ""])
-def test_what_is_not_base64_is_refused_by_the_name_of_its_field(data: str) -> None:
+def test_invalid_base64_is_refused_by_the_name_of_its_field(data: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         file_of({"type": "file", "file": {"file_data": data}}, "messages[0].content[0]")
     assert caught.value.param == "messages[0].content[0].file.file_data"

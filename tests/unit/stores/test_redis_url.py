@@ -32,7 +32,7 @@ def test_one_server_is_passed_on() -> None:
     }
 
 
-def test_whoever_answers_to_tls_must_have_a_certificate() -> None:
+def test_a_server_with_tls_must_have_a_certificate() -> None:
     found = broker_settings(f"rediss://:secret@example.com/0?ssl_ca_certs={CA}")
     assert found["broker_url"] == "rediss://:secret@example.com/0"
     assert found["broker_use_ssl"] == {

@@ -40,7 +40,7 @@ def test_what_postgres_would_read_otherwise_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("groups", "rolled"), [(["key"], True), (["model", "provider"], True), (["agent"], False)])
-def test_percentiles_that_no_roll_up_has_are_told_of_31_days(groups: Sequence[str], rolled: bool) -> None:
+def test_percentiles_that_no_roll_up_has_are_limited_to_31_days(groups: Sequence[str], rolled: bool) -> None:
     question = Question(["acct_1"], 0, 32 * DAY, groups=groups)
     question.check()
     Question(["acct_1"], 0, 31 * DAY, groups=groups).check(latency=True)

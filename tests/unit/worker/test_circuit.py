@@ -81,7 +81,7 @@ def test_what_failures_opened_is_not_in_doubt() -> None:
 
 
 @given(CIRCUITS, st.integers(0, 10**6))
-def test_tidying_up_frees_nobody_and_blocks_nobody(circuit: Circuit, later: int) -> None:
+def test_tidying_up_does_not_change_what_is_blocked(circuit: Circuit, later: int) -> None:
     now = NOW + later
     assert circuit.tidied(now, RULES).blocked(now) == circuit.blocked(now)
 

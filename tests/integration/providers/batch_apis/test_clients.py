@@ -250,7 +250,7 @@ async def test_an_upload_that_is_not_taken_makes_no_batch(http: ProviderClient, 
     assert [request.operation for request in provider.native.requests_for(model)] == ["upload"]
 
 
-async def test_nothing_to_hand_over_is_refused_before_anybody_is_asked(desk: Desk) -> None:
+async def test_nothing_to_hand_over_is_refused_before_the_provider_is_asked(desk: Desk) -> None:
     with pytest.raises(UpstreamRefusedError):
         await desk.submit([])
     with pytest.raises(UpstreamRefusedError):

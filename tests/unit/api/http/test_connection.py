@@ -211,7 +211,7 @@ async def test_a_tunnel_is_refused(target: bytes) -> None:
         assert (status, error["code"]) == (400, "invalid_http")
 
 
-async def test_what_is_not_http_is_refused_as_any_other_request() -> None:
+async def test_bytes_other_than_http_are_refused_as_any_other_request() -> None:
     async with serving() as server:
         status, error = await answer_to(server, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
         assert (status, error["type"]) == (400, "invalid_request_error")

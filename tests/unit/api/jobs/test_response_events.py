@@ -43,7 +43,7 @@ def test_a_replay_goes_on_from_a_lost_attempt_to_the_next() -> None:
     ]
 
 
-def test_a_live_reader_that_may_have_lost_lines_is_told_of_a_failure() -> None:
+def test_a_live_reader_that_may_have_lost_lines_gets_a_failure() -> None:
     assert kinds(*first_attempt(kept=False))[2:] == [
         (2, "response.output_text.delta"),
         (3, "response.failed"),

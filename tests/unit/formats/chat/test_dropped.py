@@ -59,7 +59,7 @@ def test_gemini_drops_a_wish_for_one_call_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("form", ["messages", "gemini"])
-def test_what_is_not_given_or_happens_anyway_is_nothing(form: Format) -> None:
+def test_a_parameter_that_is_absent_or_changes_nothing_is_not_dropped(form: Format) -> None:
     assert dropped(form, n=1, logprobs=False, logit_bias={}, presence_penalty=0, modalities=["text"], user=None) == []
     assert dropped(form, parallel_tool_calls=False) == []  # there are no tools
 

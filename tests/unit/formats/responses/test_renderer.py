@@ -96,8 +96,8 @@ def test_citations_are_flat_and_told_as_they_come() -> None:
     answer = streamed(chunk({"content": "See"}), chunk(delta), chunk({"content": "!"}), chunk(delta), chunk({}, "stop"))
 
     flat = {"type": "url_citation", **cited}
-    told_of = [event for event in answer.log if event["type"] == "response.output_text.annotation.added"]
-    assert [(event["annotation_index"], event["annotation"]) for event in told_of] == [(0, flat), (1, flat)]
+    annotations = [event for event in answer.log if event["type"] == "response.output_text.annotation.added"]
+    assert [(event["annotation_index"], event["annotation"]) for event in annotations] == [(0, flat), (1, flat)]
     assert answer.response["output"][0]["content"][0]["annotations"] == [flat, flat]
     check(answer)
 

@@ -217,7 +217,7 @@ def test_the_type_of_an_event_may_be_its_name_alone() -> None:
 @pytest.mark.parametrize(
     "body", [b'{"choices": []}', b'{"output": {}}', b"[]", b"<html>", b'{"output": [], "status": 1}']
 )
-def test_what_is_not_a_response_is_an_upstreams_error(body: bytes) -> None:
+def test_another_document_than_a_response_is_an_upstreams_error(body: bytes) -> None:
     with pytest.raises(UpstreamError):
         FORM.parse_completion(body)
 

@@ -62,7 +62,7 @@ def test_columns_of_several_declarations_make_one_row() -> None:
     assert unnest("new", Columns[Parcel](ID), weight) == "unnest(%(id)b::text[], %(grams)b::int[]) AS new (id, grams)"
 
 
-def test_a_record_that_is_none_has_nulls() -> None:
+def test_a_missing_record_has_nulls() -> None:
     columns = Columns[Parcel](ID, DUE_AT)
     assert columns.for_all([None, Parcel("b", 2)]) == {"id": [None, "b"], "due_at": [None, 2]}
     assert columns.for_one(None) == {"id": None, "due_at": None}
