@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.query import check_query
-from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundError, PermissionDeniedError
+from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundError, PermissionDeniedError, shorten
 from headrace.ids import is_id
 from headrace.keys.accounts import find_account
 from headrace.keys.principal import KeyScope, Principal
@@ -249,7 +249,7 @@ async def _reading(request: Request, principal: Principal, account_id: str) -> P
         )
     found = await request.state.authenticator.find_account(account_id)
     if found is None:
-        raise NotFoundError(f"No account found with id '{account_id[:100]}'.", param=ACCOUNT_HEADER)
+        raise NotFoundError(f"No account found with id '{shorten(account_id)}'.", param=ACCOUNT_HEADER)
     note(reads_account=account_id)
     return principal.reading(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.decompression import ENCODINGS, CompressionError, Decompressor
-from headrace.errors import InvalidRequestError
+from headrace.errors import InvalidRequestError, shorten
 
 
 class Decoder:
@@ -53,7 +53,8 @@ def content_decoder(encoding: str) -> Decoder | None:
         return None
     if encoding not in ENCODINGS:
         error = InvalidRequestError(
-            f"Unsupported Content-Encoding '{encoding[:100]}': send no compression, or one of gzip, deflate and zstd.",
+            f"Unsupported Content-Encoding '{shorten(encoding)}': "
+            "send no compression, or one of gzip, deflate and zstd.",
             param="Content-Encoding",
             code="unsupported_content_encoding",
             status=415,

@@ -19,7 +19,7 @@ from python_multipart.multipart import parse_options_header
 from api.http.authentication import authenticate
 from api.http.body import declared_size, next_message
 from api.http.idempotency import has_key, resource_id
-from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter
+from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter, shorten
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
 from headrace.keys.principal import Principal
@@ -208,7 +208,7 @@ def _check(form: _Form) -> None:
     if purpose is None:
         raise missing_parameter("purpose")
     if purpose != "batch":
-        raise invalid_parameter("purpose", f"'{purpose[:64]}'. The only purpose that files have here is 'batch'")
+        raise invalid_parameter("purpose", f"'{shorten(purpose)}'. The only purpose that files have here is 'batch'")
     if form.files == 0:
         raise missing_parameter("file")
     if form.files > 1:

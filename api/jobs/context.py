@@ -10,7 +10,7 @@ from fastapi import Request
 
 from api.http.idempotency import earlier_id
 from headrace.conversations.context import read_context
-from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
+from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter, shorten
 from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of, refers
 from headrace.formats.responses.request import MOST_ITEMS, ResponseRequest
 from headrace.ids import is_id, job_id_of_item, job_id_of_response
@@ -111,7 +111,7 @@ async def _context_of(request: Request, principal: Principal, response_id: str, 
     previous = await find_response(request, response_id, principal.account_id)
     if previous is None or not previous.stored:
         raise InvalidRequestError(
-            f"Previous response with id '{response_id[:100]}' not found.",
+            f"Previous response with id '{shorten(response_id)}' not found.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
@@ -160,7 +160,7 @@ async def _resolved(
         elif (item_id := item["id"]) not in in_context:
             param = f"input[{index}].id"
             if item_id in params:
-                raise invalid_parameter(param, f"the item '{item_id[:100]}' is in the input already")
+                raise invalid_parameter(param, f"the item '{shorten(item_id)}' is in the input already")
             params[item_id] = param
             items.append(item)
     known = await _items_of_responses(request, principal, params, own_size=own_size)
@@ -194,7 +194,7 @@ async def _items_of_responses(
             items = [] if job is None else await offloaded(sizes[job_id], _items_of, job)
             found |= {item["id"]: item for item in items if item["id"] in params}
         if item_id not in found:
-            raise NotFoundError(f"Item with id '{item_id[:100]}' not found.", param=param)
+            raise NotFoundError(f"Item with id '{shorten(item_id)}' not found.", param=param)
     return found
 
 

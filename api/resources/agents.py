@@ -19,7 +19,7 @@ from headrace.agents import queries
 from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
 from headrace.agents.queries import AgentVersion
 from headrace.catalogue.models import Catalogue
-from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError
+from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError, shorten
 from headrace.formats.chat.validation import parse_body
 from headrace.ids import is_id, new_id
 from headrace.keys.principal import Principal
@@ -114,7 +114,7 @@ async def _find(request: Request, account_id: str, agent_id: str, version: int |
 
 
 def _no_such_agent(agent_id: str) -> NotFoundError:
-    return NotFoundError(f"No agent found with id '{agent_id[:100]}'.", param="agent_id")
+    return NotFoundError(f"No agent found with id '{shorten(agent_id)}'.", param="agent_id")
 
 
 @router.post("", summary="Create an agent", responses={200: {"model": Agent}})

@@ -37,7 +37,7 @@ from headrace.batches.ended import has_line, list_ended
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
-from headrace.errors import ConflictError, HeadraceError, RateLimitError, invalid_parameter
+from headrace.errors import ConflictError, HeadraceError, RateLimitError, invalid_parameter, shorten
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_room
@@ -241,7 +241,7 @@ async def list_results(
     if after is not None:
         job_id = job_id_of_line(after)
         if not (is_id(after, "batch_req") and await has_line(database, batch_id, job_id)):
-            raise invalid_parameter("after", f"no line of the batch has the id '{after[:100]}'")
+            raise invalid_parameter("after", f"no line of the batch has the id '{shorten(after)}'")
     page, more = await list_ended(database, batch_id, after=job_id, limit=limit, most_bytes=PAGE_BYTES)
     head = {
         "object": "list",

@@ -22,7 +22,7 @@ from headrace.conversations.appending import Item
 from headrace.conversations.context import check_room, no_such_conversation
 from headrace.conversations.items import parse_conversation, parse_items, with_new_ids
 from headrace.conversations.queries import Conversation
-from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter
+from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter, shorten
 from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.ids import is_id, new_id
 from headrace.runtime.offload import offloaded
@@ -218,7 +218,7 @@ def _may_be_item(item_id: str) -> bool:
 
 
 def _no_such_item(item_id: str) -> NotFoundError:
-    return NotFoundError(f"Item with id '{item_id[:100]}' not found.", param="item_id")
+    return NotFoundError(f"Item with id '{shorten(item_id)}' not found.", param="item_id")
 
 
 def _render(conversation: Conversation) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import list_of
 from api.resources.usage import narrow, visible
-from headrace.errors import PermissionDeniedError, invalid_parameter
+from headrace.errors import PermissionDeniedError, invalid_parameter, shorten
 from headrace.keys.principal import Principal
 from headrace.stores.database import Database
 from headrace.usage.queries import ask
@@ -87,7 +87,7 @@ def _given(name: str, values: Sequence[str], allowed: Mapping[str, str] | None =
     for value in found:
         if "\0" in value or (allowed is not None and value not in allowed):
             supported = f". Supported values are: {', '.join(allowed)}" if allowed is not None else ""
-            raise invalid_parameter(name, f"'{value[:100]}'{supported}")
+            raise invalid_parameter(name, f"'{shorten(value)}'{supported}")
     return found
 
 

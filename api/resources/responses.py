@@ -26,7 +26,7 @@ from api.jobs.cancel import cancel_and_wait, erase
 from api.jobs.context import expanded, find_response
 from api.jobs.foreground import Foreground
 from api.jobs.response_events import ResponseEvents
-from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter
+from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter, shorten
 from headrace.events.job_events import Cursor
 from headrace.formats.chat.usage import estimate_usage
 from headrace.formats.json_document import parse_json
@@ -273,7 +273,7 @@ async def _find(request: Request, response_id: str, account_id: str) -> StoredJo
 
 
 def _no_such_response(response_id: str) -> NotFoundError:
-    return NotFoundError(f"Response with id '{response_id[:100]}' not found.", param="response_id")
+    return NotFoundError(f"Response with id '{shorten(response_id)}' not found.", param="response_id")
 
 
 def _render(job: StoredJob) -> bytes:

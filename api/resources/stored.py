@@ -22,7 +22,7 @@ from api.jobs.attached import attached
 from api.jobs.cancel import erase
 from api.jobs.chunks import Chunks
 from api.resources.metadata import MetadataUpdate
-from headrace.errors import NotFoundError, invalid_parameter, restore_error
+from headrace.errors import NotFoundError, invalid_parameter, restore_error, shorten
 from headrace.formats.chat.completion import ChatCompletion
 from headrace.formats.chat.validation import check_metadata, parse_body
 from headrace.formats.lenient import parse_lenient_json
@@ -221,4 +221,4 @@ async def _asked(request: Request, completion_id: str, account_id: str) -> dict[
 
 
 def _no_such_completion(completion_id: str) -> NotFoundError:
-    return NotFoundError(f"No completion found with id '{completion_id[:100]}'.", param="completion_id")
+    return NotFoundError(f"No completion found with id '{shorten(completion_id)}'.", param="completion_id")

@@ -14,7 +14,7 @@ from api.http.authentication import Authenticated, UsageReader
 from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
-from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter
+from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter, shorten
 from headrace.formats.chat.validation import check_text
 from headrace.keys.accounts import find_account
 from headrace.keys.principal import Principal
@@ -232,7 +232,7 @@ async def visible(
         return None, {}
     found = None if "\0" in account else await find_account(database, name=account)
     if found is None:
-        raise NotFoundError(f"There is no account '{account[:100]}'.", param="account")
+        raise NotFoundError(f"There is no account '{shorten(account)}'.", param="account")
     return [found.id], {}
 
 

@@ -13,7 +13,7 @@ from api.http.authentication import Authenticated, WebhookManager
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
 from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
-from headrace.errors import ConflictError, NotFoundError, invalid_parameter
+from headrace.errors import ConflictError, NotFoundError, invalid_parameter, shorten
 from headrace.ids import new_id
 from headrace.keys.principal import Principal
 from headrace.stores.connections import Row
@@ -143,7 +143,7 @@ async def resend(request: Request, principal: Principal, subject_id: str, delive
     database, account_id = request.state.database, principal.account_id
     rows = await queries.list_deliveries(database, subject_id, account_id)
     if all(row.id != delivery_id for row in rows):
-        raise NotFoundError(f"No webhook delivery found with id '{delivery_id[:100]}'.")
+        raise NotFoundError(f"No webhook delivery found with id '{shorten(delivery_id)}'.")
     change = await Change.of(request, principal)
     if not change.done:
         async with change.applying() as key:
