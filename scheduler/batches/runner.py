@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from headrace.batches.parcels import count_held
 from headrace.batches.queries import finalize_batch, fold_tallies, list_active
 from headrace.batches.results import CANCELLED_ERROR
-from headrace.batches.shares import room_to_feed, share_window
 from headrace.batches.state import BatchState
 from headrace.catalogue.file import CatalogueFile
 from headrace.events.publisher import Publisher
@@ -34,7 +32,7 @@ from headrace.stores.database import Database
 from headrace.stores.failures import is_unavailable
 from headrace.telemetry.context import bind
 from scheduler.batches.allowance import Allowances, Purse, outstanding
-from scheduler.batches.feed import Feeder
+from scheduler.batches.feeders import Feeders
 from scheduler.batches.native import NativeBatch
 from scheduler.batches.output import Output
 from scheduler.batches.pace import Pace
@@ -49,17 +47,12 @@ _BUSY_SECONDS = 0.1
 _IDLE_SECONDS = 0.25
 # Seconds between two folds of tallies.
 _CHORES_SECONDS = 10.0
-# Seconds between two counts of the lines that parcels hold.
-_HELD_SECONDS = 5.0
 # Seconds that a batch pauses after a failure.
 _PAUSE_SECONDS = 5.0
 # Batches whose input is validated at one time, and as many whose output is written: of all accounts, and of one. Each
 # holds a chunk of its file in memory, and takes the event loop for some milliseconds at a time.
 MOST_AT_ONCE = 4
 MOST_OF_ACCOUNT_AT_ONCE = 2
-# Inputs that stay open between two feeds, each with a chunk of its file in memory. Other batches open theirs each time,
-# which takes a millisecond or two.
-_MOST_OPEN_INPUTS = 256
 
 
 class _Place(NamedTuple):
@@ -93,12 +86,8 @@ class BatchRunner:
         self._publisher = publisher
         self._client = client
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._feeders: dict[str, Feeder] = {}
         self._paused: dict[str, float] = {}
         self._chores_at = 0.0
-        self._held: dict[str, int] = {}
-        """Lines that parcels hold, of each batch of which workers run others."""
-        self._held_until = 0.0
         self._restored_is_settled = False
         self._validations = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
         self._outputs = Turns(most=MOST_AT_ONCE, most_of_account=MOST_OF_ACCOUNT_AT_ONCE)
@@ -111,6 +100,7 @@ class BatchRunner:
         self._room = asyncio.Semaphore(1)
         self._allowances = Allowances(database, file)
         self._pace = Pace(database, file, gate)
+        self._feeders = Feeders(database, queue, self._allowances, self._pace, window=settings.batch_window)
 
     async def run(self, batches: asyncio.Event) -> None:
         """Move batches on, soon while `batches` is set, as there are batches that have not ended; until cancelled."""
@@ -145,13 +135,13 @@ class BatchRunner:
         batches = await list_active(self._database)
         self._forget({batch.id for batch in batches})
         await self._allowances.look(batches)
-        await self._look_at_held(batches)
+        await self._feeders.look(batches)
         self._begin_hand_overs([batch for batch in batches if batch.state == BatchState.IN_PROGRESS])
         for batch in batches:
             await self._alone(batch, self._move(batch))
         self._begin_in_turn(self._validations, [batch for batch in batches if _is_unchecked(batch)], self._validate)
         self._begin_in_turn(self._outputs, [batch for batch in batches if _is_unwritten(batch)], self._write)
-        await self._feed([batch for batch in batches if self._is_feedable(batch)], batches)
+        await self._feed(batches)
         return [_Place(batch.id, batch.state, batch.fed, _has_ended(batch)) for batch in batches]
 
     async def _move(self, batch: Row) -> None:
@@ -242,7 +232,7 @@ class BatchRunner:
                 batch,
                 purse=purse,
                 poll_seconds=self._settings.native_poll_seconds,
-                returned=partial(self._count_returned, batch.id),
+                returned=partial(self._feeders.count_returned, batch.id),
                 turn=turn,
                 wants_turn=partial(self._note_wish, batch.id),
             )
@@ -274,57 +264,11 @@ class BatchRunner:
         if outstanding(batch) and batch.has_parcels:
             self._begin(batch, self._go_on(batch))
 
-    async def _feed(self, feedable: Sequence[Row], batches: Sequence[Row]) -> None:
-        for batch_id in self._feeders.keys() - {batch.id for batch in feedable}:
-            await self._feeders.pop(batch_id).close()
-        wanted: dict[str, dict[str, int]] = defaultdict(dict)
-        for batch in batches:
-            lines = self._at_workers(batch)
-            if batch in feedable:
-                lines += int(min(batch.total - batch.fed, max(0, self._most_at_workers(batch) - lines)))
-            if lines:
-                wanted[batch.account_id][batch.id] = lines
-        shares = share_window(self._settings.batch_window, wanted)
-        for batch in feedable:
-            most = int(min(shares.get(batch.id, 0), self._most_at_workers(batch)))
-            if room := room_to_feed(most, outstanding=self._at_workers(batch), left=batch.total - batch.fed):
-                await self._alone(batch, self._feed_one(batch, room))
-
-    def _most_at_workers(self, batch: Row) -> float:
-        """Return how many lines of a batch that workers run may be with them at one time."""
-        return self._allowances.lines(batch) - self._held.get(batch.id, 0)
-
-    def _at_workers(self, batch: Row) -> int:
-        """Return how many lines of a batch take room in the window: those with a provider's own batch API do not."""
-        # Some held lines may have ended since they were counted.
-        return 0 if batch.native_route is not None else max(0, outstanding(batch) - self._held.get(batch.id, 0))
-
-    async def _look_at_held(self, batches: Sequence[Row]) -> None:
-        """Count the lines that parcels hold, of the batches of which workers run others. They may be very many."""
-        mixed = {batch.id for batch in batches if batch.has_parcels and batch.native_route is None}
-        if mixed != self._held.keys() or (mixed and time.monotonic() > self._held_until):
-            self._held = {batch_id: await count_held(self._database, batch_id) for batch_id in mixed}
-            self._held_until = time.monotonic() + _HELD_SECONDS
-
-    def _count_returned(self, batch_id: str, lines: int) -> None:
-        """Subtract lines that leave their parcels from the last count."""
-        if batch_id in self._held:
-            self._held[batch_id] -= lines
-
-    async def _feed_one(self, batch: Row, room: int) -> None:
-        feeder = self._feeders.pop(batch.id, None)
-        if feeder is not None and feeder.offset != batch.next_offset:
-            await feeder.close()
-            feeder = None
-        feeder = feeder or Feeder(self._database, self._queue, batch, pace=self._pace)
-        goes_on = False
-        try:
-            goes_on = await feeder.feed(room)
-        finally:
-            if goes_on and len(self._feeders) < _MOST_OPEN_INPUTS:
-                self._feeders[batch.id] = feeder
-            else:
-                await feeder.close()
+    async def _feed(self, batches: Sequence[Row]) -> None:
+        feedable = [batch for batch in batches if self._is_feedable(batch)]
+        await self._feeders.keep(feedable)
+        for batch, room in self._feeders.rooms(feedable, batches):
+            await self._alone(batch, self._feeders.feed(batch, room))
 
     def _forget(self, active: set[str]) -> None:
         for known in (self._paused, self._to_hand_over):

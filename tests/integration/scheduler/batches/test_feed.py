@@ -20,7 +20,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database, execute
 from headrace.stores.namespace import NamespacedRedis
 from headrace.stores.redis import connect_redis
-from scheduler.batches import runner as runner_module
+from scheduler.batches import feeders
 from scheduler.batches.runner import BatchRunner
 from tests.e2e.batches import jsonl, line
 from tests.integration.batches.test_queries import create, get
@@ -98,7 +98,7 @@ async def test_no_line_of_batches_that_wait_is_held(
     most_open: int,
     begun: int,
 ) -> None:
-    monkeypatch.setattr(runner_module, "_MOST_OPEN_INPUTS", most_open)
+    monkeypatch.setattr(feeders, "_MOST_OPEN_INPUTS", most_open)
     await limit(database, owner, rate)
     batches = [await begin(database, owner, *["x" * LARGE] * 2) for _ in range(4)]
     async with launch(batch_window=4) as runner:
@@ -144,7 +144,7 @@ async def test_a_line_that_waits_is_counted_once_under_the_id_of_its_job(
 async def test_batches_without_a_place_for_an_open_input_are_fed_to_their_ends(
     launch: Launch, database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_MOST_OPEN_INPUTS", 1)
+    monkeypatch.setattr(feeders, "_MOST_OPEN_INPUTS", 1)
     await limit(database, owner, 1_000_000)
     batches = [await begin(database, owner, "one", "two", "three") for _ in range(3)]
     async with launch(batch_window=3) as runner:
