@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 
 from headrace.errors import AuthenticationError, ConflictError, NotFoundError
 from headrace.ids import new_id
@@ -174,14 +174,7 @@ async def create_key(
         "read_only": read_only,
         "parent_id": parent_id,
     }
-    statement = insert(api_keys)
-    if parent_id is None:
-        statement = statement.values(values)
-    else:
-        alive = sa.select(*(sa.literal(value, api_keys.c[name].type) for name, value in values.items()))
-        alive = alive.where(_PARENT_LIVES)
-        statement = statement.from_select(list(values), alive)
-    statement = statement.on_conflict_do_update(index_elements=["id"], set_={"id": api_keys.c.id})
+    statement = _insertion(values).on_conflict_do_update(index_elements=["id"], set_={"id": api_keys.c.id})
     parent = None if parent_id is None else {"parent": parent_id}
     rows = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash), parent)
     if not rows:
@@ -190,6 +183,14 @@ async def create_key(
     if bytes(row.hash) != hash_key(key):
         raise ConflictError("The key was created already, and is shown once: rotate it to have a new one.")
     return row.id, key
+
+
+def _insertion(values: Mapping[str, Any]) -> Insert:
+    """Return the statement that inserts a key: a child only while its parent lives."""
+    if values["parent_id"] is None:
+        return insert(api_keys).values(values)
+    child = sa.select(*(sa.literal(value, api_keys.c[name].type) for name, value in values.items()))
+    return insert(api_keys).from_select(list(values), child.where(_PARENT_LIVES))
 
 
 async def ensure_bootstrap_key(database: Database, key: str) -> None:
