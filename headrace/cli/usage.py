@@ -218,7 +218,10 @@ def _figure(total: Decimal, measure: str) -> str:
 @json_option
 @click.pass_obj
 def verify(settings: Settings, repair: bool, as_json: bool) -> None:
-    """Sum up the ledger and compare it with the roll-ups. The exit code is 1 if they differ."""
+    """Sum up the ledger and compare it with the roll-ups. The exit code is 1 if they differ.
+
+    Months that were detached from the ledger are not compared, and keep their roll-ups.
+    """
     found = with_database(settings, verify_rollups)
     wrong = bool(found.differences or found.counted_twice)
     if as_json:
@@ -228,6 +231,8 @@ def verify(settings: Settings, repair: bool, as_json: bool) -> None:
         click.echo("all equal." if not wrong else f"{found.differences:,} differ.")
         if found.counted_twice:
             click.echo(f"{found.counted_twice:,} jobs are counted more than once.")
+        if found.detached_months:
+            click.echo(f"Not compared, as the ledger has no rows of them: {', '.join(found.detached_months)}.")
     if found.differences and repair:
 
         async def rebuild(database: Database) -> int:

@@ -33,6 +33,11 @@ def start_of(grain: Grain, at: str) -> str:
     return f"date_bin('{_HOURS[grain]} hours', {at}, '0001-01-01 00:00+00'::timestamptz)"
 
 
+def in_month(at: str, month: str) -> str:
+    """Return the condition for a time to be in the month of UTC that began at `month`, whatever the session's zone."""
+    return f"{at} >= {month} AND {at} < ({month} AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'"
+
+
 def _grouping(views: Sequence[str], *others: str) -> str:
     """Return a GROUP BY that makes a cell for each combination of these views' dimensions."""
     sets = (", ".join(["account_id", "hour", *others, *VIEWS[view]]) for view in views)
@@ -101,6 +106,17 @@ def times(longer: Sequence[Grain] = LONGER_GRAINS) -> str:
     )
 
 
+# The sub-select finds a month's first row by an index, however Postgres estimates the ledger.
+DETACHED = f"""
+detached AS MATERIALIZED (
+    SELECT month FROM (
+        SELECT DISTINCT start AS month FROM usage_rollups WHERE view = 'total' AND grain = 'month'
+    ) AS months
+    WHERE (SELECT true FROM usage WHERE account_id = ANY(ARRAY(SELECT id FROM accounts))
+                  AND {in_month("created_at", "month")} LIMIT 1) IS NULL
+)"""
+"""The months that roll-ups have and the ledger has no row of, because their partition was detached."""
+
 CELL = f"view, grain, account_id, start, digest, {_DIMENSIONS}, {_AMOUNTS}"
 TIMED_CELL = f"view, grain, account_id, start, digest, metric, step, {_DIMENSIONS}, requests"
 
@@ -113,6 +129,18 @@ def months(table: str) -> str:
 def timed_months(table: str) -> str:
     """Return a query for cells of a month of `usage_latencies`, from cells of a day in a table."""
     return _months(table, "digest, metric, step", "bigint_sum(requests)")
+
+
+def keep_detached(table: str, present: str, columns: str) -> str:
+    """Return the statement that copies the cells of the months of `DETACHED` from the present table to a new one.
+
+    It replaces those that the new table got before their partition was detached. The new table has no key yet.
+    """
+    inside = f"{start_of('month', 'start')} = month"
+    return f"""
+WITH {DETACHED}, replaced AS (DELETE FROM {table} USING detached WHERE {inside})
+INSERT INTO {table} ({columns}) SELECT {columns} FROM {present}, detached WHERE {inside}
+"""
 
 
 def _months(table: str, keys: str, sums: str) -> str:

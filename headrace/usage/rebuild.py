@@ -2,8 +2,9 @@
 
 The new tables get the rows of transactions before an edge, and have a mark of their own. Questions and folds use the
 present tables meanwhile. Each day is one transaction, which also notes that the day is done, so an interrupted rebuild
-resumes. Then the new tables get their keys, folds add the rows since the edge, and a short transaction swaps the
-tables. The mark never goes back, because a question reads it a moment before the roll-ups.
+resumes. Then the new tables get the present cells of months whose partition was detached from the ledger, and their
+keys. Folds add the rows since the edge, and a short transaction swaps the tables. The mark never goes back, because a
+question reads it a moment before the roll-ups.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def is_new_rollup(table: str) -> bool:
 async def rebuild_rollups(database: Database, *, metadata_keys: Sequence[str]) -> int:
     """Rebuild every roll-up from the ledger, or finish an interrupted rebuild. Returns the ledger's rows.
 
-    It takes about 15 µs a row, and as much room on the disk as the roll-ups have.
+    Months without rows in the ledger, as their partition was detached, keep their roll-ups. It takes about 15 µs a row,
+    and as much room on the disk as the roll-ups have.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: Postgres is unavailable, or a view of an operator depends on the roll-ups.
@@ -176,6 +178,8 @@ _KEY = "view, grain, account_id, start, digest"
 _FINISH = (
     f"INSERT INTO {_ROLLUPS} ({cells.CELL}) {cells.months(_ROLLUPS)}",
     f"INSERT INTO {_LATENCIES} ({cells.TIMED_CELL}) {cells.timed_months(_LATENCIES)}",
+    cells.keep_detached(_ROLLUPS, _present(_ROLLUPS), cells.CELL),
+    cells.keep_detached(_LATENCIES, _present(_LATENCIES), cells.TIMED_CELL),
     f"ALTER TABLE {_ROLLUPS} ADD CONSTRAINT pk_{_ROLLUPS} PRIMARY KEY ({_KEY})",
     f"ALTER TABLE {_LATENCIES} ADD CONSTRAINT pk_{_LATENCIES} PRIMARY KEY ({_KEY}, metric, step)",
     # The check of all rows takes longer, and does not lock the accounts.
@@ -188,7 +192,7 @@ _FINISH = (
 
 
 async def _finish(database: Database) -> None:
-    """Add the cells of months, and give the new tables the keys of the present ones."""
+    """Add the cells of months, and of months that are not in the ledger, and give the new tables their keys."""
     async with database.relaxed.transaction("READ COMMITTED") as transaction:
         if not await run(transaction, _HAS_KEY):
             await run(transaction, _SET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -163,6 +164,20 @@ def test_a_cost_is_taken_to_the_last_digit(
     spend(entry)
     run("correct", entry.job_id, "--cost", cost, "--note", "x")
     assert fetch(database_url, "SELECT cost FROM usage WHERE kind = 'correction'") == [(Decimal(cost),)]
+
+
+def test_a_month_that_is_not_in_the_ledger_is_named_and_not_compared(
+    spend: Callable[..., None], run: Run, owner: Owner, database_url: str
+) -> None:
+    spend(Entry(owner.account_id, datetime(2026, 3, 5, tzinfo=UTC)))
+
+    async def take_out(database: Database) -> None:
+        await fold_usage(database, metadata_keys=[])
+        await execute(database.durable, "TRUNCATE usage")
+
+    work(database_url, take_out)
+    assert run("verify", "--repair").splitlines()[1] == "Not compared, as the ledger has no rows of them: 2026-03."
+    assert json.loads(run("verify", "--json"))["detached_months"] == ["2026-03"]
 
 
 def test_sums_are_repaired_with_the_metadata_keys_that_they_have(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from headrace.stores.database import Database, execute
-from headrace.usage import partitions
+from headrace.usage import partitions, rebuild
 from headrace.usage.partitions import ensure_partitions
 from headrace.usage.queries import ask
-from headrace.usage.question import Question
-from headrace.usage.rollups import fold_usage, repair_short_months, verify_rollups
+from headrace.usage.question import Bucket, Question
+from headrace.usage.rollups import fold_usage, rebuild_rollups, repair_short_months, verify_rollups
 from tests.integration.databases import Session, waiting
 from tests.integration.job_rows import Owner
 from tests.integration.ledger import Entry, write
@@ -38,6 +41,11 @@ async def names(database: Database) -> list[str]:
     """Return the table of each row, in order of time."""
     rows = await execute(database.relaxed, "SELECT tableoid::regclass::text AS name FROM usage ORDER BY created_at")
     return [row.name for row in rows]
+
+
+async def take_out(database: Database, month: datetime) -> None:
+    """Detach the partition of a month from the ledger."""
+    await execute(database.durable, f"ALTER TABLE usage DETACH PARTITION usage_{month:%Y_%m}")
 
 
 async def check(database: Database, rows: int) -> None:
@@ -112,11 +120,69 @@ async def test_a_scheduler_that_was_frozen_drops_no_partition_that_was_made_mean
 async def test_a_month_that_was_taken_out_is_left_alone(database: Database, owner: Owner, month: datetime) -> None:
     await ensure_partitions(database, now=month)
     await write(database, [Entry(owner.account_id, month)])
-    await execute(database.durable, "ALTER TABLE usage DETACH PARTITION usage_2033_05")
+    await take_out(database, month)
     await write(database, [Entry(owner.account_id, month)])
     await ensure_partitions(database, now=month + timedelta(days=31))
     assert await names(database) == ["usage_other"]
     assert len(await execute(database.relaxed, "SELECT job_id FROM usage_2033_05")) == 1
+
+
+async def answers(database: Database, owner: Owner, keys: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Return what the sums say of everything, by hour, by model with its times, and by metadata."""
+    ask_all = partial(Question, [owner.account_id], 0, 2**33, metadata_keys=keys)
+    return [
+        await ask(database, ask_all(bucket=Bucket.HOUR), limit=100),
+        await ask(database, ask_all(groups=["model"]), limit=100, latency=True),
+        await ask(database, ask_all(groups=["metadata.team"]), limit=100),
+    ]
+
+
+async def test_a_month_that_was_taken_out_keeps_its_sums_when_they_are_rebuilt(
+    database: Database, owner: Owner, month: datetime
+) -> None:
+    entries = [replace(entry, metadata={"team": entry.job_id[-1]}) for entry in some(owner, month, 12)]
+    await write(database, entries)
+    await ensure_partitions(database, now=month)
+    await fold_usage(database, metadata_keys=["team"])
+    before = await answers(database, owner, ["team"])
+    await take_out(database, month)
+    found = await verify_rollups(database)
+    assert (found.rows, found.differences, found.detached_months) == (7, 0, ["2033-05"])
+    for keys in (["customer", "team"], [], ["team"]):
+        await fold_usage(database, metadata_keys=keys)
+        assert "team" not in keys or await answers(database, owner, ["team"]) == before
+        found = await verify_rollups(database)
+        assert (found.rows, found.differences, found.detached_months) == (7, 0, ["2033-05"])
+    await execute(database.durable, "UPDATE usage_rollups SET cost = cost + 1 WHERE start >= '2033-06-01 00:00+00'")
+    assert (await verify_rollups(database)).differences > 0
+    await rebuild_rollups(database, metadata_keys=["team"])
+    assert await answers(database, owner, ["team"]) == before
+
+
+async def test_a_month_that_is_taken_out_during_a_rebuild_keeps_its_sums(
+    database: Database, owner: Owner, month: datetime
+) -> None:
+    await write(database, some(owner, month, 12))
+    await ensure_partitions(database, now=month)
+    await fold_usage(database, metadata_keys=["team"])
+    before = await answers(database, owner, ["team"])
+    await rebuild._begin(database, ["team"])
+    assert await rebuild._add_day(database, ["team"])
+    await take_out(database, month)
+    await rebuild_rollups(database, metadata_keys=["team"])
+    assert await answers(database, owner, ["team"]) == before
+    assert (await verify_rollups(database)).differences == 0
+
+
+async def test_rows_of_a_month_since_a_rebuild_began_are_counted_once(
+    database: Database, owner: Owner, month: datetime
+) -> None:
+    await fold_usage(database, metadata_keys=[])
+    await rebuild._begin(database, [])
+    await write(database, some(owner, month, 12))
+    await fold_usage(database, metadata_keys=[])
+    await rebuild_rollups(database, metadata_keys=[])
+    await check(database, 12)
 
 
 async def test_a_fold_that_waits_for_new_partitions_adds_the_rows_in_them(
