@@ -373,7 +373,8 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         default=30,
         ge=0,
-        description="Seconds that running jobs get to end after SIGTERM; then the worker hands them back.",
+        description="Seconds that running jobs get to end after SIGTERM; then the worker hands them back. A scheduler "
+        "gives as long to parts of batches that it is handing to a provider's own batch API.",
     )
     segment_seconds: float = Field(
         default=0.25,

@@ -27,6 +27,7 @@ from headrace.stores.redis import connect_redis
 from headrace.telemetry.health import HEALTH, loop_chores
 from headrace.telemetry.rates import report
 from scheduler.batches.runner import BatchRunner
+from scheduler.batches.submissions import Submissions
 from scheduler.bookkeeping import Bookkeeper
 from scheduler.gauges import QueueGauges
 from scheduler.leadership import lead
@@ -43,7 +44,7 @@ _DESCRIPTORS = 1024
 _NATIVE_CONNECTIONS = 8
 
 
-async def _schedule(settings: Settings) -> None:
+async def _schedule(settings: Settings, submissions: Submissions) -> None:
     """Connect the stores, and do every chore while this scheduler leads, until cancelled."""
     async with contextlib.AsyncExitStack() as stack:
         database = Database.connect(settings.database_url, connections=4, part="scheduler")
@@ -59,7 +60,16 @@ async def _schedule(settings: Settings) -> None:
         file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
 
-        batches = BatchRunner(settings, file, database, queue=queue, publisher=publisher, client=client, gate=gate)
+        batches = BatchRunner(
+            settings,
+            file,
+            database,
+            queue=queue,
+            publisher=publisher,
+            client=client,
+            gate=gate,
+            submissions=submissions,
+        )
         bookkeeper = Bookkeeper(database, gate, metadata_keys=settings.usage_metadata_keys)
         lookout = Lookout(database)
         chores: list[Chore] = [
@@ -95,12 +105,22 @@ def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | N
 
 
 async def run_until_signal(settings: Settings) -> None:
-    """Run the scheduler until SIGINT or SIGTERM, which this sets handlers for."""
-    task = asyncio.create_task(_schedule(settings))
+    """Run the scheduler until SIGINT or SIGTERM, which this sets handlers for.
+
+    It leads until the parcels that it hands over have arrived, for `drain_seconds` at most or until a second signal.
+    """
+    submissions = Submissions()
+    task = asyncio.create_task(_schedule(settings, submissions))
+    draining: asyncio.Task[None] | None = None
 
     def end() -> None:
+        nonlocal draining
+        if draining is not None:
+            draining.cancel()
+            return
         HEALTH.draining = True
-        task.cancel()
+        draining = asyncio.create_task(submissions.drain(settings.drain_seconds))
+        draining.add_done_callback(lambda _: task.cancel())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, end)

@@ -52,6 +52,7 @@ from headrace.usage.measures import count_spent
 from headrace.usage.spent import spent_on
 from scheduler.batches.allowance import Purse
 from scheduler.batches.feed import Feeder
+from scheduler.batches.submissions import Submissions
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class NativeBatch:
         purse: Purse,
         poll_seconds: float,
         returned: Callable[[int], None],
+        submissions: Submissions,
         turn: str | None,
         wants_turn: Callable[[str], None],
     ) -> None:
@@ -100,6 +102,7 @@ class NativeBatch:
         self._purse = purse
         self._poll_seconds = poll_seconds
         self._returned = returned
+        self._submissions = submissions
         self._turn = turn
         self._wants_turn = wants_turn
         self._is_stopping = batch.ends_soon or batch.state == BatchState.CANCELLING
@@ -160,8 +163,13 @@ class NativeBatch:
         if route.provider_name != self._turn and not self._is_stopping:  # else nothing is handed over
             self._wants_turn(route.provider_name)
             return
-        if parcel.state == "filling" and not await self._fill(api, parcel):
+        if self._submissions.draining:
             return
+        with self._submissions.one():
+            if parcel.state != "filling" or await self._fill(api, parcel):
+                await self._submit(api, route, parcel)
+
+    async def _submit(self, api: BatchApi, route: Route, parcel: NativeParcel) -> None:
         try:
             remote_id = None
             if parcel.state == "submitting":  # an earlier try may have reached the provider

@@ -36,6 +36,7 @@ from scheduler.batches.feeders import Feeders
 from scheduler.batches.native import NativeBatch
 from scheduler.batches.output import Output
 from scheduler.batches.pace import Pace
+from scheduler.batches.submissions import Submissions
 from scheduler.batches.turns import Turns
 from scheduler.batches.validate import Validation
 from scheduler.lookout import work_or_rest
@@ -78,6 +79,7 @@ class BatchRunner:
         publisher: Publisher,
         client: ProviderClient,
         gate: Gate,
+        submissions: Submissions,
     ) -> None:
         self._settings = settings
         self._file = file
@@ -85,6 +87,7 @@ class BatchRunner:
         self._queue = queue
         self._publisher = publisher
         self._client = client
+        self._submissions = submissions
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._paused: dict[str, float] = {}
         self._chores_at = 0.0
@@ -233,6 +236,7 @@ class BatchRunner:
                 purse=purse,
                 poll_seconds=self._settings.native_poll_seconds,
                 returned=partial(self._feeders.count_returned, batch.id),
+                submissions=self._submissions,
                 turn=turn,
                 wants_turn=partial(self._note_wish, batch.id),
             )

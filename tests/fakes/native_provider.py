@@ -51,6 +51,8 @@ class Openable(Protocol):
     @property
     def is_open(self) -> bool: ...
 
+    async def pass_through(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,6 +62,8 @@ class Plan:
     """Polls that still see it under way."""
     hold: Openable | None = None
     """It is under way until this is open, whatever `running` says."""
+    told: Openable | None = None
+    """It is made, but the answer that says so waits until this is open."""
     expired: Collection[int] = ()
     """Lines that it never comes to."""
     errors: Mapping[int, Json] = field(default_factory=dict)
@@ -249,6 +253,8 @@ class _Call:
         if not isinstance(reply, Reply):
             reply = await reply
         assert isinstance(reply, Reply)
+        if operation == "create" and (gate := self.native.plan_of(model).told) is not None:
+            await gate.pass_through()
         if fault == LOSE:
             return replace(reply, cut_at=0)
         return replace(reply, cut_at=len(reply.body) // 2) if fault == CUT else reply

@@ -6,18 +6,23 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace.dev.valkey import EmbeddedValkey
 from headrace.settings import Settings
-from headrace.stores.database import Database
+from headrace.stores.database import Database, execute
 from headrace.telemetry.exposition import render_metrics
 from headrace.telemetry.health import HEALTH
 from headrace.telemetry.metrics import LEASES_LOST, QUEUE_JOBS, QUEUE_OLDEST, SCHEDULER_LEADS, STORE_SECONDS
 from scheduler.main import run_until_signal
-from tests.integration.job_rows import Jobs
+from tests.e2e.batches import jsonl, lines
+from tests.fakes.provider import Gate, Provider
+from tests.integration.job_rows import Jobs, Owner
+from tests.integration.scheduler.batches.test_native import CATALOGUE, add_provider, pass_rounds, submit
 from tests.metrics import Rise, values
 from tests.waiting import eventually
 
@@ -72,3 +77,63 @@ async def test_while_nothing_happens_it_asks_the_stores_little(database: Databas
     await eventually(little, "a second with few questions", 20)
     os.kill(os.getpid(), signal.SIGTERM)
     await scheduler
+
+
+@pytest.fixture
+async def other(
+    options: dict[str, Any], database: Database, provider: Provider, model: str, tmp_path: Path
+) -> AsyncIterator[str]:
+    """A model beside `model`. Each has a provider with a batch API, where no batch can be found by its parcel."""
+    await execute(database.durable, "DELETE FROM batches")
+    anthropic, other = CATALOGUE.replace('"openai"', '"anthropic"'), f"{model}-other"
+    config = tmp_path / "headrace.toml"
+    config.write_text(anthropic.format(url=provider.url(), model=model))
+    add_provider(config, "other", provider.url("/other"), other)
+    options |= {"demo": False, "config": config}
+    yield other
+    await execute(database.durable, "DELETE FROM batches")
+
+
+async def test_a_scheduler_that_ends_hands_over_what_is_on_its_way_and_nothing_else(
+    options: dict[str, Any], database: Database, owner: Owner, provider: Provider, model: str, other: str
+) -> None:
+    told = Gate()
+    provider.native.plan(model, told=told)
+    await submit(database, owner, jsonl(lines(model, 2)))
+    scheduler = asyncio.create_task(run_until_signal(Settings(**options)))
+    await asyncio.wrap_future(told.reached)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await eventually(lambda: HEALTH.draining, "the signal")
+    await submit(database, owner, jsonl(lines(other, 2)))
+    await pass_rounds(database, owner)  # it still leads
+    told.release()
+    await scheduler
+    [batch] = provider.native.batches_for(model)
+    query = "SELECT remote_id FROM native_parcels WHERE state = 'submitted'"
+    assert await execute(database.relaxed, query) == [(batch.id,)]
+    assert not provider.native.batches_for(other)
+
+
+@pytest.mark.parametrize(("signals", "drain_seconds"), [(1, 0.01), (2, 86_400)])
+@pytest.mark.usefixtures("other")
+async def test_a_scheduler_that_ends_waits_for_a_provider_for_some_time_and_until_a_second_signal(
+    options: dict[str, Any],
+    database: Database,
+    owner: Owner,
+    provider: Provider,
+    model: str,
+    signals: int,
+    drain_seconds: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = Gate()
+    provider.native.plan(model, told=told)
+    await submit(database, owner, jsonl(lines(model, 2)))
+    scheduler = asyncio.create_task(run_until_signal(Settings(**options, drain_seconds=drain_seconds)))
+    await asyncio.wrap_future(told.reached)
+    for _ in range(signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: HEALTH.draining, "the signal")
+    await scheduler
+    told.release()
+    assert "ends while it hands parcels over" in caplog.text

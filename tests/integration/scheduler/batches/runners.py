@@ -15,6 +15,7 @@ from headrace.settings import Settings
 from headrace.stores.database import Database
 from headrace.stores.redis import connect_redis
 from scheduler.batches.runner import BatchRunner
+from scheduler.batches.submissions import Submissions
 
 Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
 """Makes the scheduler's batches; keywords are settings."""
@@ -38,6 +39,7 @@ async def batch_runner(settings: Settings, file: CatalogueFile, database: Databa
             publisher=publisher,
             client=client,
             gate=Gate(redis, database, open_without_redis=True),
+            submissions=Submissions(),
         )
         await publisher.flush()
         await queue.close()
