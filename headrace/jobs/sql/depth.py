@@ -10,15 +10,16 @@ from headrace.stores.connections import LONG_PATIENCE_SECONDS
 from headrace.stores.database import Database, execute
 
 # The count reads one small index, and no row of a job that has ended; a limit of null counts them all. The oldest due
-# job is sought among the first jobs of the tier, whose ids sort by time.
+# job is sought among the first due jobs of the tier, whose ids sort by time.
 _DEPTHS = """
 SELECT tier,
        (SELECT count(*) FROM (
             SELECT FROM jobs WHERE state = 'queued' AND jobs.tier = known.tier LIMIT %(most)s
         ) AS queued) AS jobs,
        (SELECT extract(epoch FROM now() - min(scheduled_at))::float8 FROM (
-            SELECT scheduled_at FROM jobs WHERE state = 'queued' AND jobs.tier = known.tier ORDER BY id LIMIT 1000
-        ) AS oldest WHERE scheduled_at <= now()) AS seconds
+            SELECT scheduled_at FROM jobs WHERE state = 'queued' AND jobs.tier = known.tier AND scheduled_at <= now()
+            ORDER BY id LIMIT 1000
+        ) AS oldest) AS seconds
 FROM unnest(%(tiers)s::text[]) AS known (tier)
 """
 
