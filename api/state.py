@@ -13,9 +13,9 @@ from typing import NotRequired, TypedDict
 from fastapi import FastAPI, Request
 
 from api.http.authentication import Authenticator
-from api.http.room import Room
+from api.http.body_memory import BodyMemory
 from api.http.subscribers import Subscribers
-from api.jobs.doubts import Doubts
+from api.jobs.cancellations import Cancellations
 from api.jobs.waiting import WaitingJobs
 from api.overview import Overview
 from api.resources.health import StoresCheck
@@ -39,7 +39,7 @@ from headrace.telemetry.health import loop_chores
 from headrace.telemetry.rates import report
 
 
-class State(TypedDict):
+class ApiState(TypedDict):
     """The resources that every request finds in `request.state`."""
 
     settings: Settings
@@ -51,18 +51,18 @@ class State(TypedDict):
     hub: Hub
     inserts: GroupCommit[NewJob, int]
     gate: Gate
-    doubts: Doubts
+    cancellations: Cancellations
     waiting: WaitingJobs
-    room: Room
+    body_memory: BodyMemory
     subscribers: Subscribers
     stores_check: StoresCheck
     overview: Overview
     headless: NotRequired[Request]
-    """A request that has this state, and nothing else: that of the process, for what outlives the head of a request."""
+    """A request with this state and no head, for code that runs after the client's request is freed."""
 
 
 @contextlib.asynccontextmanager
-async def open_state(settings: Settings) -> AsyncIterator[State]:
+async def open_state(settings: Settings) -> AsyncIterator[ApiState]:
     """Connect to the stores, and run the background tasks of the process inside the context."""
     async with contextlib.AsyncExitStack() as stack:
         catalogue = CatalogueFile(settings.config, demo=settings.demo)
@@ -77,7 +77,7 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
         hub = Hub(redis, buffer_bytes=settings.subscriber_buffer_bytes, patience_seconds=settings.ping_seconds)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, catalogue.reload)
         authenticator = Authenticator(database)
-        doubts = Doubts()
+        cancellations = Cancellations()
         waiting = WaitingJobs(database, most=settings.account_waiting_jobs)
         fingerprint = Fingerprint(settings, catalogue, database, part="api")
         async with going_on(
@@ -86,12 +86,12 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             hub.end_silences,
             partial(compare_readers, hub, database),
             authenticator.run,
-            doubts.run,
+            cancellations.run,
             waiting.run,
             partial(report, redis),
             *loop_chores(settings),
         ):
-            state = State(
+            state = ApiState(
                 settings=settings,
                 catalogue=catalogue,
                 database=database,
@@ -100,9 +100,9 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
                 publisher=Publisher(redis, interval_seconds=settings.publish_seconds),
                 hub=hub,
                 inserts=GroupCommit(partial(insert_jobs, database), statement="accept", size=attrgetter("size")),
-                doubts=doubts,
+                cancellations=cancellations,
                 waiting=waiting,
-                room=Room(settings.body_memory_bytes),
+                body_memory=BodyMemory(settings.body_memory_bytes),
                 subscribers=Subscribers(settings.subscribers_per_key),
                 stores_check=StoresCheck(database, redis),
                 overview=Overview(database, redis, catalogue),
@@ -110,14 +110,14 @@ async def open_state(settings: Settings) -> AsyncIterator[State]:
             )
             state["headless"] = Request({"type": "http", "state": state})
             yield state
-            await doubts.finish()
+            await cancellations.finish()
 
 
-def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[State]]:
+def lifespan_of(settings: Settings) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[ApiState]]:
     """Return the lifespan of an application. Its server finds the hub in `app.state` and ends it at shutdown."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[ApiState]:
         async with open_state(settings) as state:
             rest_garbage_collector()
             app.state.hub = state["hub"]

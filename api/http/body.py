@@ -44,7 +44,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         if size > limit or received > limit:
             raise _too_large(limit)
         if size > LARGE_BYTES:
-            await request.state.room.take(request, size)
+            await request.state.body_memory.take(request, size)
         pieces.append(piece)
         if not message.get("more_body", False):
             if decoder is not None:

@@ -107,7 +107,7 @@ class RequestScope:
             if later is not None:
                 scope["state"]["client"].head_read = True
             elif scope["state"].get("body_units"):
-                scope["state"]["room"].give_back(Request(scope))
+                scope["state"]["body_memory"].give_back(Request(scope))
         return later, scope["state"].pop("tell", None)
 
 

@@ -16,8 +16,10 @@ from api.http.errors import render_json
 from headrace.errors import invalid_parameter
 from headrace.ids import is_id
 
-# Postgres cannot store U+0000 in a text.
-ModelFilter = Annotated[str | None, Query(pattern=r"^[^\x00]*$", max_length=256)]
+STORABLE_TEXT = r"^[^\x00]*$"
+"""The pattern of a text in a query: Postgres cannot store U+0000."""
+
+TextFilter = Annotated[str | None, Query(pattern=STORABLE_TEXT, max_length=256)]
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]

@@ -32,9 +32,9 @@ class Subscribers:
         """For what a subscriber reads of Postgres before its stream begins: after a restart all reconnect at once."""
 
     def retry(self, least: int) -> bytes:
-        """Return the line by which a subscriber that loses its connection waits `least` milliseconds and its own time.
+        """Return the line that tells a subscriber how long to wait before it reconnects: `least` ms and a random part.
 
-        Together the subscribers of this process reconnect over so long that they are no more than 250 a second.
+        The random part grows with the number of subscribers, so that at most 250 a second reconnect.
         """
         return b"retry: %d\n\n" % (least + random.randrange(_SPREAD * self.number + 1))
 
@@ -49,12 +49,12 @@ class Subscribers:
                 f"This key has {self._most} event streams and waits open on this server.", retry_after=1
             )
 
-    def watching(self, key_id: str) -> Watching:
+    def counting(self, key_id: str) -> Counting:
         """Return a context inside of which a subscriber counts."""
-        return Watching(self, key_id)
+        return Counting(self, key_id)
 
     def add(self, key_id: str, number: int) -> None:
-        """Count a key's subscribers that have come, or with -1 one that has left."""
+        """Add `number` to a key's subscribers; -1 removes one."""
         SUBSCRIBERS.inc(number)
         self.number += number
         self._watching[key_id] += number
@@ -62,7 +62,7 @@ class Subscribers:
             del self._watching[key_id]
 
 
-class Watching:
+class Counting:
     """The context of a subscriber. A generator would take five times the memory of this for each."""
 
     __slots__ = ("_key_id", "_subscribers")

@@ -21,7 +21,7 @@ from api.http.body import declared_size, next_message
 from api.http.idempotency import has_key, resource_id
 from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter, shorten
 from headrace.files.queries import FileWriter
-from headrace.files.quota import check_room
+from headrace.files.quota import check_file_quota
 from headrace.keys.principal import Principal
 from headrace.stores.database import Database
 
@@ -130,8 +130,8 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         raise too_large
     form = _Form()
     parser = _parser(request, form)
-    room = partial(check_room, database, principal.account_id, request.state.settings, param="file")
-    await room(files=1, size=max(0, declared - LARGEST_FORM))
+    check_quota = partial(check_file_quota, database, principal.account_id, request.state.settings, param="file")
+    await check_quota(files=1, size=max(0, declared - LARGEST_FORM))
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
     claimed = False
@@ -146,7 +146,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         filename = (form.filename or "file")[:_LONGEST_FILENAME]
         seconds = _seconds(form.fields)
         await writer.flush()
-        await room()  # counts simultaneous uploads too
+        await check_quota()  # counts simultaneous uploads too
         await authenticate(request)  # an upload may outlast its key
         digest.update(orjson.dumps([form.fields, filename]))
         asked = orjson.dumps(digest.hexdigest())

@@ -16,8 +16,8 @@ from fastapi import Request
 from api.http.idempotency import give_up_claim, has_key, resource_id
 from api.jobs.asked import Asked
 from api.jobs.cancel import cancel
+from api.jobs.cancellations import Cancellations
 from api.jobs.client_events import Begin, events_for
-from api.jobs.doubts import Doubts
 from api.jobs.tracing import trace_submission
 from headrace.agents.queries import AgentVersion, find_agent
 from headrace.catalogue.models import Route
@@ -231,21 +231,21 @@ async def _commit(request: Request, submission: Submission) -> int:
 
 
 def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
-    """Return the context in which a job is accepted and its client answered: see `Doubts.answering`."""
-    doubts: Doubts = request.state.doubts
+    """Return the context in which a job is accepted and its client answered: see `Cancellations.answering`."""
+    cancellations: Cancellations = request.state.cancellations
 
     async def cancel_if_unanswered() -> bool:
         cancelled = await cancel(request, job.id, job.account_id)
         return cancelled is None or cancelled.never_ran
 
-    return doubts.answering(request, job.id, cancel_if_unanswered)
+    return cancellations.answering(request, job.id, cancel_if_unanswered)
 
 
 def _free(request: Request, submission: Submission) -> None:
     """Free the memory of a request that Postgres has: its client may wait for the job for a long time."""
     submission.job.request = ""
     submission.asked = None
-    request.state.room.give_back(request)
+    request.state.body_memory.give_back(request)
 
 
 async def _admit(request: Request, submission: Submission) -> NewJob:

@@ -8,7 +8,7 @@ import functools
 
 from fastapi import Request
 
-from api.jobs.doubts import Doubts
+from api.jobs.cancellations import Cancellations
 from headrace.events.follow import follow
 from headrace.events.job_events import Ended
 from headrace.events.listener import ListenerClosedError
@@ -53,8 +53,8 @@ async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | 
 
     Returns the job afterwards, or None while Postgres is unavailable.
     """
-    doubts: Doubts = request.state.doubts
-    return await doubts.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
+    cancellations: Cancellations = request.state.cancellations
+    return await cancellations.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
 
 
 async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:

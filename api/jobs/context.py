@@ -54,7 +54,7 @@ async def _earlier_context(request: Request, principal: Principal, body: bytes) 
     job = None if job_id is None else await read_stored(request.state.database, job_id, principal.account_id)
     if job is None or job.format != "responses":
         return None
-    await request.state.room.take(request, len(body) + len(job.request))
+    await request.state.body_memory.take(request, len(body) + len(job.request))
     stored = await offloaded(len(job.request), orjson.loads, job.request)
     items: list[dict[str, Any]] = stored["input"]
     return items[: stored[CONTEXT_ITEMS]]
@@ -86,7 +86,7 @@ async def _present_context(
         principal.account_id,
         terms.conversation if isinstance(terms.conversation, str) else terms.conversation.id,
         most_bytes=request.state.settings.max_body_bytes,
-        reserve=lambda size: request.state.room.take(request, own_size + size),
+        reserve=lambda size: request.state.body_memory.take(request, own_size + size),
     )
 
 
@@ -129,7 +129,7 @@ async def _context_of(request: Request, principal: Principal, response_id: str, 
             param="previous_response_id",
             code="context_too_long",
         )
-    await request.state.room.take(request, own_size + size)
+    await request.state.body_memory.take(request, own_size + size)
     return await offloaded(size, _items_of, previous)
 
 
@@ -189,7 +189,7 @@ async def _items_of_responses(
                 raise invalid_parameter(
                     "input", f"the responses that it refers to are larger than {most} bytes", code="context_too_long"
                 )
-            await request.state.room.take(request, own_size + read)
+            await request.state.body_memory.take(request, own_size + read)
             job = await read_stored(database, job_id, principal.account_id)
             items = [] if job is None else await offloaded(sizes[job_id], _items_of, job)
             found |= {item["id"]: item for item in items if item["id"] in params}

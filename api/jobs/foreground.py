@@ -78,7 +78,7 @@ class Foreground:
         try:
             return await (self._stream() if self._streamed else self._whole())
         finally:
-            self.request.state.room.give_back(self.request)  # if the job was not accepted
+            self.request.state.body_memory.give_back(self.request)  # if the job was not accepted
 
     async def _whole(self) -> Response:
         """Return the completion when the job has ended."""

@@ -12,7 +12,7 @@ from api.http.authentication import Administrator, Authenticated
 from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
-from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
+from api.http.pages import STORABLE_TEXT, Limit, Order, Page, after_id, check_after, render_page
 from headrace.errors import PermissionDeniedError
 from headrace.formats.chat.validation import check_text, parse_body
 from headrace.keys import accounts
@@ -26,7 +26,7 @@ router = APIRouter(tags=["API keys"])
 
 AccountName = Annotated[
     str | None,
-    Query(alias="account", min_length=1, max_length=256, pattern=r"^[^\x00]*$", description="For administrators"),
+    Query(alias="account", min_length=1, max_length=256, pattern=STORABLE_TEXT, description="For administrators"),
 ]
 
 

@@ -40,7 +40,7 @@ from headrace.batches.state import BatchState
 from headrace.errors import ConflictError, HeadraceError, RateLimitError, invalid_parameter, shorten
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
-from headrace.files.quota import check_room
+from headrace.files.quota import check_file_quota
 from headrace.formats.chat.validation import check_metadata
 from headrace.ids import batch_line_id, is_id, job_id_of_line, new_id
 from headrace.jobs.sql.lists import PAGE_BYTES
@@ -110,7 +110,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     file_id = asked.input_file_id or await _store_inline(request, principal, asked.endpoint, asked.requests or [])
     cancel = partial(queries.cancel_batch, database, batch_id, account_id)
     new = _new_batch(request, asked, batch_id, file_id, principal)
-    async with request.state.doubts.answering(request, batch_id, cancel) as made:
+    async with request.state.cancellations.answering(request, batch_id, cancel) as made:
         span = trace_submission(
             batch_id,
             LINES,
@@ -170,7 +170,7 @@ def _new_batch(
 async def _store_inline(request: Request, principal: Principal, endpoint: str, lines: list[dict[str, Any]]) -> str:
     """Store the requests of a body as an input file, and return its id."""
     state, common = request.state, {"method": "POST", "url": endpoint}
-    await check_room(state.database, principal.account_id, state.settings, files=1, param="requests")
+    await check_file_quota(state.database, principal.account_id, state.settings, files=1, param="requests")
     writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
     for at in range(0, len(lines), 100):
         await writer.write(b"".join(orjson.dumps(common | line) + b"\n" for line in lines[at : at + 100]))
@@ -276,7 +276,7 @@ def _event_id(row: Row) -> str:
 
 
 async def _tell(request: Request, principal: Principal, row: Row, known: str | None, write: Write) -> None:
-    with request.state.subscribers.watching(principal.key_id):
+    with request.state.subscribers.counting(principal.key_id):
         await _watch(request, principal.account_id, row, known, write)
 
 

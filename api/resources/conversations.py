@@ -19,7 +19,7 @@ from api.http.pages import Limit, Order, Page, render_page
 from api.resources.metadata import MetadataUpdate
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
-from headrace.conversations.context import check_room, no_such_conversation
+from headrace.conversations.context import check_conversation_size, no_such_conversation
 from headrace.conversations.items import parse_conversation, parse_items, with_new_ids
 from headrace.conversations.queries import Conversation
 from headrace.errors import NotFoundError, QuotaExceededError, invalid_parameter, shorten
@@ -136,7 +136,9 @@ async def create_items(request: Request, principal: Authenticated, conversation_
     change = await Change.of(request, principal, body)
     if not change.done:
         most: int = request.state.settings.max_body_bytes
-        await check_room(database, conversation_id, account_id, items=len(given), size=len(body), most_bytes=most)
+        await check_conversation_size(
+            database, conversation_id, account_id, items=len(given), size=len(body), most_bytes=most
+        )
     # The items' ids are made of one that the key stands for, so that a repeated request finds the items.
     claimed, _ = await resource_id(request, principal, new_id("items"), body)
     items = with_new_ids(given, claimed[-32:])

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from api.http.authentication import Authenticated, authenticate
 from api.http.errors import render_json
 from api.http.idempotency import replay_headers
-from api.http.pages import Order, Page, after_id, check_after, render_page
+from api.http.pages import STORABLE_TEXT, Order, Page, after_id, check_after, render_page
 from api.http.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
 from headrace.files import queries
@@ -52,7 +52,7 @@ async def create_file(request: Request, principal: Authenticated) -> Response:
 async def list_files(
     request: Request,
     principal: Authenticated,
-    purpose: Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")] = None,
+    purpose: Annotated[str | None, Query(max_length=64, pattern=STORABLE_TEXT)] = None,
     after: Annotated[str | None, after_id("file-")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",

@@ -21,7 +21,7 @@ from api.http.body import read_body
 from api.http.connection import Client
 from api.http.errors import render_json
 from api.http.idempotency import Change
-from api.http.pages import Limit, ModelFilter, Order, Page, after_id, check_after, render_page
+from api.http.pages import Limit, Order, Page, TextFilter, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import PING, EventStream, LiveEvents, Write, render_error_event, render_event
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
@@ -88,10 +88,10 @@ async def list_jobs(
     principal: Authenticated,
     metadata: MetadataFilter,
     status: State | None = None,
-    model: ModelFilter = None,
+    model: TextFilter = None,
     format: Annotated[JobFormat | None, Query()] = None,  # noqa: A002  (the name of the query's parameter)
-    agent_id: ModelFilter = None,
-    batch_id: ModelFilter = None,
+    agent_id: TextFilter = None,
+    batch_id: TextFilter = None,
     created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     created_before: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds")] = None,
     after: Annotated[str | None, after_id("job_")] = None,

@@ -15,7 +15,7 @@ from api.http.authentication import Authenticated
 from api.http.body import METADATA_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
-from api.http.pages import Limit, ModelFilter, Order, Page, after_id, render_page, render_page_after
+from api.http.pages import Limit, Order, Page, TextFilter, after_id, render_page, render_page_after
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
 from api.http.sse import EventStream
 from api.jobs.attached import attached
@@ -69,7 +69,7 @@ async def list_completions(
     request: Request,
     principal: Authenticated,
     metadata: MetadataFilter,
-    model: ModelFilter = None,
+    model: TextFilter = None,
     after: Annotated[str | None, after_id("chatcmpl-")] = None,
     limit: Limit = 20,
     order: Order = "asc",

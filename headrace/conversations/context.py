@@ -20,15 +20,15 @@ def no_such_conversation(conversation_id: str, *, param: str = "conversation_id"
     return NotFoundError(f"Conversation with id '{shorten(conversation_id)}' not found.", param=param)
 
 
-async def check_room(
+async def check_conversation_size(
     database: Database, conversation_id: str, account_id: str, *, items: int, size: int, most_bytes: int
 ) -> None:
-    """Check that a conversation has room for so many items more, of `size` bytes together.
+    """Check that a conversation may have so many items more, of `size` bytes together.
 
     A response that was accepted before adds its own even beyond the bounds.
 
     Raises:
-        ConflictError: It has not.
+        ConflictError: It would have too many items, or more than `most_bytes` of them.
         NotFoundError: The account has no such conversation.
     """
     has = await queries.measure(database, conversation_id, account_id)

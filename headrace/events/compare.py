@@ -34,8 +34,8 @@ async def compare_readers(hub: Hub, database: Database) -> None:
     while True:
         await hub.has_readers.wait()
         usual = _CHECK_SECONDS if hub.connected else _POLL_SECONDS
-        await wait_for(hub.doubt, max(until_tick(usual), _REST * took))
-        hub.doubt.clear()
+        await wait_for(hub.interrupted, max(until_tick(usual), _REST * took))
+        hub.interrupted.clear()
         began, followed = loop.time(), hub.followed
         try:
             for start in range(0, len(followed), _MOST_COMPARED):

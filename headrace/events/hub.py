@@ -35,8 +35,8 @@ class Hub:
         """
         self._prefix = prefix_in(redis)
         self.origin = f"{self._prefix}headrace:api:{new_id('api')}"
-        self.doubt = asyncio.Event()
-        """Set when the live wire is back after an interruption: `watch` then compares readers with Postgres at once."""
+        self.interrupted = asyncio.Event()
+        """Set when the live wire is back after an interruption: `compare_readers` then asks Postgres at once."""
         self.ending = asyncio.Event()
         """Set when this process is about to end, and disconnects subscribers."""
         self.has_readers = Flag()
@@ -104,7 +104,7 @@ class Hub:
     def _take(self, message: bytes | None) -> None:
         """Give each frame of a message to the readers of its job."""
         if message is None:
-            self.doubt.set()
+            self.interrupted.set()
             return
         try:
             for frame in unpack(message):

@@ -15,7 +15,7 @@ FROM files WHERE account_id = %(account_id)s AND (expires_at IS NULL OR expires_
 """
 
 
-async def check_room(
+async def check_file_quota(
     database: Database, account_id: str, settings: Settings, *, files: int = 0, size: int = 0, param: str
 ) -> None:
     """Check that an account has room for `files` more files, or `size` more bytes, that are not stored yet.

@@ -32,7 +32,7 @@ ENDLESS_PATIENCE_SECONDS = 86_400.0
 SERVER_SHARE = 0.8
 
 # Seconds to wait for a free connection. While Postgres is unavailable, callers fail after that time.
-ROOM_SECONDS = 5.0
+FREE_CONNECTION_SECONDS = 5.0
 
 
 class Connections:
@@ -121,10 +121,12 @@ class Connections:
             await self._room.acquire()
             return
         try:
-            async with asyncio.timeout(ROOM_SECONDS):
+            async with asyncio.timeout(FREE_CONNECTION_SECONDS):
                 await self._room.acquire()
         except TimeoutError:
-            raise sa.exc.TimeoutError(f"No connection to Postgres became free within {ROOM_SECONDS:g} s.") from None
+            raise sa.exc.TimeoutError(
+                f"No connection to Postgres became free within {FREE_CONNECTION_SECONDS:g} s."
+            ) from None
 
     async def close(self) -> None:
         """Close every connection."""

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from headrace.stores.connections import PATIENCE_SECONDS, ROOM_SECONDS, Connections, Row
+from headrace.stores.connections import FREE_CONNECTION_SECONDS, PATIENCE_SECONDS, Connections, Row
 from headrace.stores.database_url import connection_parameters
 from headrace.stores.failures import is_unavailable, leave_stale
 from headrace.stores.sessions import SESSION, Opener
@@ -60,7 +60,7 @@ class Database:
                 hide_parameters=True,  # logs contain no prompts
                 pool_size=connections,
                 max_overflow=0,
-                pool_timeout=ROOM_SECONDS,
+                pool_timeout=FREE_CONNECTION_SECONDS,
                 pool_use_lifo=True,
                 async_creator=Opener(connection_parameters(database_url, part), {**SESSION, **settings}),
             )

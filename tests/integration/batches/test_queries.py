@@ -32,7 +32,7 @@ from headrace.files.queries import (
     read_file,
     sweep_files,
 )
-from headrace.files.quota import check_room
+from headrace.files.quota import check_file_quota
 from headrace.files.tables import CHUNK_BYTES
 from headrace.ids import new_id
 from headrace.jobs.records import NewLine
@@ -337,12 +337,12 @@ async def test_files_of_an_account_are_bounded_in_number_and_bytes(database: Dat
     writer = FileWriter(database, account_id=stranger.account_id, purpose="batch")
     await writer.write(b"x" * 300)
     await writer.flush()  # is under way
-    room = partial(check_room, database, stranger.account_id, param="file")
-    await room(Settings(account_files=2, account_file_bytes=900))
-    await room(Settings(account_files=3, account_file_bytes=1000), files=1, size=100)
+    check = partial(check_file_quota, database, stranger.account_id, param="file")
+    await check(Settings(account_files=2, account_file_bytes=900))
+    await check(Settings(account_files=3, account_file_bytes=1000), files=1, size=100)
     for files, size in ((2, 1000), (3, 999)):
         with pytest.raises(QuotaExceededError) as refused:
-            await room(Settings(account_files=files, account_file_bytes=size), files=1, size=100)
+            await check(Settings(account_files=files, account_file_bytes=size), files=1, size=100)
         assert (refused.value.code, refused.value.param) == ("file_quota_exceeded", "file")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.conversations import context
 from headrace.conversations.appending import Item
-from headrace.conversations.context import check_room, read_context
+from headrace.conversations.context import check_conversation_size, read_context
 from headrace.conversations.queries import add_items, create_conversation
 from headrace.errors import ConflictError, InvalidRequestError, NotFoundError
 from headrace.ids import new_id
@@ -83,7 +83,7 @@ async def test_items_are_added_up_to_the_bounds(
 ) -> None:
     monkeypatch.setattr(context, "MOST_ITEMS", 5)
     account = owner.account_id
-    await check_room(database, conversation, account, items=2, size=10, most_bytes=43)
+    await check_conversation_size(database, conversation, account, items=2, size=10, most_bytes=43)
     for items, size in [(3, 10), (2, 11)]:
         with pytest.raises(ConflictError):
-            await check_room(database, conversation, account, items=items, size=size, most_bytes=43)
+            await check_conversation_size(database, conversation, account, items=items, size=size, most_bytes=43)

@@ -377,7 +377,7 @@ async def test_watching_ends_when_told_to_even_while_it_wakes_up(jobs: Jobs, dea
     hub = Hub(deaf, buffer_bytes=BUFFER, patience_seconds=60)
     watching = asyncio.create_task(comparing.compare_readers(hub, jobs.database))
     await asyncio.sleep(0.01)
-    hub.doubt.set()
+    hub.interrupted.set()
     for _ in range(steps):
         await asyncio.sleep(0)
     watching.cancel()

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from api.http.room import Room
 from fastapi import Request
 
-from api.http.room import Room
 from api.jobs.context import expanded
 from headrace.errors import InvalidRequestError
 from headrace.formats.responses.context import expand, with_ids

@@ -1,6 +1,6 @@
 """The memory for large request bodies: a limit on all of them together in one process, from first byte to job row.
 
-A parsed body takes a few times its size, so the room is a part of the process's memory. A request takes room as its
+A parsed body takes a few times its size, so the limit is a part of the process's memory. A request takes memory as its
 body arrives, so a slow client holds only as much as it has sent.
 """
 
@@ -14,28 +14,28 @@ from fastapi import Request
 from headrace.errors import RateLimitError, UnavailableError
 from headrace.runtime.offload import LARGE_BYTES
 
-# Bytes that are taken and given back at a time.
+# Bytes that a request takes and gives back at a time.
 _UNIT = 1024 * 1024
-# Seconds a body waits for other bodies to give back room.
+# Seconds for which a body waits until other requests give back memory.
 _PATIENCE_SECONDS = 10.0
 
 
-class Room:
-    """The room of one process. An account takes at most half of it."""
+class BodyMemory:
+    """The memory for the large bodies of one process. An account takes at most half of it."""
 
     def __init__(self, size: int) -> None:
-        """Have room for bodies of `size` bytes together."""
+        """Allow bodies of `size` bytes together."""
         units = max(2, size // _UNIT)
         self._share = units // 2
         self._free = asyncio.Semaphore(units)
         self._taken: Counter[str] = Counter()
 
     async def take(self, request: Request, size: int) -> None:
-        """Take room for the `size` bytes of a request's body that have arrived, less the room that it has.
+        """Take memory for the `size` bytes of a request's body that have arrived, less what the request has already.
 
         Raises:
             RateLimitError: The account's bodies have all of its share.
-            UnavailableError: No room became free in time.
+            UnavailableError: No memory became free in time.
         """
         if size <= LARGE_BYTES:
             return
@@ -56,7 +56,7 @@ class Room:
             state.body_units = request.scope["state"].get("body_units", 0) + 1
 
     def give_back(self, request: Request) -> None:
-        """Give back all room of a request, which may take room again."""
+        """Give back all memory of a request, which may take some again."""
         units = request.scope["state"].pop("body_units", 0)
         if units:
             self._leave(request.state.account_id, units)

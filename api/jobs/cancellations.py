@@ -35,13 +35,13 @@ _PATIENCE_SECONDS = 2.0
 # Seconds between two tries, and seconds for which a successful cancellation is repeated: an abandoned connection
 # delivers nothing after its `tcp_user_timeout`, and a statement ends by its `statement_timeout`.
 _AGAIN_SECONDS = 1.0
-_CERTAIN_SECONDS = 30.0
+_REPEAT_SECONDS = 30.0
 # Seconds that a process which shuts down waits for its cancellations.
 _LAST_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class _Doubt(Generic[Result]):
+class _Cancellation(Generic[Result]):
     name: str
     cancel: Callable[[], Awaitable[Result]]
     until: float
@@ -51,12 +51,12 @@ class _Doubt(Generic[Result]):
     result: Result | None = None
 
 
-class Doubts:
+class Cancellations:
     """The jobs and batches that one API process has to cancel."""
 
     def __init__(self) -> None:
-        self._doubts: dict[str, _Doubt[Any]] = {}
-        self._has_doubts = Flag()
+        self._pending: dict[str, _Cancellation[Any]] = {}
+        self._has_pending = Flag()
 
     @contextlib.asynccontextmanager
     async def answering(
@@ -82,58 +82,58 @@ class Doubts:
         except SQLAlchemyError as error:
             if not has_key(request) and (is_made or not was_certainly_refused(error)):
                 log.warning("%s may have been accepted although its client gets an error: %s", name, error)
-                if not await self.cancel(name, cancel, certain_seconds=_CERTAIN_SECONDS):
+                if not await self.cancel(name, cancel, repeat_seconds=_REPEAT_SECONDS):
                     raise OutcomeUnknownError from error
             raise
         except asyncio.CancelledError:
             if not has_key(request):
-                self._add(_Doubt(name, cancel, now() + _CERTAIN_SECONDS))
+                self._add(_Cancellation(name, cancel, now() + _REPEAT_SECONDS))
             raise
 
     async def cancel(
-        self, name: str, cancel: Callable[[], Awaitable[Result]], *, certain_seconds: float = 0.0
+        self, name: str, cancel: Callable[[], Awaitable[Result]], *, repeat_seconds: float = 0.0
     ) -> Result | None:
         """Cancel the job or batch `name`, and retry while Postgres is unavailable.
 
-        A successful cancellation is repeated for `certain_seconds`. Returns the result of `cancel`, or None if it has
+        A successful cancellation is repeated for `repeat_seconds`. Returns the result of `cancel`, or None if it has
         not succeeded within two seconds.
         """
-        self._add(doubt := _Doubt(name, cancel, now() + certain_seconds))
+        self._add(cancellation := _Cancellation(name, cancel, now() + repeat_seconds))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._try(doubt)
-        return doubt.result
+                await self._try(cancellation)
+        return cancellation.result
 
     async def run(self) -> None:
         """Retry cancellations until this task is cancelled."""
         while True:
-            await self._has_doubts.wait()
+            await self._has_pending.wait()
             await next_tick(_AGAIN_SECONDS)
-            for doubt in list(self._doubts.values()):
-                await self._try(doubt)
-            if not self._doubts:
-                self._has_doubts.clear()
+            for cancellation in list(self._pending.values()):
+                await self._try(cancellation)
+            if not self._pending:
+                self._has_pending.clear()
 
     async def finish(self) -> None:
         """Wait until `run` has cancelled every job once, for at most five seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
-                await asyncio.gather(*(doubt.cancelled.wait() for doubt in self._doubts.values()))
-        for doubt in self._doubts.values():
-            if not doubt.cancelled.is_set():
-                with bind(**doubt.fields):
-                    log.warning("could not cancel %s before the process ends", doubt.name)
+                await asyncio.gather(*(cancellation.cancelled.wait() for cancellation in self._pending.values()))
+        for cancellation in self._pending.values():
+            if not cancellation.cancelled.is_set():
+                with bind(**cancellation.fields):
+                    log.warning("could not cancel %s before the process ends", cancellation.name)
 
-    def _add(self, doubt: _Doubt[Any]) -> None:
-        self._doubts[doubt.name] = doubt
-        self._has_doubts.set()
+    def _add(self, cancellation: _Cancellation[Any]) -> None:
+        self._pending[cancellation.name] = cancellation
+        self._has_pending.set()
 
-    async def _try(self, doubt: _Doubt[Any]) -> None:
+    async def _try(self, cancellation: _Cancellation[Any]) -> None:
         try:
-            doubt.result = await doubt.cancel()
+            cancellation.result = await cancellation.cancel()
         except SQLAlchemyError as error:
-            log.debug("could not cancel %s yet: %s", doubt.name, error)
+            log.debug("could not cancel %s yet: %s", cancellation.name, error)
             return
-        doubt.cancelled.set()
-        if now() >= doubt.until:
-            self._doubts.pop(doubt.name, None)
+        cancellation.cancelled.set()
+        if now() >= cancellation.until:
+            self._pending.pop(cancellation.name, None)
