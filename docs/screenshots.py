@@ -6,6 +6,7 @@ Look at the pictures before you commit them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from headrace.dev.scratch import scratch_dir
 
@@ -32,8 +33,9 @@ OTHERS = DOCS.parent / "build" / "screenshots"
 # The pictures that pages of the docs show.
 SHOWN = re.compile(r"images/console/(\S+?\.png)")
 # Pixels of a picture: of a wide screen and of a telephone.
-WIDE = {"width": 1280, "height": 800}
-NARROW = {"width": 390, "height": 780}
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+NARROW: ViewportSize = {"width": 390, "height": 780}
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 # What a browser in a container needs, and what keeps it from calling anywhere by itself.
 ARGUMENTS = (
     "--no-sandbox",
@@ -61,8 +63,8 @@ def main() -> None:
         shown = fill(client, webhook)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-            for size, theme in ((WIDE, "light"), (WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")):
-                context = browser.new_context(base_url=console, viewport=size, color_scheme=theme)  # type: ignore[arg-type]
+            for size, theme in itertools.product((WIDE, NARROW), THEMES):
+                context = browser.new_context(base_url=console, viewport=size, color_scheme=theme)
                 page = context.new_page()
                 page.goto("/sign-in")
                 page.fill("#key", key)
@@ -84,7 +86,7 @@ def take(page: Page, name: str, path: str, kind: str) -> None:
     if picture.name in set(SHOWN.findall((DOCS / "how-to" / "console.md").read_text())):
         shutil.copy(picture, IMAGES)
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-        print(f"{name}-{kind}: wider than the screen", file=sys.stderr)  # noqa: T201
+        print(f"{name}-{kind}: wider than the screen", file=sys.stderr)  # noqa: T201  (a command)
 
 
 @contextmanager

@@ -35,8 +35,9 @@ _READING_POSTS = frozenset({"/responses/input_tokens"})
 
 # Seconds for which a process uses a key without looking it up again: a revoked key stops working within them.
 _CACHE_SECONDS = 1.0
+# Entries at which a cache is emptied.
 _CACHE_SIZE = 10_000
-# A cache of at most so many keys is not searched for old ones.
+# Entries above which a cache is searched for old ones.
 _CACHE_WORTH_A_LOOK = 100
 # Seconds between two checks of the keys of open streams.
 _RECHECK_SECONDS = 2.0
@@ -44,7 +45,7 @@ _RECHECK_SECONDS = 2.0
 _MARK_SECONDS = 60.0
 _GATHER_SECONDS = 0.5
 
-# By a key's hash: what to call when the key becomes invalid, and whether also when it is no administrator's any more.
+# By key hash: each callback to run when the key becomes invalid, and whether also when it loses the scope `admin`.
 _Held = dict[bytes, set[tuple[Callable[[], None], bool]]]
 
 
@@ -111,9 +112,9 @@ class Authenticator:
         return found
 
     def holding(self, principal: Principal, end: Callable[[], None]) -> Holding:
-        """Return what calls `end` if the principal's key is revoked, expires or is rotated meanwhile.
+        """Return the check that calls `end` when the principal's key is revoked, rotated or expires.
 
-        `end` is called too if the request names an account and its key is an administrator's no longer.
+        It also calls `end` if the request names an account and its key loses the scope `admin`.
         """
         return Holding(self._held, self._has_work, principal.key_hash, (end, principal.names_account))
 
@@ -187,7 +188,7 @@ class Holding:
         self._has_work.set()
 
     def end(self) -> None:
-        """Have it checked no longer."""
+        """Stop checking the key."""
         held = self._held[self._key_hash]
         held.discard(self._one)
         if not held:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 LARGEST_HEAD = 64 * 1024
 """The most bytes of a request's headers, and of its trailers."""
 MOST_HEADERS = 128
+"""The most headers of a request."""
 LONGEST_URL = 16 * 1024
 """The most bytes of a request's path and query. Sixteen metadata filters with the longest names and values fit."""
 MOST_PIPELINED = 16
@@ -267,6 +268,7 @@ class Connection(HttpToolsProtocol):
         if self.pipeline is _NONE_WAIT and not self.is_idle:
             self.pipeline = deque()
         super().on_headers_complete()
+        # uvicorn only sets, clears and awaits it, which a Flag does in less memory.
         self.cycle.message_event = Flag()  # type: ignore[assignment]
         cycle = self.pipeline[0][0] if self.pipeline else self.cycle
         if not cycle.keep_alive:  # uvicorn has no hook for the cycle's class
@@ -387,7 +389,8 @@ class Connection(HttpToolsProtocol):
         answer.headers["connection"] = "close"
         answer.headers["x-request-id"] = request_id
         with bind(request=request_id):
-            level = logging.INFO if error.status < 500 else logging.DEBUG  # of full connections there is a warning
+            # A 5xx says that all connections are in use, and `connection_made` has logged a warning that says so.
+            level = logging.INFO if error.status < 500 else logging.DEBUG
             log.log(level, "refused a request: %s", error.summary())
         lines = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(answer.body)))

@@ -20,6 +20,7 @@ from headrace.keys.principal import Principal
 from headrace.runtime.offload import offloaded
 
 LONGEST_KEY = 255
+"""The most characters of a key."""
 _HEADER = "idempotency-key"
 _VALID = re.compile(rf"[\x20-\x7e]{{1,{LONGEST_KEY}}}")
 

@@ -1,4 +1,7 @@
-"""The outermost middleware: it gives requests their ids and log lines, answers HEAD and for uncaught errors."""
+"""The outermost middleware.
+
+It gives each request an id and a log line, serves HEAD, and turns uncaught errors into answers.
+"""
 
 from __future__ import annotations
 

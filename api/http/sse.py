@@ -17,6 +17,7 @@ from api.http.connection import Client
 from headrace.errors import HeadraceError
 from headrace.events.job_events import Deltas
 
+# Bytes of events that are written together at most.
 _LARGEST_WRITE = 16 * 1024
 PING = b": ping\n\n"
 # In streams of responses, whose events have ids: OpenAI's Python client keeps the last id, and so takes a blank line

@@ -29,9 +29,11 @@ LARGEST_FORM = 64 * 1024
 """The most bytes of a form without its file: boundaries, headers, names, fields."""
 LONGEST_FIELD = 1024
 """The most bytes of a field other than the file."""
+# Characters of a file's name that are kept.
 _LONGEST_FILENAME = 512
 # A file name as RFC 8187 encodes it. RFC 7578 forbids that, but clients in C#, Java and Go send it with the plain one.
 _EXTENDED = re.compile(r""";\s*filename\*\s*=\s*"?utf-8'[^']*'([^";\s]+)""", re.IGNORECASE)
+# Seconds for which a file may be kept.
 _SECONDS = range(3600, 2_592_000 + 1)
 
 FORM: dict[str, Any] = {

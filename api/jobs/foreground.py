@@ -71,7 +71,7 @@ class Foreground:
         self._attendance = Attendance(request, principal, self._listener)
 
     def answer(self) -> Response:
-        """Return the answer to a request for the whole completion or for its stream: both come later."""
+        """Return a `Later` that answers with the whole completion or with its stream."""
         return Later(self._answer)
 
     async def _answer(self) -> Response:

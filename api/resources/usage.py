@@ -25,7 +25,9 @@ from headrace.usage.spreadsheet import render_rows
 
 router = APIRouter(prefix="/usage", tags=["Usage"])
 
+# Seconds before the end at which a question without a start begins.
 _DEFAULT_SECONDS = 30 * 86_400
+# Rows of one answer at most.
 _MOST_ROWS = 10_000
 _ALL_ACCOUNTS = "all"
 _GROUPED = "Only present if `group_by` names it"
