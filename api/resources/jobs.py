@@ -187,14 +187,14 @@ async def watch_job(
         if cursor == furthest and State(row.state).is_final:
             return Response(status_code=204)  # after an empty stream, a browser would reconnect for ever
     subscriber = _Subscriber(
-        job_id,
-        principal.account_id,
-        row.format,
-        row.created,
-        database,
-        subscribers,
-        request.state.client,
-        watching(request, principal, job_id),
+        job_id=job_id,
+        account_id=principal.account_id,
+        format=row.format,
+        created=row.created,
+        database=database,
+        subscribers=subscribers,
+        client=request.state.client,
+        watched=watching(request, principal, job_id),
     )
     return EventStream(partial(_tell, subscriber, cursor))
 

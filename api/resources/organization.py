@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
@@ -25,8 +25,10 @@ from headrace.usage.question import Bucket, Question
 
 router = APIRouter(prefix="/organization", tags=["Usage"])
 
-# Of each width: the bucket, its seconds, and the buckets of a page by default and at most.
+# By width: the bucket, its seconds, and the buckets of a page by default and at most.
 _WIDTHS = {"1m": (Bucket.MINUTE, 60, 60, 1440), "1h": (Bucket.HOUR, 3600, 24, 168), "1d": (Bucket.DAY, 86_400, 7, 31)}
+# Days of a page of costs by default and at most.
+_DEFAULT_COST_BUCKETS = 7
 _MOST_COST_BUCKETS = 180
 # Results of a page: 10,000 take the event loop about 0.1 s.
 _MOST_ROWS = 10_000
@@ -67,9 +69,16 @@ class _Parameters:
     projects: Sequence[str]
 
 
+class _Bucket(NamedTuple):
+    """The rows of the time from `start` to just before `end`, in Unix seconds."""
+
+    start: int
+    end: int
+    rows: list[dict[str, Any]]
+
+
 _Start = Annotated[int, Query(ge=0, le=2**33, description="Unix seconds")]
 _End = Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds, exclusive; now by default")]
-
 
 _Projects = Annotated[list[str], list_of("project_ids", "Only of these accounts", commas=True)]
 _Keys = Annotated[list[str], list_of("api_key_ids", "Only of these keys", commas=True)]
@@ -97,14 +106,12 @@ def _limit(given: int | None, default: int, most: int) -> int:
     return given or default
 
 
-async def _buckets(
-    request: Request, principal: Principal, asked: _Parameters
-) -> tuple[list[tuple[int, int, list[Any]]], str | None]:
-    """Return the buckets of a page, each with its start, its end and its rows, and the token of the next page."""
+async def _buckets(request: Request, principal: Principal, asked: _Parameters) -> tuple[list[_Bucket], str | None]:
+    """Return the buckets of a page, and the token of the next page."""
     bucket, seconds, *_ = _WIDTHS[asked.width]
     shape = [asked.width, asked.groups, asked.only, asked.projects]
     query = repr([asked.start_time, asked.end_time, *shape, principal.view])
-    start, until = (asked.start_time, asked.end_time)
+    start, until = asked.start_time, asked.end_time
     if asked.page is not None:
         start, until = read_page_token(asked.page, query)
     until = int(time.time()) + 1 if until is None else until
@@ -123,24 +130,24 @@ async def _buckets(
         only=narrow(asked.only, own),
     )
     rows, last = await _rows(database, question, seconds)
-    found: dict[int, list[Any]] = {at: [] for at in range(first, last, seconds)}
+    found: dict[int, list[dict[str, Any]]] = {at: [] for at in range(first, last, seconds)}
     for row in rows:
         found[row["start_time"] - row["start_time"] % seconds].append(row)
-    page = [(max(at, start), min(at + seconds, until), results) for at, results in found.items()]
+    page = [_Bucket(max(at, start), min(at + seconds, until), rows) for at, rows in found.items()]
     return page, render_page_token(query, last, until) if last < until else None
 
 
-def _narrow_projects(asked: Sequence[str], visible: Sequence[str] | None) -> Sequence[str] | None:
-    """Return the projects to read: those asked for, or else all that are visible. None stands for all accounts.
+def _narrow_projects(asked: Sequence[str], allowed: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the projects to read: those asked for, or else all that the key may see. None stands for all accounts.
 
     Raises:
-        PermissionDeniedError: A project is not visible or does not exist: the error does not say which.
+        PermissionDeniedError: The key may not see a project, or it does not exist: the error does not say which.
     """
-    if visible is not None and not set(asked) <= set(visible):
+    if allowed is not None and not set(asked) <= set(allowed):
         raise PermissionDeniedError(
             "Only an administrator's key may ask for another project's usage.", param="project_ids"
         )
-    return asked or visible
+    return asked or allowed
 
 
 async def _rows(database: Database, question: Question, seconds: int) -> tuple[list[dict[str, Any]], int]:
@@ -165,7 +172,9 @@ async def _rows(database: Database, question: Question, seconds: int) -> tuple[l
     return rows, end
 
 
-def _render(buckets: Sequence[tuple[int, int, list[Any]]], next_page: str | None, result: Any) -> Response:
+def _render(
+    buckets: Sequence[_Bucket], next_page: str | None, result: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> Response:
     data = [
         {"object": "bucket", "start_time": start, "end_time": end, "results": [result(row) for row in rows]}
         for start, end, rows in buckets
@@ -203,24 +212,24 @@ async def get_completions_usage(
         "tier": [] if batch is None else ["batch"] if batch else [*_LIVE_TIERS],
     }
     asked = _Parameters(
-        start_time,
-        end_time,
-        bucket_width,
-        _limit(limit, *_WIDTHS[bucket_width][2:]),
-        page,
-        list(dict.fromkeys(_COMPLETION_GROUPS[name] for name in groups)),
-        {name: values for name, values in only.items() if values},
-        _given("project_ids", project_ids),
+        start_time=start_time,
+        end_time=end_time,
+        width=bucket_width,
+        limit=_limit(limit, *_WIDTHS[bucket_width][2:]),
+        page=page,
+        groups=list(dict.fromkeys(_COMPLETION_GROUPS[name] for name in groups)),
+        only={name: values for name, values in only.items() if values},
+        projects=_given("project_ids", project_ids),
     )
     buckets, next_page = await _buckets(request, principal, asked)
-    merged = [(start, end, _merged(rows, groups)) for start, end, rows in buckets]
+    merged = [bucket._replace(rows=_merged(bucket.rows, groups)) for bucket in buckets]
     return _render(merged, next_page, lambda row: _completions_result(row, groups))
 
 
-def _merged(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
+def _merged(rows: list[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
     """Return rows with the live tiers merged into one, if they are grouped by `batch` and not by tier."""
     if "batch" not in groups or "service_tier" in groups:
-        return list(rows)
+        return rows
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         row["tier"] = "batch" if row["tier"] == "batch" else "default"
@@ -291,14 +300,14 @@ async def get_costs(
     groups = _given("group_by", group_by, _COST_GROUPS)
     keys = _given("api_key_ids", api_key_ids)
     asked = _Parameters(
-        start_time,
-        end_time,
-        bucket_width,
-        _limit(limit, 7, _MOST_COST_BUCKETS),
-        page,
-        [_COST_GROUPS[name] for name in groups],
-        {"key": keys} if keys else {},
-        _given("project_ids", project_ids),
+        start_time=start_time,
+        end_time=end_time,
+        width=bucket_width,
+        limit=_limit(limit, _DEFAULT_COST_BUCKETS, _MOST_COST_BUCKETS),
+        page=page,
+        groups=[_COST_GROUPS[name] for name in groups],
+        only={"key": keys} if keys else {},
+        projects=_given("project_ids", project_ids),
     )
     buckets, next_page = await _buckets(request, principal, asked)
     return _render(buckets, next_page, lambda row: _costs_result(row, groups))

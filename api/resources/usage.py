@@ -170,9 +170,7 @@ async def get_usage(
     position, until = read_page_token(page, query) if page is not None else (0, end)
     until = int(time.time()) + 1 if until is None else until  # includes the current second
     filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
-    only = {name: values for name, values in {**filters, "user": user}.items() if values}
-    only |= {f"metadata.{name}": [value] for name, value in metadata.items()}
-    _check_values(only)
+    only = _only({**filters, "user": user}, metadata)
     database = request.state.database
     whose, own = await visible(database, principal, account)
     groups = parse_groups(group_by)
@@ -198,10 +196,18 @@ async def get_usage(
     return render_json(document)
 
 
-def _check_values(only: Mapping[str, Sequence[str]]) -> None:
+def _only(filters: Mapping[str, Sequence[str]], metadata: Mapping[str, str]) -> dict[str, Sequence[str]]:
+    """Return the values that a query narrows each field to.
+
+    Raises:
+        InvalidRequestError: Postgres cannot store a value.
+    """
+    only = {name: values for name, values in filters.items() if values}
+    only |= {f"metadata.{name}": [value] for name, value in metadata.items()}
     for name, values in only.items():
         for value in values:
             check_text(value, name)
+    return only
 
 
 def narrow(only: Mapping[str, Sequence[str]], own: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

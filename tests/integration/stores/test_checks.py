@@ -181,10 +181,20 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]
         connection.rollback()
 
 
-def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values: Values) -> Values:
-    """Insert a row that is sound but for `values`, and return it."""
+# By table: the column that names a row of another table, that table, and what its row has.
+PARENTS: dict[str, tuple[str, str, Values]] = {
+    "job_deltas": ("job_id", "jobs", QUEUED),
+    "file_chunks": ("file_id", "files", {}),
+    "native_parcels": ("batch_id", "batches", {}),
+    "conversation_items": ("conversation_id", "conversations", {}),
+    "agent_versions": ("agent_id", "agents", {}),
+}
+
+
+def sound_rows(owner: Owner) -> dict[str, Values]:
+    """Return a sound row of each table, without the column that names its parent."""
     cell = {"view": "total", "grain": "hour", "account_id": owner.account_id, "start": NOW, "digest": uuid4()}
-    base: dict[str, Values] = {
+    return {
         "accounts": {"id": new_id("acct"), "name": secrets.token_hex(8)},
         "api_keys": {
             "id": new_id("key"),
@@ -249,19 +259,17 @@ def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values
             "estimated": False,
         },
     }
-    row = {**base[table], **values}
-    if table == "job_deltas":
-        row.setdefault("job_id", insert(connection, owner, "jobs", QUEUED)["id"])
-    if table == "file_chunks":
-        row.setdefault("file_id", insert(connection, owner, "files", {})["id"])
-    if table == "native_parcels":
-        row.setdefault("batch_id", insert(connection, owner, "batches", {})["id"])
+
+
+def insert(connection: psycopg.Connection[Any], owner: Owner, table: str, values: Values) -> Values:
+    """Insert a row that is sound but for `values`, and return it."""
+    row = {**sound_rows(owner)[table], **values}
+    if table in PARENTS:
+        column, parent, given = PARENTS[table]
+        if column not in row:
+            row[column] = insert(connection, owner, parent, given)["id"]
     if row.get("batch_id") == LINE["batch_id"]:
         insert(connection, owner, "batches", {"id": row["batch_id"]})
-    if table == "conversation_items":
-        row.setdefault("conversation_id", insert(connection, owner, "conversations", {})["id"])
-    if table == "agent_versions":
-        row.setdefault("agent_id", insert(connection, owner, "agents", {})["id"])
     statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
         sql.Identifier(table),
         sql.SQL(", ").join(map(sql.Identifier, row)),
