@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 from tests.e2e import batches
 from tests.e2e.batches import WHAT, jsonl, line, lines
 from tests.e2e.jobs import chat, completed, job_of, leave, reaches, refused, submit
-from tests.e2e.streams import chunks_of, text_of
+from tests.e2e.streams import EventStream, chunks_of, text_of
 from tests.fakes.provider import DONE, Gate, Json, Provider, answer, chunk, hang, stream
 from tests.fakes.receiver import running_receiver
 from tests.service import BOOTSTRAP_KEY, Service, connect, second_api
@@ -99,12 +99,15 @@ async def test_in_the_middle_of_a_stream_the_second_gets_all_of_it(
         lines = first.aiter_lines()
         while "two" not in await anext(lines):
             pass
-        second = asyncio.create_task(elsewhere.post("/chat/completions", json=body, headers=key))
-        await asyncio.sleep(0.2)
-        gate.release()
-        rest = [found async for found in lines]
-    assert "data: [DONE]" in rest
-    assert text_of(await chunks_of(await second)) == "one two three"
+        async with elsewhere.stream("POST", "/chat/completions", json=body, headers=key) as second:
+            events, seen = EventStream(second), list[Json]()
+            while text_of(seen) != "one two ":
+                seen.append((await anext(events)).data)
+            gate.release()
+            *rest, done = await events.rest()
+        assert "data: [DONE]" in [found async for found in lines]
+    assert done.data == "[DONE]"
+    assert text_of([*seen, *(event.data for event in rest)]) == "one two three"
 
 
 async def test_a_client_that_is_cut_off_comes_back_for_the_answer(

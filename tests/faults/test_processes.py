@@ -7,7 +7,6 @@ import json
 import re
 import signal
 from collections.abc import AsyncIterator
-from unittest.mock import AsyncMock
 
 import httpx
 import psycopg
@@ -30,6 +29,7 @@ from tests.service import (
     second_api,
 )
 from tests.waiting import eventually, until
+from tests.wakeups import leave_unsent
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ async def test_a_wake_up_that_comes_many_times_runs_a_job_once(
     job_id = await submit(cluster_client, model)
     await settled(gate.reached)
     redis = connect_redis(cluster.stores.redis_url, NAMESPACE)
-    queue = JobQueue(redis, AsyncMock())
+    queue = JobQueue(redis, leave_unsent)
     for _ in range(5):
         queue.wake([job_id, job_id], tier="default")
     gate.release()

@@ -1,6 +1,6 @@
 """`make hosts`: the service on several hosts, broken in some ways under load, then the checker's word.
 
-Needs root and `ip netns`; says so and ends well where it has neither. Ends with 1 and the directory of the logs if
+Needs root and `ip netns`; says so and exits with 0 where it has neither. Ends with 1 and the directory of the logs if
 anything was violated.
 """
 

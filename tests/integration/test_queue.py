@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 from redis import Redis
@@ -16,6 +15,7 @@ from headrace.jobs.records import Backlog
 from headrace.queue import _JOBS_A_MESSAGE, RUN_LINES_TASK, RUN_TASK, TIERS, JobQueue, queue_name
 from headrace.stores.redis import connect_redis
 from tests.service import free_port
+from tests.wakeups import leave_unsent
 
 
 def messages(url: str, tier: str) -> list[list[str]]:
@@ -39,7 +39,7 @@ def messages(url: str, tier: str) -> list[list[str]]:
 @pytest.fixture
 async def queue(valkey: EmbeddedValkey) -> AsyncIterator[JobQueue]:
     async with connect_redis(valkey.url) as redis:
-        queue = JobQueue(redis, AsyncMock())
+        queue = JobQueue(redis, leave_unsent)
         yield queue
         await queue.close()
 
@@ -99,7 +99,7 @@ async def test_closing_sends_what_is_pending(queue: JobQueue, valkey: EmbeddedVa
 
 async def test_without_redis_nothing_is_raised_and_nothing_looks_lost(caplog: pytest.LogCaptureFixture) -> None:
     async with connect_redis(f"redis://127.0.0.1:{free_port()}/0") as redis:
-        queue = JobQueue(redis, AsyncMock())
+        queue = JobQueue(redis, leave_unsent)
         with caplog.at_level(logging.WARNING):
             queue.wake(["job_1"], tier="default")
             await settled(queue)

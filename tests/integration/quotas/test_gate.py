@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Self
-from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +30,7 @@ from headrace.quotas.rules import Limits
 from headrace.stores.database import Database, execute
 from headrace.stores.redis import connect_redis, redis_takes_writes
 from tests.integration.job_rows import ERROR, SPENT, Jobs, Owner, end_of
+from tests.wakeups import leave_unsent
 
 CENT = Decimal("0.01")
 NOON = 1_800_000_000
@@ -865,7 +865,7 @@ async def test_a_redis_that_refuses_writes_is_as_one_that_is_unavailable(
 ) -> None:
     redis = connect_redis(valkey.url)
     scopes = [scope(owner, requests_per_minute=1)]
-    queue = JobQueue(redis, AsyncMock())
+    queue = JobQueue(redis, leave_unsent)
     try:
         assert await redis_takes_writes(redis)
         await redis.execute_command(*refuse)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from unittest.mock import AsyncMock
 
 import pytest
 
@@ -29,6 +28,7 @@ from tests.integration.databases import seen_by_all
 from tests.integration.job_rows import Jobs, end_of
 from tests.metrics import Rise
 from tests.waiting import PATIENCE, eventually
+from tests.wakeups import leave_unsent
 
 
 async def work(database: Database) -> set[str]:
@@ -123,7 +123,7 @@ async def test_a_sweeper_asks_nothing_while_there_are_no_jobs_and_rescues_the_fi
     redis = connect_redis(valkey.url)
     settings = Settings(sweep_seconds=0.02, heartbeat_seconds=0.05)
     publisher = Publisher(redis, interval_seconds=0)
-    sweeper = Sweeper(settings, database, JobQueue(redis, AsyncMock()), publisher)
+    sweeper = Sweeper(settings, database, JobQueue(redis, leave_unsent), publisher)
     there_are = asyncio.Event()
     asked = Rise(STORE_SECONDS)
     async with going_on(partial(sweeper.run, there_are)):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
@@ -34,6 +33,7 @@ from tests.integration.databases import create_database
 from tests.integration.job_rows import Owner
 from tests.service import Stores
 from tests.waiting import eventually
+from tests.wakeups import leave_unsent
 from worker.peers import Peers
 from worker.throttle import Throttle
 
@@ -117,7 +117,7 @@ async def test_the_setting_goes_before_the_database(database: Database, database
 async def test_a_wake_up_is_in_one_deployments_queue_alone(
     keys: BlockingRedis, valkey: EmbeddedValkey, ours: NamespacedRedis, theirs: NamespacedRedis
 ) -> None:
-    queue, other = JobQueue(ours, AsyncMock()), JobQueue(theirs, AsyncMock())
+    queue, other = JobQueue(ours, leave_unsent), JobQueue(theirs, leave_unsent)
     for number in range(20):
         queue.wake([f"job_{number}"], tier="default")
         await asyncio.sleep(0)

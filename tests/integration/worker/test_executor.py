@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
@@ -44,6 +43,7 @@ from tests.fakes.provider import (
 from tests.faults.chaos.proxy import Link, Mode, postgres_socket
 from tests.integration.job_rows import Jobs
 from tests.waiting import PATIENCE, eventually
+from tests.wakeups import leave_unsent
 from worker.attempt import Attempt
 from worker.circuits import Circuits
 from worker.executor import Executor
@@ -397,7 +397,7 @@ async def _held(rig: Rig, job_id: str) -> bool:
 
 
 async def _waiting(redis: Redis, tier: str, job_ids: list[str]) -> bool:
-    backlog = await JobQueue(redis, AsyncMock()).backlog(tier)
+    backlog = await JobQueue(redis, leave_unsent).backlog(tier)
     assert backlog is not None
     return set(job_ids) <= set(backlog.job_ids)
 

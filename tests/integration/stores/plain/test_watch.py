@@ -37,11 +37,16 @@ async def linked(link: Link, database_url: str) -> AsyncIterator[PlainConnection
     await connection.close()
 
 
-def break_after_the_next_message(link: Link, connection: PlainConnection) -> None:
-    """Reset the connection once it has a message to read. The event loop waits meanwhile, and so sees both at once."""
+def wait_for_the_next_message(connection: PlainConnection) -> None:
+    """Wait until the connection has a message to read. The event loop waits meanwhile, and so does not read it."""
     arrived = select.poll()
     arrived.register(connection.connection.fileno(), select.POLLIN)
     assert arrived.poll(PATIENCE * 1000)
+
+
+def break_after_the_next_message(link: Link, connection: PlainConnection) -> None:
+    """Reset the connection once it has a message to read. The event loop sees both at once."""
+    wait_for_the_next_message(connection)
     link.be(Mode.CUT)
     reset = select.poll()
     reset.register(connection.connection.fileno(), 0)
@@ -81,7 +86,8 @@ async def test_a_notice_between_two_statements_does_no_harm(one: Database, other
     await pid_of(one)
     await other_session.execute("NOTIFY tests, 'now'")
     await other_session.commit()
-    await asyncio.sleep(0.05)
+    [connection] = one.relaxed._idle
+    wait_for_the_next_message(connection)
     assert await pid_of(one) == pid
 
 
