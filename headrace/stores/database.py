@@ -3,7 +3,8 @@
 Nearly every write of Headrace is one statement, so a transaction is one round trip. Writes that must not be lost go
 through `durable`. Writes whose loss only repeats work (heartbeats, lines that become jobs, jobs that no client knows
 of) and reads go through `relaxed`, whose commits do not wait for the disk; lists and counts, which may read many rows,
-through `lists`. The differences and the time-outs are settings of a connection's session, which a pooler has to keep.
+through `lists`; questions about usage, which may take seconds, through `reports`. The differences and the time-outs are
+settings of a connection's session, which a pooler has to keep.
 """
 
 from __future__ import annotations

@@ -146,7 +146,6 @@ def examples(text: str, language: str) -> list[str]:
 
 
 def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> None:
-    (tmp_path / ".venv").symlink_to(sys.prefix, target_is_directory=True)
     readme = (ROOT / "README.md").read_text().partition("\n## Use it\n")[2].partition("\n## ")[0]
     pages = [(ROOT / "docs/how-to" / f"{name}.md").read_text() for name in EXAMPLES]
     shell = "\n".join(["set -eu -o pipefail", *examples(readme, "sh")])
@@ -156,6 +155,7 @@ def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> 
         "URL": f"{service.base_url}/api/v1",
         "KEY": BOOTSTRAP_KEY,
         "DATABASE_URL": service.stores.database_url,
+        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
     }
     for command in (["bash", "-c", shell], [sys.executable, "-c", python]):
         ended = subprocess.run(

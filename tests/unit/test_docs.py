@@ -145,6 +145,14 @@ def test_the_site_is_built_strictly_and_fetches_nothing_when_it_is_read(tmp_path
     assert [found for page in pages for found in re.findall(loaded, page.read_text())] == []
 
 
+def test_the_readme_and_the_site_promise_the_same() -> None:
+    readme, site = (
+        re.findall(r"^\| what fails .*?\n\n", (ROOT / page).read_text(), re.M | re.S)
+        for page in ("README.md", "docs/index.md")
+    )
+    assert readme == site != []
+
+
 def test_every_module_that_a_page_names_exists() -> None:
     named = {path for page in PAGES for path in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())}
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
@@ -265,5 +273,6 @@ def test_there_are_as_many_as_there_are_servers() -> None:
 def test_the_glossary_defines_the_words_of_the_code() -> None:
     defined = set(re.findall(r"^\*\*(.+?)\*\*$", (ROOT / "docs/glossary.md").read_text(), re.M))
     assert {
-        *("Claim", "Lease", "Fence", "Wake-up", "Frame", "Segment", "Tally", "Parcel", "Origin", "Attempt", "Route")
+        *("Claim", "Lease", "Fence", "Wake-up", "Frame", "Segment", "Tally", "Parcel", "Origin", "Attempt", "Route"),
+        *("Permit", "Adaptive limit", "Scope", "Agent", "Leader", "Namespace"),
     } <= defined
