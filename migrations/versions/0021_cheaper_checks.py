@@ -9,20 +9,14 @@ deleted. A row of the ledger copies a job's account.
 
 from __future__ import annotations
 
-import time
-
-import sqlalchemy as sa
 from alembic import op
+
+from headrace.stores.brief_locks import alter_briefly
 
 revision = "0021"
 down_revision: str | None = "0020"
 branch_labels = None
 depends_on = None
-
-# How long a statement waits for its lock: jobs wait behind it. Seconds until the next try.
-_LOCK_TIMEOUT = "200ms"
-_AGAIN_SECONDS = 0.5
-_NOT_LOCKED = "55P03"
 
 _KEY_OF_ACCOUNT = "fk_jobs_key_id_account_id"
 _KEYS_AND_ACCOUNTS = "uq_api_keys_id_account_id"
@@ -80,21 +74,21 @@ CREATE CONSTRAINT TRIGGER ck_jobs_rules AFTER INSERT OR UPDATE ON jobs FOR EACH 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         # A migration that was interrupted may have done a part of this.
-        _briefly(f"ALTER TABLE jobs DROP CONSTRAINT IF EXISTS {_KEY_OF_ACCOUNT}")
-        _briefly(f"ALTER TABLE api_keys DROP CONSTRAINT IF EXISTS {_KEYS_AND_ACCOUNTS}")
-        _briefly(f"ALTER TABLE api_keys ADD CONSTRAINT {_KEYS_AND_ACCOUNTS} UNIQUE (id, account_id)")
-        _briefly(
+        alter_briefly(f"ALTER TABLE jobs DROP CONSTRAINT IF EXISTS {_KEY_OF_ACCOUNT}")
+        alter_briefly(f"ALTER TABLE api_keys DROP CONSTRAINT IF EXISTS {_KEYS_AND_ACCOUNTS}")
+        alter_briefly(f"ALTER TABLE api_keys ADD CONSTRAINT {_KEYS_AND_ACCOUNTS} UNIQUE (id, account_id)")
+        alter_briefly(
             f"ALTER TABLE jobs ADD CONSTRAINT {_KEY_OF_ACCOUNT} FOREIGN KEY (key_id, account_id) "
             "REFERENCES api_keys (id, account_id) NOT VALID"
         )
         # It reads the whole table, and locks out no reader or writer.
         op.execute(f"ALTER TABLE jobs VALIDATE CONSTRAINT {_KEY_OF_ACCOUNT}")
         for table, column, _ in _OLD:
-            _briefly(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS fk_{table}_{column}")
-        op.execute("DROP FUNCTION IF EXISTS check_job CASCADE")
+            alter_briefly(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS fk_{table}_{column}")
+        alter_briefly("DROP FUNCTION IF EXISTS check_job CASCADE")  # and the trigger of `jobs`
         op.execute(_CHECK_JOB)
-        _briefly(_CHECK_EACH_JOB)
-        _briefly("ALTER TABLE jobs " + ", ".join(f"DROP CONSTRAINT IF EXISTS ck_jobs_{rule}" for rule in _RULES))
+        alter_briefly(_CHECK_EACH_JOB)
+        alter_briefly("ALTER TABLE jobs " + ", ".join(f"DROP CONSTRAINT IF EXISTS ck_jobs_{rule}" for rule in _RULES))
 
 
 def downgrade() -> None:
@@ -105,18 +99,3 @@ def downgrade() -> None:
         op.create_foreign_key(op.f(f"fk_{table}_{column}"), table, target, [column], ["id"])
     op.drop_constraint(op.f(_KEY_OF_ACCOUNT), "jobs")
     op.drop_constraint(op.f(_KEYS_AND_ACCOUNTS), "api_keys")
-
-
-def _briefly(statement: str) -> None:
-    """Run a statement that needs a busy table for itself, in moments between which jobs go on, until it succeeds."""
-    op.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
-    while True:
-        try:
-            op.execute(statement)
-        except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != _NOT_LOCKED:
-                raise
-            time.sleep(_AGAIN_SECONDS)
-        else:
-            break
-    op.execute("RESET lock_timeout")

@@ -5,8 +5,9 @@ Those of the previous release go by their batch's route.
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from alembic import op
+
+from headrace.stores.brief_locks import alter_briefly
 
 revision = "0022"
 down_revision: str | None = "0021"
@@ -14,21 +15,21 @@ branch_labels = None
 depends_on = None
 
 
+_COMMENTS = {
+    "route": "Whose batch API has it, once its batch has no route any more",
+    "cancelled": "Its provider was asked to cancel it",
+}
+
+
 def upgrade() -> None:
-    op.add_column(
-        "native_parcels",
-        sa.Column("route", sa.Text, comment="Whose batch API has it, once its batch has no route any more"),
-    )
-    op.add_column(
-        "native_parcels",
-        sa.Column(
-            "cancelled",
-            sa.Boolean,
-            nullable=False,
-            server_default=sa.false(),
-            comment="Its provider was asked to cancel it",
-        ),
-    )
+    with op.get_context().autocommit_block():
+        # A migration that was interrupted may have done a part of this.
+        alter_briefly(
+            "ALTER TABLE native_parcels ADD COLUMN IF NOT EXISTS route text, "
+            "ADD COLUMN IF NOT EXISTS cancelled boolean NOT NULL DEFAULT false"
+        )
+        for column, comment in _COMMENTS.items():
+            alter_briefly(f"COMMENT ON COLUMN native_parcels.{column} IS '{comment}'")
 
 
 def downgrade() -> None:

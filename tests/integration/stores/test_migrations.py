@@ -155,19 +155,22 @@ def test_migrators_that_start_together_do_no_harm(empty_url: str, models_url: st
         assert fetch(empty_url, query) == fetch(models_url, query)
 
 
-def test_jobs_go_on_while_a_migration_waits_for_their_table(empty_url: str) -> None:
-    migrate(empty_url, "+20")
+@pytest.mark.parametrize(("before", "table"), [("+20", "jobs"), ("+21", "native_parcels")])
+def test_statements_go_on_while_a_migration_waits_for_their_table(empty_url: str, before: str, table: str) -> None:
+    migrate(empty_url, before)
     engine = create_sync_engine(empty_url)
-    waits = sa.text("SELECT count(*) FROM pg_locks WHERE relation = 'jobs'::regclass AND NOT granted")
+    waits = sa.text(f"SELECT count(*) FROM pg_locks WHERE relation = '{table}'::regclass AND NOT granted")
     with ThreadPoolExecutor() as threads, engine.connect() as reader, engine.connect() as other:
-        reader.execute(sa.text("SELECT FROM jobs"))  # in a transaction, which stays open
+        reader.execute(sa.text(f"SELECT FROM {table}"))  # in a transaction, which stays open
         migration = threads.submit(migrate, empty_url)
         until(lambda: other.scalar(waits), "the migration to wait for its lock")
         other.execute(sa.text("SET statement_timeout = '10s'"))
-        assert other.scalar(sa.text("SELECT count(*) FROM jobs")) == 0
-        other.rollback()
-        assert not migration.done()
-        reader.rollback()
+        try:
+            assert other.scalar(sa.text(f"SELECT count(*) FROM {table}")) == 0
+            assert not migration.done()
+        finally:
+            other.rollback()
+            reader.rollback()
         migration.result()
     engine.dispose()
     assert revision_of(empty_url) == head_revision()
