@@ -14,7 +14,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import pytest
@@ -222,6 +222,22 @@ PARSERS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize(("page", "language", "code"), blocks(), ids=lambda value: value if len(value) < 40 else "")
 def test_a_code_block_parses(page: str, language: str, code: str) -> None:
     PARSERS[language](code)
+
+
+PODS = [
+    (document["metadata"]["name"], document["spec"]["template"]["spec"])
+    for page, language, code in blocks()
+    if page == "several-hosts.md" and language == "yaml"
+    for document in yaml.safe_load_all(code)
+]
+
+
+@pytest.mark.parametrize(("name", "pod"), PODS, ids=[name for name, _ in PODS])
+def test_a_pod_has_the_time_to_drain_and_to_leave_its_service_before(name: str, pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert (before > 0) == (name == "headrace-api"), "the process listens until it gets SIGTERM"
+    assert pod["terminationGracePeriodSeconds"] >= before + Settings.model_fields["drain_seconds"].default + 5
 
 
 def commands() -> set[str]:
