@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from headrace.usage.rollups import fold_usage, rebuild_rollups, repair_short_mon
 from tests.integration.databases import Session, waiting
 from tests.integration.job_rows import Owner
 from tests.integration.ledger import Entry, write
+from tests.service import ROOT
 from tests.waiting import PATIENCE
 
 
@@ -125,6 +127,24 @@ async def test_a_month_that_was_taken_out_is_left_alone(database: Database, owne
     await ensure_partitions(database, now=month + timedelta(days=31))
     assert await names(database) == ["usage_other"]
     assert len(await execute(database.relaxed, "SELECT job_id FROM usage_2033_05")) == 1
+
+
+async def test_taking_a_month_out_as_the_docs_say_waits_for_no_reader(
+    database: Database, database_url: str, owner: Owner, month: datetime, other_session: Session
+) -> None:
+    page = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+    [block] = re.findall(r"```sql\n([^`]*DETACH[^`]*)```", page)
+    await ensure_partitions(database, now=month)
+    await write(database, [Entry(owner.account_id, month)])
+    await other_session.execute("SELECT FROM usage")  # in a transaction, which stays open
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        settle, detach = block.replace("2026_11", f"{month:%Y_%m}").split(";\n", 1)
+        await connection.execute(settle.encode())
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await connection.execute(detach.encode())
+        await other_session.commit()
+        await connection.execute(detach.encode())
+    assert await names(database) == []
 
 
 async def answers(database: Database, owner: Owner, keys: Sequence[str]) -> list[list[dict[str, Any]]]:
