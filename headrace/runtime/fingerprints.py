@@ -59,7 +59,8 @@ FROM process_fingerprints WHERE seen_at >= now() - %(gone)s * interval '1 second
 
 def of_configuration(catalogue: Catalogue) -> str:
     """Return a digest of all models and providers, without the values of the providers' keys."""
-    document = catalogue.model_dump_json(include={"models", "providers"}).encode()
+    # Without defaults, as another release may have settings that the file leaves out.
+    document = catalogue.model_dump_json(include={"models", "providers"}, exclude_defaults=True).encode()
     return hashlib.blake2b(document, digest_size=8).hexdigest()
 
 
