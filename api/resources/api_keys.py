@@ -131,11 +131,9 @@ async def create_key(request: Request, principal: KeyManager) -> Response:
     if asked.account is not None:
         account_id = await ensure_account(database, asked.account)
     await accept_limits(request, account_id, asked.limits)
-    if await queries.count_keys(database, account_id) >= MOST_KEYS:
-        raise ConflictError(f"An account has at most {MOST_KEYS} API keys: revoke one first.")
     key_id, _ = await resource_id(request, principal, new_id("key"), body)
     key_id, key = await queries.create_key(
-        database, key_id=key_id, account_id=account_id, parent_id=principal.key_id, **changes
+        database, key_id=key_id, account_id=account_id, parent_id=principal.key_id, most=MOST_KEYS, **changes
     )
     return await _show_once(request, principal, key_id, key)
 

@@ -37,7 +37,7 @@ from headrace.batches.ended import has_line, list_ended
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
-from headrace.errors import ConflictError, HeadraceError, RateLimitError, invalid_parameter, shorten
+from headrace.errors import ConflictError, HeadraceError, invalid_parameter, shorten
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_file_quota
@@ -99,9 +99,9 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     """Run the requests of a file or of the body within a window. All requests are checked before the first runs."""
     body = await read_body(request)
     asked = await offloaded(len(body), parse_batch_request, body)
-    database, account_id = request.state.database, principal.account_id
+    database, settings, account_id = request.state.database, request.state.settings, principal.account_id
     if asked.webhook is not None:
-        await accept_webhook(request.state.settings, database, account_id, asked.webhook)
+        await accept_webhook(settings, database, account_id, asked.webhook)
     earlier = await earlier_id(request, principal, body)
     if earlier is not None and (batch := await queries.get_batch(database, earlier, account_id)) is not None:
         return render_json(render_batch(batch), replay_headers(repeated=True))
@@ -121,7 +121,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
         with span or contextlib.nullcontext():
             if span is not None:
                 new = replace(new, trace_context=span.context)
-            if not await queries.create_batch(database, new):
+            if not await queries.create_batch(database, new, most=settings.batches_in_progress):
                 raise no_such_file(file_id, param="input_file_id")
         made()
         request.state.publisher.call_scheduler()
@@ -137,14 +137,11 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
         NotFoundError: The account has no such file for a batch.
         RateLimitError: The account has too many batches that have not ended.
     """
-    most = request.state.settings.batches_in_progress
-    if await queries.count_active(request.state.database, principal.account_id) >= most:
-        raise RateLimitError(
-            f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
-        )
+    database, most = request.state.database, request.state.settings.batches_in_progress
+    await queries.check_active(database.relaxed, principal.account_id, most=most)
     check_metadata(asked.metadata)
     if asked.input_file_id is not None:
-        file = await get_file(request.state.database, asked.input_file_id, principal.account_id, param="input_file_id")
+        file = await get_file(database, asked.input_file_id, principal.account_id, param="input_file_id")
         if file.purpose != "batch":
             raise no_such_file(asked.input_file_id, param="input_file_id")
 

@@ -12,8 +12,10 @@ import orjson
 
 from headrace.batches.lines import LineProblem
 from headrace.batches.state import BatchState
+from headrace.errors import RateLimitError
 from headrace.ids import id_before, new_id
-from headrace.stores.connections import Row
+from headrace.keys.accounts import lock_account
+from headrace.stores.connections import Connections, Row
 from headrace.stores.database import Database, execute
 from headrace.webhooks.queries import insert_batch_deliveries
 
@@ -78,8 +80,12 @@ SELECT id FROM input
 """
 
 
-async def create_batch(database: Database, new: NewBatch) -> bool:
-    """Accept a batch: it is on disk when this returns. Returns False if the account has no such input file."""
+async def create_batch(database: Database, new: NewBatch, *, most: int) -> bool:
+    """Accept a batch: it is on disk when this returns. Returns False if the account has no such input file.
+
+    Raises:
+        RateLimitError: The account has `most` other batches that have not ended.
+    """
     parameters = {
         "id": new.id,
         "account_id": new.account_id,
@@ -93,7 +99,10 @@ async def create_batch(database: Database, new: NewBatch) -> bool:
         "webhook": new.webhook,
         "trace_context": new.trace_context,
     }
-    return bool(await execute(database.durable, _CREATE, parameters))
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        await lock_account(transaction, new.account_id)
+        await check_active(transaction, new.account_id, most=most, besides=new.id)
+        return bool(await execute(transaction, _CREATE, parameters))
 
 
 TIMES = (
@@ -139,13 +148,22 @@ WHERE account_id = %(account_id)s AND (%(after)s::text IS NULL OR batches.id < %
 ORDER BY batches.id DESC LIMIT %(limit)s
 """
 )
-_COUNT_ACTIVE = f"SELECT count(*) FROM batches WHERE account_id = %(account_id)s AND state IN {_ACTIVE}"
+_COUNT_ACTIVE = f"""
+SELECT count(*) FROM batches WHERE account_id = %(account_id)s AND state IN {_ACTIVE} AND id <> %(besides)s
+"""
 
 
-async def count_active(database: Database, account_id: str) -> int:
-    """Return how many batches of an account have not ended."""
-    rows = await execute(database.relaxed, _COUNT_ACTIVE, {"account_id": account_id})
-    return int(rows[0][0])
+async def check_active(connections: Connections, account_id: str, *, most: int, besides: str = "") -> None:
+    """Check that an account may have another batch, `besides` not counted.
+
+    Raises:
+        RateLimitError: The account has `most` batches that have not ended.
+    """
+    rows = await execute(connections, _COUNT_ACTIVE, {"account_id": account_id, "besides": besides})
+    if rows[0][0] >= most:
+        raise RateLimitError(
+            f"{most} batches of this account have not ended: create this one when one has.", retry_after=60
+        )
 
 
 _LIST_ACTIVE = f"""

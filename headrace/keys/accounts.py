@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from headrace.ids import new_id
 from headrace.keys.tables import accounts
 from headrace.quotas.rules import Limits
-from headrace.stores.connections import Row
+from headrace.stores.connections import Connections, Row
 from headrace.stores.database import Database, execute
 from headrace.stores.tables import unix_seconds
 
@@ -36,6 +36,11 @@ async def find_account(database: Database, *, name: str | None = None, account_i
     query = _ACCOUNTS.where(accounts.c.name == name if account_id is None else accounts.c.id == account_id)
     rows = await execute(database.relaxed, query)
     return rows[0] if rows else None
+
+
+async def lock_account(transaction: Connections, account_id: str) -> None:
+    """Wait until no other transaction holds this lock of the account: what this one then counts, no other adds to."""
+    await execute(transaction, "SELECT id FROM accounts WHERE id = %(id)s FOR NO KEY UPDATE", {"id": account_id})
 
 
 async def limit_account(database: Database, account_id: str, limits: Limits) -> None:

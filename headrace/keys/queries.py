@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from headrace.errors import AuthenticationError, ConflictError, NotFoundError
 from headrace.ids import new_id
-from headrace.keys.accounts import DEFAULT_ACCOUNT, ensure_account
+from headrace.keys.accounts import DEFAULT_ACCOUNT, ensure_account, lock_account
 from headrace.keys.principal import Principal
 from headrace.keys.tables import accounts, api_keys
 from headrace.quotas.rules import Limits
@@ -132,11 +132,7 @@ _PARENT_LIVES = _parent_lives()
 _BELOW = _below()
 
 
-async def count_keys(database: Database, account_id: str) -> int:
-    """Return how many keys of an account are not revoked."""
-    query = "SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL"
-    rows = await execute(database.relaxed, query, {"account_id": account_id})
-    return int(rows[0][0])
+_COUNT = "SELECT count(*) FROM api_keys WHERE account_id = %(account_id)s AND revoked_at IS NULL"
 
 
 async def create_key(
@@ -151,6 +147,7 @@ async def create_key(
     expires_at: datetime | None = None,
     read_only: bool = False,
     parent_id: str | None = None,
+    most: int | None = None,
 ) -> tuple[str, str]:
     """Create a key in the account with this id, or else in the one with this name, which is created if it is new.
 
@@ -159,12 +156,13 @@ async def create_key(
 
     Raises:
         AuthenticationError: The parent was revoked meanwhile.
-        ConflictError: A key with that id exists.
+        ConflictError: A key with that id exists, or the account has `most` keys that are not revoked.
     """
     key = _new_key()
+    account_id = account_id or await ensure_account(database, account)
     values = {
         "id": key_id or new_id("key"),
-        "account_id": account_id or await ensure_account(database, account),
+        "account_id": account_id,
         "name": name,
         "hash": hash_key(key),
         "hint": _hint(key),
@@ -176,7 +174,12 @@ async def create_key(
     }
     statement = _insertion(values).on_conflict_do_update(index_elements=["id"], set_={"id": api_keys.c.id})
     parent = None if parent_id is None else {"parent": parent_id}
-    rows = await execute(database.durable, statement.returning(api_keys.c.id, api_keys.c.hash), parent)
+    async with database.durable.transaction("READ COMMITTED") as transaction:
+        if most is not None:
+            await lock_account(transaction, account_id)
+            if (await execute(transaction, _COUNT, {"account_id": account_id}))[0][0] >= most:
+                raise ConflictError(f"An account has at most {most} API keys: revoke one first.")
+        rows = await execute(transaction, statement.returning(api_keys.c.id, api_keys.c.hash), parent)
     if not rows:
         raise AuthenticationError
     [row] = rows

@@ -23,7 +23,7 @@ from headrace.batches.queries import (
     start_batch,
 )
 from headrace.batches.state import BatchState
-from headrace.errors import QuotaExceededError
+from headrace.errors import QuotaExceededError, RateLimitError
 from headrace.files.queries import (
     FileWriter,
     delete_file,
@@ -58,6 +58,24 @@ async def store(database: Database, owner: Owner, data: bytes = b"{}\n", **optio
     return writer.file_id
 
 
+def new_batch(
+    owner: Owner, file_id: str, *, seconds: int = 3600, webhook: str | None = None, trace_context: str | None = None
+) -> NewBatch:
+    return NewBatch(
+        id=new_id("batch"),
+        account_id=owner.account_id,
+        key_id=owner.key_id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        seconds=seconds,
+        input_file_id=file_id,
+        output_seconds=None,
+        metadata=None,
+        webhook=webhook,
+        trace_context=trace_context,
+    )
+
+
 async def create(
     database: Database,
     owner: Owner,
@@ -69,24 +87,12 @@ async def create(
     trace_context: str | None = None,
 ) -> str:
     """Create a batch, under way if it has lines, and return its id."""
-    batch_id = new_id("batch")
-    new = NewBatch(
-        id=batch_id,
-        account_id=owner.account_id,
-        key_id=owner.key_id,
-        endpoint="/v1/chat/completions",
-        completion_window="24h",
-        seconds=seconds,
-        input_file_id=await store(database, owner, data),
-        output_seconds=None,
-        metadata=None,
-        webhook=webhook,
-        trace_context=trace_context,
-    )
-    assert await create_batch(database, new)
+    file_id = await store(database, owner, data)
+    new = new_batch(owner, file_id, seconds=seconds, webhook=webhook, trace_context=trace_context)
+    assert await create_batch(database, new, most=1000)
     if total:
-        assert await start_batch(database, batch_id, total=total, model=None, agents={})
-    return batch_id
+        assert await start_batch(database, new.id, total=total, model=None, agents={})
+    return new.id
 
 
 def new_lines(first: int, count: int) -> list[NewLine]:
@@ -406,24 +412,26 @@ async def test_a_file_is_not_deleted_under_a_batch_that_is_being_created(
     assert await execute(database.relaxed, "SELECT id FROM files WHERE id = %(id)s", {"id": expired})
 
 
+async def test_batches_that_are_created_at_once_are_no_more_than_an_account_may_have(
+    database: Database, stranger: Owner
+) -> None:
+    file_id = await store(database, stranger)
+    news = [new_batch(stranger, file_id) for _ in range(30)]
+    outcomes = await asyncio.gather(*(create_batch(database, new, most=5) for new in news), return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {bool: 5, RateLimitError: 25}
+    made = [new for new, outcome in zip(news, outcomes, strict=True) if outcome is True]
+    assert await create_batch(database, made[0], most=5), "the same batch again"
+    for new in made:
+        await cancel_batch(database, new.id, stranger.account_id)
+
+
 async def test_a_batch_is_created_or_its_file_deleted(database: Database, owner: Owner) -> None:
     outcomes = Counter[tuple[bool, bool]]()
     for _ in range(30):
         file_id = await store(database, owner)
-        new = NewBatch(
-            id=new_id("batch"),
-            account_id=owner.account_id,
-            key_id=owner.key_id,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            seconds=3600,
-            input_file_id=file_id,
-            output_seconds=None,
-            metadata=None,
-            webhook=None,
-        )
+        new = new_batch(owner, file_id)
         created, (_, user) = await asyncio.gather(
-            create_batch(database, new), delete_file(database, file_id, owner.account_id)
+            create_batch(database, new, most=1000), delete_file(database, file_id, owner.account_id)
         )
         outcomes[created, user is not None] += 1
     assert set(outcomes) <= {(True, True), (False, False)}

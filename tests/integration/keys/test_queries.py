@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from headrace.errors import AuthenticationError, NotFoundError
+from headrace.errors import AuthenticationError, ConflictError, NotFoundError
 from headrace.keys import queries
-from headrace.keys.accounts import find_account, limit_account
+from headrace.keys.accounts import ensure_account, find_account, limit_account
 from headrace.keys.principal import Principal
 from headrace.keys.queries import (
     KeyChanges,
@@ -328,6 +329,15 @@ async def test_a_child_that_is_made_while_its_parent_is_revoked_is_revoked_too_o
         )
         assert all(outcome is None or isinstance(outcome, tuple | AuthenticationError) for outcome in outcomes)
         assert not [outcome for outcome in outcomes if isinstance(outcome, tuple) and await works(database, outcome[1])]
+
+
+async def test_keys_that_are_made_at_once_are_no_more_than_an_account_may_have(database: Database) -> None:
+    account_id = await ensure_account(database, "busy")
+    revoked, _ = await create_key(database, account_id=account_id)
+    await revoke_key(database, revoked)
+    creating = (create_key(database, account_id=account_id, most=5) for _ in range(30))
+    outcomes = await asyncio.gather(*creating, return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {tuple: 5, ConflictError: 25}
 
 
 async def test_making_and_revoking_keys_leaves_nothing_to_the_garbage_collector(database: Database) -> None:

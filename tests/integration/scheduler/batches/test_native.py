@@ -124,7 +124,7 @@ async def submit(database: Database, owner: Owner, data: bytes) -> str:
         metadata=None,
         webhook=None,
     )
-    assert await create_batch(database, new)
+    assert await create_batch(database, new, most=1000)
     return batch_id
 
 
