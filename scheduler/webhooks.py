@@ -56,6 +56,8 @@ class WebhookSender:
         self._secret_keys = (secret_key, *previous_keys)
         self._allow_private = allow_private
         self._in_flight: dict[asyncio.Task[None], Delivery] = {}
+        self._places: dict[str, str] = {}
+        """Where the next look at an account with many hosts begins."""
         # Without a proxy and redirects, the address that was checked is the one that is called. No connection is kept:
         # the pool would find it by its address, which several host names may share.
         self._http = httpx.AsyncClient(
@@ -98,7 +100,7 @@ class WebhookSender:
         while True:
             room = _AT_ONCE - len(self._in_flight)
             claimed = await queries.claim_deliveries(
-                self._database, limit=room, share=_SHARE, in_flight=self._in_flight.values()
+                self._database, limit=room, share=_SHARE, in_flight=self._in_flight.values(), places=self._places
             )
             self._in_flight |= {asyncio.create_task(self._deliver(delivery)): delivery for delivery in claimed}
             sent += len(claimed)

@@ -19,6 +19,8 @@ GONE = "Not sent: this URL answered an earlier webhook with 410."
 
 # Seconds that a sender holds a delivery: longer than any attempt takes. Then another sender may claim it.
 _LEASE_SECONDS = 60
+# Hosts of one account that one look visits.
+_MOST_HOSTS = 256
 # Attempts that a delivery's history keeps.
 _LONGEST_HISTORY = 32
 
@@ -103,26 +105,41 @@ _REFUSABLE = """
     SELECT other.id FROM webhook_deliveries AS other JOIN {gone} AS gone USING (account_id, host, url)
     WHERE state = 'pending' AND other.id <> ALL(%(but)s::text[]) LIMIT 1000 FOR UPDATE OF other SKIP LOCKED
 """
-# The index leads from one receiver to the next, however many deliveries are due to each. Due deliveries of the accounts
-# with the fewest in flight come first. Each needs more free room than its account has in flight by then.
+# The index leads from one account to the next, and from one of its hosts to the next, however many deliveries are due
+# to each. Of an account with many hosts, most of which may wait for hours, each look visits some, from where the last
+# one stopped. Due deliveries of the accounts with the fewest in flight come first. Each needs more free room than its
+# account has in flight by then. No others are locked.
 _CLAIM = f"""
-WITH RECURSIVE receiver AS (
-    (SELECT account_id, host, due_at FROM webhook_deliveries WHERE state = 'pending'
-     ORDER BY account_id, host, due_at LIMIT 1)
+WITH RECURSIVE account AS (
+    (SELECT account_id FROM webhook_deliveries WHERE state = 'pending' ORDER BY account_id LIMIT 1)
     UNION ALL
-    SELECT next.* FROM receiver CROSS JOIN LATERAL (
-        SELECT account_id, host, due_at FROM webhook_deliveries AS known
-        WHERE state = 'pending' AND (known.account_id, known.host) > (receiver.account_id, receiver.host)
-        ORDER BY account_id, host, due_at LIMIT 1) AS next
+    SELECT next.* FROM account CROSS JOIN LATERAL (
+        SELECT account_id FROM webhook_deliveries AS known
+        WHERE state = 'pending' AND known.account_id > account.account_id ORDER BY account_id LIMIT 1) AS next
+), receiver AS MATERIALIZED (
+    SELECT account_id, visited.* FROM account
+    LEFT JOIN jsonb_each_text(%(places)s::jsonb) AS place (account_id, host) USING (account_id)
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE visited AS (
+            (SELECT host, due_at, 1 AS number FROM webhook_deliveries AS known
+             WHERE state = 'pending' AND known.account_id = account.account_id AND host >= coalesce(place.host, '')
+             ORDER BY host, due_at LIMIT 1)
+            UNION ALL
+            SELECT next.*, number + 1 FROM visited CROSS JOIN LATERAL (
+                SELECT host, due_at FROM webhook_deliveries AS known
+                WHERE state = 'pending' AND known.account_id = account.account_id AND known.host > visited.host
+                ORDER BY host, due_at LIMIT 1) AS next
+            WHERE number < %(hosts)s
+        ) SELECT * FROM visited) AS visited
 ), waiting AS (
     SELECT waiting.*, account_id, host FROM receiver
-    LEFT JOIN unnest(%(accounts)s::text[], %(hosts)s::text[], %(counts)s::int[]) AS busy (account_id, host, count)
+    LEFT JOIN unnest(%(accounts)s::text[], %(busy)s::text[], %(counts)s::int[]) AS busy (account_id, host, count)
          USING (account_id, host)
     CROSS JOIN LATERAL (
-        SELECT id, url, due_at FROM webhook_deliveries AS known
+        SELECT id, due_at FROM webhook_deliveries AS known
         WHERE state = 'pending' AND known.account_id = receiver.account_id AND known.host = receiver.host
               AND due_at <= now()
-        ORDER BY due_at LIMIT greatest(0, %(share)s - coalesce(busy.count, 0)) FOR UPDATE SKIP LOCKED) AS waiting
+        ORDER BY due_at LIMIT greatest(0, %(share)s - coalesce(busy.count, 0))) AS waiting
     WHERE receiver.due_at <= now()
 ), placed AS (
     SELECT waiting.*, row_number() OVER (PARTITION BY account_id ORDER BY due_at) - 1 + coalesce(busy.count, 0) AS held
@@ -131,34 +148,50 @@ WITH RECURSIVE receiver AS (
         FROM unnest(%(accounts)s::text[], %(counts)s::int[]) AS known (account_id, count) GROUP BY account_id) AS busy
         USING (account_id)
 ), due AS MATERIALIZED (
-    SELECT id, account_id, host, url
+    SELECT locked.*
     FROM (SELECT placed.*, row_number() OVER (ORDER BY held, due_at) - 1 AS taken FROM placed) AS ordered
-    WHERE held < %(limit)s - taken
+    CROSS JOIN LATERAL (
+        SELECT id, account_id, host, url FROM webhook_deliveries AS known
+        WHERE known.id = ordered.id AND state = 'pending' AND due_at <= now() FOR UPDATE SKIP LOCKED) AS locked
+    WHERE held < %(limit)s - taken LIMIT %(limit)s  -- there are no more, which the planner does not know
 ), gone AS MATERIALIZED (
     SELECT DISTINCT account_id, host, url FROM due JOIN webhooks_gone USING (account_id, url)
 ), refusable AS MATERIALIZED ({_REFUSABLE.format(gone="gone")}), refused AS (
     UPDATE webhook_deliveries AS delivery SET state = 'failed', error = %(why)s, ended_at = now()
     FROM refusable WHERE delivery.id = refusable.id
+), claimed AS (
+    UPDATE webhook_deliveries AS delivery SET attempts = attempts + 1, due_at = now() + %(lease)s * interval '1 second'
+    FROM due WHERE delivery.id = due.id AND (due.account_id, due.url) NOT IN (SELECT account_id, url FROM gone)
+    RETURNING delivery.id, delivery.account_id, delivery.host, delivery.url, payload, attempts, attempts - resent_after,
+    ARRAY(
+        SELECT known.id FROM webhook_secrets AS known
+        WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now())
+        ORDER BY known.id DESC),
+    now(), coalesce(job_id, batch_id) AS subject_id,
+    coalesce((SELECT trace_context FROM jobs WHERE jobs.id = job_id),
+             (SELECT trace_context FROM batches WHERE batches.id = batch_id)) AS trace_context
 )
-UPDATE webhook_deliveries AS delivery SET attempts = attempts + 1, due_at = now() + %(lease)s * interval '1 second'
-FROM due WHERE delivery.id = due.id AND (due.account_id, due.url) NOT IN (SELECT account_id, url FROM gone)
-RETURNING delivery.id, delivery.account_id, delivery.host, delivery.url, payload, attempts, attempts - resent_after,
-ARRAY(
-    SELECT known.id FROM webhook_secrets AS known
-    WHERE known.account_id = delivery.account_id AND (expires_at IS NULL OR expires_at > now()) ORDER BY known.id DESC),
-now(), coalesce(job_id, batch_id) AS subject_id,
-coalesce((SELECT trace_context FROM jobs WHERE jobs.id = job_id),
-         (SELECT trace_context FROM batches WHERE batches.id = batch_id)) AS trace_context
+SELECT places, claimed.*
+FROM (SELECT jsonb_object_agg(account_id, host) AS places FROM receiver WHERE number = %(hosts)s) AS last
+LEFT JOIN claimed ON true
 """
 
 
 async def claim_deliveries(
-    database: Database, *, limit: int, share: int, in_flight: Iterable[Delivery] = ()
+    database: Database,
+    *,
+    limit: int,
+    share: int,
+    in_flight: Iterable[Delivery] = (),
+    places: dict[str, str] | None = None,
 ) -> list[Delivery]:
     """Claim up to `limit` due deliveries, of each receiver no more than `share` including those `in_flight`.
 
     An account gets deliveries only while at least as much room stays free as it holds. So however many receivers it
     has, another account finds room.
+
+    Of an account with many hosts a look visits some. `places` has the host where it begins, by account, and is changed
+    to that where the next look begins.
 
     A delivery that is not recorded within a minute is due again. Deliveries to a URL that is gone fail, due ones and
     some that wait.
@@ -168,13 +201,19 @@ async def claim_deliveries(
         "limit": limit,
         "share": share,
         "accounts": [account_id for account_id, _ in busy],
-        "hosts": [host for _, host in busy],
+        "busy": [host for _, host in busy],
         "counts": list(busy.values()),
+        "places": orjson.dumps(places or {}).decode(),
+        "hosts": _MOST_HOSTS,
         "but": [],
         "why": GONE,
         "lease": _LEASE_SECONDS,
     }
-    return [Delivery(*row) for row in await execute(database.durable, _CLAIM, parameters)]
+    rows = await execute(database.durable, _CLAIM, parameters)
+    if places is not None:
+        places.clear()
+        places.update(rows[0].places or {})
+    return [Delivery(*row[1:]) for row in rows if row.id is not None]
 
 
 @dataclass(frozen=True, slots=True)

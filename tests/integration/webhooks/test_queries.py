@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from headrace.batches.lines import LineProblem
 from headrace.batches.queries import end_batch, fail_batch
 from headrace.batches.state import BatchState
 from headrace.ids import new_id
-from headrace.stores.connections import Row
+from headrace.stores.connections import Connections, Row
 from headrace.stores.database import Database, execute
 from headrace.telemetry.metrics import WEBHOOKS
 from headrace.webhooks import queries
@@ -356,6 +356,71 @@ async def test_receivers_of_one_account_leave_room_for_other_accounts(
     await tell(database, stranger, "http://0.example/")
     (found,) = await queries.claim_deliveries(database, limit=8, share=4, in_flight=silent)
     assert found.account_id == stranger.account_id
+
+
+async def insert_many(database: Database, owner: Owner, count: int, *, due: str) -> None:
+    """Insert a pending delivery to each of many hosts."""
+    many = f"""
+        INSERT INTO webhook_deliveries (id, account_id, url, event, payload, due_at)
+        SELECT 'evt_' || md5(n::text), %(account_id)s, 'https://h' || n || '.example/', 'job.failed', '{{}}', {due}
+        FROM generate_series(1, %(count)s::int) AS n
+    """
+    await execute(database.durable, many, {"account_id": owner.account_id, "count": count})
+    await execute(database.durable, "ANALYZE webhook_deliveries")
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+def total_rows(plan: dict[str, Any], **wanted: str) -> float:
+    """Return how many rows the wanted nodes of a plan gave."""
+    found = [node for node in nodes(plan) if all(node.get(name) == value for name, value in wanted.items())]
+    return sum(float(node["Actual Rows"] * node["Actual Loops"]) for node in found)
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The plans of the statements on webhooks, with what each read."""
+    found: list[dict[str, Any]] = []
+
+    async def explaining(connections: Connections, statement: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        with contextlib.suppress(InterruptedError):
+            async with connections.transaction("READ COMMITTED") as transaction:
+                [[[plan]]] = await execute(transaction, f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+                found.append(plan["Plan"])
+                raise InterruptedError  # so that nothing is claimed yet
+        return await execute(connections, statement, parameters)
+
+    monkeypatch.setattr(queries, "execute", explaining)
+    return found
+
+
+@pytest.mark.parametrize("due", ["now() + interval '1 hour'", "now() - interval '1 hour'"], ids=["later", "due"])
+async def test_an_account_with_many_hosts_costs_a_look_no_more_than_one_with_some(
+    database: Database, owner: Owner, stranger: Owner, plans: list[dict[str, Any]], due: str
+) -> None:
+    await insert_many(database, owner, 5000, due=due)
+    await tell(database, stranger, "http://one.example/")
+    claimed = await queries.claim_deliveries(database, limit=16, share=4)
+    assert stranger.account_id in {found.account_id for found in claimed}
+    [plan] = plans
+    assert total_rows(plan, **{"Relation Name": "webhook_deliveries"}) < 1000
+    assert total_rows(plan, **{"Node Type": "LockRows"}) <= 16
+
+
+async def test_looks_at_an_account_with_many_hosts_take_turns(
+    database: Database, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "_MOST_HOSTS", 5)
+    await insert_many(database, owner, 12, due="now() + interval '1 hour'")
+    places: dict[str, str] = {}
+    for host in ("a.example", "h5.example:8080", "z.example") * 2:
+        await tell(database, owner, f"http://{host}/")
+        looks = [await queries.claim_deliveries(database, limit=8, share=4, places=places) for _ in range(4)]
+        assert [found.host for claimed in looks for found in claimed] == [host]
 
 
 async def test_patience_ends_after_a_day(
