@@ -81,6 +81,8 @@ class Fold:
             folded = self._choices[index] = _Choice()
         delta = choice.get("delta")
         if isinstance(delta, dict):
+            if "thinking_origin" in delta:
+                _place_thoughts(delta, folded.message)
             _merge(folded.message, delta)
             self.started = self.started or any(value for key, value in delta.items() if key != "role")
         logprobs = choice.get("logprobs")
@@ -160,6 +162,16 @@ class _Choice:
             known += value
         else:
             self.fields[key] = value.copy()  # the chunk keeps its own
+
+
+def _place_thoughts(delta: dict[str, Any], message: _Object) -> None:
+    """Add to a delta the characters of the content before each of its thoughts, if some text comes before them.
+
+    Only a fold knows them: hardly any text of a stream is seen by its parser.
+    """
+    said, origin, thoughts = message.get("content"), delta["thinking_origin"], delta.get("thinking_blocks")
+    if type(said) is TextBuffer and isinstance(origin, dict) and "after" not in origin and isinstance(thoughts, list):
+        delta["thinking_origin"] = {**origin, "after": [sum(map(len, said))] * len(thoughts)}
 
 
 def _merge(into: _Object, delta: dict[str, Any]) -> None:

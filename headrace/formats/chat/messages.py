@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from headrace.formats.chat.base import PARTS, TOOLS, Open
+from headrace.formats.chat.base import PARTS, TOOLS, Open, Word
 from headrace.formats.chat.parts import AssistantPart, Text, UserPart
 from headrace.formats.chat.validation import InvalidFieldError
 
@@ -83,6 +83,16 @@ class ThinkingBlock(Open):
     type: Literal["thinking", "redacted_thinking"]
 
 
+class ThinkingOrigin(Open):
+    """The format that a message's `thinking_blocks` came in, and where they stand; sent back as it came.
+
+    `after` has the characters of the content before each of the last blocks, those that came behind text.
+    """
+
+    format: Word | None = None
+    after: Annotated[list[int], TOOLS] | None = None
+
+
 class ReasoningItem(Open):
     """What a model of the Responses API thought, encrypted by its provider; sent back as it came.
 
@@ -103,6 +113,7 @@ class AssistantMessage(Open):
     tool_calls: Annotated[list[_ToolCall], TOOLS] | None = None
     function_call: FunctionCall | None = None
     thinking_blocks: Annotated[list[ThinkingBlock], TOOLS] | None = None
+    thinking_origin: ThinkingOrigin | None = None
     reasoning_items: Annotated[list[ReasoningItem], TOOLS] | None = None
 
     @model_validator(mode="after")

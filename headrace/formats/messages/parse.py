@@ -1,8 +1,9 @@
 """Anthropic's answers, streams and errors as OpenAI's: https://platform.claude.com/docs/en/api/messages.
 
 Written from the types of Anthropic's own Python client of 2026-08-07, read 2026-11. Thinking becomes
-`reasoning_content`, and with its signature `thinking_blocks`, which the next request sends back unchanged. A thought
-between calls has `calls_before`, the number of calls before it, as it has to go back to its place.
+`reasoning_content`, and with its signature `thinking_blocks`, which the next request sends back unchanged, each in its
+place: one between calls has `calls_before`, the number of calls before it. For those behind text `thinking_origin` has
+the characters of text before each, which in a stream only the fold knows.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ _ERRORS: Mapping[str, type[UpstreamError]] = {
     "overloaded_error": UpstreamOverloadedError,
 }
 
+# What tells a chat server's thoughts from those of this format.
+_ORIGIN = {"format": "messages"}
 _NONSENSE = "The model's provider answered with something that is not a message of Anthropic's format."
 
 
@@ -70,6 +73,7 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
     text: list[str] = []
     thoughts: list[str] = []
     signed: list[Json] = []
+    after: list[int] = []
     calls: list[Json] = []
     for block in blocks:
         match block["type"]:
@@ -78,8 +82,10 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
             case "thinking":
                 thoughts.append(block["thinking"])
                 signed.append(_placed(block, len(calls)))
+                after += [len("".join(text))] if text else []
             case "redacted_thinking":
                 signed.append(_placed(block, len(calls)))
+                after += [len("".join(text))] if text else []
             case "tool_use":
                 arguments = render_arguments(block["input"])
                 function = {"name": block["name"], "arguments": arguments}
@@ -92,6 +98,7 @@ def _parse_content(blocks: Sequence[Json]) -> Json:
         message["reasoning_content"] = thought
     if signed:
         message["thinking_blocks"] = signed
+        message["thinking_origin"] = _ORIGIN | ({"after": after} if after else {})
     if calls:
         message["tool_calls"] = calls
     return message
@@ -231,7 +238,7 @@ class StreamParser:
         block, self._block = self._block, {}
         kind = block.get("type")
         if kind in ("thinking", "redacted_thinking"):
-            return self._chunk({"thinking_blocks": [_placed(block, self._calls)]})
+            return self._chunk({"thinking_blocks": [_placed(block, self._calls)], "thinking_origin": dict(_ORIGIN)})
         if kind == "tool_use" and not self._fragments:
             return self._more_arguments(render_arguments(block["input"]))
         return ()

@@ -255,22 +255,53 @@ def _unsupported(medium: Medium, param: str) -> InvalidRequestError:
 
 
 def _render_assistant(message: Json, param: str) -> list[Json]:
-    """Return the blocks of an answer: each thought in its place among the calls, as the provider compares them."""
-    thoughts: dict[int, list[Json]] = {}
-    for block in message.get("thinking_blocks") or ():
-        thought = {name: value for name, value in block.items() if name != "calls_before"}
-        place = block.get("calls_before")
-        thoughts.setdefault(place if type(place) is int else 0, []).append(thought)
-    blocks = thoughts.pop(0, [])
-    blocks += _render_content(message, param)
+    """Return the blocks of an answer: each thought in its place among text and calls, as the provider compares them."""
+    texts = _render_content(message, param)
     if message.get("refusal"):
-        blocks.append({"type": "text", "text": message["refusal"]})
-    for number, call in enumerate(message.get("tool_calls") or (), start=1):
-        blocks.append(_render_call(call))
-        blocks += thoughts.pop(number, ())
-    for rest in thoughts.values():
-        blocks += rest
-    return blocks
+        texts.append({"type": "text", "text": message["refusal"]})
+    calls = [_render_call(call) for call in message.get("tool_calls") or ()]
+    thoughts = list(_placed_thoughts(message, length=sum(len(text["text"]) for text in texts)))
+    pieces = _cut(texts, [place for _, place, _ in thoughts])
+    blocks: list[Json] = []
+    called = 0
+    for (thought, _, before), piece in zip(thoughts, pieces, strict=False):
+        blocks += [*piece, *calls[called:before], thought]
+        called = max(called, before)
+    return [*blocks, *pieces[-1], *calls[called:]]
+
+
+def _placed_thoughts(message: Json, *, length: int) -> Iterator[tuple[Json, int, int]]:
+    """Yield the thoughts of an answer, each with the characters of text and the number of calls before it.
+
+    `length` is that of the text.
+    """
+    thoughts = message.get("thinking_blocks") or []
+    after = (message.get("thinking_origin") or {}).get("after") or []
+    for block, said in zip(thoughts, ([0] * len(thoughts) + after)[len(after) :], strict=True):
+        thought = {name: value for name, value in block.items() if name != "calls_before"}
+        before = block.get("calls_before")
+        calls = max(0, before) if type(before) is int else 0
+        if calls and not said:
+            yield thought, length, calls  # text mostly comes before all calls
+        elif said >= length and not message.get("tool_calls"):
+            yield thought, 0, calls  # the provider refuses a thought at the end
+        else:
+            yield thought, said, calls
+
+
+def _cut(texts: Sequence[Json], places: Sequence[int]) -> list[list[Json]]:
+    """Return text blocks in pieces, one before each place and one behind the last; places are in characters."""
+    pieces: list[list[Json]] = [[] for _ in range(len(places) + 1)]
+    number = start = 0
+    for block in texts:
+        text, at, end = block["text"], 0, start + len(block["text"])
+        while number < len(places) and places[number] < end:
+            upto = max(at, places[number] - start)
+            pieces[number].append({**block, "text": text[at:upto]})
+            at, number = upto, number + 1
+        pieces[number].append({**block, "text": text[at:]})
+        start = end
+    return [[block for block in piece if block["text"].strip()] for piece in pieces]
 
 
 def _render_call(call: Json) -> Json:

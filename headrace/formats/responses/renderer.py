@@ -38,7 +38,7 @@ from headrace.ids import FIRST_INPUT_ITEM, item_id
 
 # The fields that a model wants back in the next turn: Anthropic's signed thoughts, OpenRouter's of any provider, and
 # those that a provider of the Responses API has encrypted.
-_SEALED = ("thinking_blocks", "reasoning_details", "reasoning_items")
+_SEALED = ("thinking_blocks", "thinking_origin", "reasoning_details", "reasoning_items")
 
 
 class Renderer:
@@ -163,7 +163,7 @@ class Renderer:
                 self._grow(self._thought, field, thought)
                 self._plain = self._from_chat and not isinstance(thought, PartText)
         for field in _SEALED:
-            if isinstance(said := delta.get(field), list) and said:
+            if isinstance(said := delta.get(field), list | dict) and said:
                 self._item_of("reasoning")
                 self._sealed.add({"choices": [{"index": 0, "delta": {field: said}}]})
         if annotations := delta.get("annotations"):

@@ -7,7 +7,7 @@ model wants what its tools answered right behind the message that calls them, so
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -22,8 +22,15 @@ _THOUGHTS = {
     "reasoning_details": ("reasoning.text", "reasoning.summary", "reasoning.encrypted"),
     "reasoning_items": ("reasoning",),
 }
-# Those that have a place among the calls of their message.
-_PLACED = ("thinking_blocks", "reasoning_items")
+# What stands between two texts of a turn.
+_BREAK = "\n\n"
+
+
+class _Place(NamedTuple):
+    """What of its turn comes before an item."""
+
+    calls: int
+    characters: int
 
 
 class Turns:
@@ -42,9 +49,10 @@ class Turns:
         # The open turn of the model's: what it has said up to now, and the places of its calls in the input.
         self._turn: Json = {}
         self._texts: list[str] = []
+        self._said = 0  # characters, those between two texts included
         self._called: list[int] = []
-        # Its thoughts, each with the number of calls before it.
-        self._placed: list[tuple[Json, int]] = []
+        # Its thoughts, each with its place among the items and the characters of text before it in its answer.
+        self._placed: list[tuple[Json, _Place, int]] = []
         self._turn_path = ""
 
     def instruct(self, text: str) -> None:
@@ -126,14 +134,18 @@ class Turns:
 
     def _say(self, content: str | Sequence[Json]) -> None:
         if isinstance(content, str):
-            self._texts.append(content)
+            self._add_text(content)
             return
         texts = [part["text"] for part in content if part["type"] != "refusal"]
         if texts:
-            self._texts.append("".join(texts))
+            self._add_text("".join(texts))
         refusals = [part["refusal"] for part in content if part["type"] == "refusal"]
         if refusals:
             self._turn["refusal"] = "".join([self._turn.get("refusal", ""), *refusals])
+
+    def _add_text(self, text: str) -> None:
+        self._texts.append(text)
+        self._said += len(text) + len(_BREAK)
 
     def _call(self, item: Json, index: int) -> None:
         if index not in self._outputs:
@@ -160,35 +172,51 @@ class Turns:
                 self.dropped.append(self._path(index))
             return
         self._open(index)
-        self._placed += [(thought, len(self._called)) for name in _PLACED for thought in kept[name]]
+        place = _Place(len(self._called), self._said)
+        signed = kept["thinking_blocks"]
+        form, after = _origin(fields.get("thinking_origin"))
+        if signed and form is not None:
+            self._turn["thinking_origin"] = {"format": form}
+        said = ([0] * len(signed) + after)[len(after) :]
+        self._placed += [(thought, place, characters) for thought, characters in zip(signed, said, strict=True)]
+        self._placed += [(thought, place, 0) for thought in kept["reasoning_items"]]
         for name, thoughts in kept.items():
             if thoughts:
                 self._turn[name] = self._turn.get(name, type(thoughts)()) + thoughts
 
-    def _place_thoughts(self, calls: int) -> None:
-        """Keep each thought of the turn before one of its calls, as a provider refuses a thought at the end.
+    def _place_thoughts(self, turn: Json, *, calls: int, length: int) -> None:
+        """Keep each thought of a turn before one of its calls, as a provider refuses a thought at the end.
 
         A thought has the number of calls before it in its answer. Where the client sends what each call returned right
-        behind it, an answer is several turns, and the thought's place among the items counts.
+        behind it, an answer is several turns, and the thought's place among the items counts. `length` is that of the
+        turn's text in characters.
         """
         placed, self._placed = self._placed, []
-        for thought, before in placed:
-            place = thought.get("calls_before", 0)
-            if type(place) is not int or place >= calls:
+        after = []
+        for thought, among, characters in placed:
+            before = thought.get("calls_before", 0)
+            known = type(before) is int and before < max(1, calls)
+            if not known:
                 thought.pop("calls_before", None)
-                if before:
-                    thought["calls_before"] = before
+                if among.calls:
+                    thought["calls_before"] = among.calls
+            if thought["type"] != "reasoning":
+                after.append(min(max(characters if known else 0, among.characters), length))
+        while after and not after[0]:
+            del after[0]
+        if after:
+            turn["thinking_origin"] = {**turn.get("thinking_origin", {}), "after": after}
 
     def _close(self) -> None:
         """End the model's turn, if one is open: add its message, and what its tools answered."""
         if not self._turn:
             return
         turn, self._turn = self._turn, {}
-        texts, self._texts = self._texts, []
+        texts, self._texts, self._said = self._texts, [], 0
         called, self._called = self._called, []
-        self._place_thoughts(len(called))
         if texts:
-            turn["content"] = "\n\n".join(texts)
+            turn["content"] = _BREAK.join(texts)
+        self._place_thoughts(turn, calls=len(called), length=len(turn.get("content", "")))
         if not (called or texts or turn.get("refusal")):
             return
         turn.setdefault("content", None)
@@ -260,3 +288,12 @@ def _blocks(value: Any, types: Sequence[str]) -> list[Json]:
     if not isinstance(value, list):
         return []
     return [block for block in value if isinstance(block, dict) and block.get("type") in types]
+
+
+def _origin(value: Any) -> tuple[str | None, list[int]]:
+    """Return the format and the places of a `thinking_origin`, which a client may have changed."""
+    if not isinstance(value, dict):
+        return None, []
+    form, after = value.get("format"), value.get("after")
+    places = after if isinstance(after, list) and all(type(place) is int for place in after) else []
+    return form if isinstance(form, str) else None, places

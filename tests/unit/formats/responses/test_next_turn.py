@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 
+from headrace.formats.chat.fold import Fold
 from headrace.formats.chat.normaliser import Normaliser
+from headrace.formats.chat.request import parse_chat_request
 from headrace.formats.registry import FORMATS, WireFormat
 from headrace.formats.responses import client
 from headrace.formats.responses.request import check_response_request
-from tests.unit.formats.responses.answers import whole
+from tests.unit.formats.responses.answers import Job, whole
 from tests.unit.formats.responses.test_contract import TOOLS
 from tests.unit.formats.test_recordings import RECORDINGS, recordings
 
 # What a model is not told again, and what only a chat model is.
 _FORGOTTEN = {"annotations"}
 _PLAIN = {"reasoning_content", "reasoning"}
+USER = {"role": "user", "content": "Hi"}
 
 
 def next_turn(output: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,6 +55,53 @@ def test_a_recorded_answer_goes_back_as_it_came(form: WireFormat, recording: dic
 
     forgotten = _FORGOTTEN if from_chat else _FORGOTTEN | _PLAIN
     assert said(message, forgotten=forgotten) == said(completion["choices"][0]["message"], forgotten=forgotten)
+
+
+@pytest.mark.parametrize("name", ["answer-interleaved", "answer-thinking-behind-text"])
+@pytest.mark.parametrize("through", ["chat", "whole", "stream"])
+def test_thoughts_go_back_to_their_provider_in_their_places(name: str, through: str) -> None:
+    form, recording = FORMATS["messages"], json.loads((RECORDINGS / f"messages/{name}.json").read_text())
+    completion = form.parse_completion(json.dumps(recording["answer"]).encode())
+    if through == "chat":
+        message = completion["choices"][0]["message"]
+    elif through == "whole":
+        [message] = next_turn(whole(completion, TOOLS).response["output"])
+    else:
+        parser, fold, renderer = form.parse_stream(), Fold(), client.renderer(Job(), TOOLS)
+        for chunk in [chunk for event in recording["events"] for chunk in parser.parse(json.dumps(event).encode())]:
+            fold.add(chunk)
+            renderer.render([chunk])
+        folded = fold.completion(id="", created=0, model="m")
+        [message] = next_turn(renderer.end(folded)[1]["output"])
+    rendered = form.render_request({"messages": [USER, message]}, model="m", stream=False, output_limit=None)
+    blocks = json.loads(rendered)["messages"][1]["content"]
+    for block in blocks:
+        if "text" in block:
+            block["text"] = block["text"].removesuffix("\n\n")  # between two messages of a response
+    assert blocks == recording["answer"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("after", "calls_before", "order"),
+    [
+        ([9], 0, ["thinking", "text"]),  # the provider refuses a thought at the end
+        ([1], 0, ["text", "thinking", "text"]),
+        ([-1, 3, 1], -1, ["text", "thinking", "text"]),
+        ([], 3, ["text", "thinking"]),
+    ],
+)
+def test_a_client_may_say_any_place_of_a_thought(after: list[int], calls_before: int, order: list[str]) -> None:
+    thought = {"type": "thinking", "thinking": "Hm", "signature": "s", "calls_before": calls_before}
+    message = {
+        "role": "assistant",
+        "content": "Yes.",
+        "thinking_blocks": [thought],
+        "thinking_origin": {"after": after},
+    }
+    request = {"model": "m", "messages": [USER, message, USER]}
+    parse_chat_request(json.dumps(request).encode())
+    rendered = FORMATS["messages"].render_request(request, model="m", stream=False, output_limit=None)
+    assert [block["type"] for block in json.loads(rendered)["messages"][1]["content"]] == order
 
 
 def test_a_thought_stays_before_its_call_when_each_call_is_followed_by_its_output() -> None:
