@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from api.http.room import Room
 from fastapi import Request
 
+from api.http.body_memory import BodyMemory
 from api.jobs.context import expanded
 from headrace.errors import InvalidRequestError
 from headrace.formats.responses.context import expand, with_ids
@@ -53,7 +53,7 @@ async def expanded_input(database: Database, jobs: Jobs, items: list[Json]) -> l
     state = {
         "account_id": owner.account_id,
         "database": database,
-        "room": Room(2 * LIMIT),
+        "body_memory": BodyMemory(2 * LIMIT),
         "settings": Settings(max_body_bytes=LIMIT),
     }
     request = Request({"type": "http", "headers": [], "state": state})
