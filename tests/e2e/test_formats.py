@@ -452,3 +452,41 @@ async def test_a_fallback_may_speak_another_format(client: httpx.AsyncClient, pr
     assert response.json()["choices"][0]["message"]["content"] == "From the other."
     job = await get(client, response.json()["id"].replace("chatcmpl-", "job_"))
     assert job["provider"] == "fake"
+
+
+async def answer_strictly(exchange: Exchange) -> None:
+    """Refuse an answer with fields that are not OpenAI's, as many servers do."""
+    answers = [message for message in exchange.call.body["messages"] if message["role"] == "assistant"]
+    known = {"role", "content", "refusal", "tool_calls"}
+    odd = [name for message in answers for name in message.keys() - known]
+    odd += [
+        name
+        for message in answers
+        for call in message["tool_calls"]
+        for name in call.keys() - {"id", "type", "function"}
+    ]
+    await (status(400) if odd else answer("Noon."))(exchange)
+
+
+@pytest.mark.parametrize("kind", ["anthropic"], indirect=True)
+async def test_a_chat_server_goes_on_where_another_format_thought(
+    client: httpx.AsyncClient, provider: Provider, model: str
+) -> None:
+    strict = f"fake-{secrets.token_hex(6)}"
+    provider.always(strict, answer_strictly)
+    called = answer("I look.", thoughts=["Hm"], calls=[("c1", "get_time", {})], finish="tool_calls")
+    provider.script(model, called, called)
+    provider.always(model, status(500))
+    tools = [{"type": "function", **TOOLS[1]["function"]}]
+    first = (await client.post("/responses", json={"model": model, "input": "Time?", "tools": tools})).json()
+    output = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+    following = {"previous_response_id": first["id"], "input": [output], "tools": tools}
+    asked = chat(model, messages=[{"role": "user", "content": "Time?"}], tools=TOOLS)
+    message = (await client.post("/chat/completions", json=asked)).json()["choices"][0]["message"]
+    assert message["thinking_blocks"]
+    asked["messages"] += [message, {"role": "tool", "tool_call_id": "c1", "content": "noon"}]
+    for path, body in (("/responses", following), ("/chat/completions", asked)):
+        for route in ({"model": strict}, {"model": model, "fallbacks": [strict]}):
+            answered = await client.post(path, json={**body, **route})
+            assert answered.status_code == 200, answered.text
+            assert "Noon." in answered.text

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 MANY_CHOICES = True
+# The fields of an answer that Headrace alone makes, and those in which another format's thoughts are.
+_HEADRACES = frozenset({"thinking_origin", "reasoning_items"})
+_THOUGHTS = frozenset({"thinking_blocks", "reasoning_content"})
 # How a stream says that it is over, and what servers send that says nothing.
 _DONE = frozenset({b"[DONE]", b"[done]", b'"[DONE]"', b"DONE"})
 _NOTHING = frozenset({b"", b"null", b'""', b"{}"})
@@ -47,9 +50,15 @@ def render_request(
     output_limit: int | None,  # noqa: ARG001  (OpenAI has its own default)
     limit_parameter: LimitParameter | None = None,
 ) -> bytes:
-    """Return the body: the client's request without `EXTENSIONS`. A stream always reports its usage."""
+    """Return the body: the client's request without `EXTENSIONS`, and without what other formats' providers gave.
+
+    A stream always reports its usage.
+    """
     body = {name: value for name, value in request.items() if name not in EXTENSIONS}
     body["model"] = model
+    body["messages"] = [
+        _own_answer(message) if message["role"] == "assistant" else message for message in request["messages"]
+    ]
     if limit_parameter is not None:
         older, newer = body.pop("max_tokens", None), body.pop("max_completion_tokens", None)
         if (limit := older if newer is None else newer) is not None:
@@ -61,6 +70,31 @@ def render_request(
         body.pop("stream", None)
         body.pop("stream_options", None)
     return orjson.dumps(body)
+
+
+def _own_answer(message: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer without what a provider of another format wants back: many chat servers refuse its fields.
+
+    What a chat server gave has no origin, and goes back to it.
+    """
+    left_out = _HEADRACES & message.keys()
+    if (message.get("thinking_origin") or {}).get("format") or message.get("reasoning_items"):
+        left_out |= _THOUGHTS
+    if left_out:
+        message = {name: value for name, value in message.items() if name not in left_out}
+    calls = message.get("tool_calls") or ()
+    if any(map(_has_origin, calls)):
+        message = {**message, "tool_calls": [_unsigned(call) if _has_origin(call) else call for call in calls]}
+    return message
+
+
+def _has_origin(call: Mapping[str, Any]) -> bool:
+    extra = call.get("extra_content")
+    return isinstance(extra, dict) and isinstance(extra.get("origin"), dict)
+
+
+def _unsigned(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "extra_content"}
 
 
 def parse_completion(body: bytes) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Written from the types of Google's own Python client of 2026-08-21, read 2026-11. A whole answer has the form of a
 stream's event, so one parser reads both. Thought becomes `reasoning_content`. A call's signature becomes
-`extra_content.google.thought_signature`, as in Google's own OpenAI-compatible answers.
+`extra_content.google.thought_signature`, as in Google's own OpenAI-compatible answers. `extra_content.origin` tells it
+from theirs, so that no chat server gets it.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class StreamParser:
             },
         }
         if signature := part.get("thoughtSignature"):
-            call["extra_content"] = {"google": {"thought_signature": signature}}
+            call["extra_content"] = {"google": {"thought_signature": signature}, "origin": {"format": "gemini"}}
         return call
 
     def _finish(self, model: str, index: int, reason: str, candidate: Json) -> Json:

@@ -48,7 +48,7 @@ _ERRORS: Mapping[str, type[UpstreamError]] = {
     "overloaded_error": UpstreamOverloadedError,
 }
 
-# What tells a chat server's thoughts from those of this format.
+# Tells these thoughts from those of a chat server, so that no chat server gets them.
 _ORIGIN = {"format": "messages"}
 _NONSENSE = "The model's provider answered with something that is not a message of Anthropic's format."
 

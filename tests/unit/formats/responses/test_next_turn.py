@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -102,6 +103,45 @@ def test_a_client_may_say_any_place_of_a_thought(after: list[int], calls_before:
     parse_chat_request(json.dumps(request).encode())
     rendered = FORMATS["messages"].render_request(request, model="m", stream=False, output_limit=None)
     assert [block["type"] for block in json.loads(rendered)["messages"][1]["content"]] == order
+
+
+@pytest.mark.parametrize("through", ["chat", "responses"])
+@pytest.mark.parametrize(
+    ("form", "recording"),
+    [recorded for recorded in recordings("answer", "completion") if recorded.values[0] is not FORMATS["chat"]],
+)
+def test_a_chat_server_gets_nothing_that_only_another_format_has(
+    form: WireFormat, recording: dict[str, Any], through: str
+) -> None:
+    completion = Normaliser().completion(form.parse_completion(json.dumps(recording["answer"]).encode()))
+    [message] = next_turn(whole(completion, TOOLS).response["output"])
+    if through == "chat":
+        message = completion["choices"][0]["message"]
+    before = copy.deepcopy(message)
+    request = {"messages": [USER, message]}
+    rendered = FORMATS["chat"].render_request(request, model="m", stream=False, output_limit=None)
+    assert message == before  # another provider may be asked next
+    sent = json.loads(rendered)["messages"][1]
+    signed = message.keys() & {"thinking_blocks", "reasoning_items"}
+    assert sent.keys() <= {"role", "content", "refusal", "annotations", "tool_calls"} | (
+        set() if signed else {"reasoning_content"}
+    )
+    assert all(call.keys() == {"id", "type", call["type"]} for call in sent.get("tool_calls", ()))
+
+
+def test_a_chat_server_gets_back_what_it_gave() -> None:
+    signature = {"google": {"thought_signature": "s"}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": signature}
+    own = {
+        "role": "assistant",
+        "content": "Yes.",
+        "reasoning_content": "Hm",
+        "thinking_blocks": [{"type": "thinking", "thinking": "Hm", "signature": "s"}],
+        "tool_calls": [call, {**call, "extra_content": "odd"}, {**call, "extra_content": {"origin": "odd"}}],
+    }
+    request = {"messages": [USER, {**own, "thinking_origin": {"after": [2]}}]}
+    rendered = FORMATS["chat"].render_request(request, model="m", stream=False, output_limit=None)
+    assert json.loads(rendered)["messages"] == [USER, own]
 
 
 def test_a_thought_stays_before_its_call_when_each_call_is_followed_by_its_output() -> None:
