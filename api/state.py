@@ -19,6 +19,7 @@ from api.jobs.cancellations import Cancellations
 from api.jobs.waiting import WaitingJobs
 from api.overview import Overview
 from api.resources.health import StoresCheck
+from api.watched_batches import WatchedBatches
 from headrace.catalogue.file import CatalogueFile
 from headrace.events.compare import compare_readers
 from headrace.events.hub import Hub
@@ -55,6 +56,7 @@ class ApiState(TypedDict):
     waiting: WaitingJobs
     body_memory: BodyMemory
     subscribers: Subscribers
+    watched_batches: WatchedBatches
     stores_check: StoresCheck
     overview: Overview
     headless: NotRequired[Request]
@@ -104,6 +106,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ApiState]:
                 waiting=waiting,
                 body_memory=BodyMemory(settings.body_memory_bytes),
                 subscribers=Subscribers(settings.subscribers_per_key),
+                watched_batches=WatchedBatches(database),
                 stores_check=StoresCheck(database, redis),
                 overview=Overview(database, redis, catalogue),
                 gate=Gate(redis, database, open_without_redis=settings.limits_without_redis == "open"),

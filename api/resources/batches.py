@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -12,10 +11,9 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from api.http.authentication import Authenticated, authenticate
+from api.http.authentication import Authenticated
 from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
@@ -37,7 +35,7 @@ from headrace.batches.ended import has_line, list_ended
 from headrace.batches.request import BatchRequest, parse_batch_request
 from headrace.batches.results import render_line
 from headrace.batches.state import BatchState
-from headrace.errors import ConflictError, HeadraceError, invalid_parameter, shorten
+from headrace.errors import AuthenticationError, ConflictError, HeadraceError, invalid_parameter, shorten
 from headrace.files.file_object import get_file, no_such_file
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_file_quota
@@ -52,11 +50,9 @@ from headrace.stores.connections import Row
 from headrace.webhooks.acceptance import accept_webhook
 from headrace.webhooks.queries import list_deliveries
 
-log = logging.getLogger(__name__)
-
 router = APIRouter(prefix="/batches", tags=["Batches"])
 
-# Seconds between two looks at a batch for its subscribers.
+# Seconds between two looks at a batch for a subscriber.
 _LOOK_SECONDS = 0.5
 # Seconds for which the input of a batch without a file is kept.
 _INLINE_SECONDS = 30 * 86_400
@@ -273,12 +269,19 @@ def _event_id(row: Row) -> str:
 
 
 async def _tell(request: Request, principal: Principal, row: Row, known: str | None, write: Write) -> None:
+    invalid = asyncio.Event()
+    held = request.state.authenticator.holding(principal, invalid.set)
     with request.state.subscribers.counting(principal.key_id):
-        await _watch(request, principal.account_id, row, known, write)
+        held.begin()
+        try:
+            await _watch(request, row, known, write, invalid)
+        finally:
+            held.end()
 
 
-async def _watch(request: Request, account_id: str, row: Row, known: str | None, write: Write) -> None:
-    """Write the progress of a batch, and its end."""
+async def _watch(request: Request, row: Row, known: str | None, write: Write, invalid: asyncio.Event) -> None:
+    """Write the progress of a batch, and its end, unless the key of the request becomes `invalid`."""
+    batch = request.state.watched_batches.watch(row.id, row.account_id)
     loop = asyncio.get_running_loop()
     spoke = loop.time()
     while True:
@@ -302,13 +305,12 @@ async def _watch(request: Request, account_id: str, row: Row, known: str | None,
         if await request.is_disconnected():
             return
         try:
-            await authenticate(request)  # the key may be revoked by now
-            row = await find_batch(request.state.database, row.id, account_id)
+            if invalid.is_set():
+                raise AuthenticationError
+            row = await batch.get() or row
         except HeadraceError as error:
             await write([render_error_event(error, name="error")])
             return
-        except SQLAlchemyError as error:
-            log.warning("a subscriber of a batch waits, as Postgres is unavailable: %s", error)
 
 
 @router.get(
