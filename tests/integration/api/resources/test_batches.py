@@ -82,7 +82,7 @@ async def state(database: Database) -> AsyncIterator[dict[str, Any]]:
 
 @asynccontextmanager
 async def watching(watchers: list[Watcher], batch_id: str) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Have clients watch a batch, and yield once each has been told of it."""
+    """Have clients watch a batch, and yield once each has had its first event."""
     tasks = [asyncio.create_task(watcher.watch(batch_id)) for watcher in watchers]
     try:
         await eventually(lambda: all(watcher.told for watcher in watchers), "the first event of each")
@@ -116,7 +116,7 @@ async def test_many_subscribers_of_a_batch_ask_postgres_as_one_does(
     await eventually(is_forgotten, "the batch to be forgotten")
 
 
-async def test_subscribers_are_told_of_a_change_and_of_the_end(
+async def test_subscribers_get_each_change_and_the_end(
     database: Database, owner: Owner, state: dict[str, Any]
 ) -> None:
     _, key = await create_key(database, account_id=owner.account_id)
