@@ -10,10 +10,12 @@ from functools import partial
 from operator import attrgetter
 from typing import NotRequired, TypedDict
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from api.http.authentication import Authenticator
 from api.http.body_memory import BodyMemory
+from api.http.connection import Client
+from api.http.request import ApiRequest
 from api.http.subscribers import Subscribers
 from api.jobs.cancellations import Cancellations
 from api.jobs.waiting import WaitingJobs
@@ -26,6 +28,7 @@ from headrace.events.hub import Hub
 from headrace.events.publisher import Publisher
 from headrace.jobs.records import NewJob
 from headrace.jobs.sql.accept import insert_jobs, mark_unsent
+from headrace.keys.principal import Principal
 from headrace.keys.queries import ensure_bootstrap_key
 from headrace.queue import JobQueue
 from headrace.quotas.gate import Gate
@@ -41,7 +44,7 @@ from headrace.telemetry.rates import report
 
 
 class ApiState(TypedDict):
-    """The resources that every request finds in `request.state`."""
+    """What every request finds in `request.state`: the resources of its process, and what is noted of the request."""
 
     settings: Settings
     catalogue: CatalogueFile
@@ -59,8 +62,16 @@ class ApiState(TypedDict):
     watched_batches: WatchedBatches
     stores_check: StoresCheck
     overview: Overview
-    headless: NotRequired[Request]
+    headless: NotRequired[ApiRequest]
     """A request with this state and no head, for code that runs after the client's request is freed."""
+
+    client: NotRequired[Client]
+    trace_context: NotRequired[str | None]
+    account_id: NotRequired[str]
+    """The account that the request reads or changes, once its key is known."""
+    principal: NotRequired[Principal]
+    body_units: NotRequired[int]
+    """What the request has of the memory for large bodies."""
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +122,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ApiState]:
                 overview=Overview(database, redis, catalogue),
                 gate=Gate(redis, database, open_without_redis=settings.limits_without_redis == "open"),
             )
-            state["headless"] = Request({"type": "http", "state": state})
+            state["headless"] = ApiRequest({"type": "http", "state": state})
             yield state
             await cancellations.finish()
 

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.query import check_query
+from api.http.request import ApiRequest
 from headrace.errors import AuthenticationError, InvalidRequestError, NotFoundError, PermissionDeniedError, shorten
 from headrace.ids import is_id
 from headrace.keys.accounts import find_account
@@ -195,7 +196,7 @@ class Holding:
             del self._held[self._key_hash]
 
 
-async def authenticate(request: Request) -> Principal:
+async def authenticate(request: ApiRequest) -> Principal:
     """Return the principal of the key in `Authorization: Bearer`, or else in `X-API-Key`.
 
     Every endpoint for clients depends on this, so it also refuses query parameters that the endpoint does not read, and
@@ -213,7 +214,7 @@ async def authenticate(request: Request) -> Principal:
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     state = request.state
-    authenticator: Authenticator = state.authenticator
+    authenticator = state["authenticator"]
     principal = await authenticator.authenticate(key)
     note(account=principal.account_id)
     if principal.read_only and not _reads(request):
@@ -221,19 +222,19 @@ async def authenticate(request: Request) -> Principal:
     named = request.headers.get(ACCOUNT_HEADER)
     if named is not None:
         principal = await _reading(request, principal, named)
-    state.account_id = principal.account_id
-    state.principal = principal
+    state["account_id"] = principal.account_id
+    state["principal"] = principal
     if request.scope["query_string"]:
         check_query(request)
     return principal
 
 
-def _reads(request: Request) -> bool:
+def _reads(request: ApiRequest) -> bool:
     """Return whether a request changes nothing. HEAD has become GET by now."""
     return request.method == "GET" or request.scope["route"].path in _READING_POSTS
 
 
-async def _reading(request: Request, principal: Principal, account_id: str) -> Principal:
+async def _reading(request: ApiRequest, principal: Principal, account_id: str) -> Principal:
     """Return the principal that reads the rows of an account; `authenticate` has the errors."""
     if not principal.is_admin:
         raise PermissionDeniedError(
@@ -248,7 +249,7 @@ async def _reading(request: Request, principal: Principal, account_id: str) -> P
         raise InvalidRequestError(
             f"Invalid 'account': only allowed without the header '{ACCOUNT_HEADER}'.", param="account"
         )
-    found = await request.state.authenticator.find_account(account_id)
+    found = await request.state["authenticator"].find_account(account_id)
     if found is None:
         raise NotFoundError(f"No account found with id '{shorten(account_id)}'.", param=ACCOUNT_HEADER)
     note(reads_account=account_id)

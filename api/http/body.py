@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import Request
 from starlette.types import Message
 
 from api.http.content_encoding import content_decoder
+from api.http.request import ApiRequest
 from headrace.errors import InvalidRequestError, PayloadTooLargeError
 from headrace.runtime.offload import LARGE_BYTES
 
@@ -15,7 +15,7 @@ METADATA_BODY = 128 * 1024
 """The most bytes of a body that replaces metadata: the longest metadata, with each character escaped."""
 
 
-async def read_body(request: Request, *, limit: int | None = None) -> bytes:
+async def read_body(request: ApiRequest, *, limit: int | None = None) -> bytes:
     """Return the whole body, of at most `limit` bytes.
 
     A compressed body is decompressed. The limit holds before and after that.
@@ -26,7 +26,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         RateLimitError: The account has too many large bodies in progress.
         UnavailableError: All accounts together have too many large bodies in progress.
     """
-    most: int = request.state.settings.max_body_bytes
+    most = request.state["settings"].max_body_bytes
     limit = most if limit is None else min(limit, most)
     if declared_size(request) > limit:
         raise _too_large(limit)
@@ -44,7 +44,7 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
         if size > limit or received > limit:
             raise _too_large(limit)
         if size > LARGE_BYTES:
-            await request.state.body_memory.take(request, size)
+            await request.state["body_memory"].take(request, size)
         pieces.append(piece)
         if not message.get("more_body", False):
             if decoder is not None:
@@ -52,13 +52,13 @@ async def read_body(request: Request, *, limit: int | None = None) -> bytes:
             return b"".join(pieces)
 
 
-def declared_size(request: Request) -> int:
+def declared_size(request: ApiRequest) -> int:
     """Return the size of the body as its `Content-Length` gives it, 0 without one."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else 0
 
 
-async def next_message(request: Request) -> Message:
+async def next_message(request: ApiRequest) -> Message:
     """Return the next message of ASGI with a piece of the body.
 
     Raises:

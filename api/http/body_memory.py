@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from fastapi import Request
-
+from api.http.request import ApiRequest
 from headrace.errors import RateLimitError, UnavailableError
 from headrace.runtime.offload import LARGE_BYTES
 
@@ -30,7 +29,7 @@ class BodyMemory:
         self._free = asyncio.Semaphore(units)
         self._taken: Counter[str] = Counter()
 
-    async def take(self, request: Request, size: int) -> None:
+    async def take(self, request: ApiRequest, size: int) -> None:
         """Take memory for the `size` bytes of a request's body that have arrived, less what the request has already.
 
         Raises:
@@ -40,7 +39,7 @@ class BodyMemory:
         if size <= LARGE_BYTES:
             return
         state, wanted = request.state, -(-size // _UNIT)
-        account_id = state.account_id
+        account_id = state["account_id"]
         while request.scope["state"].get("body_units", 0) < wanted:
             if self._taken[account_id] >= self._share:
                 raise RateLimitError("Too many large requests of this account are in progress.", retry_after=1)
@@ -53,13 +52,13 @@ class BodyMemory:
                 if isinstance(error, TimeoutError):
                     raise UnavailableError("Too many large requests are in progress.", retry_after=1) from None
                 raise
-            state.body_units = request.scope["state"].get("body_units", 0) + 1
+            state["body_units"] = request.scope["state"].get("body_units", 0) + 1
 
-    def give_back(self, request: Request) -> None:
+    def give_back(self, request: ApiRequest) -> None:
         """Give back all memory of a request, which may take some again."""
         units = request.scope["state"].pop("body_units", 0)
         if units:
-            self._leave(request.state.account_id, units)
+            self._leave(request.state["account_id"], units)
             for _ in range(units):
                 self._free.release()
 

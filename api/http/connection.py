@@ -84,7 +84,7 @@ class _Flow(FlowControl):
 
 
 class Client:
-    """The client of a connection, in `request.state.client`: it tells one request at a time that it has left."""
+    """The client of a connection, in `request.state["client"]`: it tells one request at a time that it has left."""
 
     __slots__ = ("_connection", "_on_leaving", "gone", "head_read")
 

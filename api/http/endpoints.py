@@ -8,10 +8,11 @@ import heapq
 import re
 from collections.abc import Sequence
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.routing import compile_path
 
+from api.http.request import ApiRequest
 from headrace.errors import HeadraceError, InvalidRequestError, ModelNotFoundError, NotFoundError
 
 # Characters of a path that are compared and quoted.
@@ -24,7 +25,7 @@ _LIKE = 0.6
 _COMPARED = 2
 
 
-def unknown_endpoint(request: Request) -> HeadraceError:
+def unknown_endpoint(request: ApiRequest) -> HeadraceError:
     """Return the error for a path that does not exist, or that does not have the request's method."""
     path = request.url.path
     endpoints = _endpoints(request.app)
@@ -44,10 +45,10 @@ def unknown_endpoint(request: Request) -> HeadraceError:
     return NotFoundError(f"Unknown request URL: {asked} does not exist.{hint}", code="unknown_url")
 
 
-def unknown_model(request: Request, error: ModelNotFoundError) -> HeadraceError:
+def unknown_model(request: ApiRequest, error: ModelNotFoundError) -> HeadraceError:
     """Return the error for a model that does not exist, with the nearest models that the request's key may use."""
-    may_ask = request.state.principal.may_ask
-    served = [name for name in request.state.catalogue.current.entries() if may_ask(name)]
+    may_ask = request.state["principal"].may_ask
+    served = [name for name in request.state["catalogue"].current.entries() if may_ask(name)]
     near = _nearest(error.asked, served, most=_MOST_MODELS, cutoff=0)
     if not near:
         return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.http.endpoints import unknown_endpoint, unknown_model
+from api.http.request import ApiRequest
 from headrace.errors import HeadraceError, InvalidRequestError, ModelNotFoundError, UnavailableError, invalid_parameter
 from headrace.formats.chat.validation import invalid_request
 from headrace.stores.failures import is_foreign_schema, is_unavailable
@@ -72,7 +74,7 @@ def error_for(error: Exception) -> HeadraceError:
     return HeadraceError()
 
 
-async def _handle(request: Request, error: Exception) -> Response:
+async def _handle(request: ApiRequest, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         return render_error(unknown_endpoint(request))
     if isinstance(error, ModelNotFoundError):
@@ -82,6 +84,6 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 def handle_errors(app: FastAPI) -> None:
     """Answer every kind of error in OpenAI's shape."""
-    handler: Callable[[Request, Exception], Awaitable[Response]] = _handle
+    handler: Callable[[Request[Any], Exception], Awaitable[Response]] = _handle
     for kind in (HeadraceError, ValidationError, RequestValidationError, HTTPException, SQLAlchemyError):
         app.add_exception_handler(kind, handler)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import orjson
-from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.http.request import ApiRequest
 from headrace.errors import invalid_parameter
 from headrace.idempotency import queries
 from headrace.ids import new_id
@@ -25,7 +25,7 @@ _HEADER = "idempotency-key"
 _VALID = re.compile(rf"[\x20-\x7e]{{1,{LONGEST_KEY}}}")
 
 
-def has_key(request: Request) -> bool:
+def has_key(request: ApiRequest) -> bool:
     """Return whether a request has a key: its client may repeat it, and expects to find what the first one created."""
     return _HEADER in request.headers
 
@@ -35,7 +35,7 @@ def replay_headers(repeated: bool) -> dict[str, str]:
     return {"idempotent-replayed": "true"} if repeated else {}
 
 
-async def resource_id(request: Request, principal: Principal, fresh: str, body: bytes) -> tuple[str, bool]:
+async def resource_id(request: ApiRequest, principal: Principal, fresh: str, body: bytes) -> tuple[str, bool]:
     """Return the id of the resource to create, and whether an earlier request with the key may have created it.
 
     The id is `fresh`, unless an earlier request claimed the key for another id. A repeated request has the same path
@@ -50,19 +50,19 @@ async def resource_id(request: Request, principal: Principal, fresh: str, body: 
     if key is None:
         return fresh, False
     fingerprint = await offloaded(len(body), _fingerprint, request, body)
-    found = await queries.claim_id(request.state.database, principal.account_id, key, fingerprint, fresh)
+    found = await queries.claim_id(request.state["database"], principal.account_id, key, fingerprint, fresh)
     return found, found != fresh
 
 
-async def give_up_claim(request: Request, account_id: str, claimed: str) -> None:
+async def give_up_claim(request: ApiRequest, account_id: str, claimed: str) -> None:
     """Free the request's key, which it has claimed for the id of a resource that is not created."""
     key = _key(request)
     if key is not None:
         with contextlib.suppress(SQLAlchemyError):  # then the key stands for the refused request until tomorrow
-            await queries.give_up_claim(request.state.database, account_id, key, claimed)
+            await queries.give_up_claim(request.state["database"], account_id, key, claimed)
 
 
-async def earlier_id(request: Request, principal: Principal, body: bytes) -> str | None:
+async def earlier_id(request: ApiRequest, principal: Principal, body: bytes) -> str | None:
     """Return the id that an earlier request with the key claimed, or None if this request is the first.
 
     Raises:
@@ -78,12 +78,12 @@ class Change:
     """A change that a request asks for. If `done`, an earlier request with the key has made it."""
 
     done: bool
-    _request: Request
+    _request: ApiRequest
     _principal: Principal
     _body: bytes
 
     @classmethod
-    async def of(cls, request: Request, principal: Principal, body: bytes = b"{}") -> Self:
+    async def of(cls, request: ApiRequest, principal: Principal, body: bytes = b"{}") -> Self:
         """Look for an earlier request with the key. A repeated one has the same path and `body`, which is JSON.
 
         Raises:
@@ -113,25 +113,25 @@ class Change:
         await resource_id(self._request, self._principal, new_id("change"), self._body)
         yield key
         if key is not None:
-            await queries.mark_applied(self._request.state.database, self._principal.account_id, key)
+            await queries.mark_applied(self._request.state["database"], self._principal.account_id, key)
 
 
-async def _find_claim(request: Request, principal: Principal, body: bytes) -> queries.Claim | None:
+async def _find_claim(request: ApiRequest, principal: Principal, body: bytes) -> queries.Claim | None:
     key = _key(request)
     if key is None:
         return None
     fingerprint = await offloaded(len(body), _fingerprint, request, body)
-    return await queries.find_claim(request.state.database, principal.account_id, key, fingerprint)
+    return await queries.find_claim(request.state["database"], principal.account_id, key, fingerprint)
 
 
-def _key(request: Request) -> str | None:
+def _key(request: ApiRequest) -> str | None:
     key = request.headers.get(_HEADER)
     if key is not None and not _VALID.fullmatch(key):
         raise invalid_parameter("Idempotency-Key", f"it has 1 to {LONGEST_KEY} printable ASCII characters")
     return key
 
 
-def _fingerprint(request: Request, body: bytes) -> bytes:
+def _fingerprint(request: ApiRequest, body: bytes) -> bytes:
     # The same API has two prefixes.
     path = request.url.path.removeprefix("/api") + "?" + request.url.query
     asked = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query
 from fastapi.dependencies.models import Dependant
 
+from api.http.request import ApiRequest
 from headrace.errors import InvalidRequestError, invalid_parameter
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
@@ -20,7 +21,7 @@ _MOST_VALUES = 100
 _LONGEST_NAME = 100
 
 
-def check_query(request: Request) -> None:
+def check_query(request: ApiRequest) -> None:
     """Check that an endpoint reads every query parameter: the answer to an ignored filter would look right.
 
     An endpoint without parameters accepts any, because some clients add their version or a random number everywhere.
@@ -60,7 +61,7 @@ def _reads_metadata(dependant: Dependant) -> bool:
     return any(dependency.call is _metadata_filter for dependency in dependant.dependencies)
 
 
-def _metadata_filter(request: Request) -> dict[str, str]:
+def _metadata_filter(request: ApiRequest) -> dict[str, str]:
     """Return the metadata filters of a query.
 
     Raises:

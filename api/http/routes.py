@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.authentication import authenticate
+from api.http.request import ApiRequest
 
 
 class DirectRoute(APIRoute):
@@ -54,6 +55,6 @@ class DirectRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"] = route
-        request = Request(scope, receive, send)
+        request = ApiRequest(scope, receive, send)
         response: Response = await route.endpoint(request=request, principal=await authenticate(request))
         await response(scope, receive, send)

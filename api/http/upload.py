@@ -12,18 +12,17 @@ from urllib.parse import unquote
 
 import orjson
 import python_multipart
-from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
 from api.http.authentication import authenticate
 from api.http.body import declared_size, next_message
 from api.http.idempotency import has_key, resource_id
+from api.http.request import ApiRequest
 from headrace.errors import InvalidRequestError, PayloadTooLargeError, invalid_parameter, missing_parameter, shorten
 from headrace.files.queries import FileWriter
 from headrace.files.quota import check_file_quota
 from headrace.keys.principal import Principal
-from headrace.stores.database import Database
 
 LARGEST_FORM = 64 * 1024
 """The most bytes of a form without its file: boundaries, headers, names, fields."""
@@ -111,7 +110,7 @@ class _Form:
         self.ended = True
 
 
-async def store_upload(request: Request, principal: Principal) -> tuple[str, bool]:
+async def store_upload(request: ApiRequest, principal: Principal) -> tuple[str, bool]:
     """Write the file of a form to storage. A refused or interrupted upload leaves nothing.
 
     Returns the file's id, and whether an earlier request with the same Idempotency-Key uploaded it. The key is claimed
@@ -124,15 +123,15 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
         QuotaExceededError: The account has the most files, or bytes of files, that it may have.
         PayloadTooLargeError: The file is larger than `HEADRACE_MAX_FILE_BYTES`. The rest is not read.
     """
-    database: Database = request.state.database
-    limit: int = request.state.settings.max_file_bytes
+    database = request.state["database"]
+    limit = request.state["settings"].max_file_bytes
     too_large = PayloadTooLargeError(f"The file is larger than {limit} bytes.", param="file")
     declared = declared_size(request)
     if declared > limit + LARGEST_FORM:
         raise too_large
     form = _Form()
     parser = _parser(request, form)
-    check_quota = partial(check_file_quota, database, principal.account_id, request.state.settings, param="file")
+    check_quota = partial(check_file_quota, database, principal.account_id, request.state["settings"], param="file")
     await check_quota(files=1, size=max(0, declared - LARGEST_FORM))
     writer = FileWriter(database, account_id=principal.account_id, purpose="batch")
     digest, keyed = hashlib.sha256(), has_key(request)
@@ -161,7 +160,7 @@ async def store_upload(request: Request, principal: Principal) -> tuple[str, boo
     return file_id, repeated
 
 
-async def _pieces(request: Request, parser: python_multipart.MultipartParser, form: _Form) -> AsyncIterator[bytes]:
+async def _pieces(request: ApiRequest, parser: python_multipart.MultipartParser, form: _Form) -> AsyncIterator[bytes]:
     """Yield the pieces of the form's file as they arrive. At the end `form` has the fields.
 
     Raises:
@@ -195,7 +194,7 @@ def _extended_filename(disposition: str) -> str | None:
     return None if found is None else unquote(found[1])
 
 
-def _parser(request: Request, form: _Form) -> python_multipart.MultipartParser:
+def _parser(request: ApiRequest, form: _Form) -> python_multipart.MultipartParser:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:

@@ -11,12 +11,11 @@ from decimal import Decimal
 from urllib.parse import quote
 
 import orjson
-from fastapi import Request
 
 from api.http.idempotency import give_up_claim, has_key, resource_id
+from api.http.request import ApiRequest
 from api.jobs.asked import Asked
 from api.jobs.cancel import cancel
-from api.jobs.cancellations import Cancellations
 from api.jobs.client_events import Begin, events_for
 from api.jobs.tracing import trace_submission
 from headrace.agents.queries import AgentVersion, find_agent
@@ -61,7 +60,7 @@ class Submission:
 
 
 async def new_job(
-    request: Request,
+    request: ApiRequest,
     principal: Principal,
     asked: Asked,
     *,
@@ -85,7 +84,7 @@ async def new_job(
     state = request.state
     webhook = webhook or asked.terms.webhook
     if webhook is not None:
-        await accept_webhook(state.settings, state.database, principal.account_id, webhook)
+        await accept_webhook(state["settings"], state["database"], principal.account_id, webhook)
     principal.check_may_ask(asked.terms.model, asked.terms.fallbacks or ())
     labels = metadata if metadata is not None else asked.terms.metadata
     asked, agent = await resolve_agent(request, principal, asked)
@@ -105,12 +104,12 @@ async def new_job(
         background=background,
         streamed=bool(terms.stream) and not background,
         # A client with a key may come back to any process, so the events of its job go to no single one.
-        origin=None if background or has_key(request) else state.hub.origin,
+        origin=None if background or has_key(request) else state["hub"].origin,
         webhook=webhook,
         stored=terms.store is not False,
         conversation_id=asked.conversation_id,
-        trace_context=state.trace_context,
-        timeout_seconds=timeout_seconds or terms.timeout or state.settings.job_timeout_seconds,
+        trace_context=state["trace_context"],
+        timeout_seconds=timeout_seconds or terms.timeout or state["settings"].job_timeout_seconds,
     )
     scopes = [Scope(principal.key_id, principal.limits), Scope(principal.account_id, principal.account_limits)]
     return Submission(
@@ -124,7 +123,7 @@ async def new_job(
     )
 
 
-async def resolve_agent(request: Request, principal: Principal, asked: Asked) -> tuple[Asked, AgentVersion | None]:
+async def resolve_agent(request: ApiRequest, principal: Principal, asked: Asked) -> tuple[Asked, AgentVersion | None]:
     """Return a request to an agent as the request to the agent's model, and the agent; any other request as it is.
 
     Raises:
@@ -135,14 +134,14 @@ async def resolve_agent(request: Request, principal: Principal, asked: Asked) ->
     if not agent_id.startswith(AGENT_PREFIX):
         return asked, None
     if is_id(agent_id, "agent"):
-        agent = await find_agent(request.state.database, agent_id, principal.account_id)
+        agent = await find_agent(request.state["database"], agent_id, principal.account_id)
     if agent is None:
         raise ModelNotFoundError.of(agent_id)
     return await offloaded(len(agent.definition) + len(asked.body), asked.to_model_of, agent), agent
 
 
 async def _usable_routes(
-    request: Request, principal: Principal, asked: Asked, *, sent: bytes, metadata: dict[str, str] | None
+    request: ApiRequest, principal: Principal, asked: Asked, *, sent: bytes, metadata: dict[str, str] | None
 ) -> tuple[list[UsableRoute], str, bool]:
     """Return the routes for a job, the job's id, and whether an earlier request may have created the job.
 
@@ -150,7 +149,7 @@ async def _usable_routes(
     """
     check = functools.partial(
         check_servable,
-        request.state.catalogue.current,
+        request.state["catalogue"].current,
         asked.terms,
         asked.translation,
         format=asked.format,
@@ -174,7 +173,7 @@ def _headers(job_id: str, dropped: Sequence[str]) -> dict[str, str]:
     return headers
 
 
-async def accept(request: Request, submission: Submission) -> int:
+async def accept(request: ApiRequest, submission: Submission) -> int:
     """Commit the job and wake a worker for it. Returns the time of its creation, in Unix seconds.
 
     Raises:
@@ -182,7 +181,7 @@ async def accept(request: Request, submission: Submission) -> int:
         InvalidRequestError: The key or the account has a budget, and the model has no price.
     """
     state, job = request.state, submission.job
-    if submission.repeated and (progress := await read_progress(state.database, job.id)) is not None:
+    if submission.repeated and (progress := await read_progress(state["database"], job.id)) is not None:
         submission.headers["idempotent-replayed"] = "true"
         _free(request, submission)
         return progress.created
@@ -200,10 +199,10 @@ async def accept(request: Request, submission: Submission) -> int:
         return await _commit(request, submission)
 
 
-async def _commit(request: Request, submission: Submission) -> int:
+async def _commit(request: ApiRequest, submission: Submission) -> int:
     """Commit the job within its limits, and wake a worker. Raises as `accept` does."""
     state, job = request.state, submission.job
-    state.waiting.check(job.account_id)
+    state["waiting"].check(job.account_id)
     if any(scope.is_limited for scope in submission.scopes):
         try:
             job = await _admit(request, submission)
@@ -212,27 +211,27 @@ async def _commit(request: Request, submission: Submission) -> int:
                 await give_up_claim(request, job.account_id, job.id)
             raise
     try:
-        created: int = await state.inserts.submit(job)
+        created = await state["inserts"].submit(job)
     except BaseException:
         if job.reserved_cost is not None:
             # In a task of its own, because the client's disconnection may cancel this one.
-            await asyncio.shield(asyncio.create_task(state.gate.settle_ended(submission.scopes, job.id)))
+            await asyncio.shield(asyncio.create_task(state["gate"].settle_ended(submission.scopes, job.id)))
         raise
     _submitted(job.tier, job.format).inc()
     rates.count("submitted")
-    state.waiting.add(job.account_id)
+    state["waiting"].add(job.account_id)
     if job.delay_seconds:
-        asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state.queue.wake([job.id], tier=job.tier))
+        asyncio.get_running_loop().call_later(job.delay_seconds, lambda: state["queue"].wake([job.id], tier=job.tier))
     else:
-        state.queue.wake([job.id], tier=job.tier)
+        state["queue"].wake([job.id], tier=job.tier)
         await asyncio.sleep(0)  # the wake-up leaves before the rest of the request is done
     _free(request, submission)
     return created
 
 
-def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
+def answering(request: ApiRequest, job: NewJob) -> AbstractAsyncContextManager[Callable[[], None]]:
     """Return the context in which a job is accepted and its client answered: see `Cancellations.answering`."""
-    cancellations: Cancellations = request.state.cancellations
+    cancellations = request.state["cancellations"]
 
     async def cancel_if_unanswered() -> bool:
         cancelled = await cancel(request, job.id, job.account_id)
@@ -241,21 +240,21 @@ def answering(request: Request, job: NewJob) -> AbstractAsyncContextManager[Call
     return cancellations.answering(request, job.id, cancel_if_unanswered)
 
 
-def _free(request: Request, submission: Submission) -> None:
+def _free(request: ApiRequest, submission: Submission) -> None:
     """Free the memory of a request that Postgres has: its client may wait for the job for a long time."""
     submission.job.request = ""
     submission.asked = None
-    request.state.body_memory.give_back(request)
+    request.state["body_memory"].give_back(request)
 
 
-async def _admit(request: Request, submission: Submission) -> NewJob:
+async def _admit(request: ApiRequest, submission: Submission) -> NewJob:
     job, asked = submission.job, submission.asked
     assert asked is not None
     if any(scope.limits.has_budget for scope in submission.scopes):
-        check_priced(request.state.catalogue.current, submission.routes, asked.document)
+        check_priced(request.state["catalogue"].current, submission.routes, asked.document)
     tokens, cost = await offloaded(len(asked.body), _demand, asked, submission.routes)
     demand = Demand(job.id, background=job.background, tokens=tokens, cost=cost)
-    admission = await request.state.gate.admit(submission.scopes, demand)
+    admission = await request.state["gate"].admit(submission.scopes, demand)
     submission.headers |= admission.headers
     return replace(job, reserved_cost=cost, delay_seconds=admission.delay_seconds)
 

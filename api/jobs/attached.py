@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import Request
-
 from api.http.errors import shutdown_error
+from api.http.request import ApiRequest
 from api.http.sse import LiveEvents, Write
 from api.jobs.attendance import watching
 from api.jobs.client_events import ClientEvents
@@ -17,7 +16,7 @@ from headrace.keys.principal import Principal
 
 
 async def attached(
-    request: Request,
+    request: ApiRequest,
     principal: Principal,
     job_id: str,
     written: ClientEvents,
@@ -28,7 +27,7 @@ async def attached(
 ) -> None:
     """Write what a reader gets of a job, past `after` to its end. `format` is the job's."""
     async with watching(request, principal, job_id) as listener:
-        database, live = request.state.database, LiveEvents(request.state.client, written.render)
+        database, live = request.state["database"], LiveEvents(request.state["client"], written.render)
         del request, principal  # a reader may wait for hours
         await write(written.begin())
         try:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import Request
-
+from api.http.request import ApiRequest
 from api.http.subscribers import Subscribers
 from headrace.events.listener import Listener
 from headrace.keys.principal import Principal
@@ -20,13 +19,13 @@ class Attendance:
     __slots__ = ("_client", "_held", "_hub", "_key_id", "_subscribers", "listener")
 
     def __init__(
-        self, request: Request, principal: Principal, listener: Listener, subscribers: Subscribers | None = None
+        self, request: ApiRequest, principal: Principal, listener: Listener, subscribers: Subscribers | None = None
     ) -> None:
         """Take the listener; with `subscribers` the client counts as one of its key's."""
         state = request.state
         self.listener = listener
-        self._client, self._hub = state.client, state.hub
-        self._held = state.authenticator.holding(principal, listener.refuse)
+        self._client, self._hub = state["client"], state["hub"]
+        self._held = state["authenticator"].holding(principal, listener.refuse)
         self._subscribers, self._key_id = subscribers, principal.key_id
 
     async def begin(self) -> Listener:
@@ -60,7 +59,7 @@ class Attendance:
         await self.end()
 
 
-def watching(request: Request, principal: Principal, job_id: str) -> Attendance:
+def watching(request: ApiRequest, principal: Principal, job_id: str) -> Attendance:
     """Return the context in which a client listens to a job as one of its key's subscribers."""
-    listener = request.state.hub.listener(job_id, own=False)
-    return Attendance(request, principal, listener, request.state.subscribers)
+    listener = request.state["hub"].listener(job_id, own=False)
+    return Attendance(request, principal, listener, request.state["subscribers"])

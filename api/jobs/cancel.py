@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import functools
 
-from fastapi import Request
-
-from api.jobs.cancellations import Cancellations
+from api.http.request import ApiRequest
 from headrace.events.follow import follow
 from headrace.events.job_events import Ended
 from headrace.events.listener import ListenerClosedError
@@ -23,41 +21,41 @@ _PATIENCE_SECONDS = 4.0
 _LOOK_SECONDS = (0.1, 0.2, 0.4, 0.8)
 
 
-async def cancel(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+async def cancel(request: ApiRequest, job_id: str, account_id: str) -> MovedJob | None:
     """Cancel a job of an account. Returns the job afterwards, or None if the account has no such job."""
-    return await cancel_job(request.state.database, request.state.publisher, job_id, account_id)
+    return await cancel_job(request.state["database"], request.state["publisher"], job_id, account_id)
 
 
-async def cancel_and_wait(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+async def cancel_and_wait(request: ApiRequest, job_id: str, account_id: str) -> MovedJob | None:
     """Cancel a job, and wait a few seconds for its worker to end it."""
     state = request.state
-    async with state.hub.listen(job_id, own=False) as listener:
+    async with state["hub"].listen(job_id, own=False) as listener:
         job = await cancel(request, job_id, account_id)
         if job is not None and job.state is State.RUNNING:
             with contextlib.suppress(TimeoutError, ListenerClosedError):
                 async with asyncio.timeout(_PATIENCE_SECONDS):
-                    async for event in follow(listener, state.database):
+                    async for event in follow(listener, state["database"]):
                         if isinstance(event, Ended):
                             break
         return job
 
 
-async def erase(request: Request, job_id: str, account_id: str) -> bool:
+async def erase(request: ApiRequest, job_id: str, account_id: str) -> bool:
     """Stop a job if it has not ended, and erase its content. Returns False if the account has no such job."""
     await cancel_and_wait(request, job_id, account_id)
-    return await delete_job(request.state.database, job_id, account_id)
+    return await delete_job(request.state["database"], job_id, account_id)
 
 
-async def abandon(request: Request, job_id: str, account_id: str) -> MovedJob | None:
+async def abandon(request: ApiRequest, job_id: str, account_id: str) -> MovedJob | None:
     """Cancel the job of a client that left, and try again if Postgres is unavailable.
 
     Returns the job afterwards, or None while Postgres is unavailable.
     """
-    cancellations: Cancellations = request.state.cancellations
+    cancellations = request.state["cancellations"]
     return await cancellations.cancel(job_id, functools.partial(cancel, request, job_id, account_id))
 
 
-async def is_ended_by_cancelling(request: Request, job_id: str, account_id: str) -> bool:
+async def is_ended_by_cancelling(request: ApiRequest, job_id: str, account_id: str) -> bool:
     """Cancel a job, and tell within two seconds whether it ended without an answer.
 
     The worker of a running job may still complete it, so this looks until the job has ended.

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http.idempotency import has_key
+from api.http.request import ApiRequest
 from headrace.errors import OutcomeUnknownError
 from headrace.runtime.chores import next_tick
 from headrace.runtime.clock import now
@@ -60,7 +60,7 @@ class Cancellations:
 
     @contextlib.asynccontextmanager
     async def answering(
-        self, request: Request, name: str, cancel: Callable[[], Awaitable[bool]]
+        self, request: ApiRequest, name: str, cancel: Callable[[], Awaitable[bool]]
     ) -> AsyncIterator[Callable[[], None]]:
         """Create a job or batch inside the context, and `cancel` it if its client gets an error instead of it.
 

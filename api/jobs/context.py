@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from fastapi import Request
 
 from api.http.idempotency import earlier_id
+from api.http.request import ApiRequest
 from headrace.conversations.context import read_context
 from headrace.errors import InvalidRequestError, NotFoundError, invalid_parameter, shorten
 from headrace.formats.responses.context import CONTEXT_ITEMS, expand, kind_of, refers
@@ -21,7 +21,7 @@ from headrace.runtime.offload import offloaded
 
 
 async def expanded(
-    request: Request, principal: Principal, document: dict[str, Any], terms: ResponseRequest, body: bytes
+    request: ApiRequest, principal: Principal, document: dict[str, Any], terms: ResponseRequest, body: bytes
 ) -> dict[str, Any]:
     """Return a checked request with the items of its context, and with those that it refers to.
 
@@ -48,19 +48,21 @@ async def expanded(
     return whole
 
 
-async def _earlier_context(request: Request, principal: Principal, body: bytes) -> list[dict[str, Any]] | None:
+async def _earlier_context(request: ApiRequest, principal: Principal, body: bytes) -> list[dict[str, Any]] | None:
     """Return the context of the response that an earlier request with the Idempotency-Key made, or None without one."""
     job_id = await earlier_id(request, principal, body)
-    job = None if job_id is None else await read_stored(request.state.database, job_id, principal.account_id)
+    job = None if job_id is None else await read_stored(request.state["database"], job_id, principal.account_id)
     if job is None or job.format != "responses":
         return None
-    await request.state.body_memory.take(request, len(body) + len(job.request))
+    await request.state["body_memory"].take(request, len(body) + len(job.request))
     stored = await offloaded(len(job.request), orjson.loads, job.request)
     items: list[dict[str, Any]] = stored["input"]
     return items[: stored[CONTEXT_ITEMS]]
 
 
-async def _context(request: Request, principal: Principal, terms: ResponseRequest, body: bytes) -> list[dict[str, Any]]:
+async def _context(
+    request: ApiRequest, principal: Principal, terms: ResponseRequest, body: bytes
+) -> list[dict[str, Any]]:
     """Return what the response or the conversation has that a request continues."""
     try:
         context, missing = await _present_context(request, principal, terms, len(body)), None
@@ -76,17 +78,17 @@ async def _context(request: Request, principal: Principal, terms: ResponseReques
 
 
 async def _present_context(
-    request: Request, principal: Principal, terms: ResponseRequest, own_size: int
+    request: ApiRequest, principal: Principal, terms: ResponseRequest, own_size: int
 ) -> list[dict[str, Any]]:
     if terms.previous_response_id is not None:
         return await _context_of(request, principal, terms.previous_response_id, own_size)
     assert terms.conversation is not None
     return await read_context(
-        request.state.database,
+        request.state["database"],
         principal.account_id,
         terms.conversation if isinstance(terms.conversation, str) else terms.conversation.id,
-        most_bytes=request.state.settings.max_body_bytes,
-        reserve=lambda size: request.state.body_memory.take(request, own_size + size),
+        most_bytes=request.state["settings"].max_body_bytes,
+        reserve=lambda size: request.state["body_memory"].take(request, own_size + size),
     )
 
 
@@ -106,7 +108,9 @@ def _check_ids(items: Sequence[Mapping[str, Any]], *, first: int) -> None:
             seen.add(item["id"])
 
 
-async def _context_of(request: Request, principal: Principal, response_id: str, own_size: int) -> list[dict[str, Any]]:
+async def _context_of(
+    request: ApiRequest, principal: Principal, response_id: str, own_size: int
+) -> list[dict[str, Any]]:
     """Return the input and the output of a response that has ended: what its next response reads first."""
     previous = await find_response(request, response_id, principal.account_id)
     if previous is None or not previous.stored:
@@ -122,27 +126,27 @@ async def _context_of(request: Request, principal: Principal, response_id: str, 
             code="previous_response_not_completed",
         )
     size = len(previous.request) + len(previous.response)
-    if size > request.state.settings.max_body_bytes:
+    if size > request.state["settings"].max_body_bytes:
         raise InvalidRequestError(
             f"The chain of responses that ends with '{response_id}' is larger than"
-            f" {request.state.settings.max_body_bytes} bytes.",
+            f" {request.state['settings'].max_body_bytes} bytes.",
             param="previous_response_id",
             code="context_too_long",
         )
-    await request.state.body_memory.take(request, own_size + size)
+    await request.state["body_memory"].take(request, own_size + size)
     return await offloaded(size, _items_of, previous)
 
 
-async def find_response(request: Request, response_id: str, account_id: str) -> StoredJob | None:
+async def find_response(request: ApiRequest, response_id: str, account_id: str) -> StoredJob | None:
     """Return the job of a response, or None if the account has no such response."""
     if not is_id(response_id, "resp"):
         return None
-    job = await read_stored(request.state.database, job_id_of_response(response_id), account_id)
+    job = await read_stored(request.state["database"], job_id_of_response(response_id), account_id)
     return job if job is not None and job.format == "responses" else None
 
 
 async def _resolved(
-    request: Request, principal: Principal, document: dict[str, Any], context: list[dict[str, Any]], *, own_size: int
+    request: ApiRequest, principal: Principal, document: dict[str, Any], context: list[dict[str, Any]], *, own_size: int
 ) -> dict[str, Any]:
     """Return a request with the items in the place of references to them, each once.
 
@@ -168,13 +172,13 @@ async def _resolved(
 
 
 async def _items_of_responses(
-    request: Request, principal: Principal, params: dict[str, str], *, own_size: int
+    request: ApiRequest, principal: Principal, params: dict[str, str], *, own_size: int
 ) -> dict[str, dict[str, Any]]:
     """Return items of earlier responses by their ids. `params` has the parameter that refers to each.
 
     A response also has the items of its context, so the one that a conversation refers to last has nearly all of them.
     """
-    database, most = request.state.database, request.state.settings.max_body_bytes
+    database, most = request.state["database"], request.state["settings"].max_body_bytes
     job_ids = {job_id for item_id in params if (job_id := job_id_of_item(item_id)) is not None}
     sizes = await read_response_sizes(database, job_ids, principal.account_id)
     found: dict[str, dict[str, Any]] = {}
@@ -189,7 +193,7 @@ async def _items_of_responses(
                 raise invalid_parameter(
                     "input", f"the responses that it refers to are larger than {most} bytes", code="context_too_long"
                 )
-            await request.state.body_memory.take(request, own_size + read)
+            await request.state["body_memory"].take(request, own_size + read)
             job = await read_stored(database, job_id, principal.account_id)
             items = [] if job is None else await offloaded(sizes[job_id], _items_of, job)
             found |= {item["id"]: item for item in items if item["id"] in params}

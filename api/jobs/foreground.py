@@ -10,7 +10,6 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
-from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from api.http.errors import shutdown_error
 from api.http.idempotency import has_key
 from api.http.later import Later
+from api.http.request import ApiRequest
 from api.http.sse import EventStream, LiveEvents, Write
 from api.jobs.accept import Submission, accept, answering
 from api.jobs.attendance import Attendance
@@ -33,7 +33,7 @@ from headrace.errors import (
 )
 from headrace.events.follow import follow
 from headrace.events.job_events import Deltas, Ended, Event, Silence
-from headrace.events.listener import Listener, ListenerClosedError
+from headrace.events.listener import ListenerClosedError
 from headrace.jobs.sql.erase import erase_unstored
 from headrace.jobs.sql.read import read_positions
 from headrace.keys.principal import Principal
@@ -59,7 +59,7 @@ class Foreground:
         "headers", "job_id", "keyed", "request",
     )  # fmt: skip
 
-    def __init__(self, request: Request, principal: Principal, submission: Submission) -> None:
+    def __init__(self, request: ApiRequest, principal: Principal, submission: Submission) -> None:
         self.request = request
         self._submission: Submission | None = submission
         """The job, until it is accepted."""
@@ -67,7 +67,7 @@ class Foreground:
         self.job_id, self._format, self._streamed, self._stored = job.id, job.format, job.streamed, job.stored
         self.headers = submission.headers
         self.keyed = has_key(request)
-        self._listener: Listener = request.state.hub.listener(self.job_id, own=not self.keyed, waits=True)
+        self._listener = request.state["hub"].listener(self.job_id, own=not self.keyed, waits=True)
         self._attendance = Attendance(request, principal, self._listener)
 
     def answer(self) -> Response:
@@ -78,7 +78,7 @@ class Foreground:
         try:
             return await (self._stream() if self._streamed else self._whole())
         finally:
-            self.request.state.body_memory.give_back(self.request)  # if the job was not accepted
+            self.request.state["body_memory"].give_back(self.request)  # if the job was not accepted
 
     async def _whole(self) -> Response:
         """Return the completion when the job has ended."""
@@ -104,7 +104,7 @@ class Foreground:
 
     async def _stream(self) -> Response:
         """Return the stream after the first delta or `header_wait_seconds`. An earlier error gets its own status."""
-        settings, client = self.request.state.settings, self.request.state.client
+        settings, client = self.request.state["settings"], self.request.state["client"]
         await self._attendance.begin()
         try:
             written = (await self._accept())()
@@ -146,7 +146,7 @@ class Foreground:
         except ListenerClosedError:
             if self._listener.refused:
                 await write([written.refuse(AuthenticationError())])
-            elif self.request.state.hub.ending.is_set():
+            elif self.request.state["hub"].ending.is_set():
                 await write([written.refuse(shutdown_error())])
         except HeadraceError as error:  # its content was deleted, for instance
             await write([written.refuse(error)])
@@ -184,7 +184,7 @@ class Foreground:
             UnavailableError: Postgres crashed before the job was on disk. The client does not know of it yet, and sends
                 its request again.
         """
-        if not await read_positions(self.request.state.database, [self.job_id]):
+        if not await read_positions(self.request.state["database"], [self.job_id]):
             log.warning("Postgres lost %s before it was on disk: its client gets an error", self.job_id)
             await self._settle()
             raise UnavailableError
@@ -203,7 +203,7 @@ class Foreground:
             UnavailableError: This process shuts down, and another one takes the request.
             OutcomeUnknownError: This process shuts down, and the job may still run or have run.
         """
-        if self.request.state.hub.ending.is_set() and not self._listener.refused:
+        if self.request.state["hub"].ending.is_set() and not self._listener.refused:
             if self.keyed or await self._shielded(is_ended_by_cancelling):
                 raise shutdown_error()
             raise OutcomeUnknownError
@@ -218,12 +218,12 @@ class Foreground:
         assert submission is not None
         async with answering(self.request, submission.job):
             created = await accept(self.request, submission)
-        self.request = self.request.state.headless
+        self.request = self.request.state["headless"]
         return partial(submission.events, created)
 
     def _follow(self, write: LiveEvents | None = None) -> AsyncIterator[Event]:
         """Return the events of the job, from its beginning."""
-        database = self.request.state.database
+        database = self.request.state["database"]
         return follow(self._listener, database, replay=self.keyed, format=self._format, write=write)
 
     async def _settle(self, end: Ended | None = None) -> None:
@@ -231,7 +231,7 @@ class Foreground:
         spent = None
         if end is not None and end.cursor.attempt == 1:  # earlier attempts may have used tokens too
             spent = Spent(self.job_id, end.charge.tokens, end.charge.cost or Decimal())
-        await self.request.state.gate.settle_ended(self._scopes, self.job_id, spent)
+        await self.request.state["gate"].settle_ended(self._scopes, self.job_id, spent)
 
     async def _forget(self) -> None:
         """Erase a job that is not to be stored, once its client has the answer.
@@ -240,12 +240,12 @@ class Foreground:
         """
         if not self._stored and not self.keyed:
             with contextlib.suppress(SQLAlchemyError):  # the scheduler does it later
-                await erase_unstored(self.request.state.database, job_id=self.job_id)
+                await erase_unstored(self.request.state["database"], job_id=self.job_id)
 
     async def _abandon(self) -> None:
         if not self.keyed:
             await self._shielded(abandon)
 
-    async def _shielded(self, cancel: Callable[[Request, str, str], Coroutine[Any, Any, Result]]) -> Result:
+    async def _shielded(self, cancel: Callable[[ApiRequest, str, str], Coroutine[Any, Any, Result]]) -> Result:
         # In a task of its own, because the end of the request must not stop the cancellation.
         return await asyncio.shield(asyncio.create_task(cancel(self.request, self.job_id, self._account_id)))

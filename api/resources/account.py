@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -13,6 +13,7 @@ from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import STORABLE_TEXT, Limit, Order, Page, after_id, check_after, render_page
+from api.http.request import ApiRequest
 from headrace.errors import PermissionDeniedError
 from headrace.formats.chat.validation import check_text, parse_body
 from headrace.keys import accounts
@@ -73,14 +74,14 @@ class AccountUpdate(BaseModel):
     limits: Limits | None
 
 
-async def find_account(request: Request, principal: Principal, name: str | None) -> Row:
+async def find_account(request: ApiRequest, principal: Principal, name: str | None) -> Row:
     """Return the account that a request names, or the principal's own.
 
     Raises:
         PermissionDeniedError: The request names an account, and the principal is not an administrator.
         NotFoundError: No account has this name.
     """
-    database = request.state.database
+    database = request.state["database"]
     if name is None:
         own = await accounts.find_account(database, account_id=principal.account_id)
         assert own is not None
@@ -93,7 +94,7 @@ async def find_account(request: Request, principal: Principal, name: str | None)
     return found
 
 
-async def accept_limits(request: Request, account_id: str, limits: Limits | None) -> None:
+async def accept_limits(request: ApiRequest, account_id: str, limits: Limits | None) -> None:
     """Check that the alert webhook of an account's limits can be sent.
 
     Raises:
@@ -104,7 +105,7 @@ async def accept_limits(request: Request, account_id: str, limits: Limits | None
         return
     param = "limits.alert_webhook"
     check_text(url, param)
-    await accept_webhook(request.state.settings, request.state.database, account_id, url, param=param)
+    await accept_webhook(request.state["settings"], request.state["database"], account_id, url, param=param)
 
 
 def _render(row: Row, limits: Limits) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def _render_key(principal: Principal) -> dict[str, Any]:
 
 
 @router.get("/account", summary="Get the account", responses={200: {"model": OwnAccount}})
-async def get_account(request: Request, principal: Authenticated, name: AccountName = None) -> Response:
+async def get_account(request: ApiRequest, principal: Authenticated, name: AccountName = None) -> Response:
     """Return the key's account with its limits, and the key. An administrator may name another account."""
     row = await find_account(request, principal, name)
     return render_json({**_render(row, Limits.parse(row.limits)), "key": _render_key(principal)})
@@ -140,7 +141,7 @@ async def get_account(request: Request, principal: Authenticated, name: AccountN
 
 @router.get("/accounts", summary="List accounts", responses={200: {"model": AccountList}})
 async def list_accounts(
-    request: Request,
+    request: ApiRequest,
     principal: Administrator,  # noqa: ARG001  (the dependency checks the key)
     after: Annotated[str | None, after_id("acct_")] = None,
     limit: Limit = 20,
@@ -149,13 +150,13 @@ async def list_accounts(
     """List all accounts, oldest first, for administrators. `Headrace-Account` reads the rows of one by its id."""
     check_after(after, "acct")
     rows = await accounts.list_accounts(
-        request.state.database, after=after, limit=limit + 1, descending=order == "desc"
+        request.state["database"], after=after, limit=limit + 1, descending=order == "desc"
     )
     return render_page([_render(row, Limits.parse(row.limits)) for row in rows], limit=limit)
 
 
 @router.post("/account", summary="Limit the account", responses={200: {"model": Account}})
-async def update_account(request: Request, principal: Administrator, name: AccountName = None) -> Response:
+async def update_account(request: ApiRequest, principal: Administrator, name: AccountName = None) -> Response:
     """Set the limits of the key's account or of another one, for administrators. It takes effect within a second."""
     body = await read_body(request, limit=SMALL_BODY)
     limits = parse_body(AccountUpdate, body).limits or Limits()
@@ -165,5 +166,5 @@ async def update_account(request: Request, principal: Administrator, name: Accou
         return render_json(_render(row, Limits.parse(row.limits)), change.headers)
     await accept_limits(request, row.id, limits)
     async with change.applying():
-        await accounts.limit_account(request.state.database, row.id, limits)
+        await accounts.limit_account(request.state["database"], row.id, limits)
     return render_json(_render(row, limits))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 from starlette.responses import Response
 
@@ -15,10 +15,10 @@ from api.http.body import read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
 from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
+from api.http.request import ApiRequest
 from headrace.agents import queries
 from headrace.agents.persona import LARGEST_AGENT, AgentDefinition
 from headrace.agents.queries import AgentVersion
-from headrace.catalogue.models import Catalogue
 from headrace.errors import ConflictError, NotFoundError, PayloadTooLargeError, shorten
 from headrace.formats.chat.validation import parse_body
 from headrace.ids import is_id, new_id
@@ -73,7 +73,7 @@ def _render(agent: AgentVersion) -> dict[str, Any]:
     }
 
 
-async def _checked(request: Request, principal: Principal, body: bytes) -> AgentDefinition:
+async def _checked(request: ApiRequest, principal: Principal, body: bytes) -> AgentDefinition:
     """Return the definition in a body, checked.
 
     Raises:
@@ -87,7 +87,7 @@ async def _checked(request: Request, principal: Principal, body: bytes) -> Agent
     principal.check_may_ask(
         definition.model, (definition.parameters or {}).get("fallbacks") or (), within="parameters."
     )
-    catalogue: Catalogue = request.state.catalogue.current
+    catalogue = request.state["catalogue"].current
     catalogue.find(definition.model)
     return definition
 
@@ -104,10 +104,10 @@ def _changed(current: AgentVersion, changes: Mapping[str, Any]) -> bytes:
     return orjson.dumps({name: value for name, value in definition.items() if value is not None})
 
 
-async def _find(request: Request, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
+async def _find(request: ApiRequest, account_id: str, agent_id: str, version: int | None = None) -> AgentVersion:
     agent = None
     if is_id(agent_id, "agent"):
-        agent = await queries.find_agent(request.state.database, agent_id, account_id, version=version)
+        agent = await queries.find_agent(request.state["database"], agent_id, account_id, version=version)
     if agent is None:
         raise _no_such_agent(agent_id)
     return agent
@@ -118,12 +118,12 @@ def _no_such_agent(agent_id: str) -> NotFoundError:
 
 
 @router.post("", summary="Create an agent", responses={200: {"model": Agent}})
-async def create_agent(request: Request, principal: Authenticated) -> Response:
+async def create_agent(request: ApiRequest, principal: Authenticated) -> Response:
     """Create an agent, in its version 1."""
     body = await read_body(request, limit=LARGEST_AGENT)
     definition = await _checked(request, principal, body)
     agent_id, repeated = await resource_id(request, principal, new_id("agent"), body)
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     kept = orjson.dumps(orjson.loads(body)).decode()
     await queries.create_agent(database, agent_id, account_id, definition=kept, model=definition.model)
     if not repeated and await queries.find_agent(database, agent_id, account_id) is None:
@@ -133,7 +133,7 @@ async def create_agent(request: Request, principal: Authenticated) -> Response:
 
 @router.get("", summary="List agents", responses={200: {"model": AgentList}})
 async def list_agents(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     after: Annotated[str | None, after_id("agent_")] = None,
     limit: Limit = 20,
@@ -142,14 +142,14 @@ async def list_agents(
     """List the account's agents, newest first."""
     check_after(after, "agent")
     found, more = await queries.list_agents(
-        request.state.database, principal.account_id, after=after, limit=limit, descending=order == "desc"
+        request.state["database"], principal.account_id, after=after, limit=limit, descending=order == "desc"
     )
     return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
 
 
 @router.get("/{agent_id}", summary="Get an agent", responses={200: {"model": Agent}})
 async def get_agent(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     agent_id: str,
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Return this version")] = None,
@@ -159,22 +159,22 @@ async def get_agent(
 
 
 @router.get("/{agent_id}/versions", summary="List an agent's versions", responses={200: {"model": AgentList}})
-async def list_versions(request: Request, principal: Authenticated, agent_id: str, limit: Limit = 20) -> Response:
+async def list_versions(request: ApiRequest, principal: Authenticated, agent_id: str, limit: Limit = 20) -> Response:
     """List an agent's versions, newest first."""
     await _find(request, principal.account_id, agent_id)
-    found, more = await queries.list_versions(request.state.database, agent_id, principal.account_id, limit=limit)
+    found, more = await queries.list_versions(request.state["database"], agent_id, principal.account_id, limit=limit)
     return render_page([_render(agent) for agent in found], limit=limit, has_more=more)
 
 
 @router.post("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}})
 @router.patch("/{agent_id}", summary="Change an agent", responses={200: {"model": Agent}}, include_in_schema=False)
-async def update_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+async def update_agent(request: ApiRequest, principal: Authenticated, agent_id: str) -> Response:
     """Change the fields that the body names; `null` removes a field.
 
     This creates a new version, unless every field has the value that it had.
     """
     body = await read_body(request, limit=LARGEST_AGENT)
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     current = await _find(request, account_id, agent_id)
     parse_body(AgentChanges, body)
     changes = orjson.loads(body)
@@ -197,10 +197,10 @@ async def update_agent(request: Request, principal: Authenticated, agent_id: str
 
 
 @router.delete("/{agent_id}", summary="Delete an agent", responses={200: {"model": DeletedAgent}})
-async def delete_agent(request: Request, principal: Authenticated, agent_id: str) -> Response:
+async def delete_agent(request: ApiRequest, principal: Authenticated, agent_id: str) -> Response:
     """Delete an agent. Its jobs keep running, with the definition that they started with."""
     if not is_id(agent_id, "agent") or not await queries.delete_agent(
-        request.state.database, agent_id, principal.account_id
+        request.state["database"], agent_id, principal.account_id
     ):
         raise _no_such_agent(agent_id)
     return render_json({"id": agent_id, "object": "agent.deleted", "deleted": True})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api.http.authentication import KeyManager
@@ -13,6 +13,7 @@ from api.http.body import SMALL_BODY, read_body
 from api.http.errors import render_json
 from api.http.idempotency import Change, resource_id
 from api.http.pages import Limit, Order, Page, after_id, render_page
+from api.http.request import ApiRequest
 from api.resources.account import AccountName, accept_limits, find_account
 from headrace.errors import ConflictError, PermissionDeniedError
 from headrace.formats.chat.validation import parse_body
@@ -48,11 +49,11 @@ class ApiKeyList(Page[ApiKey]):
 _BOOTSTRAP = "The operator's variable HEADRACE_BOOTSTRAP_KEY sets the bootstrap key."
 
 
-async def _find(request: Request, principal: Principal, key_id: str) -> Row:
+async def _find(request: ApiRequest, principal: Principal, key_id: str) -> Row:
     row = None
     if is_id(key_id, "key"):
         account_id = None if principal.is_admin and not principal.names_account else principal.account_id
-        row = await queries.find_key(request.state.database, key_id, account_id=account_id)
+        row = await queries.find_key(request.state["database"], key_id, account_id=account_id)
     if row is None:
         raise no_such_key(key_id)
     return row
@@ -71,7 +72,7 @@ def _check_strength(own: Strength, strength: Strength) -> None:
         )
 
 
-async def _find_to_change(request: Request, principal: Principal, key_id: str) -> Row:
+async def _find_to_change(request: ApiRequest, principal: Principal, key_id: str) -> Row:
     row = await _find(request, principal, key_id)
     if key_id != principal.key_id:
         _check_strength(principal.strength, _strength(row))
@@ -96,14 +97,14 @@ def _changed(row: Row, changes: KeyChanges) -> Strength:
     )
 
 
-async def _show_once(request: Request, principal: Principal, key_id: str, key: str) -> Response:
+async def _show_once(request: ApiRequest, principal: Principal, key_id: str, key: str) -> Response:
     answer = render_json({**render_key(await _find(request, principal, key_id)), "key": key})
     answer.headers["cache-control"] = "no-store"
     return answer
 
 
 @router.post("", summary="Create an API key", responses={200: {"model": NewApiKey}})
-async def create_key(request: Request, principal: KeyManager) -> Response:
+async def create_key(request: ApiRequest, principal: KeyManager) -> Response:
     """Create a key, which only this answer shows. It can do no more than the key that creates it.
 
     Limits and an expiry that the body leaves out are those of the creating key. The account's limits hold as well.
@@ -126,7 +127,7 @@ async def create_key(request: Request, principal: KeyManager) -> Response:
             changes.get("read_only", False),
         ),
     )
-    database = request.state.database
+    database = request.state["database"]
     account_id = principal.account_id
     if asked.account is not None:
         account_id = await ensure_account(database, asked.account)
@@ -140,7 +141,7 @@ async def create_key(request: Request, principal: KeyManager) -> Response:
 
 @router.get("", summary="List API keys", responses={200: {"model": ApiKeyList}})
 async def list_keys(
-    request: Request,
+    request: ApiRequest,
     principal: KeyManager,
     account: AccountName = None,
     include_revoked: bool = False,
@@ -153,7 +154,7 @@ async def list_keys(
     if after is not None:
         await _find(request, principal, after)
     found = await queries.list_keys(
-        request.state.database,
+        request.state["database"],
         account_id=account_id,
         include_revoked=include_revoked,
         after=after,
@@ -164,13 +165,13 @@ async def list_keys(
 
 
 @router.get("/{key_id}", summary="Get an API key", responses={200: {"model": ApiKey}})
-async def get_key(request: Request, principal: KeyManager, key_id: str) -> Response:
+async def get_key(request: ApiRequest, principal: KeyManager, key_id: str) -> Response:
     """Return a key's properties, without its secret."""
     return render_json(render_key(await _find(request, principal, key_id)))
 
 
 @router.post("/{key_id}", summary="Change an API key", responses={200: {"model": ApiKey}})
-async def update_key(request: Request, principal: KeyManager, key_id: str) -> Response:
+async def update_key(request: ApiRequest, principal: KeyManager, key_id: str) -> Response:
     """Change the fields that the body names; `null` removes a field. It takes effect within a second.
 
     Afterwards the key can do no more than the key that changes it. A key can only narrow itself.
@@ -190,12 +191,12 @@ async def update_key(request: Request, principal: KeyManager, key_id: str) -> Re
             raise ConflictError(_BOOTSTRAP)
         await accept_limits(request, row.account_id, asked.limits)
         async with change.applying():
-            await queries.update_key(request.state.database, key_id, changes)
+            await queries.update_key(request.state["database"], key_id, changes)
     return render_json(render_key(await _find(request, principal, key_id)), change.headers)
 
 
 @router.post("/{key_id}/rotate", summary="Rotate an API key", responses={200: {"model": NewApiKey}})
-async def rotate_key(request: Request, principal: KeyManager, key_id: str) -> Response:
+async def rotate_key(request: ApiRequest, principal: KeyManager, key_id: str) -> Response:
     """Replace the secret of a key by a new one, which only this answer shows. Its id, limits and usage stay.
 
     The old secret works for `overlap_seconds` more. A second rotation within that time ends it.
@@ -211,13 +212,13 @@ async def rotate_key(request: Request, principal: KeyManager, key_id: str) -> Re
     if row.status != "active":
         raise ConflictError(f"Cannot rotate an API key that is {row.status}.")
     async with change.applying():
-        key = await queries.rotate_key(request.state.database, key_id, overlap_seconds=asked.overlap_seconds)
+        key = await queries.rotate_key(request.state["database"], key_id, overlap_seconds=asked.overlap_seconds)
     return await _show_once(request, principal, key_id, key)
 
 
 @router.delete("/{key_id}", summary="Revoke an API key", responses={200: {"model": DeletedApiKey}})
 async def revoke_key(
-    request: Request,
+    request: ApiRequest,
     principal: KeyManager,
     key_id: str,
     children: Annotated[
@@ -231,5 +232,5 @@ async def revoke_key(
     row = await _find_to_change(request, principal, key_id)
     if row.bootstrap:
         raise ConflictError(_BOOTSTRAP)
-    await queries.revoke_key(request.state.database, key_id, children=children)
+    await queries.revoke_key(request.state["database"], key_id, children=children)
     return render_json({"id": key_id, "object": "api_key.deleted", "deleted": True})

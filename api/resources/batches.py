@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -19,6 +19,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change, earlier_id, replay_headers, resource_id
 from api.http.pages import Limit, Page, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.request import ApiRequest
 from api.http.sse import PING, EventStream, Write, render_error_event, render_event
 from api.http.subscribers import RETRY_AT_ONCE
 from api.jobs.tracing import trace_submission
@@ -91,11 +92,11 @@ class BatchList(Page[Batch]):
 
 
 @router.post("", summary="Create a batch", responses={200: {"model": Batch}})
-async def create_batch(request: Request, principal: Authenticated) -> Response:
+async def create_batch(request: ApiRequest, principal: Authenticated) -> Response:
     """Run the requests of a file or of the body within a window. All requests are checked before the first runs."""
     body = await read_body(request)
     asked = await offloaded(len(body), parse_batch_request, body)
-    database, settings, account_id = request.state.database, request.state.settings, principal.account_id
+    database, settings, account_id = request.state["database"], request.state["settings"], principal.account_id
     if asked.webhook is not None:
         await accept_webhook(settings, database, account_id, asked.webhook)
     earlier = await earlier_id(request, principal, body)
@@ -106,7 +107,7 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
     file_id = asked.input_file_id or await _store_inline(request, principal, asked.endpoint, asked.requests or [])
     cancel = partial(queries.cancel_batch, database, batch_id, account_id)
     new = _new_batch(request, asked, batch_id, file_id, principal)
-    async with request.state.cancellations.answering(request, batch_id, cancel) as made:
+    async with request.state["cancellations"].answering(request, batch_id, cancel) as made:
         span = trace_submission(
             batch_id,
             LINES,
@@ -120,12 +121,12 @@ async def create_batch(request: Request, principal: Authenticated) -> Response:
             if not await queries.create_batch(database, new, most=settings.batches_in_progress):
                 raise no_such_file(file_id, param="input_file_id")
         made()
-        request.state.publisher.call_scheduler()
+        request.state["publisher"].call_scheduler()
         batch = await find_batch(database, batch_id, account_id)
     return render_json(render_batch(batch))
 
 
-async def _check(request: Request, principal: Principal, asked: BatchRequest) -> None:
+async def _check(request: ApiRequest, principal: Principal, asked: BatchRequest) -> None:
     """Check the conditions that the types cannot express.
 
     Raises:
@@ -133,7 +134,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
         NotFoundError: The account has no such file for a batch.
         RateLimitError: The account has too many batches that have not ended.
     """
-    database, most = request.state.database, request.state.settings.batches_in_progress
+    database, most = request.state["database"], request.state["settings"].batches_in_progress
     await queries.check_active(database.relaxed, principal.account_id, most=most)
     check_metadata(asked.metadata)
     if asked.input_file_id is not None:
@@ -143,7 +144,7 @@ async def _check(request: Request, principal: Principal, asked: BatchRequest) ->
 
 
 def _new_batch(
-    request: Request, asked: BatchRequest, batch_id: str, file_id: str, principal: Principal
+    request: ApiRequest, asked: BatchRequest, batch_id: str, file_id: str, principal: Principal
 ) -> queries.NewBatch:
     return queries.NewBatch(
         id=batch_id,
@@ -156,15 +157,15 @@ def _new_batch(
         output_seconds=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
         metadata=asked.metadata,
         webhook=asked.webhook,
-        trace_context=request.state.trace_context,
+        trace_context=request.state["trace_context"],
     )
 
 
-async def _store_inline(request: Request, principal: Principal, endpoint: str, lines: list[dict[str, Any]]) -> str:
+async def _store_inline(request: ApiRequest, principal: Principal, endpoint: str, lines: list[dict[str, Any]]) -> str:
     """Store the requests of a body as an input file, and return its id."""
     state, common = request.state, {"method": "POST", "url": endpoint}
-    await check_file_quota(state.database, principal.account_id, state.settings, files=1, param="requests")
-    writer = FileWriter(state.database, account_id=principal.account_id, purpose="batch")
+    await check_file_quota(state["database"], principal.account_id, state["settings"], files=1, param="requests")
+    writer = FileWriter(state["database"], account_id=principal.account_id, purpose="batch")
     for at in range(0, len(lines), 100):
         await writer.write(b"".join(orjson.dumps(common | line) + b"\n" for line in lines[at : at + 100]))
     await writer.close(filename="requests.jsonl", seconds=_INLINE_SECONDS)
@@ -173,7 +174,7 @@ async def _store_inline(request: Request, principal: Principal, endpoint: str, l
 
 @router.get("", summary="List batches", responses={200: {"model": BatchList}}, openapi_extra=DESCRIBED_METADATA)
 async def list_batches(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     metadata: MetadataFilter,
     after: Annotated[str | None, after_id("batch_")] = None,
@@ -182,21 +183,21 @@ async def list_batches(
     """List the account's batches, newest first. `metadata[key]=value` narrows the list."""
     check_after(after, "batch")
     rows = await queries.list_batches(
-        request.state.database, principal.account_id, after=after, limit=limit + 1, metadata=metadata
+        request.state["database"], principal.account_id, after=after, limit=limit + 1, metadata=metadata
     )
     return render_page([render_batch(row) for row in rows], limit=limit)
 
 
 @router.get("/{batch_id}", summary="Get a batch", responses={200: {"model": Batch}})
-async def get_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+async def get_batch(request: ApiRequest, principal: Authenticated, batch_id: str) -> Response:
     """Return a batch as it is now."""
-    return render_json(render_batch(await find_batch(request.state.database, batch_id, principal.account_id)))
+    return render_json(render_batch(await find_batch(request.state["database"], batch_id, principal.account_id)))
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses={200: {"model": Batch}})
-async def cancel_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+async def cancel_batch(request: ApiRequest, principal: Authenticated, batch_id: str) -> Response:
     """Stop a batch and its running lines. Lines that have ended are in its output."""
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     row = await find_batch(database, batch_id, account_id)
     change = await Change.of(request, principal)
     if not change.done:
@@ -217,7 +218,7 @@ def _check_cancellable(row: Row) -> None:
     "/{batch_id}/results", summary="List a batch's results as they arrive", responses={200: {"model": BatchResults}}
 )
 async def list_results(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     batch_id: str,
     after: Annotated[str | None, after_id("batch_req_")] = None,
@@ -228,7 +229,7 @@ async def list_results(
     A reader that asks again with `after` gets each line that has ended since, once. A page with large answers has
     fewer than `limit`.
     """
-    database = request.state.database
+    database = request.state["database"]
     await find_batch(database, batch_id, principal.account_id)
     job_id = None
     if after is not None:
@@ -251,13 +252,13 @@ async def list_results(
     summary="Watch a batch",
     responses={200: {"model": BatchProgress, "content": {"text/event-stream": {}}}},
 )
-async def watch_batch(request: Request, principal: Authenticated, batch_id: str) -> Response:
+async def watch_batch(request: ApiRequest, principal: Authenticated, batch_id: str) -> Response:
     """Stream the progress of a batch whenever it changes, and the batch when it ends.
 
     A reader that reconnects with `Last-Event-ID` does not get the same progress again.
     """
-    request.state.subscribers.check(principal.key_id)
-    row = await find_batch(request.state.database, batch_id, principal.account_id)
+    request.state["subscribers"].check(principal.key_id)
+    row = await find_batch(request.state["database"], batch_id, principal.account_id)
     known = request.headers.get("last-event-id")
     if BatchState(row.state).is_final and known == _event_id(row):
         return Response(status_code=204)  # after a stream, a browser would reconnect for ever
@@ -268,10 +269,10 @@ def _event_id(row: Row) -> str:
     return f"{row.state}-{row.completed}-{row.failed}-{row.cancelled}"
 
 
-async def _tell(request: Request, principal: Principal, row: Row, known: str | None, write: Write) -> None:
+async def _tell(request: ApiRequest, principal: Principal, row: Row, known: str | None, write: Write) -> None:
     invalid = asyncio.Event()
-    held = request.state.authenticator.holding(principal, invalid.set)
-    with request.state.subscribers.counting(principal.key_id):
+    held = request.state["authenticator"].holding(principal, invalid.set)
+    with request.state["subscribers"].counting(principal.key_id):
         held.begin()
         try:
             await _watch(request, row, known, write, invalid)
@@ -279,9 +280,9 @@ async def _tell(request: Request, principal: Principal, row: Row, known: str | N
             held.end()
 
 
-async def _watch(request: Request, row: Row, known: str | None, write: Write, invalid: asyncio.Event) -> None:
+async def _watch(request: ApiRequest, row: Row, known: str | None, write: Write, invalid: asyncio.Event) -> None:
     """Write the progress of a batch, and its end, unless the key of the request becomes `invalid`."""
-    batch = request.state.watched_batches.watch(row.id, row.account_id)
+    batch = request.state["watched_batches"].watch(row.id, row.account_id)
     loop = asyncio.get_running_loop()
     spoke = loop.time()
     while True:
@@ -294,13 +295,13 @@ async def _watch(request: Request, row: Row, known: str | None, write: Write, in
             known, spoke = event_id, loop.time()
             progress = orjson.dumps(render_progress(row))
             await write([render_event(progress, name="batch.progress", event_id=event_id)])
-        elif loop.time() - spoke > request.state.settings.ping_seconds:
+        elif loop.time() - spoke > request.state["settings"].ping_seconds:
             spoke = loop.time()
             await write([PING])
-        ending: asyncio.Event = request.state.hub.ending
+        ending: asyncio.Event = request.state["hub"].ending
         await wait_for(ending, _LOOK_SECONDS)
         if ending.is_set():
-            await write([request.state.subscribers.retry(RETRY_AT_ONCE)])
+            await write([request.state["subscribers"].retry(RETRY_AT_ONCE)])
             return
         if await request.is_disconnected():
             return
@@ -318,9 +319,9 @@ async def _watch(request: Request, row: Row, known: str | None, write: Write, in
     summary="List a batch's webhooks",
     responses={200: {"model": WebhookDeliveryList}},
 )
-async def list_webhook_deliveries(request: Request, principal: Authenticated, batch_id: str) -> Response:
+async def list_webhook_deliveries(request: ApiRequest, principal: Authenticated, batch_id: str) -> Response:
     """List the deliveries of a batch's webhook, with their attempts."""
-    database = request.state.database
+    database = request.state["database"]
     await find_batch(database, batch_id, principal.account_id)
     return render_deliveries(await list_deliveries(database, batch_id, principal.account_id))
 
@@ -330,7 +331,7 @@ async def list_webhook_deliveries(request: Request, principal: Authenticated, ba
     summary="Resend a batch's webhook",
     responses={200: {"model": WebhookDeliveryList}},
 )
-async def resend_webhook(request: Request, principal: Authenticated, batch_id: str, delivery_id: str) -> Response:
+async def resend_webhook(request: ApiRequest, principal: Authenticated, batch_id: str, delivery_id: str) -> Response:
     """Send a webhook again with the same `webhook-id`, at once and with retries for a day."""
-    await find_batch(request.state.database, batch_id, principal.account_id)
+    await find_batch(request.state["database"], batch_id, principal.account_id)
     return await resend(request, principal, batch_id, delivery_id)

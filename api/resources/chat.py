@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.body import read_body
+from api.http.request import ApiRequest
 from api.http.routes import DirectRoute
 from api.jobs.accept import Submission, accept, answering, new_job
 from api.jobs.asked import Asked
@@ -28,7 +29,7 @@ router = APIRouter(tags=["Chat"], route_class=DirectRoute)
         202: {"model": Job, "description": "With `background`: the job"},
     },
 )
-async def create_chat_completion(request: Request, principal: Authenticated) -> Response:
+async def create_chat_completion(request: ApiRequest, principal: Authenticated) -> Response:
     """Return the completion, stream it, or with `background` start a job and return the job."""
     submission = await _submit(request, principal)
     if submission.job.background:
@@ -36,19 +37,19 @@ async def create_chat_completion(request: Request, principal: Authenticated) -> 
     return Foreground(request, principal, submission).answer()
 
 
-async def _submit(request: Request, principal: Principal) -> Submission:
+async def _submit(request: ApiRequest, principal: Principal) -> Submission:
     """Return the job that a request asks for. The body is freed on return, before the client waits."""
     body = await read_body(request)
     asked = await offloaded(len(body), Asked.parse, body)
     return await new_job(request, principal, asked, sent=body, background=bool(asked.terms.background))
 
 
-async def start(request: Request, submission: Submission) -> Response:
+async def start(request: ApiRequest, submission: Submission) -> Response:
     """Accept a background job, and return it as the answer."""
     job = submission.job
     async with answering(request, job) as made:
         await accept(request, submission)
         made()
-        rendered = await find_job(request.state.database, job.id, job.account_id)
+        rendered = await find_job(request.state["database"], job.id, job.account_id)
     headers = {"location": f"/api/v1/jobs/{job.id}", **submission.headers}
     return Response(orjson.dumps(rendered), 202, headers, "application/json")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change, resource_id
 from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page, render_page
+from api.http.request import ApiRequest
 from api.resources.metadata import MetadataUpdate
 from headrace.conversations import queries
 from headrace.conversations.appending import Item
@@ -65,16 +66,16 @@ class ItemList(Page[ConversationItem]):
 
 
 @router.post("", summary="Create a conversation", responses={200: {"model": ConversationObject}})
-async def create_conversation(request: Request, principal: Authenticated) -> Response:
+async def create_conversation(request: ApiRequest, principal: Authenticated) -> Response:
     """Create a conversation, with up to 20 items."""
     body = await read_body(request)
     metadata, given = await offloaded(len(body), parse_conversation, body)
     check_metadata(metadata)
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     change = await Change.of(request, principal, body)
     conversation_id, _ = await resource_id(request, principal, new_id("conv"), body)
     if not change.done:  # else it may be deleted by now, and stays so
-        most: int = request.state.settings.account_conversations
+        most = request.state["settings"].account_conversations
         items = with_new_ids(given, conversation_id[-32:])
         async with change.applying():
             await queries.create_conversation(
@@ -89,7 +90,7 @@ async def create_conversation(request: Request, principal: Authenticated) -> Res
 
 
 @router.get("/{conversation_id}", summary="Get a conversation", responses={200: {"model": ConversationObject}})
-async def get_conversation(request: Request, principal: Authenticated, conversation_id: str) -> Response:
+async def get_conversation(request: ApiRequest, principal: Authenticated, conversation_id: str) -> Response:
     """Return a conversation, without its items."""
     return render_json(_render(await _find(request, conversation_id, principal.account_id)))
 
@@ -97,7 +98,7 @@ async def get_conversation(request: Request, principal: Authenticated, conversat
 @router.post(
     "/{conversation_id}", summary="Change a conversation's metadata", responses={200: {"model": ConversationObject}}
 )
-async def update_conversation(request: Request, principal: Authenticated, conversation_id: str) -> Response:
+async def update_conversation(request: ApiRequest, principal: Authenticated, conversation_id: str) -> Response:
     """Replace the metadata of a conversation."""
     body = await read_body(request, limit=METADATA_BODY)
     metadata = parse_body(ConversationUpdate, body).metadata
@@ -107,7 +108,7 @@ async def update_conversation(request: Request, principal: Authenticated, conver
     if not change.done:
         async with change.applying():
             changed = await queries.label_conversation(
-                request.state.database, conversation_id, principal.account_id, metadata or {}
+                request.state["database"], conversation_id, principal.account_id, metadata or {}
             )
             if changed is None:
                 raise no_such_conversation(conversation_id)
@@ -116,26 +117,28 @@ async def update_conversation(request: Request, principal: Authenticated, conver
 
 
 @router.delete("/{conversation_id}", summary="Delete a conversation", responses={200: {"model": DeletedConversation}})
-async def delete_conversation(request: Request, principal: Authenticated, conversation_id: str) -> Response:
+async def delete_conversation(request: ApiRequest, principal: Authenticated, conversation_id: str) -> Response:
     """Delete a conversation and its items. Responses that belong to it stay, and running ones end as they would."""
     if not is_id(conversation_id, "conv") or not await queries.delete_conversation(
-        request.state.database, conversation_id, principal.account_id
+        request.state["database"], conversation_id, principal.account_id
     ):
         raise no_such_conversation(conversation_id)
     return render_json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 
 @router.post("/{conversation_id}/items", summary="Add items", responses={200: {"model": ItemList}})
-async def create_items(request: Request, principal: Authenticated, conversation_id: str, include: Include) -> Response:
+async def create_items(
+    request: ApiRequest, principal: Authenticated, conversation_id: str, include: Include
+) -> Response:
     """Add up to 20 items to the end of a conversation. Each gets an id of ours."""
     check_include(include)
     body = await read_body(request)
     given = await offloaded(len(body), parse_items, body)
     await _find(request, conversation_id, principal.account_id)
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     change = await Change.of(request, principal, body)
     if not change.done:
-        most: int = request.state.settings.max_body_bytes
+        most = request.state["settings"].max_body_bytes
         await check_conversation_size(
             database, conversation_id, account_id, items=len(given), size=len(body), most_bytes=most
         )
@@ -152,7 +155,7 @@ async def create_items(request: Request, principal: Authenticated, conversation_
 
 @router.get("/{conversation_id}/items", summary="List items", responses={200: {"model": ItemList}})
 async def list_items(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     conversation_id: str,
     include: Include,
@@ -162,7 +165,7 @@ async def list_items(
 ) -> Response:
     """List a conversation's items, newest first."""
     check_include(include)
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     await _find(request, conversation_id, account_id)
     if after is not None and await _find_item(request, conversation_id, account_id, after) is None:
         raise invalid_parameter("after", "the conversation has no such item")
@@ -174,7 +177,7 @@ async def list_items(
 
 @router.get("/{conversation_id}/items/{item_id}", summary="Get an item", responses={200: {"model": ConversationItem}})
 async def get_item(
-    request: Request, principal: Authenticated, conversation_id: str, item_id: str, include: Include
+    request: ApiRequest, principal: Authenticated, conversation_id: str, item_id: str, include: Include
 ) -> Response:
     """Return an item of a conversation."""
     check_include(include)
@@ -188,29 +191,29 @@ async def get_item(
 @router.delete(
     "/{conversation_id}/items/{item_id}", summary="Delete an item", responses={200: {"model": ConversationObject}}
 )
-async def delete_item(request: Request, principal: Authenticated, conversation_id: str, item_id: str) -> Response:
+async def delete_item(request: ApiRequest, principal: Authenticated, conversation_id: str, item_id: str) -> Response:
     """Delete an item of a conversation, and return the conversation."""
     conversation = await _find(request, conversation_id, principal.account_id)
     if not _may_be_item(item_id) or not await queries.delete_item(
-        request.state.database, conversation_id, principal.account_id, item_id
+        request.state["database"], conversation_id, principal.account_id, item_id
     ):
         raise _no_such_item(item_id)
     return render_json(_render(conversation))
 
 
-async def _find(request: Request, conversation_id: str, account_id: str) -> Conversation:
+async def _find(request: ApiRequest, conversation_id: str, account_id: str) -> Conversation:
     found = None
     if is_id(conversation_id, "conv"):
-        found = await queries.find_conversation(request.state.database, conversation_id, account_id)
+        found = await queries.find_conversation(request.state["database"], conversation_id, account_id)
     if found is None:
         raise no_such_conversation(conversation_id)
     return found
 
 
-async def _find_item(request: Request, conversation_id: str, account_id: str, item_id: str) -> Item | None:
+async def _find_item(request: ApiRequest, conversation_id: str, account_id: str, item_id: str) -> Item | None:
     if not _may_be_item(item_id):
         return None
-    found = await queries.find_items(request.state.database, conversation_id, account_id, [item_id])
+    found = await queries.find_items(request.state["database"], conversation_id, account_id, [item_id])
     return found[0] if found else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
@@ -15,6 +15,7 @@ from api.http.authentication import Authenticated, authenticate
 from api.http.errors import render_json
 from api.http.idempotency import replay_headers
 from api.http.pages import STORABLE_TEXT, Order, Page, after_id, check_after, render_page
+from api.http.request import ApiRequest
 from api.http.upload import store_upload
 from headrace.errors import ConflictError, InvalidRequestError
 from headrace.files import queries
@@ -41,16 +42,16 @@ class DeletedFile(BaseModel):
 
 
 @router.post("", summary="Upload a file", responses={200: {"model": FileObject}})
-async def create_file(request: Request, principal: Authenticated) -> Response:
+async def create_file(request: ApiRequest, principal: Authenticated) -> Response:
     """Store a file for a batch. It may have up to `HEADRACE_MAX_FILE_BYTES`."""
     file_id, repeated = await store_upload(request, principal)
-    file = await get_file(request.state.database, file_id, principal.account_id)
+    file = await get_file(request.state["database"], file_id, principal.account_id)
     return render_json(render_file(file), replay_headers(repeated))
 
 
 @router.get("", summary="List files", responses={200: {"model": FileList}})
 async def list_files(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     purpose: Annotated[str | None, Query(max_length=64, pattern=STORABLE_TEXT)] = None,
     after: Annotated[str | None, after_id("file-")] = None,
@@ -60,7 +61,7 @@ async def list_files(
     """List the account's files, newest first."""
     check_after(after, "file")
     rows = await queries.list_files(
-        request.state.database,
+        request.state["database"],
         principal.account_id,
         purpose=purpose,
         after=after,
@@ -71,9 +72,9 @@ async def list_files(
 
 
 @router.get("/{file_id}", summary="Get a file", responses={200: {"model": FileObject}})
-async def get_file_object(request: Request, principal: Authenticated, file_id: str) -> Response:
+async def get_file_object(request: ApiRequest, principal: Authenticated, file_id: str) -> Response:
     """Return a file's properties."""
-    return render_json(render_file(await get_file(request.state.database, file_id, principal.account_id)))
+    return render_json(render_file(await get_file(request.state["database"], file_id, principal.account_id)))
 
 
 @router.get(
@@ -86,9 +87,9 @@ async def get_file_object(request: Request, principal: Authenticated, file_id: s
         416: {"description": "`Range` begins after the file's end"},
     },
 )
-async def get_content(request: Request, principal: Authenticated, file_id: str) -> Response:
+async def get_content(request: ApiRequest, principal: Authenticated, file_id: str) -> Response:
     """Return the content of a file, or with `Range: bytes=…` a part."""
-    row = await get_file(request.state.database, file_id, principal.account_id)
+    row = await get_file(request.state["database"], file_id, principal.account_id)
     tag = f'"{file_id}"'  # a file never changes
     headers = {"accept-ranges": "bytes", "etag": tag, "content-disposition": _disposition(row.filename)}
     if _has_tag(request.headers.get("if-none-match", ""), tag):
@@ -108,10 +109,10 @@ async def get_content(request: Request, principal: Authenticated, file_id: str) 
 
 
 def _content(
-    request: Request, file_id: str, start: int, end: int, status: int, headers: dict[str, str]
+    request: ApiRequest, file_id: str, start: int, end: int, status: int, headers: dict[str, str]
 ) -> StreamingResponse:
     async def pieces() -> AsyncIterator[bytes]:
-        async for piece in queries.read_file(request.state.database, file_id, start=start, end=end):
+        async for piece in queries.read_file(request.state["database"], file_id, start=start, end=end):
             yield piece
             await authenticate(request)  # a download ends when its key becomes invalid
 
@@ -151,11 +152,11 @@ def _disposition(filename: str) -> str:
 
 
 @router.delete("/{file_id}", summary="Delete a file", responses={200: {"model": DeletedFile}})
-async def delete_file(request: Request, principal: Authenticated, file_id: str) -> Response:
+async def delete_file(request: ApiRequest, principal: Authenticated, file_id: str) -> Response:
     """Delete a file, unless a batch that has not ended reads it."""
     found, batch_id = False, None
     if is_id(file_id, "file"):
-        found, batch_id = await queries.delete_file(request.state.database, file_id, principal.account_id)
+        found, batch_id = await queries.delete_file(request.state["database"], file_id, principal.account_id)
     if not found:
         raise no_such_file(file_id)
     if batch_id is not None:

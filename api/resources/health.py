@@ -6,12 +6,13 @@ import asyncio
 from typing import Literal
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
+from api.http.request import ApiRequest
 from headrace.runtime.fresh import Fresh
 from headrace.stores.database import Database
 from headrace.stores.redis import redis_takes_writes
@@ -76,14 +77,14 @@ async def healthz() -> Response:
         503: {"model": Readiness, "description": "Postgres is unavailable or not migrated"},
     },
 )
-async def readyz(request: Request) -> Response:
+async def readyz(request: ApiRequest) -> Response:
     """Return whether Postgres has the schema of this release or a later one, and whether Redis works.
 
     Jobs are accepted without Redis, so the answer is 503 only because of Postgres.
     """
-    database, takes_writes = await request.state.stores_check.state()
+    database, takes_writes = await request.state["stores_check"].state()
     redis = "unavailable"
-    if request.state.hub.connected:
+    if request.state["hub"].connected:
         redis = "ok" if takes_writes else "refuses writes"
     ready = database == "ok"
     body = {"status": "ready" if ready else "not ready", "database": database, "redis": redis}

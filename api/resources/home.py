@@ -7,12 +7,13 @@ import hashlib
 from html import escape
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 import headrace
 from api.http.errors import render_json
+from api.http.request import ApiRequest
 from headrace.settings import Settings
 
 router = APIRouter(tags=["Health"])
@@ -68,9 +69,9 @@ def _wants_page(accept: str) -> bool:
     summary="What is this?",
     responses={200: {"model": Home, "content": {"text/html": {}}}},
 )
-async def get_home(request: Request) -> Response:
+async def get_home(request: ApiRequest) -> Response:
     """Tell what this service is and where its parts are: as HTML to browsers, as JSON to others."""
-    home = _describe(request.state.settings)
+    home = _describe(request.state["settings"])
     if _wants_page(request.headers.get("accept", "")):
         return Response(_page(home), headers={**_HEADERS, "vary": "accept"}, media_type="text/html; charset=utf-8")
     return render_json(home.model_dump(), {"vary": "accept"})

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
@@ -23,6 +23,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, Order, Page, TextFilter, after_id, check_after, render_page
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.request import ApiRequest
 from api.http.sse import PING, EventStream, LiveEvents, Write, render_error_event, render_event
 from api.http.subscribers import RETRY, RETRY_AT_ONCE, Subscribers
 from api.jobs.accept import new_job
@@ -64,7 +65,7 @@ class DeletedJob(BaseModel):
 
 
 @router.post("", status_code=202, summary="Submit a job", responses={202: {"model": Job}})
-async def create_job(request: Request, principal: Authenticated) -> Response:
+async def create_job(request: ApiRequest, principal: Authenticated) -> Response:
     """Start a completion in the background, as `background` in a chat completion does."""
     body = await read_body(request)
     submission, asked = await offloaded(len(body), Asked.parse_submission, body)
@@ -84,7 +85,7 @@ async def create_job(request: Request, principal: Authenticated) -> Response:
 
 @router.get("", summary="List jobs", responses={200: {"model": JobList}}, openapi_extra=DESCRIBED_METADATA)
 async def list_jobs(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     metadata: MetadataFilter,
     status: State | None = None,
@@ -111,7 +112,7 @@ async def list_jobs(
         created_before=_time(created_before),
     )
     rows, more = await lists.list_jobs(
-        request.state.database, principal.account_id, wanted, after=after, limit=limit, descending=order == "desc"
+        request.state["database"], principal.account_id, wanted, after=after, limit=limit, descending=order == "desc"
     )
     return render_page([render_job(row) for row in rows], limit=limit, has_more=more)
 
@@ -122,21 +123,21 @@ def _time(seconds: int | None) -> datetime | None:
 
 @router.get("/{job_id}", summary="Get a job", responses={200: {"model": Job}})
 async def get_job(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     job_id: str,
     wait: Annotated[float, Query(ge=0, description="Seconds to wait for the job's end before the answer")] = 0,
 ) -> Response:
     """Return a job at once, or with `wait` when it has ended or the time is over."""
-    job = await find_job(request.state.database, job_id, principal.account_id)
+    job = await find_job(request.state["database"], job_id, principal.account_id)
     if wait and not State(job["status"]).is_final:
-        request.state.subscribers.check(principal.key_id)
-        await _wait(request, principal, job, min(wait, request.state.settings.wait_limit_seconds))
-        job = await find_job(request.state.database, job_id, principal.account_id)
+        request.state["subscribers"].check(principal.key_id)
+        await _wait(request, principal, job, min(wait, request.state["settings"].wait_limit_seconds))
+        job = await find_job(request.state["database"], job_id, principal.account_id)
     return render_json(job)
 
 
-async def _wait(request: Request, principal: Principal, job: dict[str, Any], seconds: float) -> None:
+async def _wait(request: ApiRequest, principal: Principal, job: dict[str, Any], seconds: float) -> None:
     """Wait for a job's end.
 
     Raises:
@@ -145,7 +146,7 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds), watching(request, principal, job["id"]) as listener:
             with contextlib.suppress(ListenerClosedError):
-                database = request.state.database
+                database = request.state["database"]
                 async for event in follow(listener, database, format=job["format"]):
                     if isinstance(event, Ended):
                         return
@@ -159,7 +160,7 @@ async def _wait(request: Request, principal: Principal, job: dict[str, Any], sec
     responses={200: {"content": {"text/event-stream": {}}, "description": "Server-sent events"}},
 )
 async def watch_job(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     job_id: str,
     after: Annotated[
@@ -167,9 +168,9 @@ async def watch_job(
     ] = None,
 ) -> Response:
     """Stream a job's events to its end, from its start or from where the reader was interrupted."""
-    subscribers: Subscribers = request.state.subscribers
+    subscribers = request.state["subscribers"]
     subscribers.check(principal.key_id)
-    database = request.state.database
+    database = request.state["database"]
     async with subscribers.opening:
         row = await read_followed(database, job_id, principal.account_id) if is_id(job_id, "job") else None
     if row is None:
@@ -193,7 +194,7 @@ async def watch_job(
         created=row.created,
         database=database,
         subscribers=subscribers,
-        client=request.state.client,
+        client=request.state["client"],
         watched=watching(request, principal, job_id),
     )
     return EventStream(partial(_tell, subscriber, cursor))
@@ -275,19 +276,19 @@ def _transition(job_id: str, state: State, *, attempt: int, name: str, event_id:
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses={200: {"model": Job}})
-async def cancel_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+async def cancel_job(request: ApiRequest, principal: Authenticated, job_id: str) -> Response:
     """Cancel a job and its call to the provider. A job that has ended is not changed."""
-    job = await find_job(request.state.database, job_id, principal.account_id)
+    job = await find_job(request.state["database"], job_id, principal.account_id)
     change = await Change.of(request, principal)
     if not change.done:
         async with change.applying():
             await cancel_and_wait(request, job_id, principal.account_id)
-        job = await find_job(request.state.database, job_id, principal.account_id)
+        job = await find_job(request.state["database"], job_id, principal.account_id)
     return render_json(job, change.headers)
 
 
 @router.delete("/{job_id}", summary="Erase a job", responses={200: {"model": DeletedJob}})
-async def delete_job(request: Request, principal: Authenticated, job_id: str) -> Response:
+async def delete_job(request: ApiRequest, principal: Authenticated, job_id: str) -> Response:
     """Stop a job if it has not ended, and erase its content. Its usage stays."""
     if not is_id(job_id, "job") or not await erase(request, job_id, principal.account_id):
         raise no_such_job(job_id)
@@ -299,10 +300,10 @@ async def delete_job(request: Request, principal: Authenticated, job_id: str) ->
     summary="List a job's webhooks",
     responses={200: {"model": WebhookDeliveryList}},
 )
-async def list_webhook_deliveries(request: Request, principal: Authenticated, job_id: str) -> Response:
+async def list_webhook_deliveries(request: ApiRequest, principal: Authenticated, job_id: str) -> Response:
     """List the deliveries of a job's webhook, with their attempts."""
-    await find_job(request.state.database, job_id, principal.account_id)
-    return render_deliveries(await list_deliveries(request.state.database, job_id, principal.account_id))
+    await find_job(request.state["database"], job_id, principal.account_id)
+    return render_deliveries(await list_deliveries(request.state["database"], job_id, principal.account_id))
 
 
 @router.post(
@@ -310,7 +311,7 @@ async def list_webhook_deliveries(request: Request, principal: Authenticated, jo
     summary="Resend a job's webhook",
     responses={200: {"model": WebhookDeliveryList}},
 )
-async def resend_webhook(request: Request, principal: Authenticated, job_id: str, delivery_id: str) -> Response:
+async def resend_webhook(request: ApiRequest, principal: Authenticated, job_id: str, delivery_id: str) -> Response:
     """Send a webhook again with the same `webhook-id`, at once and with retries for a day."""
-    await find_job(request.state.database, job_id, principal.account_id)
+    await find_job(request.state["database"], job_id, principal.account_id)
     return await resend(request, principal, job_id, delivery_id)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.http.authentication import Authenticated
 from api.http.errors import render_json
+from api.http.request import ApiRequest
 from headrace.agents.queries import AgentModel, find_agent, list_agent_models
 from headrace.catalogue.known import Ability
 from headrace.catalogue.models import CATALOGUE_CREATED, Catalogue
@@ -77,23 +78,23 @@ def _render_agent(catalogue: Catalogue, agent: AgentModel) -> dict[str, Any]:
 
 
 @router.get("", summary="List models", responses={200: {"model": ModelList}})
-async def list_models(request: Request, principal: Authenticated) -> Response:
+async def list_models(request: ApiRequest, principal: Authenticated) -> Response:
     """List the catalogue, and the account's agents."""
-    catalogue: Catalogue = request.state.catalogue.current
-    agents = await list_agent_models(request.state.database, principal.account_id)
+    catalogue = request.state["catalogue"].current
+    agents = await list_agent_models(request.state["database"], principal.account_id)
     models = [_render(catalogue, name) for name in catalogue.names() if principal.may_ask(name)]
     models += [_render_agent(catalogue, agent) for agent in agents if principal.may_ask(agent.id)]
     return render_json({"object": "list", "data": models})
 
 
 @router.get("/{model:path}", summary="Get a model", responses={200: {"model": ModelObject}})
-async def get_model(request: Request, principal: Authenticated, model: str) -> Response:
+async def get_model(request: ApiRequest, principal: Authenticated, model: str) -> Response:
     """Return a model of the catalogue, or an agent as a model."""
-    catalogue: Catalogue = request.state.catalogue.current
+    catalogue = request.state["catalogue"].current
     if not principal.may_ask(model):
         raise ModelNotFoundError.of(model, param="model")
     if is_id(model, "agent"):
-        agent = await find_agent(request.state.database, model, principal.account_id)
+        agent = await find_agent(request.state["database"], model, principal.account_id)
         if agent is not None:
             asked = AgentModel(agent.id, agent.created_at, orjson.loads(agent.definition)["model"])
             return render_json(_render_agent(catalogue, asked))

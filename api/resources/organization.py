@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from api.http.authentication import Authenticated
 from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import list_of
+from api.http.request import ApiRequest
 from api.resources.usage import narrow, visible
 from headrace.errors import PermissionDeniedError, invalid_parameter, shorten
 from headrace.keys.principal import Principal
@@ -106,7 +107,7 @@ def _limit(given: int | None, default: int, most: int) -> int:
     return given or default
 
 
-async def _buckets(request: Request, principal: Principal, asked: _Parameters) -> tuple[list[_Bucket], str | None]:
+async def _buckets(request: ApiRequest, principal: Principal, asked: _Parameters) -> tuple[list[_Bucket], str | None]:
     """Return the buckets of a page, and the token of the next page."""
     bucket, seconds, *_ = _WIDTHS[asked.width]
     shape = [asked.width, asked.groups, asked.only, asked.projects]
@@ -119,7 +120,7 @@ async def _buckets(request: Request, principal: Principal, asked: _Parameters) -
         raise invalid_parameter("end_time", "it is not after the start")
     first = start - start % seconds
     last = min(first + asked.limit * seconds, until)
-    database = request.state.database
+    database = request.state["database"]
     whose, own = await visible(database, principal, None)
     question = Question(
         account_ids=_narrow_projects(asked.projects, whose),
@@ -185,7 +186,7 @@ def _render(
 
 @router.get("/usage/completions", summary="Get completions usage", responses={200: {"model": UsagePage}})
 async def get_completions_usage(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     start_time: _Start,
     group_by: Annotated[
@@ -283,7 +284,7 @@ def _completions_result(row: Mapping[str, Any], groups: Sequence[str]) -> dict[s
 
 @router.get("/costs", summary="Get costs", responses={200: {"model": UsagePage}})
 async def get_costs(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     start_time: _Start,
     group_by: Annotated[

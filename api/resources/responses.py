@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -17,6 +17,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.include import Include, check_include
 from api.http.pages import Limit, Order, Page, render_page_after
+from api.http.request import ApiRequest
 from api.http.routes import DirectRoute
 from api.http.sse import EventStream
 from api.jobs.accept import Submission, accept, answering, new_job, resolve_agent
@@ -87,7 +88,7 @@ class DeletedResponse(BaseModel):
 
 
 @router.post("", summary="Create a response", responses=_RESPONSE_OR_EVENTS)
-async def create_response(request: Request, principal: Authenticated) -> Response:
+async def create_response(request: ApiRequest, principal: Authenticated) -> Response:
     """Return the response, stream its events, or with `background` let it run without its client."""
     submission = await _submit(request, principal)
     if submission.job.background:
@@ -95,7 +96,7 @@ async def create_response(request: Request, principal: Authenticated) -> Respons
     return Foreground(request, principal, submission).answer()
 
 
-async def _submit(request: Request, principal: Principal) -> Submission:
+async def _submit(request: ApiRequest, principal: Principal) -> Submission:
     """Return the job that a request asks for. The body is freed on return, before the client waits."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse, body)
@@ -109,12 +110,12 @@ def _parse(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
     return document, check_response_request(document)
 
 
-async def _start(request: Request, principal: Principal, submission: Submission) -> Response:
+async def _start(request: ApiRequest, principal: Principal, submission: Submission) -> Response:
     """Accept a background response, and return it or its stream."""
     assert submission.asked is not None
     job_id, streamed = submission.job.id, bool(submission.asked.terms.stream)
     if streamed:
-        request.state.subscribers.check(principal.key_id)
+        request.state["subscribers"].check(principal.key_id)
     async with answering(request, submission.job) as made:
         created = await accept(request, submission)
         made()
@@ -129,7 +130,7 @@ async def _start(request: Request, principal: Principal, submission: Submission)
 
 
 @router.post("/input_tokens", summary="Count a response's input", responses={200: {"model": InputTokens}})
-async def count_input_tokens(request: Request, principal: Authenticated) -> Response:
+async def count_input_tokens(request: ApiRequest, principal: Authenticated) -> Response:
     """Estimate how many tokens the model would read, without asking it; its own count may differ."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse_count, body)
@@ -139,7 +140,7 @@ async def count_input_tokens(request: Request, principal: Authenticated) -> Resp
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
     asked, _ = await resolve_agent(request, principal, asked)
     if asked.terms.model != _ANY_MODEL:
-        request.state.catalogue.current.find(asked.terms.model)
+        request.state["catalogue"].current.find(asked.terms.model)
     tokens = await offloaded(len(body), estimate_usage, asked.document, "")
     counted = {"object": "response.input_tokens", "input_tokens": tokens.prompt_tokens}
     return render_json(counted, {"x-headrace-estimated": "true"})
@@ -153,7 +154,7 @@ def _parse_count(body: bytes) -> tuple[dict[str, Any], ResponseRequest]:
 
 
 @router.post("/compact", summary="Compact a conversation", responses={200: {"model": CompactedItems}})
-async def compact(request: Request, principal: Authenticated) -> Response:
+async def compact(request: ApiRequest, principal: Authenticated) -> Response:
     """Return fewer items for a long input, made by a provider that speaks the Responses API. Nothing is stored."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse, body)
@@ -179,7 +180,7 @@ async def compact(request: Request, principal: Authenticated) -> Response:
 
 @router.get("/{response_id}", summary="Get a response", responses=_RESPONSE_OR_EVENTS)
 async def get_response(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     response_id: str,
     include: Include,
@@ -189,13 +190,13 @@ async def get_response(
 ) -> Response:
     """Return a response in any state, or with `stream` its events from the start or past `starting_after`."""
     check_include(include)
-    async with request.state.subscribers.opening if stream else nullcontext():
+    async with request.state["subscribers"].opening if stream else nullcontext():
         job = await _find(request, response_id, principal.account_id)
     if not stream:
         if starting_after is not None:
             raise invalid_parameter("starting_after", "only allowed when 'stream' is true")
         return Response(await offloaded(len(job.request), _render, job), 200, media_type="application/json")
-    request.state.subscribers.check(principal.key_id)
+    request.state["subscribers"].check(principal.key_id)
     after = _last_event(request, starting_after)
     document = await offloaded(len(job.request), orjson.loads, job.request)
     del document["input"]
@@ -205,7 +206,7 @@ async def get_response(
     return EventStream(tell)
 
 
-def _last_event(request: Request, starting_after: int | None) -> int:
+def _last_event(request: ApiRequest, starting_after: int | None) -> int:
     """Return the number of the last event that a reader has, -1 before the first.
 
     A client that reconnects by itself adds the header `Last-Event-ID`, which is newer than the query.
@@ -219,7 +220,7 @@ def _last_event(request: Request, starting_after: int | None) -> int:
 
 
 @router.delete("/{response_id}", summary="Erase a response", responses={200: {"model": DeletedResponse}})
-async def delete_response(request: Request, principal: Authenticated, response_id: str) -> Response:
+async def delete_response(request: ApiRequest, principal: Authenticated, response_id: str) -> Response:
     """Erase a response with all content of its job, and stop a job that has not ended. Its usage stays."""
     job = await _find(request, response_id, principal.account_id)
     if not await erase(request, job.id, principal.account_id):
@@ -228,7 +229,7 @@ async def delete_response(request: Request, principal: Authenticated, response_i
 
 
 @router.post("/{response_id}/cancel", summary="Cancel a response", responses={200: {"model": ResponseObject}})
-async def cancel_response(request: Request, principal: Authenticated, response_id: str) -> Response:
+async def cancel_response(request: ApiRequest, principal: Authenticated, response_id: str) -> Response:
     """Cancel a background response, and its call to the provider."""
     job = await _find(request, response_id, principal.account_id)
     change = await Change.of(request, principal)
@@ -250,7 +251,7 @@ def _check_cancellable(job: StoredJob) -> None:
 
 @router.get("/{response_id}/input_items", summary="List a response's input", responses={200: {"model": ItemList}})
 async def list_input_items(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     response_id: str,
     include: Include,
@@ -265,7 +266,7 @@ async def list_input_items(
     return render_page_after(items, after=after, limit=limit, order=order, kind="item")
 
 
-async def _find(request: Request, response_id: str, account_id: str) -> StoredJob:
+async def _find(request: ApiRequest, response_id: str, account_id: str) -> StoredJob:
     job = await find_response(request, response_id, account_id)
     if job is None:
         raise _no_such_response(response_id)

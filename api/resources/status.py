@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.http.authentication import MetricsReader
 from api.http.errors import render_json
+from api.http.request import ApiRequest
 from headrace.batches.batch_object import RequestCounts
 from headrace.batches.state import BatchState
 from headrace.formats.chat.support import Format
@@ -185,9 +186,9 @@ class Status(BaseModel):
 
 
 @router.get("/status", summary="The state of the deployment", responses={200: {"model": Status}})
-async def status(request: Request, _: MetricsReader) -> Response:
+async def status(request: ApiRequest, _: MetricsReader) -> Response:
     """Return queues, rates, workers, providers, batches and the slowest jobs, of all accounts together.
 
     An answer may be a second old. It names accounts and models, and has no content of requests or answers.
     """
-    return render_json(await request.state.overview.read())
+    return render_json(await request.state["overview"].read())

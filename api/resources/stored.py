@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -17,6 +17,7 @@ from api.http.errors import render_json
 from api.http.idempotency import Change
 from api.http.pages import Limit, Order, Page, TextFilter, after_id, render_page, render_page_after
 from api.http.query import DESCRIBED_METADATA, MetadataFilter
+from api.http.request import ApiRequest
 from api.http.sse import EventStream
 from api.jobs.attached import attached
 from api.jobs.cancel import erase
@@ -66,7 +67,7 @@ class DeletedCompletion(BaseModel):
     openapi_extra=DESCRIBED_METADATA,
 )
 async def list_completions(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     metadata: MetadataFilter,
     model: TextFilter = None,
@@ -75,7 +76,7 @@ async def list_completions(
     order: Order = "asc",
 ) -> Response:
     """List the account's completions, oldest first. `metadata[key]=value` narrows the list."""
-    database = request.state.database
+    database = request.state["database"]
     if after is not None and not _is_completion(after):
         raise invalid_parameter("after", "it is not the id of a completion")
     rows, more = await list_jobs(
@@ -112,7 +113,7 @@ def _replace_metadata(response: str, metadata: bytes) -> orjson.Fragment:
     responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}},
 )
 async def get_completion(
-    request: Request, principal: Authenticated, completion_id: str, stream: bool = False
+    request: ApiRequest, principal: Authenticated, completion_id: str, stream: bool = False
 ) -> Response:
     """Return the completion of a job, or with `stream` its chunks from the start."""
     row = await _find(request, completion_id, principal.account_id)
@@ -121,7 +122,7 @@ async def get_completion(
     if stream:
         asked = await _asked(request, completion_id, principal.account_id)
         include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        request.state.subscribers.check(principal.key_id)
+        request.state["subscribers"].check(principal.key_id)
         chunks = Chunks(row.id, row.created_at, include_usage=include_usage)
         return EventStream(partial(attached, request, principal, row.id, chunks, format="chat"))
     if row.error is not None:
@@ -131,7 +132,7 @@ async def get_completion(
 
 
 @router.post("/{completion_id}", summary="Change a completion's metadata", responses={200: {"model": ChatCompletion}})
-async def update_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+async def update_completion(request: ApiRequest, principal: Authenticated, completion_id: str) -> Response:
     """Replace the metadata of a stored completion and its job. Usage keeps the metadata of the request."""
     body = await read_body(request, limit=METADATA_BODY)
     metadata = parse_body(CompletionUpdate, body).metadata
@@ -143,7 +144,7 @@ async def update_completion(request: Request, principal: Authenticated, completi
         _check_completed(row, completion_id)
         text = orjson.dumps(metadata).decode() if metadata else None
         async with change.applying():
-            if not await label_job(request.state.database, row.id, account_id, text):
+            if not await label_job(request.state["database"], row.id, account_id, text):
                 raise _no_such_completion(completion_id)
         row = await _find(request, completion_id, account_id)
     if row is None:
@@ -152,7 +153,7 @@ async def update_completion(request: Request, principal: Authenticated, completi
 
 
 @router.delete("/{completion_id}", summary="Erase a completion", responses={200: {"model": DeletedCompletion}})
-async def delete_completion(request: Request, principal: Authenticated, completion_id: str) -> Response:
+async def delete_completion(request: ApiRequest, principal: Authenticated, completion_id: str) -> Response:
     """Erase a completion with all content of its job, and stop a job that has not ended. Its usage stays."""
     row = await _find(request, completion_id, principal.account_id)
     if row is None or not await erase(request, row.id, principal.account_id):
@@ -162,7 +163,7 @@ async def delete_completion(request: Request, principal: Authenticated, completi
 
 @router.get("/{completion_id}/messages", summary="Get a completion's messages", responses={200: {"model": MessageList}})
 async def list_messages(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     completion_id: str,
     after: Annotated[str | None, Query(json_schema_extra={"pattern": "^chatcmpl-[0-9a-f]{32}-[0-9]+$"})] = None,
@@ -199,10 +200,10 @@ def _check_completed(row: Row, completion_id: str) -> None:
         )
 
 
-async def _find(request: Request, completion_id: str, account_id: str) -> Row | None:
+async def _find(request: ApiRequest, completion_id: str, account_id: str) -> Row | None:
     if not _is_completion(completion_id):
         return None
-    row = await get_job(request.state.database, job_id_of(completion_id), account_id)
+    row = await get_job(request.state["database"], job_id_of(completion_id), account_id)
     return row if row is not None and row.format == "chat" else None
 
 
@@ -210,10 +211,10 @@ def _is_completion(completion_id: str) -> bool:
     return completion_id.startswith("chatcmpl-") and is_id(job_id_of(completion_id), "job")
 
 
-async def _asked(request: Request, completion_id: str, account_id: str) -> dict[str, Any]:
+async def _asked(request: ApiRequest, completion_id: str, account_id: str) -> dict[str, Any]:
     stored = None
     if _is_completion(completion_id):
-        stored = await get_request(request.state.database, job_id_of(completion_id), account_id)
+        stored = await get_request(request.state["database"], job_id_of(completion_id), account_id)
     if stored is None:
         raise _no_such_completion(completion_id)
     asked: dict[str, Any] = orjson.loads(stored)

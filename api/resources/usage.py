@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -14,6 +14,7 @@ from api.http.authentication import Authenticated, UsageReader
 from api.http.errors import render_json
 from api.http.pages import PageToken, read_page_token, render_page_token
 from api.http.query import DESCRIBED_METADATA, MetadataFilter, list_of
+from api.http.request import ApiRequest
 from headrace.errors import NotFoundError, PermissionDeniedError, invalid_parameter, shorten
 from headrace.formats.chat.validation import check_text
 from headrace.keys.accounts import find_account
@@ -133,7 +134,7 @@ _ONLY = "Only these; may be repeated"
     openapi_extra=DESCRIBED_METADATA,
 )
 async def get_usage(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     metadata: MetadataFilter,
     group_by: Annotated[
@@ -171,7 +172,7 @@ async def get_usage(
     until = int(time.time()) + 1 if until is None else until  # includes the current second
     filters = {"model": model, "provider": provider, "key": key, "agent": agent, "batch": batch, "tier": tier}
     only = _only({**filters, "user": user}, metadata)
-    database = request.state.database
+    database = request.state["database"]
     whose, own = await visible(database, principal, account)
     groups = parse_groups(group_by)
     question = Question(
@@ -252,7 +253,7 @@ def render_csv(data: Sequence[Mapping[str, Any]], names: Sequence[str], next_pag
 
 @router.get("/statement", summary="Get a month's statement", responses={200: {"content": {"text/csv": {}}}})
 async def get_statement(
-    request: Request,
+    request: ApiRequest,
     principal: UsageReader,
     month: Annotated[str, Query(pattern=r"^[12]\d{3}-(0[1-9]|1[0-2])$", description="As in `2026-11`; in UTC")],
     account: Annotated[str | None, Query(description=_OF_ADMINISTRATORS)] = None,
@@ -261,5 +262,5 @@ async def get_statement(
 
     A key with the scope `usage:read` gets its account's statement, and an administrator that of all accounts.
     """
-    whose, _ = await visible(request.state.database, principal, account)
-    return render_csv(await statement_of_month(request.state.database, month, whose), STATEMENT_COLUMNS)
+    whose, _ = await visible(request.state["database"], principal, account)
+    return render_csv(await statement_of_month(request.state["database"], month, whose), STATEMENT_COLUMNS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -13,6 +13,7 @@ from api.http.authentication import Authenticated, WebhookManager
 from api.http.errors import render_json
 from api.http.idempotency import Change, replay_headers, resource_id
 from api.http.pages import Limit, Order, Page, after_id, check_after, render_page
+from api.http.request import ApiRequest
 from headrace.errors import ConflictError, NotFoundError, invalid_parameter, shorten
 from headrace.ids import new_id
 from headrace.keys.principal import Principal
@@ -115,7 +116,7 @@ def render_deliveries(rows: Sequence[Row], headers: Mapping[str, str] | None = N
 
 @router.get("/webhook-deliveries", summary="List webhook deliveries", responses={200: {"model": WebhookDeliveryPage}})
 async def list_deliveries(
-    request: Request,
+    request: ApiRequest,
     principal: Authenticated,
     status: DeliveryState | None = None,
     after: Annotated[str | None, after_id("evt_")] = None,
@@ -124,7 +125,7 @@ async def list_deliveries(
 ) -> Response:
     """List the account's webhook deliveries, newest first: those of jobs, batches and budgets."""
     check_after(after, "evt")
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     if after is not None and not await queries.has_delivery(database, after, account_id):
         raise invalid_parameter("after", "there is no such delivery")
     rows = await queries.list_account_deliveries(
@@ -133,14 +134,14 @@ async def list_deliveries(
     return render_page(list(map(_render_delivery, rows)), limit=limit)
 
 
-async def resend(request: Request, principal: Principal, subject_id: str, delivery_id: str) -> Response:
+async def resend(request: ApiRequest, principal: Principal, subject_id: str, delivery_id: str) -> Response:
     """Send a webhook of a job or a batch again, and return all deliveries of the job or batch.
 
     Raises:
         NotFoundError: The job or batch has no such delivery.
         ConflictError: The Idempotency-Key came with another request.
     """
-    database, account_id = request.state.database, principal.account_id
+    database, account_id = request.state["database"], principal.account_id
     rows = await queries.list_deliveries(database, subject_id, account_id)
     if all(row.id != delivery_id for row in rows):
         raise NotFoundError(f"No webhook delivery found with id '{shorten(delivery_id)}'.")
@@ -148,7 +149,7 @@ async def resend(request: Request, principal: Principal, subject_id: str, delive
     if not change.done:
         async with change.applying() as key:
             await queries.resend_delivery(database, delivery_id, account_id, key=key)
-        request.state.publisher.call_scheduler()
+        request.state["publisher"].call_scheduler()
         rows = await queries.list_deliveries(database, subject_id, account_id)
     return render_deliveries(rows, change.headers)
 
@@ -168,17 +169,17 @@ def _render_secrets(secret_key: str, rows: Sequence[Row], headers: Mapping[str, 
 
 
 @router.get("/webhook-secrets", summary="List webhook secrets", responses={200: {"model": WebhookSecretList}})
-async def list_secrets(request: Request, principal: WebhookManager) -> Response:
+async def list_secrets(request: ApiRequest, principal: WebhookManager) -> Response:
     """List the account's valid secrets. An account always has at least one."""
-    secret_key = require_secret_key(request.state.settings)
-    return _render_secrets(secret_key, await queries.list_secrets(request.state.database, principal.account_id))
+    secret_key = require_secret_key(request.state["settings"])
+    return _render_secrets(secret_key, await queries.list_secrets(request.state["database"], principal.account_id))
 
 
 @router.post("/webhook-secrets", summary="Rotate the webhook secret", responses={200: {"model": WebhookSecretList}})
-async def rotate_secret(request: Request, principal: WebhookManager) -> Response:
+async def rotate_secret(request: ApiRequest, principal: WebhookManager) -> Response:
     """Create a new secret. The previous one signs webhooks too for one more day."""
-    secret_key = require_secret_key(request.state.settings)
-    database, account_id = request.state.database, principal.account_id
+    secret_key = require_secret_key(request.state["settings"])
+    database, account_id = request.state["database"], principal.account_id
     secret_id, repeated = await resource_id(request, principal, new_id("secret"), b"{}")
     rows = await queries.list_secrets(database, account_id)
     if not repeated or all(row.id != secret_id for row in rows):

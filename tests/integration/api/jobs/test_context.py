@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from fastapi import Request
 
 from api.http.body_memory import BodyMemory
+from api.http.request import ApiRequest
 from api.jobs.context import expanded
 from headrace.errors import InvalidRequestError
 from headrace.formats.responses.context import expand, with_ids
@@ -56,7 +56,7 @@ async def expanded_input(database: Database, jobs: Jobs, items: list[Json]) -> l
         "body_memory": BodyMemory(2 * LIMIT),
         "settings": Settings(max_body_bytes=LIMIT),
     }
-    request = Request({"type": "http", "headers": [], "state": state})
+    request = ApiRequest({"type": "http", "headers": [], "state": state})
     body: Json = {"model": "fake", "input": items}
     whole = await expanded(request, principal, body, check_response_request(body), json.dumps(body).encode())
     found: list[Json] = whole["input"]

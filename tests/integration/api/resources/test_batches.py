@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import Request
 from starlette.types import Message
 
 from api import watched_batches
 from api.http import authentication
 from api.http.authentication import Authenticator
+from api.http.request import ApiRequest
 from api.http.sse import EventStream
 from api.http.subscribers import Subscribers
 from api.resources import batches
@@ -48,7 +48,7 @@ class Watcher:
             "query_string": b"",
             "state": dict(state),
         }
-        self.request = Request(scope, self._receive)
+        self.request = ApiRequest(scope, self._receive)
 
     async def _receive(self) -> Message:
         self.looks += 1
@@ -116,9 +116,7 @@ async def test_many_subscribers_of_a_batch_ask_postgres_as_one_does(
     await eventually(is_forgotten, "the batch to be forgotten")
 
 
-async def test_subscribers_get_each_change_and_the_end(
-    database: Database, owner: Owner, state: dict[str, Any]
-) -> None:
+async def test_subscribers_get_each_change_and_the_end(database: Database, owner: Owner, state: dict[str, Any]) -> None:
     _, key = await create_key(database, account_id=owner.account_id)
     watchers = [Watcher(state, key) for _ in range(3)]
     batch_id = await create(database, owner, total=5)

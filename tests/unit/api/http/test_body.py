@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import Request
 from starlette.datastructures import State
 
 from api.http.body import read_body
+from api.http.request import ApiRequest
 from headrace.errors import PayloadTooLargeError
 from headrace.settings import Settings
 
@@ -26,7 +26,7 @@ NO_GZIP = [gzip.compress(b"")[:10], *[b"\x00\x00\x00\xff\xff" * 1000] * 10]
 NO_ZSTD = [b"\x50\x2a\x4d\x18\xff\xff\xff\xff", *[bytes(1000)] * 20]
 
 
-def request_of(pieces: list[bytes], *, encoding: str) -> tuple[Request, Iterator[bytes]]:
+def request_of(pieces: list[bytes], *, encoding: str) -> tuple[ApiRequest, Iterator[bytes]]:
     left = iter(pieces)
 
     async def receive() -> dict[str, Any]:
@@ -34,7 +34,7 @@ def request_of(pieces: list[bytes], *, encoding: str) -> tuple[Request, Iterator
 
     state = State({"settings": Settings(max_body_bytes=LIMIT)})
     headers = [(b"content-encoding", encoding.encode())]
-    return Request({"type": "http", "headers": headers, "state": state}, receive), left
+    return ApiRequest({"type": "http", "headers": headers, "state": state}, receive), left
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,18 @@ import asyncio
 from typing import Any
 
 import pytest
-from fastapi import Request
 
 from api.http import body_memory
 from api.http.body_memory import BodyMemory
+from api.http.request import ApiRequest
 from headrace.errors import RateLimitError, UnavailableError
 
 MIB = 1024 * 1024
 
 
-def request_of(account_id: str) -> Request:
+def request_of(account_id: str) -> ApiRequest:
     state: dict[str, Any] = {"account_id": account_id}
-    return Request({"type": "http", "headers": [], "state": state})
+    return ApiRequest({"type": "http", "headers": [], "state": state})
 
 
 async def test_an_account_has_half_of_the_memory_at_most() -> None:

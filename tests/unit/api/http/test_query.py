@@ -6,16 +6,17 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query
 
 from api.http.errors import handle_errors
 from api.http.query import MetadataFilter, check_query, list_of
+from api.http.request import ApiRequest
 
 APP = FastAPI()
 handle_errors(APP)
 
 
-def checked(request: Request) -> None:
+def checked(request: ApiRequest) -> None:
     check_query(request)
 
 
