@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Seconds between two looks, while the worker takes no message, at whether it takes one.
+# Seconds between two looks: while the worker takes no message, at whether it takes one; while it ends, for signals.
 _LOOK_SECONDS = 0.1
 
 
@@ -116,7 +116,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # Celery has no types
         """Leave the lifespan, which lets running tasks end, then stop the loop."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
+        # A signal that comes as the main thread begins to wait, or to another thread, does not end a wait.
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_SECONDS)
 
     on_terminate = on_stop
 
