@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, cast
 
 import psycopg
@@ -80,11 +80,27 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def transaction(self, isolation_level: Isolation) -> AsyncIterator[Connections]:
-        """Give one connection in a transaction. The end commits it; an error rolls it back."""
+        """Give one connection in a transaction. The end commits it; an error rolls it back.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: Postgres is unavailable.
+            sqlalchemy.exc.TimeoutError: Postgres did not answer the commit in time, which may take effect, or no
+                connection became free.
+        """
         async with self.engine.connect() as connection:
+            await _revive(connection)
+            driver = await _driver_connection(connection)
             await connection.execution_options(isolation_level=isolation_level)
-            async with connection.begin():
+            begun = await connection.begin()
+            try:
                 yield _One(self.engine, connection)
+            except BaseException:
+                with Patience(driver, PATIENCE_SECONDS):
+                    await begun.rollback()
+                raise
+            # Postgres has no time limit for a commit.
+            with _answer_within(driver, LONG_PATIENCE_SECONDS):
+                await begun.commit()
 
     async def _run(self, statement: str, parameters: Mapping[str, Any] | None, patience_seconds: float) -> list[Any]:
         """Run a text on one of the connections for plain SQL. Raises as `execute` does."""
@@ -259,15 +275,38 @@ async def _execute(
     *,
     patience_seconds: float,
 ) -> Sequence[Row]:
+    with _answer_within(await _driver_connection(connection), patience_seconds):
+        if isinstance(statement, str):
+            result = await connection.exec_driver_sql(statement, parameters)
+        else:
+            result = await connection.execute(statement, parameters)
+        return result.all() if result.returns_rows else []
+
+
+async def _revive(connection: AsyncConnection) -> None:
+    """Reconnect a connection that is dead, as all that the engine kept are after a restart of Postgres."""
+    try:
+        await _execute(connection, "SELECT", None, patience_seconds=PATIENCE_SECONDS)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        await connection.rollback()  # then it gets a new one with the next statement
+        await _execute(connection, "SELECT", None, patience_seconds=PATIENCE_SECONDS)
+    await connection.rollback()
+
+
+async def _driver_connection(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
     raw = await connection.get_raw_connection()
-    with Patience(cast("psycopg.AsyncConnection[Any]", raw.driver_connection), patience_seconds) as patience:
+    return cast("psycopg.AsyncConnection[Any]", raw.driver_connection)
+
+
+@contextlib.contextmanager
+def _answer_within(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
+    """Close a connection on which no answer comes in time, and raise that as `no_answer` has it."""
+    with Patience(connection, seconds) as patience:
         try:
-            if isinstance(statement, str):
-                result = await connection.exec_driver_sql(statement, parameters)
-            else:
-                result = await connection.execute(statement, parameters)
-            return result.all() if result.returns_rows else []
+            yield
         except DBAPIError as error:
             if patience.over:
-                raise no_answer(patience_seconds) from error
+                raise no_answer(seconds) from error
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +24,16 @@ STATEMENTS: dict[str, Any] = {
     "prepared": Prepared("UPDATE jobs SET model = 'changed'"),
     "sqlalchemy": sa.update(table).values(model="changed"),
 }
+
+# A transaction whose commit waits for an advisory lock.
+_WAITING_COMMIT = """
+CREATE TEMP TABLE slow (number int);
+CREATE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN PERFORM pg_advisory_xact_lock(20261130); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION pg_temp.wait();
+INSERT INTO slow VALUES (1)
+"""
 
 
 @pytest.fixture
@@ -98,3 +109,34 @@ async def test_a_process_that_freezes_in_a_transaction_keeps_no_lock(
     assert is_unavailable(raised.value)
     assert await execute(frozen.durable, "SELECT 1"), "the next statement gets another connection"
     await frozen.close()
+
+
+async def test_a_transaction_gets_a_connection_that_is_alive(database_url: str, other_session: Session) -> None:
+    own = Database.connect(database_url, connections=1)
+
+    async def session() -> int:
+        async with own.durable.transaction("READ COMMITTED") as transaction:
+            return int((await execute(transaction, "SELECT pg_backend_pid()"))[0][0])
+
+    first = await session()
+    await other_session.execute(f"SELECT pg_terminate_backend({first}, 60000)")
+    assert await session() != first
+    await own.close()
+
+
+async def test_a_commit_that_gets_no_answer_is_given_up(
+    database_url: str, other_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LONG_PATIENCE_SECONDS", 0.5)
+    own = Database.connect(database_url, connections=1)
+    await other_session.execute("SELECT pg_advisory_lock(20261130)")
+
+    async def commit() -> None:
+        async with own.durable.transaction("READ COMMITTED") as transaction:
+            await execute(transaction, _WAITING_COMMIT)
+
+    with pytest.raises(NoAnswerError):
+        await asyncio.wait_for(commit(), 15)
+    await other_session.execute("SELECT pg_advisory_unlock_all()")
+    assert await execute(own.durable, "SELECT 1")
+    await own.close()
