@@ -5,7 +5,7 @@ Once jobs wait for slots here, they do not start in the order of their wake-ups,
 asks Postgres which waiting jobs come first, whether or not their wake-ups have come here. A wake-up whose job runs by
 then claims nothing. Lines of batches start in the order in which they come: the scheduler has shared them out already.
 While lines wait for their provider's limits, the worker asks Postgres whose lines the others are, and starts few that
-would wait as well. Other jobs that wait for slots get those of requests that wait for their providers
+would wait as well. Requests that wait for slots get those of others that wait for their providers
 (`worker/yielding.py`).
 """
 
@@ -222,22 +222,24 @@ class Intake:
             await self._forget_taken()
 
     async def _use_waiting(self, *, seconds: float = 0) -> None:
-        """Start the jobs that come first in the slots of requests that wait for their providers, if all are taken.
+        """Start requests in the slots of others that wait for their providers, if all slots are taken.
 
-        Jobs for the models of those requests would wait as well, so they start only where there are so many that jobs
-        for others may come after them.
+        Jobs for the same models do not start: they would wait as well. Nor do background jobs, which may take long.
         """
         tiers = [tier for tier in self._tiers if tier != LINES]
-        if not self._waiting() or not tiers or any(map(self._slots.room, tiers)):
+        models = {attempt.job.model for attempt in self._waiting()}
+        if not models or not tiers or any(map(self._slots.room, tiers)):
             return
-        running = self._slots.running
-        found = await find_fair(self._database, tiers, running=running, limit=_MOST_FOUND, seconds=seconds)
-        waiting = self._waiting()
-        models = {attempt.job.model for attempt in waiting}
-        starting = [job for job in found if job.model not in models]
-        if not starting and len(found) == _MOST_FOUND:
-            starting = found
-        for job, attempt in zip(starting, waiting, strict=False):
+        found = await find_fair(
+            self._database,
+            tiers,
+            running=self._slots.running,
+            limit=_MOST_FOUND,
+            seconds=seconds,
+            foreground=True,
+            besides=models,
+        )
+        for job, attempt in zip(found, self._waiting(), strict=False):
             if job.id not in self._starting:
                 attempt.interrupt(Stop.YIELDED)
                 self._start_found(job, reserved=True)

@@ -1,8 +1,8 @@
 """Which requests give up their slots while they wait for their providers.
 
 A request whose client waits keeps its slot until its provider takes the call, so that the call begins at once. While
-slots are free this delays no other job. Once jobs wait for slots, they get those of such requests, which go back to
-the queue. The oldest request for each provider stays: the provider's next free place finds it here.
+slots are free this delays no other job. Once requests for other models wait for slots, they get those of such requests,
+which go back to the queue. The oldest request for each provider stays: the provider's next free place finds it here.
 """
 
 from __future__ import annotations

@@ -196,7 +196,6 @@ class WaitingJob:
     tier: str
     account_id: str
     background: bool
-    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from headrace.jobs.records import WaitingJob
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
+
+# Jobs of an account that are read to find those for other models.
+_MOST_READ = 1000
 
 # The index leads from one account to the next, in each tier, apart for jobs that a client waits for. The first `limit`
 # accounts, and the first `limit` jobs of each, are enough. No step depends on how many jobs are queued.
@@ -14,7 +17,7 @@ _FAIR = Prepared("""
 WITH RECURSIVE place AS (
     SELECT tier, tier_order, background
     FROM unnest(%(tiers)s::text[]) WITH ORDINALITY AS known (tier, tier_order),
-         (VALUES (false), (true)) AS kind (background)
+         unnest(%(kinds)s::bool[]) AS kind (background)
 ), head AS (
     SELECT place.*, account_id, scheduled_at FROM place CROSS JOIN LATERAL (
         SELECT account_id, scheduled_at FROM jobs
@@ -34,12 +37,13 @@ WITH RECURSIVE place AS (
           OR coalesce(CASE WHEN background THEN running ELSE waited_for END, 0) < %(below)s)
     ORDER BY tier_order, background, running, scheduled_at LIMIT %(limit)s
 )
-SELECT id, tier, first.account_id, background, model FROM first CROSS JOIN LATERAL (
-    SELECT id, model, scheduled_at, sent_at, row_number() OVER (ORDER BY scheduled_at) AS number FROM (
+SELECT id, tier, first.account_id, background FROM first CROSS JOIN LATERAL (
+    SELECT id, scheduled_at, sent_at, row_number() OVER (ORDER BY scheduled_at) AS number FROM (
         SELECT id, model, scheduled_at, sent_at FROM jobs
         WHERE state = 'queued' AND tier = first.tier AND background = first.background
               AND account_id = first.account_id AND scheduled_at <= now()
-        ORDER BY scheduled_at LIMIT %(limit)s) AS due) AS next
+        ORDER BY scheduled_at LIMIT %(read)s) AS due
+    WHERE model <> ALL(%(besides)s::text[])) AS next
 WHERE sent_at <= now() - %(seconds)s * interval '1 second'
 ORDER BY tier_order, background, running + number, next.scheduled_at LIMIT %(limit)s
 """)
@@ -53,6 +57,8 @@ async def find_fair(
     limit: int,
     below: int | None = None,
     seconds: float = 0,
+    foreground: bool = False,
+    besides: Collection[str] = (),
 ) -> list[WaitingJob]:
     """Return up to `limit` due jobs in the order in which a worker should run them.
 
@@ -60,7 +66,8 @@ async def find_fair(
     with the one with the fewest jobs in `running`. `running` has two counts for each account: all of its jobs that this
     worker runs, and those of them that a client waits for. `below` leaves out accounts of which this worker already
     runs that many jobs, by the second count where a client waits for the job. `seconds` leaves out jobs whose wake-up
-    was sent less than that long ago.
+    was sent less than that long ago. With `foreground` only jobs that a client waits for are returned. `besides` leaves
+    out jobs for some models; then the first `_MOST_READ` of an account are read, of which the others may be few.
     """
     parameters = {
         "tiers": list(tiers),
@@ -68,6 +75,9 @@ async def find_fair(
         "running": [count for count, _ in running.values()],
         "waited_for": [count for _, count in running.values()],
         "limit": limit,
+        "kinds": [False] if foreground else [False, True],
+        "read": _MOST_READ if besides else limit,
+        "besides": list(besides),
         "below": below,
         "seconds": seconds,
     }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from headrace.jobs.records import WaitingJob
+from headrace.jobs.sql.find import find_fair
 from headrace.jobs.state import State
 from headrace.queue import read_message
 from headrace.runtime.chores import going_on
@@ -20,7 +23,7 @@ from tests.integration.job_rows import Jobs
 from tests.integration.worker.test_executor import REQUEST, Rig, collected, executing, settings  # noqa: F401
 from tests.metrics import Rise
 from tests.waiting import eventually
-from worker import yielding
+from worker import intake, yielding
 
 SLOTS = 6
 CATALOGUE = """
@@ -115,6 +118,45 @@ async def test_a_request_for_another_provider_starts_though_every_slot_waits(
                 row = await jobs.row(job_id)
                 assert (row.retries, [tried["status"] for tried in row.tried]) == (0, ["completed"])
             assert len(provider.calls_for(narrow)) == len(waiting)
+
+
+@pytest.mark.parametrize("others", ["for the same model", "in the background"])
+async def test_requests_keep_their_slots_and_their_order_where_others_may_not_have_them(
+    few: Settings,
+    jobs: Jobs,
+    model: str,
+    provider: Provider,
+    redis: Redis,
+    others: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(yielding, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(intake, "_RESERVE_SECONDS", 0.01)
+    looks = 0
+
+    async def counted(*args: Any, **options: Any) -> list[WaitingJob]:
+        nonlocal looks
+        looks += bool(options.get("besides"))
+        return await find_fair(*args, **options)
+
+    monkeypatch.setattr(intake, "find_fair", counted)
+    narrow = limit(few, provider, model, "max_concurrency = 1")
+    gate = Gate()
+    provider.script(narrow, answer(hold=gate))
+    provider.always(model, answer("later"))
+    async with executing(few, jobs, model) as rig, going_on(partial(consume, redis, rig)):
+        waiting = [await ask(rig, narrow) for _ in range(45)]
+        await eventually(lambda: rig.executor._slots.taken >= SLOTS, "jobs in every slot")
+        if others == "in the background":
+            waiting.append(await rig.jobs.submit(model=model, request=REQUEST % model, background=True))
+            rig.executor._queue.wake(waiting[-1:], tier="default")
+        seen = looks
+        await eventually(lambda: looks >= seen + 5, "looks for jobs that may have the slots")
+        assert not provider.calls_for(model)
+        gate.release()
+        for job_id in waiting:
+            assert await rig.ended(job_id) is State.COMPLETED
+            assert (await jobs.row(job_id)).attempt == 1
 
 
 async def test_a_request_keeps_its_slot_while_no_other_wants_it(
