@@ -122,8 +122,9 @@ def _worker_class(app: Celery, tiers: Sequence[str]) -> Any:
         def install_platform_tweaks(self, worker: Any) -> None:
             super().install_platform_tweaks(worker)
             signal.signal(signal.SIGHUP, WorkerPool.reload)  # Celery would start the process anew
+            handle = _stopping()
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _stopping())
+                signal.signal(number, handle)
 
         def on_consumer_ready(self, consumer: Any) -> None:
             super().on_consumer_ready(consumer)

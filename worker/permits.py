@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from headrace.errors import UpstreamBusyError
+from headrace.errors import UpstreamBusyError, UpstreamUnavailableError
 from worker.crowds import Crowd
 from worker.fair_queue import FairQueue
 from worker.window import ALONE, NOTHING, Cost, Decision, ProviderLimits, Window
@@ -134,10 +134,12 @@ class PendingPermit:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         calls = tokens = 0
-        if self._used is not None:
+        # With these errors no call was made: the route was paused meanwhile, or the circuit opened.
+        used = NOTHING if isinstance(error, UpstreamBusyError | UpstreamUnavailableError) else self._used
+        if used is not None:
             _, most_requests, most_tokens = self._queue.limits
-            calls = 0 if most_requests is None else self._used.calls - self.cost.requests
-            tokens = 0 if most_tokens is None else self._used.tokens - self.cost.tokens
+            calls = 0 if most_requests is None else used.calls - self.cost.requests
+            tokens = 0 if most_tokens is None else used.tokens - self.cost.tokens
         self._queue.give_back(self, Cost(calls, tokens))
 
 

@@ -343,13 +343,21 @@ async def test_a_worker_that_is_asked_to_stop_hands_its_jobs_back(
     assert job["result"]["choices"][0]["message"]["content"] == "At last."
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("first", "second", "exit_code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 0),
+        (signal.SIGINT, signal.SIGINT, 1),
+        (signal.SIGTERM, signal.SIGINT, 0),
+    ],
+)
 async def test_a_worker_that_is_told_twice_drains_no_longer(
     cluster: Service,
     cluster_client: httpx.AsyncClient,
     provider: Provider,
     model: str,
-    number: signal.Signals,
+    first: signal.Signals,
+    second: signal.Signals,
     exit_code: int,
 ) -> None:
     cluster.processes["worker"].terminate()
@@ -360,9 +368,9 @@ async def test_a_worker_that_is_told_twice_drains_no_longer(
     await settled(gate.reached)
     cluster.launch("worker-2")
     before = worker.log.read_text().count("draining")
-    worker.signal(number)
+    worker.signal(first)
     await asyncio.to_thread(until, lambda: worker.log.read_text().count("draining") > before, "the draining")
-    worker.signal(number)
+    worker.signal(second)
     assert await asyncio.to_thread(worker.wait) == exit_code
     job = await completed(cluster_client, job_id)
     assert job["result"]["choices"][0]["message"]["content"] == "At last."

@@ -17,7 +17,7 @@ from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 
 from headrace.dev.valkey import EmbeddedValkey
-from headrace.errors import UpstreamBusyError
+from headrace.errors import UpstreamBusyError, UpstreamError, UpstreamUnavailableError
 from headrace.runtime.chores import going_on
 from headrace.stores.redis import connect_redis
 from tests.integration.worker.limits import Provider
@@ -363,9 +363,20 @@ async def test_calls_that_follow_others_count_in_the_minute_and_not_at_once(redi
         assert (await held(redis), await counted(redis)) == (2, (8, 0))
         permit.used(0, calls=3)  # the third failed
     await eventually(functools.partial(_counted_calls, redis, 3), "the calls that were made to count alone")
-    async with throttle.permit(NAME, provider, REQUEST, calls=3, more=9) as permit:
+    async with throttle.permit(NAME, provider, REQUEST, calls=3, more=4) as permit:
         pass
     await refused(throttle, provider)
+
+
+@pytest.mark.parametrize("error", [UpstreamBusyError, UpstreamUnavailableError])
+async def test_a_permit_without_a_call_counts_no_longer(redis: Redis, error: type[UpstreamError]) -> None:
+    provider = Provider(requests_per_minute=10, tokens_per_minute=100_000)
+    throttle = Throttle(redis, lease_seconds=LONG)
+    with pytest.raises(error):
+        async with throttle.permit(NAME, provider, REQUEST, calls=2, more=5):
+            raise error
+    await eventually(functools.partial(_counted_calls, redis, 0), "no call to count")
+    assert await counted(redis) == (0, 0)
 
 
 async def _counted_calls(redis: Redis, calls: int) -> bool:
