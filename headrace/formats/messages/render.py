@@ -297,11 +297,22 @@ def _cut(texts: Sequence[Json], places: Sequence[int]) -> list[list[Json]]:
         text, at, end = block["text"], 0, start + len(block["text"])
         while number < len(places) and places[number] < end:
             upto = max(at, places[number] - start)
-            pieces[number].append({**block, "text": text[at:upto]})
+            pieces[number].append(_piece(block, at, upto))
             at, number = upto, number + 1
-        pieces[number].append({**block, "text": text[at:]})
+        pieces[number].append(_piece(block, at, len(text)))
         start = end
     return [[block for block in piece if block["text"].strip()] for piece in pieces]
+
+
+def _piece(block: Json, start: int, end: int) -> Json:
+    """Return a piece of a text block. Only the last one that has text keeps a breakpoint of the cache.
+
+    A request has at most four breakpoints. A piece without text is not sent.
+    """
+    piece = {**block, "text": block["text"][start:end]}
+    if "cache_control" in piece and block["text"][end:].strip():
+        del piece["cache_control"]
+    return piece
 
 
 def _render_call(call: Json) -> Json:

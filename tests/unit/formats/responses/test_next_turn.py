@@ -105,6 +105,31 @@ def test_a_client_may_say_any_place_of_a_thought(after: list[int], calls_before:
     assert [block["type"] for block in json.loads(rendered)["messages"][1]["content"]] == order
 
 
+@pytest.mark.parametrize(
+    ("text", "after", "marked"),
+    [
+        ("One. Two. Three.", [5, 10], "Three."),
+        ("One. \n", [4], "One."),  # a piece of white space is left out
+        ("One.", [0], "One."),
+    ],
+)
+def test_a_text_that_thoughts_cut_keeps_one_breakpoint_of_the_cache(text: str, after: list[int], marked: str) -> None:
+    cached = {"type": "ephemeral"}
+    message = {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "Yes.", "cache_control": cached}, {"type": "text", "text": text}],
+        "cache_control": cached,
+        "thinking_blocks": [{"type": "thinking", "thinking": "Hm", "signature": "s"}] * (1 + len(after)),
+        "thinking_origin": {"after": [2, *(len("Yes.") + place for place in after)]},
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    request = {"messages": [USER, message, {"role": "tool", "tool_call_id": "c", "content": "x"}]}
+    rendered = FORMATS["messages"].render_request(request, model="m", stream=False, output_limit=None)
+    blocks = json.loads(rendered)["messages"][1]["content"]
+    assert "".join(block.get("text", "") for block in blocks).rstrip() == f"Yes.{text}".rstrip()
+    assert [block["text"] for block in blocks if "cache_control" in block] == ["s.", marked]
+
+
 @pytest.mark.parametrize("through", ["chat", "responses"])
 @pytest.mark.parametrize(
     ("form", "recording"),
