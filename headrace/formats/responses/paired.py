@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from headrace.errors import InvalidRequestError
+from headrace.formats.responses.context import kind_of
 from headrace.formats.responses.offered import Json
 
 CALLS = frozenset({"function_call", "custom_tool_call"})
@@ -65,7 +66,7 @@ def outputs_of_calls(
 
 
 def unpaired(said: Sequence[Json], *, first_own: int) -> set[int]:
-    """Return the places of calls and outputs that no model reads: calls that were cut off, and second outputs.
+    """Return the places of items that no model reads: calls that were cut off, their thoughts, and second outputs.
 
     Raises as `outputs_of_calls` does, which has taken the items before.
     """
@@ -73,4 +74,29 @@ def unpaired(said: Sequence[Json], *, first_own: int) -> set[int]:
     if places:
         outputs = outputs_of_calls(said, first_own=first_own, path=lambda _: "input")
         places.difference_update(outputs, (at for at, _ in outputs.values()))
-    return places
+    return places | _thoughts_alone(said, places) if places else places
+
+
+def _thoughts_alone(said: Sequence[Json], unread: Container[int]) -> set[int]:
+    """Return the places of thoughts right before unread calls, if the model's answer ends there.
+
+    OpenAI refuses thoughts without what the model made of them.
+    """
+    alone = set()
+    goes_on = called = False
+    for at in range(len(said) - 1, -1, -1):
+        kind = said[at].get("type")
+        if at in unread:
+            called = called or kind in CALLS
+        elif kind != "reasoning":
+            goes_on, called = _is_said_by_model(said[at]), False
+        elif called and not goes_on:
+            alone.add(at)
+    return alone
+
+
+def _is_said_by_model(item: Json) -> bool:
+    kind = kind_of(item)
+    if kind == "message":
+        return bool(item["role"] == "assistant")
+    return not kind.endswith(("_output", "_response"))

@@ -280,3 +280,34 @@ def test_the_provider_gets_no_call_that_was_cut_off_and_one_output_of_each_other
     items = [call("a"), output("a"), output("a"), call("b", "incomplete"), call("c", "incomplete"), output("c")]
     document = {"model": "m", "input": [*items, {"role": "user", "content": "Go on."}], "context_items": len(items)}
     assert [item.get("call_id") for item in sent(document)["input"]] == ["a", "a", "c", "c", None]
+
+
+THOUGHT = {"type": "reasoning", "summary": [], "encrypted_content": "theirs"}
+CUT_OFF = {"type": "function_call", "call_id": "b", "name": "f", "arguments": "{", "status": "incomplete"}
+CUT_OFF_TOO = {**CUT_OFF, "call_id": "a"}
+CALLED = [
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "x"},
+]
+SAID = {"type": "message", "role": "assistant", "content": "Yes."}
+HEARD = {"role": "user", "content": "Go on."}
+
+
+@pytest.mark.parametrize(
+    ("items", "kept"),
+    [
+        pytest.param([THOUGHT, CUT_OFF, HEARD], [HEARD], id="a call that was cut off"),
+        pytest.param([THOUGHT, THOUGHT, CUT_OFF, CUT_OFF_TOO, HEARD], [HEARD], id="several"),
+        pytest.param([THOUGHT, CUT_OFF, THOUGHT, CUT_OFF_TOO], [], id="each with its thoughts"),
+        pytest.param([*CALLED, THOUGHT, CUT_OFF, HEARD], [*CALLED, HEARD], id="behind another call"),
+        pytest.param([THOUGHT, SAID, CUT_OFF, HEARD], [THOUGHT, SAID, HEARD], id="a text before it"),
+        pytest.param([THOUGHT, CUT_OFF, SAID, HEARD], [THOUGHT, SAID, HEARD], id="a text behind it"),
+        pytest.param([THOUGHT, CUT_OFF, *CALLED], [THOUGHT, *CALLED], id="a call behind it"),
+        pytest.param([THOUGHT, CUT_OFF, THOUGHT, SAID], [THOUGHT, THOUGHT, SAID], id="a thought and a text behind it"),
+        pytest.param([THOUGHT, CALLED[0], CUT_OFF, CALLED[1]], [THOUGHT, *CALLED], id="a call before it"),
+    ],
+)
+def test_the_provider_gets_no_thoughts_that_led_to_a_call_that_was_cut_off_alone(
+    items: list[dict[str, Any]], kept: list[dict[str, Any]]
+) -> None:
+    assert sent({"model": "m", "input": [HEARD, *items]})["input"] == [HEARD, *kept]
