@@ -261,8 +261,15 @@ def _estimate_message(message: Mapping[str, Any]) -> int:
         tokens = sum(map(_estimate_part, content))
     for field, value in message.items():
         if value and field not in _COUNTED_BY_MESSAGE:
-            tokens += _estimate_text(value) if isinstance(value, str) else _estimate_json(value)
+            tokens += _estimate_field(field, value)
     return tokens
+
+
+def _estimate_field(field: str, value: object) -> int:
+    """Return what another field counts: its bytes, but the images that Ollama takes beside the content as media."""
+    if field == "images" and isinstance(value, list):
+        return sum(_TOKENS_PER_MEDIUM if isinstance(image, str | dict) else _estimate_json(image) for image in value)
+    return _estimate_text(value) if isinstance(value, str) else _estimate_json(value)
 
 
 def _estimate_part(part: Mapping[str, Any]) -> int:

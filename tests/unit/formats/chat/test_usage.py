@@ -120,6 +120,14 @@ def test_a_picture_is_not_estimated_by_its_bytes() -> None:
     assert said([image[0] | {"text": "", "refusal": "x" * 400}]) == said(image) + 100, "its text counts as well"
 
 
+@pytest.mark.parametrize("image", ["A" * 1_000_000, {"url": "data:image/png;base64," + "A" * 1_000_000}])
+def test_images_beside_the_content_are_not_estimated_by_their_bytes(image: object) -> None:
+    picture = said([{"type": "image_url"}]) - said("")
+    assert said("Hi", images=[image]) == said("Hi") + picture
+    assert said("Hi", images=[image] * 2, name="y" * 40) == said("Hi") + 2 * picture + 10
+    assert said("Hi", images="x" * 4000) > 1000, "a text is one"
+
+
 def test_a_file_and_a_recording_are_estimated_by_their_bytes() -> None:
     file = [{"type": "file", "file": {"filename": "a.pdf", "file_data": "A" * 10_000_000}}]
     recording = [{"type": "input_audio", "input_audio": {"format": "mp3", "data": "A" * 10_000_000}}]
