@@ -158,11 +158,12 @@ async def compact(request: ApiRequest, principal: Authenticated) -> Response:
     """Return fewer items for a long input, made by a provider that speaks the Responses API. Nothing is stored."""
     body = await read_body(request)
     document, terms = await offloaded(len(body), _parse, body)
-    if terms.conversation is not None:  # OpenAI's has none, and nothing is to be added to it
+    # OpenAI's endpoint has no such parameter. A compaction adds nothing to a conversation.
+    if terms.conversation is not None:
         raise InvalidRequestError("Unknown parameter: 'conversation'.", param="conversation", code="unknown_parameter")
-    waited_for = {"store": False, "stream": None, "background": None}
-    terms = terms.model_copy(update=waited_for)
-    whole = {**await expanded(request, principal, document, terms, body), **waited_for, COMPACTS: True}
+    foreground = {"store": False, "stream": None, "background": None}
+    terms = terms.model_copy(update=foreground)
+    whole = {**await expanded(request, principal, document, terms, body), **foreground, COMPACTS: True}
     asked = await offloaded(len(body), Asked.of_response, body, whole, terms)
     try:
         submission = await new_job(request, principal, asked, sent=body, background=False)

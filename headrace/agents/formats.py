@@ -76,14 +76,14 @@ def _input(agent: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, An
     own, context = request.get("input"), request.get(CONTEXT_ITEMS, 0)
     items = [{"role": "user", "content": own}] if isinstance(own, str) else list(own or ())
     examples = [whole_item(item) for item in _render(agent, {})["input"]] if agent.get("messages") else []
-    if not examples or _have(items[:context], examples):
+    if not examples or _contains(items[:context], examples):
         return {"input": items}
     first = next((at for at, item in enumerate(items) if item.get("role") not in _INSTRUCTING), len(items))
     counted = {CONTEXT_ITEMS: context + len(examples)} if first < context else {}
     return {"input": [*items[:first], *examples, *items[first:]], **counted}
 
 
-def _have(items: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> bool:
+def _contains(items: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether the examples stand among the items, one after another; there they have ids."""
     count = len(examples)
     return any(

@@ -39,7 +39,10 @@ async def find_account(database: Database, *, name: str | None = None, account_i
 
 
 async def lock_account(transaction: Connections, account_id: str) -> None:
-    """Wait until no other transaction holds this lock of the account: what this one then counts, no other adds to."""
+    """Lock the account until the transaction ends.
+
+    No other transaction that takes this lock can add to what this one counts.
+    """
     await execute(transaction, "SELECT id FROM accounts WHERE id = %(id)s FOR NO KEY UPDATE", {"id": account_id})
 
 

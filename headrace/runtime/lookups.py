@@ -31,7 +31,7 @@ class TooManyLookupsError(OSError):
     """As many lookups are under way as there may be."""
 
     def __init__(self) -> None:
-        """Say so."""
+        """Set the message."""
         super().__init__("Too many other hosts are being looked up.")
 
 

@@ -153,7 +153,7 @@ WITH RECURSIVE account AS (
     CROSS JOIN LATERAL (
         SELECT id, account_id, host, url FROM webhook_deliveries AS known
         WHERE known.id = ordered.id AND state = 'pending' AND due_at <= now() FOR UPDATE SKIP LOCKED) AS locked
-    WHERE held < %(limit)s - taken LIMIT %(limit)s  -- there are no more, which the planner does not know
+    WHERE held < %(limit)s - taken LIMIT %(limit)s  -- at most this many rows qualify; this tells the planner
 ), gone AS MATERIALIZED (
     SELECT DISTINCT account_id, host, url FROM due JOIN webhooks_gone USING (account_id, url)
 ), refusable AS MATERIALIZED ({_REFUSABLE.format(gone="gone")}), refused AS (

@@ -167,7 +167,7 @@ class _Choice:
 def _place_thoughts(delta: dict[str, Any], message: _Object) -> None:
     """Add to a delta the characters of the content before each of its thoughts, if some text comes before them.
 
-    Only a fold knows them: hardly any text of a stream is seen by its parser.
+    The fold counts them, as most text of a stream bypasses the parser.
     """
     said, origin, thoughts = message.get("content"), delta["thinking_origin"], delta.get("thinking_blocks")
     if type(said) is TextBuffer and isinstance(origin, dict) and "after" not in origin and isinstance(thoughts, list):

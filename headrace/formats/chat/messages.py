@@ -86,7 +86,8 @@ class ThinkingBlock(Open):
 class ThinkingOrigin(Open):
     """The format that a message's `thinking_blocks` came in, and where they stand; sent back as it came.
 
-    `after` has the characters of the content before each of the last blocks, those that came behind text.
+    `after` has, for each of the last blocks, the number of characters of content before it. Earlier blocks precede all
+    text.
     """
 
     format: Word | None = None
