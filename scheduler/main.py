@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 # Descriptors: webhooks and calls to providers' batches, and connections to the stores.
 _DESCRIPTORS = 1024
-# Connections to each provider's own batch API. Each call may hold 16 MiB of results.
+# Connections to each server of a batch API: for parcels and results, and as many for questions, which no slow download
+# may hold up. Each download may hold 16 MiB of results.
 _NATIVE_CONNECTIONS = 8
 
 
@@ -56,6 +57,8 @@ async def _schedule(settings: Settings, submissions: Submissions) -> None:
         publisher = Publisher(redis, interval_seconds=settings.publish_seconds)
         client = ProviderClient(connections=_NATIVE_CONNECTIONS)
         stack.push_async_callback(client.close)
+        questions = ProviderClient(connections=_NATIVE_CONNECTIONS)
+        stack.push_async_callback(questions.close)
         gate = Gate(redis, database, open_without_redis=settings.limits_without_redis == "open")
         file = CatalogueFile(settings.config, demo=settings.demo)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.reload)
@@ -67,6 +70,7 @@ async def _schedule(settings: Settings, submissions: Submissions) -> None:
             queue=queue,
             publisher=publisher,
             client=client,
+            questions=questions,
             gate=gate,
             submissions=submissions,
         )

@@ -83,6 +83,7 @@ class NativeBatch:
         catalogue: Catalogue,
         batch: Row,
         *,
+        questions: ProviderClient,
         purse: Purse,
         poll_seconds: float,
         returned: Callable[[int], None],
@@ -92,11 +93,13 @@ class NativeBatch:
     ) -> None:
         """Call `returned` with the number of lines that are going to leave their parcel, or have left it.
 
+        Questions about parcels have a client of their own, so that none waits for an upload or a download to end.
         Lines are handed over to the provider of the `turn` alone. Call `wants_turn` with another that is to get lines.
         """
         self._database = database
         self._queue = queue
         self._client = client
+        self._questions = questions
         self._catalogue = catalogue
         self._batch = batch
         self._purse = purse
@@ -173,7 +176,7 @@ class NativeBatch:
         try:
             remote_id = None
             if parcel.state == "submitting":  # an earlier try may have reached the provider
-                remote_id = await api.find(self._client, _asked(route), parcel.id)
+                remote_id = await api.find(self._questions, _asked(route), parcel.id)
             if remote_id is None and self._is_stopping:
                 await self._close(parcel.id)
                 return
@@ -256,7 +259,7 @@ class NativeBatch:
         if self._is_stopping and not parcel.cancelled:
             await self._cancel(api, route, parcel, parcel.remote_id)
         try:
-            status = await api.poll(self._client, _asked(route), parcel.remote_id)
+            status = await api.poll(self._questions, _asked(route), parcel.remote_id)
             if status.state == "ended":
                 async with aclosing(api.results(self._client, route.provider, status)) as results:
                     await self._take(route, api, parcel, results)
@@ -276,7 +279,7 @@ class NativeBatch:
     async def _cancel(self, api: BatchApi, route: Route, parcel: NativeParcel, remote_id: str) -> None:
         """Ask the provider to cancel its batch. If it does not, the next look asks again: a poll tells how it goes."""
         try:
-            await api.cancel(self._client, _asked(route), remote_id)
+            await api.cancel(self._questions, _asked(route), remote_id)
         except UpstreamError as error:
             log.warning("a provider did not cancel its batch: %s", error.summary())
             return

@@ -78,6 +78,7 @@ class BatchRunner:
         queue: JobQueue,
         publisher: Publisher,
         client: ProviderClient,
+        questions: ProviderClient,
         gate: Gate,
         submissions: Submissions,
     ) -> None:
@@ -87,6 +88,7 @@ class BatchRunner:
         self._queue = queue
         self._publisher = publisher
         self._client = client
+        self._questions = questions
         self._submissions = submissions
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._paused: dict[str, float] = {}
@@ -233,6 +235,7 @@ class BatchRunner:
                 self._client,
                 self._file.current,
                 batch,
+                questions=self._questions,
                 purse=purse,
                 poll_seconds=self._settings.native_poll_seconds,
                 returned=partial(self._feeders.count_returned, batch.id),

@@ -64,6 +64,8 @@ class Plan:
     """It is under way until this is open, whatever `running` says."""
     told: Openable | None = None
     """It is made, but the answer that says so waits until this is open."""
+    sent: Openable | None = None
+    """Its results wait until this is open."""
     expired: Collection[int] = ()
     """Lines that it never comes to."""
     errors: Mapping[int, Json] = field(default_factory=dict)
@@ -253,7 +255,9 @@ class _Call:
         if not isinstance(reply, Reply):
             reply = await reply
         assert isinstance(reply, Reply)
-        if operation == "create" and (gate := self.native.plan_of(model).told) is not None:
+        plan = self.native.plan_of(model)
+        gate = {"create": plan.told, "results": plan.sent}.get(operation)
+        if gate is not None:
             await gate.pass_through()
         if fault == LOSE:
             return replace(reply, cut_at=0)

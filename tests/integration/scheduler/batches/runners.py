@@ -21,13 +21,13 @@ Launch = Callable[..., AbstractAsyncContextManager[BatchRunner]]
 """Makes the scheduler's batches; keywords are settings."""
 
 CONNECTIONS = 4
-"""Connections to each provider's own batch API."""
+"""Connections to each server of a batch API: for parcels and results, and as many for questions."""
 
 
 @asynccontextmanager
 async def batch_runner(settings: Settings, file: CatalogueFile, database: Database) -> AsyncIterator[BatchRunner]:
     """Give the scheduler's batches, and close what they use."""
-    client = ProviderClient(connections=CONNECTIONS)
+    client, questions = ProviderClient(connections=CONNECTIONS), ProviderClient(connections=CONNECTIONS)
     async with connect_redis(settings.redis_url) as redis:
         queue = JobQueue(redis, lambda job_ids: mark_unsent(database, job_ids))
         publisher = Publisher(redis, interval_seconds=0.01)
@@ -38,9 +38,11 @@ async def batch_runner(settings: Settings, file: CatalogueFile, database: Databa
             queue=queue,
             publisher=publisher,
             client=client,
+            questions=questions,
             gate=Gate(redis, database, open_without_redis=True),
             submissions=Submissions(),
         )
         await publisher.flush()
         await queue.close()
     await client.close()
+    await questions.close()

@@ -511,6 +511,32 @@ async def test_polls_of_a_provider_that_hangs_take_no_connection_of_another(
         assert len(connections) == CONNECTIONS
 
 
+async def test_slow_results_take_no_connection_of_a_question(
+    launch: Launch, config: Path, database: Database, owner: Owner, provider: Provider, model: str
+) -> None:
+    slow = f"{model}-slow"
+    add_provider(config, "slow", provider.url("/slow"), slow)  # at the same server
+    provider.native.plan(model, hold=Barrier(), done=1)
+    provider.native.plan(slow, sent=(sent := Barrier()))
+    parcels = Rise(PARCELS)
+    async with launch() as runner, at_work(runner, database):
+        cancelled = await submit(database, owner, jsonl(lines(model, 2)))
+        await has_parcels(provider, model, 1)
+        others = [await submit(database, owner, jsonl(lines(slow, 1))) for _ in range(CONNECTIONS)]
+        await eventually(
+            lambda: len(provider.native.requests_for(slow, "results")) == CONNECTIONS,
+            "results to take all connections to the server",
+        )
+        await cancel_batch(database, cancelled, owner.account_id)
+        [batch] = provider.native.batches_for(model)
+        await eventually(lambda: batch.cancelled and batch.state == "ended", "the provider to be asked to cancel")
+        sent.release()
+        row = await end(database, owner, cancelled)
+        assert (row.state, row.completed, row.cancelled) == (BatchState.CANCELLED, 1, 1)
+        assert {(await end(database, owner, other)).state for other in others} == {BatchState.COMPLETED}
+    assert ("native", "retried") not in parcels()
+
+
 async def test_a_provider_that_answers_no_question_is_given_up_soon(
     launch: Launch,
     config: Path,
