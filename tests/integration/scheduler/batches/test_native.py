@@ -552,8 +552,10 @@ async def test_a_provider_that_answers_no_question_is_given_up_soon(
     batch_id = await submit(database, owner, jsonl(lines(model, 2)))
     async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
         await eventually(lambda: parcels() == {("native", "retried"): 1}, "the answer to be lost")
-    async with hanging(config, provider.url()) as connections, launch() as runner, at_work(runner, database):
-        await become(database, batch_id, r1="queued", r2="queued")
+    async with hanging(config, provider.url()) as connections:
+        config.write_text(config.read_text().replace("base_url", "connect_timeout = 1\nbase_url"))
+        async with launch() as runner, at_work(runner, database):
+            await become(database, batch_id, r1="queued", r2="queued")
     assert len(connections) == 4
     assert parcels() == {("native", "retried"): 4, ("native", "given_up"): 1}
 
