@@ -74,9 +74,9 @@ def add_provider(config: Path, name: str, url: str, model: str) -> None:
     config.write_text(config.read_text() + more.format(url=url, model=model))
 
 
-def move_provider(config: Path, url: str, new_url: str) -> None:
-    """Have the configuration name another URL of a provider."""
-    config.write_text(config.read_text().replace(url, new_url))
+def change(config: Path, text: str, new: str) -> None:
+    """Replace a text in the configuration, such as the URL of a provider."""
+    config.write_text(config.read_text().replace(text, new))
 
 
 @pytest.fixture
@@ -489,7 +489,7 @@ async def hanging(config: Path, url: str) -> AsyncIterator[list[asyncio.StreamRe
         writer.close()
 
     async with await asyncio.start_server(hang, "127.0.0.1") as server:
-        move_provider(config, url, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        change(config, url, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
         yield connections
 
 
@@ -553,7 +553,7 @@ async def test_a_provider_that_answers_no_question_is_given_up_soon(
     async with launch(native_poll_seconds=NEVER) as runner, at_work(runner, database):
         await eventually(lambda: parcels() == {("native", "retried"): 1}, "the answer to be lost")
     async with hanging(config, provider.url()) as connections:
-        config.write_text(config.read_text().replace("base_url", "connect_timeout = 1\nbase_url"))
+        change(config, "base_url", "connect_timeout = 1\nbase_url")
         async with launch() as runner, at_work(runner, database):
             await become(database, batch_id, r1="queued", r2="queued")
     assert len(connections) == 4
