@@ -49,7 +49,7 @@ class Claims:
         self._left_out: set[str] = set()
         """Jobs that a claim has left out, although they may be queued and due."""
         self._marked: Collection[str] = ()
-        """Jobs whose rows a mark locks, or has locked since the last claim began."""
+        """Jobs of the last mark, until a claim ends after it: that claim may have found their rows locked."""
         self._mark_over = asyncio.Event()
         self._doubtful: dict[str, str] = {}
         """Jobs that a claim may yet give this worker although Postgres did not answer, and the tier of each."""

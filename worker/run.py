@@ -41,8 +41,8 @@ from worker.throttle import Throttle
 # Seconds that a background job may keep its slot here while its provider's limits are used up.
 _PATIENCE_SECONDS = 5.0
 # Attempts without a failed call after which a job that has failed is called for here, and no longer left to another
-# worker: that one may not take it. Attempts that found no room at the provider count as well, as no job has its own
-# count of either.
+# worker: that one may not take it. Attempts that found no room at the provider count too: a job does not count the two
+# kinds separately.
 _MOST_HANDOVERS = 10
 _CONTENT_FILTER = "content_filter"
 

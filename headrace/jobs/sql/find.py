@@ -8,7 +8,7 @@ from headrace.jobs.records import WaitingJob
 from headrace.stores.database import Database, execute
 from headrace.stores.plain import Prepared
 
-# Jobs of an account that are read to find those for other models.
+# Due jobs of an account that are read to find those for other models.
 _MOST_READ = 1000
 
 # The index leads from one account to the next, in each tier, apart for jobs that a client waits for. The first `limit`
@@ -67,7 +67,7 @@ async def find_fair(
     worker runs, and those of them that a client waits for. `below` leaves out accounts of which this worker already
     runs that many jobs, by the second count where a client waits for the job. `seconds` leaves out jobs whose wake-up
     was sent less than that long ago. With `foreground` only jobs that a client waits for are returned. `besides` leaves
-    out jobs for some models; then the first `_MOST_READ` of an account are read, of which the others may be few.
+    out the jobs for some models, among the first `_MOST_READ` due jobs of each account.
     """
     parameters = {
         "tiers": list(tiers),
