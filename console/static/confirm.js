@@ -1,10 +1,10 @@
-// Forms with `data-confirm` ask once before they are sent.
-const dialog = document.getElementById("confirm");
-
+// Forms with `data-confirm` ask once before they are sent. This is no module, as it runs before the page has a form.
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (!form.dataset.confirm || form.dataset.confirmed) return;
   event.preventDefault();
+  const dialog = document.getElementById("confirm");
+  if (!dialog) return; // the page is still on its way
   const submitter = event.submitter;
   document.getElementById("confirm-title").textContent = form.dataset.confirm;
   document.getElementById("confirm-text").textContent = form.dataset.confirmText ?? "";

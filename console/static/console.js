@@ -1,5 +1,4 @@
-// What every page has: regions that refresh themselves, questions before destructive acts, shortcuts, themes, times.
-import "./confirm.js";
+// What every page has: regions that refresh themselves, shortcuts, themes, times.
 import "./live.js";
 import "./shortcuts.js";
 import { showTimes } from "./times.js";

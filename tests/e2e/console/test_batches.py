@@ -90,6 +90,31 @@ async def test_a_dropped_file_is_cancelled_after_one_question(page: Page, provid
     gate.release()
 
 
+async def test_a_question_comes_before_the_other_scripts(page: Page, provider: Provider, model: str) -> None:
+    gate, released = Gate(), asyncio.Event()
+    provider.always(model, answer("at last", hold=gate))
+
+    async def hold(route: Route) -> None:
+        await released.wait()
+        await route.continue_()
+
+    await page.goto("/batches/new")
+    dropped = await page.evaluate_handle(_FILE, jsonl(lines(model, 3)).decode())
+    await page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    await page.click("#create")
+    await page.wait_for_url("**/batches/batch_*")
+    await page.route("**/static/console.js", hold)
+    await page.reload(wait_until="commit")
+    cancel = page.locator("#head button", has_text="Cancel the batch")
+    await cancel.click()
+    await page.click("#confirm >> text=Keep it")
+    released.set()
+    await cancel.click()
+    await page.click("#confirm >> text=Cancel the batch")
+    await expect(page.locator("#head .badge")).to_have_text("cancelled", timeout=_PATIENT)
+    gate.release()
+
+
 async def test_a_refresh_keeps_a_pressed_button_and_its_question(page: Page, provider: Provider, model: str) -> None:
     gate = Gate()
     provider.always(model, answer("at last", hold=gate))
