@@ -33,7 +33,8 @@ WORDS = {
 _PHRASES = "|".join(phrase.replace(" ", r"[\s#>]+") for phrase in WORDS)
 PATTERN = re.compile(rf"([`'\"])\w+\1|\b({_PHRASES})\b", re.IGNORECASE)
 
-# A name is a text too: `test_nobody_reads_it`. A space in place of each `_` keeps the length, and so the lines.
+# Names in Python are checked as phrases: each `_` between words counts as a space. The text keeps its length, so the
+# numbers of its lines hold.
 _JOINT = re.compile(r"(?<=[a-zA-Z0-9])_(?=[a-zA-Z0-9])")
 
 SUFFIXES = {".css", ".html", ".js", ".lua", ".md", ".py", ".toml", ".yaml", ".yml"}
